@@ -1,0 +1,309 @@
+"""Every error that llmkit raises.
+
+    LLMError                         unknown
+    ├── LLMConfigurationError        configuration          settings, workspace, missing key or extra
+    ├── LLMBadRequest                bad_request            the provider, or we, cannot take the request
+    │   ├── LLMContextOverflow       context_overflow       prompt larger than the model's window
+    │   ├── LLMUnsupported           unsupported            the model lacks a feature that was asked for
+    │   └── LLMNoRoute               no_route               no route fulfils the request's constraints
+    ├── LLMAuthenticationError       authentication         the key is wrong or missing at the provider
+    ├── LLMPermissionDenied          permission_denied      the key is right and may not do this
+    ├── LLMModelNotFound             model_not_found        the provider does not have the model
+    ├── LLMQuotaExhausted            quota_exhausted        out of quota until another day
+    ├── LLMUnavailable               unavailable      R     unreachable, overloaded, broken
+    │   ├── LLMTimeout               timeout          R     no answer in time
+    │   ├── LLMRateLimited           rate_limited     R     too many requests
+    │   ├── LLMMalformedReply        malformed_reply  R     an answer that cannot be read
+    │   └── LLMAllRoutesFailed       all_routes_failed R    every candidate failed; `errors` has each
+    ├── LLMUnusableAnswer            unusable_answer        answered and billed, and not an answer
+    │   ├── LLMPromptTruncated       prompt_truncated       the prompt was cut to the context window
+    │   ├── LLMOutputTruncated       output_truncated       cut at the output limit
+    │   ├── LLMReasoningExhausted    reasoning_exhausted    hidden reasoning ate the output limit
+    │   ├── LLMContentBlocked        content_blocked        a safety filter
+    │   ├── LLMEmptyReply            empty_reply      R     neither text nor a tool call
+    │   └── LLMInvalidOutput         invalid_output         does not fit the output type
+    ├── LLMIdempotencyConflict       idempotency_conflict   the key belongs to another request
+    ├── LLMInProgress                in_progress            the key's call is under way elsewhere
+    ├── LLMStoreError                store                  the database or the cache
+    └── LLMEvaluationError           evaluation             task, dataset or run cannot be used
+        └── LLMDatasetError          dataset                a line or field of a dataset
+
+R marks errors worth another try. Messages say what to do next, and never hold a key or an unredacted prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+from uuid import UUID
+
+from pydantic import ValidationError
+
+from llmkit.types import Attempt, LLMProvider
+
+__all__ = [
+    "LLMAllRoutesFailed",
+    "LLMAuthenticationError",
+    "LLMBadRequest",
+    "LLMConfigurationError",
+    "LLMContentBlocked",
+    "LLMContextOverflow",
+    "LLMDatasetError",
+    "LLMEmptyReply",
+    "LLMError",
+    "LLMEvaluationError",
+    "LLMIdempotencyConflict",
+    "LLMInProgress",
+    "LLMInvalidOutput",
+    "LLMMalformedReply",
+    "LLMModelNotFound",
+    "LLMNoRoute",
+    "LLMOutputTruncated",
+    "LLMPermissionDenied",
+    "LLMPromptTruncated",
+    "LLMQuotaExhausted",
+    "LLMRateLimited",
+    "LLMReasoningExhausted",
+    "LLMStoreError",
+    "LLMTimeout",
+    "LLMUnavailable",
+    "LLMUnsupported",
+    "LLMUnusableAnswer",
+    "describe_validation",
+]
+
+ABANDONED_CODE = "abandoned"
+CANCELLED_CODE = "cancelled"
+
+
+class LLMError(Exception):
+    """Base of all errors of llmkit.
+
+    Attributes:
+        code: Stable name of the kind of failure, as stored in `llm_runs.error_code`.
+        retryable: Whether the same call may succeed later.
+        provider: Who failed, when one did.
+        model: The model that was asked.
+        run_id: Row in `llm_runs`, once there is one.
+        attempts: Every request that was sent before this error, in order.
+        status_code: HTTP status, when the provider sent one.
+        retry_after_s: Seconds that the provider asked to wait.
+    """
+
+    code: ClassVar[str] = "unknown"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        provider: LLMProvider | None = None,
+        model: str | None = None,
+        status_code: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.provider = provider
+        self.model = model
+        self.status_code = status_code
+        self.retry_after_s = retry_after_s
+        self.run_id: UUID | None = None
+        self.attempts: tuple[Attempt, ...] = ()
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class LLMConfigurationError(LLMError):
+    """Settings, workspace, key or an optional package is missing or wrong."""
+
+    code = "configuration"
+
+
+class LLMBadRequest(LLMError):
+    """The request cannot be carried out as it is."""
+
+    code = "bad_request"
+
+
+class LLMContextOverflow(LLMBadRequest):
+    """The prompt is larger than the model's context window."""
+
+    code = "context_overflow"
+
+
+class LLMUnsupported(LLMBadRequest):
+    """The model lacks a feature that the request asks for."""
+
+    code = "unsupported"
+
+
+class LLMNoRoute(LLMBadRequest):
+    """No route fulfils the request's constraints; the message lists why each was passed over."""
+
+    code = "no_route"
+
+
+class LLMAuthenticationError(LLMError):
+    """The provider does not accept the key."""
+
+    code = "authentication"
+
+
+class LLMPermissionDenied(LLMError):
+    """The key is known and not allowed to do this."""
+
+    code = "permission_denied"
+
+
+class LLMModelNotFound(LLMError):
+    """The provider does not have the model."""
+
+    code = "model_not_found"
+
+
+class LLMQuotaExhausted(LLMError):
+    """The quota is used up for longer than a retry could bridge."""
+
+    code = "quota_exhausted"
+
+
+class LLMUnavailable(LLMError):
+    """The provider cannot be reached, is overloaded or broken."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class LLMTimeout(LLMUnavailable):
+    """No complete answer in time."""
+
+    code = "timeout"
+
+
+class LLMRateLimited(LLMUnavailable):
+    """Too many requests; `retry_after_s` holds the wait when the provider named one."""
+
+    code = "rate_limited"
+
+
+class LLMMalformedReply(LLMUnavailable):
+    """The provider answered with something that is not its protocol."""
+
+    code = "malformed_reply"
+
+
+class LLMAllRoutesFailed(LLMUnavailable):
+    """Every candidate failed; `errors` holds each failure in the order of the plan."""
+
+    code = "all_routes_failed"
+
+    def __init__(self, errors: Sequence[LLMError]) -> None:
+        lines = [f"  {number}. {error.provider}/{error.model}: {error}" for number, error in enumerate(errors, start=1)]
+        super().__init__("\n".join([f"All {len(errors)} candidate routes failed:", *lines]))
+        self.errors = tuple(errors)
+
+
+class LLMUnusableAnswer(LLMError):
+    """The provider answered, and billed, but it is not an answer. Never cached, never scored."""
+
+    code = "unusable_answer"
+
+
+class LLMPromptTruncated(LLMUnusableAnswer):
+    """The provider cut the prompt to its context window and answered the rest."""
+
+    code = "prompt_truncated"
+
+
+class LLMOutputTruncated(LLMUnusableAnswer):
+    """The answer was cut at the output limit."""
+
+    code = "output_truncated"
+
+
+class LLMReasoningExhausted(LLMUnusableAnswer):
+    """Hidden reasoning used up the output limit and left no answer."""
+
+    code = "reasoning_exhausted"
+
+
+class LLMContentBlocked(LLMUnusableAnswer):
+    """A safety filter of the provider stopped the prompt or the answer."""
+
+    code = "content_blocked"
+
+
+class LLMEmptyReply(LLMUnusableAnswer):
+    """Neither text nor a tool call."""
+
+    code = "empty_reply"
+    retryable = True
+
+
+class LLMInvalidOutput(LLMUnusableAnswer):
+    """The answer does not fit the output type, after every repair that was allowed.
+
+    Attributes:
+        raw_text: What the model wrote last. Not part of the message.
+        validation_errors: One line per problem.
+    """
+
+    code = "invalid_output"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        raw_text: str = "",
+        validation_errors: Sequence[str] = (),
+        provider: LLMProvider | None = None,
+        model: str | None = None,
+    ) -> None:
+        super().__init__(message, provider=provider, model=model)
+        self.raw_text = raw_text
+        self.validation_errors = tuple(validation_errors)
+
+
+class LLMIdempotencyConflict(LLMError):
+    """The idempotency key was used in this workspace for a different request."""
+
+    code = "idempotency_conflict"
+
+
+class LLMInProgress(LLMError):
+    """A call with this idempotency key is under way; `run_id` and `age_s` say which and for how many seconds."""
+
+    code = "in_progress"
+
+    def __init__(self, message: str, *, run_id: UUID, age_s: float) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.age_s = age_s
+
+
+class LLMStoreError(LLMError):
+    """The database or the cache cannot be used."""
+
+    code = "store"
+
+
+class LLMEvaluationError(LLMError):
+    """A task, a dataset or an evaluation run cannot be used as asked."""
+
+    code = "evaluation"
+
+
+class LLMDatasetError(LLMEvaluationError):
+    """A dataset cannot be read; the message names file, line and field."""
+
+    code = "dataset"
+
+
+def describe_validation(error: ValidationError) -> Iterator[str]:
+    """One line per problem of a Pydantic error: where it is and what is wrong, without the offending value."""
+    for problem in error.errors(include_input=False, include_url=False, include_context=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        what = problem["msg"].removeprefix("Value error, ")
+        yield f"{where}: {what}" if where else what

@@ -1,0 +1,318 @@
+"""What the service needs from the outside, as protocols. Adapters live in rooms of their own; `bootstrap` joins them.
+
+Each method says what it raises; anything else that comes out of an adapter is a bug of the adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Protocol, Self
+from uuid import UUID
+
+from llmkit.types import (
+    Attempt,
+    FinishReason,
+    LLMRequest,
+    LLMResponse,
+    Route,
+    RunStatus,
+    ServedFrom,
+    TokenUsage,
+    ToolCall,
+)
+
+__all__ = [
+    "AttemptLog",
+    "CacheKey",
+    "ClientReply",
+    "ContentCache",
+    "Endpoint",
+    "KeyTaken",
+    "LLMRunRepo",
+    "ModelClient",
+    "ModelServer",
+    "RunFailure",
+    "RunStart",
+    "RunSuccess",
+    "StoredRun",
+    "UnitOfWork",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStart:
+    """A logical call as it is about to begin: one new row of `llm_runs`.
+
+    Attributes:
+        flight_key: Name shared by equal requests in flight, so that one of them calls the provider; None to take no part.
+        owner: The process that carries the call, as `llmkit.liveness.current_owner` names it.
+        request_preview: Redacted and shortened.
+    """
+
+    id: UUID
+    workspace_id: str
+    prompt_sha256: str
+    created_at_utc: datetime
+    owner: str
+    profile: str
+    epoch: int = 0
+    pipeline_run_id: str | None = None
+    stage: str | None = None
+    requested_route: str | None = None
+    idempotency_key: str | None = None
+    flight_key: str | None = None
+    request_preview: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSuccess:
+    """How a call ended well.
+
+    Attributes:
+        result_json: The response as `LLMResponse` JSON, for replay; None when payloads are not stored.
+        plan: The route plan as JSON-able data; None for an answer that needed no plan.
+        source_run_id: The run that was billed, for an answer served from elsewhere.
+    """
+
+    run_id: UUID
+    finished_at_utc: datetime
+    latency_ms: float
+    route: Route
+    response_model: str | None
+    usage: TokenUsage
+    finish_reason: FinishReason
+    result_json: str | None
+    response_preview: str
+    served_from: ServedFrom = ServedFrom.PROVIDER
+    source_run_id: UUID | None = None
+    cost_usd: float | None = None
+    plan: dict[str, Any] | None = None
+    attempts: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunFailure:
+    """How a call ended badly. `error_message` is redacted."""
+
+    run_id: UUID
+    finished_at_utc: datetime
+    latency_ms: float
+    error_code: str
+    error_message: str
+    plan: dict[str, Any] | None = None
+    attempts: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """What the store knows of a run that holds a key."""
+
+    id: UUID
+    workspace_id: str
+    status: RunStatus
+    prompt_sha256: str
+    epoch: int
+    owner: str
+    created_at_utc: datetime
+    heartbeat_at_utc: datetime
+    result_json: str | None
+
+
+class KeyTaken(Exception):
+    """Another run of the workspace, STARTED or SUCCEEDED, holds the idempotency key (or, STARTED, the flight key)."""
+
+
+class LLMRunRepo(Protocol):
+    """Runs and attempts. Bound to a unit of work by whoever made it; the service cannot tell which kind.
+
+    Every method raises `LLMStoreError` when the database fails.
+    """
+
+    async def get_by_idempotency_key(self, workspace_id: str, idempotency_key: str) -> StoredRun | None:
+        """The STARTED or SUCCEEDED run that holds the key in this workspace, or None."""
+        ...
+
+    async def get_by_flight_key(self, workspace_id: str, flight_key: str) -> StoredRun | None:
+        """The STARTED run that holds the flight key in this workspace, or None."""
+        ...
+
+    async def get_run(self, workspace_id: str, run_id: UUID) -> StoredRun | None:
+        """One run of this workspace, whatever its status, or None."""
+        ...
+
+    async def create_started(self, start: RunStart) -> None:
+        """Insert the run as STARTED.
+
+        Raises:
+            KeyTaken: One of its keys is held by another run. Nothing was written, and the caller's transaction stands.
+        """
+        ...
+
+    async def mark_succeeded(self, success: RunSuccess) -> bool:
+        """Turn a STARTED run into SUCCEEDED and add its attempts.
+
+        Returns:
+            False when the run was no longer STARTED (it had been declared abandoned): its attempts are added all
+            the same, and its status stays.
+        """
+        ...
+
+    async def mark_failed(self, failure: RunFailure) -> bool:
+        """Turn a STARTED run into FAILED and add its attempts; returns as `mark_succeeded`."""
+        ...
+
+    async def mark_abandoned(self, run: StoredRun) -> bool:
+        """Turn the run into FAILED / `abandoned` if it is still STARTED with the same heartbeat.
+
+        Returns:
+            Whether this call did it; False when another caller was first or the run has stirred since.
+        """
+        ...
+
+    async def save_result_for_idempotency_key(self, start: RunStart, success: RunSuccess) -> None:
+        """Insert a finished run that cost nothing (a cache hit, a shared answer) together with its key, in one write.
+
+        Raises:
+            KeyTaken: As for `create_started`.
+        """
+        ...
+
+    async def record_served(self, start: RunStart, success: RunSuccess) -> None:
+        """Insert a finished, keyless run that cost nothing. May be written a moment later, since nothing was paid."""
+        ...
+
+    async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
+        """Note that these runs are alive."""
+        ...
+
+
+class UnitOfWork(Protocol):
+    """One transaction of the caller: leaving the block without `commit()` forgets everything in it."""
+
+    @property
+    def runs(self) -> LLMRunRepo:
+        """Repository bound to this transaction."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    async def commit(self) -> None:
+        """Make everything in the block durable."""
+        ...
+
+
+class AttemptLog:
+    """The requests sent for one logical call, oldest first.
+
+    Filled while the call runs, so that a cancelled call still knows what it had sent.
+    """
+
+    def __init__(self) -> None:
+        self._attempts: list[Attempt] = []
+
+    def add(self, attempt: Attempt) -> None:
+        """Append one attempt."""
+        self._attempts.append(attempt)
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """All attempts so far."""
+        return tuple(self._attempts)
+
+    @property
+    def next_number(self) -> int:
+        """Number of the next attempt, from 1."""
+        return len(self._attempts) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class ClientReply:
+    """A usable answer of one route."""
+
+    text: str
+    tool_calls: tuple[ToolCall, ...]
+    finish_reason: FinishReason
+    usage: TokenUsage
+    response_model: str | None
+    cost_usd: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class ModelClient(Protocol):
+    """One call on one route, the client's own retries included."""
+
+    async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
+        """Ask the route and add every request sent to `log`.
+
+        Raises:
+            LLMError: Of the class that says what went wrong, after the client's own retries.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a model server listens; `api_key` is None when it wants none."""
+
+    api_base: str
+    api_key: str | None = field(default=None, repr=False)
+
+
+class ModelServer(Protocol):
+    """A model server that llmkit itself runs."""
+
+    async def ensure_running(self) -> Endpoint:
+        """Start it when it does not run yet, and say where it listens.
+
+        Raises:
+            LLMConfigurationError: A package is missing or damaged; the message names the command that mends it.
+            LLMUnavailable: It does not come up.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Stop using it. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKey:
+    """Name of one cached answer. `route` is the one that gave, or would be asked for, the answer."""
+
+    workspace_id: str
+    prompt_sha256: str
+    route: Route
+    profile: str
+    epoch: int
+
+    def text(self) -> str:
+        """One unambiguous line."""
+        return "\x1f".join((self.workspace_id, self.prompt_sha256, str(self.route), self.profile, str(self.epoch)))
+
+
+class ContentCache(Protocol):
+    """Complete successful answers by content. Never raises: what cannot be read is a miss, what cannot be kept is dropped."""
+
+    def get(self, key: CacheKey) -> LLMResponse | None:
+        """The stored answer, or None."""
+        ...
+
+    def put(self, key: CacheKey, response: LLMResponse) -> None:
+        """Keep the answer for the configured time."""
+        ...
+
+    def close(self) -> None:
+        """Release files. Idempotent."""
+        ...

@@ -1,0 +1,177 @@
+"""All settings, and the only place that reads or writes the process environment.
+
+Every field is one variable with the prefix `LLM_`; a `.env` file in the working directory is read when present.
+"""
+
+from __future__ import annotations
+
+import os
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, AnyHttpUrl, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
+
+from llmkit.errors import LLMConfigurationError, describe_validation
+from llmkit.types import LLMProfile, Name
+
+__all__ = ["LLMSettings", "RouterPolicy", "is_loopback", "load_settings", "prepare_litellm_environment"]
+
+RouterPolicy = Literal["by_profile", "prefer_local", "prefer_cloud"]
+ENV_PREFIX = "LLM_"
+
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the URL's host is this machine."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class LLMSettings(BaseSettings):
+    """Everything that can be set. Build it with `load_settings()`, which turns bad values into one readable error."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=True,
+        populate_by_name=True,
+    )
+
+    default_profile: LLMProfile = Field(LLMProfile.BALANCED, description="What matters most when a call does not say.")
+    router_policy: RouterPolicy = Field(
+        "by_profile", description="Order of providers: by the call's profile, local ones first, or cloud ones first."
+    )
+    concurrency_limit: int = Field(8, ge=1, le=10_000, description="Most requests under way at once, over all routes.")
+    default_timeout_s: Seconds = Field(
+        120,
+        description="Longest time one request to a provider may take, in seconds, from first byte sent to last read.",
+    )
+    max_retries: int = Field(2, ge=0, le=20, description="Further tries on the same route after a retryable failure.")
+    retry_max_wait_s: Seconds = Field(
+        30, description="Longest wait between two tries, in seconds, whatever the provider asks for."
+    )
+    cooldown_after_failures: int = Field(
+        3, ge=1, description="Failed calls in a row after which a route is passed over for a while."
+    )
+    cooldown_s: Seconds = Field(30, description="How long such a route is passed over, in seconds.")
+
+    ollama_api_base: AnyHttpUrl = Field(
+        AnyHttpUrl("http://localhost:11434"), repr=False, description="Address of the Ollama server."
+    )
+    ollama_model: str = Field("llama3.2", min_length=1, description="Ollama model of unpinned calls.")
+    gemini_model: str = Field("gemini-2.5-flash", min_length=1, description="Gemini model of unpinned calls.")
+    gemini_api_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("LLM_GEMINI_API_KEY", "GEMINI_API_KEY"),
+        description="Key for Gemini; a plain GEMINI_API_KEY is taken when this is absent.",
+    )
+    gemini_api_base: AnyHttpUrl | None = Field(
+        None,
+        repr=False,
+        description="Another address for Gemini, a proxy or a stand-in; plain http only to this machine.",
+    )
+    local_model: str = Field("gemma-3-270m", min_length=1, description="Embedded model of unpinned calls.")
+    local_context_tokens: int = Field(4096, ge=256, le=32_768, description="Context window of the embedded model.")
+    local_parallel: int = Field(2, ge=1, le=16, description="Calls that the embedded model answers side by side.")
+
+    persist_runs: bool = Field(default=True, description="Whether every call is recorded in `llm_runs`.")
+    store_payloads: bool = Field(
+        default=True, description="Whether answers are stored whole; without them a finished call cannot be replayed."
+    )
+    database_url: str = Field(
+        "sqlite:///llmkit.db",
+        min_length=1,
+        repr=False,
+        description="Where runs are stored: an SQLite file, or PostgreSQL.",
+    )
+    workspace_id: Name = Field("default", description="Workspace of the command line and of `Session()`.")
+    abandoned_after_s: Seconds = Field(
+        120, description="Silence after which another machine's unfinished call counts as dead, in seconds."
+    )
+    cache_enabled: bool = Field(default=True, description="Whether equal requests are answered from the content cache.")
+    cache_dir: Path = Field(Path(".llmkit/cache"), description="Folder of the content cache.")
+    cache_ttl_s: float = Field(
+        2_592_000, gt=0, allow_inf_nan=False, description="How long a cached answer is served, in seconds (30 days)."
+    )
+    cache_size_limit_mb: int = Field(1024, ge=1, description="Size above which the oldest cached answers are dropped.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, url: str) -> str:
+        scheme = url.split(":", 1)[0].split("+", 1)[0]
+        if scheme not in {"sqlite", "postgresql", "postgres"}:
+            raise ValueError("must begin with sqlite:/// or postgresql://")
+        if url in {"sqlite://", "sqlite:///:memory:", "sqlite:///"}:
+            raise ValueError("must name a file, for example sqlite:///llmkit.db; an in-memory database is lost at once")
+        return url
+
+    @model_validator(mode="after")
+    def _key_goes_only_where_it_is_safe(self) -> Self:
+        base = self.gemini_api_base
+        if base is not None and base.scheme == "http" and not is_loopback(str(base)):
+            raise ValueError(
+                "LLM_GEMINI_API_BASE: plain http would show the key to the network; "
+                "use https, or an address on this machine"
+            )
+        return self
+
+
+def load_settings(**overrides: Any) -> LLMSettings:
+    """Read the settings from keyword arguments, then the environment, then `.env`, then defaults.
+
+    Args:
+        **overrides: Field names of `LLMSettings` and their values.
+
+    Raises:
+        LLMConfigurationError: A value is bad or a name is unknown. The message names each variable and shows no value.
+    """
+    unknown = sorted(set(overrides) - set(LLMSettings.model_fields))
+    if unknown:
+        known = ", ".join(sorted(LLMSettings.model_fields))
+        raise LLMConfigurationError(f"Unknown setting: {', '.join(unknown)}. Known settings: {known}")
+    try:
+        return LLMSettings(**overrides)
+    except ValidationError as error:
+        lines = [_readable(line) for line in describe_validation(error)]
+        raise LLMConfigurationError("\n".join(["A setting has a bad value:", *lines])) from None
+    except SettingsError as error:
+        # Its message names the field and its source, not the value.
+        raise LLMConfigurationError(f"A setting cannot be read: {error}") from None
+
+
+def _readable(line: str) -> str:
+    """Name the environment variable instead of the field."""
+    field, separator, problem = line.partition(": ")
+    if field in LLMSettings.model_fields:
+        return f"  {ENV_PREFIX}{field.upper()}{separator}{problem}"
+    return f"  {line}"
+
+
+def prepare_litellm_environment() -> None:
+    """Set what litellm reads while it is imported, unless the user has set it.
+
+    Without these it fetches a price map over the network and loads `.env` files from every folder upwards.
+    """
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    os.environ.setdefault("LITELLM_MODE", "PRODUCTION")
+
+
+def child_environment(**extra: str) -> dict[str, str]:
+    """Environment for a child process of ours: this one's without provider keys, plus `extra`."""
+    keep = {name: value for name, value in os.environ.items() if not name.upper().endswith(("_API_KEY", "_TOKEN"))}
+    return keep | extra

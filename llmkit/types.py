@@ -1,0 +1,385 @@
+"""The values that travel through llmkit: frozen, validated when built, equal by content.
+
+Nothing here does I/O or knows another module of the package.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+
+__all__ = [
+    "Attempt",
+    "AttemptStatus",
+    "FinishReason",
+    "LLMConstraints",
+    "LLMProfile",
+    "LLMProvider",
+    "LLMRequest",
+    "LLMResponse",
+    "Message",
+    "NamedToolChoice",
+    "PlanEntry",
+    "ProviderCaps",
+    "RequestContext",
+    "ResponseFormat",
+    "Route",
+    "RoutePlan",
+    "RunStatus",
+    "ServedFrom",
+    "TokenUsage",
+    "ToolCall",
+    "ToolDefinition",
+    "Value",
+    "utc_now",
+]
+
+MAX_KEY_LENGTH = 255
+RESERVED_METADATA_KEYS = ("workspace_id", "pipeline_run_id", "stage")
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "unknown"]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_KEY_LENGTH, pattern=r"^\S(.*\S)?$")]
+
+
+def utc_now() -> datetime:
+    """The current time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+class Value(BaseModel):
+    """Base of every value: immutable, and an unknown field is an error instead of a silent loss."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class LLMProvider(StrEnum):
+    """Who answers."""
+
+    OLLAMA = "ollama"
+    GEMINI = "gemini"
+    LOCAL = "local"
+
+
+class LLMProfile(StrEnum):
+    """What a request cares about most; the router turns it into an order of providers."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    QUALITY = "quality"
+
+
+class RunStatus(StrEnum):
+    """State of one logical call in the store."""
+
+    STARTED = "STARTED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+
+class AttemptStatus(StrEnum):
+    """How one request to a provider ended. A cancelled one may have been billed."""
+
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+class ServedFrom(StrEnum):
+    """Where an answer came from; only `PROVIDER` cost anything."""
+
+    PROVIDER = "provider"
+    CACHE = "cache"
+    REPLAY = "replay"
+    SHARED = "shared"
+
+
+class Route(Value):
+    """One model of one provider, written `provider/model` and split at the first slash."""
+
+    provider: LLMProvider
+    model: str = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return cls._split(value) if isinstance(value, str) else value
+
+    @staticmethod
+    def _split(text: str) -> dict[str, str]:
+        provider, slash, model = text.partition("/")
+        known = ", ".join(LLMProvider)
+        if not slash or not model.strip():
+            raise ValueError(f"a route is written provider/model, for example ollama/llama3.2; got {text!r}")
+        if provider not in list(LLMProvider):
+            raise ValueError(f"unknown provider {provider!r} in route {text!r}; known providers: {known}")
+        return {"provider": provider, "model": model}
+
+    @classmethod
+    def parse(cls, text: str) -> Route:
+        """Read `provider/model`.
+
+        Raises:
+            ValidationError: The text has no slash, no model, or names an unknown provider. It is a `ValueError`.
+        """
+        return cls.model_validate(text)
+
+    def __str__(self) -> str:
+        return f"{self.provider}/{self.model}"
+
+    def __repr__(self) -> str:
+        return f"Route({str(self)!r})"
+
+
+class ToolCall(Value):
+    """A model's wish to call a tool. `arguments` is JSON text as the model wrote it; `id` is opaque and kept whole."""
+
+    id: str
+    name: str
+    arguments: str = "{}"
+
+
+class ToolDefinition(Value):
+    """A tool that a model may call; `parameters` is a JSON schema of an object."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z_][A-Za-z0-9_.\-]*$")
+    description: str = ""
+    parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
+
+
+class NamedToolChoice(Value):
+    """The model must call the tool of this name."""
+
+    name: str
+
+
+class Message(Value):
+    """One turn of a conversation. A `tool` message answers the call whose id is `tool_call_id`."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    tool_name: str | None = None
+
+    @model_validator(mode="after")
+    def _tool_message_names_its_call(self) -> Message:
+        if self.role == "tool" and not self.tool_call_id:
+            raise ValueError("a tool message needs tool_call_id, the id of the call that it answers")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only an assistant message can carry tool_calls")
+        return self
+
+
+class ResponseFormat(Value):
+    """The shape asked of the answer: any JSON object, or JSON that fits `json_schema`."""
+
+    name: str = Field(default="output", pattern=r"^[A-Za-z_][A-Za-z0-9_\-]{0,63}$")
+    json_schema: dict[str, Any] | None = None
+
+
+class LLMConstraints(Value):
+    """What a route must fulfil to be a candidate. What the request itself needs (tools, JSON) is derived from it.
+
+    Attributes:
+        local_only: Never leave this machine, whatever fails.
+        allowed_providers: Only these; None allows all.
+        allow_fallback: Whether a retryable failure may move on to the next candidate.
+        min_context_tokens: Smallest acceptable context window, when it is known.
+    """
+
+    local_only: bool = False
+    allowed_providers: frozenset[LLMProvider] | None = None
+    allow_fallback: bool = True
+    min_context_tokens: int | None = Field(default=None, gt=0)
+
+
+class RequestContext(Value):
+    """Who asks, for a whole web request, job or notebook: the preferred carrier of the workspace."""
+
+    workspace_id: Name
+    pipeline_run_id: Name | None = None
+    stage: Name | None = None
+
+
+def _messages(value: Any) -> Any:
+    """Accept a bare prompt where a conversation is expected."""
+    return (Message(role="user", content=value),) if isinstance(value, str) else value
+
+
+class LLMRequest(Value):
+    """Everything that one logical call asks for.
+
+    Attributes:
+        messages: The conversation, oldest first; a bare string is one user message.
+        route: A pinned `provider/model`; None lets the router choose.
+        profile: What matters most; None takes the default of the settings.
+        temperature: 0 to 2; None leaves it to the provider.
+        max_output_tokens: Limit of the answer, hidden reasoning included where the provider counts it so.
+        tools: What the model may call.
+        tool_choice: `auto`, `none`, `required`, or one tool by name.
+        response_format: The JSON shape asked for.
+        seed: For providers that take one.
+        stop: Texts that end the answer.
+        timeout_s: Longest time one request to a provider may take, in seconds; None takes the default.
+        idempotency_key: Unique name of this call within its workspace: the same key is never paid twice.
+        epoch: Number of the repeat in an evaluation; different epochs never share a cached answer.
+        use_cache: Whether a stored answer may be served and this one be stored.
+        constraints: What a route must fulfil.
+        metadata: Free JSON kept with the run. `workspace_id`, `pipeline_run_id` and `stage` are reserved.
+    """
+
+    messages: Annotated[tuple[Message, ...], BeforeValidator(_messages), Field(min_length=1)]
+    route: Route | None = None
+    profile: LLMProfile | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    max_output_tokens: int | None = Field(default=None, gt=0)
+    tools: tuple[ToolDefinition, ...] = ()
+    tool_choice: Literal["auto", "none", "required"] | NamedToolChoice | None = None
+    response_format: ResponseFormat | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    idempotency_key: Name | None = None
+    epoch: int = Field(default=0, ge=0)
+    use_cache: bool = True
+    constraints: LLMConstraints = LLMConstraints()
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        # A prompt may hold personal data and a repr ends up in logs.
+        where = f"route={str(self.route)!r}" if self.route else f"profile={self.profile and str(self.profile)!r}"
+        return f"LLMRequest({len(self.messages)} messages, {where}, idempotency_key={self.idempotency_key!r})"
+
+    __str__ = __repr__
+
+
+class TokenUsage(Value):
+    """Tokens of one request or of several added up; unknown is None, never 0.
+
+    `input_tokens` includes cached ones, `output_tokens` includes hidden reasoning. `estimated` marks counts that
+    the provider did not send.
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+    cached_input_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    estimated: bool = False
+
+
+class Attempt(Value):
+    """One request that was really sent to a provider.
+
+    `params_sha256` is a hash of the parameters as sent, `schema_sha256` of the output schema alone.
+    """
+
+    route: Route
+    number: int = Field(ge=1)
+    status: AttemptStatus
+    started_at_utc: datetime
+    latency_ms: float
+    params_sha256: str | None = None
+    schema_sha256: str | None = None
+    usage: TokenUsage = TokenUsage()
+    finish_reason: FinishReason | None = None
+    response_model: str | None = None
+    model_digest: str | None = None
+    cost_usd: float | None = None
+    status_code: int | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+class PlanEntry(Value):
+    """One route that was considered. `excluded_because` is None for a candidate."""
+
+    route: Route
+    reason: str
+    excluded_because: str | None = None
+
+
+class RoutePlan(Value):
+    """The router's decision: every route considered, candidates first and in the order in which they are tried."""
+
+    policy: str
+    entries: tuple[PlanEntry, ...]
+
+    @property
+    def candidates(self) -> tuple[Route, ...]:
+        """The routes that will be tried, in order."""
+        return tuple(entry.route for entry in self.entries if entry.excluded_because is None)
+
+    def __str__(self) -> str:
+        rows = [
+            f"{number}. {entry.route}: {entry.reason}"
+            if entry.excluded_because is None
+            else f"-  {entry.route}: excluded, {entry.excluded_because}"
+            for number, entry in enumerate(self.entries, start=1)
+        ]
+        return "\n".join([f"policy {self.policy}", *rows])
+
+
+class ProviderCaps(Value):
+    """What a provider can do, and which profiles prefer it.
+
+    Attributes:
+        supports_tools: Takes tool definitions and answers with tool calls.
+        supports_json: Can be asked for JSON.
+        supports_json_schema: Constrains its output to a schema while it decodes.
+        max_context_tokens: Size of the context window; None when it depends on the model.
+        preferred_for_profiles: Profiles that put this provider first.
+        is_local: Answers on this machine or one the user runs; `local_only` also checks the address.
+    """
+
+    supports_tools: bool
+    supports_json: bool
+    supports_json_schema: bool
+    max_context_tokens: int | None
+    preferred_for_profiles: frozenset[LLMProfile]
+    is_local: bool
+
+
+class LLMResponse(Value):
+    """An answer, and what it took to get it.
+
+    Attributes:
+        text: What the model wrote; empty when it only called tools.
+        run_id: Row of this call in `llm_runs`; None when runs are not persisted.
+        route: Who answered.
+        requested_route: The route that was pinned, if one was.
+        response_model: The model name that the provider reported.
+        latency_ms: Wall time of the whole call, retries and fallbacks included.
+        served_from: `provider` was billed now; `cache`, `replay` and `shared` cost nothing.
+        source_run_id: For an answer that cost nothing: the run that was billed for it.
+        attempts: Every request that was sent for this call, in order.
+        warnings: What the caller should know and the text does not show.
+    """
+
+    text: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: FinishReason = "unknown"
+    usage: TokenUsage = TokenUsage()
+    route: Route
+    requested_route: Route | None = None
+    response_model: str | None = None
+    latency_ms: float = 0.0
+    cost_usd: float | None = None
+    run_id: UUID | None = None
+    served_from: ServedFrom = ServedFrom.PROVIDER
+    source_run_id: UUID | None = None
+    attempts: tuple[Attempt, ...] = ()
+    plan: RoutePlan | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def billed(self) -> bool:
+        """Whether this call sent at least one request to a provider."""
+        return self.served_from is ServedFrom.PROVIDER
+
+    def __str__(self) -> str:
+        return self.text
