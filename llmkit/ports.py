@@ -30,6 +30,9 @@ __all__ = [
     "ClientReply",
     "ContentCache",
     "Endpoint",
+    "EvalResult",
+    "EvalRun",
+    "EvalStore",
     "KeyTaken",
     "LLMRunRepo",
     "ModelClient",
@@ -47,7 +50,7 @@ class RunStart:
     """A logical call as it is about to begin: one new row of `llm_runs`.
 
     Attributes:
-        flight_key: Name shared by equal requests in flight, so that one of them calls the provider; None to take no part.
+        flight_key: Name shared by equal requests in flight, so that one of them calls the provider; None for no part.
         owner: The process that carries the call, as `llmkit.liveness.current_owner` names it.
         request_preview: Redacted and shortened.
     """
@@ -303,7 +306,10 @@ class CacheKey:
 
 
 class ContentCache(Protocol):
-    """Complete successful answers by content. Never raises: what cannot be read is a miss, what cannot be kept is dropped."""
+    """Complete successful answers by content.
+
+    Never raises: what cannot be read is a miss, what cannot be kept is dropped.
+    """
 
     def get(self, key: CacheKey) -> LLMResponse | None:
         """The stored answer, or None."""
@@ -315,4 +321,88 @@ class ContentCache(Protocol):
 
     def close(self) -> None:
         """Release files. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRun:
+    """One named evaluation of a workspace: what is asked, so that a later process can tell whether it is the same.
+
+    Attributes:
+        spec: JSON-able description for people: routes, epochs, scorers, versions. Not compared.
+        task_sha256: Hash of prompt, output schema and scorer names.
+        dataset_sha256: Hash of all samples.
+    """
+
+    id: UUID
+    workspace_id: str
+    name: str
+    task_name: str
+    task_sha256: str
+    dataset_sha256: str
+    created_at_utc: datetime
+    spec: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """The outcome of one sample on one route in one epoch.
+
+    Attributes:
+        route: Label of the route or variant as assigned.
+        served_route: Who answered; None when nobody did.
+        status: `SUCCEEDED` (a valid output, scored), `FAILED` (provider error or invalid output), `SCORER_FAILED`.
+        output_json: The validated output as JSON.
+        scores: Scorer name to score; a scorer that failed is absent here and in `scorer_errors`.
+        valid_first_try: Whether the first answer fitted the output type; None when there was no answer.
+        latency_ms: Wall time over all steps of the sample; that of the recorded calls when they were replayed.
+    """
+
+    eval_run_id: UUID
+    route: str
+    sample_id: str
+    epoch: int
+    status: str
+    finished_at_utc: datetime
+    pipeline_run_id: str
+    served_route: str | None = None
+    output_json: str | None = None
+    output_mode: str | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    scorer_errors: dict[str, str] = field(default_factory=dict)
+    valid_first_try: bool | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    latency_ms: float | None = None
+    requests: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+class EvalStore(Protocol):
+    """Evaluations and their results. Every method raises `LLMStoreError` when the database fails."""
+
+    async def open_run(self, run: EvalRun) -> EvalRun:
+        """Insert the run, or return the one that its workspace has under this name; two callers get the same one."""
+        ...
+
+    async def get_run(self, workspace_id: str, name: str) -> EvalRun | None:
+        """The run of this name, or None."""
+        ...
+
+    async def list_runs(self, workspace_id: str) -> tuple[EvalRun, ...]:
+        """All runs of the workspace, newest first."""
+        ...
+
+    async def save_result(self, result: EvalResult) -> None:
+        """Insert the result, or replace an earlier one of the same run, route, sample and epoch. Durable on return."""
+        ...
+
+    async def results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
+        """All results of a run, ordered by sample, route and epoch."""
+        ...
+
+    async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
+        """Calls of an evaluation that are STARTED, or were declared abandoned: they may have been billed."""
         ...

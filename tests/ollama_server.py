@@ -1,7 +1,8 @@
 """A real Ollama for tests: the one that `make ollama` built, started on loopback, gone with the test process.
 
-As a pytest plugin it brings the fixtures `real_ollama` (one running server per test process) and `real_ollama_folder` (for tests that
-start, kill or change one of their own). Without a build they skip, or fail when `LLMKIT_REQUIRE_OLLAMA=1`.
+As a pytest plugin it brings the fixtures `real_ollama` (one running server per test process) and `real_ollama_folder`
+(for tests that start, kill or change one of their own). Without a build they skip, or fail when
+`LLMKIT_REQUIRE_OLLAMA=1`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 START_DEADLINE_S = 30
 STOP_DEADLINE_S = 10
 
-# The shell leads a process group of its own. It kills that group when the server ends, and when its standard input closes, which is
-# what happens when the test process dies in whatever way; PR_SET_PDEATHSIG would miss the server's own children.
+# The shell leads a process group of its own. It kills that group when the server ends, and when its standard input
+# closes, which happens when the test process dies in whatever way; PR_SET_PDEATHSIG would miss the server's children.
 _LEASH = '("$0" serve </dev/null; kill -KILL 0) & read -r _; kill -KILL 0'
 
 
@@ -141,7 +142,7 @@ class RealOllama:
             time.sleep(0.02)
 
     def _link_models(self) -> None:
-        """Make a store of our own: manifests copied, blobs linked, so that deleting or re-creating a model harms nobody."""
+        """Make a store of our own: manifests copied, blobs linked, so that changing a model harms nobody."""
         source, target = self.folder / "models", self._home / "models"
         shutil.copytree(source / "manifests", target / "manifests")
         (target / "blobs").mkdir()
