@@ -8,7 +8,7 @@ RUN_STAMP := $(VENV)/.run
 DEV_STAMP := $(VENV)/.dev
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: help demo test lint types notebooks bench ollama migration lock check-pth clean
+.PHONY: help demo test lint types bench ollama migration lock check-pth clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -28,6 +28,32 @@ $(DEV_STAMP): requirements/dev.txt pyproject.toml | $(BIN)/uv
 	$(INSTALL) --require-hashes -r requirements/dev.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@ $(RUN_STAMP)
+
+demo: $(RUN_STAMP) ## evaluate few-shot against zero-shot on a real model in this machine, and compare
+	$(BIN)/python scripts/demo.py
+
+test: $(DEV_STAMP) ## run every test, offline
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=80
+
+lint: $(DEV_STAMP) ## style, complexity, docstrings and the import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+types: $(DEV_STAMP) ## static types, strict
+	$(BIN)/mypy
+
+check-pth: $(DEV_STAMP) ## fail on unknown code that runs when Python starts
+	$(BIN)/python scripts/check_pth.py
+
+ollama: $(DEV_STAMP) ## build a real Ollama into the user's cache, for the tests and the demo
+	$(BIN)/python scripts/build_ollama.py
+
+bench: $(DEV_STAMP) ## measure; every figure is a ratio within one run
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+migration: $(DEV_STAMP) ## draft a migration from the tables: make migration m="what changes"
+	$(BIN)/alembic revision --autogenerate -m "$(m)"
 
 lock: | $(BIN)/uv ## resolve the requirement files anew, with hashes and without index addresses
 	bash scripts/lock.sh

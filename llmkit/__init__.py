@@ -1,1 +1,81 @@
-"""llmkit."""
+"""llmkit: language models for research, from a notebook cell to an evaluation of thousands of samples.
+
+Names are loaded when they are first used, so that `import llmkit` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmkit.errors import *  # noqa: F403
+    from llmkit.service import *  # noqa: F403
+    from llmkit.session import *  # noqa: F403
+    from llmkit.settings import *  # noqa: F403
+    from llmkit.types import *  # noqa: F403
+
+__version__ = "0.1.0"
+
+__all__ = [  # noqa: F405
+    "Attempt",
+    "LLMAllRoutesFailed",
+    "LLMAuthenticationError",
+    "LLMBadRequest",
+    "LLMConfigurationError",
+    "LLMConstraints",
+    "LLMContentBlocked",
+    "LLMContextOverflow",
+    "LLMDatasetError",
+    "LLMEmptyReply",
+    "LLMError",
+    "LLMEvaluationError",
+    "LLMIdempotencyConflict",
+    "LLMInProgress",
+    "LLMInvalidOutput",
+    "LLMMalformedReply",
+    "LLMModelNotFound",
+    "LLMNoRoute",
+    "LLMOutputTruncated",
+    "LLMPermissionDenied",
+    "LLMProfile",
+    "LLMPromptTruncated",
+    "LLMProvider",
+    "LLMQuotaExhausted",
+    "LLMRateLimited",
+    "LLMReasoningExhausted",
+    "LLMRequest",
+    "LLMResponse",
+    "LLMService",
+    "LLMSettings",
+    "LLMStoreError",
+    "LLMTimeout",
+    "LLMUnavailable",
+    "LLMUnsupported",
+    "LLMUnusableAnswer",
+    "Message",
+    "NamedToolChoice",
+    "RequestContext",
+    "ResponseFormat",
+    "Route",
+    "RoutePlan",
+    "Session",
+    "TokenUsage",
+    "ToolCall",
+    "ToolDefinition",
+    "load_settings",
+]
+
+# From light to heavy: a name is looked for where finding it costs least.
+_ROOMS = ("types", "errors", "settings", "session", "service")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for room in _ROOMS:
+            module = import_module(f"llmkit.{room}")
+            if name in module.__all__:
+                return getattr(module, name)
+    raise AttributeError(f"module 'llmkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -39,7 +39,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from llmkit.types import Attempt, LLMProvider
+from llmkit.types import Attempt, LLMProvider, LLMResponse
 
 __all__ = [
     "LLMAllRoutesFailed",
@@ -113,6 +113,10 @@ class LLMError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows instead of a traceback through our rooms."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class LLMConfigurationError(LLMError):
@@ -284,9 +288,14 @@ class LLMInProgress(LLMError):
 
 
 class LLMStoreError(LLMError):
-    """The database or the cache cannot be used."""
+    """The database or the cache cannot be used.
+
+    Attributes:
+        response: The answer that was paid for and could not be recorded, when the store failed after the call.
+    """
 
     code = "store"
+    response: LLMResponse | None = None
 
 
 class LLMEvaluationError(LLMError):

@@ -5,6 +5,7 @@ Nothing here does I/O or knows another module of the package.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -271,6 +272,18 @@ class TokenUsage(Value):
     reasoning_tokens: int | None = None
     estimated: bool = False
 
+    @classmethod
+    def total(cls, usages: Iterable[TokenUsage]) -> TokenUsage:
+        """The sum. A count that is unknown in one part is unknown in the sum."""
+        parts = tuple(usages)
+        counts = {name: _sum(getattr(part, name) for part in parts) for name in cls.model_fields if name != "estimated"}
+        return cls(estimated=any(part.estimated for part in parts), **counts)
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = list(counts)
+    return None if not known or None in known else sum(count for count in known if count is not None)
+
 
 class Attempt(Value):
     """One request that was really sent to a provider.
@@ -353,7 +366,7 @@ class LLMResponse(Value):
         route: Who answered.
         requested_route: The route that was pinned, if one was.
         response_model: The model name that the provider reported.
-        latency_ms: Wall time of the whole call, retries and fallbacks included.
+        latency_ms: Wall time of the billed call, retries and fallbacks included; a stored answer keeps its origin's.
         served_from: `provider` was billed now; `cache`, `replay` and `shared` cost nothing.
         source_run_id: For an answer that cost nothing: the run that was billed for it.
         attempts: Every request that was sent for this call, in order.

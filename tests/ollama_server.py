@@ -1,7 +1,7 @@
 """A real Ollama for tests: the one that `make ollama` built, started on loopback, gone with the test process.
 
-As a pytest plugin it brings the fixtures `real_ollama` (one running server per test process) and `real_ollama_folder`
-(for tests that start, kill or change one of their own). Without a build they skip, or fail when
+As a pytest plugin it brings the fixtures `real_ollama` (one running server per test process), `own_ollama` (one that
+the test may kill and change) and `real_ollama_folder`. Without a build they skip, or fail when
 `LLMKIT_REQUIRE_OLLAMA=1`.
 """
 
@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from types import ModuleType
 
 START_DEADLINE_S = 30
@@ -174,6 +174,20 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
+class NoBuildError(pytest.skip.Exception):
+    """Skips a test for want of a built Ollama."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Give all these skips one place, so that pytest's summary has one line for them and not one for each test."""
+    report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, NoBuildError):
+        place = os.path.relpath(require_build.__code__.co_filename)
+        report.longrepr = (place, require_build.__code__.co_firstlineno, f"Skipped: {call.excinfo.value}")
+    return report
+
+
 def require_build() -> Path:
     """Return the folder of the finished build.
 
@@ -188,17 +202,24 @@ def require_build() -> Path:
         return folder
     if os.environ.get("LLMKIT_REQUIRE_OLLAMA") == "1":
         pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+    raise NoBuildError(reason)
 
 
 @pytest.fixture(scope="session")
 def real_ollama_folder() -> Path:
-    """The finished build, for tests that start servers of their own with `RealOllama(folder)`."""
+    """The finished build; `RealOllama(folder)` starts a server of it."""
     return require_build()
 
 
 @pytest.fixture(scope="session")
 def real_ollama(real_ollama_folder: Path) -> Iterator[RealOllama]:
     """A running server, shared by the tests of this process: do not kill it, do not change its models."""
+    with RealOllama(real_ollama_folder) as server:
+        yield server
+
+
+@pytest.fixture
+def own_ollama(real_ollama_folder: Path) -> Iterator[RealOllama]:
+    """A running server that the test may kill, restart and change."""
     with RealOllama(real_ollama_folder) as server:
         yield server

@@ -1,0 +1,55 @@
+"""One canonical text, and its hash, for values that mean the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from llmkit.types import LLMRequest
+
+__all__ = ["canonical_json", "prompt_sha256", "sha256_of"]
+
+# Part of every hash: a change of what is hashed, or how, must not find the answers of another meaning.
+REQUEST_FORM = "llmkit-request-1"
+
+_HASHED_FIELDS = frozenset(
+    {
+        "messages",
+        "route",
+        "profile",
+        "temperature",
+        "max_output_tokens",
+        "tools",
+        "tool_choice",
+        "response_format",
+        "seed",
+        "stop",
+    }
+)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no white space and ASCII only, so that equal values give equal bytes.
+
+    Raises:
+        ValueError: The value holds NaN or an infinity.
+        TypeError: The value is not JSON-able.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def sha256_of(value: Any) -> str:
+    """Hexadecimal SHA-256 of the canonical JSON of a value."""
+    return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
+
+
+def prompt_sha256(request: LLMRequest) -> str:
+    """Hash of everything in a request that changes the output, before any provider's translation.
+
+    Fields left at their default do not count, so that a later version can add one without changing old hashes.
+    """
+    content = request.model_dump(mode="python", include=set(_HASHED_FIELDS), exclude_defaults=True)
+    if request.route is not None:
+        content["route"] = str(request.route)
+    return sha256_of({"form": REQUEST_FORM, **content})

@@ -1,0 +1,259 @@
+"""The model client: one call on one route through LiteLLM, with retries, a deadline and errors of our own.
+
+The only module that imports litellm, inside a function: importing it takes seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from threading import Lock
+from types import MappingProxyType
+from typing import Any
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
+
+from llmkit.canonical import sha256_of
+from llmkit.errors import (
+    CANCELLED_CODE,
+    LLMConfigurationError,
+    LLMEmptyReply,
+    LLMError,
+    LLMMalformedReply,
+    LLMModelNotFound,
+)
+from llmkit.ports import AttemptLog, ClientReply, Endpoint, ModelServer
+from llmkit.providers import PROVIDERS, ProviderSpec
+from llmkit.settings import LLMSettings, prepare_litellm_environment
+from llmkit.telemetry import redact
+from llmkit.types import Attempt, AttemptStatus, LLMProvider, LLMRequest, Route, TokenUsage
+from llmkit.wire.exchange import Exchange, current_exchange
+from llmkit.wire.failures import failure
+from llmkit.wire.replies import read_reply, verdict
+
+__all__ = ["LiteLLMClient"]
+
+FIRST_WAIT_S = 0.5
+# An answer that cannot be used was billed all the same: one more try, however many are allowed for silence.
+RETRIES_OF_UNUSABLE = 1
+# LiteLLM's own limit is one of inactivity; ours, on the whole request, comes first.
+BACKSTOP_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Library:
+    """The parts of litellm that are used."""
+
+    acompletion: Callable[..., Awaitable[Any]]
+    http_handler: Callable[..., Any]
+    model_cost: dict[str, Any]
+    internal_call: Any
+
+
+_library: _Library | None = None
+_library_lock = Lock()
+
+
+def _load_library() -> _Library:
+    """Import litellm, once per process, quiet and without its network habits. Takes 3 to 6 s the first time."""
+    global _library  # noqa: PLW0603
+    with _library_lock:
+        if _library is None:
+            _library = _import_library()
+        return _library
+
+
+def _import_library() -> _Library:
+    prepare_litellm_environment()
+    import litellm
+    from litellm._internal_context import is_internal_call
+    from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
+
+    litellm.suppress_debug_info = True
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
+        logger = logging.getLogger(name)
+        logger.propagate = False
+        logger.handlers = [logging.NullHandler()]
+    return _Library(litellm.acompletion, AsyncHTTPHandler, litellm.model_cost, is_internal_call)
+
+
+class LiteLLMClient:
+    """Calls models through LiteLLM. Belongs to one event loop, in which it is used and closed.
+
+    Args:
+        settings: Limits, addresses and keys.
+        servers: Model servers that llmkit runs itself, started on the first call to their provider.
+        providers: What differs between providers.
+        sleep: How to wait between two tries, in seconds.
+    """
+
+    def __init__(
+        self,
+        settings: LLMSettings,
+        servers: Mapping[LLMProvider, ModelServer] = MappingProxyType({}),
+        *,
+        providers: Mapping[LLMProvider, ProviderSpec] = PROVIDERS,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._settings = settings
+        self._servers = servers
+        self._providers = providers
+        self._sleep = sleep
+        self._slots = asyncio.Semaphore(settings.concurrency_limit)
+        self._http: Any = None
+
+    async def warm_up(self) -> None:
+        """Load litellm in a worker thread, so that the first call does not wait for it. Idempotent."""
+        if _library is None:
+            await asyncio.to_thread(_load_library)
+
+    async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
+        """Ask the route, again after a retryable failure, and add every request that left to `log`.
+
+        A waiting retry keeps its place among the `concurrency_limit` requests: while a provider struggles, others
+        queue instead of joining in.
+
+        Raises:
+            LLMError: Of the class that says what went wrong, after `max_retries` further tries.
+        """
+        spec = self._callable_provider(route)
+        async with self._slots:
+            await self.warm_up()
+            server = self._servers.get(route.provider)
+            endpoint = await server.ensure_running() if server is not None else None
+            retrying = self._retrying()
+            return await retrying(self._request_once, spec, route, request, endpoint, log)
+
+    async def close(self) -> None:
+        """Close all connections. Idempotent."""
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()
+
+    def _callable_provider(self, route: Route) -> ProviderSpec:
+        spec = self._providers[route.provider]
+        problem = spec.configuration_problem(self._settings)
+        if problem is not None:
+            raise LLMConfigurationError(
+                f"{spec.label} cannot be called: {problem}", provider=route.provider, model=route.model
+            )
+        unknown = spec.model_problem(self._settings, route.model)
+        if unknown is not None:
+            raise LLMModelNotFound(unknown, provider=route.provider, model=route.model)
+        return spec
+
+    def _retrying(self) -> AsyncRetrying:
+        return AsyncRetrying(
+            stop=self._enough,
+            wait=self._wait_s,
+            retry=retry_if_exception(lambda error: isinstance(error, LLMError) and error.retryable),
+            sleep=self._sleep,
+            reraise=True,
+        )
+
+    def _enough(self, state: RetryCallState) -> bool:
+        unusable = isinstance(_error_of(state), LLMEmptyReply | LLMMalformedReply)
+        retries = min(self._settings.max_retries, RETRIES_OF_UNUSABLE) if unusable else self._settings.max_retries
+        return state.attempt_number > retries
+
+    def _wait_s(self, state: RetryCallState) -> float:
+        """Exponential with full jitter; at least what the provider asked for; at most `retry_max_wait_s`."""
+        longest = self._settings.retry_max_wait_s
+        own = float(wait_random_exponential(multiplier=FIRST_WAIT_S, max=longest)(state))
+        asked = getattr(_error_of(state), "retry_after_s", None)
+        if asked is None:
+            return own
+        # Jitter on top: many calls are told the same.
+        return min(longest, float(asked) + random.uniform(0, FIRST_WAIT_S))  # noqa: S311
+
+    async def _request_once(
+        self, spec: ProviderSpec, route: Route, request: LLMRequest, endpoint: Endpoint | None, log: AttemptLog
+    ) -> ClientReply:
+        arguments = spec.call_arguments(self._settings, route, request, endpoint)
+        exchange = Exchange(spec=spec, arguments=arguments)
+        record = _Record(route, exchange, log, spec.secrets(self._settings))
+        timeout_s = request.timeout_s or self._settings.default_timeout_s
+        try:
+            completion = await self._completion(exchange, timeout_s)
+        except asyncio.CancelledError:
+            record.add(AttemptStatus.CANCELLED)
+            raise
+        if isinstance(completion, Exception):
+            error = failure(exchange, request, completion, timeout_s)
+            record.add(AttemptStatus.FAILED, error=error)
+            raise error
+        reply = read_reply(completion, exchange, request)
+        unusable = verdict(reply, exchange, request)
+        record.add(AttemptStatus.FAILED if unusable else AttemptStatus.SUCCEEDED, reply, unusable)
+        if unusable is not None:
+            raise unusable
+        return reply
+
+    async def _completion(self, exchange: Exchange, timeout_s: float) -> Any:
+        """LiteLLM's reply, or the exception as a value: ours is raised where no foreign one can cling to it."""
+        library = _load_library()
+        library.model_cost.update(exchange.arguments.price_entry)
+        tokens = current_exchange.set(exchange), library.internal_call.set(True)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await library.acompletion(
+                    **exchange.arguments.kwargs,
+                    client=self._http_handler(library),
+                    timeout=timeout_s + BACKSTOP_S,
+                    num_retries=0,
+                    max_retries=0,
+                )
+        except Exception as error:  # noqa: BLE001 - several of its classes share no base
+            return error
+        finally:
+            current_exchange.reset(tokens[0])
+            library.internal_call.reset(tokens[1])
+
+    def _http_handler(self, library: _Library) -> Any:
+        if self._http is None:
+            from llmkit.wire.transport import RecordingTransport
+
+            self._http = library.http_handler(transport=RecordingTransport(), follow_redirects=False)
+        return self._http
+
+
+def _error_of(state: RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """Adds the attempt of one exchange to the log, if the request left at all."""
+
+    route: Route
+    exchange: Exchange
+    log: AttemptLog
+    secrets: tuple[str, ...]
+
+    def add(self, status: AttemptStatus, reply: ClientReply | None = None, error: LLMError | None = None) -> None:
+        exchange = self.exchange
+        if exchange.sent_at_utc is None:
+            return
+        cancelled = CANCELLED_CODE if status is AttemptStatus.CANCELLED else None
+        schema = exchange.sent_schema
+        self.log.add(
+            Attempt(
+                route=self.route,
+                number=self.log.next_number,
+                status=status,
+                started_at_utc=exchange.sent_at_utc,
+                latency_ms=exchange.elapsed_ms,
+                params_sha256=exchange.params_sha256,
+                schema_sha256=None if schema is None else sha256_of(schema),
+                usage=reply.usage if reply else TokenUsage(),
+                finish_reason=reply.finish_reason if reply else None,
+                response_model=reply.response_model if reply else None,
+                cost_usd=reply.cost_usd if reply else None,
+                status_code=exchange.status,
+                error_code=error.code if error else cancelled,
+                error_message=redact(str(error), self.secrets) if error else None,
+            )
+        )

@@ -1,0 +1,123 @@
+"""One event loop in a daemon thread: the only door between people's sync code and our async code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
+
+from llmkit.errors import LLMConfigurationError
+
+__all__ = ["LoopThread"]
+
+# A cancelled call still records what it had sent; a person who pressed Ctrl-C waits no longer than this, in seconds.
+CANCEL_GRACE_S = 2.0
+STOP_GRACE_S = 5.0
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """Runs coroutines for callers in any thread, with or without a running loop of their own.
+
+    Starts with the first call, again after a fork, and costs about 0.2 ms a call.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run to the end and return the result.
+
+        An interruption of the waiting caller (Ctrl-C, a kernel's interrupt) cancels the work before it is raised.
+
+        Raises:
+            LLMConfigurationError: Called from the loop's own thread, where waiting would never end.
+        """
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise LLMConfigurationError("A sync call inside llmkit's own event loop would wait for itself; use await")
+        job: _Job[T] = _Job(work)
+        loop = self._running_loop()
+        loop.call_soon_threadsafe(job.start)
+        try:
+            return job.outcome.result()
+        except BaseException:
+            if not job.outcome.done():
+                loop.call_soon_threadsafe(job.cancel)
+                job.ended.wait(CANCEL_GRACE_S)
+            raise
+
+    async def hop(self, work: Coroutine[Any, Any, T]) -> T:
+        """The same for a caller in another event loop; cancelling the caller cancels the work."""
+        if threading.current_thread() is self._thread:
+            return await work
+        future = asyncio.run_coroutine_threadsafe(work, self._running_loop())
+        return await asyncio.wrap_future(future)
+
+    def stop(self) -> None:
+        """Cancel what still runs and end the thread. Idempotent; nothing happens in a forked child."""
+        with self._lock:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+            if loop is None or thread is None or self._pid != os.getpid():
+                return
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(STOP_GRACE_S)
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None or self._pid != os.getpid():
+                self._loop = asyncio.new_event_loop()
+                self._pid = os.getpid()
+                self._thread = threading.Thread(target=_serve, args=(self._loop,), name="llmkit-loop", daemon=True)
+                self._thread.start()
+            return self._loop
+
+
+class _Job(Generic[T]):
+    """Work on its way through the loop. Unlike a cancelled future, it knows when the work has really ended."""
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self._work = work
+        self._task: asyncio.Task[T] | None = None
+        self.outcome: Future[T] = Future()
+        self.ended = threading.Event()
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._work)
+        self._task.add_done_callback(self._end)
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self.outcome.cancel()
+        elif (error := task.exception()) is not None:
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(task.result())
+        self.ended.set()
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()

@@ -1,0 +1,1 @@
+"""The store: tables, engines, repositories and migrations. Knows no provider."""

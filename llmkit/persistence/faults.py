@@ -1,0 +1,193 @@
+"""What databases raise, turned into one readable `LLMStoreError` that says what to do.
+
+Driver messages are passed on only where they are known to hold neither a password nor a prompt.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from llmkit.errors import LLMStoreError
+
+__all__ = ["Fault", "classify", "database_gone", "store_error"]
+
+
+class Fault(Enum):
+    """What a failure concerns, and so who is told.
+
+    `TRANSIENT` may pass by itself; `OPERATION` is about the values of one operation; `STORE` is about everybody.
+    """
+
+    TRANSIENT = "transient"
+    OPERATION = "operation"
+    STORE = "store"
+
+
+# SQLite's primary result codes (https://sqlite.org/rescode.html), the low byte of the extended ones.
+SQLITE_MESSAGES: Final = {
+    sqlite3.SQLITE_FULL: "The disk of {label} is full. Free some space, then go on; nothing was half written.",
+    sqlite3.SQLITE_READONLY: "{label} cannot be written. Give this user write permission on the file and its folder, "
+    "or set LLM_DATABASE_URL to a file elsewhere.",
+    sqlite3.SQLITE_CORRUPT: "{label} is damaged. Move it away and restore a backup, or rescue what is left with "
+    "`sqlite3 FILE .recover`; a new database is created by the next run.",
+    sqlite3.SQLITE_NOTADB: "{label} is not an SQLite database. Move the file away, or set LLM_DATABASE_URL to another one.",
+    sqlite3.SQLITE_BUSY: "{label} is locked: another program keeps a write transaction open on it. "
+    "Find it (`lsof FILE`), let it finish or stop it, then try again.",
+    sqlite3.SQLITE_IOERR: "The disk of {label} failed to read or write. Check the disk, the quota and the mount.",
+    sqlite3.SQLITE_PERM: "{label} may not be opened by this user. Change its permissions, or set LLM_DATABASE_URL.",
+    sqlite3.SQLITE_TOOBIG: "A text is too large for {label}.",
+}
+SQLITE_TRANSIENT: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+SQLITE_OPERATION: Final = frozenset({sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG})
+
+# PostgreSQL's SQLSTATE classes and codes (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+POSTGRES_MESSAGES: Final = {
+    "28": "{label} refuses the user or the password. Correct LLM_DATABASE_URL.",
+    "3D": "{label} does not exist. Create it with `createdb`, or correct LLM_DATABASE_URL.",
+    "42501": "The user of {label} lacks a permission. Grant it the right to create and write tables.",
+    "53100": "The disk of {label} is full. Free some space, then go on; nothing was half written.",
+    "25006": "{label} is read-only: a standby, or a database set so. Point LLM_DATABASE_URL at the primary.",
+    "XX001": "{label} is damaged. Restore a backup.",
+    "XX002": "{label} is damaged. Restore a backup.",
+}
+# Connection lost, too many connections, shutdown or start-up, deadlock, serialization, lock timeout.
+POSTGRES_TRANSIENT: Final = ("08", "53300", "57P0", "40", "55P03")
+POSTGRES_OPERATION: Final = ("22", "23", "54")
+MISSING_TABLE: Final = "{label} lacks llmkit's tables. Run `llmkit db upgrade`."
+UNREACHABLE: Final = (
+    "{label} does not answer. Start the server, or correct host and port in LLM_DATABASE_URL; "
+    "what was stored before is safe."
+)
+
+
+def classify(error: Exception) -> Fault:
+    """Who is concerned by the failure."""
+    cause = _driver_error(error)
+    code = _sqlite_code(cause)
+    if code is not None:
+        return _of(code in SQLITE_TRANSIENT, code in SQLITE_OPERATION)
+    state = _sqlstate(cause)
+    if state is not None:
+        return _of(state.startswith(POSTGRES_TRANSIENT), state.startswith(POSTGRES_OPERATION))
+    if isinstance(error, PoolTimeoutError) or _connection_lost(error, cause):
+        return Fault.TRANSIENT
+    # Values that the driver refuses before it sends anything, such as an integer that is too large.
+    wrong_value = isinstance(cause, (sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError, ValueError, TypeError))
+    return _of(False, wrong_value or _is_data_error(cause))
+
+
+def _of(transient: bool, operation: bool) -> Fault:  # noqa: FBT001
+    if transient:
+        return Fault.TRANSIENT
+    return Fault.OPERATION if operation else Fault.STORE
+
+
+def store_error(error: Exception, label: str, path: Path | None = None) -> LLMStoreError:
+    """The error to raise instead of what SQLAlchemy or a driver raised.
+
+    Args:
+        error: What was raised.
+        label: Name of the database, without password.
+        path: Its file, for SQLite.
+    """
+    if isinstance(error, LLMStoreError):
+        return error
+    cause = _driver_error(error)
+    template = _template(error, cause)
+    if template is None and path is not None and _sqlite_code(cause) == sqlite3.SQLITE_CANTOPEN:
+        return LLMStoreError(_cannot_open(path))
+    if template is None:
+        template = f"{{label}} failed: {_described(cause)}"
+    return LLMStoreError(template.replace("{label}", f"The database {label}" if path else label))
+
+
+def database_gone(path: Path) -> LLMStoreError:
+    """The error for a file that was removed or replaced while it was open."""
+    return LLMStoreError(
+        f"The database {path} was deleted or replaced while it was in use. What is written now would be lost. "
+        "Put it back, or start again with a new session to create a new one."
+    )
+
+
+def _cannot_open(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"The database {path} cannot be opened: the folder {path.parent} does not exist."
+    if not path.exists():
+        return f"The database {path} does not exist. Run `llmkit db upgrade` to create it, or correct LLM_DATABASE_URL."
+    if path.is_dir():
+        return f"The database {path} cannot be opened: it is a folder. Set LLM_DATABASE_URL to a file."
+    return (
+        f"The database {path} cannot be opened. "
+        f"Give this user permission to read and write it and its folder {path.parent}."
+    )
+
+
+def _template(error: Exception, cause: BaseException) -> str | None:
+    code = _sqlite_code(cause)
+    if code == sqlite3.SQLITE_ERROR and "no such table" in str(cause):
+        return MISSING_TABLE
+    if code is not None:
+        return SQLITE_MESSAGES.get(code)
+    state = _sqlstate(cause)
+    if state is not None:
+        return _by_sqlstate(state)
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return f"{{label}} cannot be used: {os.strerror(cause.errno)}."
+    return UNREACHABLE if _connection_lost(error, cause) else None
+
+
+def _by_sqlstate(state: str) -> str | None:
+    if state == "42P01":
+        return MISSING_TABLE
+    if state.startswith(("08", "57P0")):
+        return UNREACHABLE
+    return POSTGRES_MESSAGES.get(state) or POSTGRES_MESSAGES.get(state[:2])
+
+
+def _driver_error(error: Exception) -> BaseException:
+    if isinstance(error, StatementError) and error.orig is not None:
+        return error.orig
+    return error
+
+
+def _sqlite_code(cause: BaseException) -> int | None:
+    extended = getattr(cause, "sqlite_errorcode", None)
+    return None if extended is None else int(extended) & 0xFF
+
+
+def _sqlstate(cause: BaseException) -> str | None:
+    return getattr(cause, "sqlstate", None)
+
+
+def _connection_lost(error: Exception, cause: BaseException) -> bool:
+    # psycopg reports a refused or broken connection as an OperationalError without a SQLSTATE.
+    broken = type(cause).__name__ == "OperationalError" and type(cause).__module__.startswith("psycopg")
+    return broken or (isinstance(error, DBAPIError) and error.connection_invalidated)
+
+
+def _is_data_error(cause: BaseException) -> bool:
+    return type(cause).__name__ == "DataError"
+
+
+def _described(cause: BaseException) -> str:
+    """The kind of failure and, from a server, its code; a message may repeat values, so only SQLite's own is shown."""
+    name = type(cause).__name__
+    if isinstance(cause, sqlite3.Error):
+        return f"{_first_line(cause)} ({name})"
+    if isinstance(cause, SQLAlchemyError):
+        return name
+    constraint = getattr(getattr(cause, "diag", None), "constraint_name", None)
+    state = _sqlstate(cause)
+    return " ".join(part for part in (name, state and f"SQLSTATE {state}", constraint and f"on {constraint}") if part)
+
+
+def _first_line(cause: BaseException) -> str:
+    return re.sub(r"\s+", " ", str(cause)).strip()

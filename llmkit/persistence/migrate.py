@@ -1,0 +1,257 @@
+"""Bringing a database to the schema that this version knows.
+
+Revisions are numbered: `0001` is the first, the highest file name in the migrations folder is the head.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import Connection, inspect
+from sqlalchemy.engine.interfaces import DBAPICursor
+from sqlalchemy.exc import SQLAlchemyError
+
+from llmkit.errors import LLMConfigurationError, LLMStoreError
+from llmkit.persistence.engines import (
+    SQLITE_PAGE_SIZE,
+    DatabaseAddress,
+    begin_immediate,
+    create_database_file,
+    make_engine,
+)
+from llmkit.persistence.faults import Fault, classify, store_error
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+__all__ = ["SchemaState", "SchemaStatus", "current_state", "downgrade", "migration_connection", "upgrade"]
+
+VERSION_TABLE: Final = "alembic_version"
+# Any number will do, as long as every version of llmkit uses the same one.
+POSTGRES_LOCK: Final = 7_313_202_611_221
+WAL_PATIENCE_S: Final = 30.0
+DRIVER_ERRORS: Final = (sqlite3.Error, OSError)
+
+
+class SchemaStatus(StrEnum):
+    """How a database stands to this version of llmkit."""
+
+    EMPTY = "empty"
+    BEHIND = "behind"
+    CURRENT = "current"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaState:
+    """The revision of a database, None for a new one, and the one that this version of llmkit works with."""
+
+    revision: str | None
+    head: str
+    status: SchemaStatus
+
+
+def upgrade(database_url: str) -> SchemaState:
+    """Create the database if it is an SQLite file that does not exist, and bring it to the head.
+
+    Any number of processes may do so at once: one migrates, the others wait. A crash leaves the old schema whole.
+    Nothing but a look at the version (about a millisecond) is done when it is current.
+
+    Returns:
+        The state found, before anything was changed.
+
+    Raises:
+        LLMStoreError: The database cannot be used, or is newer than this version of llmkit.
+        LLMConfigurationError: The URL is wrong or its driver is missing.
+    """
+    address = DatabaseAddress.parse(database_url)
+    if address.path is not None:
+        create_database_file(address.path)
+    state = _read_state(address)
+    _refuse_unknown(state, address)
+    if state.status is not SchemaStatus.CURRENT:
+        _migrate(address, "head")
+    return state
+
+
+def downgrade(database_url: str, revision: str) -> None:
+    """Take the schema back to an earlier revision; `base` removes every table and all that is in them.
+
+    Raises:
+        LLMStoreError: As for `upgrade`, and when the revision is unknown.
+    """
+    address = DatabaseAddress.parse(database_url)
+    known = ("base", *_revisions())
+    if revision not in known:
+        raise LLMStoreError(f"There is no revision {revision!r}; known revisions: {', '.join(known)}")
+    _refuse_unknown(_read_state(address), address)
+    _migrate(address, revision)
+
+
+def current_state(database_url: str) -> SchemaState:
+    """Look at the version without changing anything; a file that does not exist is `empty`.
+
+    Raises:
+        LLMStoreError: The database cannot be read.
+    """
+    address = DatabaseAddress.parse(database_url)
+    if address.path is not None and not address.path.exists():
+        return _state_of(None)
+    return _read_state(address)
+
+
+@contextmanager
+def migration_connection(address: DatabaseAddress) -> Iterator[Connection]:
+    """A transaction that no other migration can share; committed at the end of the block.
+
+    Raises:
+        LLMStoreError: What the database raised inside, translated.
+    """
+    engine = make_engine(address)
+    try:
+        with engine.connect() as connection:
+            _prepare(connection, address)
+            with begin_immediate(connection).begin():
+                _exclude_others(connection, address)
+                yield connection
+                _check_references(connection, address)
+    except SQLAlchemyError as error:
+        raise store_error(error, address.label, address.path) from None
+    finally:
+        engine.dispose()
+
+
+def _migrate(address: DatabaseAddress, target: str) -> None:
+    # Imported before the lock is taken, so that others wait for the migration only.
+    from alembic import command
+
+    config = _alembic_config(address)
+    with migration_connection(address) as connection:
+        # Another process may have been first, also with a newer version of llmkit.
+        state = _state_of(_revision(connection))
+        _refuse_unknown(state, address)
+        config.attributes["connection"] = connection
+        if target == "head" and state.status is not SchemaStatus.CURRENT:
+            command.upgrade(config, "head")
+        elif target != "head":
+            command.downgrade(config, target)
+
+
+def _alembic_config(address: DatabaseAddress) -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["address"] = address
+    return config
+
+
+def migrations_folder() -> Path:
+    """Where the revisions are: inside the package when it is installed, beside it in a checkout."""
+    package = Path(str(files("llmkit")))
+    for folder in (package / "migrations", package.parent / "migrations"):
+        if (folder / "env.py").is_file():
+            return folder
+    raise LLMConfigurationError("llmkit's migrations are missing from its installation; install it again.")
+
+
+@cache
+def _revisions() -> tuple[str, ...]:
+    scripts = (migrations_folder() / "versions").glob("[0-9]*.py")
+    return tuple(sorted(script.name.partition("_")[0] for script in scripts))
+
+
+def _state_of(revision: str | None) -> SchemaState:
+    head = _revisions()[-1]
+    if revision is None:
+        return SchemaState(None, head, SchemaStatus.EMPTY)
+    if revision not in _revisions():
+        return SchemaState(revision, head, SchemaStatus.UNKNOWN)
+    return SchemaState(revision, head, SchemaStatus.CURRENT if revision == head else SchemaStatus.BEHIND)
+
+
+def _refuse_unknown(state: SchemaState, address: DatabaseAddress) -> None:
+    if state.status is SchemaStatus.UNKNOWN:
+        raise LLMStoreError(
+            f"The database {address.label} has schema revision {state.revision}, and this version of llmkit knows "
+            f"revisions up to {state.head}: it was written by a newer llmkit. "
+            "Upgrade llmkit, or set LLM_DATABASE_URL to another database. Nothing was changed."
+        )
+
+
+def _read_state(address: DatabaseAddress) -> SchemaState:
+    engine = make_engine(address)
+    try:
+        with engine.connect() as connection:
+            return _state_of(_revision(connection))
+    except SQLAlchemyError as error:
+        raise store_error(error, address.label, address.path) from None
+    finally:
+        engine.dispose()
+
+
+def _revision(connection: Connection) -> str | None:
+    if not _has_version_table(connection):
+        return None
+    revision = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()  # noqa: S608
+    return None if revision is None else str(revision)
+
+
+def _has_version_table(connection: Connection) -> bool:
+    if connection.dialect.name != "sqlite":
+        return inspect(connection).has_table(VERSION_TABLE)
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    return connection.exec_driver_sql(query, (VERSION_TABLE,)).scalar() is not None
+
+
+def _prepare(connection: Connection, address: DatabaseAddress) -> None:
+    """Do what SQLite allows outside a transaction only."""
+    if not address.is_sqlite:
+        return
+    # The driver's own cursor: SQLAlchemy would begin a transaction.
+    cursor = connection.connection.cursor()
+    try:
+        # A table that is rebuilt is dropped in between, and what refers to it must not be deleted with it.
+        cursor.execute("PRAGMA foreign_keys=OFF")
+        cursor.execute(f"PRAGMA page_size={SQLITE_PAGE_SIZE}")
+        _switch_to_wal(cursor)
+    except DRIVER_ERRORS as error:
+        raise store_error(error, address.label, address.path) from None
+    finally:
+        cursor.close()
+
+
+def _switch_to_wal(cursor: DBAPICursor) -> None:
+    # The busy timeout does not cover this switch: processes that open a new file together get an error at once.
+    deadline = monotonic() + WAL_PATIENCE_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.fetchall()
+        except DRIVER_ERRORS as error:
+            if classify(error) is not Fault.TRANSIENT or monotonic() > deadline:
+                raise
+            sleep(0.01)
+        else:
+            return
+
+
+def _exclude_others(connection: Connection, address: DatabaseAddress) -> None:
+    # SQLite's transaction has the write lock from its beginning.
+    if not address.is_sqlite:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({POSTGRES_LOCK})")
+
+
+def _check_references(connection: Connection, address: DatabaseAddress) -> None:
+    if address.is_sqlite and connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
+        raise LLMStoreError(f"The migration of {address.label} would leave rows without parents; it was taken back.")

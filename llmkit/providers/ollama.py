@@ -1,0 +1,119 @@
+"""Ollama: models on this machine or on a server of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from llmkit.ports import Endpoint
+from llmkit.providers.base import (
+    CallArguments,
+    ProviderSpec,
+    ReplyFacts,
+    estimated_prompt_tokens,
+    openai_arguments,
+    url_password,
+    without_credentials,
+)
+from llmkit.settings import LLMSettings
+from llmkit.types import LLMProfile, LLMProvider, LLMRequest, ProviderCaps, Route
+
+__all__ = ["SPEC", "context_window"]
+
+SMALLEST_CONTEXT_TOKENS = 4096
+# Memory for the window is taken when the model is loaded; few models read further than this.
+LARGEST_CONTEXT_TOKENS = 131_072
+ROOM_FOR_ANSWER_TOKENS = 1024
+
+
+def context_window(request: LLMRequest) -> int:
+    """The `num_ctx` to ask for: prompt and answer, rounded up to a power of two, from 4,096 to 131,072 tokens.
+
+    Ollama silently cuts a prompt that is longer than its window, and its default is 2,048 or 4,096. Powers of two,
+    because every change of the window makes it load the model again.
+    """
+    needed = estimated_prompt_tokens(request) + (request.max_output_tokens or ROOM_FOR_ANSWER_TOKENS)
+    rounded = 1 << (needed - 1).bit_length()
+    return min(max(rounded, SMALLEST_CONTEXT_TOKENS), LARGEST_CONTEXT_TOKENS)
+
+
+def _address(settings: LLMSettings) -> str:
+    return without_credentials(str(settings.ollama_api_base))
+
+
+def _call_arguments(
+    settings: LLMSettings, route: Route, request: LLMRequest, _endpoint: Endpoint | None
+) -> CallArguments:
+    model = f"ollama_chat/{route.model}"
+    window = context_window(request)
+    own = {
+        "model": model,
+        "api_base": str(settings.ollama_api_base).rstrip("/"),
+        # Without a key of ours LiteLLM sends OLLAMA_API_KEY from the environment to whatever address this is.
+        "api_key": "none",
+        "num_ctx": window,
+        # LiteLLM labels the body application/octet-stream.
+        "extra_headers": {"Content-Type": "application/json"},
+    }
+    return CallArguments(
+        kwargs={**openai_arguments(request), **own},
+        address=_address(settings),
+        context_tokens=window,
+        send_key=False,
+        price_entry={model: _PRICE_ENTRY},
+    )
+
+
+# Without an entry LiteLLM asks the server with a blocking call on the event loop.
+_PRICE_ENTRY: Mapping[str, Any] = MappingProxyType(
+    {"litellm_provider": "ollama", "mode": "chat", "input_cost_per_token": 0.0, "output_cost_per_token": 0.0}
+)
+
+
+def _reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
+    read = reply.get("prompt_eval_count")
+    error = reply.get("error")
+    return ReplyFacts(
+        counts_reported="prompt_eval_count" in reply and "eval_count" in reply,
+        prompt_tokens=read if isinstance(read, int) else None,
+        error=str(error) if error else None,
+    )
+
+
+def _sent_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    schema = body.get("format")
+    return schema if isinstance(schema, Mapping) else None
+
+
+SPEC = ProviderSpec(
+    provider=LLMProvider.OLLAMA,
+    label="Ollama",
+    caps=ProviderCaps(
+        # Depends on the model, so it is not promised; a pinned model is asked all the same.
+        supports_tools=False,
+        supports_json=True,
+        supports_json_schema=True,
+        max_context_tokens=None,
+        preferred_for_profiles=frozenset({LLMProfile.FAST, LLMProfile.BALANCED}),
+        is_local=True,
+    ),
+    default_model=lambda settings: settings.ollama_model,
+    context_tokens=lambda _settings, _model: None,
+    address=_address,
+    configuration_problem=lambda _settings: None,
+    call_arguments=_call_arguments,
+    reply_facts=_reply_facts,
+    sent_schema=_sent_schema,
+    secrets=lambda settings: url_password(str(settings.ollama_api_base)),
+    tools_depend_on_model=True,
+    estimates_missing_counts=True,
+    hints={
+        "start": "start it with `ollama serve`, or set LLM_OLLAMA_API_BASE to where it runs",
+        "key": "it wants a login that llmkit does not send; set LLM_OLLAMA_API_BASE to a server that wants none",
+        "permission": "check what stands in front of it",
+        "model": "run `ollama pull {model}`, or set LLM_OLLAMA_MODEL to one that `ollama list` shows",
+        "limit": "lower LLM_CONCURRENCY_LIMIT, or try again later",
+        "address": "set LLM_OLLAMA_API_BASE",
+    },
+)

@@ -1,0 +1,143 @@
+"""Pydantic AI's messages as ours, and our answers as Pydantic AI's. Pure translation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from pydantic_ai.messages import (
+    CachePoint,
+    FinishReason,
+    InstructionPart,
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    ModelResponsePart,
+    SystemPromptPart,
+    TextContent,
+    TextPart,
+    ThinkingPart,
+    ToolCallPart,
+    ToolReturnPart,
+    UserContent,
+    UserPromptPart,
+)
+from pydantic_ai.usage import RequestUsage
+
+from llmkit.errors import LLMUnsupported
+from llmkit.types import LLMResponse, Message, TokenUsage, ToolCall
+
+__all__ = ["as_messages", "as_model_messages", "as_model_response"]
+
+_FINISH_REASONS: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_call",
+    "content_filter": "content_filter",
+}
+
+
+def as_messages(
+    messages: Iterable[ModelMessage], instructions: Sequence[InstructionPart] | None = None
+) -> tuple[Message, ...]:
+    """Translate a Pydantic AI conversation; instructions follow the leading system messages.
+
+    Raises:
+        LLMUnsupported: A part (a file, say) that cannot be sent; the message names it.
+    """
+    translated = [ours for message in messages for ours in _one(message)]
+    leading = next((i for i, m in enumerate(translated) if m.role != "system"), len(translated))
+    translated[leading:leading] = [Message(role="system", content=part.content) for part in instructions or ()]
+    return tuple(translated)
+
+
+def _one(message: ModelMessage) -> Iterator[Message]:
+    if isinstance(message, ModelRequest):
+        for part in message.parts:
+            yield _request_part(part)
+    elif isinstance(message, ModelResponse):
+        yield _assistant(message.parts)
+
+
+def _request_part(part: object) -> Message:
+    if isinstance(part, SystemPromptPart):
+        return Message(role="system", content=part.content)
+    if isinstance(part, UserPromptPart):
+        return Message(role="user", content=_text(part.content))
+    if isinstance(part, ToolReturnPart):
+        text, files = part.model_response_str_and_user_content()
+        if files:
+            raise LLMUnsupported(f"The tool {part.tool_name!r} returned a file; llmkit sends text only")
+        return Message(role="tool", content=text, tool_call_id=part.tool_call_id, tool_name=part.tool_name)
+    raise LLMUnsupported(f"llmkit cannot send a {type(part).__name__} to a model")
+
+
+def _text(content: str | Sequence[UserContent]) -> str:
+    if isinstance(content, str):
+        return content
+    texts: list[str] = []
+    for item in content:
+        if isinstance(item, CachePoint):
+            continue
+        if not isinstance(item, str | TextContent):
+            raise LLMUnsupported(f"llmkit cannot send a {type(item).__name__} to a model yet; send text")
+        texts.append(item if isinstance(item, str) else item.content)
+    return "\n\n".join(texts)
+
+
+def _assistant(parts: Sequence[ModelResponsePart]) -> Message:
+    texts: list[str] = []
+    calls: list[ToolCall] = []
+    for part in parts:
+        if isinstance(part, TextPart):
+            texts.append(part.content)
+        elif isinstance(part, ToolCallPart):
+            calls.append(ToolCall(id=part.tool_call_id, name=part.tool_name, arguments=part.args_as_json_str()))
+        elif not isinstance(part, ThinkingPart):  # hidden reasoning is not sent back
+            raise LLMUnsupported(f"llmkit cannot send a {type(part).__name__} to a model")
+    return Message(role="assistant", content="\n\n".join(texts), tool_calls=tuple(calls))
+
+
+def as_model_messages(messages: Sequence[Message]) -> list[ModelMessage]:
+    """Translate a plain conversation of ours into a Pydantic AI history.
+
+    Raises:
+        LLMUnsupported: A tool message, whose call the history would have to hold.
+    """
+    history: list[ModelMessage] = []
+    for message in messages:
+        if message.role == "tool" or message.tool_calls:
+            raise LLMUnsupported("extraction takes system, user and assistant messages; use an agent for tools")
+        if message.role == "assistant":
+            history.append(ModelResponse(parts=[TextPart(message.content)]))
+            continue
+        part = SystemPromptPart(message.content) if message.role == "system" else UserPromptPart(message.content)
+        history.append(ModelRequest(parts=[part]))
+    return history
+
+
+def as_model_response(response: LLMResponse) -> ModelResponse:
+    """Translate an answer of ours."""
+    parts: list[ModelResponsePart] = [TextPart(response.text)] if response.text else []
+    parts += [
+        ToolCallPart(tool_name=call.name, args=call.arguments, tool_call_id=call.id) for call in response.tool_calls
+    ]
+    return ModelResponse(
+        parts=parts,
+        usage=_usage(response.usage),
+        model_name=response.response_model or response.route.model,
+        provider_name=str(response.route.provider),
+        provider_response_id=str(response.run_id) if response.run_id else None,
+        finish_reason=_FINISH_REASONS.get(response.finish_reason),
+        provider_details={"llm_run_id": str(response.run_id), "served_from": str(response.served_from)},
+    )
+
+
+def _usage(usage: TokenUsage) -> RequestUsage:
+    # Pydantic AI knows no unknown count; the store keeps the difference between 0 and unknown.
+    details = {"reasoning_tokens": usage.reasoning_tokens} if usage.reasoning_tokens is not None else {}
+    return RequestUsage(
+        input_tokens=usage.input_tokens or 0,
+        output_tokens=usage.output_tokens or 0,
+        cache_read_tokens=usage.cached_input_tokens or 0,
+        details=details,
+    )

@@ -1,0 +1,210 @@
+"""Redaction, log lines, metrics and spans: the only place that emits any of them.
+
+Metrics and spans go through OpenTelemetry's API and cost next to nothing while no SDK is configured. Names follow its
+semantic conventions for generative AI.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from llmkit.types import LLMRequest, TokenUsage
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import Counter, Histogram
+
+__all__ = ["RunEvent", "Telemetry", "preview", "redact", "request_preview"]
+
+PREVIEW_CHARS = 1000
+# A secret that straddles the cut is still whole this far behind it.
+_CUT_MARGIN_CHARS = 512
+
+_log = logging.getLogger("llmkit")
+_log.addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    """One kind of secret. The scan, which is slow, only runs on a text in which one of `hints` occurs."""
+
+    kind: str
+    hints: tuple[str, ...]
+    regex: re.Pattern[str]
+
+
+# The more telling patterns come first. Hints are lower case; with them 1,000 characters of prose cost 50 us, not 400.
+_PATTERNS = (
+    _Pattern(
+        "private_key",
+        ("private key-----",),
+        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"),
+    ),
+    _Pattern("credentials", ("://",), re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")),
+    _Pattern("bearer", ("bearer ", "basic "), re.compile(r"(?i)\b(?:bearer|basic)\s+[a-z0-9._~+/=-]{8,}")),
+    _Pattern("url_key", ("key=", "token=", "sig"), re.compile(r"(?i)(?<=[?&])(?:key|token|sig|signature)=[^&\s\"']+")),
+    _Pattern(
+        "secret",
+        ("key", "token", "secret", "pass", "pwd"),
+        re.compile(
+            r"(?i)((?:api[_-]?key|access[_-]?key|private[_-]?key|token|secret|password|passwd|pwd)[\"']?\s*[:=]\s*[\"']?)"
+            r"(?!\[)[^\s\"',;&}\])]{4,}"
+        ),
+    ),
+    _Pattern(
+        "api_key",
+        ("sk-", "sk_", "pk_", "rk_", "gh", "xox", "hf_", "glpat", "akia", "asia", "aiza", "ya29"),
+        re.compile(r"\b(?:sk[-_]|pk_|rk_|gh[opsu]_|xox[abprs]-|hf_|glpat-|AKIA|ASIA|AIza|ya29\.)[A-Za-z0-9_\-]{12,}"),
+    ),
+    _Pattern("jwt", ("eyj",), re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*")),
+    _Pattern(
+        "email",
+        ("@",),
+        re.compile(r"[A-Za-z0-9._%+\-]{1,64}@[A-Za-z0-9\-]{1,63}(?:\.[A-Za-z0-9\-]{1,63}){1,8}"),
+    ),
+    _Pattern("iban", (), re.compile(r"\b[A-Z]{2}\d{2}(?:[ ]?[A-Z0-9]{4}){3,7}(?:[ ]?[A-Z0-9]{1,3})?\b")),
+    _Pattern("number", (), re.compile(r"(?<![\w.])\+?\(?\d(?:[ ().\-/]{0,2}\d){7,18}(?!\w)")),
+)
+_ENOUGH_DIGITS = re.compile(r"\d\D{0,4}\d")
+_ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?:[ T]\d.*)?$")
+
+
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """Replace secrets and personal data by what they were, for example `[email]`.
+
+    Known are keys and tokens of common shapes, `key=value` secrets, credentials in URLs, private keys, e-mail
+    addresses, IBANs, and phone, card and other long numbers. Names of people are not recognised.
+
+    Args:
+        text: Any text.
+        secrets: Exact texts that must not remain, whatever their shape.
+    """
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "[secret]")
+    lower = text.lower()
+    has_digits = _ENOUGH_DIGITS.search(text) is not None
+    for pattern in _PATTERNS:
+        if any(hint in lower for hint in pattern.hints) if pattern.hints else has_digits:
+            text = pattern.regex.sub(_LABELS.get(pattern.kind, f"[{pattern.kind}]"), text)
+    return text
+
+
+def _label_secret(match: re.Match[str]) -> str:
+    return f"{match[1]}[secret]"
+
+
+def _label_number(match: re.Match[str]) -> str:
+    return match[0] if _harmless_number(match[0]) else "[number]"
+
+
+_LABELS = {"secret": _label_secret, "number": _label_number}
+
+
+def _harmless_number(text: str) -> bool:
+    """Dates and plain decimal numbers are what datasets are made of, and tell nothing about a person."""
+    return bool(_ISO_DATE.match(text)) or (text.count(".") == 1 and text.replace(".", "").isdigit())
+
+
+def preview(text: str, limit_chars: int = PREVIEW_CHARS, secrets: Iterable[str] = ()) -> str:
+    """The redacted beginning of a text, at most `limit_chars` characters and an ellipsis."""
+    clean = redact(text[: limit_chars + _CUT_MARGIN_CHARS], secrets)
+    if len(clean) <= limit_chars and len(text) <= limit_chars + _CUT_MARGIN_CHARS:
+        return clean
+    return clean[:limit_chars] + "…"
+
+
+def request_preview(request: LLMRequest, secrets: Iterable[str] = ()) -> str:
+    """The redacted beginning of a conversation, one line per message, the latest message first."""
+    lines = (f"{message.role}: {message.content[: 2 * PREVIEW_CHARS]}" for message in reversed(request.messages[-8:]))
+    return preview("\n".join(lines), secrets=secrets)
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """What is told of a finished call: no prompt, no answer, no key."""
+
+    llm_run_id: UUID | None
+    workspace_id: str | None
+    status: str
+    served_from: str
+    latency_ms: float
+    profile: str
+    provider: str | None = None
+    model: str | None = None
+    stage: str | None = None
+    error_code: str | None = None
+    usage: TokenUsage | None = None
+
+
+_LOGGED = (
+    "llm_run_id",
+    "workspace_id",
+    "provider",
+    "model",
+    "profile",
+    "stage",
+    "status",
+    "served_from",
+    "latency_ms",
+    "error_code",
+)
+
+
+class Telemetry:
+    """Emits one log line and the metrics of every finished call."""
+
+    def run_finished(self, event: RunEvent) -> None:
+        """Tell of a call that succeeded or failed. Never raises."""
+        if _log.isEnabledFor(logging.INFO):
+            fields = {name: getattr(event, name) for name in _LOGGED}
+            line = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
+            _log.info("llm_run %s", line, extra=fields)
+        self._measure(event)
+
+    def _measure(self, event: RunEvent) -> None:
+        # Workspace and run ids stay out of metrics: they would make one time series each.
+        attributes = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": event.provider or "none",
+            "gen_ai.request.model": event.model or "none",
+            "llmkit.status": event.status,
+            "llmkit.served_from": event.served_from,
+        }
+        if event.error_code is not None:
+            attributes["error.type"] = event.error_code
+        self._runs.add(1, attributes)
+        self._duration.record(event.latency_ms / 1000, attributes)
+        if event.usage is not None and event.served_from == "provider":
+            for kind, count in (("input", event.usage.input_tokens), ("output", event.usage.output_tokens)):
+                if count is not None:
+                    self._tokens.record(count, attributes | {"gen_ai.token.type": kind})
+
+    @cached_property
+    def _runs(self) -> Counter:
+        from opentelemetry import metrics
+
+        return metrics.get_meter("llmkit").create_counter(
+            "llmkit.runs", unit="{run}", description="Logical calls, by status and by where the answer came from."
+        )
+
+    @cached_property
+    def _duration(self) -> Histogram:
+        from opentelemetry import metrics
+
+        return metrics.get_meter("llmkit").create_histogram(
+            "gen_ai.client.operation.duration", unit="s", description="Wall time of one logical call."
+        )
+
+    @cached_property
+    def _tokens(self) -> Histogram:
+        from opentelemetry import metrics
+
+        return metrics.get_meter("llmkit").create_histogram(
+            "gen_ai.client.token.usage", unit="{token}", description="Tokens billed for one logical call."
+        )

@@ -1,0 +1,46 @@
+"""Stand-ins for Ollama and Gemini over real HTTP, for tests and notebooks without a model or a key.
+
+    from llmkit.testing import Fault, OllamaServer, Reply
+
+    with OllamaServer(["first", Fault.status(503), Reply("third", output_tokens=17)]) as server:
+        ...                     # point a client at server.url
+        server.usage            # what was billed, to the token
+        server.calls            # what was sent, to the byte
+
+Tokens are whitespace-separated words, so counts can be worked out by hand. Input: the words of all messages, 1 for
+any image, tool call or tool result, at least 1 in all. Output: the words of the text and of the thinking, 1 for each
+tool call, at least 1. A `Reply` can give any count itself. Importing this package is cheap; aiohttp is loaded when a
+server starts.
+"""
+
+from llmkit.testing.gemini import GeminiModel, GeminiServer
+from llmkit.testing.ollama import OllamaModel, OllamaServer
+from llmkit.testing.queueing import Load
+from llmkit.testing.recording import Outcome, RecordedRequest, Usage
+from llmkit.testing.replies import DEFAULT_TEXT, Fault, FaultKind, Reply, ToolCall
+from llmkit.testing.schema_instance import minimal_instance
+from llmkit.testing.script import Replies, Scripted
+from llmkit.testing.server import StandInServer, refused_url
+from llmkit.testing.tokens import count_tokens
+
+__all__ = [
+    "DEFAULT_TEXT",
+    "Fault",
+    "FaultKind",
+    "GeminiModel",
+    "GeminiServer",
+    "Load",
+    "OllamaModel",
+    "OllamaServer",
+    "Outcome",
+    "RecordedRequest",
+    "Replies",
+    "Reply",
+    "Scripted",
+    "StandInServer",
+    "ToolCall",
+    "Usage",
+    "count_tokens",
+    "minimal_instance",
+    "refused_url",
+]

@@ -1,0 +1,404 @@
+"""A stand-in that speaks the wire of Google's Gemini API (`generativelanguage.googleapis.com`, v1beta)."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from llmkit.testing.answers import Answer, Told, json_bytes, tell
+from llmkit.testing.queueing import Load
+from llmkit.testing.recording import RecordedRequest, Usage
+from llmkit.testing.replies import Fault, FaultKind, Reply, ToolCall
+from llmkit.testing.schema_instance import minimal_instance
+from llmkit.testing.script import Replies
+from llmkit.testing.server import StandInServer
+from llmkit.testing.tokens import count_tokens
+
+__all__ = ["GeminiModel", "GeminiServer"]
+
+_PATH = re.compile(r"/(?:v1beta|v1|v1alpha)/models(?:/(?P<model>[^:/]+)(?::(?P<verb>\w+))?)?")
+_GENERATING = frozenset({"generateContent", "streamGenerateContent"})
+_FINISH_REASONS = {"stop": "STOP", "length": "MAX_TOKENS"}
+_STATUSES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    409: "ABORTED",
+    429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    500: "INTERNAL",
+    501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+_MESSAGES = {
+    403: "The caller does not have permission",
+    429: "You exceeded your current quota, please check your plan and billing details.",
+    500: "An internal error has occurred. Please retry.",
+    503: "The model is overloaded. Please try again later.",
+    504: "The request timed out. Please try again.",
+}
+_NO_KEY = (
+    "Method doesn't allow unregistered callers (callers without established identity). "
+    "Please use API Key or other form of API consumer identity to call this API."
+)
+_BAD_KEY = "API key not valid. Please pass a valid API key."
+_UNKNOWN_MODEL = (
+    "models/{} is not found for API version v1beta, or is not supported for generateContent. "
+    "Call ListModels to see the list of available models and their supported methods."
+)
+_CATEGORIES = (
+    "HARM_CATEGORY_SEXUALLY_EXPLICIT",
+    "HARM_CATEGORY_HATE_SPEECH",
+    "HARM_CATEGORY_HARASSMENT",
+    "HARM_CATEGORY_DANGEROUS_CONTENT",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GeminiModel:
+    """A model that the server offers. Limits are in tokens; a prompt over `input_token_limit` is refused with 400."""
+
+    name: str
+    input_token_limit: int = 1_048_576
+    output_token_limit: int = 65_536
+    version: str = "001"
+    thinking: bool = True
+
+
+class GeminiServer(StandInServer):
+    """Answers `models/<model>:generateContent`, `:streamGenerateContent`, `:countTokens`, the list and the details.
+
+    Honoured: `maxOutputTokens` (thoughts count too; cuts the answer, `MAX_TOKENS`), `responseSchema` and
+    `responseJsonSchema` (also under `_responseJsonSchema`), `thinkingConfig.includeThoughts`, and
+    `functionCallingConfig` of mode `ANY` (an unscripted reply calls the first function allowed, with minimal
+    arguments). The base for LiteLLM is `url + "/v1beta"`, for google-genai it is `url`.
+
+    Args:
+        replies: See `script`; left out, it answers a valid instance of the requested schema, else `DEFAULT_TEXT`.
+        api_key: The only key that is let in, by `x-goog-api-key` or `?key=`; None lets everybody in.
+        models: What is offered, by name or in detail; any other model is a 404.
+        ignores_schema: Accept a schema and answer prose.
+        load: How many requests it serves at once, how slowly, and when it is overloaded.
+        keep_requests: How many requests `requests` keeps, the newest; None for all.
+        port: 0 for a free one.
+    """
+
+    unsupported_faults: ClassVar[frozenset[FaultKind]] = frozenset()
+
+    def __init__(
+        self,
+        replies: Replies = Reply(),  # noqa: B008 - a frozen value
+        *,
+        api_key: str | None = None,
+        models: Sequence[str | GeminiModel] = ("gemini-2.5-flash", "gemini-2.5-pro", "gemini-3-flash-preview"),
+        ignores_schema: bool = False,
+        load: Load = Load(),  # noqa: B008 - a frozen value
+        keep_requests: int | None = 10_000,
+        port: int = 0,
+    ) -> None:
+        super().__init__(replies, load=load, keep_requests=keep_requests, port=port)
+        self.models = models
+        self.api_key = api_key
+        self.ignores_schema = ignores_schema
+
+    @property
+    def models(self) -> tuple[GeminiModel, ...]:
+        """What is offered. May be replaced at any time."""
+        return tuple(self._models.values())
+
+    @models.setter
+    def models(self, models: Sequence[str | GeminiModel]) -> None:
+        details = (GeminiModel(model) if isinstance(model, str) else model for model in models)
+        self._models = {model.name: model for model in details}
+
+    def _is_call(self, method: str, path: str) -> bool:
+        return method == "POST" and path.endswith("enerateContent") and _target(path)[1] in _GENERATING
+
+    def _error(self, status: int, message: str, *details: Mapping[str, Any]) -> Answer:
+        error: dict[str, Any] = {"code": status, "message": message, "status": _STATUSES.get(status, "UNKNOWN")}
+        if details:
+            error["details"] = list(details)
+        return Answer([json_bytes({"error": error})], status)
+
+    # -- calls of the model ------------------------------------------------------------------------
+
+    def _refusal(self, request: RecordedRequest, body: Any) -> Answer | None:
+        refusal = self._key_refusal(request)
+        if refusal is not None:
+            return refusal
+        name = _target(request.path)[0]
+        model = self._models.get(name)
+        if model is None:
+            return self._error(404, _UNKNOWN_MODEL.format(name))
+        if not body.get("contents"):
+            return self._error(400, "* GenerateContentRequest.contents: contents is not specified\n")
+        tokens = _prompt_tokens(body)
+        return self._too_long(tokens, model.input_token_limit) if tokens > model.input_token_limit else None
+
+    def _key_refusal(self, request: RecordedRequest) -> Answer | None:
+        key = request.headers.get("x-goog-api-key") or request.query.get("key")
+        if self.api_key is None or key == self.api_key:
+            return None
+        return self._bad_key() if key else self._error(403, _NO_KEY)
+
+    def _bad_key(self) -> Answer:
+        info = {"reason": "API_KEY_INVALID", "domain": "googleapis.com"}
+        info_type = {"@type": "type.googleapis.com/google.rpc.ErrorInfo"}
+        metadata = {"metadata": {"service": "generativelanguage.googleapis.com"}}
+        localized = {
+            "@type": "type.googleapis.com/google.rpc.LocalizedMessage",
+            "locale": "en-US",
+            "message": _BAD_KEY,
+        }
+        return self._error(400, _BAD_KEY, {**info_type, **info, **metadata}, localized)
+
+    def _too_long(self, tokens: int, limit: int) -> Answer:
+        return self._error(
+            400, f"The input token count ({tokens}) exceeds the maximum number of tokens allowed ({limit})."
+        )
+
+    def _rendered(self, request: RecordedRequest, body: Any, reply: Reply) -> Answer:
+        config = body.get("generationConfig") or {}
+        if reply.text is None and not reply.tool_calls:
+            reply = replace(reply, tool_calls=_forced_calls(body))
+        told = tell(
+            reply,
+            prompt_tokens=_prompt_tokens(body),
+            schema=None if self.ignores_schema else _schema(config),
+            limit=config.get("maxOutputTokens"),
+        )
+        shows_thoughts = bool((config.get("thinkingConfig") or {}).get("includeThoughts"))
+        parts = _parts(told, reply, thoughts=shows_thoughts)
+        content: dict[str, Any] = {"parts": parts, "role": "model"} if parts else {"role": "model"}
+        reason = _FINISH_REASONS.get(told.finish_reason, told.finish_reason)
+        ending = {"finishReason": reason, "index": 0}
+        return self._answer(request, reply, told.usage, {"candidates": [{"content": content, **ending}]})
+
+    def _answer(self, request: RecordedRequest, reply: Reply, usage: Usage, head: dict[str, Any]) -> Answer:
+        name, verb = _target(request.path)
+        tail: dict[str, Any] = {} if reply.no_usage else {"usageMetadata": _usage_metadata(usage)}
+        tail["modelVersion"] = reply.model or name
+        tail["responseId"] = _response_id(request)
+        billed = None if reply.no_usage else usage
+        if verb == "generateContent":
+            return Answer([json_bytes({**head, **tail})], usage=billed)
+        return _stream([{**chunk, **tail} for chunk in _chunks(head)], billed, sse=request.query.get("alt") == "sse")
+
+    # -- faults ------------------------------------------------------------------------------------
+
+    def _failed(self, request: RecordedRequest, fault: Fault) -> Answer:
+        match fault.kind:
+            case FaultKind.INVALID_KEY:
+                return self._bad_key()
+            case FaultKind.CONTEXT_OVERFLOW:
+                limit = self._models[_target(request.path)[0]].input_token_limit
+                return self._too_long(limit + 1, limit)
+            case FaultKind.DAILY_QUOTA:
+                return self._quota(request, fault, "GenerateRequestsPerDayPerProjectPerModel-FreeTier")
+            case FaultKind.STATUS if fault.status_code == 429:
+                return self._quota(request, fault, "GenerateRequestsPerMinutePerProjectPerModel-FreeTier")
+            case FaultKind.STATUS:
+                return self._status(fault)
+        return self._without_content(request, fault)
+
+    def _status(self, fault: Fault) -> Answer:
+        code = fault.status_code
+        message = fault.message or _MESSAGES.get(code, f"stand-in error {code}")
+        details = [] if fault.retry_after_s is None else [_retry_info(fault.retry_after_s)]
+        return replace(self._error(code, message, *details), headers=dict(fault.headers))
+
+    def _quota(self, request: RecordedRequest, fault: Fault, quota_id: str) -> Answer:
+        metric = "generativelanguage.googleapis.com/generate_content_free_tier_requests"
+        model = _target(request.path)[0]
+        violation = {
+            "quotaMetric": metric,
+            "quotaId": quota_id,
+            "quotaDimensions": {"location": "global", "model": model},
+            "quotaValue": "250",
+        }
+        details: list[dict[str, Any]] = [
+            {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [violation]}
+        ]
+        message = (
+            fault.message or f"{_MESSAGES[429]}\n* Quota exceeded for metric: {metric}, limit: 250, model: {model}"
+        )
+        if fault.retry_after_s is not None:
+            details.append(_retry_info(fault.retry_after_s))
+            message += f"\nPlease retry in {fault.retry_after_s:g}s."
+        return replace(self._error(429, message, *details), headers=dict(fault.headers))
+
+    def _without_content(self, request: RecordedRequest, fault: Fault) -> Answer:
+        """The answers that come with status 200 and bill the prompt, but say nothing."""
+        usage = Usage(1, _prompt_tokens(request.json))
+        head: dict[str, Any] = {}
+        match fault.kind:
+            case FaultKind.PROMPT_BLOCK:
+                head = {"promptFeedback": {"blockReason": fault.message}}
+            case FaultKind.SAFETY_BLOCK:
+                head = _candidate({"finishReason": "SAFETY", "index": 0, "safetyRatings": _ratings()})
+            case FaultKind.RECITATION:
+                source = {"startIndex": 0, "endIndex": 120, "uri": "https://example.com/book"}
+                citation = {"citationSources": [source]}
+                head = _candidate({"finishReason": "RECITATION", "index": 0, "citationMetadata": citation})
+            case FaultKind.MALFORMED_TOOL_CALL:
+                said = "Malformed function call: print(default_api.look_up(name='a)"
+                ending = {"finishReason": "MALFORMED_FUNCTION_CALL", "index": 0, "finishMessage": said}
+                head = _candidate({"content": {}, **ending})
+        return self._answer(request, Reply(), usage, head)
+
+    # -- everything else ---------------------------------------------------------------------------
+
+    def _lookup(self, request: RecordedRequest) -> Answer:
+        if not _PATH.fullmatch(request.path):
+            return Answer([b"<!DOCTYPE html><title>Error 404 (Not Found)!!1</title>"], 404, "text/html; charset=UTF-8")
+        refusal = self._key_refusal(request)
+        if refusal is not None:
+            return refusal
+        name, verb = _target(request.path)
+        if not name:
+            return Answer([json_bytes({"models": [_described(model) for model in self.models]})])
+        model = self._models.get(name)
+        if model is None or verb not in ("", "countTokens"):
+            return self._error(404, _UNKNOWN_MODEL.format(name))
+        return self._count(request) if verb else Answer([json_bytes(_described(model))])
+
+    def _count(self, request: RecordedRequest) -> Answer:
+        tokens = _prompt_tokens(request.json)
+        details = [{"modality": "TEXT", "tokenCount": tokens}]
+        return Answer([json_bytes({"totalTokens": tokens, "promptTokensDetails": details})])
+
+
+def _target(path: str) -> tuple[str, str]:
+    match = _PATH.fullmatch(path)
+    return (match["model"] or "", match["verb"] or "") if match else ("", "")
+
+
+def _prompt_tokens(body: Mapping[str, Any]) -> int:
+    """Words of every text part; any other part (a call, its result, an image) counts 1. At least 1 in all."""
+    contents = [*body.get("contents", ()), body.get("systemInstruction") or body.get("system_instruction") or {}]
+    parts = [part for content in contents for part in content.get("parts", ())]
+    return max(1, sum(count_tokens(part["text"]) if "text" in part else 1 for part in parts))
+
+
+def _schema(config: Mapping[str, Any]) -> Any:
+    for key in ("responseJsonSchema", "_responseJsonSchema", "responseSchema"):
+        snake = re.sub(r"([a-z])([A-Z])", r"\1_\2", key).lower()
+        if config.get(key) or config.get(snake):
+            return config.get(key) or config[snake]
+    wants_json = (config.get("responseMimeType") or config.get("response_mime_type")) == "application/json"
+    return {"type": "object"} if wants_json else None
+
+
+def _forced_calls(body: Mapping[str, Any]) -> tuple[ToolCall, ...]:
+    """The call that the model cannot avoid when the request's tool mode is ANY."""
+    mode = (body.get("toolConfig") or body.get("tool_config") or {}).get("functionCallingConfig") or {}
+    if str(mode.get("mode")).upper() != "ANY":
+        return ()
+    allowed = mode.get("allowedFunctionNames")
+    for tool in body.get("tools") or ():
+        for function in tool.get("functionDeclarations") or tool.get("function_declarations") or ():
+            if not allowed or function["name"] in allowed:
+                schema = function.get("parametersJsonSchema") or function.get("parameters") or {"type": "object"}
+                return (ToolCall(function["name"], minimal_instance(schema)),)
+    return ()
+
+
+def _parts(told: Told, reply: Reply, *, thoughts: bool) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = []
+    if reply.thinking and thoughts:
+        parts.append({"text": reply.thinking, "thought": True})
+    if told.text:
+        parts.append({"text": told.text})
+    for number, call in enumerate(reply.tool_calls):
+        called = {"name": call.name, "args": dict(call.arguments), "id": call.id or f"call-{number}"}
+        signature = call.thought_signature or ("" if number else _made_up_signature(call))
+        parts.append({"functionCall": called, **({"thoughtSignature": signature} if signature else {})})
+    return parts
+
+
+def _made_up_signature(call: ToolCall) -> str:
+    return base64.b64encode(hashlib.sha256(repr(call).encode()).digest()).decode()
+
+
+def _usage_metadata(usage: Usage) -> dict[str, Any]:
+    """Google's counts: zeros are left out, and thoughts are not part of the candidates."""
+    counts = {
+        "promptTokenCount": usage.input_tokens,
+        "candidatesTokenCount": usage.output_tokens - usage.reasoning_tokens,
+        "totalTokenCount": usage.total_tokens,
+        "cachedContentTokenCount": usage.cached_tokens,
+        "thoughtsTokenCount": usage.reasoning_tokens,
+    }
+    details = {"promptTokensDetails": [{"modality": "TEXT", "tokenCount": usage.input_tokens}]}
+    return {**{key: count for key, count in counts.items() if count}, **details}
+
+
+def _response_id(request: RecordedRequest) -> str:
+    seed = f"{request.received_at_s!r} {id(request)}".encode()
+    return base64.urlsafe_b64encode(hashlib.md5(seed, usedforsecurity=False).digest()).decode().rstrip("=")
+
+
+def _chunks(head: dict[str, Any]) -> list[dict[str, Any]]:
+    """The answer cut into a chunk per part and per word, with the finish reason in the last."""
+    if "candidates" not in head:
+        return [head]
+    (candidate,) = head["candidates"]
+    parts = [piece for part in candidate.get("content", {}).get("parts", ()) for piece in _pieces(part)]
+    if not parts:
+        return [head]
+    ending = {key: value for key, value in candidate.items() if key != "content"}
+    chunks = [{"candidates": [{"content": {"parts": [part], "role": "model"}, "index": 0}]} for part in parts]
+    chunks[-1]["candidates"][0].update(ending)
+    return chunks
+
+
+def _pieces(part: dict[str, Any]) -> list[dict[str, Any]]:
+    if "text" not in part:
+        return [part]
+    return [{**part, "text": text} for text in re.findall(r"\S+\s*|\s+", part["text"])]
+
+
+def _stream(chunks: list[dict[str, Any]], usage: Usage | None, *, sse: bool) -> Answer:
+    if sse:
+        lines = [b"data: " + json_bytes(chunk) + b"\r\n\r\n" for chunk in chunks]
+        return Answer(lines, content_type="text/event-stream", usage=usage, streamed=True)
+    items = [(b",\r\n" if at else b"[") + json_bytes(chunk) for at, chunk in enumerate(chunks)]
+    return Answer([*items, b"]"], usage=usage, streamed=True)
+
+
+def _candidate(candidate: dict[str, Any]) -> dict[str, Any]:
+    return {"candidates": [candidate]}
+
+
+def _ratings() -> list[dict[str, Any]]:
+    blocked = {"probability": "HIGH", "blocked": True}
+    return [
+        {"category": name, **({"probability": "NEGLIGIBLE"} if at < 3 else blocked)}
+        for at, name in enumerate(_CATEGORIES)
+    ]
+
+
+def _retry_info(seconds: float) -> dict[str, Any]:
+    return {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{json.dumps(seconds)}s"}
+
+
+def _described(model: GeminiModel) -> dict[str, Any]:
+    return {
+        "name": f"models/{model.name}",
+        "version": model.version,
+        "displayName": model.name.replace("-", " ").title(),
+        "description": "A stand-in for tests.",
+        "inputTokenLimit": model.input_token_limit,
+        "outputTokenLimit": model.output_token_limit,
+        "supportedGenerationMethods": ["generateContent", "countTokens"],
+        "temperature": 1,
+        "topP": 0.95,
+        "topK": 64,
+        "maxTemperature": 2,
+        "thinking": model.thinking,
+    }

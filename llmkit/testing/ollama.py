@@ -1,0 +1,376 @@
+"""A stand-in that speaks the wire of Ollama 0.6.5."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from llmkit.testing.answers import Answer, Told, json_bytes, tell
+from llmkit.testing.queueing import Load
+from llmkit.testing.recording import RecordedRequest, Usage
+from llmkit.testing.replies import Fault, FaultKind, Reply, ToolCall
+from llmkit.testing.script import Replies
+from llmkit.testing.server import StandInServer
+from llmkit.testing.tokens import count_tokens
+
+__all__ = ["OllamaModel", "OllamaServer"]
+
+DEFAULT_NUM_CTX = 2048
+_SMALLEST_NUM_CTX = 4
+_KEEP_ALIVE_S = 300
+_NS_PER_TOKEN = 1_000_000
+_STATUS_MESSAGES = {401: "unauthorized", 429: "too many requests", 503: "server busy, please try again."}
+
+
+@dataclass(frozen=True, slots=True)
+class OllamaModel:
+    """A model that the server claims to have pulled.
+
+    Attributes:
+        name: As people write it; `:latest` is understood when there is no tag.
+        family: Also the architecture, and so the prefix of the keys in `model_info`.
+        context_length: In tokens; a larger `num_ctx` than this is cut down to it.
+        capabilities: Without `tools`, a request with tools is refused.
+        digest: 64 hexadecimal digits; left out, it is derived from all the other fields.
+        modified_at_s: Seconds since the epoch.
+    """
+
+    name: str
+    family: str = "llama"
+    context_length: int = 131_072
+    capabilities: tuple[str, ...] = ("completion", "tools")
+    parameter_size: str = "3.2B"
+    parameter_count: int = 3_212_749_888
+    quantization: str = "Q4_K_M"
+    size_bytes: int = 2_019_393_189
+    template: str = "{{ range .Messages }}{{ .Content }}{{ end }}"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    modified_at_s: float = 1_767_225_600.123456789
+    digest: str = ""
+
+    @property
+    def full_name(self) -> str:
+        """The name with its tag."""
+        return _tagged(self.name)
+
+    @property
+    def full_digest(self) -> str:
+        """The digest given, or one that changes with any other field."""
+        return self.digest or hashlib.sha256(repr(self).encode()).hexdigest()
+
+
+class OllamaServer(StandInServer):
+    """Answers `/api/chat`, `/api/generate`, `/api/tags`, `/api/show`, `/api/ps` and `/api/version` as Ollama does.
+
+    Honoured: `stream` (on unless switched off), `format`, `tools` (400 for a model without them), `num_predict`
+    (cuts the answer, `done_reason` `length`) and `num_ctx` (2048 unless given: the oldest messages are dropped until
+    the rest fits, and a last message that is still too long is silently cut, so that `prompt_eval_count` is
+    `num_ctx`). Other options are ignored.
+
+    Args:
+        replies: See `script`; left out, it answers a valid instance of the requested schema, else `DEFAULT_TEXT`.
+        models: What is pulled, by name or in detail; any other model is a 404.
+        version: What `/api/version` says.
+        ignores_schema: Accept `format` and answer prose, as some servers do.
+        load: How many requests it serves at once, how slowly, and when it is overloaded.
+        keep_requests: How many requests `requests` keeps, the newest; None for all.
+        port: 0 for a free one.
+    """
+
+    unsupported_faults: ClassVar[frozenset[FaultKind]] = frozenset(
+        {
+            FaultKind.DAILY_QUOTA,
+            FaultKind.SAFETY_BLOCK,
+            FaultKind.RECITATION,
+            FaultKind.PROMPT_BLOCK,
+            FaultKind.MALFORMED_TOOL_CALL,
+        }
+    )
+
+    def __init__(
+        self,
+        replies: Replies = Reply(),  # noqa: B008 - a frozen value
+        *,
+        models: Sequence[str | OllamaModel] = ("llama3.2",),
+        version: str = "0.6.5",
+        ignores_schema: bool = False,
+        load: Load = Load(),  # noqa: B008 - a frozen value
+        keep_requests: int | None = 10_000,
+        port: int = 0,
+    ) -> None:
+        super().__init__(replies, load=load, keep_requests=keep_requests, port=port)
+        self.models = models
+        self.version = version
+        self.ignores_schema = ignores_schema
+        self._loaded: dict[str, float] = {}
+
+    @property
+    def models(self) -> tuple[OllamaModel, ...]:
+        """What is pulled. May be replaced at any time, as by `ollama create` or `ollama rm`."""
+        return tuple(self._models.values())
+
+    @models.setter
+    def models(self, models: Sequence[str | OllamaModel]) -> None:
+        details = (OllamaModel(model) if isinstance(model, str) else model for model in models)
+        self._models = {model.full_name: model for model in details}
+
+    def _is_call(self, method: str, path: str) -> bool:
+        return method == "POST" and path in ("/api/chat", "/api/generate")
+
+    def _error(self, status: int, message: str) -> Answer:
+        return Answer([json_bytes({"error": message})], status)
+
+    # -- calls of the model ------------------------------------------------------------------------
+
+    def _refusal(self, request: RecordedRequest, body: Any) -> Answer | None:
+        name = str(body.get("model") or body.get("name") or "")
+        model = self._models.get(_tagged(name))
+        if not name and request.path == "/api/chat":
+            return self._error(400, "model is required")
+        if model is None and request.path == "/api/generate":
+            return self._error(404, f"model '{name}' not found")
+        if model is None:
+            return self._error(404, f"model {json.dumps(name)} not found, try pulling it first")
+        self._loaded[model.full_name] = time.time()
+        if body.get("tools") and "tools" not in model.capabilities:
+            return self._error(400, f"registry.ollama.ai/library/{model.full_name} does not support tools")
+        if not body.get("messages") and not body.get("prompt"):
+            return Answer([json_bytes(_loaded_or_unloaded(request.path, body))])
+        return self._format_refusal(body.get("format"))
+
+    def _format_refusal(self, wanted: Any) -> Answer | None:
+        if wanted in (None, "", "json") or isinstance(wanted, Mapping):
+            return None
+        shown = json.dumps(json.dumps(wanted))
+        return self._error(500, f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
+
+    def _rendered(self, request: RecordedRequest, body: Any, reply: Reply) -> Answer:
+        told = self._told(body, reply)
+        ending: dict[str, Any] = {"done_reason": told.finish_reason, "done": True}
+        ending.update(_metrics(told.usage, request.received_at_s, counted=not reply.no_usage))
+        head = {"model": reply.model or body["model"], "created_at": _go_time(time.time_ns())}
+        usage = None if reply.no_usage else told.usage
+        if body.get("stream", True) is False:
+            return Answer([json_bytes({**head, **_said(request.path, told.text, reply), **ending})], usage=usage)
+        chunks = [{**head, **chunk, "done": False} for chunk in _chunks(request.path, told, reply, body.get("tools"))]
+        chunks.append({**head, **_said(request.path, "", None), **ending})
+        lines = [json_bytes(chunk) + b"\n" for chunk in chunks]
+        return Answer(lines, content_type="application/x-ndjson", usage=usage, streamed=True)
+
+    def _told(self, body: Any, reply: Reply) -> Told:
+        options = body.get("options") or {}
+        wanted = body.get("format") or None
+        schema = {"type": "object"} if wanted == "json" else wanted
+        model = self._models[_tagged(body["model"])]
+        num_ctx = min(max(int(options.get("num_ctx") or DEFAULT_NUM_CTX), _SMALLEST_NUM_CTX), model.context_length)
+        limit = int(options.get("num_predict") or 0)
+        return tell(
+            reply,
+            prompt_tokens=_prompt_tokens(body, num_ctx),
+            schema=None if self.ignores_schema else schema,
+            limit=limit if limit > 0 else None,
+        )
+
+    def _failed(self, request: RecordedRequest, fault: Fault) -> Answer:
+        match fault.kind:
+            case FaultKind.INVALID_KEY:
+                return self._error(401, "unauthorized")
+            case FaultKind.CONTEXT_OVERFLOW:
+                return self._error(400, "the input length exceeds the context length")
+            case FaultKind.NO_CANDIDATES:
+                head = {"model": request.json["model"], "created_at": _go_time(time.time_ns())}
+                return Answer([json_bytes({**head, "done_reason": "stop", "done": True})])
+        message = fault.message or _STATUS_MESSAGES.get(fault.status_code, f"stand-in error {fault.status_code}")
+        headers = dict(fault.headers)
+        if fault.retry_after_s is not None:
+            headers.setdefault("Retry-After", str(int(-(-fault.retry_after_s // 1))))
+        return Answer([json_bytes({"error": message})], fault.status_code, headers=headers)
+
+    # -- everything else ---------------------------------------------------------------------------
+
+    def _lookup(self, request: RecordedRequest) -> Answer:
+        match (request.method, request.path):
+            case ("GET" | "HEAD", "/"):
+                return Answer([b"Ollama is running"], content_type="text/plain; charset=utf-8")
+            case ("GET" | "HEAD", "/api/version"):
+                return Answer([json_bytes({"version": self.version})])
+            case ("GET" | "HEAD", "/api/tags"):
+                newest_first = sorted(self.models, key=lambda model: -model.modified_at_s)
+                return Answer([json_bytes({"models": [_listed(model) for model in newest_first]})])
+            case ("GET", "/api/ps"):
+                return Answer([json_bytes({"models": self._running()})])
+            case ("POST", "/api/show"):
+                return self._show(request)
+        return Answer([b"404 page not found"], 404, "text/plain")
+
+    def _show(self, request: RecordedRequest) -> Answer:
+        try:
+            body = request.json
+        except ValueError:
+            return self._error(400, "missing request body")
+        name = body.get("model") or body.get("name")
+        if not name:
+            return self._error(400, "model is required")
+        model = self._models.get(_tagged(name))
+        return Answer([json_bytes(_shown(model))]) if model else self._error(404, f"model '{name}' not found")
+
+    def _running(self) -> list[dict[str, Any]]:
+        loaded = [(name, called) for name, called in self._loaded.items() if name in self._models]
+        return [
+            {
+                **_identity(self._models[name]),
+                "expires_at": _go_time(int((called + _KEEP_ALIVE_S) * 1e9)),
+                "size_vram": 0,
+            }
+            for name, called in sorted(loaded, key=lambda pair: -pair[1])
+        ]
+
+
+def _tagged(name: str) -> str:
+    return name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
+
+
+def _go_time(ns: int) -> str:
+    """RFC 3339 in UTC as Go writes it: nanoseconds, without the zeros at their end."""
+    seconds, fraction = divmod(ns, 1_000_000_000)
+    digits = f".{fraction:09d}".rstrip("0").rstrip(".")
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}{digits}Z"
+
+
+def _prompt_tokens(body: Any, num_ctx: int) -> int:
+    """Count the prompt as it is after the server has cut it to `num_ctx`; at least 1, the mark of its beginning."""
+    messages = body.get("messages") or [
+        {"role": "system", "content": body.get("system") or ""},
+        {"role": "user", "content": body.get("prompt") or ""},
+    ]
+    counts = [_message_tokens(message) for message in messages]
+    if sum(counts) > num_ctx:
+        counts = _fitting(messages, counts, num_ctx)
+    return min(max(sum(counts), 1), num_ctx)
+
+
+def _fitting(messages: Sequence[Mapping[str, Any]], counts: list[int], num_ctx: int) -> list[int]:
+    """The counts of the messages that stay: the last one always, earlier ones while they fit, and system messages."""
+    is_system = [message.get("role") == "system" for message in messages]
+    for start in range(len(messages) - 1, -1, -1):
+        kept = [n for at, n in enumerate(counts) if at >= start or is_system[at]]
+        if sum(kept) > num_ctx:
+            stays = min(start + 1, len(messages) - 1)
+            return [n for at, n in enumerate(counts) if at >= stays or is_system[at]]
+    return counts
+
+
+def _message_tokens(message: Mapping[str, Any]) -> int:
+    extras = len(message.get("images") or ()) + len(message.get("tool_calls") or ())
+    return count_tokens(message.get("content") or "") + extras
+
+
+def _metrics(usage: Usage, received_at_s: float, *, counted: bool) -> dict[str, int]:
+    elapsed = int((time.monotonic() - received_at_s) * 1e9)
+    prompt_ns, answer_ns = usage.input_tokens * _NS_PER_TOKEN // 10, usage.output_tokens * _NS_PER_TOKEN
+    metrics = {
+        "total_duration": elapsed + _NS_PER_TOKEN + prompt_ns + answer_ns,
+        "load_duration": _NS_PER_TOKEN,
+        "prompt_eval_count": usage.input_tokens if counted else 0,
+        "prompt_eval_duration": prompt_ns,
+        "eval_count": usage.output_tokens if counted else 0,
+        "eval_duration": answer_ns,
+    }
+    return {key: value for key, value in metrics.items() if value}  # the real one leaves out zeros too
+
+
+def _said(path: str, text: str, reply: Reply | None) -> dict[str, Any]:
+    if path == "/api/generate":
+        spoken = {"response": text}
+        return {**spoken, "thinking": reply.thinking} if reply and reply.thinking else spoken
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if reply and reply.thinking:
+        message["thinking"] = reply.thinking
+    if reply and reply.tool_calls:
+        message["tool_calls"] = [_tool_call(call) for call in reply.tool_calls]
+    return {"message": message}
+
+
+def _tool_call(call: ToolCall, index: int = 0) -> dict[str, Any]:
+    numbered = {"index": index} if index else {}
+    return {"function": {**numbered, "name": call.name, "arguments": dict(call.arguments)}}
+
+
+def _chunks(path: str, told: Told, reply: Reply, tools: Any) -> Iterable[dict[str, Any]]:
+    """The chunks before the last. With tools on offer the real server keeps the text back until it is whole."""
+    if reply.thinking:
+        yield _said(path, "", Reply(thinking=reply.thinking))
+    if told.text:
+        yield from (_said(path, piece, None) for piece in ([told.text] if tools else _words(told.text)))
+    if reply.tool_calls:
+        calls = [_tool_call(call, index) for index, call in enumerate(reply.tool_calls)]
+        yield {"message": {"role": "assistant", "content": "", "tool_calls": calls}}
+
+
+def _words(text: str) -> list[str]:
+    first, *rest = text.split(" ")
+    return [first, *(f" {word}" for word in rest)]
+
+
+def _loaded_or_unloaded(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    reason = "unload" if body.get("keep_alive") in (0, "0", "0s") else "load"
+    head = {"model": body["model"], "created_at": _go_time(time.time_ns())}
+    return {**head, **_said(path, "", None), "done_reason": reason, "done": True}
+
+
+def _details(model: OllamaModel) -> dict[str, Any]:
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": model.family,
+        "families": [model.family],
+        "parameter_size": model.parameter_size,
+        "quantization_level": model.quantization,
+    }
+
+
+def _identity(model: OllamaModel) -> dict[str, Any]:
+    return {
+        "name": model.full_name,
+        "model": model.full_name,
+        "size": model.size_bytes,
+        "digest": model.full_digest,
+        "details": _details(model),
+    }
+
+
+def _listed(model: OllamaModel) -> dict[str, Any]:
+    return {**_identity(model), "modified_at": _go_time(int(model.modified_at_s * 1e9))}
+
+
+def _shown(model: OllamaModel) -> dict[str, Any]:
+    blob = f"/usr/share/ollama/.ollama/models/blobs/sha256-{model.full_digest}"
+    lines = [f"{key:<30} {json.dumps(value)}" for key, value in model.parameters.items()]
+    shown = {
+        "modelfile": f'# Modelfile generated by "ollama show"\nFROM {blob}\nTEMPLATE """{model.template}"""\n',
+        "parameters": "\n".join(lines),
+        "template": model.template,
+        "details": _details(model),
+        "model_info": _model_info(model),
+        "tensors": [{"name": "token_embd.weight", "type": "Q6_K", "shape": [3072, 128256]}],
+        "capabilities": list(model.capabilities),
+        "modified_at": _go_time(int(model.modified_at_s * 1e9)),
+    }
+    return {key: value for key, value in shown.items() if value}
+
+
+def _model_info(model: OllamaModel) -> dict[str, Any]:
+    return {
+        "general.architecture": model.family,
+        "general.file_type": 15,
+        "general.parameter_count": model.parameter_count,
+        "general.quantization_version": 2,
+        f"{model.family}.attention.head_count": 24,
+        f"{model.family}.block_count": 28,
+        f"{model.family}.context_length": model.context_length,
+        f"{model.family}.embedding_length": 3072,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": [],
+    }

@@ -1,0 +1,310 @@
+"""The part that both stand-in servers share: an HTTP server on loopback in a thread of its own."""
+
+import asyncio
+import socket
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from llmkit.testing.answers import Answer
+from llmkit.testing.playing import after_delays, content_of, send, send_whole, transport_answer
+from llmkit.testing.queueing import Load, Overloaded, Slots
+from llmkit.testing.recording import Ledger, RecordedRequest, Usage
+from llmkit.testing.replies import Fault, FaultKind, Reply
+from llmkit.testing.script import Replies, Script
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+__all__ = ["StandInServer", "refused_url"]
+
+_BACKLOG = 4096
+_MAX_BODY_BYTES = 256 * 1024**2
+_JOIN_TIMEOUT_S = 10.0
+
+
+def refused_url() -> str:
+    """Return the URL of a loopback port where nobody listens: connecting to it is refused at once.
+
+    The port is a reserved one, so that no server started on port 0 can come to sit there.
+
+    Raises:
+        RuntimeError: Every port up to 1023 has a listener.
+    """
+    for port in range(1, 1024):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return f"http://127.0.0.1:{port}"
+    raise RuntimeError("something listens on every reserved port")
+
+
+class StandInServer(ABC):
+    """A server that answers what it was told to, over real HTTP on 127.0.0.1.
+
+    Use it as a context manager, or call `start` and `stop`. It runs in a daemon thread with an event loop of its
+    own, so tests, notebooks and event loops can all talk to it. Every method may be called from any thread.
+
+    Args:
+        replies: See `script`.
+        load: How many requests it serves at once, how slowly, and when it is overloaded.
+        keep_requests: How many requests `requests` keeps, the newest; None for all. Counters and `usage` cover all
+            anyway.
+        port: 0 for a free one. A server started again after `stop` takes the port that it had.
+    """
+
+    unsupported_faults: ClassVar[frozenset[FaultKind]] = frozenset()
+
+    def __init__(
+        self,
+        replies: Replies,
+        *,
+        load: Load,
+        keep_requests: int | None,
+        port: int,
+    ) -> None:
+        self._script = Script(replies, self.unsupported_faults)
+        self._endpoint_scripts: dict[str, Script] = {}
+        self._slots = Slots(load)
+        self._ledger = Ledger(keep_requests)
+        self._port = port
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop_asked: asyncio.Event | None = None
+
+    # -- life --------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Start to listen and return the server; does nothing if it runs.
+
+        Raises:
+            OSError: The port is taken.
+        """
+        if self._thread is None:
+            listening: Future[int] = Future()
+            self._thread = threading.Thread(target=self._run, args=(listening,), name=type(self).__name__, daemon=True)
+            self._thread.start()
+            try:
+                self._port = listening.result()
+            except BaseException:
+                self._thread.join()
+                self._thread = None
+                raise
+        return self
+
+    def stop(self) -> None:
+        """Close every connection, end every request under way and wait for the thread, if there is one."""
+        thread, self._thread = self._thread, None
+        if thread is None or self._loop is None or self._stop_asked is None:
+            return
+        self._loop.call_soon_threadsafe(self._stop_asked.set)
+        thread.join(_JOIN_TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """The base URL, without a slash at its end; kept after `stop`, when connecting is refused.
+
+        Raises:
+            RuntimeError: The server was never started.
+        """
+        if not self._port:
+            raise RuntimeError(
+                f"{type(self).__name__} has no address before it is started: use `with`, or call start()"
+            )
+        return f"http://127.0.0.1:{self._port}"
+
+    # -- what it answers ---------------------------------------------------------------------------
+
+    def script(self, replies: Replies, *, endpoint: str | None = None) -> None:
+        """Replace what is answered from now on.
+
+        Args:
+            replies: One answer, several in order of arrival (the last repeats), or a function of the request. A
+                request that the server refuses by itself (unknown model, wrong key) uses none up.
+            endpoint: An exact path such as `/api/show` to script instead of the calls of the model. There a `Reply`
+                stands for the normal answer.
+
+        Raises:
+            ValueError: No reply at all, or a fault that this wire cannot express.
+        """
+        script = Script(replies, self.unsupported_faults)
+        if endpoint is None:
+            self._script = script
+        else:
+            self._endpoint_scripts[endpoint] = script
+
+    @property
+    def load(self) -> Load:
+        """How the server behaves under load; may be replaced at any time."""
+        return self._slots.load
+
+    @load.setter
+    def load(self, load: Load) -> None:
+        self._slots.load = load
+
+    # -- what it remembers -------------------------------------------------------------------------
+
+    @property
+    def requests(self) -> tuple[RecordedRequest, ...]:
+        """The requests that came in, oldest first, as many as are kept."""
+        return self._ledger.requests
+
+    @property
+    def calls(self) -> tuple[RecordedRequest, ...]:
+        """Those of `requests` that asked the model for something."""
+        return tuple(request for request in self._ledger.requests if request.is_call)
+
+    @property
+    def request_count(self) -> int:
+        """All requests so far, kept or not."""
+        return self._ledger.request_count
+
+    @property
+    def call_count(self) -> int:
+        """All requests so far that asked the model for something, kept or not."""
+        return self._ledger.call_count
+
+    @property
+    def usage(self) -> Usage:
+        """What was billed: the sums over every count that went out in an answer, whole."""
+        return self._ledger.usage
+
+    @property
+    def in_flight(self) -> int:
+        """Requests received and not yet answered, those waiting for a slot included."""
+        return self._ledger.in_flight
+
+    @property
+    def max_in_flight(self) -> int:
+        """The highest that `in_flight` has been."""
+        return self._ledger.max_in_flight
+
+    def clear(self) -> None:
+        """Forget requests, counters, usage and the highest number in flight. Scripts stay where they are."""
+        self._ledger.clear()
+
+    def wait_until_idle(self, timeout_s: float = 5.0) -> bool:
+        """Wait until nothing is in flight; False when `timeout_s` seconds were not enough."""
+        return self._ledger.wait_until_idle(timeout_s)
+
+    # -- what a wire defines -----------------------------------------------------------------------
+
+    @abstractmethod
+    def _is_call(self, method: str, path: str) -> bool:
+        """Whether the request asks the model for something, and so takes a scripted answer and a slot."""
+
+    @abstractmethod
+    def _lookup(self, request: RecordedRequest) -> Answer:
+        """The answer to anything that is not a call."""
+
+    @abstractmethod
+    def _refusal(self, request: RecordedRequest, body: Any) -> Answer | None:
+        """The error for a call that this server would not accept whatever the script says, or None."""
+
+    @abstractmethod
+    def _rendered(self, request: RecordedRequest, body: Any, reply: Reply) -> Answer:
+        """The model's answer in the form of the wire."""
+
+    @abstractmethod
+    def _failed(self, request: RecordedRequest, fault: Fault) -> Answer:
+        """The answer for a fault that is more than one of the transport."""
+
+    @abstractmethod
+    def _error(self, status: int, message: str) -> Answer:
+        """An error body of the wire."""
+
+    # -- the thread --------------------------------------------------------------------------------
+
+    def _run(self, listening: "Future[int]") -> None:
+        try:
+            asyncio.run(self._listen(listening))
+        except BaseException as error:
+            if listening.done():
+                raise
+            listening.set_exception(error)
+
+    async def _listen(self, listening: "Future[int]") -> None:
+        from aiohttp import web
+
+        loop = self._loop = asyncio.get_running_loop()
+        self._stop_asked = asyncio.Event()
+
+        def make_request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+            return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=_MAX_BODY_BYTES)
+
+        http = web.Server(self._handle, request_factory=make_request, handler_cancellation=True, access_log=None)
+        listener = await loop.create_server(http, "127.0.0.1", self._port, backlog=_BACKLOG)
+        listening.set_result(listener.sockets[0].getsockname()[1])
+        await self._stop_asked.wait()
+        listener.close()
+        for connection in http.connections:
+            if connection.transport is not None:
+                connection.transport.abort()  # unlike close(), does not wait for a client that reads slowly
+        await asyncio.sleep(0)
+
+    async def _handle(self, http: "web.BaseRequest") -> "web.StreamResponse":
+        path, body = http.path, await http.read()
+        is_call = self._is_call(http.method, path)
+        request = RecordedRequest(http.method, path, http.query, http.headers, body, time.monotonic(), is_call)
+        self._ledger.open(request)
+        try:
+            return await (self._serve_call(http, request) if is_call else self._serve_lookup(http, request))
+        except (asyncio.CancelledError, ConnectionError):
+            stopping = self._stop_asked is not None and self._stop_asked.is_set()
+            self._ledger.close(request, "stopped" if stopping else "client_left")
+            raise
+
+    async def _serve_lookup(self, http: "web.BaseRequest", request: RecordedRequest) -> "web.StreamResponse":
+        script = self._endpoint_scripts.get(request.path)
+        if script is None:
+            return send_whole(self._lookup(request), partial(self._ledger.close, request))
+        return await self._perform(http, request, script.next(request), lambda _: self._lookup(request))
+
+    async def _serve_call(self, http: "web.BaseRequest", request: RecordedRequest) -> "web.StreamResponse":
+        book = partial(self._ledger.close, request)
+        try:
+            body = request.json
+        except ValueError:
+            return send_whole(self._error(400, "the request body is not JSON"), book)
+        try:
+            refusal = self._refusal(request, body)
+            if refusal is not None:
+                return send_whole(refusal, book)
+            planned = (self._endpoint_scripts.get(request.path) or self._script).next(request)
+        except Exception as error:  # noqa: BLE001 - whatever a test's own function raises is shown to its client
+            return send_whole(self._error(500, f"the script raised {error!r}"), book)
+        try:
+            async with self._slots.slot():
+                return await self._perform(http, request, planned, partial(self._rendered, request, body))
+        except Overloaded as overload:
+            return send_whole(self._failed(request, overload.fault), book)
+
+    async def _perform(
+        self,
+        http: "web.BaseRequest",
+        request: RecordedRequest,
+        planned: Reply | Fault,
+        render: Callable[[Reply], Answer],
+    ) -> "web.StreamResponse":
+        planned = await after_delays(planned)
+        content = content_of(planned)
+        try:
+            if isinstance(content, Reply):
+                answer = render(content)
+            else:
+                answer = transport_answer(content) or self._failed(request, content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            answer = self._error(500, f"the stand-in cannot answer this request: {error!r}")
+        return await send(http, answer, planned, partial(self._ledger.close, request))

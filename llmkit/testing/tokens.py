@@ -1,0 +1,22 @@
+"""How the stand-in servers count: one token is one whitespace-separated word."""
+
+import re
+
+__all__ = ["count_tokens", "first_tokens"]
+
+_WORD = re.compile(r"\S+")
+
+
+def count_tokens(text: str) -> int:
+    """Return the number of whitespace-separated words in `text`, 0 for none."""
+    return len(text.split())
+
+
+def first_tokens(text: str, limit: int) -> str:
+    """Return `text` up to the end of its word number `limit`, with its white space as it was."""
+    if limit <= 0:
+        return ""
+    for number, word in enumerate(_WORD.finditer(text), start=1):
+        if number == limit:
+            return text[: word.end()]
+    return text

@@ -1,0 +1,96 @@
+"""The record of one request: what was really sent and what really came back, whatever a library makes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlsplit
+
+from llmkit.canonical import sha256_of
+from llmkit.providers import CallArguments, ProviderSpec
+from llmkit.types import utc_now
+
+__all__ = ["Exchange", "current_exchange"]
+
+
+@dataclass(kw_only=True)
+class Exchange:
+    """One request to one provider, filled by the transport.
+
+    Attributes:
+        sent_at_utc: When the request left; None when it never did.
+        status: HTTP status of the answer; None when there was none.
+        transport_error: Class name of what went wrong below HTTP.
+    """
+
+    spec: ProviderSpec
+    arguments: CallArguments
+    sent_at_utc: datetime | None = None
+    sent_body: bytes = b""
+    sent_path: str = ""
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    transport_error: str | None = None
+    _started_s: float = field(default_factory=perf_counter)
+
+    def request_leaves(self, path: str, body: bytes) -> None:
+        """Note that the request is handed to the network."""
+        self.sent_at_utc = utc_now()
+        self._started_s = perf_counter()
+        self.sent_path, self.sent_body = path, body
+
+    def reply_arrives(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Note the whole answer."""
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request left."""
+        return (perf_counter() - self._started_s) * 1000
+
+    @cached_property
+    def reply_json(self) -> Mapping[str, Any] | None:
+        """The answer when it is a JSON object, else None."""
+        return json_object(self.body)
+
+    @cached_property
+    def _sent_json(self) -> Mapping[str, Any] | None:
+        return json_object(self.sent_body)
+
+    @property
+    def params_sha256(self) -> str | None:
+        """Hash of the parameters as sent: path (it names the model at some providers) and body, no host, no key."""
+        if self._sent_json is None:
+            return None
+        return sha256_of({"path": self.sent_path, "body": self._sent_json})
+
+    @property
+    def sent_schema(self) -> Mapping[str, Any] | None:
+        """The output schema that was really sent."""
+        return None if self._sent_json is None else self.spec.sent_schema(self._sent_json)
+
+    @property
+    def redirected_to(self) -> str | None:
+        """Host of the redirect that was not followed."""
+        location = self.headers.get("location")
+        return urlsplit(location).netloc.rpartition("@")[2] if location else None
+
+
+def json_object(body: bytes) -> Mapping[str, Any] | None:
+    """The JSON object in these bytes, or None when they hold anything else."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+current_exchange: ContextVar[Exchange] = ContextVar("llmkit_exchange")
+"""The exchange that the running task fills: a transport serves many calls and is told of none by LiteLLM."""

@@ -1,0 +1,63 @@
+"""Every test starts in an empty folder, without llmkit's variables, and cannot reach another machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = [
+    f"tests.{name}" for name in ("databases", "ollama_server") if (Path(__file__).parent / f"{name}.py").exists()
+]
+
+_LOCAL_NAMES = {"localhost", "", None}
+
+
+@pytest.fixture(autouse=True)
+def _own_folder_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("LLM_") and name != "LLM_TEST_DATABASE_URL":
+            monkeypatch.delenv(name)
+    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OLLAMA_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def _is_here(host: object) -> bool:
+    name = host.decode() if isinstance(host, bytes) else host
+    if name in _LOCAL_NAMES:
+        return True
+    try:
+        return ip_address(str(name)).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _offline() -> Iterator[None]:
+    """A name look-up or a connection beyond loopback fails, as it would without a network."""
+    connect, connect_ex, look_up = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def guarded_look_up(host: object, *args: object, **kwargs: object) -> object:
+        if not _is_here(host):
+            raise socket.gaierror(socket.EAI_NONAME, "tests are offline")
+        return look_up(host, *args, **kwargs)
+
+    def guarded(original: object) -> object:
+        def call(self: socket.socket, address: object) -> object:
+            if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_here(address[0]):
+                raise OSError(f"tests are offline, and {address[0]} is another machine")
+            return original(self, address)
+
+        return call
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(socket, "getaddrinfo", guarded_look_up)
+    patch.setattr(socket.socket, "connect", guarded(connect))
+    patch.setattr(socket.socket, "connect_ex", guarded(connect_ex))
+    yield
+    patch.undo()

@@ -1,0 +1,83 @@
+"""The fault table, over real HTTP and through the real litellm."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from client_faults import CASES, MAX_RETRIES, REFUSED, UNKNOWN_HOST, UNKNOWN_MODEL, Case
+
+from llmkit.client_litellm import LiteLLMClient
+from llmkit.errors import LLMError
+from llmkit.ports import AttemptLog
+from llmkit.settings import load_settings
+from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply, StandInServer, refused_url
+from llmkit.types import AttemptStatus, LLMProvider, LLMRequest, ResponseFormat, Route
+
+KEY = "AIzaSyCanary0123456789-canary_canary"
+MODELS = {LLMProvider.OLLAMA: "llama3.2", LLMProvider.GEMINI: "gemini-2.5-flash"}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+ALL = [pytest.param(case, provider, id=f"{case.name}-{provider}") for case in CASES for provider in case.providers]
+
+
+@pytest.fixture(scope="module")
+def servers():
+    with OllamaServer() as ollama, GeminiServer() as gemini:
+        yield {LLMProvider.OLLAMA: ollama, LLMProvider.GEMINI: gemini}
+
+
+async def no_wait(seconds: float) -> None:
+    assert seconds >= 0
+
+
+def address(case: Case, server: StandInServer) -> str:
+    return {REFUSED: refused_url(), UNKNOWN_HOST: "https://no-such-host.invalid"}.get(str(case.happens), server.url)
+
+
+@pytest.mark.parametrize(("case", "provider"), ALL)
+async def test_failure_becomes_what_the_table_says(case, provider, servers):
+    server = servers[provider]
+    server.clear()
+    if isinstance(case.happens, Fault | Reply):
+        server.script(case.happens)
+    base = address(case, server)
+    settings = load_settings(
+        **{f"{provider}_api_base": base}, **({} if provider is LLMProvider.OLLAMA else {"gemini_api_key": KEY}),
+        max_retries=MAX_RETRIES,
+    )  # fmt: skip
+    client = LiteLLMClient(settings, sleep=no_wait)
+    log = AttemptLog()
+    request = LLMRequest(
+        messages=case.prompt,
+        timeout_s=case.timeout_s,
+        max_output_tokens=case.max_output_tokens,
+        response_format=ResponseFormat(json_schema=SCHEMA) if case.schema else None,
+    )
+    route = Route(provider=provider, model="no-such-model" if case.happens == UNKNOWN_MODEL else MODELS[provider])
+    try:
+        reply = await client.call(route, request, log)
+    except LLMError as error:
+        assert type(error) is case.error, error
+        check_error(error, route, log, case)
+    else:
+        assert case.error is None, reply
+        assert log.attempts[-1].status is AttemptStatus.SUCCEEDED
+    finally:
+        await client.close()
+    assert server.call_count == case.requests
+
+
+def check_error(error: LLMError, route: Route, log: AttemptLog, case: Case) -> None:
+    assert (error.provider, error.model) == (route.provider, route.model)
+    assert "\n" not in str(error)
+    shown = json.dumps([str(error), repr(error), *(attempt.model_dump_json() for attempt in log.attempts)])
+    assert KEY not in shown
+    assert case.prompt not in shown
+    assert "Traceback" not in shown
+    assert "github.com" not in shown
+    assert error.__cause__ is None
+    assert error.__context__ is None
+    assert all(attempt.status is AttemptStatus.FAILED for attempt in log.attempts)
+    assert all(attempt.error_code == error.code for attempt in log.attempts)
+    assert [attempt.number for attempt in log.attempts] == list(range(1, len(log.attempts) + 1))
+    assert len(log.attempts) == (case.requests or MAX_RETRIES + 1)
