@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from client_faults import CASES, MAX_RETRIES, REFUSED, UNKNOWN_HOST, UNKNOWN_MODEL, Case
+from tests.client_faults import CASES, MAX_RETRIES, REFUSED, UNKNOWN_HOST, UNKNOWN_MODEL, Case
 
 from llmkit.client_litellm import LiteLLMClient
 from llmkit.errors import LLMError

@@ -8,16 +8,20 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Final
+from time import monotonic, sleep
+from typing import Final, TypeVar
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from llmkit.errors import LLMStoreError
 
-__all__ = ["Fault", "classify", "database_gone", "store_error"]
+__all__ = ["Fault", "classify", "database_gone", "patiently", "store_error"]
+
+T = TypeVar("T")
 
 
 class Fault(Enum):
@@ -88,6 +92,28 @@ def _of(transient: bool, operation: bool) -> Fault:  # noqa: FBT001
     if transient:
         return Fault.TRANSIENT
     return Fault.OPERATION if operation else Fault.STORE
+
+
+def patiently(work: Callable[[], T], patience_s: float) -> T:
+    """The result of `work`, tried again while its failure is of the kind that passes.
+
+    Args:
+        work: Leaves nothing behind when it fails, and may be done twice.
+        patience_s: How long, in seconds, on a clock that nobody sets back.
+
+    Raises:
+        Exception: What `work` raised last.
+    """
+    deadline = monotonic() + patience_s
+    pause_s = 0.01
+    while True:
+        try:
+            return work()
+        except Exception as error:
+            if classify(error) is not Fault.TRANSIENT or monotonic() >= deadline:
+                raise
+        sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.5)
 
 
 def store_error(error: Exception, label: str, path: Path | None = None) -> LLMStoreError:

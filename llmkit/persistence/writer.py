@@ -3,19 +3,274 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread
-from time import monotonic, sleep
+from threading import Lock, Thread, current_thread
 from typing import Any, ClassVar, Final, Self
 
 from sqlalchemy import Connection
 
 from llmkit.errors import LLMStoreError
-from llmkit.persistence.connection import WriteConnection
-from llmkit.persistence.faults import Fault, classify
+from llmkit.persistence.connections import WriteConnection
+from llmkit.persistence.engines import DatabaseAddress
+from llmkit.persistence.faults import Fault, classify, patiently, store_error
 from llmkit.persistence.statements import Statements
 
 __all__ = ["GroupWriter", "Operation"]
+
+MAX_BATCH: Final = 512
+MAX_BEHIND: Final = 2_000
+
+
+class Operation(ABC):
+    """One change of the store.
+
+    It may be applied a second time, after a connection broke while it was committed: that must change nothing and
+    give the same outcome.
+
+    Attributes:
+        rank: Order within a transaction: new runs before what refers to them, outcomes before declarations of death.
+        lock_key: Order within a rank, the same in every process, so that two processes do not wait for each other.
+    """
+
+    __slots__ = ("lock_key",)
+    rank: ClassVar[int]
+    lock_key: str
+
+    @classmethod
+    @abstractmethod
+    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+        """Apply operations of this class inside the open transaction.
+
+        Returns:
+            The outcome of each, in order; an exception concerns that operation alone.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """An operation and who waits for it; nobody does for one that is written behind."""
+
+    operation: Operation
+    loop: asyncio.AbstractEventLoop | None = None
+    future: asyncio.Future[Any] | None = None
+
+
+class GroupWriter:
+    """Applies operations of any number of threads and event loops, each durable before its caller goes on.
+
+    An operation that was handed over is carried out, also when its caller is cancelled in the meantime. The thread
+    starts with the first operation, and again should it ever die; whoever waited then is told.
+
+    Args:
+        connection: Used by the writer's thread only.
+        statements: Of the same database.
+        address: For messages.
+        patience_s: How long a locked or absent database is tried again, in seconds.
+    """
+
+    def __init__(
+        self, connection: WriteConnection, statements: Statements, address: DatabaseAddress, patience_s: float
+    ) -> None:
+        self._connection = connection
+        self._statements = statements
+        self._address = address
+        self._patience_s = patience_s
+        self._queue: SimpleQueue[_Request | None] = SimpleQueue()
+        self._lock = Lock()
+        self._thread: Thread | None = None
+        self._closed = False
+        self._behind = 0
+        self._lost = 0
+        self._lost_because = ""
+        self._in_transaction = False
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the write transaction is open at this moment."""
+        return self._in_transaction
+
+    async def perform(self, operation: Operation) -> Any:
+        """Hand the operation over and wait until it is durable.
+
+        Raises:
+            LLMStoreError: The database failed, or the writer is closed.
+            Exception: The operation's own outcome, when that is an exception.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._submit(_Request(operation, loop, future))
+        return await future
+
+    async def perform_later(self, operation: Operation) -> None:
+        """Hand the operation over and go on, unless so many are outstanding that waiting is due.
+
+        Raises:
+            LLMStoreError: The writer is closed, or an earlier operation of this kind was lost.
+        """
+        self.raise_losses()
+        if self._behind >= MAX_BEHIND:
+            await self.perform(operation)
+            return
+        with self._lock:
+            self._behind += 1
+        self._submit(_Request(operation))
+
+    def raise_losses(self) -> None:
+        """Report, once, the operations that failed after their callers had gone on.
+
+        Raises:
+            LLMStoreError: There are some.
+        """
+        with self._lock:
+            lost, self._lost = self._lost, 0
+        if lost:
+            raise LLMStoreError(f"{lost} answers that cost nothing could not be recorded. {self._lost_because}")
+
+    def close(self) -> None:
+        """Carry out what was handed over, then stop. Idempotent, from any thread."""
+        with self._lock:
+            thread, first = self._thread, not self._closed
+            self._closed = True
+            if thread is not None and first:
+                self._queue.put(None)
+        if thread is not None and thread is not current_thread():
+            thread.join()
+
+    def _submit(self, request: _Request) -> None:
+        with self._lock:
+            if self._closed:
+                raise LLMStoreError(f"The journal of {self._address.label} is closed. Open a new session.")
+            if self._thread is None:
+                # A daemon: an interpreter that is told to stop must not wait for a caller who never comes.
+                self._thread = Thread(target=self._run, name="llmkit-journal", daemon=True)
+                self._thread.start()
+            self._queue.put(request)
+
+    def _run(self) -> None:
+        reason = "it was closed"
+        try:
+            for batch in self._batches():
+                self._carry_out(batch)
+        except BaseException as error:
+            reason = f"its writer died of {type(error).__name__}"
+            raise
+        finally:
+            self._retire(f"The journal of {self._address.label} stopped: {reason}.")
+
+    def _batches(self) -> Iterator[list[_Request]]:
+        ended = False
+        while not ended:
+            batch: list[_Request] = []
+            request = self._queue.get()
+            while request is not None:
+                batch.append(request)
+                request = self._waiting() if len(batch) < MAX_BATCH else _FULL
+                if request is _FULL:
+                    break
+            ended = request is None
+            if batch:
+                yield batch
+
+    def _waiting(self) -> _Request | None:
+        try:
+            return self._queue.get_nowait()
+        except Empty:
+            return _FULL
+
+    def _carry_out(self, batch: list[_Request]) -> None:
+        try:
+            outcomes = self._outcomes(batch)
+        except BaseException as error:
+            self._deliver(batch, [_copy(error, self._address) for _ in batch])
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._deliver(batch, outcomes)
+
+    def _outcomes(self, batch: list[_Request]) -> list[Any]:
+        try:
+            return patiently(lambda: self._transact(batch), self._patience_s)
+        except Exception as error:
+            if len(batch) == 1 or classify(error) is not Fault.OPERATION:
+                raise
+        # One of them holds something that the database refuses: alone, it fails alone.
+        return [self._outcome(request) for request in batch]
+
+    def _outcome(self, request: _Request) -> Any:
+        try:
+            return self._outcomes([request])[0]
+        except Exception as error:  # noqa: BLE001 it is handed to the one who asked
+            return _copy(error, self._address)
+
+    def _transact(self, batch: list[_Request]) -> list[Any]:
+        self._in_transaction = True
+        try:
+            return self._connection.transact(lambda connection: self._apply(connection, batch))
+        finally:
+            self._in_transaction = False
+
+    def _apply(self, connection: Connection, batch: list[_Request]) -> list[Any]:
+        groups: dict[type[Operation], list[int]] = defaultdict(list)
+        for index, request in enumerate(batch):
+            groups[type(request.operation)].append(index)
+        outcomes: list[Any] = [None] * len(batch)
+        for kind in sorted(groups, key=lambda kind: kind.rank):
+            indexes = sorted(groups[kind], key=lambda index: batch[index].operation.lock_key)
+            applied = kind.apply_all(connection, self._statements, [batch[index].operation for index in indexes])
+            for index, outcome in zip(indexes, applied, strict=True):
+                outcomes[index] = outcome
+        return outcomes
+
+    def _deliver(self, batch: list[_Request], outcomes: list[Any]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = defaultdict(list)
+        for request, outcome in zip(batch, outcomes, strict=True):
+            if request.loop is None or request.future is None:
+                self._note(outcome)
+            else:
+                by_loop[request.loop].append((request.future, outcome))
+        for loop, settled in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_settle, settled)
+            except RuntimeError:  # the loop is closed, so nobody waits
+                continue
+
+    def _note(self, outcome: Any) -> None:
+        with self._lock:
+            self._behind -= 1
+            if isinstance(outcome, BaseException):
+                self._lost += 1
+                self._lost_because = str(outcome)
+
+    def _retire(self, reason: str) -> None:
+        self._connection.close()
+        with self._lock:
+            self._thread = None
+            left: list[_Request] = []
+            while (request := self._waiting()) is not _FULL:
+                left += [request] if request is not None else []
+        self._deliver(left, [LLMStoreError(reason) for _ in left])
+
+
+# Stands for "no more for this batch", where None says that the queue has ended.
+_FULL: Final = _Request(operation=None)  # type: ignore[arg-type]
+
+
+def _settle(settled: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, outcome in settled:
+        if future.done():  # its caller was cancelled
+            continue
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+
+def _copy(error: BaseException, address: DatabaseAddress) -> LLMStoreError:
+    """An error of one's own: an exception that several callers raise collects all their tracebacks."""
+    if isinstance(error, Exception):
+        return LLMStoreError(str(store_error(error, address.label, address.path)))
+    return LLMStoreError(f"The journal of {address.label} stopped: its writer died of {type(error).__name__}.")
