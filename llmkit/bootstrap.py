@@ -8,7 +8,7 @@ from llmkit.cache import DiskContentCache
 from llmkit.client_litellm import LiteLLMClient
 from llmkit.embedded import shared_server
 from llmkit.persistence.eval_store import SqlEvalStore
-from llmkit.persistence.journal import JournalLLMRunRepo
+from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
 from llmkit.ports import ModelServer
 from llmkit.router import LLMRouter
@@ -27,7 +27,7 @@ class Runtime:
     service: LLMService
     client: LiteLLMClient
     servers: dict[LLMProvider, ModelServer]
-    journal: JournalLLMRunRepo | None
+    journal: Journal | None
     eval_store: SqlEvalStore | None
     cache: DiskContentCache | None
 
@@ -53,7 +53,8 @@ def open_runtime(settings: LLMSettings) -> Runtime:
     journal = _open_journal(settings)
     servers: dict[LLMProvider, ModelServer] = {LLMProvider.LOCAL: shared_server(settings)}
     client = LiteLLMClient(settings, servers)
-    service = LLMService(router=LLMRouter(settings, client), settings=settings, runs=journal, cache=cache)
+    runs = JournalLLMRunRepo(journal) if journal is not None else None
+    service = LLMService(router=LLMRouter(settings, client), settings=settings, runs=runs, cache=cache)
     return Runtime(
         settings=settings,
         service=service,
@@ -65,11 +66,11 @@ def open_runtime(settings: LLMSettings) -> Runtime:
     )
 
 
-def _open_journal(settings: LLMSettings) -> JournalLLMRunRepo | None:
+def _open_journal(settings: LLMSettings) -> Journal | None:
     if not settings.persist_runs:
         return None
     upgrade(settings.database_url)
-    return JournalLLMRunRepo(settings.database_url)
+    return Journal(settings.database_url)
 
 
 def _open_cache(settings: LLMSettings) -> DiskContentCache | None:

@@ -74,9 +74,8 @@ def _import_library() -> _Library:
 
     litellm.suppress_debug_info = True
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
-        logger = logging.getLogger(name)
-        logger.propagate = False
-        logger.handlers = [logging.NullHandler()]
+        # At DEBUG it logs whole prompts, and it switches propagation on by itself.
+        logging.getLogger(name).disabled = True
     return _Library(litellm.acompletion, AsyncHTTPHandler, litellm.model_cost, is_internal_call)
 
 
@@ -103,6 +102,7 @@ class LiteLLMClient:
         self._providers = providers
         self._sleep = sleep
         self._slots = asyncio.Semaphore(settings.concurrency_limit)
+        self._handler: Any = None
         self._http: Any = None
 
     async def warm_up(self) -> None:
@@ -129,9 +129,11 @@ class LiteLLMClient:
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
-        http, self._http = self._http, None
+        http, self._handler, self._http = self._http, None, None
         if http is not None:
-            await http.close()
+            await http.aclose()
+            # LiteLLM starts a task of one step after each reply: let the last ones end.
+            await asyncio.sleep(0)
 
     def _callable_provider(self, route: Route) -> ProviderSpec:
         spec = self._providers[route.provider]
@@ -177,47 +179,73 @@ class LiteLLMClient:
         record = _Record(route, exchange, log, spec.secrets(self._settings))
         timeout_s = request.timeout_s or self._settings.default_timeout_s
         try:
-            completion = await self._completion(exchange, timeout_s)
+            outcome = await self._outcome(exchange, request, timeout_s)
         except asyncio.CancelledError:
             record.add(AttemptStatus.CANCELLED)
             raise
-        if isinstance(completion, Exception):
-            error = failure(exchange, request, completion, timeout_s)
+        if isinstance(outcome, Exception):
+            error = failure(exchange, request, outcome, timeout_s)
             record.add(AttemptStatus.FAILED, error=error)
             raise error
-        reply = read_reply(completion, exchange, request)
-        unusable = verdict(reply, exchange, request)
-        record.add(AttemptStatus.FAILED if unusable else AttemptStatus.SUCCEEDED, reply, unusable)
+        unusable = verdict(outcome, exchange, request)
+        record.add(AttemptStatus.FAILED if unusable else AttemptStatus.SUCCEEDED, outcome, unusable)
         if unusable is not None:
             raise unusable
-        return reply
+        return outcome
 
-    async def _completion(self, exchange: Exchange, timeout_s: float) -> Any:
-        """LiteLLM's reply, or the exception as a value: ours is raised where no foreign one can cling to it."""
-        library = _load_library()
-        library.model_cost.update(exchange.arguments.price_entry)
-        tokens = current_exchange.set(exchange), library.internal_call.set(True)
+    async def _outcome(self, exchange: Exchange, request: LLMRequest, timeout_s: float) -> ClientReply | Exception:
+        """The reply, or a foreign exception as a value: ours is raised where no other can cling to it."""
         try:
             async with asyncio.timeout(timeout_s):
-                return await library.acompletion(
-                    **exchange.arguments.kwargs,
-                    client=self._http_handler(library),
-                    timeout=timeout_s + BACKSTOP_S,
-                    num_retries=0,
-                    max_retries=0,
-                )
-        except Exception as error:  # noqa: BLE001 - several of its classes share no base
+                return read_reply(await self._completion(exchange, timeout_s), exchange, request)
+        except Exception as error:  # noqa: BLE001 - several of LiteLLM's classes share no base
             return error
-        finally:
-            current_exchange.reset(tokens[0])
-            library.internal_call.reset(tokens[1])
+
+    async def _completion(self, exchange: Exchange, timeout_s: float) -> Any:
+        task = asyncio.ensure_future(self._start(exchange, timeout_s))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await _stop(task, exchange)
+            raise
+
+    async def _start(self, exchange: Exchange, timeout_s: float) -> Any:
+        library = _load_library()
+        library.model_cost.update(exchange.arguments.price_entry)
+        # This runs in a task of its own, so the variables need no reset.
+        current_exchange.set(exchange)
+        # As one of its own inner calls it runs no callbacks and starts no logging task that outlives the call.
+        library.internal_call.set(True)
+        return await library.acompletion(
+            **exchange.arguments.kwargs,
+            client=self._http_handler(library),
+            timeout=timeout_s + BACKSTOP_S,
+            num_retries=0,
+            max_retries=0,
+        )
 
     def _http_handler(self, library: _Library) -> Any:
-        if self._http is None:
+        if self._handler is None:
             from llmkit.wire.transport import RecordingTransport
 
-            self._http = library.http_handler(transport=RecordingTransport(), follow_redirects=False)
-        return self._http
+            handler = library.http_handler(transport=RecordingTransport(), follow_redirects=False)
+            # Once it is given its client it leaves the closing to us; else it does so when it is collected, in a task.
+            handler.client = self._http = handler.client
+            self._handler = handler
+        return self._handler
+
+
+async def _stop(task: asyncio.Task[Any], exchange: Exchange) -> None:
+    """End a request that nobody waits for, as soon as it can be ended without a warning.
+
+    Until the request leaves, LiteLLM prepares it in a thread, and a cancellation there drops a coroutine that was never
+    awaited. So the transport holds it back instead, some milliseconds later.
+    """
+    exchange.is_abandoned = True
+    if exchange.sent_at_utc is not None:
+        task.cancel()
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    await asyncio.wait({task})
 
 
 def _error_of(state: RetryCallState) -> BaseException | None:

@@ -86,7 +86,7 @@ def _database(settings: LLMSettings) -> Check:
         return Check("database", CheckState.ABSENT, "runs are not recorded", "set LLM_PERSIST_RUNS=true")
     state = current_state(settings.database_url)
     detail = f"{redact(settings.database_url)} ({state.status})"
-    if state.status in {SchemaStatus.HEAD, SchemaStatus.EMPTY}:
+    if state.status in {SchemaStatus.CURRENT, SchemaStatus.EMPTY}:
         return Check("database", CheckState.OK, detail)
     if state.status is SchemaStatus.BEHIND:
         return Check("database", CheckState.OK, f"{detail}: brought to head when a session opens", "llmkit db upgrade")

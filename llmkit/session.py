@@ -201,7 +201,7 @@ class Session:
         journal = self._open.runtime().journal
         if journal is None:
             raise LLMConfigurationError("Nothing is recorded: LLM_PERSIST_RUNS is off")
-        journal.flush()
+        self._open.run(journal.flush())
         return journal.engine
 
     def _split(self, parameters: dict[str, Any]) -> tuple[RequestContext, dict[str, Any]]:

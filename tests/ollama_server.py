@@ -179,11 +179,13 @@ class NoBuildError(pytest.skip.Exception):
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Give all these skips one place, so that pytest's summary has one line for them and not one for each test."""
     report = yield
     if call.excinfo is not None and isinstance(call.excinfo.value, NoBuildError):
-        place = os.path.relpath(require_build.__code__.co_filename)
+        place = os.path.relpath(__file__, item.config.rootpath)
         report.longrepr = (place, require_build.__code__.co_firstlineno, f"Skipped: {call.excinfo.value}")
     return report
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.client_faults import CASES, MAX_RETRIES, REFUSED, UNKNOWN_HOST, UNKNOWN_MODEL, Case
 
 from llmkit.client_litellm import LiteLLMClient
-from llmkit.errors import LLMError
+from llmkit.errors import LLMError, LLMUnavailable
 from llmkit.ports import AttemptLog
 from llmkit.settings import load_settings
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply, StandInServer, refused_url
 from llmkit.types import AttemptStatus, LLMProvider, LLMRequest, ResponseFormat, Route
+from llmkit.wire.failures import RULES, Seen, rule_for
+from tests.client_faults import CASES, MAX_RETRIES, REFUSED, UNKNOWN_HOST, UNKNOWN_MODEL, Case
+from tests.errors_page import PAGE, page
 
 KEY = "AIzaSyCanary0123456789-canary_canary"
 MODELS = {LLMProvider.OLLAMA: "llama3.2", LLMProvider.GEMINI: "gemini-2.5-flash"}
@@ -54,16 +56,15 @@ async def test_failure_becomes_what_the_table_says(case, provider, servers):
         response_format=ResponseFormat(json_schema=SCHEMA) if case.schema else None,
     )
     route = Route(provider=provider, model="no-such-model" if case.happens == UNKNOWN_MODEL else MODELS[provider])
-    try:
-        reply = await client.call(route, request, log)
-    except LLMError as error:
-        assert type(error) is case.error, error
-        check_error(error, route, log, case)
-    else:
-        assert case.error is None, reply
+    if case.error is None:
+        await client.call(route, request, log)
         assert log.attempts[-1].status is AttemptStatus.SUCCEEDED
-    finally:
-        await client.close()
+    else:
+        with pytest.raises(LLMError) as caught:
+            await client.call(route, request, log)
+        assert type(caught.value) is case.error
+        check_error(caught.value, route, log, case)
+    await client.close()
     assert server.call_count == case.requests
 
 
@@ -81,3 +82,28 @@ def check_error(error: LLMError, route: Route, log: AttemptLog, case: Case) -> N
     assert all(attempt.error_code == error.code for attempt in log.attempts)
     assert [attempt.number for attempt in log.attempts] == list(range(1, len(log.attempts) + 1))
     assert len(log.attempts) == (case.requests or MAX_RETRIES + 1)
+
+
+def test_the_page_of_errors_is_current():
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m tests.errors_page`"
+
+
+def test_every_exception_that_litellm_exports_has_a_decision():
+    import litellm.exceptions
+
+    exported = {
+        name
+        for name, value in vars(litellm.exceptions).items()
+        if isinstance(value, type) and issubclass(value, BaseException) and value.__module__ == "litellm.exceptions"
+    }
+    decided = {name for rule in RULES for name in rule.names}
+    assert exported - decided == set()
+    assert len(exported) > 25
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("SomethingNew", LLMError), ("NewConnectionProblem", LLMUnavailable), ("WeirdTimeoutError", LLMUnavailable)],
+)
+def test_an_unknown_exception_is_guessed_by_its_name(name, error):
+    assert rule_for(Seen(name)).error is error

@@ -34,7 +34,7 @@ SAMPLE_FIELDS = ("input", "target", "id", "group", "metadata")
 
 
 def _ordered(value: Any) -> Any:
-    """Sets as sorted lists, because their own order changes with every process; NaN is refused."""
+    """Sets as sorted lists, because their own order changes with every process; what cannot be sent is refused."""
     if isinstance(value, Mapping):
         return {key: _ordered(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):
@@ -42,8 +42,17 @@ def _ordered(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_ordered(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("is NaN or infinite, which JSON does not have")
+        raise ValueError("NaN and infinities are not JSON")
+    if isinstance(value, str):
+        _require_unicode(value)
     return value
+
+
+def _require_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a character (a lone surrogate)") from None
 
 
 def _foreign(value: Any) -> Any:
@@ -58,6 +67,13 @@ def _jsonable(value: Any) -> Any:
         return _ordered(to_jsonable_python(_ordered(value), fallback=_foreign))
     except (PydanticSerializationError, TypeError) as error:
         raise ValueError(f"cannot be written as JSON ({error})") from None
+
+
+def _text_or_object(value: Any) -> Any:
+    plain = _jsonable(value)
+    if not isinstance(plain, str | dict):
+        raise ValueError(f"must be text or a JSON object; got {type(value).__name__}")
+    return plain
 
 
 def _text(value: Any) -> Any:
@@ -81,7 +97,7 @@ class Sample:
         metadata: Free JSON.
     """
 
-    input: Annotated[str | dict[str, JsonValue], BeforeValidator(_jsonable)]
+    input: Annotated[str | dict[str, JsonValue], BeforeValidator(_text_or_object)]
     target: Json = None
     _: KW_ONLY
     id: Label | None = None
@@ -185,7 +201,11 @@ def _existing(path: Path, base_dir: Path | None) -> Path:
     place = (base_dir or Path.cwd()) / path.expanduser()
     if place.is_file():
         return place
-    hint = "" if path.is_absolute() else " A relative path starts at the task file, or in a notebook at the working directory."
+    hint = (
+        ""
+        if path.is_absolute()
+        else " A relative path starts at the task file, or in a notebook at the working directory."
+    )
     raise LLMDatasetError(f"There is no dataset file {place}.{hint}")
 
 

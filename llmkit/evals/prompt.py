@@ -102,7 +102,9 @@ def _places(sample: Sample) -> str:
     return "only " + ", ".join(names)
 
 
-def render(prompt: Template | Callable[[Sample], Any], sample: Sample, system: str | None = None) -> tuple[Message, ...]:
+def render(
+    prompt: Template | Callable[[Sample], Any], sample: Sample, system: str | None = None
+) -> tuple[Message, ...]:
     """The messages that a sample is sent as.
 
     Args:

@@ -4,69 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.errors import LLMEvaluationError
+from llmkit.evals.aggregate import COMPARISON_COLUMNS, SUMMARY_COLUMNS, Cluster, comparison_rows, summary_rows
 from llmkit.evals.dataset import Sample
+from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, STATUSES, SUCCEEDED, Work, fell_back
 from llmkit.ports import EvalResult, EvalRun, StoredRun
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-__all__ = [
-    "COMPARISON_COLUMNS",
-    "FAILED",
-    "FALLBACK_WARNING",
-    "IN_PROGRESS",
-    "NOT_RUN",
-    "SAMPLE_COLUMNS",
-    "SCORER_FAILED",
-    "STATUSES",
-    "SUCCEEDED",
-    "SUMMARY_COLUMNS",
-    "EvalReport",
-    "ResultKey",
-    "Work",
-    "key_of",
-]
+__all__ = ["COMPARISON_COLUMNS", "SAMPLE_COLUMNS", "SCORE_PREFIX", "SUMMARY_COLUMNS", "EvalReport"]
 
-SUCCEEDED = "SUCCEEDED"
-FAILED = "FAILED"
-SCORER_FAILED = "SCORER_FAILED"
-NOT_RUN = "NOT_RUN"
-IN_PROGRESS = "IN_PROGRESS"
-STATUSES = (SUCCEEDED, FAILED, SCORER_FAILED, NOT_RUN, IN_PROGRESS)
-
-FALLBACK_WARNING = "fallback:"
-SCORE_PREFIX = "score_"
 JSON_FORM = "llmkit-evaluation-1"
-
-SUMMARY_COLUMNS: Mapping[str, str] = {
-    "route": "str",
-    "metric": "str",
-    "n": "int64",
-    "scored": "int64",
-    "failed": "int64",
-    "scorer_failed": "int64",
-    "not_run": "int64",
-    "in_progress": "int64",
-    "mean": "float64",
-    "ci_low": "float64",
-    "ci_high": "float64",
-    "standard_error": "float64",
-    "interval": "str",
-    "mean_failures_as_zero": "float64",
-    "valid_first_try": "float64",
-    "fallbacks": "int64",
-    "requests": "int64",
-    "input_tokens": "Int64",
-    "output_tokens": "Int64",
-    "latency_p50_ms": "float64",
-    "latency_p95_ms": "float64",
-}
+SCORE_PREFIX = "score_"
+NOTHING = "-"
 
 SAMPLE_COLUMNS: Mapping[str, str] = {
     "sample_id": "str",
@@ -93,67 +49,15 @@ SAMPLE_COLUMNS: Mapping[str, str] = {
     "pipeline_run_id": "str",
 }
 
-COMPARISON_COLUMNS: Mapping[str, str] = {
-    "metric": "str",
-    "a": "str",
-    "b": "str",
-    "pairs": "int64",
-    "left_out": "int64",
-    "mean_a": "float64",
-    "mean_b": "float64",
-    "difference": "float64",
-    "ci_low": "float64",
-    "ci_high": "float64",
-    "standard_error": "float64",
-    "p_value": "float64",
-    "p_holm": "float64",
-    "effect": "float64",
-    "method": "str",
-    "clusters": "int64",
-    "difference_failures_as_zero": "float64",
-}
 
-
-class ResultKey(NamedTuple):
-    """Which result: one sample on one route in one epoch."""
-
-    sample_id: str
-    route: str
-    epoch: int
-
-
-def key_of(result: EvalResult) -> ResultKey:
-    """The key of a result."""
-    return ResultKey(result.sample_id, result.route, result.epoch)
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What one call of `evaluate` did.
-
-    Attributes:
-        reused: Results that were there already.
-        rescored: Stored outputs that were scored again.
-        called: Samples asked now, replayed ones included.
-        replayed: Of those, answered wholly from the store.
-        sent: Requests sent to providers.
-    """
-
-    reused: int = 0
-    rescored: int = 0
-    called: int = 0
-    replayed: int = 0
-    sent: int = 0
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EvalReport:
     """Results of a run and what they mean.
 
     Attributes:
         run: The run as stored.
         results: All results; those that this call could not get have the status NOT_RUN or IN_PROGRESS.
-        samples: The samples by id, as far as the dataset was at hand.
+        dataset: The samples by id, as far as the dataset was at hand.
         in_doubt: Calls that began and never ended, so that they may have been billed.
         work: What was done now; None for a report from the store.
         stopped: Routes that are no longer called, and why.
@@ -161,33 +65,29 @@ class EvalReport:
 
     run: EvalRun
     results: tuple[EvalResult, ...]
-    samples: Mapping[str, Sample] = field(default_factory=dict, repr=False)
+    dataset: Mapping[str, Sample] = field(default_factory=dict)
     in_doubt: tuple[StoredRun, ...] = ()
     work: Work | None = None
     stopped: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def ok(self) -> bool:
-        """Whether every result is a valid output that was scored."""
-        return all(result.status == SUCCEEDED for result in self.results)
+    def has_failures(self) -> bool:
+        """Whether any result is not a valid and scored output."""
+        return any(result.status != SUCCEEDED for result in self.results)
 
     @property
     def routes(self) -> tuple[str, ...]:
-        """Labels of all routes, in the order in which they were named."""
-        named = dict.fromkeys(self.run.spec.get("routes", ()))
+        """Labels of all routes, in the order in which they were first named."""
         present = dict.fromkeys(result.route for result in self.results)
-        return tuple(dict.fromkeys([*(label for label in named if label in present), *present]))
+        named = [label for label in self.run.spec.get("routes", ()) if label in present]
+        return tuple(dict.fromkeys([*named, *present]))
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of all scores, those that only failed included."""
-        names = dict.fromkeys(name for result in self.results for name in (*result.scores, *result.scorer_errors))
-        return tuple(sorted(names, key=self._metric_order))
-
-    def _metric_order(self, name: str) -> tuple[int, str]:
-        scorers = list(self.run.spec.get("scorers", ()))
-        scorer = max((known for known in scorers if name == known or name.startswith(f"{known}.")), key=len, default="")
-        return (scorers.index(scorer) if scorer else len(scorers), name)
+        """Names of all scores in the order of the scorers, those that only failed included."""
+        names = {name for result in self.results for name in (*result.scores, *result.scorer_errors)}
+        order = list(self.run.spec.get("scorers", ()))
+        return tuple(sorted(names, key=lambda name: (_place(name, order), name)))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -198,32 +98,278 @@ class EvalReport:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the numbers has to know, one sentence each."""
-        return tuple(_notes(self))
-
-    def cluster_of(self, sample_id: str) -> tuple[str, str]:
-        """What the sample's results are independent of: its group, or the sample itself over its epochs."""
-        sample = self.samples.get(sample_id)
-        group = sample.group if sample else self.run.spec.get("groups", {}).get(sample_id)
-        return ("sample", sample_id) if group is None else ("group", group)
+        return (*_work_notes(self), *_failure_notes(self), *_mode_notes(self))
 
     def summary(self, by: Literal["route", "served_route"] = "route") -> pd.DataFrame:
         """One row for each route and metric, with the columns and dtypes of `SUMMARY_COLUMNS`.
 
-        `mean` and its 95 % interval are over scored samples, errors excluded. `mean_failures_as_zero` counts FAILED as 0; a
-        scorer's own failure, NOT_RUN and IN_PROGRESS are left out of both. `interval` names the method; with repeats or
-        groups it is clustered. `valid_first_try` is a share of the samples that got an answer. Latencies are of samples
-        with a valid output.
+        `mean` and its 95 % interval are over scored samples, errors excluded; `mean_failures_as_zero` counts FAILED as
+        0. A scorer's own failure, NOT_RUN and IN_PROGRESS are left out of both. `interval` names the method: with
+        repeats or groups it is clustered. `valid_first_try` is a share of the samples that got an answer, tokens are
+        sums over what is known, latencies are of samples with a valid output.
 
         Args:
             by: `route` groups as assigned, `served_route` by who answered.
         """
-        labels = self.routes if by == "route" else _served_labels(self.results)
-        return _frame(_summary_rows(self, labels, by), SUMMARY_COLUMNS)
+        groups: dict[str, list[EvalResult]] = {label: [] for label in self.routes} if by == "route" else {}
+        for result in self.results:
+            label = result.route if by == "route" else result.served_route
+            if label is not None:
+                groups.setdefault(label, []).append(result)
+        return _frame(summary_rows(groups, self.metrics, _clusters(self)), SUMMARY_COLUMNS)
 
-    def samples_frame(self) -> pd.DataFrame:
-        """As `samples_table`; see there."""
-        return self.table_of_samples()
+    def samples(self) -> pd.DataFrame:
+        """One row for each result: `SAMPLE_COLUMNS`, then a float64 column `score_NAME` for each metric.
 
-    def table_of_samples(self) -> pd.DataFrame:
-        """One row for each result."""
-        return _frame([], SAMPLE_COLUMNS)
+        Input, target, output, scorer errors and warnings are text or JSON text; what is unknown is missing, never 0.
+        """
+        columns = {**SAMPLE_COLUMNS, **{f"{SCORE_PREFIX}{name}": "float64" for name in self.metrics}}
+        return _frame((_sample_row(result, self.dataset) for result in self.results), columns)
+
+    def compare(
+        self, a: str, b: str | None = None, metric: str | None = None, *, baseline: EvalReport | None = None
+    ) -> pd.DataFrame:
+        """Route `a` minus route `b` on the same samples: one row for each metric, columns of `COMPARISON_COLUMNS`.
+
+        Pairs are the samples and epochs that both have a score for; `left_out` counts the others. Zeros and ones on
+        independent samples get McNemar's exact test, anything else a paired t test, clustered by group, or by sample
+        over its epochs. `p_holm` is adjusted for the number of metrics in the frame, `effect` is Cohen's d_z.
+
+        Args:
+            a: Label of a route.
+            b: Label of another; `a` again when None, which needs a baseline.
+            metric: Only this one.
+            baseline: Take `b` from this report instead.
+
+        Raises:
+            LLMEvaluationError: A route or metric is unknown, or both sides are the same.
+        """
+        other = self if baseline is None else baseline
+        b = a if b is None else b
+        if other is self and a == b:
+            raise LLMEvaluationError(f"Name two routes to compare; there are: {', '.join(self.routes)}.")
+        metrics = [name for name in self.metrics if name in other.metrics]
+        if metric is not None:
+            metrics = [_known("metric", metric, metrics)]
+        clusters = {**_clusters(other), **_clusters(self)}
+        rows = comparison_rows(_of(self, a), _of(other, b), metrics, clusters)
+        return _frame(({**row, "a": a, "b": b} for row in rows), COMPARISON_COLUMNS)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON-able data; what is unknown is null.
+
+        Keys: `form`, `run` (id, name, workspace_id, task, task_sha256, dataset_sha256, created_at_utc), `counts`
+        (status to number), `work` (reused, rescored, called, replayed, sent; null for a report from the store),
+        `summary` (rows of `summary()`), `comparisons` (rows of `compare(a, b)` for all pairs of routes), `stopped`
+        (route to reason), `in_doubt` (ids of calls), `notes`.
+        """
+        run = self.run
+        return {
+            "form": JSON_FORM,
+            "run": {
+                "id": str(run.id),
+                "name": run.name,
+                "workspace_id": run.workspace_id,
+                "task": run.task_name,
+                "task_sha256": run.task_sha256,
+                "dataset_sha256": run.dataset_sha256,
+                "created_at_utc": run.created_at_utc.isoformat(),
+            },
+            "counts": self.counts,
+            "work": asdict(self.work) if self.work else None,
+            "summary": _json_rows(self.summary()),
+            "comparisons": [row for a, b in _pairs(self.routes) for row in _json_rows(self.compare(a, b))],
+            "stopped": dict(self.stopped),
+            "in_doubt": [str(call.id) for call in self.in_doubt],
+            "notes": list(self.notes),
+        }
+
+    def table(self) -> Table:
+        """The summary for a terminal, the notes below it."""
+        return _rich_table(self)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {status}" for status, count in self.counts.items() if count) or "nothing yet"
+        scores = [
+            f"  {row['route']}: {row['metric']} {_interval(row)}" for row in _rows(self.summary()) if row["metric"]
+        ]
+        return "\n".join([f"EvalReport({self.run.name!r}, task {self.run.task_name}: {counts})", *scores])
+
+
+def _place(metric: str, scorers: Sequence[str]) -> int:
+    """Place of a metric's scorer, of which it is the name or `name.part`; the end for one that is gone."""
+    owners = [name for name in scorers if metric == name or metric.startswith(f"{name}.")]
+    return scorers.index(max(owners, key=len)) if owners else len(scorers)
+
+
+def _known(what: str, name: str, known: Sequence[str]) -> str:
+    if name not in known:
+        raise LLMEvaluationError(f"There is no {what} {name!r}; there are: {', '.join(known) or 'none'}.")
+    return name
+
+
+def _of(report: EvalReport, label: str) -> list[EvalResult]:
+    _known("route", label, report.routes)
+    return [result for result in report.results if result.route == label]
+
+
+def _clusters(report: EvalReport) -> dict[str, Cluster]:
+    groups = report.run.spec.get("groups", {})
+    clusters: dict[str, Cluster] = {}
+    for result in report.results:
+        sample = report.dataset.get(result.sample_id)
+        group = sample.group if sample else groups.get(result.sample_id)
+        clusters[result.sample_id] = ("sample", result.sample_id) if group is None else ("group", group)
+    return clusters
+
+
+def _pairs(labels: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for number, a in enumerate(labels):
+        for b in labels[number + 1 :]:
+            yield a, b
+
+
+def _sample_row(result: EvalResult, dataset: Mapping[str, Sample]) -> dict[str, Any]:
+    sample = dataset.get(result.sample_id)
+    row: dict[str, Any] = {name: getattr(result, name) for name in SAMPLE_COLUMNS if hasattr(result, name)}
+    row |= {
+        "group": sample.group if sample else None,
+        "input": _as_text(sample.input) if sample else None,
+        "target": _as_text(sample.target) if sample else None,
+        "output": result.output_json,
+        "fallback": fell_back(result),
+        "scorer_errors": _as_text(result.scorer_errors) if result.scorer_errors else None,
+        "warnings": "\n".join(result.warnings) or None,
+        "finished_at_utc": None if result.status in (NOT_RUN, IN_PROGRESS) else result.finished_at_utc,
+    }
+    return row | {f"{SCORE_PREFIX}{name}": value for name, value in result.scores.items()}
+
+
+def _as_text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _frame(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
+    """Exactly these columns, in this order and with these dtypes, also when there are no rows."""
+    import pandas as pd
+
+    listed = list(rows)
+    return pd.DataFrame(
+        {name: pd.Series([row.get(name) for row in listed], dtype=dtype) for name, dtype in columns.items()}
+    )
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows with None for everything that is missing."""
+    return [
+        {str(name): None if _is_missing(value) else value for name, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
+
+def _is_missing(value: Any) -> bool:
+    from pandas import isna
+
+    return bool(isna(value))
+
+
+def _json_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
+        for row in _rows(frame)
+    ]
+
+
+def _work_notes(report: EvalReport) -> Iterator[str]:
+    work = report.work
+    if work is None:
+        return
+    total = work.reused + work.called
+    yield f"{work.reused:,} of {total:,} results were there already; {_many(work.sent, 'request')} sent."
+    if work.rescored:
+        yield f"{_many(work.rescored, 'stored output')} scored again without a call."
+    if work.replayed:
+        yield f"{_many(work.replayed, 'answer')} came from the store."
+
+
+def _failure_notes(report: EvalReport) -> Iterator[str]:
+    counts = report.counts
+    for label, reason in report.stopped.items():
+        yield f"{label} is no longer called: {reason}"
+    if counts[FAILED]:
+        codes = [result.error_code or "unknown" for result in report.results if result.status == FAILED]
+        listed = ", ".join(f"{code} {codes.count(code)}" for code in sorted(set(codes)))
+        yield f"{_many(counts[FAILED], 'sample')} failed ({listed})."
+    if counts[SCORER_FAILED]:
+        yield f"{_many(counts[SCORER_FAILED], 'answer')} could not be scored: see scorer_errors."
+    if counts[NOT_RUN]:
+        yield f"{_many(counts[NOT_RUN], 'sample')} did not run; the same name again calls them."
+    if counts[IN_PROGRESS]:
+        yield f"{_many(counts[IN_PROGRESS], 'sample')} under way in another process."
+    if report.in_doubt:
+        yield f"{_many(len(report.in_doubt), 'call')} in doubt: begun and never ended, perhaps billed."
+
+
+def _mode_notes(report: EvalReport) -> Iterator[str]:
+    modes: dict[str, set[str]] = {}
+    for result in report.results:
+        if result.output_mode is not None:
+            modes.setdefault(result.route, set()).add(result.output_mode)
+    if len({frozenset(found) for found in modes.values()}) > 1:
+        listed = "; ".join(f"{label} {'/'.join(sorted(found))}" for label, found in modes.items())
+        yield f"The routes were asked in different ways: {listed}."
+    moved = sum(fell_back(result) for result in report.results)
+    if moved:
+        yield f"{_many(moved, 'sample')} answered by a fallback; summary(by='served_route') shows who answered."
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _rich_table(report: EvalReport) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"{report.run.name}: {report.run.task_name}" if report.run.name != report.run.task_name else report.run.name
+    table = Table(
+        title=escape(title), title_justify="left", caption=escape("\n".join(report.notes)), caption_justify="left"
+    )
+    table.add_column("Route", overflow="fold")
+    table.add_column("Metric", overflow="fold")
+    for name in ("Mean [95 %]", "Scored", "Errors", "Valid at first try", "Tokens in/out", "p50/p95 ms"):
+        table.add_column(name, justify="right")
+    previous = None
+    for row in _rows(report.summary()):
+        again = row["route"] == previous
+        table.add_row(*(escape(cell) for cell in _cells(row, again=again)))
+        previous = row["route"]
+    return table
+
+
+def _cells(row: Mapping[str, Any], *, again: bool) -> tuple[str, ...]:
+    """The text of one row; a route's own numbers stand only in its first row."""
+    score = (row["metric"] or NOTHING, _interval(row), f"{row['scored']} of {row['n']}")
+    if again:
+        return ("", *score, "", "", "", "")
+    errors = row["failed"] + row["scorer_failed"]
+    return (
+        row["route"],
+        *score,
+        str(errors),
+        _shown(row["valid_first_try"], ".0%"),
+        f"{_shown(row['input_tokens'], ',')}/{_shown(row['output_tokens'], ',')}",
+        f"{_shown(row['latency_p50_ms'], ',.0f')}/{_shown(row['latency_p95_ms'], ',.0f')}",
+    )
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    if row["mean"] is None:
+        return NOTHING
+    if row["ci_low"] is None:
+        return f"{row['mean']:.3f}"
+    return f"{row['mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+
+
+def _shown(value: float | None, form: str) -> str:
+    return NOTHING if value is None else format(value, form)

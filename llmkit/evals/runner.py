@@ -3,62 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Unpack
 
-from uuid_utils.compat import uuid7
-
-from llmkit.canonical import sha256_of
 from llmkit.errors import (
     LLMAuthenticationError,
     LLMConfigurationError,
-    LLMContentBlocked,
-    LLMEmptyReply,
     LLMError,
     LLMEvaluationError,
     LLMInProgress,
     LLMModelNotFound,
     LLMPermissionDenied,
     LLMQuotaExhausted,
-    LLMReasoningExhausted,
     LLMStoreError,
-    LLMUnusableAnswer,
 )
-from llmkit.evals.dataset import Dataset, Sample
-from llmkit.evals.report import (
-    FAILED,
-    FALLBACK_WARNING,
-    IN_PROGRESS,
-    NOT_RUN,
-    SCORER_FAILED,
-    SUCCEEDED,
-    EvalReport,
-    ResultKey,
-    Work,
-    key_of,
-)
-from llmkit.evals.scorers import Scorer, Scores, apply_scorers
+from llmkit.evals.dataset import Sample
+from llmkit.evals.outcome import answered, failed, scored
+from llmkit.evals.plan import EvaluateOptions, Plan, Progress, call_name, name_prefix
+from llmkit.evals.report import EvalReport
+from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, ResultKey, Work, key_of
+from llmkit.evals.scorers import apply_scorers
 from llmkit.evals.task import Task
-from llmkit.evals.variant import DIGEST_LENGTH, Lane, RouteLike, lanes
+from llmkit.evals.variant import Lane, RouteLike
 from llmkit.ports import EvalResult, EvalRun, EvalStore
-from llmkit.telemetry import redact
-from llmkit.types import RequestContext, TokenUsage, utc_now
+from llmkit.types import RequestContext, utc_now
 
 if TYPE_CHECKING:
-    from typing import Unpack
-
     from llmkit.pydanticai.extraction import Extraction
     from llmkit.service import LLMService
 
-__all__ = ["EvaluateOptions", "Extractor", "Progress", "evaluate", "load_report"]
+__all__ = ["evaluate", "load_report"]
 
-DEFAULT_CONCURRENCY = 8
 FAILURES_BEFORE_STOP = 3
-LONGEST_MESSAGE = 2_000
-PART_LENGTH = 48
 STAGE = "sample"
 
 # A route that fails so will fail so again on the next sample.
@@ -71,67 +49,6 @@ HOPELESS = (
 )
 
 
-class Extractor(Protocol):
-    """What `llmkit.pydanticai.extraction.extract` does; another one can be injected."""
-
-    async def __call__(
-        self,
-        service: LLMService,
-        output_type: type[Any],
-        messages: Sequence[Any],
-        **options: Any,
-    ) -> Extraction[Any]:
-        """Ask for an instance of the type. Raises `LLMError` only."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far an evaluation is; given to a progress function after every sample.
-
-    Attributes:
-        done: Samples x routes x epochs that are settled, those from earlier runs included.
-        total: All of them.
-        failed: How many of those done now ended without a valid output.
-        reused: How many were there already.
-        sent: Requests sent to providers so far.
-    """
-
-    done: int
-    total: int
-    failed: int
-    reused: int
-    sent: int
-
-
-class EvaluateOptions(TypedDict, total=False):
-    """Options of `evaluate`, all of them optional.
-
-    Attributes:
-        epochs: Repeats of every sample; 1. A seed grows by one from repeat to repeat.
-        limit: Only the first samples of the dataset; all.
-        concurrency: Most samples under way at once; 8.
-        progress: True for a progress bar on stderr, False for none, or a function of `Progress`; True.
-        retry_failed: True calls again for what failed without an answer of the model; an answer that does not fit or was cut
-            is a result and stays, because repeating it until it fits would flatter the model. "all" repeats these too (an
-            answer that is stored is served from the store), False repeats none; True.
-        parameters: Generation parameters on top of the task's.
-        repairs: How often a model is asked again with the validation errors; 1.
-        policies: Services that route by another policy, for routes written `policy:NAME`.
-        extract: Another extractor than `llmkit.pydanticai.extraction.extract`.
-    """
-
-    epochs: int
-    limit: int | None
-    concurrency: int
-    progress: bool | Callable[[Progress], None]
-    retry_failed: bool | Literal["all"]
-    parameters: Mapping[str, Any] | None
-    repairs: int
-    policies: Mapping[str, LLMService]
-    extract: Extractor | None
-
-
 async def evaluate(
     task: Task,
     routes: RouteLike | Sequence[RouteLike],
@@ -139,7 +56,7 @@ async def evaluate(
     service: LLMService,
     store: EvalStore,
     workspace_id: str,
-    name: str,
+    name: str | None = None,
     **options: Unpack[EvaluateOptions],
 ) -> EvalReport:
     """Run every sample on every route, and report on all that is stored under this name.
@@ -157,7 +74,7 @@ async def evaluate(
         service: Answers; it records and deduplicates the calls.
         store: Keeps runs and results.
         workspace_id: Whose evaluation this is.
-        name: Name of the run in its workspace.
+        name: Name of the run in its workspace; the task's name when None.
         **options: See `EvaluateOptions`.
 
     Raises:
@@ -166,7 +83,7 @@ async def evaluate(
         LLMStoreError: The database failed. What was finished before is kept.
     """
     plan = Plan.make(task, routes, service, options)
-    run = await _opened(plan, store, workspace_id, name)
+    run = await _opened(plan, store, workspace_id, task.name if name is None else name)
     stored = {key_of(result): result for result in await store.results(run.id)}
     plan.require_same_samples(run, stored)
     evaluation = _Evaluation(plan, run, store, stored)
@@ -191,200 +108,9 @@ async def load_report(store: EvalStore, workspace_id: str, name: str, *, task: T
         known = ", ".join(other.name for other in await store.list_runs(workspace_id)) or "none yet"
         raise LLMEvaluationError(f"There is no evaluation {name!r} in workspace {workspace_id!r}; there are: {known}.")
     results = await store.results(run.id)
-    in_doubt = await store.in_doubt(workspace_id, _prefix(run))
+    in_doubt = await store.in_doubt(workspace_id, name_prefix(run))
     samples = task.load().by_id if task else {}
-    return EvalReport(run=run, results=results, samples=samples, in_doubt=in_doubt)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What will be done, checked before anything is sent."""
-
-    task: Task
-    dataset: Dataset
-    selected: Dataset
-    lanes: tuple[Lane, ...]
-    scorers: tuple[Scorer, ...]
-    epochs: int
-    concurrency: int
-    repairs: int
-    retry_failed: bool | Literal["all"]
-    progress: bool | Callable[[Progress], None]
-    extract: Extractor
-    sample_digests: Mapping[str, str]
-
-    @classmethod
-    def make(
-        cls,
-        task: Task,
-        routes: RouteLike | Sequence[RouteLike],
-        service: LLMService,
-        options: EvaluateOptions,
-    ) -> Plan:
-        """Check task, routes and options, read the dataset, and render every prompt once."""
-        dataset = task.load()
-        plan = cls(
-            task=task,
-            dataset=dataset,
-            selected=dataset.limit(options.get("limit")),
-            lanes=lanes(
-                task,
-                routes,
-                service=service,
-                parameters=options.get("parameters") or {},
-                policies=options.get("policies", {}),
-            ),
-            scorers=task.scorer_objects,
-            epochs=_at_least("epochs", options.get("epochs", 1), 1),
-            concurrency=_at_least("concurrency", options.get("concurrency", DEFAULT_CONCURRENCY), 1),
-            repairs=_at_least("repairs", options.get("repairs", 1), 0),
-            retry_failed=options.get("retry_failed", True),
-            progress=options.get("progress", True),
-            extract=options.get("extract") or _default_extract(),
-            sample_digests={sample.key: _sample_digest(sample) for sample in dataset},
-        )
-        plan.require_renderable()
-        return plan
-
-    def require_renderable(self) -> None:
-        """Render every prompt, so that a missing field shows before anything is paid."""
-        for sample in self.selected:
-            for lane in self.lanes:
-                lane.messages(sample)
-
-    def new_run(self, workspace_id: str, name: str) -> EvalRun:
-        """The run as it is stored if there is none of this name."""
-        return EvalRun(
-            id=uuid7(),
-            workspace_id=workspace_id,
-            name=name,
-            task_name=self.task.name,
-            task_sha256=self.task.task_sha256,
-            dataset_sha256=self.dataset.sha256,
-            created_at_utc=utc_now(),
-            spec={
-                "task": self.task.definition(),
-                "scorers": [scorer.name for scorer in self.scorers],
-                "scorers_sha256": self.task.scorers_sha256,
-                "routes": {lane.label: dict(lane.description) for lane in self.lanes},
-                "epochs": self.epochs,
-                "samples": len(self.dataset),
-                "groups": {sample.key: sample.group for sample in self.dataset if sample.group is not None},
-            },
-        )
-
-    def require_same_task(self, run: EvalRun) -> None:
-        """Refuse to mix two tasks under one name."""
-        if run.task_sha256 == self.task.task_sha256:
-            return
-        then, now = run.spec.get("task", {}), self.task.definition()
-        changed = ", ".join(part for part, value in now.items() if then.get(part) != value) or "the task"
-        raise LLMEvaluationError(
-            f"Evaluation {run.name!r} was made with another task: changed: {changed}. Use another name, or undo the change."
-        )
-
-    def require_same_samples(self, run: EvalRun, stored: Mapping[ResultKey, EvalResult]) -> None:
-        """Refuse to mix samples, or prompts of one label, that were edited since their results were stored."""
-        finished = {key: result for key, result in stored.items() if not self.is_open(result)}
-        gone = {key.sample_id for key in finished} - self.sample_digests.keys()
-        edited = {key.sample_id for key, result in finished.items() if self._is_edited(key, result)} - gone
-        changes = [f"{what}: {_some(ids)}" for what, ids in (("removed", gone), ("edited", edited)) if ids]
-        if changes:
-            raise LLMEvaluationError(
-                f"The dataset of evaluation {run.name!r} has changed since its results were stored: samples "
-                f"{'; '.join(changes)}. Use another name, or undo the change."
-            )
-        self._require_same_lanes(run, finished)
-
-    def _is_edited(self, key: ResultKey, result: EvalResult) -> bool:
-        return _digests_of(result.pipeline_run_id)[0] != self.sample_digests.get(key.sample_id)
-
-    def _require_same_lanes(self, run: EvalRun, finished: Mapping[ResultKey, EvalResult]) -> None:
-        for lane in self.lanes:
-            for key, result in finished.items():
-                sample = self.dataset.by_id[key.sample_id]
-                if key.route == lane.label and _digests_of(result.pipeline_run_id)[1] != self.request_digest(lane, sample):
-                    raise LLMEvaluationError(
-                        f"In evaluation {run.name!r}, {lane.label} was asked something else: its prompt or parameters "
-                        f"have changed (first seen on sample {key.sample_id}). Use another name or label."
-                    )
-
-    def request_digest(self, lane: Lane, sample: Sample) -> str:
-        """Short hash of what a lane sends for a sample, repairs included."""
-        digest = lane.digest(sample)
-        return digest if self.repairs == 1 else sha256_of([digest, self.repairs])[:DIGEST_LENGTH]
-
-    def is_open(self, result: EvalResult) -> bool:
-        """Whether a stored result is to be replaced by calling again."""
-        if result.status != FAILED or self.retry_failed is False:
-            return False
-        return self.retry_failed == "all" or result.error_code not in FINAL_CODES
-
-    def keys(self) -> Iterator[tuple[Sample, Lane, int]]:
-        """All that is to be settled: every sample of an epoch on every route, the first route changing by turns."""
-        count = len(self.lanes)
-        for epoch in range(self.epochs):
-            for number, sample in enumerate(self.selected):
-                for turn in range(count):
-                    yield sample, self.lanes[(number + turn) % count], epoch
-
-    @property
-    def total(self) -> int:
-        """How many there are."""
-        return self.epochs * len(self.selected) * len(self.lanes)
-
-
-def _codes_of_final_outcomes(parent: type[LLMError]) -> Iterator[str]:
-    if not parent.retryable:
-        yield parent.code
-    for child in parent.__subclasses__():
-        yield from _codes_of_final_outcomes(child)
-
-
-# The model has answered, and the answer cannot be used: that is its result.
-FINAL_CODES = frozenset(_codes_of_final_outcomes(LLMUnusableAnswer))
-
-
-def _default_extract() -> Extractor:
-    from llmkit.pydanticai.extraction import extract
-
-    return extract
-
-
-def _at_least(name: str, value: int, least: int) -> int:
-    if value < least:
-        raise LLMEvaluationError(f"{name} must be at least {least}; got {value}.")
-    return value
-
-
-def _some(ids: set[str], most: int = 5) -> str:
-    shown = sorted(ids)[:most]
-    more = f" and {len(ids) - most} more" if len(ids) > most else ""
-    return ", ".join(shown) + more
-
-
-def _sample_digest(sample: Sample) -> str:
-    return sha256_of(sample.content())[:DIGEST_LENGTH]
-
-
-def _prefix(run: EvalRun) -> str:
-    return f"eval:{run.id.hex}:"
-
-
-def _call_name(run: EvalRun, sample_id: str, label: str, epoch: int, digests: str) -> str:
-    """Name of one sample on one route in one epoch: idempotency key and `pipeline_run_id` of its calls.
-
-    At most 255 characters with the step added. The readable parts may be cut; the digests of content and of names keep it
-    unique.
-    """
-    parts = [re.sub(r"[^\w./@+-]", "_", text)[:PART_LENGTH] for text in (sample_id, label)]
-    names = sha256_of([sample_id, label])[:DIGEST_LENGTH]
-    return f"{_prefix(run)}{':'.join(parts)}:{epoch}:{names}:{digests}"
-
-
-def _digests_of(call_name: str) -> tuple[str, str]:
-    digests = call_name.rpartition(":")[2]
-    return digests[:DIGEST_LENGTH], digests[DIGEST_LENGTH:]
+    return EvalReport(run=run, results=results, dataset=samples, in_doubt=in_doubt)
 
 
 async def _opened(plan: Plan, store: EvalStore, workspace_id: str, name: str) -> EvalRun:
@@ -489,7 +215,7 @@ class _Evaluation:
 
     def _jobs(self) -> Iterator[_Call | _Rescore]:
         yield from self._rescores()
-        for sample, lane, epoch in self.plan.keys():
+        for sample, lane, epoch in self.plan.cells():
             stored = self.stored.get(ResultKey(sample.key, lane.label, epoch))
             if stored is None or self.plan.is_open(stored):
                 yield _Call(sample, lane, epoch)
@@ -506,7 +232,7 @@ class _Evaluation:
     async def _rescore(self, job: _Rescore) -> None:
         output = self.plan.task.output_type.model_validate_json(job.result.output_json or "")
         scores = await apply_scorers(self.plan.scorers, output, job.sample)
-        fresh = _scored(job.result, scores)
+        fresh = scored(job.result, scores)
         if (fresh.scores, fresh.scorer_errors) != (job.result.scores, job.result.scorer_errors):
             await self.store.save_result(fresh)
         self.tally.rescored += 1
@@ -541,7 +267,7 @@ class _Evaluation:
             epoch=job.epoch,
             status=FAILED,
             finished_at_utc=utc_now(),
-            pipeline_run_id=_call_name(self.run, sample.key, lane.label, job.epoch, digests),
+            pipeline_run_id=call_name(self.run, sample.key, lane.label, job.epoch, digests),
         )
 
     async def _extract(self, job: _Call, name: str) -> Extraction[Any]:
@@ -567,14 +293,14 @@ class _Evaluation:
         self.tally.sent += sent
         self.tally.replayed += not sent
         scores = await apply_scorers(self.plan.scorers, extraction.value, job.sample)
-        await self.store.save_result(_scored(_answered(blank, job.lane, extraction), scores))
+        await self.store.save_result(scored(answered(blank, job.lane, extraction), scores))
 
     async def _keep_failure(self, blank: EvalResult, error: Exception) -> None:
         attempts = error.attempts if isinstance(error, LLMError) else ()
         self.tally.called += 1
         self.tally.failed += 1
         self.tally.sent += len(attempts)
-        await self.store.save_result(_failed(blank, error))
+        await self.store.save_result(failed(blank, error))
 
     async def report(self) -> EvalReport:
         """Everything under the run's name, whoever made it, and what of this call is not there."""
@@ -584,71 +310,23 @@ class _Evaluation:
         return EvalReport(
             run=self.run,
             results=tuple(results),
-            samples=known,
-            in_doubt=await self.store.in_doubt(self.run.workspace_id, _prefix(self.run)),
+            dataset=known,
+            in_doubt=await self.store.in_doubt(self.run.workspace_id, name_prefix(self.run)),
             work=self.tally.work(),
             stopped={label: str(health.stopped_by) for label, health in self.health.items() if health.stopped_by},
         )
 
     def _absent(self, present: set[ResultKey]) -> Iterator[EvalResult]:
-        for sample, lane, epoch in self.plan.keys():
+        for sample, lane, epoch in self.plan.cells():
             key = ResultKey(sample.key, lane.label, epoch)
             if key not in present:
-                blank = self._blank(_Call(sample, lane, epoch))
-                stopped_by = self.health[lane.label].stopped_by
-                code = LLMInProgress.code if key in self.in_progress else stopped_by and stopped_by.code
-                yield replace(blank, status=IN_PROGRESS if key in self.in_progress else NOT_RUN, error_code=code)
+                yield self._unsettled(self._blank(_Call(sample, lane, epoch)))
 
-
-def _answered(blank: EvalResult, lane: Lane, extraction: Extraction[Any]) -> EvalResult:
-    served = extraction.responses[-1].route
-    warnings = dict.fromkeys(text for response in extraction.responses for text in response.warnings)
-    if lane.planned is not None and served != lane.planned:
-        warnings[f"{FALLBACK_WARNING} {served} answered instead of {lane.planned}"] = None
-    return replace(
-        blank,
-        status=SUCCEEDED,
-        finished_at_utc=utc_now(),
-        served_route=str(served),
-        output_json=extraction.value.model_dump_json(by_alias=True, round_trip=True),
-        output_mode=extraction.mode,
-        valid_first_try=extraction.valid_first_try,
-        input_tokens=extraction.usage.input_tokens,
-        output_tokens=extraction.usage.output_tokens,
-        latency_ms=extraction.latency_ms,
-        requests=sum(len(response.attempts) or 1 for response in extraction.responses),
-        warnings=tuple(warnings),
-    )
-
-
-def _scored(result: EvalResult, scores: Scores) -> EvalResult:
-    status = SCORER_FAILED if scores.errors else SUCCEEDED
-    return replace(result, status=status, scores=scores.values, scorer_errors=scores.errors)
-
-
-def _failed(blank: EvalResult, error: Exception) -> EvalResult:
-    known = isinstance(error, LLMError)
-    message = redact(str(error) if known else f"{type(error).__name__}: {error}")
-    attempts = error.attempts if isinstance(error, LLMError) else ()
-    usage = TokenUsage.total(attempt.usage for attempt in attempts)
-    return replace(
-        blank,
-        finished_at_utc=utc_now(),
-        error_code=error.code if isinstance(error, LLMError) else LLMError.code,
-        error_message=message[:LONGEST_MESSAGE],
-        served_route=str(attempts[-1].route) if attempts and isinstance(error, LLMUnusableAnswer) else None,
-        valid_first_try=_first_try(error),
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        latency_ms=sum(attempt.latency_ms for attempt in attempts) if attempts else None,
-        requests=len(attempts),
-    )
-
-
-def _first_try(error: Exception) -> bool | None:
-    """False when there was an answer and it did not fit; None when there was none."""
-    no_answer = isinstance(error, LLMContentBlocked | LLMEmptyReply | LLMReasoningExhausted)
-    return False if isinstance(error, LLMUnusableAnswer) and not no_answer else None
+    def _unsettled(self, blank: EvalResult) -> EvalResult:
+        if key_of(blank) in self.in_progress:
+            return replace(blank, status=IN_PROGRESS, error_code=LLMInProgress.code)
+        stopped_by = self.health[blank.route].stopped_by
+        return replace(blank, status=NOT_RUN, error_code=stopped_by.code if stopped_by else None)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Scorers: how good a validated output is, as a number for each sample.
 
-A scorer has a `name` and is called with the output and the sample. One that raises is a scorer error of that sample and says
-nothing about the model.
+A scorer has a `name` and is called with the output and the sample. One that raises is a scorer error of that sample
+and says nothing about the model.
 """
 
 from __future__ import annotations
@@ -169,7 +169,9 @@ class _ExactMatch(_Options):
     def __call__(self, output: Any, sample: Sample, /) -> Score:
         expected = _expected(output, sample)
         missing = set(type(output).model_fields) - set(expected)
-        wrong = [name for name, value in expected.items() if not _equal(_at(output, name), value, self.normalise)]
+        wrong = [
+            name for name, value in expected.items() if not _equal(_at(output, name), value, normalise=self.normalise)
+        ]
         wrong += [name for name in sorted(missing) if not _is_default(output, name)]
         return Score(float(not wrong), ", ".join(wrong))
 
@@ -179,7 +181,7 @@ class _FieldMatch(_Options):
     def __call__(self, output: Any, sample: Sample, /) -> Score:
         expected = _expected(output, sample)
         paths = self.fields or tuple(type(output).model_fields)
-        hits = {path: float(_equal(_at(output, path), _at(expected, path), self.normalise)) for path in paths}
+        hits = {path: float(_equal(_at(output, path), _at(expected, path), normalise=self.normalise)) for path in paths}
         wrong = ", ".join(path for path, hit in hits.items() if not hit)
         return Score(sum(hits.values()) / len(hits), wrong, hits if len(hits) > 1 else {})
 
@@ -291,7 +293,8 @@ def _converted(model: type[BaseModel], name: str, value: Any) -> Any:
 
 @lru_cache(maxsize=1024)
 def _adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(model.model_fields[name].annotation)
+    kind: Any = model.model_fields[name].annotation
+    return TypeAdapter(kind)
 
 
 def _at(value: Any, path: str) -> Any:
@@ -305,17 +308,20 @@ def _at(value: Any, path: str) -> Any:
 
 def _is_default(output: BaseModel, name: str) -> bool:
     info = type(output).model_fields[name]
-    return not info.is_required() and _equal(getattr(output, name), info.get_default(call_default_factory=True), False)
+    default = None if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
+    return not info.is_required() and _equal(getattr(output, name), default, normalise=False)
 
 
-def _equal(got: Any, wanted: Any, normalise: bool) -> bool:
+def _equal(got: Any, wanted: Any, *, normalise: bool) -> bool:
     got, wanted = _plain(got), _plain(wanted)
     if isinstance(got, str) and isinstance(wanted, str):
         return _folded(got) == _folded(wanted) if normalise else got == wanted
     if isinstance(got, dict) and isinstance(wanted, dict):
-        return got.keys() == wanted.keys() and all(_equal(got[key], wanted[key], normalise) for key in got)
+        return got.keys() == wanted.keys() and all(_equal(got[key], wanted[key], normalise=normalise) for key in got)
     if isinstance(got, list) and isinstance(wanted, list):
-        return len(got) == len(wanted) and all(_equal(*pair, normalise) for pair in zip(got, wanted, strict=True))
+        return len(got) == len(wanted) and all(
+            _equal(*pair, normalise=normalise) for pair in zip(got, wanted, strict=True)
+        )
     if isinstance(got, frozenset) and isinstance(wanted, frozenset):
         return _items(got, normalise) == _items(wanted, normalise)
     if _is_number(got) and _is_number(wanted):

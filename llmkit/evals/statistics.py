@@ -98,13 +98,15 @@ def mean(values: ArrayLike, level: float = DEFAULT_LEVEL) -> Estimate:
 def wilson(successes: int, n: int, level: float = DEFAULT_LEVEL) -> Estimate:
     """Share of successes with Wilson's score interval, which stays within 0 and 1 and is honest at both ends.
 
-    Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22 (1927), 209-212.
+    Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22 (1927).
     """
     if n == 0:
         return Estimate(np.nan, np.nan, np.nan, np.nan, 0, "wilson")
     share = successes / n
     interval = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
-    return Estimate(share, float(np.sqrt(share * (1 - share) / n)), float(interval.low), float(interval.high), n, "wilson")
+    return Estimate(
+        share, float(np.sqrt(share * (1 - share) / n)), float(interval.low), float(interval.high), n, "wilson"
+    )
 
 
 def bca_interval(
@@ -132,13 +134,13 @@ def bca_interval(
 def clustered_standard_error(values: ArrayLike, clusters: Sequence[Hashable]) -> float:
     """Standard error of the mean when values of one cluster hang together: `√(G/(G-1) Σ_c (Σ_i r_ci)²) / n`.
 
-    `r` are the distances from the mean and `G` is the number of clusters. With one value in each cluster it is `s/√n`. NaN for
-    fewer than two clusters.
+    `r` are the distances from the mean and `G` is the number of clusters. With one value in each cluster it is `s/√n`.
+    NaN for fewer than two clusters.
 
-    Source: K.-Y. Liang and S. L. Zeger, "Longitudinal Data Analysis Using Generalized Linear Models", Biometrika 73 (1986),
-    with the usual small-sample factor (A. C. Cameron and D. L. Miller, "A Practitioner's Guide to Cluster-Robust Inference",
-    Journal of Human Resources 50 (2015), equation 12); for evaluations: E. Miller, "Adding Error Bars to Evals" (2024),
-    arXiv:2411.00640, section 2.2.
+    Source: K.-Y. Liang and S. L. Zeger, "Longitudinal Data Analysis Using Generalized Linear Models", Biometrika 73
+    (1986), with the usual small-sample factor (A. C. Cameron and D. L. Miller, "A Practitioner's Guide to
+    Cluster-Robust Inference", Journal of Human Resources 50 (2015)); for evaluations: E. Miller, "Adding Error Bars to
+    Evals" (2024), arXiv:2411.00640.
     """
     x, codes, count = _clustered(values, clusters)
     if count < 2:
@@ -150,7 +152,7 @@ def clustered_standard_error(values: ArrayLike, clusters: Sequence[Hashable]) ->
 def clustered_mean(values: ArrayLike, clusters: Sequence[Hashable], level: float = DEFAULT_LEVEL) -> Estimate:
     """Mean with a t interval from the clustered standard error and `G - 1` degrees of freedom.
 
-    Source: as `clustered_standard_error`; the degrees of freedom from Cameron and Miller (2015), section VI.A.
+    Source: as `clustered_standard_error`; the degrees of freedom from Cameron and Miller (2015).
     """
     x, _codes, count = _clustered(values, clusters)
     error = clustered_standard_error(x, clusters)
@@ -160,11 +162,11 @@ def clustered_mean(values: ArrayLike, clusters: Sequence[Hashable], level: float
 def clustered_proportion(values: ArrayLike, clusters: Sequence[Hashable], level: float = DEFAULT_LEVEL) -> Estimate:
     """Share of ones with Wilson's interval at the effective sample size `p(1-p) / SE²`.
 
-    At shares of 0 and 1, where no spread can be seen, each cluster counts once. The quantile is Student's with `G - 1` degrees of
-    freedom.
+    At shares of 0 and 1, where no spread can be seen, each cluster counts once. The quantile is Student's with `G - 1`
+    degrees of freedom.
 
-    Source: N. Dean and M. Pagano, "Evaluating Confidence Interval Methods for Binomial Proportions in Clustered Surveys",
-    Journal of Survey Statistics and Methodology 3 (2015), 484-503.
+    Source: N. Dean and M. Pagano, "Evaluating Confidence Interval Methods for Binomial Proportions in Clustered
+    Surveys", Journal of Survey Statistics and Methodology 3 (2015).
     """
     x, _codes, count = _clustered(values, clusters)
     error, share = clustered_standard_error(x, clusters), _average(x)
@@ -185,7 +187,7 @@ def _score_interval(share: float, n: float, quantile: float) -> tuple[float, flo
 
 
 def mean_of(values: ArrayLike, clusters: Sequence[Hashable] | None = None, level: float = DEFAULT_LEVEL) -> Estimate:
-    """The mean with the interval that fits: Wilson for zeros and ones, t for other numbers, clustered where clusters repeat."""
+    """The mean with the interval that fits: Wilson for zeros and ones, else t; clustered where clusters repeat."""
     x = _array(values)
     binary = is_binary(x)
     if clusters is not None and len(set(clusters)) < len(x):
@@ -206,7 +208,7 @@ def paired_difference(
     Clusters (samples repeated over epochs, or groups of samples) enter through the clustered standard error and `G - 1`
     degrees of freedom.
 
-    Source: E. Miller, "Adding Error Bars to Evals" (2024), arXiv:2411.00640, section 4; the standard error as
+    Source: E. Miller, "Adding Error Bars to Evals" (2024), arXiv:2411.00640; the standard error as
     `clustered_standard_error`.
 
     Raises:
@@ -226,8 +228,8 @@ def paired_proportions(a: ArrayLike, b: ArrayLike, level: float = DEFAULT_LEVEL)
 
     The interval adds one to each kind of disagreement, so that it is honest when there are few or none.
 
-    Source: D. G. Bonett and R. M. Price, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on
-    Paired Data", Journal of Educational and Behavioral Statistics 37 (2012), 479-488; the test as `mcnemar_exact`.
+    Source: D. G. Bonett and R. M. Price, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions
+    Based on Paired Data", Journal of Educational and Behavioral Statistics 37 (2012); the test as `mcnemar_exact`.
 
     Raises:
         ValueError: `a` and `b` differ in length.
@@ -247,8 +249,8 @@ def paired_proportions(a: ArrayLike, b: ArrayLike, level: float = DEFAULT_LEVEL)
 def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
     """Two-sided exact p-value for two sets of zeros and ones on the same samples; 1 when they never disagree.
 
-    Source: Q. McNemar, "Note on the Sampling Error of the Difference between Correlated Proportions", Psychometrika 12 (1947);
-    the disagreements follow a binomial distribution with p = 1/2.
+    Source: Q. McNemar, "Note on the Sampling Error of the Difference between Correlated Proportions or Percentages",
+    Psychometrika 12 (1947); the disagreements follow a binomial distribution with p = 1/2.
 
     Raises:
         ValueError: `a` and `b` differ in length.
@@ -261,7 +263,8 @@ def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
 def holm(p_values: ArrayLike) -> Numbers:
     """Adjusted p-values that control the family-wise error rate. NaN stays NaN and does not count.
 
-    Source: S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6 (1979).
+    Source: S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6
+    (1979).
     """
     p = _array(p_values)
     adjusted = np.full(len(p), np.nan)
@@ -272,7 +275,7 @@ def holm(p_values: ArrayLike) -> Numbers:
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased chance that at least one of `k` repeats is right, from `correct` of `n` repeats: `1 - C(n-c, k) / C(n, k)`.
+    """Unbiased chance that at least one of `k` repeats is right, from `correct` of `n`: `1 - C(n-c, k) / C(n, k)`.
 
     Source: M. Chen et al., "Evaluating Large Language Models Trained on Code" (2021), arXiv:2107.03374, equation 1.
 

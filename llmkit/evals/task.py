@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic.errors import PydanticErrorMixin
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUndefinedAnnotation, PydanticUserError
 
 from llmkit.canonical import sha256_of
 from llmkit.errors import LLMEvaluationError, describe_validation
@@ -40,7 +40,7 @@ def relative_to(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is asked of a model, over and over, and how its answers are judged.
+    r"""What is asked of a model, over and over, and how its answers are judged.
 
     Checked when it is built; the dataset is read when it is first needed.
 
@@ -48,7 +48,7 @@ class Task:
         name: Without white space, `@` and `,`; at most 120 characters.
         dataset: A `.jsonl`, `.csv` or `.parquet` file beside the task file (in a notebook: in the working directory),
             a list of `Sample`, a DataFrame or a `Dataset`.
-        prompt: A template such as `"Text: {input}\\nSentiment:"`, or a function from a sample to text or messages.
+        prompt: A template such as `"Text: {input}\nSentiment:"`, or a function from a sample to text or messages.
         output_type: The Pydantic model that an answer must fit.
         scorers: Built-in ones, or functions `(output, sample)` that return a number, a bool or a `Score`.
         system: A system message that every prompt begins with.
@@ -124,11 +124,13 @@ def _require_schema(output_type: Any) -> None:
         raise LLMEvaluationError(f"output_type must be a Pydantic model class; got {output_type!r}.")
     try:
         schema = output_type.model_json_schema()
-    except (PydanticErrorMixin, NameError) as error:
+    except (PydanticInvalidForJsonSchema, PydanticUndefinedAnnotation, PydanticUserError) as error:
         reason = str(error).partition("\n")[0]
         raise LLMEvaluationError(f"{output_type.__name__} cannot be turned into a JSON schema: {reason}") from None
     if schema.get("type", "object") != "object":
-        raise LLMEvaluationError(f"{output_type.__name__} is not a JSON object; put its content into a field of a model.")
+        raise LLMEvaluationError(
+            f"{output_type.__name__} is not a JSON object; put its content into a field of a model."
+        )
 
 
 def _require_scorers(scorers: Sequence[Scorer], output_type: type[BaseModel]) -> None:

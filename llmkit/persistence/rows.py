@@ -32,6 +32,9 @@ __all__ = [
 
 Values = dict[str, Any]
 
+# ASCII: NUL and lone surrogates become escapes. `default`: a strange value must not cost a paid call its record.
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), default=str)
+
 ABANDONED_MESSAGE: Final = "The process that made this call died before it could record the outcome; it may have been billed."
 # In the order of `StoredRun`.
 STORED_RUN_COLUMNS: Final = (
@@ -76,8 +79,7 @@ def _storable_or_none(text: str | None) -> str | None:
 def _json(value: Mapping[str, Any] | Sequence[Any]) -> str:
     if not value:
         return "{}" if isinstance(value, Mapping) else "[]"
-    # ASCII: NUL and lone surrogates become escapes. `default`: a strange value must not cost a paid call its record.
-    return json.dumps(value, ensure_ascii=True, separators=(",", ":"), default=str)
+    return _ENCODER.encode(value)
 
 
 def started_values(start: RunStart) -> Values:

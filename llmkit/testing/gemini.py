@@ -163,16 +163,16 @@ class GeminiServer(StandInServer):
         )
 
     def _rendered(self, request: RecordedRequest, body: Any, reply: Reply) -> Answer:
-        config = body.get("generationConfig") or {}
+        config = _field(body, "generationConfig") or {}
         if reply.text is None and not reply.tool_calls:
             reply = replace(reply, tool_calls=_forced_calls(body))
         told = tell(
             reply,
             prompt_tokens=_prompt_tokens(body),
             schema=None if self.ignores_schema else _schema(config),
-            limit=config.get("maxOutputTokens"),
+            limit=_field(config, "maxOutputTokens"),
         )
-        shows_thoughts = bool((config.get("thinkingConfig") or {}).get("includeThoughts"))
+        shows_thoughts = bool(_field(_field(config, "thinkingConfig") or {}, "includeThoughts"))
         parts = _parts(told, reply, thoughts=shows_thoughts)
         content: dict[str, Any] = {"parts": parts, "role": "model"} if parts else {"role": "model"}
         reason = _FINISH_REASONS.get(told.finish_reason, told.finish_reason)
@@ -280,30 +280,33 @@ def _target(path: str) -> tuple[str, str]:
 
 def _prompt_tokens(body: Mapping[str, Any]) -> int:
     """Words of every text part; any other part (a call, its result, an image) counts 1. At least 1 in all."""
-    contents = [*body.get("contents", ()), body.get("systemInstruction") or body.get("system_instruction") or {}]
+    contents = [*body.get("contents", ()), _field(body, "systemInstruction") or {}]
     parts = [part for content in contents for part in content.get("parts", ())]
     return max(1, sum(count_tokens(part["text"]) if "text" in part else 1 for part in parts))
 
 
+def _field(message: Mapping[str, Any], name: str) -> Any:
+    """A field of a request by its camel-case name; Google's servers take snake case too."""
+    return message.get(name) or message.get(re.sub(r"(?<=[a-z])[A-Z]", lambda upper: f"_{upper[0].lower()}", name))
+
+
 def _schema(config: Mapping[str, Any]) -> Any:
-    for key in ("responseJsonSchema", "_responseJsonSchema", "responseSchema"):
-        snake = re.sub(r"([a-z])([A-Z])", r"\1_\2", key).lower()
-        if config.get(key) or config.get(snake):
-            return config.get(key) or config[snake]
-    wants_json = (config.get("responseMimeType") or config.get("response_mime_type")) == "application/json"
-    return {"type": "object"} if wants_json else None
+    for name in ("responseJsonSchema", "_responseJsonSchema", "responseSchema"):
+        if schema := _field(config, name):
+            return schema
+    return {"type": "object"} if _field(config, "responseMimeType") == "application/json" else None
 
 
 def _forced_calls(body: Mapping[str, Any]) -> tuple[ToolCall, ...]:
     """The call that the model cannot avoid when the request's tool mode is ANY."""
-    mode = (body.get("toolConfig") or body.get("tool_config") or {}).get("functionCallingConfig") or {}
+    mode = _field(_field(body, "toolConfig") or {}, "functionCallingConfig") or {}
     if str(mode.get("mode")).upper() != "ANY":
         return ()
-    allowed = mode.get("allowedFunctionNames")
+    allowed = _field(mode, "allowedFunctionNames")
     for tool in body.get("tools") or ():
-        for function in tool.get("functionDeclarations") or tool.get("function_declarations") or ():
+        for function in _field(tool, "functionDeclarations") or ():
             if not allowed or function["name"] in allowed:
-                schema = function.get("parametersJsonSchema") or function.get("parameters") or {"type": "object"}
+                schema = _field(function, "parametersJsonSchema") or function.get("parameters") or {"type": "object"}
                 return (ToolCall(function["name"], minimal_instance(schema)),)
     return ()
 

@@ -46,7 +46,7 @@ def transport_answer(fault: Fault) -> Answer | None:
             return Answer([b'{"model": "unfinished", "message": {"role": "assist'])
         case FaultKind.HTML:
             return Answer([_HTML], fault.status_code, "text/html; charset=utf-8")
-        case FaultKind.EMPTY | FaultKind.RESET:
+        case FaultKind.EMPTY | FaultKind.RESET | FaultKind.HANG_UP:
             return Answer([b""], fault.status_code)
         case FaultKind.REDIRECT:
             return Answer([b""], fault.status_code, headers={"Location": fault.url})
@@ -60,8 +60,8 @@ async def send(http: "web.BaseRequest", answer: Answer, planned: Reply | Fault, 
         return await _send_slowly(http, answer, planned, book)
     if kind is FaultKind.TRUNCATED:
         return await _send_half(http, answer, book)
-    if kind is FaultKind.RESET:
-        return _reset(http, book)
+    if kind in (FaultKind.RESET, FaultKind.HANG_UP):
+        return _without_answer(http, book, reset=kind is FaultKind.RESET)
     return await _send_pieces(http, answer, book) if answer.streamed else send_whole(answer, book)
 
 
@@ -111,12 +111,12 @@ async def _opened(http: "web.BaseRequest", answer: Answer, *, length: int | None
     return response
 
 
-def _reset(http: "web.BaseRequest", book: Book) -> "web.Response":
+def _without_answer(http: "web.BaseRequest", book: Book, *, reset: bool) -> "web.Response":
     from aiohttp import web
 
     book("broken", None)
     if http.transport is not None:
-        # A linger time of zero makes the kernel send RST instead of FIN.
-        http.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+        if reset:  # a linger time of zero makes the kernel send RST instead of FIN
+            http.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
         http.transport.abort()
     return web.Response()

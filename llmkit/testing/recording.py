@@ -107,6 +107,7 @@ class Ledger:
             self._call_count += request.is_call
             self._in_flight += 1
             self._max_in_flight = max(self._max_in_flight, self._in_flight)
+            self._changed.notify_all()
 
     def close(self, request: RecordedRequest, outcome: Outcome, usage: Usage | None = None) -> None:
         """Book the end of a request; only the first call for a request counts."""
@@ -117,8 +118,7 @@ class Ledger:
             self._in_flight -= 1
             if usage is not None:
                 self._usage += usage
-            if self._in_flight == 0:
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     def clear(self) -> None:
         """Forget requests, sums and the highest number in flight; requests under way go on."""
@@ -132,6 +132,11 @@ class Ledger:
         """Wait until nothing is in flight; False when `timeout_s` seconds were not enough."""
         with self._changed:
             return self._changed.wait_for(lambda: self._in_flight == 0, timeout_s)
+
+    def wait_until_in_flight(self, count: int, timeout_s: float) -> bool:
+        """Wait until at least `count` requests are in flight; False when `timeout_s` seconds were not enough."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._in_flight >= count, timeout_s)
 
     @property
     def requests(self) -> tuple[RecordedRequest, ...]:

@@ -84,6 +84,7 @@ class FaultKind(StrEnum):
     HTML = "html"
     EMPTY = "empty"
     RESET = "reset"
+    HANG_UP = "hang_up"
     REDIRECT = "redirect"
     INVALID_KEY = "invalid_key"
     DAILY_QUOTA = "daily_quota"
@@ -170,6 +171,11 @@ class Fault:
     def reset(cls) -> Self:
         """Read the request, then reset the connection (TCP RST)."""
         return cls(FaultKind.RESET)
+
+    @classmethod
+    def hang_up(cls) -> Self:
+        """Read the request, then close the connection in good order (TCP FIN) without a word."""
+        return cls(FaultKind.HANG_UP)
 
     @classmethod
     def redirect(cls, url: str, status_code: int = 307) -> Self:

@@ -199,6 +199,10 @@ class StandInServer(ABC):
         """Wait until nothing is in flight; False when `timeout_s` seconds were not enough."""
         return self._ledger.wait_until_idle(timeout_s)
 
+    def wait_until_in_flight(self, count: int = 1, timeout_s: float = 5.0) -> bool:
+        """Wait until at least `count` requests are in flight; False when `timeout_s` seconds were not enough."""
+        return self._ledger.wait_until_in_flight(count, timeout_s)
+
     # -- what a wire defines -----------------------------------------------------------------------
 
     @abstractmethod

@@ -27,6 +27,7 @@ class Exchange:
         sent_at_utc: When the request left; None when it never did.
         status: HTTP status of the answer; None when there was none.
         transport_error: Class name of what went wrong below HTTP.
+        is_abandoned: Nobody waits for it any more: it must not leave.
     """
 
     spec: ProviderSpec
@@ -38,6 +39,7 @@ class Exchange:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     transport_error: str | None = None
+    is_abandoned: bool = False
     _started_s: float = field(default_factory=perf_counter)
 
     def request_leaves(self, path: str, body: bytes) -> None:

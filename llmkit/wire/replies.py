@@ -42,13 +42,16 @@ def read_reply(completion: Any, exchange: Exchange, request: LLMRequest) -> Clie
         request: What was asked.
     """
     facts = _facts(exchange)
-    choice = completion.choices[0]
-    calls = tuple(_tool_call(call, number) for number, call in enumerate(choice.message.tool_calls or ()))
+    # A reply of Gemini's without candidates has no choice at all.
+    choice = completion.choices[0] if completion.choices else None
+    message = choice.message if choice is not None else None
+    calls = tuple(_tool_call(call, number) for number, call in enumerate(getattr(message, "tool_calls", None) or ()))
+    finish_reason = _FINISH_REASONS.get(str(getattr(choice, "finish_reason", "")), "unknown")
     usage = _usage(getattr(completion, "usage", None), facts, estimates=exchange.spec.estimates_missing_counts)
     reply = ClientReply(
-        text=choice.message.content or "",
+        text=getattr(message, "content", None) or "",
         tool_calls=calls,
-        finish_reason="tool_calls" if calls and choice.finish_reason == "stop" else _finish_reason(choice),
+        finish_reason="tool_calls" if calls and finish_reason == "stop" else finish_reason,
         usage=usage,
         response_model=_response_model(completion),
         cost_usd=_cost_usd(completion, exchange, usage),
@@ -142,10 +145,6 @@ def _fewer_than_sent(facts: ReplyFacts, request: LLMRequest) -> bool:
         and facts.prompt_tokens is not None
         and facts.prompt_tokens < smallest_prompt_tokens(request)
     )
-
-
-def _finish_reason(choice: Any) -> FinishReason:
-    return _FINISH_REASONS.get(str(choice.finish_reason), "unknown")
 
 
 def _tool_call(call: Any, number: int) -> ToolCall:

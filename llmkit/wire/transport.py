@@ -24,16 +24,12 @@ from llmkit.wire.exchange import Exchange, current_exchange
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["RecordingTransport", "WrongAddress"]
+__all__ = ["RecordingTransport"]
 
 _KEY_HEADERS = frozenset({"authorization", "x-goog-api-key", "x-api-key", "api-key"})
 _HOP_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection"})
 _ENCODING_HEADERS = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 KEEPALIVE_S = 30.0
-
-
-class WrongAddress(Exception):
-    """A request was about to go somewhere else than its provider's address. Nothing was sent."""
 
 
 class RecordingTransport(httpx.AsyncBaseTransport):
@@ -49,13 +45,14 @@ class RecordingTransport(httpx.AsyncBaseTransport):
         """Send it.
 
         Raises:
-            WrongAddress: The URL is not below the address of the exchange.
-            httpx.ReadError: No whole answer arrived; the exchange has the reason. Never `ConnectError`, which makes
-                LiteLLM send the request a second time by itself.
+            httpx.ReadError: Nothing was sent, or no whole answer arrived; the exchange has the reason. Never
+                `ConnectError`, which makes LiteLLM send the request a second time by itself.
         """
         exchange = current_exchange.get()
         url = str(request.url)
-        _check_address(url, exchange)
+        exchange.transport_error = _objection(url, exchange)
+        if exchange.transport_error is not None:
+            raise httpx.ReadError(exchange.transport_error)
         body = await request.aread()
         exchange.request_leaves(request.url.path, body)
         try:
@@ -96,11 +93,14 @@ class RecordingTransport(httpx.AsyncBaseTransport):
             await session.close()
 
 
-def _check_address(url: str, exchange: Exchange) -> None:
+def _objection(url: str, exchange: Exchange) -> str | None:
+    """Why this request must not leave, as the name of an error, or None."""
+    if exchange.is_abandoned:
+        return "Abandoned"
     # LiteLLM lets globals of its own and the environment override an address that it was given.
     wanted, actual = urlsplit(exchange.arguments.address), urlsplit(url)
-    if (wanted.scheme, wanted.hostname, wanted.port) != (actual.scheme, actual.hostname, actual.port):
-        raise WrongAddress(f"{actual.hostname} instead of {wanted.hostname}")
+    same = (wanted.scheme, wanted.hostname, wanted.port) == (actual.scheme, actual.hostname, actual.port)
+    return None if same else "WrongAddress"
 
 
 def _headers_to_send(request: httpx.Request, *, send_key: bool) -> Mapping[str, str]:

@@ -6,6 +6,7 @@ Needs the build of `make ollama`; skips without it, or fails when `LLMKIT_REQUIR
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,11 +21,10 @@ import psutil
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from ollama_server import RealOllama
+    from collections.abc import Callable, Iterator, Mapping
 
     from llmkit.testing import OllamaServer
+    from tests.ollama_server import RealOllama
 
 pytestmark = pytest.mark.ollama
 
@@ -139,13 +139,18 @@ def test_closing_the_connection_stops_the_generation(real_ollama: RealOllama, st
         if stream:
             with http.stream("POST", "/api/chat", json=body) as reply:
                 next(reply.iter_lines())
-                assert cpu_share(real_ollama) > 0.1
+                wait_until(lambda: cpu_share(real_ollama) > 0.1, "it does not generate")
         else:
             with pytest.raises(httpx.ReadTimeout):
                 http.post("/api/chat", json=body, timeout=3)
-    deadline = time.monotonic() + 5
-    while cpu_share(real_ollama) > 0.05:
-        assert time.monotonic() < deadline, "it still generates for nobody"
+    wait_until(lambda: cpu_share(real_ollama) < 0.05, "it still generates for nobody")
+
+
+def wait_until(condition: Callable[[], bool], complaint: str, within_s: float = 10) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, complaint
+        time.sleep(0.02)
 
 
 def cpu_share(server: RealOllama, over_s: float = 0.3) -> float:
@@ -194,7 +199,7 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import httpx
-from ollama_server import RealOllama
+from tests.ollama_server import RealOllama
 server = RealOllama(Path(sys.argv[2])).__enter__()
 messages = [{"role": "user", "content": "one"}]
 body = {"model": server.model, "stream": False, "messages": messages, "options": {"num_predict": 1}}
@@ -204,17 +209,15 @@ time.sleep(600)
 """
 
 
-def test_it_dies_with_the_test_process(real_ollama_folder: Path) -> None:
-    command = [sys.executable, "-c", ORPHAN, str(Path(__file__).parents[1]), str(real_ollama_folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+def test_it_dies_with_the_test_process(real_ollama_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ORPHAN, str(Path(__file__).parents[2]), str(real_ollama_folder)]
+    env = os.environ | {"TMPDIR": str(tmp_path)}  # it will not be there to tidy up
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as owner:
         assert owner.stdout is not None
         processes = [psutil.Process(int(pid)) for pid in owner.stdout.readline().split()]
         owner.kill()
     assert len(processes) == 2
-    deadline = time.monotonic() + 5
-    while any(map(is_alive, processes)):
-        assert time.monotonic() < deadline, "the server outlived the process that started it"
-        time.sleep(0.02)
+    wait_until(lambda: not any(map(is_alive, processes)), "the server outlived the process that started it")
 
 
 def is_alive(process: psutil.Process) -> bool:

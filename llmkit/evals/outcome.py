@@ -1,0 +1,81 @@
+"""From an extraction or an error to a result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from llmkit.errors import (
+    LLMContentBlocked,
+    LLMEmptyReply,
+    LLMError,
+    LLMReasoningExhausted,
+    LLMUnusableAnswer,
+)
+from llmkit.evals.result import FALLBACK_WARNING, SCORER_FAILED, SUCCEEDED
+from llmkit.evals.scorers import Scores
+from llmkit.evals.variant import Lane
+from llmkit.ports import EvalResult
+from llmkit.telemetry import redact
+from llmkit.types import TokenUsage, utc_now
+
+if TYPE_CHECKING:
+    from llmkit.pydanticai.extraction import Extraction
+
+__all__ = ["answered", "failed", "scored"]
+
+LONGEST_MESSAGE = 2_000
+
+
+def answered(blank: EvalResult, lane: Lane, extraction: Extraction[Any]) -> EvalResult:
+    """The result of a sample that got a valid output; not scored yet."""
+    served = extraction.responses[-1].route
+    warnings = dict.fromkeys(text for response in extraction.responses for text in response.warnings)
+    if lane.planned is not None and served != lane.planned:
+        warnings[f"{FALLBACK_WARNING} {served} answered instead of {lane.planned}"] = None
+    return replace(
+        blank,
+        status=SUCCEEDED,
+        finished_at_utc=utc_now(),
+        served_route=str(served),
+        output_json=extraction.value.model_dump_json(by_alias=True, round_trip=True),
+        output_mode=extraction.mode,
+        valid_first_try=extraction.valid_first_try,
+        input_tokens=extraction.usage.input_tokens,
+        output_tokens=extraction.usage.output_tokens,
+        latency_ms=extraction.latency_ms,
+        requests=sum(len(response.attempts) or 1 for response in extraction.responses),
+        warnings=tuple(warnings),
+    )
+
+
+def scored(result: EvalResult, scores: Scores) -> EvalResult:
+    """The result with its scores in place of any earlier ones."""
+    status = SCORER_FAILED if scores.errors else SUCCEEDED
+    return replace(result, status=status, scores=scores.values, scorer_errors=scores.errors)
+
+
+def failed(blank: EvalResult, error: Exception) -> EvalResult:
+    """The result of a sample that got none. What it cost is in it as far as the error knows its attempts."""
+    known = isinstance(error, LLMError)
+    message = redact(str(error) if known else f"{type(error).__name__}: {error}")
+    attempts = error.attempts if isinstance(error, LLMError) else ()
+    usage = TokenUsage.total(attempt.usage for attempt in attempts)
+    return replace(
+        blank,
+        finished_at_utc=utc_now(),
+        error_code=error.code if isinstance(error, LLMError) else LLMError.code,
+        error_message=message[:LONGEST_MESSAGE],
+        served_route=str(attempts[-1].route) if attempts and isinstance(error, LLMUnusableAnswer) else None,
+        valid_first_try=_first_try(error),
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        latency_ms=sum(attempt.latency_ms for attempt in attempts) if attempts else None,
+        requests=len(attempts),
+    )
+
+
+def _first_try(error: Exception) -> bool | None:
+    """False when there was an answer and it did not fit; None when there was none."""
+    no_answer = isinstance(error, LLMContentBlocked | LLMEmptyReply | LLMReasoningExhausted)
+    return False if isinstance(error, LLMUnusableAnswer) and not no_answer else None

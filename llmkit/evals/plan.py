@@ -1,0 +1,275 @@
+"""What an evaluation will do, checked before anything is sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+
+from uuid_utils.compat import uuid7
+
+from llmkit.canonical import sha256_of
+from llmkit.errors import LLMError, LLMEvaluationError, LLMUnusableAnswer
+from llmkit.evals.dataset import Dataset, Sample
+from llmkit.evals.result import FAILED, ResultKey
+from llmkit.evals.scorers import Scorer
+from llmkit.evals.task import Task
+from llmkit.evals.variant import DIGEST_LENGTH, Lane, RouteLike, lanes
+from llmkit.ports import EvalResult, EvalRun
+from llmkit.types import utc_now
+
+if TYPE_CHECKING:
+    from llmkit.pydanticai.extraction import Extraction
+    from llmkit.service import LLMService
+
+__all__ = ["EvaluateOptions", "Extractor", "Plan", "Progress", "call_name", "name_prefix"]
+
+DEFAULT_CONCURRENCY = 8
+PART_LENGTH = 48
+
+
+# What `llmkit.pydanticai.extraction.extract` is.
+Extractor: TypeAlias = "Callable[..., Awaitable[Extraction[Any]]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an evaluation is; given to a progress function after every sample.
+
+    Attributes:
+        done: Samples x routes x epochs that are settled, those from earlier runs included.
+        total: All of them.
+        failed: How many of those done now ended without a valid output.
+        reused: How many were there already.
+        sent: Requests sent to providers so far.
+    """
+
+    done: int
+    total: int
+    failed: int
+    reused: int
+    sent: int
+
+
+class EvaluateOptions(TypedDict, total=False):
+    """Options of `evaluate`, all of them optional.
+
+    Attributes:
+        epochs: Repeats of every sample; 1. A seed grows by one from repeat to repeat.
+        limit: Only the first samples of the dataset; all.
+        concurrency: Most samples under way at once; 8.
+        progress: True for a progress bar on stderr, False for none, or a function of `Progress`; True.
+        retry_failed: True calls again for what failed without an answer of the model. An answer that does not fit, or
+            was cut, is a result and stays: to repeat it until it fits would flatter the model. "all" repeats these too
+            (an answer that is stored is served from the store), False repeats none; True.
+        parameters: Generation parameters on top of the task's.
+        repairs: How often a model is asked again with the validation errors; 1.
+        policies: Services that route by another policy, for routes written `policy:NAME`.
+        extract: Another extractor than `llmkit.pydanticai.extraction.extract`.
+    """
+
+    epochs: int
+    limit: int | None
+    concurrency: int
+    progress: bool | Callable[[Progress], None]
+    retry_failed: bool | Literal["all"]
+    parameters: Mapping[str, Any] | None
+    repairs: int
+    policies: Mapping[str, LLMService]
+    extract: Extractor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be done, checked before anything is sent."""
+
+    task: Task
+    dataset: Dataset
+    selected: Dataset
+    lanes: tuple[Lane, ...]
+    scorers: tuple[Scorer, ...]
+    epochs: int
+    concurrency: int
+    repairs: int
+    retry_failed: bool | Literal["all"]
+    progress: bool | Callable[[Progress], None]
+    extract: Extractor
+    sample_digests: Mapping[str, str]
+
+    @classmethod
+    def make(
+        cls,
+        task: Task,
+        routes: RouteLike | Sequence[RouteLike],
+        service: LLMService,
+        options: EvaluateOptions,
+    ) -> Plan:
+        """Check task, routes and options, read the dataset, and render every prompt once."""
+        dataset = task.load()
+        plan = cls(
+            task=task,
+            dataset=dataset,
+            selected=dataset.limit(options.get("limit")),
+            lanes=lanes(
+                task,
+                routes,
+                service=service,
+                parameters=options.get("parameters") or {},
+                policies=options.get("policies", {}),
+            ),
+            scorers=task.scorer_objects,
+            epochs=_at_least("epochs", options.get("epochs", 1), 1),
+            concurrency=_at_least("concurrency", options.get("concurrency", DEFAULT_CONCURRENCY), 1),
+            repairs=_at_least("repairs", options.get("repairs", 1), 0),
+            retry_failed=options.get("retry_failed", True),
+            progress=options.get("progress", True),
+            extract=options.get("extract") or _default_extract(),
+            sample_digests={sample.key: _sample_digest(sample) for sample in dataset},
+        )
+        plan.require_renderable()
+        return plan
+
+    def require_renderable(self) -> None:
+        """Render every prompt, so that a missing field shows before anything is paid."""
+        for sample in self.selected:
+            for lane in self.lanes:
+                lane.messages(sample)
+
+    def new_run(self, workspace_id: str, name: str) -> EvalRun:
+        """The run as it is stored if there is none of this name."""
+        return EvalRun(
+            id=uuid7(),
+            workspace_id=workspace_id,
+            name=name,
+            task_name=self.task.name,
+            task_sha256=self.task.task_sha256,
+            dataset_sha256=self.dataset.sha256,
+            created_at_utc=utc_now(),
+            spec={
+                "task": self.task.definition(),
+                "scorers": [scorer.name for scorer in self.scorers],
+                "scorers_sha256": self.task.scorers_sha256,
+                "routes": {lane.label: dict(lane.description) for lane in self.lanes},
+                "epochs": self.epochs,
+                "samples": len(self.dataset),
+                "groups": {sample.key: sample.group for sample in self.dataset if sample.group is not None},
+            },
+        )
+
+    def require_same_task(self, run: EvalRun) -> None:
+        """Refuse to mix two tasks under one name."""
+        if run.task_sha256 == self.task.task_sha256:
+            return
+        then, now = run.spec.get("task", {}), self.task.definition()
+        changed = ", ".join(part for part, value in now.items() if then.get(part) != value) or "the task"
+        raise LLMEvaluationError(
+            f"Evaluation {run.name!r} was made with another task; changed: {changed}. "
+            "Use another name, or undo the change."
+        )
+
+    def require_same_samples(self, run: EvalRun, stored: Mapping[ResultKey, EvalResult]) -> None:
+        """Refuse to mix samples, or prompts of one label, that were edited since their results were stored."""
+        finished = {key: result for key, result in stored.items() if not self.is_open(result)}
+        gone = {key.sample_id for key in finished} - self.sample_digests.keys()
+        edited = {key.sample_id for key, result in finished.items() if self._is_edited(key, result)} - gone
+        changes = [f"{what}: {_some(ids)}" for what, ids in (("removed", gone), ("edited", edited)) if ids]
+        if changes:
+            raise LLMEvaluationError(
+                f"The dataset of evaluation {run.name!r} has changed since its results were stored: samples "
+                f"{'; '.join(changes)}. Use another name, or undo the change."
+            )
+        self._require_same_lanes(run, finished)
+
+    def _is_edited(self, key: ResultKey, result: EvalResult) -> bool:
+        return _digests_of(result.pipeline_run_id)[0] != self.sample_digests.get(key.sample_id)
+
+    def _require_same_lanes(self, run: EvalRun, finished: Mapping[ResultKey, EvalResult]) -> None:
+        for lane in self.lanes:
+            for key, result in finished.items():
+                sample = self.dataset.by_id[key.sample_id]
+                if key.route == lane.label and _digests_of(result.pipeline_run_id)[1] != self.request_digest(
+                    lane, sample
+                ):
+                    raise LLMEvaluationError(
+                        f"In evaluation {run.name!r}, {lane.label} was asked something else: its prompt or parameters "
+                        f"have changed (first seen on sample {key.sample_id}). Use another name or label."
+                    )
+
+    def request_digest(self, lane: Lane, sample: Sample) -> str:
+        """Short hash of what a lane sends for a sample, repairs included."""
+        digest = lane.digest(sample)
+        return digest if self.repairs == 1 else sha256_of([digest, self.repairs])[:DIGEST_LENGTH]
+
+    def is_open(self, result: EvalResult) -> bool:
+        """Whether a stored result is to be replaced by calling again."""
+        if result.status != FAILED or self.retry_failed is False:
+            return False
+        return self.retry_failed == "all" or result.error_code not in FINAL_CODES
+
+    def cells(self) -> Iterator[tuple[Sample, Lane, int]]:
+        """All that is to be settled: every sample of an epoch on every route, the first route changing by turns."""
+        count = len(self.lanes)
+        for epoch in range(self.epochs):
+            for number, sample in enumerate(self.selected):
+                for turn in range(count):
+                    yield sample, self.lanes[(number + turn) % count], epoch
+
+    @property
+    def total(self) -> int:
+        """How many there are."""
+        return self.epochs * len(self.selected) * len(self.lanes)
+
+
+def _codes_of_final_outcomes(parent: type[LLMError]) -> Iterator[str]:
+    if not parent.retryable:
+        yield parent.code
+    for child in parent.__subclasses__():
+        yield from _codes_of_final_outcomes(child)
+
+
+# The model has answered, and the answer cannot be used: that is its result.
+FINAL_CODES = frozenset(_codes_of_final_outcomes(LLMUnusableAnswer))
+
+
+def _default_extract() -> Extractor:
+    from llmkit.pydanticai.extraction import extract
+
+    return extract
+
+
+def _at_least(name: str, value: int, least: int) -> int:
+    if value < least:
+        raise LLMEvaluationError(f"{name} must be at least {least}; got {value}.")
+    return value
+
+
+def _some(ids: set[str], most: int = 5) -> str:
+    shown = sorted(ids)[:most]
+    more = f" and {len(ids) - most} more" if len(ids) > most else ""
+    return ", ".join(shown) + more
+
+
+def _sample_digest(sample: Sample) -> str:
+    return sha256_of(sample.content())[:DIGEST_LENGTH]
+
+
+def name_prefix(run: EvalRun) -> str:
+    """What the names of all calls of a run begin with."""
+    return f"eval:{run.id.hex}:"
+
+
+def call_name(run: EvalRun, sample_id: str, label: str, epoch: int, digests: str) -> str:
+    """Name of one sample on one route in one epoch: idempotency key and `pipeline_run_id` of its calls.
+
+    At most 255 characters with the step added. The readable parts may be cut; the digests of content and of names keep
+    it unique.
+    """
+    parts = [re.sub(r"[^\w./@+-]", "_", text)[:PART_LENGTH] for text in (sample_id, label)]
+    names = sha256_of([sample_id, label])[:DIGEST_LENGTH]
+    return f"{name_prefix(run)}{':'.join(parts)}:{epoch}:{names}:{digests}"
+
+
+def _digests_of(call_name: str) -> tuple[str, str]:
+    digests = call_name.rpartition(":")[2]
+    return digests[:DIGEST_LENGTH], digests[DIGEST_LENGTH:]

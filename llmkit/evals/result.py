@@ -1,0 +1,69 @@
+"""The words for results: statuses, keys, and what one call of `evaluate` did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from llmkit.ports import EvalResult
+
+__all__ = [
+    "FAILED",
+    "FALLBACK_WARNING",
+    "IN_PROGRESS",
+    "NOT_RUN",
+    "SCORER_FAILED",
+    "STATUSES",
+    "SUCCEEDED",
+    "ResultKey",
+    "Work",
+    "fell_back",
+    "key_of",
+]
+
+SUCCEEDED = "SUCCEEDED"
+FAILED = "FAILED"
+SCORER_FAILED = "SCORER_FAILED"
+# Never stored: there is no result yet.
+NOT_RUN = "NOT_RUN"
+IN_PROGRESS = "IN_PROGRESS"
+STATUSES = (SUCCEEDED, FAILED, SCORER_FAILED, NOT_RUN, IN_PROGRESS)
+
+FALLBACK_WARNING = "fallback:"
+
+
+class ResultKey(NamedTuple):
+    """Which result: one sample on one route in one epoch."""
+
+    sample_id: str
+    route: str
+    epoch: int
+
+
+def key_of(result: EvalResult) -> ResultKey:
+    """The key of a result."""
+    return ResultKey(result.sample_id, result.route, result.epoch)
+
+
+def fell_back(result: EvalResult) -> bool:
+    """Whether another model answered than the one that the route or policy puts first."""
+    return any(warning.startswith(FALLBACK_WARNING) for warning in result.warnings)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one call of `evaluate` did.
+
+    Attributes:
+        reused: Results that were there already.
+        rescored: Stored outputs that were scored again.
+        called: Samples asked now, replayed ones included.
+        replayed: Of those, answered wholly from the store.
+        sent: Requests sent to providers.
+    """
+
+    reused: int = 0
+    rescored: int = 0
+    called: int = 0
+    replayed: int = 0
+    sent: int = 0

@@ -1,0 +1,141 @@
+"""The two connections that the journal keeps open: one that writes, and for SQLite one for keyed reads."""
+
+from __future__ import annotations
+
+import os
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, PoolProxiedConnection
+
+from llmkit.persistence.engines import DatabaseAddress, begin_immediate
+from llmkit.persistence.faults import database_gone, store_error
+from llmkit.persistence.statements import PreparedSelect
+
+__all__ = ["SqliteReader", "WriteConnection"]
+
+T = TypeVar("T")
+
+
+class FileGuard:
+    """Notices that a file is no longer the one that was opened: SQLite itself would go on writing to a deleted one."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._opened = self._identity()
+
+    def check(self) -> None:
+        """Compare; a microsecond.
+
+        Raises:
+            LLMStoreError: The file was deleted, moved or replaced.
+        """
+        if self._path is not None and self._identity() != self._opened:
+            raise database_gone(self._path)
+
+    def _identity(self) -> tuple[int, int] | None:
+        if self._path is None:
+            return None
+        try:
+            found = os.stat(self._path)  # noqa: PTH116 a microsecond less than Path.stat, on every read
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
+class WriteConnection:
+    """A connection for one thread, opened on first use and anew after any failure."""
+
+    def __init__(self, engine: Engine, address: DatabaseAddress) -> None:
+        self._engine = engine
+        self._address = address
+        self._open: tuple[Connection, FileGuard] | None = None
+
+    def transact(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in one transaction of its own, durable on return.
+
+        Raises:
+            LLMStoreError: The database file is gone.
+            Exception: What `work` or the driver raises; then nothing of it is stored, unless the connection broke
+                while committing, which nobody can tell.
+        """
+        try:
+            connection, guard = self._opened()
+            guard.check()
+            with connection.begin():
+                result = work(connection)
+            guard.check()
+        except BaseException:
+            self.close()
+            raise
+        return result
+
+    def _opened(self) -> tuple[Connection, FileGuard]:
+        if self._open is None:
+            connection = begin_immediate(self._engine.connect())
+            self._open = connection, FileGuard(self._address.path)
+        return self._open
+
+    def close(self) -> None:
+        """Give the connection up for good, without a word whatever state it is in. The next use opens another."""
+        if self._open is None:
+            return
+        connection, self._open = self._open[0], None
+        try:
+            connection.invalidate()
+        finally:
+            connection.close()
+
+
+class SqliteReader:
+    """Keyed reads on the calling thread: 11 us, where a hop to another thread costs 75.
+
+    Each statement is read to its end, so that no read transaction stays open and the next one sees the newest commit.
+    """
+
+    def __init__(self, engine: Engine, address: DatabaseAddress) -> None:
+        self._engine = engine
+        self._address = address
+        self._lock = Lock()
+        self._open: tuple[PoolProxiedConnection, FileGuard] | None = None
+
+    def one(self, select: PreparedSelect, parameters: Sequence[Any]) -> list[Any] | None:
+        """The values of the first row, or None.
+
+        Raises:
+            LLMStoreError: The database cannot be read.
+        """
+        with self._lock:
+            try:
+                row = self._first(select.sql, parameters)
+            except BaseException as error:
+                self._discard()
+                if not isinstance(error, Exception):
+                    raise
+                raise store_error(error, self._address.label, self._address.path) from None
+        return None if row is None else select.values(row)
+
+    def _first(self, sql: str, parameters: Sequence[Any]) -> tuple[Any, ...] | None:
+        connection, guard = self._opened()
+        guard.check()
+        driver: Any = connection.driver_connection
+        rows: list[tuple[Any, ...]] = driver.execute(sql, parameters).fetchall()
+        return rows[0] if rows else None
+
+    def _opened(self) -> tuple[PoolProxiedConnection, FileGuard]:
+        if self._open is None:
+            self._open = self._engine.raw_connection(), FileGuard(self._address.path)
+        return self._open
+
+    def _discard(self) -> None:
+        if self._open is not None:
+            connection, self._open = self._open[0], None
+            connection.invalidate()
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._discard()

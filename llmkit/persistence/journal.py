@@ -1,0 +1,269 @@
+"""The repository of the session API and the evaluation runner: every operation is durable by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from logging import getLogger
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine
+
+from llmkit.errors import LLMStoreError
+from llmkit.persistence.connections import SqliteReader, WriteConnection
+from llmkit.persistence.engines import SQLITE_BUSY_TIMEOUT_S, DatabaseAddress, make_engine, reading
+from llmkit.persistence.faults import patiently
+from llmkit.persistence.operations import (
+    AbandonRun,
+    Beat,
+    Flush,
+    InsertFinished,
+    InsertStarted,
+    MarkFailed,
+    MarkSucceeded,
+)
+from llmkit.persistence.rows import stored_run_of
+from llmkit.persistence.statements import PreparedSelect, Statements
+from llmkit.persistence.writer import GroupWriter, Operation
+from llmkit.ports import RunFailure, RunStart, RunSuccess, StoredRun
+from llmkit.types import utc_now
+
+__all__ = ["Journal", "JournalLLMRunRepo"]
+
+WRITE_PATIENCE_S: Final = 60.0
+
+T = TypeVar("T")
+
+
+class _Resources:
+    """What one process holds open. A forked child makes its own: connections and threads do not survive a fork."""
+
+    def __init__(self, address: DatabaseAddress, busy_timeout_s: float, patience_s: float) -> None:
+        self.pid = os.getpid()
+        self.engine = make_engine(address, busy_timeout_s=busy_timeout_s)
+        self.statements = Statements(self.engine.dialect)
+        self.writer = GroupWriter(WriteConnection(self.engine, address), self.statements, address, patience_s)
+        self.reader = SqliteReader(self.engine, address) if address.is_sqlite else None
+
+    def close(self) -> None:
+        """Flush, then close everything. Only in the process that opened it."""
+        if self.pid != os.getpid():
+            return
+        self.writer.close()
+        if self.reader is not None:
+            self.reader.close()
+        self.engine.dispose()
+
+
+# Inherited over a fork and never closed: SQLite forbids using a connection there, closing it included.
+_INHERITED: list[_Resources] = []
+
+
+def _close_at_exit(resources: _Resources) -> None:
+    """Keep what was written behind, when the journal was forgotten or the interpreter ends."""
+    resources.close()
+    if resources.pid == os.getpid():
+        try:
+            resources.writer.raise_losses()
+        except LLMStoreError as error:
+            getLogger("llmkit.persistence").warning("%s", error)
+
+
+class Journal:
+    """An open database, for writes that are durable one by one and for reads.
+
+    Used by any number of threads and event loops at once. Nothing is opened before the first use. In a forked child it
+    works anew, with connections and a writer of the child's own.
+
+    Args:
+        database_url: As in `LLM_DATABASE_URL`; already brought to head by `migrate.upgrade`.
+        busy_timeout_s: How long one attempt waits for another program that writes to the SQLite file, in seconds.
+        write_patience_s: How long an operation is tried again while the database is locked or away, in seconds.
+
+    Raises:
+        LLMConfigurationError: The URL is wrong or its driver is missing.
+    """
+
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        busy_timeout_s: float = SQLITE_BUSY_TIMEOUT_S,
+        write_patience_s: float = WRITE_PATIENCE_S,
+    ) -> None:
+        self.address = DatabaseAddress.parse(database_url)
+        self._limits = (busy_timeout_s, write_patience_s)
+        self._resources = self._open()
+        self._closed = False
+
+    def _open(self) -> _Resources:
+        resources = _Resources(self.address, *self._limits)
+        weakref.finalize(self, _close_at_exit, resources)
+        return resources
+
+    def _here(self) -> _Resources:
+        resources = self._resources
+        if resources.pid != os.getpid():
+            _INHERITED.append(resources)
+            self._resources = resources = self._open()
+        return resources
+
+    @property
+    def engine(self) -> Engine:
+        """For reads of this process, and for what `retention` does."""
+        return self._here().engine
+
+    @property
+    def statements(self) -> Statements:
+        """The compiled statements of this database."""
+        return self._resources.statements
+
+    @property
+    def write_transaction_open(self) -> bool:
+        """Whether the writer has a transaction open at this moment: a hook for tests, as is `WriteTransactionWatch`."""
+        return self._here().writer.in_transaction
+
+    async def perform(self, operation: Operation) -> Any:
+        """Make the change; it is durable on return, and happens also when the caller is cancelled.
+
+        Raises:
+            LLMStoreError: The database failed; nothing of the operation is stored.
+            KeyTaken: An insert met a key that is held.
+        """
+        return await self._here().writer.perform(operation)
+
+    async def perform_later(self, operation: Operation) -> None:
+        """Queue a change that may be lost in a power cut.
+
+        Raises:
+            LLMStoreError: An earlier one of this kind failed.
+        """
+        await self._here().writer.perform_later(operation)
+
+    async def flush(self) -> None:
+        """Wait until all that was queued before is durable.
+
+        Raises:
+            LLMStoreError: Some of it was lost.
+        """
+        await self.perform(Flush())
+        self._here().writer.raise_losses()
+
+    async def find(self, select: PreparedSelect, values: Mapping[str, Any]) -> list[Any] | None:
+        """The first row of a query by key, as of now.
+
+        Raises:
+            LLMStoreError: The database cannot be read.
+        """
+        resources = self._here()
+        self._refuse_when_closed()
+        parameters = select.row(values)
+        if resources.reader is not None:
+            return resources.reader.one(select, parameters)
+        return await self.read(lambda connection: _first(connection, select, parameters))
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """The result of `work`, which reads only, run in a thread on a connection at one moment in time.
+
+        Raises:
+            LLMStoreError: The database cannot be read.
+        """
+        self._refuse_when_closed()
+        return await asyncio.to_thread(self.read_here, work)
+
+    def read_here(self, work: Callable[[Connection], T]) -> T:
+        """As `read`, on the calling thread."""
+        self._refuse_when_closed()
+
+        def once() -> T:
+            with reading(self.engine, self.address) as connection:
+                return work(connection)
+
+        return patiently(once, self._limits[1])
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise LLMStoreError(f"The journal of {self.address.label} is closed. Open a new session.")
+
+    def close(self) -> None:
+        """Write what is queued and let go of the database. Idempotent.
+
+        Raises:
+            LLMStoreError: Answers that cost nothing could not be recorded; everything else is stored.
+        """
+        self._closed = True
+        resources = self._resources
+        resources.close()
+        if resources.pid == os.getpid():
+            resources.writer.raise_losses()
+
+
+def _first(connection: Connection, select: PreparedSelect, parameters: Sequence[Any]) -> list[Any] | None:
+    row = connection.exec_driver_sql(select.sql, tuple(parameters)).first()
+    return None if row is None else select.values(row)
+
+
+class JournalLLMRunRepo:
+    """`LLMRunRepo` whose every operation is its own short, durable unit of work (spec 3.3).
+
+    STARTED is durable before `create_started` returns, an outcome before `mark_succeeded` or `mark_failed` does. An
+    operation that was begun is carried out, also when its caller is cancelled meanwhile; creating comes before marking
+    even then, so that a cancelled call can always be marked.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    async def get_by_idempotency_key(self, workspace_id: str, idempotency_key: str) -> StoredRun | None:
+        """See `LLMRunRepo`."""
+        select = self._journal.statements.by_idempotency_key
+        return await self._find(select, {"workspace_id": workspace_id, "idempotency_key": idempotency_key})
+
+    async def get_by_flight_key(self, workspace_id: str, flight_key: str) -> StoredRun | None:
+        """See `LLMRunRepo`."""
+        select = self._journal.statements.by_flight_key
+        return await self._find(select, {"workspace_id": workspace_id, "flight_key": flight_key})
+
+    async def get_run(self, workspace_id: str, run_id: UUID) -> StoredRun | None:
+        """See `LLMRunRepo`."""
+        return await self._find(self._journal.statements.by_id, {"workspace_id": workspace_id, "run_id": run_id})
+
+    async def _find(self, select: PreparedSelect, values: Mapping[str, Any]) -> StoredRun | None:
+        row = await self._journal.find(select, values)
+        return None if row is None else stored_run_of(row)
+
+    async def create_started(self, start: RunStart) -> None:
+        """See `LLMRunRepo`."""
+        await self._journal.perform(InsertStarted(self._journal.statements, start))
+
+    async def mark_succeeded(self, success: RunSuccess) -> bool:
+        """See `LLMRunRepo`. A run that was erased meanwhile stays so: False, and nothing is written."""
+        changed: bool = await self._journal.perform(MarkSucceeded(self._journal.statements, success))
+        return changed
+
+    async def mark_failed(self, failure: RunFailure) -> bool:
+        """See `LLMRunRepo`."""
+        changed: bool = await self._journal.perform(MarkFailed(self._journal.statements, failure))
+        return changed
+
+    async def mark_abandoned(self, run: StoredRun) -> bool:
+        """See `LLMRunRepo`."""
+        changed: bool = await self._journal.perform(AbandonRun(self._journal.statements, run, utc_now()))
+        return changed
+
+    async def save_result_for_idempotency_key(self, start: RunStart, success: RunSuccess) -> None:
+        """See `LLMRunRepo`."""
+        await self._journal.perform(InsertFinished(self._journal.statements, start, success))
+
+    async def record_served(self, start: RunStart, success: RunSuccess) -> None:
+        """See `LLMRunRepo`. Written within moments; `Journal.flush()` waits for it, and a failure is told later."""
+        await self._journal.perform_later(InsertFinished(self._journal.statements, start, success))
+
+    async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
+        """See `LLMRunRepo`."""
+        if run_ids:
+            await self._journal.perform(Beat(self._journal.statements, run_ids, at_utc))

@@ -1,0 +1,276 @@
+"""The changes that the journal makes. Each may be applied twice with the effect, and the outcome, of once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, ClassVar, Self
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from llmkit.errors import ABANDONED_CODE
+from llmkit.persistence.rows import (
+    abandoned_values,
+    attempt_values,
+    eval_result_values,
+    eval_run_values,
+    failure_values,
+    finished_values,
+    started_values,
+    success_values,
+)
+from llmkit.persistence.statements import Prepared, Statements
+from llmkit.persistence.writer import Operation
+from llmkit.ports import EvalResult, EvalRun, KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
+from llmkit.types import Attempt, RunStatus
+
+__all__ = [
+    "AbandonRun",
+    "Beat",
+    "Flush",
+    "InsertFinished",
+    "InsertStarted",
+    "MarkFailed",
+    "MarkSucceeded",
+    "OpenEvalRun",
+    "SaveEvalResult",
+]
+
+Rows = list[tuple[Any, ...]]
+
+
+def _execute(connection: Connection, statement: Prepared, rows: Rows) -> int:
+    """How many rows changed."""
+    return connection.exec_driver_sql(statement.sql, rows).rowcount
+
+
+def _attempt_rows(statements: Statements, run_id: UUID, attempts: Sequence[Attempt]) -> Rows:
+    insert = statements.insert_attempt
+    return [insert.row(attempt_values(run_id, attempt) | {"of_run": run_id}) for attempt in attempts]
+
+
+def _insert_attempts(connection: Connection, statements: Statements, operations: Sequence[_Insert | _Mark]) -> None:
+    rows = [row for each in operations for row in each.attempt_rows]
+    if rows:
+        _execute(connection, statements.insert_attempt, rows)
+
+
+def _taken(connection: Connection, statements: Statements, run_id: UUID) -> KeyTaken | None:
+    present = _outcome_of(connection, statements, run_id) is not None
+    return None if present else KeyTaken("another run of the workspace holds the key")
+
+
+def _outcome_of(connection: Connection, statements: Statements, run_id: UUID) -> list[Any] | None:
+    """Status, end and error code of a run as they are now."""
+    select = statements.outcome
+    row = connection.exec_driver_sql(select.sql, select.row({"run_id": run_id})).first()
+    return None if row is None else select.values(row)
+
+
+class _Insert(Operation):
+    """Insert a run, or say `KeyTaken`."""
+
+    __slots__ = ("attempt_rows", "row", "run_id")
+    rank = 0
+
+    def __init__(self, start: RunStart, row: tuple[Any, ...], attempt_rows: Rows) -> None:
+        self.run_id = start.id
+        self.row = row
+        self.attempt_rows = attempt_rows
+        self.lock_key = "\0".join((start.workspace_id, start.idempotency_key or "", start.flight_key or ""))
+
+    @staticmethod
+    def statement(statements: Statements) -> Prepared:
+        raise NotImplementedError
+
+    @classmethod
+    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+        """Insert all; a row that was there before under the same id is this very one, of a first application."""
+        inserted = _execute(connection, cls.statement(statements), [each.row for each in operations])
+        outcomes: list[Any] = [None] * len(operations)
+        if inserted < len(operations):
+            outcomes = [_taken(connection, statements, each.run_id) for each in operations]
+        written = [each for each, outcome in zip(operations, outcomes, strict=True) if outcome is None]
+        _insert_attempts(connection, statements, written)
+        return outcomes
+
+
+class InsertStarted(_Insert):
+    """A run that begins."""
+
+    __slots__ = ()
+
+    def __init__(self, statements: Statements, start: RunStart) -> None:
+        super().__init__(start, statements.insert_started.row(started_values(start)), [])
+
+    @staticmethod
+    def statement(statements: Statements) -> Prepared:
+        """The INSERT of this class."""
+        return statements.insert_started
+
+
+class InsertFinished(_Insert):
+    """A run that is over when it is first written."""
+
+    __slots__ = ()
+
+    def __init__(self, statements: Statements, start: RunStart, success: RunSuccess) -> None:
+        row = statements.insert_finished.row(finished_values(start, success))
+        super().__init__(start, row, _attempt_rows(statements, start.id, success.attempts))
+
+    @staticmethod
+    def statement(statements: Statements) -> Prepared:
+        """The INSERT of this class."""
+        return statements.insert_finished
+
+
+class _Mark(Operation):
+    """Take a run out of STARTED; the outcome says whether it was this operation that did."""
+
+    __slots__ = ("attempt_rows", "expected", "row", "run_id")
+    status: ClassVar[str]
+
+    def __init__(self, run_id: UUID, row: tuple[Any, ...], expected: list[Any], attempt_rows: Rows) -> None:
+        self.run_id = run_id
+        self.row = row
+        self.expected = expected
+        self.attempt_rows = attempt_rows
+        self.lock_key = run_id.hex
+
+    @staticmethod
+    def statement(statements: Statements) -> Prepared:
+        raise NotImplementedError
+
+    @classmethod
+    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+        """Update all, and ask for those that did not change: they may have been changed by a first application."""
+        changed = _execute(connection, cls.statement(statements), [each.row for each in operations])
+        if changed == len(operations):
+            _insert_attempts(connection, statements, operations)
+            return [True] * changed
+        found = [_outcome_of(connection, statements, each.run_id) for each in operations]
+        # The attempts of a run that was declared dead are recorded; those of one that was erased are not brought back.
+        there = [each for each, outcome in zip(operations, found, strict=True) if outcome is not None]
+        _insert_attempts(connection, statements, there)
+        return [outcome == each.expected for each, outcome in zip(operations, found, strict=True)]
+
+
+class MarkSucceeded(_Mark):
+    """A good end."""
+
+    __slots__ = ()
+    rank = 1
+
+    def __init__(self, statements: Statements, success: RunSuccess) -> None:
+        row = statements.mark_succeeded.row(success_values(success) | {"run_id": success.run_id})
+        expected = [RunStatus.SUCCEEDED.value, success.finished_at_utc, None]
+        super().__init__(success.run_id, row, expected, _attempt_rows(statements, success.run_id, success.attempts))
+
+    @staticmethod
+    def statement(statements: Statements) -> Prepared:
+        """The UPDATE of this class."""
+        return statements.mark_succeeded
+
+
+class MarkFailed(_Mark):
+    """A bad end."""
+
+    __slots__ = ()
+    rank = 1
+
+    def __init__(self, statements: Statements, failure: RunFailure) -> None:
+        row = statements.mark_failed.row(failure_values(failure) | {"run_id": failure.run_id})
+        expected = [RunStatus.FAILED.value, failure.finished_at_utc, failure.error_code]
+        super().__init__(failure.run_id, row, expected, _attempt_rows(statements, failure.run_id, failure.attempts))
+
+    @staticmethod
+    def statement(statements: Statements) -> Prepared:
+        """The UPDATE of this class."""
+        return statements.mark_failed
+
+
+class AbandonRun(_Mark):
+    """The end of a run whose process died, unless the run has stirred since it was looked at."""
+
+    __slots__ = ()
+    rank = 2
+
+    def __init__(self, statements: Statements, run: StoredRun, at_utc: datetime) -> None:
+        seen = {"run_id": run.id, "seen_at_utc": run.heartbeat_at_utc}
+        row = statements.mark_abandoned.row(abandoned_values(at_utc) | seen)
+        super().__init__(run.id, row, [RunStatus.FAILED.value, at_utc, ABANDONED_CODE], [])
+
+    @staticmethod
+    def statement(statements: Statements) -> Prepared:
+        """The UPDATE of this class."""
+        return statements.mark_abandoned
+
+
+class Beat(Operation):
+    """A sign of life of some runs."""
+
+    __slots__ = ("rows",)
+    rank = 3
+
+    def __init__(self, statements: Statements, run_ids: Sequence[UUID], at_utc: datetime) -> None:
+        ids = sorted(run_ids)
+        self.rows = [statements.beat.row({"run_id": run_id, "heartbeat_at_utc": at_utc}) for run_id in ids]
+        self.lock_key = ids[0].hex if ids else ""
+
+    @classmethod
+    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+        """Update those that are still STARTED."""
+        rows = [row for each in operations for row in each.rows]
+        if rows:
+            _execute(connection, statements.beat, rows)
+        return [None] * len(operations)
+
+
+class OpenEvalRun(Operation):
+    """Insert an evaluation unless its workspace has one of this name."""
+
+    __slots__ = ("row",)
+    rank = 0
+
+    def __init__(self, statements: Statements, run: EvalRun) -> None:
+        self.row = statements.insert_eval_run.row(eval_run_values(run))
+        self.lock_key = f"{run.workspace_id}\0{run.name}"
+
+    @classmethod
+    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+        """Insert those that are new."""
+        _execute(connection, statements.insert_eval_run, [each.row for each in operations])
+        return [None] * len(operations)
+
+
+class SaveEvalResult(Operation):
+    """Insert a result or replace the one before."""
+
+    __slots__ = ("row",)
+    rank = 1
+
+    def __init__(self, statements: Statements, result: EvalResult) -> None:
+        self.row = statements.upsert_result.row(eval_result_values(result))
+        key = (result.eval_run_id.hex, result.route, result.sample_id, f"{result.epoch:09}")
+        self.lock_key = "\0".join(key)
+
+    @classmethod
+    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+        """Write all, the later of two for one key last."""
+        _execute(connection, statements.upsert_result, [each.row for each in operations])
+        return [None] * len(operations)
+
+
+class Flush(Operation):
+    """Nothing; it is done when all that was handed over before is."""
+
+    __slots__ = ()
+    rank = 4
+    lock_key = ""
+
+    @classmethod
+    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+        """Change nothing."""
+        del connection, statements
+        return [None] * len(operations)

@@ -1,0 +1,97 @@
+"""Settings: one readable error, no secret shown, keys only where they are safe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmkit.errors import LLMConfigurationError
+from llmkit.settings import LLMSettings, child_environment, is_loopback, load_settings
+
+
+def test_defaults_load_in_an_empty_environment() -> None:
+    settings = load_settings()
+    assert settings.database_url == "sqlite:///llmkit.db"
+    assert settings.gemini_api_key is None
+
+
+def test_environment_and_dotenv_are_read_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("LLM_OLLAMA_MODEL=from-file\nLLM_GEMINI_MODEL=from-file\nOTHER=1\n", encoding="utf-8")
+    monkeypatch.setenv("LLM_GEMINI_MODEL", "from-environment")
+    settings = load_settings(concurrency_limit=3)
+    assert (settings.ollama_model, settings.gemini_model) == ("from-file", "from-environment")
+    assert settings.concurrency_limit == 3
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("LLM_CONCURRENCY_LIMIT", "zero-canary"),
+        ("LLM_DEFAULT_TIMEOUT_S", "-1"),
+        ("LLM_DEFAULT_PROFILE", "canary"),
+        ("LLM_OLLAMA_API_BASE", "not a url canary"),
+        ("LLM_DATABASE_URL", "mysql://canary:canary@x/y"),
+        ("LLM_DATABASE_URL", "sqlite://"),
+        ("LLM_GEMINI_API_BASE", "http://canary.example.org"),
+        ("LLM_WORKSPACE_ID", " "),
+    ],
+)
+def test_a_bad_value_names_the_variable_and_shows_no_value(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(LLMConfigurationError) as caught:
+        load_settings()
+    assert variable in str(caught.value)
+    assert "canary" not in str(caught.value)
+
+
+def test_several_bad_values_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_MAX_RETRIES", "x")
+    monkeypatch.setenv("LLM_CACHE_TTL_S", "y")
+    with pytest.raises(LLMConfigurationError, match=r"LLM_MAX_RETRIES.*\n.*LLM_CACHE_TTL_S"):
+        load_settings()
+
+
+def test_an_unknown_setting_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(LLMConfigurationError, match=r"ollama_modell.*Known settings: .*ollama_model,"):
+        load_settings(ollama_modell="x")
+
+
+def test_the_plain_gemini_key_is_taken_only_when_the_prefixed_one_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "plain")
+    assert load_settings().gemini_api_key.get_secret_value() == "plain"
+    monkeypatch.setenv("LLM_GEMINI_API_KEY", "prefixed")
+    assert load_settings().gemini_api_key.get_secret_value() == "prefixed"
+
+
+def test_no_secret_in_a_repr() -> None:
+    settings = load_settings(gemini_api_key="canary", database_url="postgresql://u:canary@h/d")
+    assert "canary" not in f"{settings!r} {settings}"
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("http://localhost:1", True),
+        ("http://127.9.9.9", True),
+        ("http://[::1]:8", True),
+        ("http://x.localhost", True),
+        ("http://localhost.example.org", False),
+        ("http://10.0.0.1", False),
+        ("http://127.0.0.1.example.org", False),
+    ],
+)
+def test_loopback_is_told_from_elsewhere(url: str, here: bool) -> None:
+    assert is_loopback(url) is here
+
+
+def test_a_child_process_gets_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "canary")
+    assert "canary" not in child_environment(X="1").values()
+    assert child_environment(X="1")["X"] == "1"
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert not [name for name, field in LLMSettings.model_fields.items() if not field.description]

@@ -1,0 +1,182 @@
+"""Values, canonical hashes, the error tree, and the chosen public surface."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import llmkit
+from llmkit import errors
+from llmkit.canonical import canonical_json, prompt_sha256
+from llmkit.errors import LLMError, describe_validation
+from llmkit.types import LLMRequest, Message, ResponseFormat, Route, TokenUsage, ToolDefinition
+
+ROOT = Path(llmkit.__file__).parents[1]
+
+
+@pytest.mark.parametrize(("text", "model"), [("ollama/llama3.2", "llama3.2"), ("ollama/hf.co/a/b:q4", "hf.co/a/b:q4")])
+def test_a_route_is_split_at_the_first_slash(text: str, model: str) -> None:
+    route = Route.parse(text)
+    assert (route.model, str(route)) == (model, text)
+
+
+@pytest.mark.parametrize("text", ["llama3.2", "ollama/", "openai/gpt", ""])
+def test_a_bad_route_says_how_one_is_written(text: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        LLMRequest(messages="x", route=text)
+    (line,) = describe_validation(caught.value)
+    assert "provider/model" in line or "known providers: ollama, gemini, local" in line
+
+
+def test_a_request_shows_no_prompt_in_its_repr() -> None:
+    assert "secret" not in repr(LLMRequest(messages="secret", route="ollama/x"))
+
+
+def test_an_unknown_field_is_an_error() -> None:
+    with pytest.raises(ValidationError, match="max_tokens"):
+        LLMRequest(messages="x", max_tokens=3)
+
+
+GOLDEN = {
+    "plain": (
+        LLMRequest(messages="hi", route="ollama/llama3.2", profile="fast"),
+        (
+            '{"form":"llmkit-request-1","messages":[{"content":"hi","role":"user"}],'
+            '"profile":"fast","route":"ollama/llama3.2"}'
+        ),
+        "c11ec85faeedf87606c8069601433fc28b177604d5ed5fc09b85870f1ccbe8d8",
+    ),
+    "full": (
+        LLMRequest(
+            messages=(Message(role="system", content="Ü"), Message(role="user", content="x")),
+            route="gemini/gemini-2.5-flash",
+            profile="quality",
+            temperature=0.5,
+            max_output_tokens=10,
+            tools=(ToolDefinition(name="t", parameters={"type": "object", "properties": {"b": {}, "a": {}}}),),
+            tool_choice="auto",
+            response_format=ResponseFormat(json_schema={"type": "object"}),
+            seed=1,
+            stop=("END",),
+        ),
+        (
+            '{"form":"llmkit-request-1","max_output_tokens":10,'
+            '"messages":[{"content":"\\u00dc","role":"system"},{"content":"x","role":"user"}],"profile":"quality",'
+            '"response_format":{"json_schema":{"type":"object"}},"route":"gemini/gemini-2.5-flash","seed":1,'
+            '"stop":["END"],"temperature":0.5,"tool_choice":"auto",'
+            '"tools":[{"name":"t","parameters":{"properties":{"a":{},"b":{}},"type":"object"}}]}'
+        ),
+        "0f5967d38ff6fac4a882402c51795c1bcd93bee192d631879c485bbe9849fc53",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_canonical_hash_has_golden_values(name: str) -> None:
+    request, canonical, golden = GOLDEN[name]
+    assert hashlib.sha256(canonical.encode()).hexdigest() == golden
+    assert prompt_sha256(request) == golden
+
+
+CHANGES = {
+    "messages": "other",
+    "route": "ollama/other",
+    "profile": "quality",
+    "temperature": 0.0,
+    "max_output_tokens": 5,
+    "tools": (ToolDefinition(name="t"),),
+    "tool_choice": "none",
+    "response_format": ResponseFormat(),
+    "seed": 0,
+    "stop": ("x",),
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_change_of_what_changes_the_output_changes_the_hash(field: str) -> None:
+    base = {"messages": "hi", "route": "ollama/x", "profile": "fast"}
+    assert prompt_sha256(LLMRequest(**base)) != prompt_sha256(LLMRequest(**base | {field: CHANGES[field]}))
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers(), max_size=5), st.randoms())
+def test_the_order_of_a_dictionary_and_metadata_change_nothing(schema: dict[str, int], random: object) -> None:
+    items = list(schema.items())
+    random.shuffle(items)
+    one = LLMRequest(messages="x", response_format=ResponseFormat(json_schema=schema), metadata={"a": 1})
+    two = LLMRequest(messages="x", response_format=ResponseFormat(json_schema=dict(items)), timeout_s=3)
+    assert prompt_sha256(one) == prompt_sha256(two)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_canonical_json_is_ascii_and_means_the_same(value: object) -> None:
+    text = canonical_json(value)
+    assert text.isascii()
+    assert json.loads(text) == value
+
+
+def test_an_unknown_count_makes_an_unknown_sum() -> None:
+    total = TokenUsage.total([TokenUsage(input_tokens=1, output_tokens=2), TokenUsage(input_tokens=3)])
+    assert (total.input_tokens, total.output_tokens) == (4, None)
+    assert TokenUsage.total([]).input_tokens is None
+
+
+def _error_classes() -> list[type[LLMError]]:
+    return [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, LLMError)]
+
+
+def test_every_error_is_public_and_has_a_code_of_its_own() -> None:
+    classes = _error_classes()
+    assert {cls.__name__ for cls in classes} == {name for name in errors.__all__ if name.startswith("LLM")}
+    assert len({cls.code for cls in classes}) == len(classes)
+    assert {cls.__name__ for cls in classes} <= set(llmkit.__all__)
+
+
+def test_the_drawn_error_tree_is_the_real_one() -> None:
+    drawn = {
+        parts[0]: (parts[1], "R" in parts[2:3])
+        for line in (errors.__doc__ or "").splitlines()
+        if (parts := line.replace("│", " ").replace("├──", "").replace("└──", "").split())
+        and parts[0].startswith("LLM")
+    }
+    assert drawn == {cls.__name__: (cls.code, cls.retryable) for cls in _error_classes()}
+
+
+def test_the_public_surface_is_chosen_and_every_name_loads() -> None:
+    assert llmkit.__all__ == sorted(llmkit.__all__)
+    for name in llmkit.__all__:
+        assert getattr(llmkit, name).__name__ == name if not name.startswith("load") else True
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = llmkit.nothing
+
+
+def test_every_public_thing_has_a_docstring() -> None:
+    assert not [name for name in llmkit.__all__ if not (getattr(llmkit, name).__doc__ or "").strip()]
+
+
+def test_importing_llmkit_loads_no_heavy_library() -> None:
+    code = "import llmkit, sys; llmkit.Session; print([m for m in ('litellm', 'pandas', 'pydantic_ai', 'sqlalchemy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_module_imports_litellm_at_its_top() -> None:
+    for path in (ROOT / "llmkit").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "")]
+            )
+            assert not any((name or "").split(".")[0] == "litellm" for name in names), path
