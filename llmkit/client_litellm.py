@@ -39,6 +39,8 @@ __all__ = ["LiteLLMClient"]
 FIRST_WAIT_S = 0.5
 # An answer that cannot be used was billed all the same: one more try, however many are allowed for silence.
 RETRIES_OF_UNUSABLE = 1
+# The clock of a request starts when it leaves; before that LiteLLM may load parts of itself.
+PREPARATION_S = 60.0
 # LiteLLM's own limit is one of inactivity; ours, on the whole request, comes first.
 BACKSTOP_S = 5.0
 
@@ -106,9 +108,24 @@ class LiteLLMClient:
         self._http: Any = None
 
     async def warm_up(self) -> None:
-        """Load litellm in a worker thread, so that the first call does not wait for it. Idempotent."""
+        """Load litellm, so that the first call does not wait for it. Takes 3 to 6 s, all in a worker thread.
+
+        Ends with a rehearsal of a call that is held back on its way out: parts of litellm are loaded by the first one.
+        """
+        await self._load()
+        await asyncio.to_thread(asyncio.run, self._rehearse())
+
+    async def _load(self) -> None:
         if _library is None:
             await asyncio.to_thread(_load_library)
+
+    async def _rehearse(self) -> None:
+        spec, rehearsal = PROVIDERS[LLMProvider.OLLAMA], LiteLLMClient(self._settings)
+        route, request = Route(provider=LLMProvider.OLLAMA, model="rehearsal"), LLMRequest(messages="rehearsal")
+        exchange = Exchange(spec=spec, arguments=spec.call_arguments(self._settings, route, request, None))
+        exchange.is_abandoned = True
+        await rehearsal._outcome(exchange, request, PREPARATION_S)
+        await rehearsal.close()
 
     async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
         """Ask the route, again after a retryable failure, and add every request that left to `log`.
@@ -121,7 +138,7 @@ class LiteLLMClient:
         """
         spec = self._callable_provider(route)
         async with self._slots:
-            await self.warm_up()
+            await self._load()
             server = self._servers.get(route.provider)
             endpoint = await server.ensure_running() if server is not None else None
             retrying = self._retrying()
@@ -195,8 +212,10 @@ class LiteLLMClient:
 
     async def _outcome(self, exchange: Exchange, request: LLMRequest, timeout_s: float) -> ClientReply | Exception:
         """The reply, or a foreign exception as a value: ours is raised where no other can cling to it."""
+        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(PREPARATION_S + timeout_s) as deadline:
+                exchange.on_leaving = lambda: deadline.reschedule(loop.time() + timeout_s)
                 return read_reply(await self._completion(exchange, timeout_s), exchange, request)
         except Exception as error:  # noqa: BLE001 - several of LiteLLM's classes share no base
             return error

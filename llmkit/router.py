@@ -181,9 +181,10 @@ class LLMRouter:
         except LLMUnavailable:
             self._outages.failed(route)
             raise
-        except LLMError:
-            # It answered: whatever is wrong, it is not an outage.
-            self._outages.answered(route)
+        except LLMError as error:
+            if error.status_code is not None:
+                # It answered: whatever is wrong, it is not an outage.
+                self._outages.answered(route)
             raise
         self._outages.answered(route)
         return reply

@@ -412,6 +412,7 @@ async def test_no_more_than_the_limit_at_once(make, ollama):
 
 async def test_the_deadline_covers_an_answer_that_never_pauses(client, ollama):
     ollama.script(Fault.drip(0.02))
+    await client.warm_up()
     began = time.monotonic()
     with pytest.raises(LLMTimeout, match=r"within 0\.3 s"):
         await client.call(OLLAMA, LLMRequest(messages="Hi", timeout_s=0.3), AttemptLog())

@@ -8,7 +8,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from llmkit.testing.memory import InMemoryLLMRunRepo
 
 from llmkit.cache import DiskContentCache
 from llmkit.errors import (
@@ -23,6 +22,7 @@ from llmkit.ports import KeyTaken, RunStart
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
+from llmkit.testing.memory import InMemoryLLMRunRepo, InMemoryRun
 from llmkit.testing.scripted import ScriptedClient, reply
 from llmkit.types import LLMRequest, LLMResponse, RequestContext, RunStatus, ServedFrom, utc_now
 
@@ -32,6 +32,10 @@ ELSEWHERE = "another-boot|pid:[1]|7|99"
 
 def ask(text: str = "hi", **fields: object) -> LLMRequest:
     return LLMRequest(messages=text, **{"route": "ollama/llama3.2", **fields})
+
+
+def _by_id(bench: Bench, run_id: object) -> InMemoryRun:
+    return next(run for run in bench.runs.runs if run.start.id == run_id)
 
 
 class Bench:
@@ -149,7 +153,7 @@ async def test_a_started_run_younger_than_the_limit_blocks_and_an_older_one_is_a
     assert response.billed
     assert (await bench.runs.get_run("here", old.id)).status is RunStatus.FAILED
     assert (await bench.runs.get_run("here", young.id)).status is RunStatus.STARTED
-    assert bench.runs.runs[old.id].error_code == "abandoned"
+    assert _by_id(bench, old.id).error_code == "abandoned"
 
 
 async def test_a_failed_run_keeps_its_row_and_never_blocks_a_retry() -> None:
@@ -157,7 +161,7 @@ async def test_a_failed_run_keeps_its_row_and_never_blocks_a_retry() -> None:
     with pytest.raises(LLMAuthenticationError) as caught:
         await bench.ask(idempotency_key="k")
     assert (await bench.ask(idempotency_key="k")).text == "yes"
-    assert bench.runs.runs[caught.value.run_id].error_code == "authentication"
+    assert _by_id(bench, caught.value.run_id).error_code == "authentication"
     assert len(bench.runs.runs) == 2
 
 
@@ -242,14 +246,14 @@ async def test_followers_share_the_leaders_error_and_each_is_a_row() -> None:
     outcomes = await asyncio.gather(*(bench.ask() for _ in range(5)), return_exceptions=True)
     assert all(isinstance(outcome, LLMAuthenticationError) for outcome in outcomes)
     assert len(bench.client.calls) == 1
-    assert [run.error_code for run in bench.runs.runs.values()] == ["authentication"] * 5
+    assert [run.error_code for run in bench.runs.runs] == ["authentication"] * 5
 
 
 async def test_a_fallbacks_answer_is_not_served_for_the_first_choice() -> None:
     def script(route: object, request: object) -> object:
         return LLMUnavailable("down") if str(route).startswith("ollama") and len(bench.client.calls) < 2 else reply()
 
-    bench = Bench(ScriptedClient(script), cache=True, gemini_api_key="k", router_policy="prefer_local")
+    bench = Bench(ScriptedClient(script), cache=True, gemini_api_key="k", router_policy="by_profile")
     assert (await bench.ask(route=None)).route.provider == "gemini"
     assert (await bench.ask(route=None)).route.provider == "ollama"
 
@@ -264,9 +268,9 @@ async def test_a_cancelled_call_is_recorded_with_what_it_had_sent() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    (run,) = bench.runs.runs.values()
+    (run,) = bench.runs.runs
     assert (run.status, run.error_code) == (RunStatus.FAILED, "cancelled")
-    assert [attempt.status for attempt in bench.runs.attempts[run.id]] == ["CANCELLED"]
+    assert [attempt.status for attempt in run.attempts] == ["CANCELLED"]
 
 
 async def test_a_cancellation_while_the_claim_is_written_leaves_no_started_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +287,7 @@ async def test_a_cancellation_while_the_claim_is_written_leaves_no_started_run(m
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert [run.status for run in bench.runs.runs.values()] == [RunStatus.FAILED]
+    assert [run.status for run in bench.runs.runs] == [RunStatus.FAILED]
     assert not bench.client.calls
 
 
@@ -304,7 +308,7 @@ async def test_a_long_call_keeps_its_heart_beating() -> None:
     bench = Bench(ScriptedClient(latency_s=0.3), abandoned_after_s=0.2)
     task = asyncio.create_task(bench.ask(idempotency_key="k"))
     await asyncio.sleep(0.02)
-    (first,) = [run.heartbeat_at_utc for run in bench.runs.runs.values()]
+    (first,) = [run.heartbeat_at_utc for run in bench.runs.runs]
     await task
-    (last,) = [run.heartbeat_at_utc for run in bench.runs.runs.values()]
+    (last,) = [run.heartbeat_at_utc for run in bench.runs.runs]
     assert last > first

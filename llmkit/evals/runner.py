@@ -15,16 +15,18 @@ from llmkit.errors import (
     LLMEvaluationError,
     LLMInProgress,
     LLMModelNotFound,
+    LLMNoRoute,
     LLMPermissionDenied,
     LLMQuotaExhausted,
     LLMStoreError,
+    LLMUnsupported,
 )
 from llmkit.evals.dataset import Sample
 from llmkit.evals.outcome import answered, failed, scored
 from llmkit.evals.plan import EvaluateOptions, Plan, Progress, call_name, name_prefix
 from llmkit.evals.report import EvalReport
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, ResultKey, Work, key_of
-from llmkit.evals.scorers import apply_scorers
+from llmkit.evals.scorers import Scores, apply_scorers
 from llmkit.evals.task import Task
 from llmkit.evals.variant import Lane, RouteLike
 from llmkit.ports import EvalResult, EvalRun, EvalStore
@@ -46,6 +48,8 @@ HOPELESS = (
     LLMConfigurationError,
     LLMModelNotFound,
     LLMQuotaExhausted,
+    LLMUnsupported,
+    LLMNoRoute,
 )
 
 
@@ -204,6 +208,7 @@ class _Evaluation:
             except ExceptionGroup as errors:
                 # The first one stopped the others.
                 raise errors.exceptions[0] from None
+            self.show(self.tally.progress())
 
     async def _worker(self, jobs: Iterator[_Call | _Rescore]) -> None:
         for job in jobs:
@@ -230,12 +235,18 @@ class _Evaluation:
                 yield _Rescore(self.plan.dataset.by_id[key.sample_id], result)
 
     async def _rescore(self, job: _Rescore) -> None:
-        output = self.plan.task.output_type.model_validate_json(job.result.output_json or "")
-        scores = await apply_scorers(self.plan.scorers, output, job.sample)
-        fresh = scored(job.result, scores)
+        fresh = scored(job.result, await self._scores_of_stored(job))
         if (fresh.scores, fresh.scorer_errors) != (job.result.scores, job.result.scorer_errors):
             await self.store.save_result(fresh)
         self.tally.rescored += 1
+
+    async def _scores_of_stored(self, job: _Rescore) -> Scores:
+        try:
+            output = self.plan.task.output_type.model_validate_json(job.result.output_json or "")
+        except Exception as error:  # noqa: BLE001 (a validator of the user's type that was edited may raise anything)
+            problem = f"the stored output does not fit any more: {type(error).__name__}"
+            return Scores(errors={scorer.name: problem for scorer in self.plan.scorers})
+        return await apply_scorers(self.plan.scorers, output, job.sample)
 
     async def _call(self, job: _Call) -> None:
         health = self.health[job.lane.label]

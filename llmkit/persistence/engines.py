@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
@@ -18,21 +18,27 @@ from llmkit.errors import LLMConfigurationError, LLMStoreError
 from llmkit.persistence.faults import store_error
 
 __all__ = [
+    "IMMEDIATE_OPTIONS",
     "SQLITE_BUSY_TIMEOUT_S",
+    "SQLITE_PAGE_SIZE",
     "DatabaseAddress",
     "begin_immediate",
     "create_database_file",
+    "label_of",
     "make_async_engine",
     "make_engine",
     "reading",
     "writing",
 ]
 
-# SQLite lets one process write at a time; a batch takes milliseconds, so a wait this long means that something is stuck.
+# SQLite lets one process write at a time; a batch takes milliseconds, so after such a wait something is stuck.
 SQLITE_BUSY_TIMEOUT_S: Final = 30.0
 # Rows of about 2 KB: with the default of 4096 a page holds one, and the file is 42 % larger.
 SQLITE_PAGE_SIZE: Final = 16_384
 BEGIN_OPTION: Final = "llmkit_sqlite_begin"
+# A transaction that reads first and writes later fails at once, whatever the busy timeout, when another process wrote
+# in between; one that takes the write lock at its beginning waits for its turn. Other databases ignore the option.
+IMMEDIATE_OPTIONS: Final = {BEGIN_OPTION: "BEGIN IMMEDIATE"}
 SQLITE_PRAGMAS: Final = (
     "PRAGMA foreign_keys=ON",
     "PRAGMA synchronous=FULL",
@@ -87,11 +93,18 @@ class DatabaseAddress:
 
     @classmethod
     def _postgres(cls, url: URL) -> DatabaseAddress:
-        host = url.host or url.query.get("host") or "localhost"
-        return cls(url=url.set(drivername="postgresql+psycopg"), path=None, label=f"PostgreSQL at {host}/{url.database}")
+        return cls(url=url.set(drivername="postgresql+psycopg"), path=None, label=label_of(url))
 
     def __repr__(self) -> str:
         return f"DatabaseAddress({self.label!r})"
+
+
+def label_of(url: URL) -> str:
+    """A name for messages, without user and password."""
+    if url.get_backend_name() == "sqlite":
+        return unquote((url.database or "in memory").removeprefix("file:"))
+    host = url.host or url.query.get("host") or "localhost"
+    return f"PostgreSQL at {host}/{url.database or ''}"
 
 
 _EXPECTED = "use sqlite:///llmkit.db, or postgresql://USER:PASSWORD@HOST:5432/NAME"
@@ -169,12 +182,8 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def begin_immediate(connection: Connection) -> Connection:
-    """Make every later transaction of an SQLite connection take the write lock at its beginning.
-
-    A transaction that reads first and writes later fails at once, whatever the busy timeout, when another process wrote
-    in between. Elsewhere this does nothing.
-    """
-    return connection.execution_options(**{BEGIN_OPTION: "BEGIN IMMEDIATE"})
+    """Make every later transaction of an SQLite connection take the write lock at its beginning."""
+    return connection.execution_options(**IMMEDIATE_OPTIONS)
 
 
 @contextmanager

@@ -42,7 +42,7 @@ SQLITE_MESSAGES: Final = {
     "or set LLM_DATABASE_URL to a file elsewhere.",
     sqlite3.SQLITE_CORRUPT: "{label} is damaged. Move it away and restore a backup, or rescue what is left with "
     "`sqlite3 FILE .recover`; a new database is created by the next run.",
-    sqlite3.SQLITE_NOTADB: "{label} is not an SQLite database. Move the file away, or set LLM_DATABASE_URL to another one.",
+    sqlite3.SQLITE_NOTADB: "{label} is not an SQLite database. Move the file away, or set LLM_DATABASE_URL to another.",
     sqlite3.SQLITE_BUSY: "{label} is locked: another program keeps a write transaction open on it. "
     "Find it (`lsof FILE`), let it finish or stop it, then try again.",
     sqlite3.SQLITE_IOERR: "The disk of {label} failed to read or write. Check the disk, the quota and the mount.",
@@ -65,6 +65,16 @@ POSTGRES_MESSAGES: Final = {
 # Connection lost, too many connections, shutdown or start-up, deadlock, serialization, lock timeout.
 POSTGRES_TRANSIENT: Final = ("08", "53300", "57P0", "40", "55P03")
 POSTGRES_OPERATION: Final = ("22", "23", "54")
+# A connection that cannot be made carries no SQLSTATE, only words.
+CONNECTING: Final = (
+    ("authentication failed", "28P01"),
+    ("no pg_hba.conf entry", "28000"),
+    ("role ", "28000"),
+    ("no password supplied", "28000"),
+    ("database ", "3D000"),
+    ("too many clients", "53300"),
+    ("connection slots", "53300"),
+)
 MISSING_TABLE: Final = "{label} lacks llmkit's tables. Run `llmkit db upgrade`."
 UNREACHABLE: Final = (
     "{label} does not answer. Start the server, or correct host and port in LLM_DATABASE_URL; "
@@ -75,23 +85,31 @@ UNREACHABLE: Final = (
 def classify(error: Exception) -> Fault:
     """Who is concerned by the failure."""
     cause = _driver_error(error)
-    code = _sqlite_code(cause)
+    if _may_pass(error, cause):
+        return Fault.TRANSIENT
+    return Fault.OPERATION if _is_about_values(cause) else Fault.STORE
+
+
+def _may_pass(error: Exception, cause: BaseException) -> bool:
+    code, state = _sqlite_code(cause), _sqlstate(cause)
     if code is not None:
-        return _of(code in SQLITE_TRANSIENT, code in SQLITE_OPERATION)
-    state = _sqlstate(cause)
+        return code in SQLITE_TRANSIENT
     if state is not None:
-        return _of(state.startswith(POSTGRES_TRANSIENT), state.startswith(POSTGRES_OPERATION))
-    if isinstance(error, PoolTimeoutError) or _connection_lost(error, cause):
-        return Fault.TRANSIENT
-    # Values that the driver refuses before it sends anything, such as an integer that is too large.
-    wrong_value = isinstance(cause, (sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError, ValueError, TypeError))
-    return _of(False, wrong_value or _is_data_error(cause))
+        return state.startswith(POSTGRES_TRANSIENT)
+    return isinstance(error, PoolTimeoutError) or _connection_lost(error, cause)
 
 
-def _of(transient: bool, operation: bool) -> Fault:  # noqa: FBT001
-    if transient:
-        return Fault.TRANSIENT
-    return Fault.OPERATION if operation else Fault.STORE
+def _is_about_values(cause: BaseException) -> bool:
+    code, state = _sqlite_code(cause), _sqlstate(cause)
+    if code is not None:
+        return code in SQLITE_OPERATION
+    if state is not None:
+        return state.startswith(POSTGRES_OPERATION)
+    # What a driver refuses before it sends anything, such as an integer that is too large.
+    refused = isinstance(
+        cause, (sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError, ValueError, TypeError)
+    )
+    return refused or type(cause).__name__ == "DataError"
 
 
 def patiently(work: Callable[[], T], patience_s: float) -> T:
@@ -190,17 +208,20 @@ def _sqlite_code(cause: BaseException) -> int | None:
 
 
 def _sqlstate(cause: BaseException) -> str | None:
-    return getattr(cause, "sqlstate", None)
+    state: str | None = getattr(cause, "sqlstate", None)
+    if state is None and _is_psycopg_operational(cause):
+        return next((state for words, state in CONNECTING if words in str(cause)), None)
+    return state
 
 
 def _connection_lost(error: Exception, cause: BaseException) -> bool:
-    # psycopg reports a refused or broken connection as an OperationalError without a SQLSTATE.
-    broken = type(cause).__name__ == "OperationalError" and type(cause).__module__.startswith("psycopg")
+    broken = _sqlstate(cause) is None and _is_psycopg_operational(cause)
     return broken or (isinstance(error, DBAPIError) and error.connection_invalidated)
 
 
-def _is_data_error(cause: BaseException) -> bool:
-    return type(cause).__name__ == "DataError"
+def _is_psycopg_operational(cause: BaseException) -> bool:
+    # By name: the driver is an optional package.
+    return type(cause).__name__ == "OperationalError" and type(cause).__module__.startswith("psycopg")
 
 
 def _described(cause: BaseException) -> str:

@@ -1,7 +1,7 @@
 """The tables. Changed only together with a migration in `migrations/`; a drift check runs in the tests.
 
 Times are UTC, units are in the names, unknown is NULL and never 0. Enumerations are text with a CHECK: a native
-PostgreSQL enum survives a downgrade and breaks the next upgrade. JSON is kept as ASCII text: PostgreSQL's own JSON types
+PostgreSQL enum survives a downgrade and breaks the next upgrade. JSON is kept as text: PostgreSQL's own JSON types
 cannot read back a NUL that a model wrote.
 """
 

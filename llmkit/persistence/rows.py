@@ -35,7 +35,9 @@ Values = dict[str, Any]
 # ASCII: NUL and lone surrogates become escapes. `default`: a strange value must not cost a paid call its record.
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), default=str)
 
-ABANDONED_MESSAGE: Final = "The process that made this call died before it could record the outcome; it may have been billed."
+ABANDONED_MESSAGE: Final = (
+    "The process that made this call died before it could record the outcome; it may have been billed."
+)
 # In the order of `StoredRun`.
 STORED_RUN_COLUMNS: Final = (
     "id",
@@ -64,7 +66,9 @@ def identity(text: str, name: str) -> str:
         LLMStoreError: It holds a NUL or a lone surrogate, which not every database can keep.
     """
     if storable(text) != text:
-        raise LLMStoreError(f"{name} holds a character that cannot be stored (NUL or half a surrogate pair). Leave it out.")
+        raise LLMStoreError(
+            f"{name} holds a character that cannot be stored (NUL or half a surrogate pair). Leave it out."
+        )
     return text
 
 

@@ -34,13 +34,25 @@ from llmkit.persistence.models import EvalResultRow, EvalRunRow, LLMAttemptRow, 
 from llmkit.persistence.rows import STORED_RUN_COLUMNS
 
 __all__ = [
+    "ATTEMPTS",
+    "EVAL_RESULTS",
+    "EVAL_RUNS",
+    "FAILURE_COLUMNS",
+    "FINISHED_COLUMNS",
     "RUNS",
+    "STARTED_COLUMNS",
+    "SUCCESS_COLUMNS",
     "Prepared",
     "PreparedSelect",
     "Statements",
+    "abandon_run",
+    "finish_run",
     "holds_flight_key",
     "holds_idempotency_key",
+    "insert_attempt",
     "insert_or_ignore",
+    "insert_run",
+    "is_run",
     "stored_run_select",
 ]
 
@@ -92,6 +104,7 @@ SUCCESS_COLUMNS: Final = (
     "plan_json",
     "result_json",
 )
+FINISHED_COLUMNS: Final = (*STARTED_COLUMNS, *(name for name in SUCCESS_COLUMNS if name != "status"))
 FAILURE_COLUMNS: Final = (
     "status",
     "finished_at_utc",
@@ -182,7 +195,8 @@ def _bind_processor(compiled: SQLCompiler, name: str) -> Processor | None:
 
 def insert_or_ignore(table: Table, dialect_name: str) -> Any:
     """An INSERT that leaves out, without an error, a row that a unique index refuses."""
-    return _insert(table, dialect_name).on_conflict_do_nothing()
+    # The number of rows tells whether it was left out; on PostgreSQL SQLAlchemy forgets it unless told to keep it.
+    return _insert(table, dialect_name).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
 
 
 def _insert(table: Table, dialect_name: str) -> sqlite.Insert | postgresql.Insert:
@@ -193,13 +207,15 @@ def _parameters(table: Table, names: Sequence[str]) -> dict[str, Any]:
     return {name: bindparam(name, type_=table.c[name].type) for name in names}
 
 
-def _insert_run(dialect_name: str, names: Sequence[str]) -> Insert:
+def insert_run(dialect_name: str, names: Sequence[str]) -> Insert:
+    """An INSERT of a run with these columns, left out when one of its keys is held."""
     statement: Insert = insert_or_ignore(RUNS, dialect_name).values(_parameters(RUNS, names))
     return statement
 
 
-def _insert_attempt(dialect_name: str) -> Insert:
-    # VALUES with a subquery, because INSERT ... SELECT makes SQLite keep a copy of every page it touches: 25 us, not 17.
+def insert_attempt(dialect_name: str) -> Insert:
+    """An INSERT of an attempt of the run `of_run`, whose workspace it takes; left out when it is there already."""
+    # VALUES with a subquery: for INSERT ... SELECT SQLite copies every page that it touches, 25 us instead of 15.
     names = [column.name for column in ATTEMPTS.columns if column.name != "workspace_id"]
     run_id = bindparam("of_run", type_=RUNS.c.id.type)
     workspace_id = select(RUNS.c.workspace_id).where(RUNS.c.id == run_id).scalar_subquery()
@@ -208,7 +224,8 @@ def _insert_attempt(dialect_name: str) -> Insert:
     return statement
 
 
-def _finish_run(names: Sequence[str]) -> Update:
+def finish_run(names: Sequence[str]) -> Update:
+    """An UPDATE of these columns of the run `run_id`, if it is STARTED."""
     return (
         update(RUNS)
         .where(RUNS.c.id == bindparam("run_id", type_=RUNS.c.id.type), RUNS.c.status == literal_column("'STARTED'"))
@@ -216,18 +233,21 @@ def _finish_run(names: Sequence[str]) -> Update:
     )
 
 
-def _abandon_run() -> Update:
+def abandon_run() -> Update:
+    """An UPDATE of the run `run_id`, if it is STARTED and was last heard of `seen_at_utc`."""
     same = RUNS.c.heartbeat_at_utc == bindparam("seen_at_utc", type_=RUNS.c.heartbeat_at_utc.type)
-    return _finish_run(ABANDONED_COLUMNS).where(same)
+    return finish_run(ABANDONED_COLUMNS).where(same)
 
 
 def _beat() -> Update:
-    return _finish_run(("heartbeat_at_utc",))
+    return finish_run(("heartbeat_at_utc",))
 
 
 def _upsert_result(dialect_name: str) -> Insert:
     statement = _insert(EVAL_RESULTS, dialect_name).values(_parameters(EVAL_RESULTS, EVAL_RESULTS.columns.keys()))
-    changed = {column.name: statement.excluded[column.name] for column in EVAL_RESULTS.columns if not column.primary_key}
+    changed = {
+        column.name: statement.excluded[column.name] for column in EVAL_RESULTS.columns if not column.primary_key
+    }
     return statement.on_conflict_do_update(index_elements=list(EVAL_RESULT_KEY), set_=changed)
 
 
@@ -267,14 +287,12 @@ class Statements:
     def __init__(self, dialect: Dialect) -> None:
         name = dialect.name
         self.dialect_name = name
-        self.insert_started = Prepared(_insert_run(name, STARTED_COLUMNS), dialect)
-        self.insert_finished = Prepared(
-            _insert_run(name, (*STARTED_COLUMNS, *[each for each in SUCCESS_COLUMNS if each != "status"])), dialect
-        )
-        self.insert_attempt = Prepared(_insert_attempt(name), dialect)
-        self.mark_succeeded = Prepared(_finish_run(SUCCESS_COLUMNS), dialect)
-        self.mark_failed = Prepared(_finish_run(FAILURE_COLUMNS), dialect)
-        self.mark_abandoned = Prepared(_abandon_run(), dialect)
+        self.insert_started = Prepared(insert_run(name, STARTED_COLUMNS), dialect)
+        self.insert_finished = Prepared(insert_run(name, FINISHED_COLUMNS), dialect)
+        self.insert_attempt = Prepared(insert_attempt(name), dialect)
+        self.mark_succeeded = Prepared(finish_run(SUCCESS_COLUMNS), dialect)
+        self.mark_failed = Prepared(finish_run(FAILURE_COLUMNS), dialect)
+        self.mark_abandoned = Prepared(abandon_run(), dialect)
         self.beat = Prepared(_beat(), dialect)
         self.upsert_result = Prepared(_upsert_result(name), dialect)
         self.insert_eval_run = Prepared(

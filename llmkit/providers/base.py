@@ -28,7 +28,7 @@ __all__ = [
 # A token of English holds 4.3 bytes of UTF-8 on average, of code and of most other scripts 2 to 3.
 BYTES_PER_TOKEN = 3
 # No tokenizer in use packs running text more tightly than this.
-MOST_BYTES_PER_TOKEN = 8
+MOST_CHARS_PER_TOKEN = 8
 TOKENS_PER_MESSAGE = 8
 
 
@@ -142,8 +142,8 @@ def estimated_prompt_tokens(request: LLMRequest) -> int:
 
 
 def smallest_prompt_tokens(request: LLMRequest) -> int:
-    """Tokens that running text of this length has at the very least."""
-    return _sent_bytes(request) // MOST_BYTES_PER_TOKEN
+    """Tokens that messages of this length have at the very least. Costs nothing, however long they are."""
+    return sum(len(message.content) for message in request.messages) // MOST_CHARS_PER_TOKEN
 
 
 def openai_arguments(request: LLMRequest) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,6 +28,7 @@ class Exchange:
         status: HTTP status of the answer; None when there was none.
         transport_error: Class name of what went wrong below HTTP.
         is_abandoned: Nobody waits for it any more: it must not leave.
+        on_leaving: Called when the request leaves, to start its clock.
     """
 
     spec: ProviderSpec
@@ -40,6 +41,7 @@ class Exchange:
     body: bytes = b""
     transport_error: str | None = None
     is_abandoned: bool = False
+    on_leaving: Callable[[], None] = lambda: None
     _started_s: float = field(default_factory=perf_counter)
 
     def request_leaves(self, path: str, body: bytes) -> None:
@@ -47,6 +49,7 @@ class Exchange:
         self.sent_at_utc = utc_now()
         self._started_s = perf_counter()
         self.sent_path, self.sent_body = path, body
+        self.on_leaving()
 
     def reply_arrives(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Note the whole answer."""

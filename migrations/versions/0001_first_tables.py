@@ -169,6 +169,8 @@ def create_eval_results() -> None:
         sa.Column("warnings_json", sa.Text, nullable=False),
         sa.Column("output_json", sa.Text),
         sa.PrimaryKeyConstraint("eval_run_id", "route", "sample_id", "epoch", name="pk_eval_results"),
-        sa.ForeignKeyConstraint(["eval_run_id"], ["eval_runs.id"], name="fk_eval_results_eval_run_id", ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["eval_run_id"], ["eval_runs.id"], name="fk_eval_results_eval_run_id", ondelete="CASCADE"
+        ),
         sa.CheckConstraint("status IN ('SUCCEEDED', 'FAILED', 'SCORER_FAILED')", name=op.f("ck_eval_results_status")),
     )

@@ -138,7 +138,8 @@ def test_closing_the_connection_stops_the_generation(real_ollama: RealOllama, st
     with httpx.Client(base_url=real_ollama.url, trust_env=False, timeout=60) as http:
         if stream:
             with http.stream("POST", "/api/chat", json=body) as reply:
-                next(reply.iter_lines())
+                pieces = reply.iter_lines()  # kept, because its end would close the connection
+                next(pieces)
                 wait_until(lambda: cpu_share(real_ollama) > 0.1, "it does not generate")
         else:
             with pytest.raises(httpx.ReadTimeout):

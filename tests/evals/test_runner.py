@@ -5,7 +5,19 @@ from dataclasses import replace
 from uuid import uuid4
 
 import pytest
-from eval_fakes import (
+from pydantic import BaseModel
+
+from llmkit.errors import (
+    LLMAuthenticationError,
+    LLMEvaluationError,
+    LLMInProgress,
+    LLMOutputTruncated,
+    LLMStoreError,
+    LLMTimeout,
+)
+from llmkit.evals import Dataset, Sample, Variant, field_match, load_report
+from llmkit.types import LLMProvider, Route, ServedFrom
+from tests.evals.fakes import (
     SAMPLES,
     FakeExtract,
     FakeService,
@@ -20,18 +32,6 @@ from eval_fakes import (
     sentiment_task,
     stored_call,
 )
-from pydantic import BaseModel
-
-from llmkit.errors import (
-    LLMAuthenticationError,
-    LLMEvaluationError,
-    LLMInProgress,
-    LLMOutputTruncated,
-    LLMStoreError,
-    LLMTimeout,
-)
-from llmkit.evals import Dataset, Sample, Variant, field_match, load_report
-from llmkit.types import LLMProvider, Route, ServedFrom
 
 A = Route.parse("ollama/a")
 
@@ -120,12 +120,14 @@ async def test_the_second_run_sends_nothing():
 
 
 @pytest.mark.parametrize(
-    "more", [{"epochs": 2}, {"routes": ["ollama/a", "gemini/b"]}, {"task": sentiment_task(dataset=(*SAMPLES, *"xyz"))}]
+    "more",
+    [
+        {"epochs": 2},
+        {"routes": ["ollama/a", "gemini/b"]},
+        {"task": sentiment_task(dataset=[*SAMPLES, *(Sample(text, "negative") for text in "wxyz")])},
+    ],
 )
 async def test_a_run_is_extended_without_calling_again(more):
-    if "task" in more:
-        extra = [Sample(text, "negative", id=text) for text in "wxyz"]
-        more = {"task": sentiment_task(dataset=[*SAMPLES, *extra])}
     store, extract = MemoryStore(), FakeExtract()
     await run(store=store)
     report = await run(store=store, extract=extract, **more)
@@ -252,19 +254,18 @@ async def test_a_call_under_way_elsewhere_is_listed_and_not_stored():
 
 
 async def test_cancelling_keeps_what_is_done():
-    store, block = MemoryStore(), asyncio.Event()
+    store, waiting = MemoryStore(), asyncio.Event()
 
     async def wait(call):
-        await block.wait()
-        return right(call)
+        waiting.set()
+        await asyncio.Event().wait()
 
     def answer(call):
         return wait(call) if "awful" in call.text else right(call)
 
     extract = FakeExtract(answer)
-    job = asyncio.create_task(run(store=store, extract=extract))
-    while len(store.rows) < 3:
-        await asyncio.sleep(0)
+    job = asyncio.create_task(run(store=store, extract=extract, concurrency=1))
+    await waiting.wait()
     job.cancel()
     with pytest.raises(asyncio.CancelledError):
         await job
@@ -276,13 +277,16 @@ async def test_cancelling_keeps_what_is_done():
     assert [call.text for call in rest.calls] == ["Text: awful"]
 
 
-async def test_keyboard_interrupt_passes_through():
+def test_keyboard_interrupt_passes_through():
     def interrupt(call):
-        raise KeyboardInterrupt
+        if "awful" in call.text:
+            raise KeyboardInterrupt
+        return right(call)
 
-    job = asyncio.ensure_future(run(extract=FakeExtract(interrupt)))
+    store = MemoryStore()
     with pytest.raises(KeyboardInterrupt):
-        await job
+        asyncio.run(run(store=store, extract=FakeExtract(interrupt), concurrency=1))
+    assert len(store.rows) == 3
 
 
 async def test_a_dead_store_ends_the_run_with_its_own_error():

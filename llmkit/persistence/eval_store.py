@@ -1,0 +1,81 @@
+"""Evaluations and their results, written through the journal's group commit and read directly."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Select, func, or_, select
+
+from llmkit.errors import ABANDONED_CODE, LLMStoreError
+from llmkit.persistence.journal import Journal
+from llmkit.persistence.operations import OpenEvalRun, SaveEvalResult
+from llmkit.persistence.rows import eval_result_of, eval_run_of, stored_run_of
+from llmkit.persistence.statements import EVAL_RESULTS, EVAL_RUNS, RUNS, stored_run_select
+from llmkit.ports import EvalResult, EvalRun, StoredRun
+from llmkit.types import RunStatus
+
+__all__ = ["SqlEvalStore"]
+
+
+class SqlEvalStore:
+    """`EvalStore` on an open journal, which the caller closes."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    async def open_run(self, run: EvalRun) -> EvalRun:
+        """See `EvalStore`."""
+        await self._journal.perform(OpenEvalRun(self._journal.statements, run))
+        found = await self.get_run(run.workspace_id, run.name)
+        if found is None:
+            raise LLMStoreError(f"The evaluation {run.name!r} was erased while it was opened. Start it again.")
+        return found
+
+    async def get_run(self, workspace_id: str, name: str) -> EvalRun | None:
+        """See `EvalStore`."""
+        query = select(EVAL_RUNS).where(EVAL_RUNS.c.workspace_id == workspace_id, EVAL_RUNS.c.name == name)
+        runs = await self._journal.read(lambda connection: _eval_runs(connection, query))
+        return runs[0] if runs else None
+
+    async def list_runs(self, workspace_id: str) -> tuple[EvalRun, ...]:
+        """See `EvalStore`."""
+        newest_first = (EVAL_RUNS.c.created_at_utc.desc(), EVAL_RUNS.c.id.desc())
+        query = select(EVAL_RUNS).where(EVAL_RUNS.c.workspace_id == workspace_id).order_by(*newest_first)
+        return await self._journal.read(lambda connection: _eval_runs(connection, query))
+
+    async def save_result(self, result: EvalResult) -> None:
+        """See `EvalStore`."""
+        await self._journal.perform(SaveEvalResult(self._journal.statements, result))
+
+    async def results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
+        """See `EvalStore`."""
+        query = select(EVAL_RESULTS).where(EVAL_RESULTS.c.eval_run_id == eval_run_id)
+        found = await self._journal.read(lambda connection: _eval_results(connection, query))
+        # Sorted here: databases sort text by rules of their own.
+        return tuple(sorted(found, key=lambda result: (result.sample_id, result.route, result.epoch)))
+
+    async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
+        """See `EvalStore`. Oldest first."""
+        query = _in_doubt(workspace_id, pipeline_run_id_prefix)
+        return await self._journal.read(lambda connection: _stored_runs(connection, query))
+
+
+def _in_doubt(workspace_id: str, prefix: str) -> Select[Any]:
+    unfinished = or_(RUNS.c.status == RunStatus.STARTED.value, RUNS.c.error_code == ABANDONED_CODE)
+    # Not LIKE, which on SQLite takes upper and lower case for the same.
+    begins = func.substr(RUNS.c.pipeline_run_id, 1, len(prefix)) == prefix
+    query = stored_run_select().where(RUNS.c.workspace_id == workspace_id, begins, unfinished)
+    return query.order_by(RUNS.c.created_at_utc, RUNS.c.id)
+
+
+def _eval_runs(connection: Connection, query: Select[Any]) -> tuple[EvalRun, ...]:
+    return tuple(eval_run_of(row._asdict()) for row in connection.execute(query))
+
+
+def _eval_results(connection: Connection, query: Select[Any]) -> tuple[EvalResult, ...]:
+    return tuple(eval_result_of(row._asdict()) for row in connection.execute(query))
+
+
+def _stored_runs(connection: Connection, query: Select[Any]) -> tuple[StoredRun, ...]:
+    return tuple(stored_run_of(tuple(row)) for row in connection.execute(query))

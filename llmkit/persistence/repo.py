@@ -1,0 +1,160 @@
+"""The repository for callers that hold a database session of their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from llmkit.persistence.engines import label_of
+from llmkit.persistence.faults import store_error
+from llmkit.persistence.rows import (
+    abandoned_values,
+    attempt_values,
+    failure_values,
+    finished_values,
+    started_values,
+    stored_run_of,
+    success_values,
+)
+from llmkit.persistence.statements import (
+    FAILURE_COLUMNS,
+    FINISHED_COLUMNS,
+    RUNS,
+    STARTED_COLUMNS,
+    SUCCESS_COLUMNS,
+    abandon_run,
+    finish_run,
+    holds_idempotency_key,
+    insert_attempt,
+    insert_run,
+    is_run,
+    stored_run_select,
+)
+from llmkit.ports import KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
+from llmkit.types import Attempt, utc_now
+
+__all__ = ["SqlLLMRunRepo"]
+
+
+class SqlLLMRunRepo:
+    """`LLMRunRepo` inside the caller's transaction: it never commits and never rolls back.
+
+    What it writes is durable, and seen by others, when the caller commits. So it takes no part in sharing calls that
+    are in flight: flight keys are not stored and none is ever found, since waiting for a call inside an open
+    transaction could wait for itself.
+
+    On SQLite the transaction should begin with `BEGIN IMMEDIATE`, as `SqlUnitOfWork` does it.
+
+    Args:
+        db: A session of one task; its engine is one of llmkit's or the caller's own.
+    """
+
+    def __init__(self, db: AsyncSession) -> None:
+        self._db = db
+
+    async def get_by_idempotency_key(self, workspace_id: str, idempotency_key: str) -> StoredRun | None:
+        """See `LLMRunRepo`."""
+        values = {"workspace_id": workspace_id, "idempotency_key": idempotency_key}
+        return await self._find(stored_run_select().where(holds_idempotency_key()), values)
+
+    async def get_by_flight_key(self, workspace_id: str, flight_key: str) -> StoredRun | None:
+        """Always None: see the class."""
+        del workspace_id, flight_key
+        return None
+
+    async def get_run(self, workspace_id: str, run_id: UUID) -> StoredRun | None:
+        """See `LLMRunRepo`."""
+        return await self._find(stored_run_select().where(is_run()), {"workspace_id": workspace_id, "run_id": run_id})
+
+    async def create_started(self, start: RunStart) -> None:
+        """See `LLMRunRepo`."""
+        async with self._write() as connection:
+            await self._insert(connection, STARTED_COLUMNS, started_values(start) | {"flight_key": None})
+
+    async def mark_succeeded(self, success: RunSuccess) -> bool:
+        """See `LLMRunRepo`."""
+        values = success_values(success)
+        return await self._finish(SUCCESS_COLUMNS, values, success.run_id, success.attempts)
+
+    async def mark_failed(self, failure: RunFailure) -> bool:
+        """See `LLMRunRepo`."""
+        values = failure_values(failure)
+        return await self._finish(FAILURE_COLUMNS, values, failure.run_id, failure.attempts)
+
+    async def mark_abandoned(self, run: StoredRun) -> bool:
+        """See `LLMRunRepo`."""
+        seen = {"run_id": run.id, "seen_at_utc": run.heartbeat_at_utc}
+        async with self._write() as connection:
+            result = await connection.execute(abandon_run(), abandoned_values(utc_now()) | seen)
+            return result.rowcount == 1
+
+    async def save_result_for_idempotency_key(self, start: RunStart, success: RunSuccess) -> None:
+        """See `LLMRunRepo`."""
+        async with self._write() as connection:
+            await self._insert(connection, FINISHED_COLUMNS, finished_values(start, success))
+            await self._insert_attempts(connection, start.id, success.attempts)
+
+    async def record_served(self, start: RunStart, success: RunSuccess) -> None:
+        """See `LLMRunRepo`. Written at once."""
+        await self.save_result_for_idempotency_key(start, success)
+
+    async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
+        """Do nothing: nobody else sees these runs before the caller commits."""
+        del run_ids, at_utc
+
+    async def _insert(self, connection: AsyncConnection, names: Sequence[str], values: Mapping[str, Any]) -> None:
+        result = await connection.execute(insert_run(connection.dialect.name, names), values)
+        if result.rowcount == 0:
+            raise KeyTaken("another run of the workspace holds the key")
+
+    async def _finish(
+        self, names: Sequence[str], values: Mapping[str, Any], run_id: UUID, attempts: Sequence[Attempt]
+    ) -> bool:
+        async with self._write() as connection:
+            result = await connection.execute(finish_run(names), {**values, "run_id": run_id})
+            changed = result.rowcount == 1
+            if changed or await self._exists(connection, run_id):
+                await self._insert_attempts(connection, run_id, attempts)
+            return changed
+
+    async def _exists(self, connection: AsyncConnection, run_id: UUID) -> bool:
+        found = await connection.execute(stored_run_select().where(RUNS.c.id == run_id))
+        return found.first() is not None
+
+    async def _insert_attempts(self, connection: AsyncConnection, run_id: UUID, attempts: Sequence[Attempt]) -> None:
+        if attempts:
+            rows = [attempt_values(run_id, attempt) | {"of_run": run_id} for attempt in attempts]
+            await connection.execute(insert_attempt(connection.dialect.name), rows)
+
+    async def _find(self, query: Select[Any], values: Mapping[str, Any]) -> StoredRun | None:
+        async with self._translated():
+            connection = await self._db.connection()
+            row = (await connection.execute(query, values)).first()
+        return None if row is None else stored_run_of(tuple(row))
+
+    @asynccontextmanager
+    async def _write(self) -> AsyncIterator[AsyncConnection]:
+        """A step inside the caller's transaction; when it fails, the transaction is as before it."""
+        async with self._translated():
+            connection = await self._db.connection()
+            if connection.dialect.name == "sqlite":
+                # There a failed statement takes back itself alone. A savepoint would end the transaction of a session
+                # whose engine leaves the beginning of transactions to the driver.
+                yield connection
+            else:
+                async with connection.begin_nested():
+                    yield connection
+
+    @asynccontextmanager
+    async def _translated(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except (SQLAlchemyError, OSError) as error:
+            raise store_error(error, label_of(self._db.get_bind().engine.url)) from None

@@ -1,0 +1,186 @@
+"""Intervals and tests against closed forms, scipy and simulation."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from llmkit.evals import statistics as s
+
+VALUES = np.array([0.2, 0.9, 0.4, 0.7, 0.7, 0.1, 1.0])
+
+
+def test_mean_is_student_s():
+    found = s.mean(VALUES)
+    low, high = stats.ttest_1samp(VALUES, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.value == pytest.approx(VALUES.mean())
+
+
+def test_wilson_is_the_closed_form():
+    n, k, z = 30, 27, stats.norm.ppf(0.975)
+    middle = (k + z**2 / 2) / (n + z**2)
+    half = z * np.sqrt(k * (n - k) / n + z**2 / 4) / (n + z**2)
+    found = s.wilson(k, n)
+    assert (found.low, found.high) == pytest.approx((middle - half, middle + half))
+    assert s.wilson(0, 10).low == 0
+    assert s.wilson(10, 10).high == pytest.approx(1)
+
+
+def test_bca_is_scipy_s_and_repeats():
+    found = s.bca_interval(VALUES, seed=1)
+    expected = stats.bootstrap((VALUES,), np.mean, method="BCa", rng=np.random.default_rng(1)).confidence_interval
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found == s.bca_interval(VALUES, seed=1)
+    assert (s.bca_interval([0.5, 0.5]).low, s.bca_interval([0.5, 0.5]).high) == (0.5, 0.5)
+
+
+def test_clustered_error_of_single_values_is_the_plain_one():
+    assert s.clustered_standard_error(VALUES, range(7)) == pytest.approx(stats.sem(VALUES))
+
+
+def test_clustered_error_of_equal_clusters_is_that_of_their_means():
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(12, 5)) + rng.normal(size=(12, 1))
+    found = s.clustered_mean(values.ravel(), np.repeat(np.arange(12), 5).tolist())
+    expected = s.mean(values.mean(axis=1))
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+
+
+def test_clustered_error_is_the_double_sum_of_the_definition():
+    clusters = ["a", "a", "b", "c", "c", "c", "d"]
+    r = VALUES - VALUES.mean()
+    double = sum(r[i] * r[j] for i in range(7) for j in range(7) if clusters[i] == clusters[j])
+    assert s.clustered_standard_error(VALUES, clusters) == pytest.approx(np.sqrt(4 / 3 * double) / 7)
+
+
+def test_paired_difference_is_the_paired_t_test():
+    other = VALUES[::-1] ** 2
+    found, expected = s.paired_difference(VALUES, other), stats.ttest_rel(VALUES, other)
+    interval = expected.confidence_interval(0.95)
+    assert (found.p_value, found.low, found.high) == pytest.approx((expected.pvalue, interval.low, interval.high))
+    assert found.effect == pytest.approx(expected.statistic / np.sqrt(7))
+    assert found.method == "paired t"
+
+
+def test_mcnemar_counts_only_disagreements():
+    a, b = [1] * 9 + [0] * 1 + [1] * 50, [0] * 9 + [1] * 1 + [1] * 50
+    assert s.mcnemar_exact(a, b) == pytest.approx(2 * sum(stats.binom.pmf(k, 10, 0.5) for k in (0, 1)))
+    assert s.mcnemar_exact([1, 0], [1, 0]) == 1.0
+
+
+def test_paired_proportions_by_hand():
+    a, b = [1] * 6 + [0] * 2 + [1] * 12, [0] * 6 + [1] * 2 + [1] * 12
+    up, down = 7 / 22, 3 / 22
+    reach = stats.norm.ppf(0.975) * np.sqrt((up + down - (up - down) ** 2) / 22)
+    found = s.paired_proportions(a, b)
+    assert (found.low, found.high) == pytest.approx((up - down - reach, up - down + reach))
+    assert found.difference == pytest.approx(4 / 20)
+
+
+def test_holm_by_hand():
+    assert s.holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert s.holm([0.02, np.nan]).tolist() == pytest.approx([0.02, np.nan], nan_ok=True)
+    assert s.holm([]).tolist() == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_never_lowers_keeps_the_order_and_stays_below_bonferroni(p_values):
+    p, adjusted = np.array(p_values), s.holm(p_values)
+    assert (adjusted >= p).all()
+    assert (adjusted <= np.minimum(1, p * len(p)) + 1e-12).all()
+    assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0).all()
+
+
+@given(st.integers(0, 40), st.integers(1, 40), st.floats(0.5, 0.999))
+def test_wilson_holds_the_share_and_stays_in_bounds(k, n, level):
+    k = min(k, n)
+    found = s.wilson(k, n, level)
+    assert -1e-12 <= found.low <= found.value + 1e-12
+    assert found.value - 1e-12 <= found.high <= 1 + 1e-12
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.integers(0, 5)), min_size=1, max_size=30))
+def test_clustered_shares_stay_in_bounds(pairs):
+    values, clusters = [value for value, _ in pairs], [cluster for _, cluster in pairs]
+    found = s.mean_of(values, clusters)
+    if not np.isnan(found.low):
+        assert -1e-9 <= found.low <= found.value + 1e-9
+        assert found.value - 1e-9 <= found.high <= 1 + 1e-9
+
+
+def test_pass_at_k_is_the_chance_of_a_draw():
+    n, c, k = 10, 3, 4
+    draws = np.random.default_rng(0)
+    hits = [(draws.permutation(n)[:k] < c).any() for _ in range(20_000)]
+    assert s.pass_at_k(n, c, k) == pytest.approx(np.mean(hits), abs=0.01)
+    assert (s.pass_at_k(5, 0, 2), s.pass_at_k(5, 4, 2)) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="pass@k"):
+        s.pass_at_k(3, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters", "method"),
+    [
+        ([0, 1, 1], None, "wilson"),
+        ([0, 0.5, 1], "abc", "t"),
+        ([0, 1, 1], "aab", "clustered wilson"),
+        ([0, 0.5, 1], "aab", "clustered t"),
+    ],
+)
+def test_the_interval_that_fits(values, clusters, method):
+    assert s.mean_of(values, clusters).method == method
+
+
+def test_what_cannot_be_known_is_nan():
+    assert np.isnan(s.mean_of([]).value)
+    assert np.isnan(s.mean([0.5]).low)
+    assert np.isnan(s.clustered_mean([0.5, 0.7], "aa").low)
+    assert np.isnan(s.clustered_proportion([0, 1], "aa").low)
+    assert np.isnan(s.paired_difference([1.5], [1.0]).p_value)
+    assert s.paired_proportions([], []).n == 0
+    assert s.paired_difference([1, 2], [1, 2]).p_value == 1.0
+    with pytest.raises(ValueError, match="pairs"):
+        s.paired_difference([1], [1, 2])
+    with pytest.raises(ValueError, match="cluster"):
+        s.clustered_mean([1.0], "ab")
+
+
+def covers(found, truth):
+    return found.low <= truth <= found.high
+
+
+def repeated(rng, samples, epochs, correlation):
+    """Scores around 0 with this correlation between the epochs of a sample."""
+    shared = rng.normal(size=(samples, 1)) * np.sqrt(correlation)
+    return (shared + rng.normal(size=(samples, epochs)) * np.sqrt(1 - correlation)).ravel()
+
+
+CLUSTERS = np.repeat(np.arange(40), 5).tolist()
+
+
+def test_intervals_cover_what_they_promise():
+    rng = np.random.default_rng(20)
+    plain = [covers(s.mean(rng.normal(size=25)), 0) for _ in range(2_000)]
+    shares = [covers(s.wilson(int(rng.binomial(60, 0.8)), 60), 0.8) for _ in range(2_000)]
+    nested = [covers(s.clustered_mean(repeated(rng, 40, 5, 0.5), CLUSTERS), 0) for _ in range(2_000)]
+    assert 0.93 <= np.mean(plain) <= 0.97
+    assert 0.93 <= np.mean(shares) <= 0.97
+    assert 0.93 <= np.mean(nested) <= 0.97
+
+
+def test_clustered_shares_cover_what_they_promise():
+    rng = np.random.default_rng(21)
+    hits = []
+    for _ in range(2_000):
+        chances = np.repeat(rng.beta(1.6, 0.4, size=40), 5)  # mean 0.8, correlation within a sample 1/3
+        hits.append(covers(s.clustered_proportion((rng.random(200) < chances).astype(float), CLUSTERS), 0.8))
+    assert 0.93 <= np.mean(hits) <= 0.97
+
+
+def test_the_clustered_paired_test_rejects_true_nulls_as_often_as_it_says():
+    rng = np.random.default_rng(22)
+    zeros = np.zeros(200)
+    p = np.array([s.paired_difference(repeated(rng, 40, 5, 0.5), zeros, CLUSTERS).p_value for _ in range(4_000)])
+    assert 0.04 <= np.mean(p < 0.05) <= 0.06
