@@ -10,7 +10,9 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent, ModelRetry
+from pydantic_ai.direct import model_request
 from pydantic_ai.exceptions import UserError
+from pydantic_ai.messages import ModelRequest
 
 from llmkit.client_litellm import LiteLLMClient
 from llmkit.errors import LLMBadRequest, LLMInvalidOutput, LLMModelNotFound, LLMUnsupported
@@ -187,6 +189,7 @@ async def test_an_image_is_refused_by_name(wire: Wire) -> None:
 
 
 async def test_an_unknown_tool_choice_is_a_user_error(wire: Wire) -> None:
-    agent = Agent(wire.model(), model_settings={"tool_choice": ["nothing"]})
+    messages = [ModelRequest.user_text_prompt("x")]
     with pytest.raises(UserError, match="unknown tools: nothing"):
-        await agent.run("x")
+        await model_request(wire.model(), messages, model_settings={"tool_choice": ["nothing"]})
+    assert not wire.server.calls
