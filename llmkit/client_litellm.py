@@ -139,10 +139,8 @@ class LiteLLMClient:
         spec = self._callable_provider(route)
         async with self._slots:
             await self._load()
-            server = self._servers.get(route.provider)
-            endpoint = await server.ensure_running() if server is not None else None
             retrying = self._retrying()
-            return await retrying(self._request_once, spec, route, request, endpoint, log)
+            return await retrying(self._request_once, spec, route, request, log)
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
@@ -188,9 +186,15 @@ class LiteLLMClient:
         # Jitter on top: many calls are told the same.
         return min(longest, float(asked) + random.uniform(0, FIRST_WAIT_S))  # noqa: S311
 
+    async def _endpoint(self, provider: LLMProvider) -> Endpoint | None:
+        """Where a server of llmkit's own listens; asked before every try, since it may have died in the last one."""
+        server = self._servers.get(provider)
+        return await server.ensure_running() if server is not None else None
+
     async def _request_once(
-        self, spec: ProviderSpec, route: Route, request: LLMRequest, endpoint: Endpoint | None, log: AttemptLog
+        self, spec: ProviderSpec, route: Route, request: LLMRequest, log: AttemptLog
     ) -> ClientReply:
+        endpoint = await self._endpoint(route.provider)
         arguments = spec.call_arguments(self._settings, route, request, endpoint)
         exchange = Exchange(spec=spec, arguments=arguments)
         record = _Record(route, exchange, log, spec.secrets(self._settings))

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
@@ -35,6 +35,8 @@ SAMPLE_FIELDS = ("input", "target", "id", "group", "metadata")
 
 def _ordered(value: Any) -> Any:
     """Sets as sorted lists, because their own order changes with every process; what cannot be sent is refused."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(by_alias=True)
     if isinstance(value, Mapping):
         return {key: _ordered(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):
@@ -81,7 +83,7 @@ def _text(value: Any) -> Any:
 
 
 Json = Annotated[JsonValue, BeforeValidator(_jsonable)]
-Label = Annotated[str, BeforeValidator(_text), Field(min_length=1, max_length=255)]
+Label = Annotated[str, Field(min_length=1, max_length=255), BeforeValidator(_text)]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))

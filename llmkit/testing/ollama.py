@@ -372,5 +372,5 @@ def _model_info(model: OllamaModel) -> dict[str, Any]:
         f"{model.family}.context_length": model.context_length,
         f"{model.family}.embedding_length": 3072,
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.tokens": [],
+        "tokenizer.ggml.tokens": None,
     }

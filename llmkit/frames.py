@@ -1,0 +1,263 @@
+"""Rows of the store as DataFrames: fixed columns, in a fixed order, with fixed dtypes, on an empty table too.
+
+The contract is the four tables of columns below. Times are `datetime64[us, UTC]`; whole numbers `Int64`, numbers
+`Float64`, flags `boolean` and texts `string`, all of which have `<NA>` for what is unknown. Ids are in the usual form with
+hyphens. pandas is imported when the first frame is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Literal
+from uuid import UUID
+
+from sqlalchemy import Connection, DateTime, Select, Text, cast, column, func, select, table
+from sqlalchemy.sql.elements import ColumnElement
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "ATTEMPT_COLUMNS",
+    "EVAL_RESULT_COLUMNS",
+    "EVAL_RUN_COLUMNS",
+    "RUN_COLUMNS",
+    "attempts_frame",
+    "eval_results_frame",
+    "eval_runs_frame",
+    "frame_of",
+    "runs_frame",
+]
+
+Kind = Literal["uuid", "time", "string", "Int64", "Float64", "boolean"]
+Columns = Mapping[str, Kind]
+
+USAGE: Final[Columns] = {
+    "input_tokens": "Int64",
+    "output_tokens": "Int64",
+    "total_tokens": "Int64",
+    "cached_input_tokens": "Int64",
+    "reasoning_tokens": "Int64",
+    "usage_estimated": "boolean",
+}
+RUN_COLUMNS: Final[Columns] = {
+    "id": "uuid",
+    "created_at_utc": "time",
+    "finished_at_utc": "time",
+    "workspace_id": "string",
+    "pipeline_run_id": "string",
+    "stage": "string",
+    "status": "string",
+    "requested_route": "string",
+    "provider": "string",
+    "model": "string",
+    "response_model": "string",
+    "profile": "string",
+    "epoch": "Int64",
+    "idempotency_key": "string",
+    "prompt_sha256": "string",
+    "served_from": "string",
+    "source_run_id": "uuid",
+    "finish_reason": "string",
+    **USAGE,
+    "cost_usd": "Float64",
+    "latency_ms": "Float64",
+    "attempts": "Int64",
+    "error_code": "string",
+    "error_message": "string",
+    "request_preview": "string",
+    "response_preview": "string",
+    "metadata_json": "string",
+    "plan_json": "string",
+}
+ATTEMPT_COLUMNS: Final[Columns] = {
+    "run_id": "uuid",
+    "number": "Int64",
+    "workspace_id": "string",
+    "pipeline_run_id": "string",
+    "started_at_utc": "time",
+    "provider": "string",
+    "model": "string",
+    "status": "string",
+    "latency_ms": "Float64",
+    "params_sha256": "string",
+    "schema_sha256": "string",
+    **USAGE,
+    "finish_reason": "string",
+    "response_model": "string",
+    "model_digest": "string",
+    "cost_usd": "Float64",
+    "status_code": "Int64",
+    "error_code": "string",
+    "error_message": "string",
+}
+EVAL_RUN_COLUMNS: Final[Columns] = {
+    "id": "uuid",
+    "workspace_id": "string",
+    "name": "string",
+    "task_name": "string",
+    "task_sha256": "string",
+    "dataset_sha256": "string",
+    "created_at_utc": "time",
+    "spec_json": "string",
+}
+EVAL_RESULT_COLUMNS: Final[Columns] = {
+    "eval_run_id": "uuid",
+    "route": "string",
+    "sample_id": "string",
+    "epoch": "Int64",
+    "status": "string",
+    "finished_at_utc": "time",
+    "pipeline_run_id": "string",
+    "served_route": "string",
+    "output_mode": "string",
+    "valid_first_try": "boolean",
+    "input_tokens": "Int64",
+    "output_tokens": "Int64",
+    "latency_ms": "Float64",
+    "requests": "Int64",
+    "error_code": "string",
+    "error_message": "string",
+    "scores_json": "string",
+    "scorer_errors_json": "string",
+    "warnings_json": "string",
+    "output_json": "string",
+}
+TIME_DTYPE: Final = "datetime64[us, UTC]"
+
+
+def runs_frame(
+    connection: Connection,
+    workspace_id: str,
+    *,
+    pipeline_run_id: str | None = None,
+    status: str | None = None,
+    since: datetime | None = None,
+    limit: int | None = None,
+) -> pd.DataFrame:
+    """The runs of a workspace, newest first, with `RUN_COLUMNS`.
+
+    Args:
+        connection: To a database at head.
+        workspace_id: Whose runs.
+        pipeline_run_id: Only those of this pipeline run.
+        status: Only `STARTED`, `SUCCEEDED` or `FAILED` ones.
+        since: Only those created at this time or later; aware.
+        limit: At most so many.
+
+    Raises:
+        SQLAlchemyError: The database fails.
+        ValueError: `since` has no time zone.
+    """
+    dialect = connection.dialect.name
+    query = _select("llm_runs", RUN_COLUMNS, dialect).where(_col("workspace_id") == workspace_id)
+    for name, wanted in (("pipeline_run_id", pipeline_run_id), ("status", status)):
+        if wanted is not None:
+            query = query.where(_col(name) == wanted)
+    if since is not None:
+        query = query.where(_col("created_at_utc") >= _moment(since, dialect))
+    newest_first = query.order_by(_col("created_at_utc").desc(), _col("id").desc()).limit(limit)
+    return _fetched(connection, newest_first, RUN_COLUMNS)
+
+
+def attempts_frame(
+    connection: Connection,
+    workspace_id: str,
+    *,
+    pipeline_run_id: str | None = None,
+    since: datetime | None = None,
+    limit: int | None = None,
+) -> pd.DataFrame:
+    """Every request that was sent for a workspace, newest run first, with `ATTEMPT_COLUMNS`; arguments as `runs_frame`.
+
+    `since` is about when the request was sent.
+    """
+    dialect = connection.dialect.name
+    runs = table("llm_runs", column("id"), column("pipeline_run_id"), column("created_at_utc"))
+    attempts = table("llm_attempts", *[column(name) for name in ATTEMPT_COLUMNS if name != "pipeline_run_id"])
+    sources = {**{each.name: each for each in attempts.c}, "pipeline_run_id": runs.c.pipeline_run_id}
+    shown = [_shown(sources[name], name, kind, dialect) for name, kind in ATTEMPT_COLUMNS.items()]
+    query = select(*shown).select_from(attempts.join(runs, runs.c.id == attempts.c.run_id))
+    query = query.where(attempts.c.workspace_id == workspace_id)
+    if pipeline_run_id is not None:
+        query = query.where(runs.c.pipeline_run_id == pipeline_run_id)
+    if since is not None:
+        query = query.where(attempts.c.started_at_utc >= _moment(since, dialect))
+    ordered = query.order_by(runs.c.created_at_utc.desc(), runs.c.id.desc(), attempts.c.number).limit(limit)
+    return _fetched(connection, ordered, ATTEMPT_COLUMNS)
+
+
+def eval_runs_frame(connection: Connection, workspace_id: str) -> pd.DataFrame:
+    """The evaluations of a workspace, newest first, with `EVAL_RUN_COLUMNS`."""
+    query = _select("eval_runs", EVAL_RUN_COLUMNS, connection.dialect.name)
+    mine = query.where(_col("workspace_id") == workspace_id)
+    return _fetched(connection, mine.order_by(_col("created_at_utc").desc(), _col("id").desc()), EVAL_RUN_COLUMNS)
+
+
+def eval_results_frame(connection: Connection, eval_run_id: UUID) -> pd.DataFrame:
+    """The results of an evaluation by sample, route and epoch, with `EVAL_RESULT_COLUMNS`."""
+    dialect = connection.dialect.name
+    key = eval_run_id.hex if dialect == "sqlite" else eval_run_id
+    query = _select("eval_results", EVAL_RESULT_COLUMNS, dialect).where(_col("eval_run_id") == key)
+    frame = _fetched(connection, query, EVAL_RESULT_COLUMNS)
+    # Sorted here: databases sort text by rules of their own.
+    return frame.sort_values(["sample_id", "route", "epoch"], ignore_index=True)
+
+
+def frame_of(rows: Iterable[Sequence[Any]], columns: Columns) -> pd.DataFrame:
+    """A frame from rows whose values are in the order of `columns`.
+
+    Times may be aware datetimes or UTC texts, ids UUIDs or texts.
+    """
+    import pandas as pd
+
+    raw = pd.DataFrame.from_records(list(rows), columns=list(columns), coerce_float=False)
+    return pd.DataFrame({name: _typed(raw[name], kind) for name, kind in columns.items()}, columns=list(columns))
+
+
+def _typed(values: pd.Series[Any], kind: Kind) -> pd.Series[Any]:
+    import pandas as pd
+
+    if kind == "time":
+        # Two forms of ISO 8601 at most, and never a guess at the order of day and month.
+        return pd.to_datetime(values, utc=True, format="ISO8601").astype(TIME_DTYPE)
+    if kind == "uuid":
+        return values.map(str, na_action="ignore").astype("string")
+    if kind == "boolean":
+        return values.map(bool, na_action="ignore").astype("boolean")
+    return values.astype(kind)
+
+
+def _fetched(connection: Connection, query: Select[Any], columns: Columns) -> pd.DataFrame:
+    return frame_of([tuple(row) for row in connection.execute(query)], columns)
+
+
+def _col(name: str) -> ColumnElement[Any]:
+    return column(name)
+
+
+def _select(table_name: str, columns: Columns, dialect: str) -> Select[Any]:
+    shown = [_shown(column(name), name, kind, dialect) for name, kind in columns.items()]
+    return select(*shown).select_from(table(table_name))
+
+
+def _shown(source: ColumnElement[Any], name: str, kind: Kind, dialect: str) -> ColumnElement[Any]:
+    """The column as the driver should give it: ids as text in the form with hyphens, which SQLite does not store."""
+    if kind != "uuid":
+        return source
+    if dialect != "sqlite":
+        return cast(source, Text).label(name)
+    parts = [func.substr(source, start, length) for start, length in ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))]
+    joined = parts[0]
+    for part in parts[1:]:
+        joined = joined.op("||")("-").op("||")(part)
+    return joined.label(name)
+
+
+def _moment(value: datetime, dialect: str) -> Any:
+    """The time as it is stored."""
+    if value.utcoffset() is None:
+        raise ValueError("since needs a time zone, for example datetime.now(UTC) - timedelta(hours=1)")
+    in_utc = value.astimezone(UTC)
+    return in_utc.strftime("%Y-%m-%d %H:%M:%S.%f") if dialect == "sqlite" else cast(in_utc, DateTime(timezone=True))

@@ -1,0 +1,217 @@
+"""Providers translate: settings and request in, call arguments out, and nothing else happens."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmkit.errors import LLMConfigurationError
+from llmkit.ports import Endpoint
+from llmkit.providers import (
+    PROVIDERS,
+    answers_on_this_machine,
+    estimated_prompt_tokens,
+    gemini,
+    local,
+    ollama,
+    smallest_prompt_tokens,
+)
+from llmkit.providers.base import openai_arguments, url_password, without_credentials
+from llmkit.providers.ollama import context_window
+from llmkit.settings import load_settings
+from llmkit.types import (
+    LLMProvider,
+    LLMRequest,
+    Message,
+    NamedToolChoice,
+    ResponseFormat,
+    Route,
+    ToolCall,
+    ToolDefinition,
+)
+
+OLLAMA = Route.parse("ollama/llama3.2")
+GEMINI = Route.parse("gemini/gemini-2.5-flash")
+LOCAL = Route.parse("local/gemma-3-270m")
+HI = LLMRequest(messages="Hi")
+
+
+def test_what_is_left_open_is_left_out():
+    assert openai_arguments(HI) == {"messages": [{"role": "user", "content": "Hi"}]}
+
+
+def test_every_field_has_its_place():
+    request = LLMRequest(
+        messages=(
+            Message(role="assistant", tool_calls=(ToolCall(id="c1", name="f", arguments='{"a":1}'),)),
+            Message(role="tool", content="2", tool_call_id="c1", tool_name="f"),
+        ),
+        temperature=0.0,
+        max_output_tokens=9,
+        seed=0,
+        stop=("A", "B"),
+        tools=(ToolDefinition(name="f", description="d"),),
+        tool_choice=NamedToolChoice(name="f"),
+        response_format=ResponseFormat(name="n", json_schema={"type": "object"}),
+    )
+    assert openai_arguments(request) == {
+        "messages": [
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}],
+            },
+            {"role": "tool", "content": "2", "tool_call_id": "c1", "name": "f"},
+        ],
+        "temperature": 0.0,
+        "max_tokens": 9,
+        "seed": 0,
+        "stop": ["A", "B"],
+        "tools": [
+            {
+                "type": "function",
+                "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}},
+            }
+        ],
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
+    }
+
+
+def test_json_without_a_schema():
+    request = LLMRequest(messages="Hi", response_format=ResponseFormat())
+    assert openai_arguments(request)["response_format"] == {"type": "json_object"}
+
+
+@pytest.mark.parametrize(
+    ("letters", "limit", "window"),
+    [(10, None, 4096), (9_000, None, 4096), (9_400, None, 8192), (9_000, 2_000, 8192), (60_000, None, 32_768), (9_000_000, None, 131_072)],
+)  # fmt: skip
+def test_ollamas_window_fits_prompt_and_answer(letters, limit, window):
+    request = LLMRequest(messages="x" * letters, max_output_tokens=limit)
+    assert context_window(request) == window
+    arguments = ollama.SPEC.call_arguments(load_settings(), OLLAMA, request, None)
+    assert arguments.context_tokens == arguments.kwargs["num_ctx"] == window
+
+
+@given(st.text(max_size=3000), st.none() | st.integers(1, 50_000))
+def test_a_window_is_never_smaller_than_what_it_has_to_hold(text, limit):
+    request = LLMRequest(messages=text + "x", max_output_tokens=limit)
+    window = context_window(request)
+    assert window & (window - 1) == 0
+    assert 4096 <= window <= 131_072
+    assert window >= estimated_prompt_tokens(request) + (limit or 0)
+    assert smallest_prompt_tokens(request) <= estimated_prompt_tokens(request)
+
+
+def test_tools_and_their_history_count_as_prompt():
+    bare = estimated_prompt_tokens(HI)
+    tool = ToolDefinition(name="f", description="d" * 300)
+    assert estimated_prompt_tokens(LLMRequest(messages="Hi", tools=(tool,))) > bare + 100
+    called = Message(role="assistant", tool_calls=(ToolCall(id="1", name="f", arguments="9" * 300),))
+    assert estimated_prompt_tokens(LLMRequest(messages=(called,))) > 100
+
+
+def test_gemini_takes_key_and_address_from_the_settings():
+    settings = load_settings(gemini_api_key="k", gemini_api_base="http://127.0.0.1:8000")
+    arguments = gemini.SPEC.call_arguments(settings, GEMINI, HI, None)
+    assert arguments.kwargs["api_key"] == "k"
+    assert arguments.kwargs["api_base"] == arguments.address == "http://127.0.0.1:8000/v1beta"
+    assert "k'" not in repr(arguments)
+    assert gemini.SPEC.secrets(settings) == ("k",)
+
+
+@pytest.mark.parametrize(
+    ("base", "address"),
+    [
+        (None, "https://generativelanguage.googleapis.com/v1beta"),
+        ("https://proxy.example.org", "https://proxy.example.org/v1beta"),
+        ("https://proxy.example.org/google/v1beta/", "https://proxy.example.org/google/v1beta"),
+        ("https://me:pass@proxy.example.org", "https://proxy.example.org/v1beta"),
+    ],
+)
+def test_geminis_address_has_its_version_and_no_credentials(base, address):
+    assert gemini.SPEC.address(load_settings(gemini_api_key="k", gemini_api_base=base)) == address
+
+
+def test_local_is_called_where_its_server_listens():
+    endpoint = Endpoint("http://127.0.0.1:9999/v1", "secret")
+    arguments = local.SPEC.call_arguments(load_settings(), LOCAL, HI, endpoint)
+    own = {"model": "hosted_vllm/gemma-3-270m", "api_base": "http://127.0.0.1:9999/v1", "api_key": "secret"}
+    assert own.items() <= arguments.kwargs.items()
+    assert arguments.send_key
+    assert not local.SPEC.call_arguments(load_settings(), LOCAL, HI, Endpoint("http://127.0.0.1:1/v1")).send_key
+    with pytest.raises(LLMConfigurationError):
+        local.SPEC.call_arguments(load_settings(), LOCAL, HI, None)
+
+
+def test_a_missing_extra_names_the_command(monkeypatch):
+    assert local.SPEC.configuration_problem(load_settings()) is None
+    found = importlib.util.find_spec
+    monkeypatch.setattr(local, "find_spec", lambda name: None if name == "xllamacpp" else found(name))
+    assert local.SPEC.configuration_problem(load_settings()) == "not installed: pip install 'llmkit[local]'"
+
+
+@pytest.mark.parametrize("key", [None, "  "])
+def test_a_missing_key_names_the_variable(key):
+    assert gemini.SPEC.configuration_problem(load_settings(gemini_api_key=key)) == "no key: set LLM_GEMINI_API_KEY"
+
+
+@pytest.mark.parametrize(
+    ("provider", "base", "here"),
+    [
+        ("ollama", "http://localhost:11434", True),
+        ("ollama", "http://127.0.0.1:1", True),
+        ("ollama", "http://gpu:11434", False),
+        ("ollama", "http://localhost@evil.example.org", False),
+        ("gemini", "http://127.0.0.1:1", False),
+        ("local", None, True),
+    ],
+)
+def test_what_answers_on_this_machine(provider, base, here):
+    settings = load_settings(**({f"{provider}_api_base": base} if base else {}))
+    assert answers_on_this_machine(PROVIDERS[LLMProvider(provider)], settings) is here
+
+
+def test_credentials_of_an_address():
+    assert without_credentials("http://a:b@h:1/x/") == "http://h:1/x"
+    assert url_password("http://a:b@h:1/x/") == ("b",)
+    assert url_password("http://h") == ()
+
+
+@pytest.mark.parametrize(
+    ("reply", "blocked", "unreadable"),
+    [
+        ({"promptFeedback": {"blockReason": "OTHER"}}, "OTHER", "the reply holds no candidate"),
+        ({"candidates": [{"finishReason": "SPII"}]}, "SPII", None),
+        ({"candidates": [{"finishReason": "STOP"}]}, None, None),
+        ({"candidates": []}, None, "the reply holds no candidate"),
+        (
+            {"candidates": [{"finishReason": "UNEXPECTED_TOOL_CALL"}]},
+            None,
+            "the model called a tool that it was not given",
+        ),
+    ],
+)
+def test_what_gemini_says_of_a_reply(reply, blocked, unreadable):
+    facts = gemini.SPEC.reply_facts(reply)
+    assert (facts.blocked, facts.unreadable, facts.counts_reported) == (blocked, unreadable, False)
+
+
+@pytest.mark.parametrize("spec", PROVIDERS.values(), ids=str)
+@pytest.mark.parametrize(
+    "reply", [{}, {"error": None}, {"candidates": "x", "usage": 1, "usageMetadata": [], "error": "e"}]
+)
+def test_facts_of_a_foreign_reply_are_no_crash(spec, reply):
+    spec.reply_facts(reply)
+    spec.sent_schema(reply)
+    spec.mend_reply(reply)
+
+
+@pytest.mark.parametrize("spec", PROVIDERS.values(), ids=str)
+def test_every_provider_has_every_hint(spec):
+    assert set(spec.hints) == {"start", "key", "permission", "model", "limit", "address"}
+    assert spec.caps.supports_json

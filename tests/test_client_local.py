@@ -1,0 +1,121 @@
+"""The client on a server of llmkit's own: an OpenAI-shaped stand-in takes the place of llama.cpp."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiohttp import web
+
+from llmkit.client_litellm import LiteLLMClient
+from llmkit.errors import LLMContextOverflow, LLMUnavailable
+from llmkit.ports import AttemptLog, Endpoint
+from llmkit.settings import load_settings
+from llmkit.types import LLMProvider, LLMRequest, ResponseFormat, Route
+
+ROUTE = Route.parse("local/gemma-3-270m")
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+OVERFLOW = {
+    "error": {
+        "code": 400,
+        "message": "request (6002 tokens) exceeds the available context size (512 tokens), try increasing it",
+        "type": "exceed_context_size_error",
+    }
+}
+
+
+def answer(text: str) -> dict:
+    return {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "gemma-3-270m",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+        "usage": {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14},
+    }
+
+
+class Embedded:
+    """A model server in the test's own loop that can die."""
+
+    def __init__(self) -> None:
+        self.replies: list[tuple[int, dict]] = [(200, answer("fine"))]
+        self.seen: list[tuple[str, dict, dict]] = []
+        self.starts = 0
+        self.runner: web.ServerRunner | None = None
+        self.url = ""
+
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        self.seen.append((request.path, dict(request.headers), await request.json()))
+        status, body = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        return web.json_response(body, status=status)
+
+    async def ensure_running(self) -> Endpoint:
+        if self.runner is None:
+            self.starts += 1
+            self.runner = web.ServerRunner(web.Server(self.handle))
+            await self.runner.setup()
+            site = web.TCPSite(self.runner, "127.0.0.1", 0)
+            await site.start()
+            self.url = f"http://127.0.0.1:{self.runner.addresses[0][1]}/v1"
+        return Endpoint(self.url, "embedded-key-canary")
+
+    async def close(self) -> None:
+        runner, self.runner = self.runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+
+@pytest.fixture
+async def embedded():
+    server = Embedded()
+    yield server
+    await server.close()
+
+
+@pytest.fixture
+async def client(embedded):
+    async def no_wait(_seconds: float) -> None:
+        await embedded.close()
+
+    client = LiteLLMClient(load_settings(), {LLMProvider.LOCAL: embedded}, sleep=no_wait)
+    yield client
+    await client.close()
+
+
+async def test_the_server_starts_on_first_use_and_is_called_with_its_key(client, embedded):
+    assert embedded.starts == 0
+    request = LLMRequest(messages="Hi", response_format=ResponseFormat(json_schema=SCHEMA), temperature=0)
+    log = AttemptLog()
+    reply = await client.call(ROUTE, request, log)
+    assert (reply.text, reply.cost_usd, reply.usage.input_tokens) == ("fine", None, 11)
+    path, headers, body = embedded.seen[0]
+    assert path == "/v1/chat/completions"
+    assert headers["Authorization"] == "Bearer embedded-key-canary"
+    assert body["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert body["model"] == "gemma-3-270m"
+    assert log.attempts[0].schema_sha256 is not None
+    assert reply.warnings == ()
+
+
+async def test_a_prompt_that_does_not_fit(client, embedded):
+    embedded.replies = [(400, OVERFLOW)]
+    with pytest.raises(LLMContextOverflow, match="longer than the context window of gemma-3-270m"):
+        await client.call(ROUTE, LLMRequest(messages="Hi"), AttemptLog())
+    assert len(embedded.seen) == 1
+
+
+async def test_a_server_that_died_is_started_again_by_the_retry(client, embedded):
+    embedded.replies = [(500, {"error": {"message": "dying"}}), (200, answer("back"))]
+    reply = await client.call(ROUTE, LLMRequest(messages="Hi"), AttemptLog())
+    assert (reply.text, embedded.starts) == ("back", 2)
+
+
+async def test_its_key_is_in_no_message(client, embedded):
+    embedded.replies = [(503, {"error": {"message": "busy, embedded-key-canary"}})]
+    log = AttemptLog()
+    with pytest.raises(LLMUnavailable) as caught:
+        await client.call(ROUTE, LLMRequest(messages="Hi"), log)
+    shown = str(caught.value) + "".join(attempt.model_dump_json() for attempt in log.attempts)
+    assert "canary" not in shown
+    await asyncio.sleep(0)
