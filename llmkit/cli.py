@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
+PIPE_WIDTH = 200
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 _BAD_INPUT = (LLMConfigurationError, LLMBadRequest, LLMEvaluationError, LLMStoreError)
 
@@ -238,7 +239,8 @@ def _print_json(value: Any) -> None:
 def _print(renderable: Any) -> None:
     from rich.console import Console
 
-    Console().print(renderable)
+    # Where nobody's window limits it (a pipe, a log), a table is written whole.
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(renderable)
 
 
 def _table(*columns: str) -> Table:

@@ -314,5 +314,5 @@ def describe_validation(error: ValidationError) -> Iterator[str]:
     """One line per problem of a Pydantic error: where it is and what is wrong, without the offending value."""
     for problem in error.errors(include_input=False, include_url=False, include_context=False):
         where = ".".join(str(part) for part in problem["loc"])
-        what = problem["msg"].removeprefix("Value error, ")
+        what = "unknown name" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
         yield f"{where}: {what}" if where else what

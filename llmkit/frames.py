@@ -1,13 +1,13 @@
 """Rows of the store as DataFrames: fixed columns, in a fixed order, with fixed dtypes, on an empty table too.
 
 The contract is the four tables of columns below. Times are `datetime64[us, UTC]`; whole numbers `Int64`, numbers
-`Float64`, flags `boolean` and texts `string`, all of which have `<NA>` for what is unknown. Ids are in the usual form with
-hyphens. pandas is imported when the first frame is made.
+`Float64`, flags `boolean` and texts `string`, all of which have `<NA>` for what is unknown. Ids are in the usual form
+with hyphens. pandas is imported when the first frame is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
@@ -205,7 +205,7 @@ def eval_results_frame(connection: Connection, eval_run_id: UUID) -> pd.DataFram
     return frame.sort_values(["sample_id", "route", "epoch"], ignore_index=True)
 
 
-def frame_of(rows: Iterable[Sequence[Any]], columns: Columns) -> pd.DataFrame:
+def frame_of(rows: Iterable[tuple[Any, ...]], columns: Columns) -> pd.DataFrame:
     """A frame from rows whose values are in the order of `columns`.
 
     Times may be aware datetimes or UTC texts, ids UUIDs or texts.
@@ -249,7 +249,7 @@ def _shown(source: ColumnElement[Any], name: str, kind: Kind, dialect: str) -> C
     if dialect != "sqlite":
         return cast(source, Text).label(name)
     parts = [func.substr(source, start, length) for start, length in ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))]
-    joined = parts[0]
+    joined: ColumnElement[Any] = parts[0]
     for part in parts[1:]:
         joined = joined.op("||")("-").op("||")(part)
     return joined.label(name)

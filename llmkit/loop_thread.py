@@ -17,6 +17,10 @@ __all__ = ["LoopThread"]
 CANCEL_GRACE_S = 2.0
 STOP_GRACE_S = 5.0
 
+# What a forked child has of its parent's. Finalising any of it would touch descriptors that both share, the parent's
+# epoll among them, and the parent would wait for ever: so the child keeps it.
+INHERITED: list[object] = []
+
 T = TypeVar("T")
 
 
@@ -73,7 +77,10 @@ class LoopThread:
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
-            if self._loop is None or self._pid != os.getpid():
+            if self._loop is not None and self._pid != os.getpid():
+                INHERITED.append(self._loop)
+                self._loop = None
+            if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._pid = os.getpid()
                 self._thread = threading.Thread(target=_serve, args=(self._loop,), name="llmkit-loop", daemon=True)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, describe_validation
-from llmkit.loop_thread import LoopThread
+from llmkit.loop_thread import INHERITED, LoopThread
 from llmkit.settings import LLMSettings, load_settings
 from llmkit.types import LLMRequest, LLMResponse, Message, RequestContext, RoutePlan
 
 if TYPE_CHECKING:
     import pandas as pd
+    from sqlalchemy import Connection
 
     from llmkit.bootstrap import Runtime
     from llmkit.evals import EvalReport, Task, Variant
@@ -186,23 +187,40 @@ class Session:
     # --- what happened --------------------------------------------------------------------------------------------
 
     def runs(self, **filters: Any) -> pd.DataFrame:
-        """Every call of this workspace, newest first; see `llmkit.frames.runs_frame` for columns and filters."""
+        """Every call of this workspace, newest first.
+
+        Args:
+            **filters: `status`, `pipeline_run_id`, `since` (an aware datetime), `limit`.
+
+        Returns:
+            A frame with the columns of `llmkit.frames.RUN_COLUMNS`.
+        """
         from llmkit.frames import runs_frame
 
-        return runs_frame(self._engine(), workspace_id=self.workspace, **filters)
+        return self._read(lambda connection: runs_frame(connection, self.workspace, **filters))
 
     def attempts(self, **filters: Any) -> pd.DataFrame:
-        """Every request that was sent to a provider; see `llmkit.frames.attempts_frame`."""
+        """Every request that was sent to a provider for this workspace, newest run first.
+
+        Args:
+            **filters: `pipeline_run_id`, `since` (an aware datetime), `limit`.
+
+        Returns:
+            A frame with the columns of `llmkit.frames.ATTEMPT_COLUMNS`.
+        """
         from llmkit.frames import attempts_frame
 
-        return attempts_frame(self._engine(), workspace_id=self.workspace, **filters)
+        return self._read(lambda connection: attempts_frame(connection, self.workspace, **filters))
 
-    def _engine(self) -> Any:
+    def _read(self, work: Callable[[Connection], pd.DataFrame]) -> pd.DataFrame:
         journal = self._open.runtime().journal
         if journal is None:
             raise LLMConfigurationError("Nothing is recorded: LLM_PERSIST_RUNS is off")
         self._open.run(journal.flush())
-        return journal.engine
+        try:
+            return journal.read_here(work)
+        except (TypeError, ValueError) as error:
+            raise LLMBadRequest(str(error)) from None
 
     def _split(self, parameters: dict[str, Any]) -> tuple[RequestContext, dict[str, Any]]:
         """Part what belongs to the context from the fields of the request."""
@@ -244,6 +262,7 @@ class _Open:
 
         with self._lock:
             if self._pid != os.getpid():  # a forked child opens its own
+                INHERITED.append(self._runtime)
                 self._runtime, self._pid = None, os.getpid()
             if self._runtime is None:
                 self._runtime = open_runtime(self._settings)

@@ -12,7 +12,6 @@ from llmkit.evals import load_tasks
 
 ROOT = Path(__file__).parents[1]
 RUN = "demo"
-PROMPTS = ("few_shot", "zero_shot")
 HOW_TO_GET = {
     "ollama": "start Ollama (`make ollama`, then `.venv/bin/python scripts/build_ollama.py --start`)",
     "gemini": "set LLM_GEMINI_API_KEY",
@@ -28,7 +27,7 @@ def main() -> int:
     checks = {check.name: check for check in examine(settings) if check.name in HOW_TO_GET}
     there = [check.route for check in checks.values() if check.route and check.state is CheckState.OK]
     (task,) = load_tasks(ROOT / "evals" / "sentiment" / "task.py")
-    routes = [f"{route}@{prompt}" for route in sorted(there, reverse=True) for prompt in PROMPTS]
+    routes = [label for route in sorted(there, reverse=True) for label in (route, f"{route}@zero-shot")]
     console.print(f"Evaluating {len(task.load())} samples of task [b]{task.name}[/] on {', '.join(routes)}")
     with Session(settings=settings) as session:
         report = session.evaluate(task, routes, name=RUN)

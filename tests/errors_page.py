@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmkit import errors
 from llmkit.types import LLMProvider
-from llmkit.wire.failures import RULES, Rule
+from llmkit.wire.rules import RULES, Rule
 from tests.client_faults import CASES, MAX_RETRIES
 
 PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
@@ -99,7 +99,8 @@ def _words(rule: Rule) -> str:
 
 
 def _names(rule: Rule) -> str:
-    return ", ".join(f"`{name}`" for name in sorted(rule.names))
+    names = ", ".join(f"`{name}`" for name in sorted(rule.names))
+    return f"{names}, before anything is sent" if rule.was_sent is False else names
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from llmkit.client_litellm import LiteLLMClient
-from llmkit.errors import LLMConfigurationError, LLMError, LLMModelNotFound, LLMTimeout, LLMUnavailable
+from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMError, LLMModelNotFound, LLMTimeout, LLMUnavailable
 from llmkit.ports import AttemptLog, Endpoint
 from llmkit.settings import load_settings
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply
@@ -198,6 +198,18 @@ async def test_assistant_message_without_text_is_no_problem_for_ollama(client, o
     )
     assert (await client.call(OLLAMA, LLMRequest(messages=conversation), AttemptLog())).text
     assert body_of(ollama)["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "Ulm"}
+
+
+async def test_a_history_that_cannot_be_translated_is_a_bad_request(client, ollama):
+    """LiteLLM calls it a failed connection, which would be tried again."""
+    conversation = (
+        Message(role="user", content="Weather?"),
+        Message(role="assistant", tool_calls=(ToolCall(id="1", name="weather", arguments="not JSON"),)),
+    )
+    log = AttemptLog()
+    with pytest.raises(LLMBadRequest, match="LiteLLM could not carry out the request"):
+        await client.call(OLLAMA, LLMRequest(messages=conversation), log)
+    assert (ollama.request_count, log.attempts) == (0, ())
 
 
 async def test_nothing_but_the_call_is_sent(client, ollama, gemini):

@@ -12,7 +12,7 @@ from llmkit.ports import AttemptLog
 from llmkit.settings import load_settings
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply, StandInServer, refused_url
 from llmkit.types import AttemptStatus, LLMProvider, LLMRequest, ResponseFormat, Route
-from llmkit.wire.failures import RULES, Seen, rule_for
+from llmkit.wire.rules import RULES, Seen, rule_for
 from tests.client_faults import CASES, MAX_RETRIES, REFUSED, UNKNOWN_HOST, UNKNOWN_MODEL, Case
 from tests.errors_page import PAGE, page
 

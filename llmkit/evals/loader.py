@@ -46,10 +46,10 @@ def _executed(file: Path) -> ModuleType:
     sys.modules[module.__name__] = module
     try:
         # Not the import system: its bytecode cache does not see two edits within a second.
-        code = compile(file.read_bytes(), str(file), "exec")
+        code = compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
         with relative_to(file.parent), _imports_from(file.parent):
             exec(code, vars(module))  # noqa: S102 (running the user's own task file is the purpose)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LLMEvaluationError(_description(error, file)) from error
     return module
 
@@ -65,7 +65,7 @@ def _imports_from(folder: Path) -> Iterator[None]:
             sys.path.remove(entry)
 
 
-def _description(error: Exception, file: Path) -> str:
+def _description(error: BaseException, file: Path) -> str:
     if isinstance(error, SyntaxError):
         return f"{error.filename or file}:{error.lineno}: {type(error).__name__}: {error.msg}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]

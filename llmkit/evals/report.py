@@ -12,6 +12,7 @@ from llmkit.errors import LLMEvaluationError
 from llmkit.evals.aggregate import COMPARISON_COLUMNS, SUMMARY_COLUMNS, Cluster, comparison_rows, summary_rows
 from llmkit.evals.dataset import Sample
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, STATUSES, SUCCEEDED, Work, fell_back
+from llmkit.evals.terminal import mean_text
 from llmkit.ports import EvalResult, EvalRun, StoredRun
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ __all__ = ["COMPARISON_COLUMNS", "SAMPLE_COLUMNS", "SCORE_PREFIX", "SUMMARY_COLU
 
 JSON_FORM = "llmkit-evaluation-1"
 SCORE_PREFIX = "score_"
-NOTHING = "-"
 
 SAMPLE_COLUMNS: Mapping[str, str] = {
     "sample_id": "str",
@@ -185,14 +185,15 @@ class EvalReport:
         }
 
     def table(self) -> Table:
-        """The summary for a terminal, the notes below it."""
-        return _rich_table(self)
+        """The summary for a terminal, the notes below it; 80 columns are enough for one metric."""
+        from llmkit.evals.terminal import summary_table
+
+        return summary_table(self.run, plain_rows(self.summary()), self.notes)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items() if count) or "nothing yet"
-        scores = [
-            f"  {row['route']}: {row['metric']} {_interval(row)}" for row in _rows(self.summary()) if row["metric"]
-        ]
+        rows = [row for row in plain_rows(self.summary()) if row["metric"]]
+        scores = [f"  {row['route']}: {row['metric']} {mean_text(row)}" for row in rows]
         return "\n".join([f"EvalReport({self.run.name!r}, task {self.run.task_name}: {counts})", *scores])
 
 
@@ -259,7 +260,7 @@ def _frame(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.
     )
 
 
-def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows with None for everything that is missing."""
     return [
         {str(name): None if _is_missing(value) else value for name, value in row.items()}
@@ -276,7 +277,7 @@ def _is_missing(value: Any) -> bool:
 def _json_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
-        for row in _rows(frame)
+        for row in plain_rows(frame)
     ]
 
 
@@ -285,7 +286,8 @@ def _work_notes(report: EvalReport) -> Iterator[str]:
     if work is None:
         return
     total = work.reused + work.called
-    yield f"{work.reused:,} of {total:,} results were there already; {_many(work.sent, 'request')} sent."
+    reused = f"{work.reused:,} of {total:,} results were there already; " if work.reused else ""
+    yield f"{reused}{_many(work.sent, 'request')} sent."
     if work.rescored:
         yield f"{_many(work.rescored, 'stored output')} scored again without a call."
     if work.replayed:
@@ -311,11 +313,11 @@ def _failure_notes(report: EvalReport) -> Iterator[str]:
 
 
 def _mode_notes(report: EvalReport) -> Iterator[str]:
-    modes: dict[str, set[str]] = {}
+    modes: dict[str, set[str]] = {label: set() for label in report.routes}
     for result in report.results:
         if result.output_mode is not None:
-            modes.setdefault(result.route, set()).add(result.output_mode)
-    if len({frozenset(found) for found in modes.values()}) > 1:
+            modes[result.route].add(result.output_mode)
+    if len({frozenset(found) for found in modes.values() if found}) > 1:
         listed = "; ".join(f"{label} {'/'.join(sorted(found))}" for label, found in modes.items())
         yield f"The routes were asked in different ways: {listed}."
     moved = sum(fell_back(result) for result in report.results)
@@ -325,51 +327,3 @@ def _mode_notes(report: EvalReport) -> Iterator[str]:
 
 def _many(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _rich_table(report: EvalReport) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    title = f"{report.run.name}: {report.run.task_name}" if report.run.name != report.run.task_name else report.run.name
-    table = Table(
-        title=escape(title), title_justify="left", caption=escape("\n".join(report.notes)), caption_justify="left"
-    )
-    table.add_column("Route", overflow="fold")
-    table.add_column("Metric", overflow="fold")
-    for name in ("Mean [95 %]", "Scored", "Errors", "Valid at first try", "Tokens in/out", "p50/p95 ms"):
-        table.add_column(name, justify="right")
-    previous = None
-    for row in _rows(report.summary()):
-        again = row["route"] == previous
-        table.add_row(*(escape(cell) for cell in _cells(row, again=again)))
-        previous = row["route"]
-    return table
-
-
-def _cells(row: Mapping[str, Any], *, again: bool) -> tuple[str, ...]:
-    """The text of one row; a route's own numbers stand only in its first row."""
-    score = (row["metric"] or NOTHING, _interval(row), f"{row['scored']} of {row['n']}")
-    if again:
-        return ("", *score, "", "", "", "")
-    errors = row["failed"] + row["scorer_failed"]
-    return (
-        row["route"],
-        *score,
-        str(errors),
-        _shown(row["valid_first_try"], ".0%"),
-        f"{_shown(row['input_tokens'], ',')}/{_shown(row['output_tokens'], ',')}",
-        f"{_shown(row['latency_p50_ms'], ',.0f')}/{_shown(row['latency_p95_ms'], ',.0f')}",
-    )
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    if row["mean"] is None:
-        return NOTHING
-    if row["ci_low"] is None:
-        return f"{row['mean']:.3f}"
-    return f"{row['mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
-
-
-def _shown(value: float | None, form: str) -> str:
-    return NOTHING if value is None else format(value, form)

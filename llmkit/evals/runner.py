@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -355,10 +356,16 @@ def _shown(progress: bool | Callable[[Progress], None], total: int) -> Iterator[
 def _progress_bar(total: int) -> Iterator[Callable[[Progress], None]]:
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, unit="sample", mininterval=0.5) as bar:
+    with tqdm(total=total, unit="sample", mininterval=_interval_s()) as bar:
 
         def show(progress: Progress) -> None:
             bar.set_postfix(failed=progress.failed, reused=progress.reused, sent=progress.sent, refresh=False)
             bar.update(progress.done - bar.n)
 
         yield show
+
+
+def _interval_s() -> float:
+    """Seconds between two drawings: few in a log file, where each is a line of its own."""
+    drawn_over = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return 0.2 if drawn_over else 10.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ BEGIN_OPTION: Final = "llmkit_sqlite_begin"
 # A transaction that reads first and writes later fails at once, whatever the busy timeout, when another process wrote
 # in between; one that takes the write lock at its beginning waits for its turn. Other databases ignore the option.
 IMMEDIATE_OPTIONS: Final = {BEGIN_OPTION: "BEGIN IMMEDIATE"}
+DATABASE_ERRORS: Final = (SQLAlchemyError, sqlite3.Error, OSError)
 SQLITE_PRAGMAS: Final = (
     "PRAGMA foreign_keys=ON",
     "PRAGMA synchronous=FULL",
@@ -194,7 +196,7 @@ def reading(engine: Engine, address: DatabaseAddress) -> Iterator[Connection]:
             if not address.is_sqlite:
                 connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
-    except (SQLAlchemyError, OSError) as error:
+    except DATABASE_ERRORS as error:
         raise store_error(error, address.label, address.path) from None
 
 
@@ -208,7 +210,7 @@ def writing(engine: Engine, address: DatabaseAddress) -> Iterator[Connection]:
     try:
         with engine.connect() as connection, begin_immediate(connection).begin():
             yield connection
-    except (SQLAlchemyError, OSError) as error:
+    except DATABASE_ERRORS as error:
         raise store_error(error, address.label, address.path) from None
 
 

@@ -62,6 +62,7 @@ def _reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
     error = reply.get("error")
     message = error.get("message") if isinstance(error, Mapping) else error
     return ReplyFacts(
+        unreadable=None if reply.get("choices") else "the reply holds no choice",
         counts_reported="prompt_tokens" in counts,
         prompt_tokens=counts.get("prompt_tokens"),
         error=str(message) if message else None,

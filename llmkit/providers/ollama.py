@@ -75,6 +75,7 @@ def _reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
     read = reply.get("prompt_eval_count")
     error = reply.get("error")
     return ReplyFacts(
+        unreadable=None if "message" in reply else "the reply holds no message",
         counts_reported="prompt_eval_count" in reply and "eval_count" in reply,
         prompt_tokens=read if isinstance(read, int) else None,
         error=str(error) if error else None,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from uuid import uuid4
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from llmkit.errors import (
     LLMAuthenticationError,
@@ -411,6 +411,36 @@ async def test_an_added_scorer_scores_what_is_stored():
     report = await run(sentiment_task(scorers=[field_match("label"), length]), store=store, extract=extract)
     assert extract.calls == []
     assert report.metrics == ("field_match", "length")
+
+
+class Strict(Sentiment):
+    """The same schema, and a rule that it does not show."""
+
+    model_config = ConfigDict(title="Sentiment")
+
+    @field_validator("label")
+    @classmethod
+    def _never_negative(cls, value):
+        if value == "negative":
+            raise ValueError("too sad")
+        return value
+
+
+async def test_a_stored_output_that_fits_no_more_is_a_scorer_error():
+    def one(output, sample):
+        return 1
+
+    Strict.__doc__ = None
+    store, extract = MemoryStore(), FakeExtract()
+    first = sentiment_task()
+    await run(first, store=store)
+    second = sentiment_task(output_type=Strict, scorers=[field_match("label"), one])
+    report = await run(second, store=store, extract=extract)
+    assert extract.calls == []
+    assert (report.counts["SUCCEEDED"], report.counts["SCORER_FAILED"]) == (2, 2)
+    assert "the stored output does not fit any more" in report.samples()["scorer_errors"].dropna().iloc[0]
+    assert "2 answers could not be scored: see scorer_errors." in report.notes
+    assert "4 stored outputs scored again without a call." in report.notes
 
 
 async def test_variants_of_prompt_and_parameters_on_one_route():

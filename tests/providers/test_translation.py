@@ -88,8 +88,15 @@ def test_json_without_a_schema():
 
 @pytest.mark.parametrize(
     ("letters", "limit", "window"),
-    [(10, None, 4096), (9_000, None, 4096), (9_400, None, 8192), (9_000, 2_000, 8192), (60_000, None, 32_768), (9_000_000, None, 131_072)],
-)  # fmt: skip
+    [
+        (10, None, 4096),
+        (9_000, None, 4096),
+        (9_400, None, 8192),
+        (9_000, 2_000, 8192),
+        (60_000, None, 32_768),
+        (9_000_000, None, 131_072),
+    ],
+)
 def test_ollamas_window_fits_prompt_and_answer(letters, limit, window):
     request = LLMRequest(messages="x" * letters, max_output_tokens=limit)
     assert context_window(request) == window
@@ -201,7 +208,7 @@ def test_what_gemini_says_of_a_reply(reply, blocked, unreadable):
     assert (facts.blocked, facts.unreadable, facts.counts_reported) == (blocked, unreadable, False)
 
 
-@pytest.mark.parametrize("spec", PROVIDERS.values(), ids=str)
+@pytest.mark.parametrize("spec", PROVIDERS.values(), ids=lambda spec: str(spec.provider))
 @pytest.mark.parametrize(
     "reply", [{}, {"error": None}, {"candidates": "x", "usage": 1, "usageMetadata": [], "error": "e"}]
 )
@@ -211,7 +218,7 @@ def test_facts_of_a_foreign_reply_are_no_crash(spec, reply):
     spec.mend_reply(reply)
 
 
-@pytest.mark.parametrize("spec", PROVIDERS.values(), ids=str)
+@pytest.mark.parametrize("spec", PROVIDERS.values(), ids=lambda spec: str(spec.provider))
 def test_every_provider_has_every_hint(spec):
     assert set(spec.hints) == {"start", "key", "permission", "model", "limit", "address"}
     assert spec.caps.supports_json

@@ -1,0 +1,116 @@
+"""The summary of a report as text: one line, or a table for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from llmkit.ports import EvalRun
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["mean_text", "summary_table"]
+
+UNKNOWN = "-"
+# From so many samples on, a third decimal means something.
+MANY_SAMPLES = 1_000
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+def mean_text(row: Row) -> str:
+    """Mean and interval of a summary row, such as `0.60 [0.46, 0.73]`."""
+    places = 3 if row["n"] >= MANY_SAMPLES else 2
+    if row["mean"] is None:
+        return UNKNOWN
+    if row["ci_low"] is None:
+        return f"{row['mean']:.{places}f}"
+    return f"{row['mean']:.{places}f} [{row['ci_low']:.{places}f}, {row['ci_high']:.{places}f}]"
+
+
+def summary_table(run: EvalRun, rows: Sequence[Row], notes: Sequence[str]) -> Table:
+    """The rows of `EvalReport.summary()` for a terminal. Only the route folds, so that numbers stay whole."""
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=_title(run), box=None, pad_edge=False, padding=(0, 1), title_justify="left")
+    table.caption, table.caption_justify = Text("\n".join(notes)), "left"
+    layout = _Layout.of(rows)
+    for number, heading in enumerate(layout.headings()):
+        numeric = number > layout.several
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+    previous = None
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in layout.cells(row, again=row["route"] == previous)))
+        previous = row["route"]
+    return table
+
+
+def _title(run: EvalRun) -> str:
+    from rich.markup import escape
+
+    return escape(run.name if run.name == run.task_name else f"{run.name} ({run.task_name})")
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What the table shows, by what is in the rows.
+
+    Attributes:
+        metric: The only metric, or None when there are several or none.
+        several: Whether there is a column of metrics.
+        in_seconds: Whether latencies are long enough to show as seconds.
+    """
+
+    metric: str | None
+    several: bool
+    in_seconds: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> _Layout:
+        metrics = {row["metric"] for row in rows} - {None}
+        slowest = max((row["latency_p95_ms"] or 0.0 for row in rows), default=0.0)
+        return cls(next(iter(metrics)) if len(metrics) == 1 else None, len(metrics) > 1, slowest >= 1_000)
+
+    def headings(self) -> Iterator[str]:
+        yield "Route"
+        if self.several:
+            yield "Metric"
+        yield f"{self.metric or 'Mean'}\n[95 %]"
+        unit = "s" if self.in_seconds else "ms"
+        yield from ("Scored", "Errors", "Valid\n1st try", "Tokens\nin/out", f"p50/p95\n{unit}")
+
+    def cells(self, row: Row, *, again: bool) -> Iterator[str]:
+        """The text of one row; what belongs to the route as a whole stands only in its first row."""
+        yield "" if again else row["route"]
+        if self.several:
+            yield row["metric"] or UNKNOWN
+        yield from (mean_text(row), f"{row['scored']:,}", f"{row['failed'] + row['scorer_failed']:,}")
+        if again:
+            yield from ("", "", "")
+            return
+        yield _shown(row["valid_first_try"], ".0%")
+        yield f"{_rounded(row['input_tokens'])}/{_rounded(row['output_tokens'])}"
+        yield f"{self._latency(row['latency_p50_ms'])}/{self._latency(row['latency_p95_ms'])}"
+
+    def _latency(self, milliseconds: float | None) -> str:
+        if milliseconds is None:
+            return UNKNOWN
+        return f"{milliseconds / 1_000:.1f}" if self.in_seconds else f"{milliseconds:.0f}"
+
+
+def _shown(value: float | None, form: str) -> str:
+    return UNKNOWN if value is None else format(value, form)
+
+
+def _rounded(count: int | None) -> str:
+    """Three figures at most, such as 995, 7.4k or 12M."""
+    if count is None:
+        return UNKNOWN
+    for size, unit in ((1_000_000, "M"), (1_000, "k")):
+        if count >= size:
+            return f"{count / size:.1f}{unit}" if count < 10 * size else f"{count / size:.0f}{unit}"
+    return str(count)

@@ -1,0 +1,235 @@
+"""What is stored, and getting rid of it: statistics, pruning by age, export and erasure of a workspace.
+
+Three rules. A run that is STARTED and was heard of within `dead_after` is never pruned. Pruning leaves evaluations
+and their results alone, which hold what was measured; they have their own switch. What was pruned can no longer be
+replayed: the same idempotency key calls, and pays, again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, TextIO
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, delete, exists, func, or_, select
+
+from llmkit.persistence.engines import DatabaseAddress, reading, writing
+from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS
+from llmkit.types import RunStatus, utc_now
+
+__all__ = ["StoreStats", "compact", "erase_workspace", "export_workspace", "prune", "store_stats"]
+
+# A live call says so every few seconds; a suspended laptop may be silent for a night.
+DEAD_AFTER: Final = timedelta(days=2)
+# Few enough that a writer waits for milliseconds, not for the whole of it.
+PRUNE_BATCH: Final = 2_000
+# Parents first, as a database that takes the lines in wants them.
+TABLES: Final = (RUNS, ATTEMPTS, EVAL_RUNS, EVAL_RESULTS)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """What a database holds.
+
+    Attributes:
+        bytes_on_disk: Of the whole database, its write-ahead log included for SQLite.
+        rows: By table.
+        runs: By workspace, then by status.
+        oldest_at_utc: When the oldest run was created; None without runs.
+        newest_at_utc: When the newest was.
+    """
+
+    bytes_on_disk: int
+    rows: Mapping[str, int]
+    runs: Mapping[str, Mapping[str, int]]
+    oldest_at_utc: datetime | None
+    newest_at_utc: datetime | None
+
+
+def store_stats(engine: Engine, address: DatabaseAddress) -> StoreStats:
+    """Count everything.
+
+    Raises:
+        LLMStoreError: The database cannot be read.
+    """
+    with reading(engine, address) as connection:
+        ends = connection.execute(select(func.min(RUNS.c.created_at_utc), func.max(RUNS.c.created_at_utc))).one()
+        return StoreStats(
+            bytes_on_disk=_bytes_on_disk(connection, address),
+            rows={table.name: _count(connection, table) for table in TABLES},
+            runs=_runs_by_workspace(connection),
+            oldest_at_utc=ends[0],
+            newest_at_utc=ends[1],
+        )
+
+
+def prune(
+    engine: Engine,
+    address: DatabaseAddress,
+    before: datetime,
+    *,
+    workspace_id: str | None = None,
+    evaluations: bool = False,
+    dead_after: timedelta = DEAD_AFTER,
+) -> dict[str, int]:
+    """Delete runs that were created before a moment, with their attempts, a few at a time.
+
+    Args:
+        engine: From `make_engine`.
+        address: Of the same database.
+        before: Aware.
+        workspace_id: Only that one's; None prunes all.
+        evaluations: Delete also evaluations that were opened before and have no result since, with their results.
+        dead_after: Silence after which a STARTED run is dead and may go too.
+
+    Returns:
+        How many rows of each table are gone.
+
+    Raises:
+        LLMStoreError: The database failed; what was deleted until then stays deleted.
+        ValueError: `before` has no time zone.
+    """
+    if before.utcoffset() is None:
+        raise ValueError("before needs a time zone")
+    gone = _prune(engine, address, (RUNS, ATTEMPTS, ATTEMPTS.c.run_id), _old_runs(before, workspace_id, dead_after))
+    if evaluations:
+        chosen = _old_evaluations(before, workspace_id)
+        gone |= _prune(engine, address, (EVAL_RUNS, EVAL_RESULTS, EVAL_RESULTS.c.eval_run_id), chosen)
+    return gone
+
+
+def export_workspace(engine: Engine, address: DatabaseAddress, workspace_id: str, file: TextIO) -> dict[str, int]:
+    """Write every row of a workspace as one JSON object a line, `{"table": ..., column: value, ...}`.
+
+    The rows are those of one moment. Times are ISO 8601 in UTC, columns with `_json` in their name hold JSON text.
+
+    Returns:
+        How many rows of each table.
+
+    Raises:
+        LLMStoreError: The database cannot be read.
+    """
+    counts = dict.fromkeys((table.name for table in TABLES), 0)
+    with reading(engine, address) as connection:
+        for table in TABLES:
+            for row in _rows_of(connection, table, workspace_id):
+                file.write(json.dumps({"table": table.name, **row}, default=_plain) + "\n")
+                counts[table.name] += 1
+    return counts
+
+
+def erase_workspace(engine: Engine, address: DatabaseAddress, workspace_id: str) -> dict[str, int]:
+    """Delete every row of a workspace, all or nothing; SQLite overwrites what it deletes.
+
+    A call that is under way is not recorded any more when it ends. The content cache is the caller's to clear.
+
+    Returns:
+        How many rows of each table are gone.
+
+    Raises:
+        LLMStoreError: The database failed; nothing was deleted.
+    """
+    gone: dict[str, int] = {}
+    with writing(engine, address) as connection:
+        if address.is_sqlite:
+            connection.exec_driver_sql("PRAGMA secure_delete=ON")
+        for table in reversed(TABLES):
+            gone[table.name] = connection.execute(delete(table).where(_of_workspace(table, workspace_id))).rowcount
+    compact(engine, address, rewrite=False)
+    return gone
+
+
+def compact(engine: Engine, address: DatabaseAddress, *, rewrite: bool = True) -> None:
+    """Give freed space back to the system, which takes as much free disk as the database is large.
+
+    Args:
+        engine: From `make_engine`.
+        address: Of the same database.
+        rewrite: Build the file anew; without it only the write-ahead log is emptied, so that what was deleted is not
+            found there. PostgreSQL does both by itself.
+
+    Raises:
+        LLMStoreError: The database failed, or is locked.
+    """
+    if not address.is_sqlite:
+        return
+    with reading(engine, address) as connection:
+        # The driver's own connection: neither is allowed in a transaction.
+        cursor = connection.connection.cursor()
+        try:
+            for statement in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)") if rewrite else _EMPTY_LOG:
+                cursor.execute(statement)
+                cursor.fetchall()
+        finally:
+            cursor.close()
+
+
+_EMPTY_LOG: Final = ("PRAGMA wal_checkpoint(TRUNCATE)",)
+
+
+def _old_runs(before: datetime, workspace_id: str | None, dead_after: timedelta) -> Select[Any]:
+    silent = RUNS.c.heartbeat_at_utc < min(before, utc_now() - dead_after)
+    over = or_(RUNS.c.status != RunStatus.STARTED.value, silent)
+    return _limited(RUNS, workspace_id, and_(RUNS.c.created_at_utc < before, over))
+
+
+def _old_evaluations(before: datetime, workspace_id: str | None) -> Select[Any]:
+    newer = exists().where(EVAL_RESULTS.c.eval_run_id == EVAL_RUNS.c.id, EVAL_RESULTS.c.finished_at_utc >= before)
+    return _limited(EVAL_RUNS, workspace_id, and_(EVAL_RUNS.c.created_at_utc < before, ~newer))
+
+
+def _limited(table: Table, workspace_id: str | None, condition: ColumnElement[bool]) -> Select[Any]:
+    query = select(table.c.id).where(condition).limit(PRUNE_BATCH)
+    return query if workspace_id is None else query.where(table.c.workspace_id == workspace_id)
+
+
+def _prune(
+    engine: Engine, address: DatabaseAddress, family: tuple[Table, Table, ColumnElement[Any]], chosen: Select[Any]
+) -> dict[str, int]:
+    parent, child, reference = family
+    gone = {parent.name: 0, child.name: 0}
+    ids: list[UUID] | None = None
+    while ids is None or len(ids) == PRUNE_BATCH:
+        with writing(engine, address) as connection:
+            ids = list(connection.execute(chosen).scalars())
+            gone[child.name] += connection.execute(delete(child).where(reference.in_(ids))).rowcount
+            gone[parent.name] += connection.execute(delete(parent).where(parent.c.id.in_(ids))).rowcount
+    return gone
+
+
+def _of_workspace(table: Table, workspace_id: str) -> ColumnElement[bool]:
+    if table is EVAL_RESULTS:
+        return EVAL_RESULTS.c.eval_run_id.in_(select(EVAL_RUNS.c.id).where(EVAL_RUNS.c.workspace_id == workspace_id))
+    return table.c.workspace_id == workspace_id
+
+
+def _rows_of(connection: Connection, table: Table, workspace_id: str) -> Iterator[dict[str, Any]]:
+    query = select(table).where(_of_workspace(table, workspace_id)).order_by(*table.primary_key.columns)
+    for row in connection.execution_options(yield_per=1_000).execute(query):
+        yield row._asdict()
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _count(connection: Connection, table: Table) -> int:
+    return connection.execute(select(func.count()).select_from(table)).scalar_one()
+
+
+def _runs_by_workspace(connection: Connection) -> dict[str, dict[str, int]]:
+    query = select(RUNS.c.workspace_id, RUNS.c.status, func.count()).group_by(RUNS.c.workspace_id, RUNS.c.status)
+    counted: dict[str, dict[str, int]] = {}
+    for workspace_id, status, number in sorted(tuple(row) for row in connection.execute(query)):
+        counted.setdefault(workspace_id, {})[status] = number
+    return counted
+
+
+def _bytes_on_disk(connection: Connection, address: DatabaseAddress) -> int:
+    if address.path is None:
+        return int(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one())
+    files = [address.path, *(address.path.with_name(address.path.name + end) for end in ("-wal", "-shm"))]
+    return sum(file.stat().st_size for file in files if file.exists())

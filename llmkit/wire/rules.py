@@ -1,0 +1,257 @@
+"""The table of failures: from what was seen to the error that is raised and what its message says. Data only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from llmkit.errors import (
+    LLMAuthenticationError,
+    LLMBadRequest,
+    LLMConfigurationError,
+    LLMContentBlocked,
+    LLMContextOverflow,
+    LLMEmptyReply,
+    LLMError,
+    LLMMalformedReply,
+    LLMModelNotFound,
+    LLMPermissionDenied,
+    LLMQuotaExhausted,
+    LLMRateLimited,
+    LLMTimeout,
+    LLMUnavailable,
+    LLMUnsupported,
+)
+
+__all__ = ["RULES", "Rule", "Seen", "rule_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What can be told of a failure.
+
+    Attributes:
+        name: Class name of the error: of the transport when nothing came back, else LiteLLM's.
+        status: HTTP status of the answer; None when there was none.
+        text: The provider's own words, or those of the error when nothing was sent.
+        is_json: Whether the answer is a JSON object.
+        was_sent: Whether the request left.
+    """
+
+    name: str
+    status: int | None = None
+    text: str = ""
+    is_json: bool = False
+    was_sent: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of the table: what is left open matches anything.
+
+    Attributes:
+        error: What is raised.
+        message: What it says; see `failure` for the names that can be filled in.
+        statuses: HTTP statuses.
+        names: Class names, for failures without an answer.
+        pattern: What the text has to contain, as a regular expression without regard to case.
+        is_json: Whether the answer has to be a JSON object.
+        was_sent: Whether the request has to have left, or not.
+    """
+
+    error: type[LLMError]
+    message: str
+    statuses: Collection[int] = ()
+    names: Collection[str] = ()
+    pattern: str = ""
+    is_json: bool | None = None
+    was_sent: bool | None = None
+
+    def matches(self, seen: Seen) -> bool:
+        """Whether everything that this rule asks for was seen."""
+        return (
+            (not self.statuses or seen.status in self.statuses)
+            and (not self.names or (seen.status is None and seen.name in self.names))
+            and (self.is_json is None or seen.is_json is self.is_json)
+            and (self.was_sent is None or seen.was_sent is self.was_sent)
+            and (not self.pattern or re.search(self.pattern, seen.text, re.IGNORECASE) is not None)
+        )
+
+
+_REFUSED = "{label} refuses the request: {detail}"
+_SILENT = "{label} does not answer at {base}: {start}."
+_OVERFLOW = "The prompt is longer than the context window of {model}: shorten it, or use a model with a larger one."
+_UNKNOWN_MODEL = "{label} does not have the model {model}: {model_hint}."
+_NO_KEY = "{label} refuses the key: {key}."
+_NOT_ALLOWED = "{label} does not allow this: {permission}. {detail}"
+_TIMED_OUT = (
+    "{label} did not finish its answer within {timeout_s:g} s: allow more with timeout_s or LLM_DEFAULT_TIMEOUT_S, or "
+    "ask for less."
+)
+_GAVE_UP = "{label} took too long and gave up: try again later, or ask for less. {detail}"
+_TOO_MANY = "{label} wants fewer requests: {limit}."
+_BROKEN = "{label} is overloaded or broken: try again later. {detail}"
+_UNREADABLE = "What answers at {base} does not speak the protocol of {label}: check what runs there, or {address}."
+_LIBRARY = "LiteLLM could not carry out the request ({name}): {detail}"
+
+_BAD_KEY_WORDS = r"API key not valid|API_KEY_INVALID|API key expired|unregistered callers"
+
+RULES: tuple[Rule, ...] = (
+    # An answer came back: its status and the provider's words decide, not LiteLLM's class, which is made of guesses.
+    Rule(
+        LLMAuthenticationError, _NO_KEY, {400, 401, 403}, pattern=r"API key not valid|API_KEY_INVALID|API key expired"
+    ),
+    Rule(
+        LLMContextOverflow,
+        _OVERFLOW,
+        {400, 413, 422, 500},
+        pattern=r"context (length|window|size)|maximum number of tokens allowed|maximum context|too many tokens",
+    ),
+    Rule(
+        LLMUnsupported,
+        "The model {model} cannot do what is asked: {detail}",
+        {400, 422, 501},
+        pattern=r"does(n't| not) support|not supported (by|for|with) this model|is not enabled for",
+    ),
+    Rule(LLMPermissionDenied, _NOT_ALLOWED, {400}, pattern=r"location is not supported|FAILED_PRECONDITION"),
+    Rule(LLMModelNotFound, _UNKNOWN_MODEL, {400}, pattern=r"model .*(not found|does not exist)|invalid model name"),
+    Rule(
+        LLMQuotaExhausted,
+        "The quota of {label} is used up for today: {detail}",
+        {429},
+        pattern=r"per ?day|daily|RequestsPerDay|TokensPerDay",
+    ),
+    Rule(LLMQuotaExhausted, "{label} wants to be paid: {detail}", {402}),
+    Rule(LLMAuthenticationError, _NO_KEY, {401, 407}),
+    Rule(LLMPermissionDenied, _NOT_ALLOWED, {403}),
+    Rule(LLMModelNotFound, _UNKNOWN_MODEL, {404}),
+    Rule(LLMTimeout, _GAVE_UP, {408, 504, 524}),
+    Rule(LLMRateLimited, _TOO_MANY, {429}),
+    Rule(LLMBadRequest, "{label} finds the request too large: shorten the prompt. {detail}", {413}),
+    Rule(LLMBadRequest, _REFUSED, range(400, 500)),
+    Rule(LLMUnavailable, _BROKEN, range(500, 600)),
+    Rule(
+        LLMConfigurationError,
+        "{label} redirects from {base} to {redirect}, which is not followed, since the key would go along: {address} "
+        "to where it really is.",
+        range(300, 400),
+    ),
+    Rule(LLMEmptyReply, "{label} answered without content: {detail}", range(200, 300), is_json=True),
+    Rule(LLMMalformedReply, _UNREADABLE, range(100, 300)),
+    # No answer came back: the transport's own classes.
+    Rule(
+        LLMConfigurationError,
+        "The certificate of {base} is not trusted: set SSL_CERT_FILE to the certificates of your network, or "
+        "{address}.",
+        names={"ClientConnectorCertificateError", "ClientConnectorSSLError", "ServerFingerprintMismatch"},
+    ),
+    Rule(
+        LLMConfigurationError,
+        "{base} is not an address that can be called: {address}.",
+        names={"InvalidURL", "InvalidUrlClientError", "NonHttpUrlClientError", "UnsupportedProtocol"},
+    ),
+    Rule(
+        LLMConfigurationError,
+        "LiteLLM was about to send the request somewhere else than {base}: remove its api_base and OLLAMA_API_BASE "
+        "settings from this process.",
+        names={"WrongAddress"},
+    ),
+    Rule(
+        LLMTimeout,
+        _TIMED_OUT,
+        names={"TimeoutError", "ServerTimeoutError", "ConnectionTimeoutError", "SocketTimeoutError", "Timeout"},
+    ),
+    Rule(
+        LLMUnavailable,
+        "The host of {base} is unknown: check the network connection, or {address}.",
+        names={"ClientConnectorDNSError", "gaierror"},
+    ),
+    Rule(
+        LLMUnavailable,
+        _SILENT,
+        names={"ClientConnectorError", "ClientProxyConnectionError", "ClientHttpProxyError", "ConnectionRefusedError"},
+    ),
+    Rule(
+        LLMUnavailable,
+        "{label} broke off the connection at {base}: try again later; if it goes on, look at its log.",
+        names={
+            "ClientOSError",
+            "ServerDisconnectedError",
+            "ClientConnectionResetError",
+            "ClientPayloadError",
+            "ConnectionResetError",
+            "ReadError",
+        },
+    ),
+    # LiteLLM's classes, for what fails before anything is sent, and for a change of its habits.
+    Rule(LLMBadRequest, _LIBRARY, names={"APIConnectionError", "APIError", "InternalServerError"}, was_sent=False),
+    Rule(LLMAuthenticationError, _NO_KEY, names={"AuthenticationError"}),
+    Rule(LLMPermissionDenied, _NOT_ALLOWED, names={"PermissionDeniedError"}),
+    Rule(LLMModelNotFound, _UNKNOWN_MODEL, names={"NotFoundError"}),
+    Rule(LLMContextOverflow, _OVERFLOW, names={"ContextWindowExceededError"}),
+    Rule(LLMContentBlocked, "{label} blocked the prompt or the answer.", names={"ContentPolicyViolationError"}),
+    Rule(LLMUnsupported, _REFUSED, names={"UnsupportedParamsError"}),
+    Rule(LLMRateLimited, _TOO_MANY, names={"RateLimitError"}),
+    Rule(LLMQuotaExhausted, "{label} wants to be paid.", names={"PaymentRequiredError", "BudgetExceededError"}),
+    Rule(
+        LLMBadRequest,
+        _LIBRARY,
+        names={
+            "BadRequestError",
+            "ImageFetchError",
+            "InvalidRequestError",
+            "RejectedRequestError",
+            "UnprocessableEntityError",
+        },
+    ),
+    Rule(
+        LLMConfigurationError,
+        _LIBRARY,
+        names={"LiteLLMUnknownProvider", "ModelNotMappedError", "ImportError", "ModuleNotFoundError"},
+    ),
+    Rule(
+        LLMMalformedReply,
+        _UNREADABLE,
+        names={"APIResponseValidationError", "JSONSchemaValidationError", "IndexError", "KeyError", "JSONDecodeError"},
+    ),
+    Rule(
+        LLMUnavailable,
+        _BROKEN,
+        names={
+            "APIConnectionError",
+            "APIError",
+            "BadGatewayError",
+            "InternalServerError",
+            "MidStreamFallbackError",
+            "ServiceUnavailableError",
+        },
+    ),
+    # Of its proxy, its guardrails and its vector stores, none of which is used: no guess at what they mean.
+    Rule(
+        LLMError,
+        _LIBRARY,
+        names={
+            "BlockedPiiEntityError",
+            "GuardrailRaisedException",
+            "MockException",
+            "ModifyResponseException",
+            "OpenAIError",
+            "SensitiveDataRouteException",
+            "VectorStoreSearchError",
+        },
+    ),
+)
+"""The table; the first line that matches decides."""
+
+_UNKNOWN_TRANSPORT = Rule(LLMUnavailable, _SILENT)
+_UNKNOWN = Rule(LLMError, _LIBRARY)
+_TRANSPORT_WORDS = re.compile(r"connect|timeout|socket|disconnect|network|protocol|payload|http", re.IGNORECASE)
+
+
+def rule_for(seen: Seen) -> Rule:
+    """The line of the table for a failure; for an unknown one a guess by its name: transport, or not."""
+    for rule in RULES:
+        if rule.matches(seen):
+            return rule
+    return _UNKNOWN_TRANSPORT if _TRANSPORT_WORDS.search(seen.name) else _UNKNOWN

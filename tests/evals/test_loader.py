@@ -1,0 +1,174 @@
+"""Task files: what a user writes is found, and what is wrong with it is one message with file and line."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from llmkit.errors import LLMDatasetError, LLMEvaluationError
+from llmkit.evals import Sample, Task, load_tasks
+
+SPEC_EXAMPLE = """
+from typing import Literal
+from pydantic import BaseModel
+from llmkit.evals import Sample, Task, field_match
+
+class Sentiment(BaseModel):
+    label: Literal["positive", "negative"]
+
+task = Task(
+    name="sentiment",
+    dataset="sentiment.jsonl",     # beside this file; or a list of Sample, a DataFrame, CSV, Parquet
+    prompt="Text: {input}\\nSentiment:",   # or a function from a Sample to messages
+    output_type=Sentiment,
+    scorers=[field_match("label")],
+)
+"""
+
+
+def write(folder, text, name="task.py"):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+def test_the_example_of_the_specification(tmp_path):
+    file = write(tmp_path / "elsewhere", SPEC_EXAMPLE)
+    lines = [{"input": "good", "target": {"label": "positive"}}, {"input": "bad", "target": "negative", "id": "x"}]
+    write(file.parent, "\n".join(map(json.dumps, lines)), "sentiment.jsonl")
+    (task,) = load_tasks(file)
+    assert (task.name, len(task.load())) == ("sentiment", 2)
+    assert task.load().by_id["x"].target == "negative"
+    assert repr(task) == "Task('sentiment', output_type=Sentiment, scorers=[field_match])"
+
+
+def test_a_file_beside_the_working_directory_is_not_taken(tmp_path):
+    write(tmp_path, '{"input": "x"}', "sentiment.jsonl")
+    (task,) = load_tasks(write(tmp_path / "elsewhere", SPEC_EXAMPLE))
+    with pytest.raises(LLMDatasetError, match="elsewhere"):
+        task.load()
+
+
+def test_modules_beside_the_file_and_types_that_name_each_other(tmp_path):
+    folder = tmp_path / "t"
+    write(folder, 'SHOTS_OF_THIS_TEST = "shots {input}"', "shots_of_this_test.py")
+    text = """
+from __future__ import annotations
+from pydantic import BaseModel
+from llmkit.evals import Sample, Task
+from shots_of_this_test import SHOTS_OF_THIS_TEST
+
+class Tree(BaseModel):
+    leaves: list[Leaf]
+
+class Leaf(BaseModel):
+    name: str
+
+first = Task("first", [Sample("x")], SHOTS_OF_THIS_TEST, Tree)
+second = Task("second", [Sample("x")], lambda sample: sample.input, Leaf)
+again = first
+"""
+    assert [task.name for task in load_tasks(write(folder, text))] == ["first", "second"]
+    assert str(folder) not in sys.path
+
+
+def test_two_edits_within_a_second_are_both_seen(tmp_path):
+    for name in ("one", "two"):
+        file = write(tmp_path, SPEC_EXAMPLE.replace('name="sentiment"', f'name="{name}"'))
+        assert load_tasks(file)[0].name == name
+    assert not (tmp_path / "__pycache__").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = (\n", "{file}:1: SyntaxError: '(' was never closed"),
+        ("\nimport absent_module\n", "{file}:2: ModuleNotFoundError: No module named 'absent_module'"),
+        ("def f():\n    return 1 / 0\n\nf()\n", "{file}:2: ZeroDivisionError: division by zero"),
+        ("import sys\nsys.exit(3)\n", "{file}:2: SystemExit: 3"),
+        ("x = 1\n", "{file} defines no task"),
+        (SPEC_EXAMPLE.replace('"label")', '"lable")'), "Sentiment has no field 'lable'; its fields: label"),
+        (SPEC_EXAMPLE.replace("{input}", "{input"), "The prompt template cannot be read"),
+        (SPEC_EXAMPLE + "\nother = Task('sentiment', [], '', Sentiment)", "{file} defines two tasks called sentiment"),
+        (
+            "from pydantic import BaseModel\nclass A(BaseModel):\n    x: object.__class__.__call__\n",
+            "{file}:2: PydanticSchemaGenerationError",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_message(tmp_path, text, message):
+    file = write(tmp_path, text)
+    with pytest.raises(LLMEvaluationError) as caught:
+        load_tasks(file)
+    assert message.format(file=file) in str(caught.value)
+
+
+def test_a_missing_file():
+    with pytest.raises(LLMEvaluationError, match=r"There is no task file absent\.py"):
+        load_tasks("absent.py")
+
+
+class Fine(BaseModel):
+    x: int
+
+
+class Foreign:
+    pass
+
+
+class Unschemable(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    x: Foreign
+
+
+class Unfinished(BaseModel):
+    x: "NotThere"  # noqa: F821
+
+
+def make(**parts):
+    return Task(**{"name": "t", "dataset": [Sample("x")], "prompt": "{input}", "output_type": Fine} | parts)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"output_type": Unschemable}, "Unschemable cannot be turned into a JSON schema"),
+        ({"output_type": Unfinished}, "Unfinished cannot be turned into a JSON schema"),
+        ({"output_type": Foreign}, "must be a Pydantic model class"),
+        ({"output_type": list[int]}, "must be a Pydantic model class"),
+        ({"output_type": Fine(x=1)}, "must be a Pydantic model class"),
+        ({"name": "two words"}, "name 'two words'"),
+        ({"name": ""}, "name ''"),
+        ({"prompt": 3}, "template or a function"),
+        ({"prompts": {"a@b": "{input}"}}, "name 'a@b'"),
+        ({"prompts": {"b": "{"}}, "template cannot be read"),
+        ({"parameters": {"temprature": 1}}, "Unknown parameter temprature; known: temperature"),
+        ({"parameters": {"temperature": "hot"}}, "temperature"),
+    ],
+)
+def test_a_task_that_cannot_be_used_is_refused_when_it_is_built(parts, message):
+    with pytest.raises(LLMEvaluationError, match=message):
+        make(**parts)
+
+
+EVALS = Path(__file__).parents[2] / "evals"
+
+
+@pytest.mark.parametrize("file", sorted(EVALS.glob("*/task.py")), ids=lambda file: file.parent.name)
+def test_the_tasks_of_this_project_are_sound(file):
+    for task in load_tasks(file):
+        dataset = task.load()
+        assert len(dataset) >= 40
+        assert all(sample.target is not None for sample in dataset)
+        texts = [json.dumps(sample.input) for sample in dataset]
+        assert len(set(texts)) == len(texts)
+        for prompt in (task.prompt, *task.prompts.values()):
+            assert not any(json.loads(text) in prompt for text in texts if isinstance(prompt, str))
+
+
+def test_the_sentiment_task_is_balanced():
+    (task,) = load_tasks(EVALS / "sentiment" / "task.py")
+    labels = [sample.target["label"] for sample in task.load()]
+    assert labels.count("positive") == labels.count("negative") == 25

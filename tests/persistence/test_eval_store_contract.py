@@ -1,0 +1,126 @@
+"""What every `EvalStore` promises."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llmkit.persistence.eval_store import SqlEvalStore
+from llmkit.ports import EvalStore, LLMRunRepo
+from llmkit.testing.memory import InMemoryEvalStore, InMemoryLLMRunRepo
+from llmkit.types import utc_now
+from tests.persistence.homes import JournalHome
+from tests.persistence.values import a_failure, a_start, a_success, an_eval_result, an_eval_run, new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(params=["sqlite", "postgres", "memory"])
+def stores(request: pytest.FixtureRequest) -> Iterator[tuple[EvalStore, LLMRunRepo]]:
+    if request.param == "memory":
+        runs = InMemoryLLMRunRepo()
+        yield InMemoryEvalStore(runs), runs
+        return
+    with JournalHome(request.getfixturevalue(f"{request.param}_url")) as home:
+        yield SqlEvalStore(home.journal), home.repo
+
+
+@pytest.fixture
+def store(stores: tuple[EvalStore, LLMRunRepo]) -> EvalStore:
+    return stores[0]
+
+
+async def test_a_run_is_opened_once(store: EvalStore) -> None:
+    run = an_eval_run()
+    assert await store.open_run(run) == run
+    assert await store.open_run(an_eval_run(task_sha256="e" * 64)) == run
+    assert await store.get_run("lab", "first") == run
+    assert await store.get_run("lab", "second") is None
+
+
+async def test_racing_openers_get_the_same_run(store: EvalStore) -> None:
+    opened = await asyncio.gather(*[store.open_run(an_eval_run()) for _ in range(20)])
+    assert len({run.id for run in opened}) == 1
+
+
+async def test_names_belong_to_their_workspace(store: EvalStore) -> None:
+    mine, yours = an_eval_run(), an_eval_run(workspace_id="other lab")
+    assert await store.open_run(mine) == mine
+    assert await store.open_run(yours) == yours
+    assert await store.list_runs("lab") == (mine,)
+
+
+async def test_runs_are_listed_newest_first(store: EvalStore) -> None:
+    now = utc_now()
+    runs = [an_eval_run(name=str(age), created_at_utc=now - timedelta(days=age)) for age in (2, 0, 1)]
+    for run in runs:
+        await store.open_run(run)
+    assert [run.name for run in await store.list_runs("lab")] == ["0", "1", "2"]
+
+
+async def test_a_result_comes_back_whole(store: EvalStore) -> None:
+    run = await store.open_run(an_eval_run())
+    full = an_eval_result(run.id, scores={"exact": 1.0, "f1": 0.25})
+    bare = an_eval_result(
+        run.id,
+        sample_id="s0",
+        status="FAILED",
+        served_route=None,
+        output_json=None,
+        output_mode=None,
+        scores={},
+        scorer_errors={},
+        valid_first_try=None,
+        error_code="timeout",
+        error_message="no answer",
+        input_tokens=None,
+        output_tokens=None,
+        latency_ms=None,
+        requests=0,
+        warnings=(),
+    )
+    await store.save_result(full)
+    await store.save_result(bare)
+    assert await store.results(run.id) == (bare, full)
+    assert await store.results(new_id()) == ()
+
+
+async def test_a_second_try_replaces_the_first(store: EvalStore) -> None:
+    run = await store.open_run(an_eval_run())
+    await store.save_result(an_eval_result(run.id, status="FAILED", scores={}))
+    again = an_eval_result(run.id)
+    await store.save_result(again)
+    assert await store.results(run.id) == (again,)
+
+
+async def test_results_are_ordered_by_sample_route_and_epoch(store: EvalStore) -> None:
+    run = await store.open_run(an_eval_run())
+    keys = [("s1", "a/x", 1), ("s1", "a/x", 0), ("S0", "b/y", 0), ("s1", "a/X", 0)]
+    results = [an_eval_result(run.id, sample_id=sample, route=route, epoch=epoch) for sample, route, epoch in keys]
+    await asyncio.gather(*[store.save_result(result) for result in results])
+    found = [(each.sample_id, each.route, each.epoch) for each in await store.results(run.id)]
+    assert found == sorted(keys)
+
+
+async def test_calls_without_a_known_end_are_in_doubt(stores: tuple[EvalStore, LLMRunRepo]) -> None:
+    store, runs = stores
+    started, abandoned, done, failed = [a_start(pipeline_run_id="eval_1/a") for _ in range(4)]
+    others = [
+        a_start(pipeline_run_id="EVAL_1/a"),
+        a_start(pipeline_run_id="evalX1/a"),
+        a_start(),
+        a_start(pipeline_run_id="eval_1/a", workspace_id="other lab"),
+    ]
+    for start in (started, abandoned, done, failed, *others):
+        await runs.create_started(start)
+    seen = await runs.get_run("lab", abandoned.id)
+    assert seen is not None
+    assert await runs.mark_abandoned(seen)
+    await runs.mark_succeeded(a_success(done.id))
+    await runs.mark_failed(a_failure(failed.id))
+    doubtful = await store.in_doubt("lab", "eval_1/")
+    assert [run.id for run in doubtful] == [started.id, abandoned.id]

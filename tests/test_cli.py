@@ -1,0 +1,244 @@
+"""The command line as people run it: real processes, exit codes, stdout and stderr apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply, refused_url
+
+LLMKIT = [sys.executable, "-m", "llmkit"]
+TASK = """
+from typing import Literal
+from pydantic import BaseModel
+from llmkit.evals import Sample, Task, field_match
+
+class Sentiment(BaseModel):
+    label: Literal["positive", "negative"]
+
+task = Task(
+    name="sentiment",
+    dataset="sentiment.jsonl",     # beside this file; or a list of Sample, a DataFrame, CSV, Parquet
+    prompt="Text: {input}\\nSentiment:",   # or a function from a Sample to messages
+    output_type=Sentiment,
+    scorers=[field_match("label")],
+)
+"""
+POSITIVE = '{"label": "positive"}'
+
+
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[OllamaServer, GeminiServer]]:
+    with OllamaServer([Reply(POSITIVE)]) as ollama, GeminiServer([Reply(POSITIVE)], api_key="key") as gemini:
+        monkeypatch.setenv("LLM_OLLAMA_API_BASE", ollama.url)
+        monkeypatch.setenv("LLM_GEMINI_API_BASE", f"{gemini.url}/v1beta")
+        monkeypatch.setenv("LLM_GEMINI_API_KEY", "key")
+        monkeypatch.setenv("LLM_MAX_RETRIES", "0")
+        yield ollama, gemini
+
+
+@pytest.fixture
+def task_file(tmp_path: Path) -> Path:
+    lines = [{"input": f"text {n}", "target": "positive" if n % 2 else "negative"} for n in range(10)]
+    (tmp_path / "sentiment.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    path = tmp_path / "sentiment.py"
+    path.write_text(TASK, encoding="utf-8")
+    return path
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*LLMKIT, *arguments], capture_output=True, text=True, timeout=100, check=False, env=os.environ | environment
+    )
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["doctor"], ["chat"], ["runs"], ["eval"], ["eval", "run"], ["db"], ["db", "upgrade"]]
+)
+def test_every_command_has_help_worth_reading(command: list[str]) -> None:
+    done = run(*command, "--help")
+    assert done.returncode == 0
+    assert len(done.stdout) > 200
+
+
+def test_chat_prints_the_answer_alone_on_stdout(servers: tuple[OllamaServer, GeminiServer]) -> None:
+    servers[0].script([Reply("Rome", input_tokens=5, output_tokens=1)])
+    done = run("chat", "Capital of Italy?", "--route", "ollama/llama3.2")
+    assert (done.returncode, done.stdout) == (0, "Rome\n")
+    assert "5 + 1 tokens" in done.stderr
+    again = json.loads(run("chat", "Capital of Italy?", "--route", "ollama/llama3.2", "--json").stdout)
+    assert (again["text"], again["served_from"]) == ("Rome", "cache")
+
+
+def test_runs_lists_calls_as_a_table_and_as_json(servers: tuple[OllamaServer, GeminiServer]) -> None:
+    run("chat", "x", "--route", "gemini/gemini-2.5-flash")
+    (row,) = json.loads(run("runs", "--json").stdout)
+    assert (row["status"], row["provider"]) == ("SUCCEEDED", "gemini")
+    assert "SUCCEEDED" in run("runs").stdout
+
+
+def test_the_command_line_of_the_specification_compares_two_routes(
+    servers: tuple[OllamaServer, GeminiServer], task_file: Path
+) -> None:
+    options = ["--routes", "ollama/llama3.2,gemini/gemini-2.5-flash", "--name", "first"]
+    done = run("eval", "run", str(task_file), *options)
+    assert done.returncode == 0, done.stderr
+    assert "ollama/llama3.2" in done.stdout
+    assert "gemini/gemini-2.5-flash" in done.stdout
+    assert [len(server.calls) for server in servers] == [10, 10]
+    again = run("eval", "run", str(task_file), *options, "--json")
+    assert again.returncode == 0
+    json.loads(again.stdout)
+    assert [len(server.calls) for server in servers] == [10, 10]
+
+
+def test_limit_epochs_and_concurrency_are_taken(servers: tuple[OllamaServer, GeminiServer], task_file: Path) -> None:
+    command = ["eval", "run", str(task_file), "--routes", "ollama/llama3.2", "--name", "n"]
+    done = run(*command, "--limit", "3", "--epochs", "2", "--concurrency", "1")
+    assert done.returncode == 0, done.stderr
+    assert len(servers[0].calls) == 6
+    assert servers[0].max_in_flight == 1
+
+
+def test_failed_samples_exit_with_1_and_the_same_command_tries_them_again(
+    servers: tuple[OllamaServer, GeminiServer], task_file: Path
+) -> None:
+    servers[0].script([Reply(POSITIVE)] * 3 + [Fault.status(500)] * 2 + [Reply(POSITIVE)])
+    command = ["eval", "run", str(task_file), "--routes", "ollama/llama3.2", "--name", "n", "--concurrency", "1"]
+    assert run(*command).returncode == 1
+    sent = len(servers[0].calls)
+    assert run(*command).returncode == 0
+    assert len(servers[0].calls) == sent + 2
+
+
+def _bad_inputs(task_file: Path) -> dict[str, tuple[list[str], dict[str, str], int, str]]:
+    folder = task_file.parent
+    (folder / "bad.jsonl").write_text('{"input": "a", "target": "positive"}\n{"input": \n', encoding="utf-8")
+    (folder / "bad_line.py").write_text(TASK.replace("sentiment.jsonl", "bad.jsonl"), encoding="utf-8")
+    (folder / "bad_type.py").write_text(TASK.replace("output_type=Sentiment", "output_type=object()"), encoding="utf-8")
+    (folder / "syntax.py").write_text("task = (\n", encoding="utf-8")
+    (folder / "garbage.db").write_bytes(b"this is not a database file at all " * 100)
+    run_it = ["eval", "run", str(task_file), "--name", "n", "--routes"]
+    on_ollama = ["--name", "n", "--routes", "ollama/llama3.2"]
+    chat = ["chat", "x", "--route"]
+    return {
+        "no server": ([*chat, "ollama/llama3.2"], {"LLM_OLLAMA_API_BASE": refused_url()}, 1, "ollama serve"),
+        "wrong key": ([*chat, "gemini/gemini-2.5-flash"], {"LLM_GEMINI_API_KEY": "wrong"}, 1, "LLM_GEMINI_API_KEY"),
+        "no key": ([*chat, "gemini/gemini-2.5-flash"], {"LLM_GEMINI_API_KEY": ""}, 2, "LLM_GEMINI_API_KEY"),
+        "unknown model": ([*chat, "ollama/missing"], {}, 1, "ollama pull missing"),
+        "unknown provider": ([*chat, "openai/gpt"], {}, 2, "known providers"),
+        "unknown route": ([*run_it, "ollama/llama3.2,foo/bar"], {}, 2, "known providers"),
+        "bad line": (["eval", "run", str(folder / "bad_line.py"), *on_ollama], {}, 2, "bad.jsonl"),
+        "bad type": (["eval", "run", str(folder / "bad_type.py"), *on_ollama], {}, 2, "output_type"),
+        "no file": (["eval", "run", "missing.py", *on_ollama], {}, 2, "missing.py"),
+        "syntax": (["eval", "run", str(folder / "syntax.py"), *on_ollama], {}, 2, "syntax.py"),
+        "corrupt database": (["runs"], {"LLM_DATABASE_URL": f"sqlite:///{folder}/garbage.db"}, 2, "garbage.db"),
+        "no folder": (["runs"], {"LLM_DATABASE_URL": "sqlite:///no/such/folder/x.db"}, 2, "no/such/folder"),
+        "bad setting": (["runs"], {"LLM_CONCURRENCY_LIMIT": "many"}, 2, "LLM_CONCURRENCY_LIMIT"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "no server",
+        "wrong key",
+        "no key",
+        "unknown model",
+        "unknown provider",
+        "unknown route",
+        "bad line",
+        "bad type",
+        "no file",
+        "syntax",
+        "corrupt database",
+        "no folder",
+        "bad setting",
+    ],
+)
+def test_bad_input_is_one_readable_message_and_no_traceback(
+    servers: tuple[OllamaServer, GeminiServer], task_file: Path, case: str
+) -> None:
+    arguments, environment, code, said = _bad_inputs(task_file)[case]
+    done = run(*arguments, **environment)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 8, done.stderr
+
+
+def test_a_bad_dataset_line_is_named_by_file_and_number(
+    servers: tuple[OllamaServer, GeminiServer], task_file: Path
+) -> None:
+    arguments, *_ = _bad_inputs(task_file)["bad line"]
+    assert "bad.jsonl, line 2" in run(*arguments).stderr or "bad.jsonl:2" in run(*arguments).stderr
+
+
+def test_debug_shows_the_traceback(servers: tuple[OllamaServer, GeminiServer]) -> None:
+    assert "Traceback" in run("--debug", "chat", "x", "--route", "ollama/missing").stderr
+
+
+def test_ctrl_c_in_an_evaluation_exits_cleanly_and_the_next_run_continues(
+    servers: tuple[OllamaServer, GeminiServer], task_file: Path
+) -> None:
+    servers[0].script([Reply(POSITIVE)] * 4 + [Fault.hang()])
+    command = ["eval", "run", str(task_file), "--routes", "ollama/llama3.2", "--name", "n", "--concurrency", "2"]
+    process = subprocess.Popen([*LLMKIT, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert servers[0].wait_until_in_flight(2, 60)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    sent = len(servers[0].calls)
+    servers[0].script([Reply(POSITIVE)])
+    assert run(*command).returncode == 0
+    assert len(servers[0].calls) == sent + 6
+
+
+def test_kill_9_in_an_evaluation_loses_nothing_and_repeats_only_what_was_in_flight(
+    servers: tuple[OllamaServer, GeminiServer], task_file: Path
+) -> None:
+    servers[0].script([Reply(POSITIVE)] * 5 + [Fault.hang()])
+    command = ["eval", "run", str(task_file), "--routes", "ollama/llama3.2", "--name", "n", "--concurrency", "2"]
+    process = subprocess.Popen([*LLMKIT, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert servers[0].wait_until_in_flight(2, 60)
+    time.sleep(0.3)
+    process.kill()
+    process.wait()
+    sent = len(servers[0].calls)
+    servers[0].script([Reply(POSITIVE)])
+    done = run(*command, "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(servers[0].calls) == sent + 5
+    assert "in_doubt" in json.loads(done.stdout)
+
+
+def test_doctor_says_what_mends_what(servers: tuple[OllamaServer, GeminiServer]) -> None:
+    report = json.loads(run("doctor", "--json").stdout)
+    assert report["healthy"]
+    assert "ollama/llama3.2" in report["usable_routes"]
+    states = {
+        check["name"]: check for check in json.loads(run("doctor", "--json", LLM_OLLAMA_MODEL="other").stdout)["checks"]
+    }
+    assert states["ollama"]["fix"] == "ollama pull other"
+    assert "key" not in states["gemini"]["detail"].replace("key is set", "")
+
+
+def test_db_upgrade_makes_a_new_database(tmp_path: Path) -> None:
+    done = run("db", "upgrade", LLM_DATABASE_URL=f"sqlite:///{tmp_path}/new.db")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "new.db").exists()
+
+
+def test_the_installed_command_exists() -> None:
+    assert shutil.which("llmkit", path=str(Path(sys.executable).parent))

@@ -1,0 +1,180 @@
+"""The client on a real Ollama and on the embedded model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+
+import pytest
+
+from llmkit.client_litellm import LiteLLMClient
+from llmkit.errors import (
+    LLMContextOverflow,
+    LLMError,
+    LLMModelNotFound,
+    LLMPromptTruncated,
+    LLMTimeout,
+    LLMUnavailable,
+    LLMUnsupported,
+)
+from llmkit.ports import AttemptLog
+from llmkit.providers import PROVIDERS
+from llmkit.settings import load_settings
+from llmkit.types import AttemptStatus, LLMProvider, LLMRequest, ResponseFormat, Route, ToolDefinition
+
+LABELS = ResponseFormat(
+    json_schema={
+        "type": "object",
+        "properties": {"label": {"enum": ["positive", "negative"]}},
+        "required": ["label"],
+        "additionalProperties": False,
+    }
+)
+SHOTS = (
+    "Text: I love it\n{\"label\": \"positive\"}\nText: It broke\n{\"label\": \"negative\"}\n"
+    "Text: Great service\n{\"label\": \"positive\"}\nText: What a waste\n"
+)  # fmt: skip
+
+
+async def no_wait(_seconds: float) -> None: ...
+
+
+async def open_client(url: str) -> LiteLLMClient:
+    client = LiteLLMClient(load_settings(ollama_api_base=url, default_timeout_s=100), sleep=no_wait)
+    await client.warm_up()
+    return client
+
+
+@pytest.fixture
+async def client(real_ollama):
+    client = await open_client(real_ollama.url)
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+def route(real_ollama):
+    return Route(provider=LLMProvider.OLLAMA, model=real_ollama.model)
+
+
+@pytest.mark.ollama
+async def test_ollama_is_held_to_a_schema_and_counts(client, route):
+    log = AttemptLog()
+    request = LLMRequest(messages=SHOTS, response_format=LABELS, temperature=0, max_output_tokens=30)
+    reply = await client.call(route, request, log)
+    assert json.loads(reply.text)["label"] in {"positive", "negative"}
+    assert reply.warnings == ()
+    assert not reply.usage.estimated
+    assert reply.usage.input_tokens is not None
+    assert 20 < reply.usage.input_tokens < 100
+    assert log.attempts[0].usage == reply.usage
+
+
+@pytest.mark.ollama
+async def test_ollama_cuts_at_the_callers_limit(client, route):
+    reply = await client.call(route, LLMRequest(messages=SHOTS, max_output_tokens=3, temperature=0), AttemptLog())
+    assert (reply.finish_reason, reply.usage.output_tokens) == ("length", 3)
+
+
+@pytest.mark.ollama
+async def test_ollama_knows_no_such_model(client):
+    with pytest.raises(LLMModelNotFound, match="ollama pull no-such-model"):
+        await client.call(Route.parse("ollama/no-such-model"), LLMRequest(messages="Hi"), AttemptLog())
+
+
+@pytest.mark.ollama
+async def test_ollama_model_without_tools(client, route):
+    request = LLMRequest(messages="Hi", tools=(ToolDefinition(name="look_up"),))
+    with pytest.raises(LLMUnsupported, match="does not support tools"):
+        await client.call(route, request, AttemptLog())
+
+
+@pytest.mark.ollama
+@pytest.mark.slow
+async def test_ollama_reads_a_prompt_that_its_own_default_would_cut(client, route):
+    """The default window of this version is 2,048 tokens."""
+    request = LLMRequest(messages="one two three four " * 575, max_output_tokens=2, temperature=0)
+    reply = await client.call(route, request, AttemptLog())
+    assert reply.usage.input_tokens is not None
+    assert 2300 <= reply.usage.input_tokens < 2320
+    assert reply.warnings == ("The answer stops at the limit of 2 tokens.",)
+
+
+@pytest.mark.ollama
+async def test_ollama_that_cuts_the_prompt_is_found_out(real_ollama, route):
+    """As when the estimate is wrong: the window is forced to be too small."""
+    spec = PROVIDERS[LLMProvider.OLLAMA]
+
+    def too_small(settings, route, request, endpoint):
+        arguments = spec.call_arguments(settings, route, request, endpoint)
+        return replace(arguments, kwargs={**arguments.kwargs, "num_ctx": 512}, context_tokens=512)
+
+    settings = load_settings(ollama_api_base=real_ollama.url)
+    client = LiteLLMClient(settings, providers={LLMProvider.OLLAMA: replace(spec, call_arguments=too_small)})
+    log = AttemptLog()
+    with pytest.raises(LLMPromptTruncated, match="cut the prompt to 512 tokens"):
+        await client.call(route, LLMRequest(messages="one two three four " * 300, max_output_tokens=2), log)
+    await client.close()
+    assert log.attempts[0].usage.input_tokens == 512
+
+
+@pytest.mark.ollama
+async def test_ollama_is_free_again_after_a_cancellation(client, route):
+    endless = LLMRequest(messages="1 2 3 4 5 6 7 8 9", max_output_tokens=4000, timeout_s=60)
+    log = AttemptLog()
+    task = asyncio.create_task(client.call(route, endless, log))
+    await asyncio.sleep(2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert log.attempts[0].status is AttemptStatus.CANCELLED
+    async with asyncio.timeout(20):
+        await client.call(route, LLMRequest(messages="Hi", max_output_tokens=2), AttemptLog())
+
+
+@pytest.mark.ollama
+async def test_ollama_too_slow_for_the_deadline(client, route):
+    endless = LLMRequest(messages="1 2 3 4 5 6 7 8 9", max_output_tokens=4000, timeout_s=0.5)
+    with pytest.raises(LLMTimeout):
+        await client.call(route, endless, AttemptLog())
+
+
+@pytest.mark.ollama
+async def test_ollama_killed_and_restarted(own_ollama):
+    client = await open_client(own_ollama.url)
+    route, request = (
+        Route(provider=LLMProvider.OLLAMA, model=own_ollama.model),
+        LLMRequest(messages="Hi", max_output_tokens=2),
+    )
+    assert (await client.call(route, request, AttemptLog())).usage.output_tokens
+    own_ollama.kill()
+    with pytest.raises(LLMUnavailable, match="ollama serve"):
+        await client.call(route, request, AttemptLog())
+    own_ollama.restart()
+    assert (await client.call(route, request, AttemptLog())).usage.output_tokens
+    await client.close()
+
+
+@pytest.mark.local
+async def test_the_embedded_model():
+    from llmkit.embedded import shared_server
+
+    settings = load_settings(local_context_tokens=512)
+    server = shared_server(settings)
+    client = LiteLLMClient(settings, {LLMProvider.LOCAL: server}, sleep=no_wait)
+    route = Route.parse("local/gemma-3-270m")
+    try:
+        log = AttemptLog()
+        request = LLMRequest(messages=SHOTS, response_format=LABELS, temperature=0, max_output_tokens=30)
+        reply = await client.call(route, request, log)
+        assert json.loads(reply.text)["label"] in {"positive", "negative"}
+        assert log.attempts[0].schema_sha256 is not None
+        assert (reply.cost_usd, reply.usage.estimated, reply.warnings) == (None, False, ())
+        with pytest.raises(LLMContextOverflow):
+            await client.call(route, LLMRequest(messages="one two three four " * 300), AttemptLog())
+        with pytest.raises(LLMError):
+            await client.call(route, LLMRequest(messages="Hi", timeout_s=0.05, max_output_tokens=400), AttemptLog())
+    finally:
+        await client.close()
+        await server.close()

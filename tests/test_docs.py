@@ -1,0 +1,69 @@
+"""What is written is run: README examples, the settings table, the command lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmkit.testing import GeminiServer, OllamaServer
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_notebook_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with OllamaServer() as ollama:
+        monkeypatch.setenv("LLM_OLLAMA_API_BASE", ollama.url)
+        names: dict[str, object] = {"__name__": "readme"}
+        exec(compile(_blocks("python")[0], "README.md", "exec", dont_inherit=True), names)
+        assert str(names["answer"])
+        assert type(names["complaint"]).__name__ == "Complaint"
+        assert len(names["history"]) == len(ollama.calls) == 2
+
+
+def test_the_evaluation_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sentiment.py").write_text(_blocks("python")[1], encoding="utf-8")
+    line = {"input": "Great!", "target": "positive"}
+    (tmp_path / "sentiment.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    (command,) = [line for block in _blocks("sh") for line in block.splitlines() if "eval run" in line]
+    with OllamaServer() as ollama, GeminiServer(api_key="k") as gemini:
+        monkeypatch.setenv("LLM_OLLAMA_API_BASE", ollama.url)
+        monkeypatch.setenv("LLM_GEMINI_API_BASE", f"{gemini.url}/v1beta")
+        monkeypatch.setenv("LLM_GEMINI_API_KEY", "k")
+        arguments = [sys.executable, "-m", *shlex.split(command)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "gemini/gemini-2.5-flash" in done.stdout
+
+
+def test_the_settings_table_is_current() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "settings_table.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_file_that_the_readme_links_exists() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+@pytest.mark.parametrize("name", ["dev.txt", "run.txt", "bootstrap.txt"])
+def test_requirements_are_hashed_and_hold_no_address(name: str) -> None:
+    text = (ROOT / "requirements" / name).read_text(encoding="utf-8")
+    pins = re.findall(r"^\S+==\S+", text, re.MULTILINE)
+    assert pins
+    assert text.count("--hash=sha256:") >= len(pins)
+    assert "://" not in text
+    assert "--index-url" not in text

@@ -1,0 +1,215 @@
+"""The notebook face, over real HTTP, a real database file and the real event-loop thread."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from llmkit import LLMBadRequest, LLMConfigurationError, LLMResponse, LLMStoreError, LLMUnavailable, Session
+from llmkit.testing import Fault, OllamaServer, Reply, refused_url
+
+
+class City(BaseModel):
+    name: str
+    people: int
+
+
+@pytest.fixture
+def ollama() -> Iterator[OllamaServer]:
+    with OllamaServer() as server:
+        yield server
+
+
+@pytest.fixture
+def session(ollama: OllamaServer) -> Iterator[Session]:
+    with Session("study", ollama_api_base=ollama.url, max_retries=0) as opened:
+        yield opened
+
+
+def test_chat_answers_and_the_call_is_a_row(session: Session, ollama: OllamaServer) -> None:
+    ollama.script([Reply("Customers who leave.", input_tokens=9, output_tokens=3)])
+    answer = session.chat("What is churn?", system="Be brief.", stage="try")
+    assert str(answer) == "Customers who leave."
+    runs = session.runs()
+    assert len(runs) == 1
+    row = runs.iloc[0]
+    assert (row.status, row.input_tokens, row.output_tokens, row.stage) == ("SUCCEEDED", 9, 3, "try")
+    assert row.workspace_id == "study"
+    attempts = session.attempts()
+    assert (len(attempts), attempts.iloc[0].status) == (1, "SUCCEEDED")
+
+
+def test_the_first_call_makes_the_database_and_nothing_before_does(ollama: OllamaServer) -> None:
+    with Session("study", ollama_api_base=ollama.url) as session:
+        assert not Path("llmkit.db").exists()
+        session.chat("x")
+        assert Path("llmkit.db").exists()
+
+
+def test_extract_returns_a_validated_object_and_examples_arrive(session: Session, ollama: OllamaServer) -> None:
+    ollama.script([Reply('{"name": "Rome", "people": 2800000}')])
+    city = session.extract(
+        City, "Rome has 2.8 million people.", examples=[("Bern: 134 thousand", City(name="Bern", people=134_000))]
+    )
+    assert city == City(name="Rome", people=2_800_000)
+    messages = ollama.calls[0].json["messages"]
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
+    assert messages[2]["content"] == '{"name":"Bern","people":134000}'
+
+
+def test_equal_calls_are_served_from_the_cache_also_by_a_later_session(session: Session, ollama: OllamaServer) -> None:
+    session.chat("x")
+    with Session("study", ollama_api_base=ollama.url) as later:
+        assert later.chat("x").served_from == "cache"
+    assert len(ollama.calls) == 1
+
+
+async def test_sync_and_async_calls_work_inside_a_running_loop(session: Session) -> None:
+    one = session.chat("a")
+    two, three = await asyncio.gather(session.achat("b"), session.achat("c"))
+    city = await session.aextract(City, "x")
+    assert all(isinstance(answer, LLMResponse) for answer in (one, two, three))
+    assert isinstance(city, City)
+
+
+def test_calls_from_many_threads_share_one_session(session: Session, ollama: OllamaServer) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda number: session.chat(f"question {number}").text, range(24)))
+    assert len(answers) == 24
+    assert len(session.runs()) == 24
+
+
+def test_explain_sends_nothing_and_says_why(session: Session, ollama: OllamaServer) -> None:
+    text = str(session.explain("x"))
+    assert "1. ollama/llama3.2" in text
+    assert "gemini/gemini-2.5-flash: excluded" in text
+    assert "LLM_GEMINI_API_KEY" in text
+    assert not ollama.requests
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"temperature": 9}, "temperature"),
+        ({"max_tokens": 9}, "max_tokens"),
+        ({"route": "openai/gpt"}, "known providers: ollama, gemini, local"),
+        ({"route": "llama3.2"}, "provider/model"),
+    ],
+)
+def test_a_bad_argument_is_one_message_before_anything_is_sent(
+    session: Session, ollama: OllamaServer, fields: dict[str, object], said: str
+) -> None:
+    with pytest.raises(LLMBadRequest, match=said):
+        session.chat("x", **fields)
+    with pytest.raises(LLMBadRequest, match=said):
+        session.extract(City, "x", **fields)
+    assert not ollama.requests
+
+
+def test_a_bad_workspace_or_setting_is_a_configuration_error() -> None:
+    with pytest.raises(LLMConfigurationError):
+        Session(" ")
+    with pytest.raises(LLMConfigurationError, match="Unknown setting"):
+        Session(modell="x")
+
+
+def test_nobody_answering_says_what_to_do_and_leaves_a_row() -> None:
+    with Session("study", ollama_api_base=refused_url(), max_retries=0) as session:
+        with pytest.raises(LLMUnavailable, match="ollama serve"):
+            session.chat("x", route="ollama/llama3.2")
+        row = session.runs().iloc[0]
+        assert (row.status, row.error_code) == ("FAILED", "unavailable")
+
+
+@pytest.mark.parametrize("damage", ["garbage", "folder", "read-only"])
+def test_an_unusable_database_is_one_clear_error(damage: str, tmp_path: Path, ollama: OllamaServer) -> None:
+    path = tmp_path / "x.db"
+    if damage == "garbage":
+        path.write_bytes(b"not a database, but long enough to be read as one. " * 100)
+    elif damage == "folder":
+        path.mkdir()
+    else:
+        path = tmp_path / "missing" / "x.db"
+    session = Session("study", database_url=f"sqlite:///{path}", ollama_api_base=ollama.url)
+    with pytest.raises(LLMStoreError):
+        session.chat("x")
+    assert not ollama.calls
+
+
+def test_a_session_can_be_closed_twice_and_used_again(session: Session) -> None:
+    session.chat("x")
+    session.close()
+    session.close()
+    assert session.chat("y").text
+
+
+def test_a_forgotten_session_closes_itself(ollama: OllamaServer) -> None:
+    session = Session("study", ollama_api_base=ollama.url)
+    session.chat("x")
+    before = threading.active_count()
+    del session
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while threading.active_count() >= before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() < before
+
+
+def test_an_interrupted_call_is_cancelled_at_the_server_and_recorded(session: Session, ollama: OllamaServer) -> None:
+    session.chat("warm up")
+    ollama.script([Fault.hang()])
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        session.chat("x")
+    assert ollama.wait_until_idle(2)
+    assert ollama.calls[-1].client_disconnected
+    row = session.runs().iloc[0]
+    assert (row.status, row.error_code) == ("FAILED", "cancelled")
+
+
+SCRIPT = """
+import os, sys, llmkit
+session = llmkit.Session("study", ollama_api_base=sys.argv[1])
+print(session.chat("x").text)
+if "fork" in sys.argv:
+    pid = os.fork()
+    if pid == 0:
+        print("child", session.chat("from the child").text, flush=True)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    print("parent", session.chat("from the parent").text)
+if "raise" in sys.argv:
+    session.chat("x", route="ollama/missing")
+"""
+
+
+def _run_script(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-X", "dev", "-c", SCRIPT, url, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_a_script_that_leaves_the_session_open_exits_without_a_warning(ollama: OllamaServer) -> None:
+    done = _run_script(ollama.url)
+    assert done.returncode == 0
+    ours = [line for line in done.stderr.splitlines() if "llmkit" in line or "Event loop" in line or "unclosed" in line]
+    assert not ours, done.stderr
+
+
+def test_a_forked_child_works_with_the_same_session_object(ollama: OllamaServer) -> None:
+    done = _run_script(ollama.url, "fork")
+    assert done.returncode == 0, done.stderr
+    assert "child" in done.stdout
+    assert "parent" in done.stdout
+    assert len(ollama.calls) == 3
