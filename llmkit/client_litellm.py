@@ -6,8 +6,10 @@ The only module that imports litellm, inside a function: importing it takes seco
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from threading import Lock
@@ -81,6 +83,9 @@ def _import_library() -> _Library:
     return _Library(litellm.acompletion, AsyncHTTPHandler, litellm.model_cost, is_internal_call)
 
 
+_UNLIMITED = contextlib.nullcontext()
+
+
 class LiteLLMClient:
     """Calls models through LiteLLM. Belongs to one event loop, in which it is used and closed.
 
@@ -104,6 +109,11 @@ class LiteLLMClient:
         self._providers = providers
         self._sleep = sleep
         self._slots = asyncio.Semaphore(settings.concurrency_limit)
+        self._own_slots = {
+            name: asyncio.Semaphore(limit)
+            for name, spec in providers.items()
+            if (limit := spec.parallel(settings)) is not None
+        }
         self._handler: Any = None
         self._http: Any = None
 
@@ -137,7 +147,10 @@ class LiteLLMClient:
             LLMError: Of the class that says what went wrong, after `max_retries` further tries.
         """
         spec = self._callable_provider(route)
-        async with self._slots:
+        queued_s = time.perf_counter()
+        # The provider's own limit first: who waits for it must not hold a place that another provider could use.
+        async with self._own_slots.get(route.provider, _UNLIMITED), self._slots:
+            log.queued_ms += (time.perf_counter() - queued_s) * 1000
             await self._load()
             retrying = self._retrying()
             return await retrying(self._request_once, spec, route, request, log)

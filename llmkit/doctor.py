@@ -39,7 +39,7 @@ class Check:
         state: How it is.
         detail: What was found; never a key.
         fix: What mends it; None when there is nothing to mend.
-        route: The route that this makes usable, if it is fine.
+        route: A route that can be used now because of this.
     """
 
     name: str
@@ -60,7 +60,7 @@ def examine(settings: LLMSettings) -> tuple[Check, ...]:
 
 def usable_routes(checks: tuple[Check, ...]) -> tuple[str, ...]:
     """Routes that a call could use now, in the order of the checks."""
-    return tuple(check.route for check in checks if check.route and check.state is CheckState.OK)
+    return tuple(check.route for check in checks if check.route)
 
 
 def _guarded(look: Callable[[LLMSettings], Check], settings: LLMSettings) -> Check:
@@ -113,7 +113,8 @@ def _ollama(settings: LLMSettings) -> Check:
     if settings.ollama_model not in {name.removesuffix(":latest") for name in models} | set(models):
         has = ", ".join(models) or "none"
         detail = f"{where}; model {settings.ollama_model} is not pulled (there: {has})"
-        return Check("ollama", CheckState.ABSENT, detail, f"ollama pull {settings.ollama_model}")
+        usable = f"ollama/{models[0].removesuffix(':latest')}" if models else None
+        return Check("ollama", CheckState.ABSENT, detail, f"ollama pull {settings.ollama_model}", route=usable)
     return Check(
         "ollama", CheckState.OK, f"{where}; models: {', '.join(models)}", route=f"ollama/{settings.ollama_model}"
     )

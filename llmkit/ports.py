@@ -216,10 +216,14 @@ class AttemptLog:
     """The requests sent for one logical call, oldest first.
 
     Filled while the call runs, so that a cancelled call still knows what it had sent.
+
+    Attributes:
+        queued_ms: Time the call spent waiting for a place under our own limits, which says nothing of the provider.
     """
 
     def __init__(self) -> None:
         self._attempts: list[Attempt] = []
+        self.queued_ms = 0.0
 
     def add(self, attempt: Attempt) -> None:
         """Append one attempt."""

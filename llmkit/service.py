@@ -330,7 +330,7 @@ class LLMService:
             route=routed.route,
             requested_route=call.request.route,
             response_model=reply.response_model,
-            latency_ms=call.elapsed_ms(),
+            latency_ms=call.elapsed_ms() - log.queued_ms,
             cost_usd=reply.cost_usd,
             run_id=call.run_id if self._runs is not None else None,
             attempts=log.attempts,
@@ -366,7 +366,7 @@ class LLMService:
         return RunSuccess(
             run_id=call.run_id,
             finished_at_utc=utc_now(),
-            latency_ms=call.elapsed_ms(),
+            latency_ms=response.latency_ms if billed else call.elapsed_ms(),
             route=response.route,
             response_model=response.response_model,
             usage=response.usage,
@@ -408,7 +408,7 @@ class LLMService:
             failure = RunFailure(
                 run_id=call.run_id,
                 finished_at_utc=utc_now(),
-                latency_ms=call.elapsed_ms(),
+                latency_ms=call.elapsed_ms() - log.queued_ms,
                 error_code=code,
                 error_message=preview(message, secrets=self._secrets),
                 plan=_plan_record(plan, error) if plan is not None else None,

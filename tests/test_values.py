@@ -174,6 +174,12 @@ def test_importing_llmkit_loads_no_heavy_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_importing_llmkit_alone_loads_not_even_pydantic() -> None:
+    code = "import sys, llmkit; print('pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"
+
+
 def test_no_module_imports_litellm_at_its_top() -> None:
     for path in (ROOT / "llmkit").rglob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:

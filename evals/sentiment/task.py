@@ -19,31 +19,31 @@ class Sentiment(BaseModel):
 
 FEW_SHOT = """\
 Text: The waiter was charming and the dessert was superb.
-Sentiment: {{"label": "positive"}}
+JSON: {{"label": "positive"}}
 
 Text: I waited an hour and the food was disgusting.
-Sentiment: {{"label": "negative"}}
+JSON: {{"label": "negative"}}
 
 Text: The screen is scratched and the seller refuses to pay.
-Sentiment: {{"label": "negative"}}
+JSON: {{"label": "negative"}}
 
 Text: We had a lovely holiday and will surely come back.
-Sentiment: {{"label": "positive"}}
+JSON: {{"label": "positive"}}
 
 Text: The chair wobbles and looks cheap.
-Sentiment: {{"label": "negative"}}
+JSON: {{"label": "negative"}}
 
 Text: An inspiring talk, I learned so much.
-Sentiment: {{"label": "positive"}}
+JSON: {{"label": "positive"}}
 
 Text: {input}
-Sentiment:"""
+JSON:"""
 
 ZERO_SHOT = """\
 Say whether the sentiment of the text is positive or negative, as a JSON object with the field "label".
 
 Text: {input}
-Sentiment:"""
+JSON:"""
 
 task = Task(
     name="sentiment",

@@ -2,7 +2,8 @@
 
 from llmkit.evals.dataset import Dataset, Sample
 from llmkit.evals.loader import load_tasks
-from llmkit.evals.plan import EvaluateOptions, Progress
+from llmkit.evals.plan import EvaluateOptions
+from llmkit.evals.progress import Progress
 from llmkit.evals.report import EvalReport
 from llmkit.evals.runner import evaluate, load_report
 from llmkit.evals.scorers import Score, Scorer, exact_match, field_match, numeric_tolerance, set_f1

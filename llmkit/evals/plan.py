@@ -12,6 +12,7 @@ from uuid_utils.compat import uuid7
 from llmkit.canonical import sha256_of
 from llmkit.errors import LLMError, LLMEvaluationError, LLMUnusableAnswer
 from llmkit.evals.dataset import Dataset, Sample
+from llmkit.evals.progress import Progress
 from llmkit.evals.result import FAILED, ResultKey
 from llmkit.evals.scorers import Scorer
 from llmkit.evals.task import Task
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from llmkit.pydanticai.extraction import Extraction
     from llmkit.service import LLMService
 
-__all__ = ["EvaluateOptions", "Extractor", "Plan", "Progress", "call_name", "name_prefix"]
+__all__ = ["EvaluateOptions", "Extractor", "Plan", "call_name", "name_prefix"]
 
 DEFAULT_CONCURRENCY = 8
 PART_LENGTH = 48
@@ -31,25 +32,6 @@ PART_LENGTH = 48
 
 # What `llmkit.pydanticai.extraction.extract` is.
 Extractor: TypeAlias = "Callable[..., Awaitable[Extraction[Any]]]"
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far an evaluation is; given to a progress function after every sample.
-
-    Attributes:
-        done: Samples x routes x epochs that are settled, those from earlier runs included.
-        total: All of them.
-        failed: How many of those done now ended without a valid output.
-        reused: How many were there already.
-        sent: Requests sent to providers so far.
-    """
-
-    done: int
-    total: int
-    failed: int
-    reused: int
-    sent: int
 
 
 class EvaluateOptions(TypedDict, total=False):

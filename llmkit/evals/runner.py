@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 from llmkit.errors import (
-    LLMAuthenticationError,
-    LLMConfigurationError,
     LLMError,
     LLMEvaluationError,
     LLMInProgress,
-    LLMModelNotFound,
-    LLMNoRoute,
-    LLMPermissionDenied,
-    LLMQuotaExhausted,
     LLMStoreError,
-    LLMUnsupported,
 )
 from llmkit.evals.dataset import Sample
+from llmkit.evals.health import RESTS_WITHOUT_ANSWER, Health
 from llmkit.evals.outcome import answered, failed, scored
-from llmkit.evals.plan import EvaluateOptions, Plan, Progress, call_name, name_prefix
+from llmkit.evals.plan import EvaluateOptions, Plan, call_name, name_prefix
+from llmkit.evals.progress import Progress, shown
 from llmkit.evals.report import EvalReport
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, ResultKey, Work, key_of
 from llmkit.evals.scorers import Scores, apply_scorers
@@ -39,19 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate", "load_report"]
 
-FAILURES_BEFORE_STOP = 3
 STAGE = "sample"
-
-# A route that fails so will fail so again on the next sample.
-HOPELESS = (
-    LLMAuthenticationError,
-    LLMPermissionDenied,
-    LLMConfigurationError,
-    LLMModelNotFound,
-    LLMQuotaExhausted,
-    LLMUnsupported,
-    LLMNoRoute,
-)
 
 
 async def evaluate(
@@ -147,19 +128,6 @@ class _Tally:
         return Work(self.reused, self.rescored, self.called, self.replayed, self.sent)
 
 
-@dataclass(slots=True)
-class _Health:
-    """Whether a lane is worth calling: hopeless failures in a row, and the one that stopped it."""
-
-    in_a_row: int = 0
-    stopped_by: LLMError | None = None
-
-    def note(self, error: LLMError | None) -> None:
-        self.in_a_row = self.in_a_row + 1 if isinstance(error, HOPELESS) else 0
-        if self.in_a_row >= FAILURES_BEFORE_STOP and self.stopped_by is None:
-            self.stopped_by = error
-
-
 @dataclass(frozen=True, slots=True)
 class _Call:
     """One sample to be asked on one lane."""
@@ -186,13 +154,14 @@ class _Evaluation:
     store: EvalStore
     stored: Mapping[ResultKey, EvalResult]
     tally: _Tally = field(init=False)
-    health: dict[str, _Health] = field(init=False)
+    health: dict[str, Health] = field(init=False)
     in_progress: set[ResultKey] = field(default_factory=set)
+    put_off: list[_Call] = field(default_factory=list)
     show: Callable[[Progress], None] = field(default=lambda _progress: None)
 
     def __post_init__(self) -> None:
         self.tally = _Tally(self.plan.total)
-        self.health = {lane.label: _Health() for lane in self.plan.lanes}
+        self.health = {lane.label: Health() for lane in self.plan.lanes}
 
     async def work(self) -> None:
         """Do all that is open, with bounded concurrency.
@@ -200,16 +169,39 @@ class _Evaluation:
         Raises:
             LLMStoreError: Results cannot be kept any more.
         """
-        jobs = self._jobs()
-        with _shown(self.plan.progress, self.plan.total) as self.show:
+        with shown(self.plan.progress, self.plan.total) as self.show:
             try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(min(self.plan.concurrency, self.plan.total + len(self.stored))):
-                        group.create_task(self._worker(jobs))
+                await self._round(self._jobs())
+                await self._come_back()
             except ExceptionGroup as errors:
                 # The first one stopped the others.
                 raise errors.exceptions[0] from None
             self.show(self.tally.progress())
+
+    async def _round(self, jobs: Iterator[_Call | _Rescore]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self.plan.concurrency):
+                group.create_task(self._worker(jobs))
+
+    async def _come_back(self) -> None:
+        """Call what was put off while a route was left alone, until it is done or routes stay silent."""
+        patience = RESTS_WITHOUT_ANSWER
+        while self.put_off and patience:
+            await asyncio.sleep(max(health.rest() for health in self.health.values()))
+            jobs, self.put_off = self.put_off, []
+            answers = self._answers()
+            # One call first: the router lets a single one through to see whether the route is back.
+            for lane in {job.lane.label: job for job in reversed(jobs)}.values():
+                jobs.remove(lane)
+                await self._call(lane)
+            await self._round(iter(jobs))
+            patience = RESTS_WITHOUT_ANSWER if self._answers() > answers else patience - 1
+        for job in self.put_off:
+            self.health[job.lane.label].give_up()
+        self.tally.skipped += len(self.put_off)
+
+    def _answers(self) -> int:
+        return sum(health.answers for health in self.health.values())
 
     async def _worker(self, jobs: Iterator[_Call | _Rescore]) -> None:
         for job in jobs:
@@ -253,7 +245,12 @@ class _Evaluation:
         health = self.health[job.lane.label]
         if health.stopped_by is not None:
             self.tally.skipped += 1
-            return
+        elif health.resting_after is not None:
+            self.put_off.append(job)
+        else:
+            await self._ask(job, health)
+
+    async def _ask(self, job: _Call, health: Health) -> None:
         blank = self._blank(job)
         try:
             extraction = await self._extract(job, blank.pipeline_run_id)
@@ -263,10 +260,13 @@ class _Evaluation:
             self.in_progress.add(key_of(blank))
             self.tally.skipped += 1
         except Exception as error:  # noqa: BLE001 (a validator of the user's type may raise anything: a row, not a crash)
-            health.note(error if isinstance(error, LLMError) else None)
-            await self._keep_failure(blank, error)
+            if health.is_left_alone(error):
+                await self._call(job)
+            else:
+                health.failed(error)
+                await self._keep_failure(blank, error)
         else:
-            health.note(None)
+            health.answered()
             await self._keep_answer(job, blank, extraction)
 
     def _blank(self, job: _Call) -> EvalResult:
@@ -339,33 +339,3 @@ class _Evaluation:
             return replace(blank, status=IN_PROGRESS, error_code=LLMInProgress.code)
         stopped_by = self.health[blank.route].stopped_by
         return replace(blank, status=NOT_RUN, error_code=stopped_by.code if stopped_by else None)
-
-
-@contextmanager
-def _shown(progress: bool | Callable[[Progress], None], total: int) -> Iterator[Callable[[Progress], None]]:
-    if callable(progress):
-        yield progress
-    elif progress:
-        with _progress_bar(total) as show:
-            yield show
-    else:
-        yield lambda _progress: None
-
-
-@contextmanager
-def _progress_bar(total: int) -> Iterator[Callable[[Progress], None]]:
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, unit="sample", mininterval=_interval_s()) as bar:
-
-        def show(progress: Progress) -> None:
-            bar.set_postfix(failed=progress.failed, reused=progress.reused, sent=progress.sent, refresh=False)
-            bar.update(progress.done - bar.n)
-
-        yield show
-
-
-def _interval_s() -> float:
-    """Seconds between two drawings: few in a log file, where each is a line of its own."""
-    drawn_over = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return 0.2 if drawn_over else 10.0

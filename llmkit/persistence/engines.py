@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from llmkit.errors import LLMConfigurationError, LLMStoreError
-from llmkit.persistence.faults import store_error
+from llmkit.persistence.faults import cannot_open, store_error
 
 __all__ = [
     "IMMEDIATE_OPTIONS",
@@ -28,6 +28,7 @@ __all__ = [
     "label_of",
     "make_async_engine",
     "make_engine",
+    "path_of",
     "reading",
     "writing",
 ]
@@ -104,9 +105,17 @@ class DatabaseAddress:
 def label_of(url: URL) -> str:
     """A name for messages, without user and password."""
     if url.get_backend_name() == "sqlite":
-        return unquote((url.database or "in memory").removeprefix("file:"))
+        return str(path_of(url) or "in memory")
     host = url.host or url.query.get("host") or "localhost"
     return f"PostgreSQL at {host}/{url.database or ''}"
+
+
+def path_of(url: URL) -> Path | None:
+    """The SQLite file that the URL names, if it does."""
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return None
+    is_uri = url.database.startswith("file:")
+    return Path(unquote(url.database.removeprefix("file:")) if is_uri else url.database)
 
 
 _EXPECTED = "use sqlite:///llmkit.db, or postgresql://USER:PASSWORD@HOST:5432/NAME"
@@ -166,8 +175,15 @@ def _options(address: DatabaseAddress, busy_timeout_s: float) -> dict[str, Any]:
 
 def _listen(engine: Engine, address: DatabaseAddress) -> None:
     if address.is_sqlite:
+        event.listen(engine, "do_connect", lambda *_: _refuse_missing(address))
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+
+
+def _refuse_missing(address: DatabaseAddress) -> None:
+    # Before the driver tries: aiosqlite leaves a thread behind when it cannot open the file.
+    if address.path is not None and not address.path.is_file():
+        raise cannot_open(address.path)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

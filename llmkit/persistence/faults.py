@@ -19,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from llmkit.errors import LLMStoreError
 
-__all__ = ["Fault", "classify", "database_gone", "patiently", "store_error"]
+__all__ = ["Fault", "cannot_open", "classify", "database_gone", "patiently", "store_error"]
 
 T = TypeVar("T")
 
@@ -147,7 +147,7 @@ def store_error(error: Exception, label: str, path: Path | None = None) -> LLMSt
     cause = _driver_error(error)
     template = _template(error, cause)
     if template is None and path is not None and _sqlite_code(cause) == sqlite3.SQLITE_CANTOPEN:
-        return LLMStoreError(_cannot_open(path))
+        return cannot_open(path)
     if template is None:
         template = f"{{label}} failed: {_described(cause)}"
     return LLMStoreError(template.replace("{label}", f"The database {label}" if path else label))
@@ -161,17 +161,17 @@ def database_gone(path: Path) -> LLMStoreError:
     )
 
 
-def _cannot_open(path: Path) -> str:
+def cannot_open(path: Path) -> LLMStoreError:
+    """The error for a file that SQLite cannot open, with the reason as far as it can be seen."""
     if not path.parent.is_dir():
-        return f"The database {path} cannot be opened: the folder {path.parent} does not exist."
-    if not path.exists():
-        return f"The database {path} does not exist. Run `llmkit db upgrade` to create it, or correct LLM_DATABASE_URL."
+        return LLMStoreError(f"The database {path} cannot be opened: the folder {path.parent} does not exist.")
     if path.is_dir():
-        return f"The database {path} cannot be opened: it is a folder. Set LLM_DATABASE_URL to a file."
-    return (
-        f"The database {path} cannot be opened. "
-        f"Give this user permission to read and write it and its folder {path.parent}."
-    )
+        return LLMStoreError(f"The database {path} cannot be opened: it is a folder. Set LLM_DATABASE_URL to a file.")
+    if not path.exists():
+        advice = "Run `llmkit db upgrade` to create it, or correct LLM_DATABASE_URL."
+        return LLMStoreError(f"The database {path} does not exist. {advice}")
+    advice = f"Give this user permission to read and write it and its folder {path.parent}."
+    return LLMStoreError(f"The database {path} cannot be opened. {advice}")
 
 
 def _template(error: Exception, cause: BaseException) -> str | None:

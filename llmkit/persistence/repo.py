@@ -12,7 +12,7 @@ from sqlalchemy import Select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from llmkit.persistence.engines import label_of
+from llmkit.persistence.engines import label_of, path_of
 from llmkit.persistence.faults import store_error
 from llmkit.persistence.rows import (
     abandoned_values,
@@ -156,5 +156,6 @@ class SqlLLMRunRepo:
     async def _translated(self) -> AsyncIterator[None]:
         try:
             yield
-        except (SQLAlchemyError, OSError) as error:
-            raise store_error(error, label_of(self._db.get_bind().engine.url)) from None
+        except (SQLAlchemyError, OSError, OverflowError) as error:
+            url = self._db.get_bind().engine.url
+            raise store_error(error, label_of(url), path_of(url)) from None

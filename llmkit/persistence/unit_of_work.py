@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from llmkit.errors import LLMStoreError
-from llmkit.persistence.engines import IMMEDIATE_OPTIONS, label_of
+from llmkit.persistence.engines import IMMEDIATE_OPTIONS, label_of, path_of
 from llmkit.persistence.faults import store_error
 from llmkit.persistence.repo import SqlLLMRunRepo
 
@@ -73,4 +73,4 @@ class SqlUnitOfWork:
             raise self._translated(error) from None
 
     def _translated(self, error: Exception) -> LLMStoreError:
-        return store_error(error, label_of(self._engine.url))
+        return store_error(error, label_of(self._engine.url), path_of(self._engine.url))

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from logging import getLogger
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread, current_thread
 from typing import Any, ClassVar, Final, Self
@@ -157,7 +158,7 @@ class GroupWriter:
                 self._carry_out(batch)
         except BaseException as error:
             reason = f"its writer died of {type(error).__name__}"
-            raise
+            getLogger(__name__).exception("the journal's writer died")
         finally:
             self._retire(f"The journal of {self._address.label} stopped: {reason}.")
 

@@ -90,6 +90,7 @@ class ProviderSpec:
         tools_depend_on_model: Whether a pinned model is worth asking although `supports_tools` is not declared.
         estimates_missing_counts: Whether LiteLLM counts tokens itself when the provider does not.
         reports_cost: Whether LiteLLM's price for an answer can be believed.
+        parallel: Most requests it should get at once, beside the limit over all; None for no limit of its own.
     """
 
     provider: LLMProvider
@@ -109,6 +110,7 @@ class ProviderSpec:
     tools_depend_on_model: bool = False
     estimates_missing_counts: bool = False
     reports_cost: bool = False
+    parallel: Callable[[LLMSettings], int | None] = lambda _settings: None
 
 
 def answers_on_this_machine(spec: ProviderSpec, settings: LLMSettings) -> bool:

@@ -91,6 +91,7 @@ SPEC = ProviderSpec(
     default_model=lambda settings: settings.local_model,
     context_tokens=lambda settings, _model: settings.local_context_tokens,
     address=lambda _settings: None,
+    parallel=lambda settings: settings.local_parallel,
     configuration_problem=_configuration_problem,
     call_arguments=_call_arguments,
     reply_facts=_reply_facts,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
@@ -43,7 +42,7 @@ class Extraction(Generic[T]):
         valid_first_try: Whether the first answer fitted; False means that the model was asked again.
         responses: Every model request, in order; `served_from` tells which of them cost something now.
         usage: Tokens of all of them.
-        latency_ms: Wall time over all of them; replayed ones count what they took originally.
+        latency_ms: That of all of them together; stored ones count what they took originally.
     """
 
     value: T
@@ -101,9 +100,8 @@ async def extract(  # noqa: PLR0913 - the fields of a request, all by name
         epoch=epoch,
         use_cache=use_cache,
     )
-    started_s = time.perf_counter()
     value = await _run(model, output_type, conversation, mode, retries)
-    return _extraction(value, mode, tuple(model.responses), (time.perf_counter() - started_s) * 1000)
+    return _extraction(value, mode, tuple(model.responses))
 
 
 def _schema(output_type: Any) -> dict[str, Any]:
@@ -202,13 +200,12 @@ def _problems(output_type: Any, raw: str) -> tuple[str, ...]:
     return ()
 
 
-def _extraction(value: T, mode: OutputMode, responses: tuple[LLMResponse, ...], elapsed_ms: float) -> Extraction[T]:
-    billed = all(response.billed for response in responses)
+def _extraction(value: T, mode: OutputMode, responses: tuple[LLMResponse, ...]) -> Extraction[T]:
     return Extraction(
         value=value,
         mode=mode,
         valid_first_try=len(responses) == 1,
         responses=responses,
         usage=TokenUsage.total(response.usage for response in responses),
-        latency_ms=elapsed_ms if billed else sum(response.latency_ms for response in responses),
+        latency_ms=sum(response.latency_ms for response in responses),
     )

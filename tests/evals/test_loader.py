@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from llmkit import evals
 from llmkit.errors import LLMDatasetError, LLMEvaluationError
 from llmkit.evals import Sample, Task, load_tasks
+from llmkit.evals.result import STATUSES
 
 SPEC_EXAMPLE = """
 from typing import Literal
@@ -154,6 +156,20 @@ def test_a_task_that_cannot_be_used_is_refused_when_it_is_built(parts, message):
 
 
 EVALS = Path(__file__).parents[2] / "evals"
+
+
+def test_the_example_of_the_documentation_runs(tmp_path):
+    page = (EVALS.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    example = page.split("```python\n")[1].split("```")[0]
+    (task,) = load_tasks(write(tmp_path, example))
+    assert task.task_sha256 == load_tasks(write(tmp_path, SPEC_EXAMPLE))[0].task_sha256
+
+
+def test_the_documentation_names_every_public_name_and_option():
+    page = (EVALS.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    names = [*evals.EvaluateOptions.__annotations__, *STATUSES, *Task.__dataclass_fields__]
+    internal = {"_", "base_dir", "name", "description", "extract"}
+    assert [name for name in names if name not in internal and name not in page] == []
 
 
 @pytest.mark.parametrize("file", sorted(EVALS.glob("*/task.py")), ids=lambda file: file.parent.name)

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from unittest.mock import patch
 from uuid import uuid4
 
 import pytest
@@ -14,6 +15,7 @@ from llmkit.errors import (
     LLMOutputTruncated,
     LLMStoreError,
     LLMTimeout,
+    LLMUnavailable,
 )
 from llmkit.evals import Dataset, Sample, Variant, field_match, load_report
 from llmkit.types import LLMProvider, Route, ServedFrom
@@ -238,6 +240,66 @@ async def test_failures_that_pass_do_not_stop_a_route():
     assert report.stopped == {}
 
 
+def left_alone(retry_after_s=0.0):
+    return LLMUnavailable("ollama/a is left alone for 30 s more", retry_after_s=retry_after_s)
+
+
+def down():
+    error = LLMUnavailable("Ollama does not answer")
+    error.attempts = (attempt(A),)
+    return error
+
+
+async def test_an_outage_in_the_middle_costs_nothing_but_the_wait():
+    asked = []
+
+    def answer(call):
+        asked.append(call.text)
+        if 3 <= len(asked) < 5:
+            raise down()
+        if 5 <= len(asked) < 8:
+            raise left_alone(retry_after_s=None if len(asked) == 5 else 0.0)
+        return right(call)
+
+    store = MemoryStore()
+    task = sentiment_task(dataset=[Sample(f"good {number}", "positive") for number in range(20)])
+    with patch("llmkit.evals.health.USUAL_REST_S", 0.0):
+        report = await run(task, store=store, extract=FakeExtract(answer), concurrency=1)
+    assert report.counts == {"SUCCEEDED": 18, "FAILED": 2, "SCORER_FAILED": 0, "NOT_RUN": 0, "IN_PROGRESS": 0}
+    assert len(asked) == 20 + 3
+    assert not (await run(task, store=store)).has_failures
+
+
+async def test_a_route_that_stays_away_is_given_up_and_the_others_are_not():
+    asked = []
+
+    def answer(call):
+        asked.append(call.text)
+        if call.route == A and len(asked) > 8:
+            raise left_alone()
+        return right(call)
+
+    task = sentiment_task(dataset=[Sample(f"good {number}", "positive") for number in range(20)])
+    report = await run(task, ["ollama/a", "gemini/b"], extract=FakeExtract(answer))
+    frame = report.samples()
+    assert set(frame[frame["route"] == "gemini/b"]["status"]) == {"SUCCEEDED"}
+    assert report.counts["NOT_RUN"] == 16
+    assert set(frame[frame["status"] == "NOT_RUN"]["error_code"]) == {"unavailable"}
+    assert report.stopped == {"ollama/a": "ollama/a is left alone for 30 s more"}
+
+
+async def test_nobody_waits_for_a_server_that_never_answered():
+    def answer(call):
+        raise left_alone(retry_after_s=3_600.0) if call.text == "Text: awful" else down()
+
+    store = MemoryStore()
+    report = await run(store=store, extract=FakeExtract(answer), concurrency=1)
+    assert (report.counts["FAILED"], report.counts["NOT_RUN"]) == (3, 1)
+    # What failed first says why; that it was left alone afterwards does not replace it.
+    await run(store=store, extract=FakeExtract(lambda call: (_ for _ in ()).throw(left_alone())))
+    assert {row.error_message for row in store.rows.values()} == {"Ollama does not answer"}
+
+
 async def test_a_call_under_way_elsewhere_is_listed_and_not_stored():
     def busy(call):
         if "good" in call.text:
@@ -413,9 +475,8 @@ async def test_an_added_scorer_scores_what_is_stored():
     assert report.metrics == ("field_match", "length")
 
 
+# The same schema, and a rule that it does not show.
 class Strict(Sentiment):
-    """The same schema, and a rule that it does not show."""
-
     model_config = ConfigDict(title="Sentiment")
 
     @field_validator("label")
@@ -430,7 +491,6 @@ async def test_a_stored_output_that_fits_no_more_is_a_scorer_error():
     def one(output, sample):
         return 1
 
-    Strict.__doc__ = None
     store, extract = MemoryStore(), FakeExtract()
     first = sentiment_task()
     await run(first, store=store)

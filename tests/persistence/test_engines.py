@@ -40,7 +40,7 @@ def test_a_relative_file_is_where_the_process_was(tmp_path: Path, monkeypatch: p
     assert address.label == str(tmp_path / "runs.db")
 
 
-@pytest.mark.parametrize("url", ["mysql://x/y", "sqlite://", "sqlite:///:memory:", "nonsense", "://", "postgresql://["])
+@pytest.mark.parametrize("url", ["mysql://x/y", "sqlite://", "sqlite:///:memory:", "nonsense", "://"])
 def test_other_urls_are_refused_without_being_repeated(url: str) -> None:
     with pytest.raises(LLMConfigurationError, match="LLM_DATABASE_URL") as caught:
         DatabaseAddress.parse(url)

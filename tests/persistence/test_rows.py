@@ -21,8 +21,8 @@ from tests.persistence.values import a_failure, a_start, a_success, an_attempt, 
 
 ANY_TEXT = st.text(st.characters(codec=None, categories=None))
 TIMES = st.datetimes(
-    min_value=datetime(1971, 1, 1),
-    max_value=datetime(2200, 1, 1),
+    min_value=datetime(1971, 1, 1),  # noqa: DTZ001 the zone is drawn
+    max_value=datetime(2200, 1, 1),  # noqa: DTZ001
     timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30)), timezone(timedelta(hours=-11))]),
 )
 
@@ -146,8 +146,8 @@ async def test_a_failure_is_stored_whole(database_url: str) -> None:
         await home.repo.mark_failed(a_failure(start.id, plan={"policy": "x"}))
         (run,) = home.runs()
         (attempt,) = home.attempts()
-    kept = {name: run[name] for name in ("status", "error_code", "error_message", "latency_ms", "attempts", "plan_json")}
-    assert kept == {
+    names = ("status", "error_code", "error_message", "latency_ms", "attempts", "plan_json")
+    assert {name: run[name] for name in names} == {
         "status": "FAILED",
         "error_code": "timeout",
         "error_message": "no answer",
@@ -173,11 +173,12 @@ async def test_attempts_of_a_run_that_was_declared_dead_are_recorded(database_ur
 
 @pytest.mark.parametrize("served_from", list(ServedFrom))
 async def test_every_word_that_we_use_is_allowed(database_url: str, served_from: ServedFrom) -> None:
-    words = [("stop", AttemptStatus.SUCCEEDED), ("content_filter", AttemptStatus.FAILED), (None, AttemptStatus.CANCELLED)]
+    words = [("stop", "SUCCEEDED"), ("content_filter", "FAILED"), (None, "CANCELLED")]
     with JournalHome(database_url) as home:
         start = a_start()
         attempts = [
-            an_attempt(number, finish_reason=reason, status=status) for number, (reason, status) in enumerate(words, 1)
+            an_attempt(number, finish_reason=reason, status=AttemptStatus(status))
+            for number, (reason, status) in enumerate(words, 1)
         ]
         await home.repo.create_started(start)
         await home.repo.mark_succeeded(a_success(start.id, served_from=served_from, attempts=tuple(attempts)))

@@ -7,6 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from llmkit.errors import LLMStoreError
+from llmkit.persistence.engines import DatabaseAddress, create_database_file
 from llmkit.persistence.repo import SqlLLMRunRepo
 from llmkit.persistence.unit_of_work import SqlUnitOfWork
 from llmkit.ports import KeyTaken
@@ -16,23 +17,21 @@ from tests.persistence.values import a_start, a_success, new_id, served
 
 
 async def test_nothing_is_kept_without_a_commit(database_url: str) -> None:
-    async with async_engine(database_url) as engine:
-        async with SqlUnitOfWork(engine) as unit:
-            start = a_start(idempotency_key="k")
-            await unit.runs.create_started(start)
-            await unit.runs.mark_succeeded(a_success(start.id))
+    async with async_engine(database_url) as engine, SqlUnitOfWork(engine) as unit:
+        start = a_start(idempotency_key="k")
+        await unit.runs.create_started(start)
+        await unit.runs.mark_succeeded(a_success(start.id))
     with JournalHome(database_url) as home:
         assert home.runs() == []
         assert home.attempts() == []
 
 
 async def test_everything_is_kept_with_one(database_url: str) -> None:
-    async with async_engine(database_url) as engine:
-        async with SqlUnitOfWork(engine) as unit:
-            start = a_start(idempotency_key="k", flight_key="f")
-            await unit.runs.create_started(start)
-            await unit.runs.mark_succeeded(a_success(start.id))
-            await unit.commit()
+    async with async_engine(database_url) as engine, SqlUnitOfWork(engine) as unit:
+        start = a_start(idempotency_key="k", flight_key="f")
+        await unit.runs.create_started(start)
+        await unit.runs.mark_succeeded(a_success(start.id))
+        await unit.commit()
     with JournalHome(database_url) as home:
         (run,) = home.runs()
         assert (run["id"], run["status"], run["flight_key"]) == (start.id, "SUCCEEDED", None)
@@ -43,15 +42,14 @@ async def test_a_lost_race_leaves_the_callers_own_writes_standing(database_url: 
     with JournalHome(database_url) as home:
         await home.repo.create_started(a_start(idempotency_key="k"))
     mine, own = a_start(idempotency_key="k"), a_start()
-    async with async_engine(database_url) as engine:
-        async with SqlUnitOfWork(engine) as unit:
-            await unit.runs.create_started(own)
-            with pytest.raises(KeyTaken):
-                await unit.runs.create_started(mine)
-            with pytest.raises(KeyTaken):
-                await unit.runs.save_result_for_idempotency_key(mine, served(mine.id))
-            await unit.runs.mark_succeeded(a_success(own.id))
-            await unit.commit()
+    async with async_engine(database_url) as engine, SqlUnitOfWork(engine) as unit:
+        await unit.runs.create_started(own)
+        with pytest.raises(KeyTaken):
+            await unit.runs.create_started(mine)
+        with pytest.raises(KeyTaken):
+            await unit.runs.save_result_for_idempotency_key(mine, served(mine.id))
+        await unit.runs.mark_succeeded(a_success(own.id))
+        await unit.commit()
     with JournalHome(database_url) as home:
         assert [run["status"] for run in home.runs()] == ["STARTED", "SUCCEEDED"]
 
@@ -109,10 +107,9 @@ async def test_a_missing_database_is_one_clear_error(new_sqlite_url: str) -> Non
 
 
 async def test_a_database_without_tables_is_one_clear_error(new_database_url: str) -> None:
-    if new_database_url.startswith("sqlite"):
-        (tmp := new_database_url.removeprefix("sqlite:///"))
-        open(tmp, "w").close()  # noqa: SIM115, PTH123, ASYNC230
-    async with async_engine(new_database_url) as engine:
-        async with SqlUnitOfWork(engine) as unit:
-            with pytest.raises(LLMStoreError, match="llmkit db upgrade"):
-                await unit.runs.create_started(a_start())
+    address = DatabaseAddress.parse(new_database_url)
+    if address.path is not None:
+        create_database_file(address.path)
+    async with async_engine(new_database_url) as engine, SqlUnitOfWork(engine) as unit:
+        with pytest.raises(LLMStoreError, match="llmkit db upgrade"):
+            await unit.runs.create_started(a_start())

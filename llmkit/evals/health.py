@@ -1,0 +1,89 @@
+"""Whether a route is worth calling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmkit.errors import (
+    LLMAuthenticationError,
+    LLMConfigurationError,
+    LLMError,
+    LLMModelNotFound,
+    LLMNoRoute,
+    LLMPermissionDenied,
+    LLMQuotaExhausted,
+    LLMUnavailable,
+    LLMUnsupported,
+)
+
+__all__ = ["FAILURES_BEFORE_STOP", "RESTS_WITHOUT_ANSWER", "Health"]
+
+FAILURES_BEFORE_STOP = 3
+RESTS_WITHOUT_ANSWER = 3
+LONGEST_REST_S = 60.0
+# When an error does not say how long the route is left alone.
+USUAL_REST_S = 5.0
+
+# A route that fails so will fail so again on the next sample.
+HOPELESS = (
+    LLMAuthenticationError,
+    LLMPermissionDenied,
+    LLMConfigurationError,
+    LLMModelNotFound,
+    LLMQuotaExhausted,
+    LLMUnsupported,
+    LLMNoRoute,
+)
+
+
+@dataclass(slots=True)
+class Health:
+    """What the calls of one lane have shown so far.
+
+    Attributes:
+        answers: How many got an answer.
+        in_a_row: Hopeless failures since the last other outcome.
+        resting_after: The error that said that the route is left alone for a while.
+        stopped_by: The error after which the route is not called any more.
+    """
+
+    answers: int = 0
+    in_a_row: int = 0
+    resting_after: LLMError | None = None
+    stopped_by: LLMError | None = None
+
+    def answered(self) -> None:
+        """Note an answer."""
+        self.answers += 1
+        self.in_a_row = 0
+
+    def failed(self, error: Exception) -> None:
+        """Note a failure, and stop after several hopeless ones in a row."""
+        self.in_a_row = self.in_a_row + 1 if isinstance(error, HOPELESS) else 0
+        if self.in_a_row >= FAILURES_BEFORE_STOP and isinstance(error, LLMError):
+            self.stopped_by = self.stopped_by or error
+
+    def is_left_alone(self, error: Exception) -> bool:
+        """Whether nothing was sent, because the route failed too often just before.
+
+        Then it rests; a route that has not answered once is stopped instead, so that nobody waits for a server that
+        is not there.
+        """
+        # Its subclasses tell of a request that was sent, whether or not they know their attempts.
+        if type(error) is not LLMUnavailable or error.attempts:
+            return False
+        self.resting_after = error
+        if not self.answers:
+            self.give_up()
+        return True
+
+    def rest(self) -> float:
+        """End the rest; the seconds that it should have taken, 0 for a route that did not rest."""
+        error, self.resting_after = self.resting_after, None
+        if error is None:
+            return 0.0
+        return min(LONGEST_REST_S, USUAL_REST_S if error.retry_after_s is None else error.retry_after_s)
+
+    def give_up(self) -> None:
+        """Stop after a rest that was in vain."""
+        self.stopped_by = self.stopped_by or self.resting_after

@@ -1,0 +1,137 @@
+"""The whole of llmkit on real models: a real Ollama, and the embedded one on the same weights."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmkit import LLMModelNotFound, LLMUnavailable, Session
+from llmkit.doctor import CheckState, examine
+from llmkit.evals import load_tasks
+from llmkit.settings import load_settings
+from tests.ollama_server import RealOllama
+
+TASK = Path(__file__).parents[2] / "evals" / "sentiment" / "task.py"
+SHOTS = "apple: red\nbanana: yellow\ngrass: green\ncoal: black\nsnow:"
+
+
+@pytest.fixture
+def on_ollama(real_ollama: RealOllama) -> Iterator[Session]:
+    with Session("real", ollama_api_base=real_ollama.url, ollama_model=real_ollama.model, max_retries=0) as session:
+        yield session
+
+
+@pytest.fixture
+def on_local() -> Iterator[Session]:
+    with Session("real", max_retries=0) as session:
+        yield session
+
+
+def _label(session: Session, route: str) -> str:
+    (task,) = load_tasks(TASK)
+    sample = task.load().samples[0]
+    prompt = task.prompt.format(input=sample.input)
+    return session.extract(task.output_type, prompt, route=route, temperature=0, max_output_tokens=64).label
+
+
+def _accuracy(session: Session, route: str) -> float:
+    (task,) = load_tasks(TASK)
+    report = session.evaluate(task, [route], name="small", limit=8, progress=False)
+    assert report.counts["SUCCEEDED"] == 8
+    summary = report.summary().iloc[0]
+    assert summary.input_tokens > 8 * 50
+    return float(summary["mean"])
+
+
+@pytest.mark.ollama
+def test_chat_on_a_real_ollama_is_recorded_with_exact_counts(on_ollama: Session, real_ollama: RealOllama) -> None:
+    answer = on_ollama.chat(SHOTS, route=f"ollama/{real_ollama.model}", max_output_tokens=4)
+    assert "white" in answer.text.lower()
+    assert answer.usage.output_tokens <= 4
+    assert not answer.usage.estimated
+    row = on_ollama.runs().iloc[0]
+    assert (row.input_tokens, row.status) == (answer.usage.input_tokens, "SUCCEEDED")
+
+
+@pytest.mark.ollama
+def test_extraction_on_a_real_ollama_is_constrained_to_the_schema(on_ollama: Session, real_ollama: RealOllama) -> None:
+    assert _label(on_ollama, f"ollama/{real_ollama.model}") in {"positive", "negative"}
+
+
+@pytest.mark.ollama
+@pytest.mark.slow
+def test_a_small_evaluation_on_a_real_ollama(on_ollama: Session, real_ollama: RealOllama) -> None:
+    assert _accuracy(on_ollama, f"ollama/{real_ollama.model}") >= 0.75
+
+
+@pytest.mark.ollama
+def test_an_unknown_model_of_a_real_ollama_says_how_to_get_it(on_ollama: Session) -> None:
+    with pytest.raises(LLMModelNotFound, match="ollama pull no-such-model"):
+        on_ollama.chat("x", route="ollama/no-such-model")
+
+
+@pytest.mark.ollama
+def test_doctor_sees_the_real_ollama_and_its_model(real_ollama: RealOllama) -> None:
+    settings = load_settings(ollama_api_base=real_ollama.url, ollama_model=real_ollama.model)
+    check = next(check for check in examine(settings) if check.name == "ollama")
+    assert (check.state, check.route) == (CheckState.OK, f"ollama/{real_ollama.model}")
+    assert "0.6.5" in check.detail
+
+
+@pytest.mark.ollama
+@pytest.mark.slow
+def test_a_cancelled_call_frees_the_real_ollama_at_once(on_ollama: Session, real_ollama: RealOllama) -> None:
+    route = f"ollama/{real_ollama.model}"
+    on_ollama.chat(SHOTS, route=route, max_output_tokens=1)
+
+    async def cancel_a_long_one() -> None:
+        task = asyncio.create_task(on_ollama.achat("Once upon a time", route=route, max_output_tokens=2000))
+        await asyncio.sleep(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel_a_long_one())
+    answer = on_ollama.chat(SHOTS, route=route, max_output_tokens=2, timeout_s=20, seed=1)
+    assert answer.billed
+    assert set(on_ollama.runs().error_code.dropna()) == {"cancelled"}
+
+
+@pytest.mark.ollama
+@pytest.mark.slow
+def test_a_prompt_beyond_ollamas_default_window_is_answered_whole(on_ollama: Session, real_ollama: RealOllama) -> None:
+    route = f"ollama/{real_ollama.model}"
+    whole = on_ollama.chat("word " * 2500 + "\n" + SHOTS, route=route, max_output_tokens=2, timeout_s=110)
+    assert whole.usage.input_tokens > 2500
+
+
+@pytest.mark.ollama
+@pytest.mark.slow
+def test_a_killed_ollama_is_one_clear_error_and_a_restarted_one_is_used_again(own_ollama: RealOllama) -> None:
+    route = f"ollama/{own_ollama.model}"
+    with Session("real", ollama_api_base=own_ollama.url, max_retries=0, cache_enabled=False) as session:
+        session.chat(SHOTS, route=route, max_output_tokens=1)
+        own_ollama.kill()
+        with pytest.raises(LLMUnavailable, match=r"broke off the connection|ollama serve"):
+            session.chat(SHOTS, route=route, max_output_tokens=1)
+        with pytest.raises(LLMUnavailable, match="ollama serve"):
+            session.chat(SHOTS, route=route, max_output_tokens=1)
+        own_ollama.restart()
+        assert session.chat(SHOTS, route=route, max_output_tokens=1).billed
+
+
+@pytest.mark.local
+def test_chat_and_extraction_on_the_embedded_model(on_local: Session) -> None:
+    answer = on_local.chat(SHOTS, route="local/gemma-3-270m", max_output_tokens=4)
+    assert "white" in answer.text.lower()
+    assert _label(on_local, "local/gemma-3-270m") in {"positive", "negative"}
+    assert len(on_local.runs()) == 2
+
+
+@pytest.mark.local
+@pytest.mark.slow
+def test_a_small_evaluation_on_the_embedded_model(on_local: Session) -> None:
+    assert _accuracy(on_local, "local/gemma-3-270m") >= 0.75
