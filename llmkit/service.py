@@ -7,39 +7,31 @@ writes into the caller's transaction or makes each operation durable by itself.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from uuid import UUID
-
-from uuid_utils.compat import uuid7
 
 from llmkit.canonical import prompt_sha256
 from llmkit.errors import (
     CANCELLED_CODE,
-    LLMAllRoutesFailed,
     LLMConfigurationError,
     LLMError,
     LLMIdempotencyConflict,
     LLMInProgress,
     LLMStoreError,
 )
-from llmkit.liveness import BEATS_PER_LIMIT, Heartbeat, current_owner, looks_abandoned
+from llmkit.ledger import Call, Ledger
+from llmkit.liveness import BEATS_PER_LIMIT, Heartbeat, looks_abandoned
 from llmkit.ports import (
     AttemptLog,
     CacheKey,
     ContentCache,
     KeyTaken,
     LLMRunRepo,
-    RunFailure,
-    RunStart,
-    RunSuccess,
     StoredRun,
 )
 from llmkit.router import LLMRouter, Routed, plan_as_json
 from llmkit.settings import LLMSettings
-from llmkit.telemetry import RunEvent, Telemetry, preview, request_preview
+from llmkit.telemetry import Telemetry
 from llmkit.types import (
     RESERVED_METADATA_KEYS,
     LLMRequest,
@@ -56,24 +48,9 @@ __all__ = ["LLMService"]
 # How often a call that waits for an equal one in another process looks for its end, in seconds.
 FLIGHT_POLL_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
+CLAIM_TRIES = 100
+
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One logical call after its contract was checked."""
-
-    request: LLMRequest
-    workspace_id: str
-    pipeline_run_id: str | None
-    stage: str | None
-    profile: str
-    prompt_sha256: str
-    run_id: UUID = field(default_factory=uuid7)
-    started_s: float = field(default_factory=time.perf_counter)
-
-    def elapsed_ms(self) -> float:
-        return (time.perf_counter() - self.started_s) * 1000
 
 
 class LLMService:
@@ -105,8 +82,7 @@ class LLMService:
         self._settings = settings
         self._runs = runs if settings.persist_runs else None
         self._cache = cache if settings.cache_enabled and settings.store_payloads else None
-        self._telemetry = telemetry or Telemetry()
-        self._secrets = (settings.gemini_api_key.get_secret_value(),) if settings.gemini_api_key else ()
+        self._ledger = Ledger(self._runs, settings, telemetry or Telemetry())
         self._flights: dict[str, asyncio.Future[LLMResponse]] = {}
         self._heartbeat = (
             Heartbeat(self._runs.heartbeat, settings.abandoned_after_s / BEATS_PER_LIMIT) if self._runs else None
@@ -132,7 +108,7 @@ class LLMService:
             LLMError: What the provider or the router raised, with `run_id` and `attempts`.
         """
         call = self._open(request, context)
-        while True:
+        for _ in range(CLAIM_TRIES):
             stored = await self._replay(call)
             if stored is not None:
                 return stored
@@ -140,15 +116,16 @@ class LLMService:
             cached = self._from_cache(call, plan)
             try:
                 if cached is not None:
-                    return await self._serve(call, cached, ServedFrom.CACHE)
+                    return await self._ledger.serve(call, cached, ServedFrom.CACHE)
                 return await self._fly(call, plan)
             except KeyTaken:
                 # Somebody else was faster. What they hold decides: look again.
                 continue
+        raise LLMStoreError("The call's key keeps changing hands between other callers; try again")
 
     # --- contract -----------------------------------------------------------------------------------------------
 
-    def _open(self, request: LLMRequest, context: RequestContext | None) -> _Call:
+    def _open(self, request: LLMRequest, context: RequestContext | None) -> Call:
         who = _resolve_context(request, context)
         if self._runs is not None and who["workspace_id"] is None:
             raise LLMConfigurationError(
@@ -157,7 +134,7 @@ class LLMService:
             )
         profile = request.profile or self._settings.default_profile
         request = request if request.profile else request.model_copy(update={"profile": profile})
-        return _Call(
+        return Call(
             request=request,
             workspace_id=who["workspace_id"] or "",
             pipeline_run_id=who["pipeline_run_id"],
@@ -168,7 +145,7 @@ class LLMService:
 
     # --- idempotency --------------------------------------------------------------------------------------------
 
-    async def _replay(self, call: _Call) -> LLMResponse | None:
+    async def _replay(self, call: Call) -> LLMResponse | None:
         """The stored answer of the call's key; None when the key is free."""
         key = call.request.idempotency_key
         if key is None or self._runs is None:
@@ -186,35 +163,35 @@ class LLMService:
     def _is_abandoned(self, stored: StoredRun) -> bool:
         return looks_abandoned(stored.owner, stored.heartbeat_at_utc, self._settings.abandoned_after_s)
 
-    async def _serve_stored(self, call: _Call, stored: StoredRun, served_from: ServedFrom) -> LLMResponse:
+    async def _serve_stored(self, call: Call, stored: StoredRun, served_from: ServedFrom) -> LLMResponse:
         if stored.result_json is None:
             raise LLMStoreError(
                 f"Run {stored.id} succeeded, but its answer was not stored (LLM_STORE_PAYLOADS is off), "
                 "so it cannot be replayed; use another idempotency key to pay for it again"
             )
         origin = LLMResponse.model_validate_json(stored.result_json)
-        return await self._serve(call, origin, served_from, keyed=served_from is not ServedFrom.REPLAY)
+        return await self._ledger.serve(call, origin, served_from, keyed=served_from is not ServedFrom.REPLAY)
 
     # --- content cache and equal calls in flight ----------------------------------------------------------------
 
-    def _cache_key(self, call: _Call, plan: RoutePlan) -> CacheKey | None:
+    def _cache_key(self, call: Call, plan: RoutePlan) -> CacheKey | None:
         """Name of the answer of the route that would be asked first; None when the call may not share answers."""
         if self._cache is None or not call.request.use_cache or not plan.candidates:
             return None
         return CacheKey(call.workspace_id, call.prompt_sha256, plan.candidates[0], call.profile, call.request.epoch)
 
-    def _from_cache(self, call: _Call, plan: RoutePlan) -> LLMResponse | None:
+    def _from_cache(self, call: Call, plan: RoutePlan) -> LLMResponse | None:
         key = self._cache_key(call, plan)
         return self._cache.get(key) if self._cache is not None and key is not None else None
 
-    def _keep(self, call: _Call, plan: RoutePlan, response: LLMResponse) -> None:
+    def _keep(self, call: Call, plan: RoutePlan, response: LLMResponse) -> None:
         # A fallback's answer is kept under its own name: when the first choice recovers, it is asked again.
         key = self._cache_key(call, plan)
         if self._cache is not None and key is not None:
             own = CacheKey(key.workspace_id, key.prompt_sha256, response.route, key.profile, key.epoch)
             self._cache.put(own, response)
 
-    async def _fly(self, call: _Call, plan: RoutePlan) -> LLMResponse:
+    async def _fly(self, call: Call, plan: RoutePlan) -> LLMResponse:
         """Call the provider, unless an equal call is in flight already: then share its answer."""
         key = self._cache_key(call, plan)
         if key is None:
@@ -237,7 +214,7 @@ class LLMService:
             del self._flights[name]
             flight.cancel()  # no effect when it has a result
 
-    async def _follow(self, call: _Call, plan: RoutePlan, leader: asyncio.Future[LLMResponse]) -> LLMResponse:
+    async def _follow(self, call: Call, plan: RoutePlan, leader: asyncio.Future[LLMResponse]) -> LLMResponse:
         await asyncio.wait((leader,))
         if leader.cancelled():  # the leading call was cancelled or lost its key: this one takes its turn
             return await self._fly(call, plan)
@@ -245,15 +222,13 @@ class LLMService:
         if isinstance(error, LLMError):
             await self._record_shared_failure(call, plan, error)
             raise error
-        return await self._serve(call, leader.result(), ServedFrom.SHARED)
+        return await self._ledger.serve(call, leader.result(), ServedFrom.SHARED)
 
-    async def _record_shared_failure(self, call: _Call, plan: RoutePlan, error: LLMError) -> None:
-        if self._runs is None:
-            return
-        await self._runs.create_started(self._start(call, flight_key=None))
-        await self._fail(call, error.code, str(error), plan, AttemptLog(), error)
+    async def _record_shared_failure(self, call: Call, plan: RoutePlan, error: LLMError) -> None:
+        await self._ledger.start(call, flight_key=None)
+        await self._ledger.fail(call, error.code, str(error), plan, AttemptLog(), error)
 
-    async def _lead(self, call: _Call, plan: RoutePlan, flight_key: str) -> LLMResponse:
+    async def _lead(self, call: Call, plan: RoutePlan, flight_key: str) -> LLMResponse:
         """Run the call, or wait while another process runs an equal one."""
         polls = 0
         while self._runs is not None:
@@ -272,7 +247,7 @@ class LLMService:
 
     # --- one billed call ----------------------------------------------------------------------------------------
 
-    async def _run(self, call: _Call, plan: RoutePlan, flight_key: str | None) -> LLMResponse:
+    async def _run(self, call: Call, plan: RoutePlan, flight_key: str | None) -> LLMResponse:
         """Claim, call, record. STARTED is written before anything is sent, the outcome before it is returned."""
         await self._claim(call, flight_key)
         if flight_key is not None and (cached := self._from_cache(call, plan)) is not None:
@@ -282,45 +257,43 @@ class LLMService:
         try:
             routed = await self._execute(call, plan, log)
         except asyncio.CancelledError:
-            await _to_the_end(self._fail(call, CANCELLED_CODE, "cancelled by the caller", plan, log))
+            await _to_the_end(self._ledger.fail(call, CANCELLED_CODE, "cancelled by the caller", plan, log))
             raise
         except LLMError as error:
-            error.run_id = call.run_id if self._runs is not None else None
+            error.run_id = self._ledger.run_id(call)
             error.attempts = log.attempts
-            await _to_the_end(self._fail(call, error.code, str(error), plan, log, error))
+            await _to_the_end(self._ledger.fail(call, error.code, str(error), plan, log, error))
             raise
         except Exception as error:
-            await _to_the_end(self._fail(call, LLMError.code, f"{type(error).__name__} in llmkit", plan, log))
+            await _to_the_end(self._ledger.fail(call, LLMError.code, f"{type(error).__name__} in llmkit", plan, log))
             raise
         response = self._response(call, plan, routed, log)
         # Before the outcome is written, because that ends the flight and lets an equal call look into the cache.
         self._keep(call, plan, response)
-        await self._succeed(call, response, routed.plan_record)
+        await _to_the_end(self._ledger.succeed(call, response, routed.plan_record))
         return response
 
-    async def _claim(self, call: _Call, flight_key: str | None) -> None:
-        if self._runs is None:
-            return
+    async def _claim(self, call: Call, flight_key: str | None) -> None:
         try:
-            await _to_the_end(self._runs.create_started(self._start(call, flight_key)))
+            await _to_the_end(self._ledger.start(call, flight_key))
         except asyncio.CancelledError:
             await _to_the_end(
-                self._fail(call, CANCELLED_CODE, "cancelled before anything was sent", None, AttemptLog())
+                self._ledger.fail(call, CANCELLED_CODE, "cancelled before anything was sent", None, AttemptLog())
             )
             raise
 
-    async def _end_with(self, call: _Call, plan: RoutePlan, cached: LLMResponse) -> LLMResponse:
-        response = self._as_served(call, cached, ServedFrom.CACHE)
-        await self._succeed(call, response, plan_as_json(plan))
+    async def _end_with(self, call: Call, plan: RoutePlan, cached: LLMResponse) -> LLMResponse:
+        response = self._ledger.as_served(call, cached, ServedFrom.CACHE)
+        await _to_the_end(self._ledger.succeed(call, response, plan_as_json(plan)))
         return response
 
-    async def _execute(self, call: _Call, plan: RoutePlan, log: AttemptLog) -> Routed:
+    async def _execute(self, call: Call, plan: RoutePlan, log: AttemptLog) -> Routed:
         if self._heartbeat is None:
             return await self._router.execute(call.request, plan, log)
         with self._heartbeat.alive(call.run_id):
             return await self._router.execute(call.request, plan, log)
 
-    def _response(self, call: _Call, plan: RoutePlan, routed: Routed, log: AttemptLog) -> LLMResponse:
+    def _response(self, call: Call, plan: RoutePlan, routed: Routed, log: AttemptLog) -> LLMResponse:
         reply = routed.reply
         return LLMResponse(
             text=reply.text,
@@ -332,147 +305,10 @@ class LLMService:
             response_model=reply.response_model,
             latency_ms=call.elapsed_ms() - log.queued_ms,
             cost_usd=reply.cost_usd,
-            run_id=call.run_id if self._runs is not None else None,
+            run_id=self._ledger.run_id(call),
             attempts=log.attempts,
             plan=plan,
             warnings=reply.warnings,
-        )
-
-    # --- records ------------------------------------------------------------------------------------------------
-
-    def _start(self, call: _Call, flight_key: str | None, *, keyed: bool = True) -> RunStart:
-        request = call.request
-        return RunStart(
-            id=call.run_id,
-            workspace_id=call.workspace_id,
-            prompt_sha256=call.prompt_sha256,
-            created_at_utc=utc_now(),
-            owner=current_owner(),
-            profile=call.profile,
-            epoch=request.epoch,
-            pipeline_run_id=call.pipeline_run_id,
-            stage=call.stage,
-            requested_route=str(request.route) if request.route else None,
-            idempotency_key=request.idempotency_key if keyed else None,
-            flight_key=flight_key,
-            request_preview=request_preview(request, self._secrets),
-            metadata={name: value for name, value in request.metadata.items() if name not in RESERVED_METADATA_KEYS},
-        )
-
-    def _success(
-        self, call: _Call, response: LLMResponse, plan_record: dict[str, Any] | None, result_json: str | None
-    ) -> RunSuccess:
-        billed = response.served_from is ServedFrom.PROVIDER
-        return RunSuccess(
-            run_id=call.run_id,
-            finished_at_utc=utc_now(),
-            latency_ms=response.latency_ms if billed else call.elapsed_ms(),
-            route=response.route,
-            response_model=response.response_model,
-            usage=response.usage,
-            finish_reason=response.finish_reason,
-            result_json=result_json,
-            response_preview=preview(response.text, secrets=self._secrets),
-            served_from=response.served_from,
-            source_run_id=response.source_run_id,
-            cost_usd=response.cost_usd if billed else None,
-            plan=plan_record,
-            attempts=response.attempts if billed else (),
-        )
-
-    def _payload(self, response: LLMResponse) -> str | None:
-        if not self._settings.store_payloads:
-            return None
-        return response.model_dump_json(exclude={"attempts", "plan"}, exclude_defaults=True)
-
-    async def _succeed(self, call: _Call, response: LLMResponse, plan_record: dict[str, Any]) -> None:
-        if self._runs is not None:
-            success = self._success(call, response, plan_record, self._payload(response))
-            try:
-                await _to_the_end(self._runs.mark_succeeded(success))
-            except LLMStoreError as error:
-                error.run_id, error.attempts, error.response = call.run_id, response.attempts, response
-                raise
-        self._tell(call, RunStatus.SUCCEEDED, response)
-
-    async def _fail(
-        self,
-        call: _Call,
-        code: str,
-        message: str,
-        plan: RoutePlan | None,
-        log: AttemptLog,
-        error: LLMError | None = None,
-    ) -> None:
-        if self._runs is not None:
-            failure = RunFailure(
-                run_id=call.run_id,
-                finished_at_utc=utc_now(),
-                latency_ms=call.elapsed_ms() - log.queued_ms,
-                error_code=code,
-                error_message=preview(message, secrets=self._secrets),
-                plan=_plan_record(plan, error) if plan is not None else None,
-                attempts=log.attempts,
-            )
-            await self._runs.mark_failed(failure)
-        self._tell(call, RunStatus.FAILED, error=error, error_code=code)
-
-    async def _serve(
-        self, call: _Call, origin: LLMResponse, served_from: ServedFrom, *, keyed: bool = True
-    ) -> LLMResponse:
-        """Hand out an answer that was paid for earlier, and record that it was served."""
-        response = self._as_served(call, origin, served_from)
-        await self._record_served(call, response, keyed=keyed)
-        self._tell(call, RunStatus.SUCCEEDED, response)
-        return response
-
-    def _as_served(self, call: _Call, origin: LLMResponse, served_from: ServedFrom) -> LLMResponse:
-        return origin.model_copy(
-            update={
-                "run_id": call.run_id if self._runs is not None else None,
-                "served_from": served_from,
-                "source_run_id": origin.source_run_id or origin.run_id,
-                "requested_route": call.request.route,
-                "attempts": (),
-                "plan": None,
-            }
-        )
-
-    async def _record_served(self, call: _Call, response: LLMResponse, *, keyed: bool) -> None:
-        if self._runs is None:
-            return
-        start = self._start(call, flight_key=None, keyed=keyed)
-        if start.idempotency_key is None:
-            await self._runs.record_served(start, self._success(call, response, None, None))
-        else:
-            success = self._success(call, response, None, self._payload(response))
-            await self._runs.save_result_for_idempotency_key(start, success)
-
-    def _tell(
-        self,
-        call: _Call,
-        status: RunStatus,
-        response: LLMResponse | None = None,
-        error: LLMError | None = None,
-        error_code: str | None = None,
-    ) -> None:
-        route = response.route if response else call.request.route
-        provider = route.provider if route else error.provider if error else None
-        model = route.model if route else error.model if error else None
-        self._telemetry.run_finished(
-            RunEvent(
-                llm_run_id=call.run_id if self._runs is not None else None,
-                workspace_id=call.workspace_id or None,
-                status=str(status),
-                served_from=str(response.served_from) if response else "none",
-                latency_ms=call.elapsed_ms(),
-                profile=call.profile,
-                provider=str(provider) if provider else None,
-                model=model,
-                stage=call.stage,
-                error_code=error_code,
-                usage=response.usage if response else None,
-            )
         )
 
 
@@ -494,11 +330,6 @@ def _resolve_context(request: LLMRequest, context: RequestContext | None) -> dic
             )
         found[name] = in_context or in_metadata
     return found
-
-
-def _plan_record(plan: RoutePlan, error: LLMError | None) -> dict[str, Any]:
-    failures = error.errors if isinstance(error, LLMAllRoutesFailed) else () if error is None else (error,)
-    return plan_as_json(plan, failures)
 
 
 def _conflict(key: str, stored: StoredRun) -> LLMIdempotencyConflict:

@@ -137,7 +137,7 @@ async def _leave_started(bench: Bench, request: LLMRequest, age_s: float) -> Run
     """A run whose process on another machine was last heard of `age_s` ago."""
     call = bench.service._open(request, HERE)
     start = replace(
-        bench.service._start(call, None), owner=ELSEWHERE, created_at_utc=utc_now() - timedelta(seconds=age_s)
+        bench.service._ledger._start(call, None), owner=ELSEWHERE, created_at_utc=utc_now() - timedelta(seconds=age_s)
     )
     await bench.runs.create_started(start)
     return start

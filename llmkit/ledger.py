@@ -1,0 +1,222 @@
+"""What is written, and told, of a call: its start, its end, and answers that were paid for earlier."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from llmkit.errors import LLMAllRoutesFailed, LLMError, LLMStoreError
+from llmkit.liveness import current_owner
+from llmkit.ports import AttemptLog, LLMRunRepo, RunFailure, RunStart, RunSuccess
+from llmkit.router import plan_as_json
+from llmkit.settings import LLMSettings
+from llmkit.telemetry import RunEvent, Telemetry, preview, request_preview
+from llmkit.types import (
+    RESERVED_METADATA_KEYS,
+    LLMRequest,
+    LLMResponse,
+    RoutePlan,
+    RunStatus,
+    ServedFrom,
+    utc_now,
+)
+
+__all__ = ["Call", "Ledger"]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One logical call after its contract was checked."""
+
+    request: LLMRequest
+    workspace_id: str
+    pipeline_run_id: str | None
+    stage: str | None
+    profile: str
+    prompt_sha256: str
+    run_id: UUID = field(default_factory=uuid7)
+    started_s: float = field(default_factory=time.perf_counter)
+
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the call began."""
+        return (time.perf_counter() - self.started_s) * 1000
+
+
+class Ledger:
+    """Writes calls into the repository, if there is one, and tells telemetry of them.
+
+    Args:
+        runs: Where calls are recorded; None to record nothing.
+        settings: `store_payloads`, and the keys that must not be shown.
+        telemetry: Where finished calls are told.
+    """
+
+    def __init__(self, runs: LLMRunRepo | None, settings: LLMSettings, telemetry: Telemetry) -> None:
+        self._runs = runs
+        self._stores_payloads = settings.store_payloads
+        self._telemetry = telemetry
+        self._secrets = (settings.gemini_api_key.get_secret_value(),) if settings.gemini_api_key else ()
+
+    def run_id(self, call: Call) -> UUID | None:
+        """Id of the call's row; None when nothing is recorded."""
+        return call.run_id if self._runs is not None else None
+
+    async def start(self, call: Call, flight_key: str | None) -> None:
+        """Write the call as STARTED.
+
+        Raises:
+            KeyTaken: One of its keys is held by another run.
+        """
+        if self._runs is not None:
+            await self._runs.create_started(self._start(call, flight_key))
+
+    async def succeed(self, call: Call, response: LLMResponse, plan_record: dict[str, Any]) -> None:
+        """Write the outcome of a started call.
+
+        Raises:
+            LLMStoreError: It could not be written; the answer is its `response`.
+        """
+        if self._runs is not None:
+            success = self._success(call, response, plan_record, self._payload(response))
+            try:
+                await self._runs.mark_succeeded(success)
+            except LLMStoreError as error:
+                error.run_id, error.attempts, error.response = call.run_id, response.attempts, response
+                raise
+        self._tell(call, RunStatus.SUCCEEDED, response)
+
+    async def fail(
+        self,
+        call: Call,
+        code: str,
+        message: str,
+        plan: RoutePlan | None,
+        log: AttemptLog,
+        error: LLMError | None = None,
+    ) -> None:
+        """Write that the call failed; `error_code` and message are stored, the message redacted."""
+        if self._runs is not None:
+            failure = RunFailure(
+                run_id=call.run_id,
+                finished_at_utc=utc_now(),
+                latency_ms=call.elapsed_ms() - log.queued_ms,
+                error_code=code,
+                error_message=preview(message, secrets=self._secrets),
+                plan=_plan_record(plan, error) if plan is not None else None,
+                attempts=log.attempts,
+            )
+            await self._runs.mark_failed(failure)
+        self._tell(call, RunStatus.FAILED, error=error, error_code=code)
+
+    async def serve(
+        self, call: Call, origin: LLMResponse, served_from: ServedFrom, *, keyed: bool = True
+    ) -> LLMResponse:
+        """Hand out an answer that was paid for earlier, and record that it was served."""
+        response = self.as_served(call, origin, served_from)
+        await self._record_served(call, response, keyed=keyed)
+        self._tell(call, RunStatus.SUCCEEDED, response)
+        return response
+
+    def as_served(self, call: Call, origin: LLMResponse, served_from: ServedFrom) -> LLMResponse:
+        """The answer of an earlier call as the answer of this one."""
+        return origin.model_copy(
+            update={
+                "run_id": call.run_id if self._runs is not None else None,
+                "served_from": served_from,
+                "source_run_id": origin.source_run_id or origin.run_id,
+                "requested_route": call.request.route,
+                "attempts": (),
+                "plan": None,
+            }
+        )
+
+    async def _record_served(self, call: Call, response: LLMResponse, *, keyed: bool) -> None:
+        if self._runs is None:
+            return
+        start = self._start(call, flight_key=None, keyed=keyed)
+        if start.idempotency_key is None:
+            await self._runs.record_served(start, self._success(call, response, None, None))
+        else:
+            success = self._success(call, response, None, self._payload(response))
+            await self._runs.save_result_for_idempotency_key(start, success)
+
+    def _start(self, call: Call, flight_key: str | None, *, keyed: bool = True) -> RunStart:
+        request = call.request
+        return RunStart(
+            id=call.run_id,
+            workspace_id=call.workspace_id,
+            prompt_sha256=call.prompt_sha256,
+            created_at_utc=utc_now(),
+            owner=current_owner(),
+            profile=call.profile,
+            epoch=request.epoch,
+            pipeline_run_id=call.pipeline_run_id,
+            stage=call.stage,
+            requested_route=str(request.route) if request.route else None,
+            idempotency_key=request.idempotency_key if keyed else None,
+            flight_key=flight_key,
+            request_preview=request_preview(request, self._secrets),
+            metadata={name: value for name, value in request.metadata.items() if name not in RESERVED_METADATA_KEYS},
+        )
+
+    def _success(
+        self, call: Call, response: LLMResponse, plan_record: dict[str, Any] | None, result_json: str | None
+    ) -> RunSuccess:
+        billed = response.served_from is ServedFrom.PROVIDER
+        return RunSuccess(
+            run_id=call.run_id,
+            finished_at_utc=utc_now(),
+            latency_ms=response.latency_ms if billed else call.elapsed_ms(),
+            route=response.route,
+            response_model=response.response_model,
+            usage=response.usage,
+            finish_reason=response.finish_reason,
+            result_json=result_json,
+            response_preview=preview(response.text, secrets=self._secrets),
+            served_from=response.served_from,
+            source_run_id=response.source_run_id,
+            cost_usd=response.cost_usd if billed else None,
+            plan=plan_record,
+            attempts=response.attempts if billed else (),
+        )
+
+    def _payload(self, response: LLMResponse) -> str | None:
+        if not self._stores_payloads:
+            return None
+        return response.model_dump_json(exclude={"attempts", "plan"}, exclude_defaults=True)
+
+    def _tell(
+        self,
+        call: Call,
+        status: RunStatus,
+        response: LLMResponse | None = None,
+        error: LLMError | None = None,
+        error_code: str | None = None,
+    ) -> None:
+        route = response.route if response else call.request.route
+        provider = route.provider if route else error.provider if error else None
+        model = route.model if route else error.model if error else None
+        self._telemetry.run_finished(
+            RunEvent(
+                llm_run_id=call.run_id if self._runs is not None else None,
+                workspace_id=call.workspace_id or None,
+                status=str(status),
+                served_from=str(response.served_from) if response else "none",
+                latency_ms=call.elapsed_ms(),
+                profile=call.profile,
+                provider=str(provider) if provider else None,
+                model=model,
+                stage=call.stage,
+                error_code=error_code,
+                usage=response.usage if response else None,
+            )
+        )
+
+
+def _plan_record(plan: RoutePlan, error: LLMError | None) -> dict[str, Any]:
+    failures = error.errors if isinstance(error, LLMAllRoutesFailed) else () if error is None else (error,)
+    return plan_as_json(plan, failures)
