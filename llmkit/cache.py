@@ -91,18 +91,20 @@ class DiskContentCache:
         text = key.text()
         body = response.model_dump_json(exclude={"attempts", "plan"}, exclude_defaults=True)
         try:
-            self._cache.set(_digest(text), f"{_seal(text, body)}\n{body}", expire=self._ttl_s)
+            self._cache.set(
+                _digest(text), f"{_seal(text, body)}\n{body}", expire=self._ttl_s, tag=_digest(key.workspace_id)
+            )
         except _BROKEN:
             return
 
-    def erase(self) -> int:
-        """Drop every answer of every workspace and return how many there were.
+    def erase(self, workspace_id: str) -> int:
+        """Drop every answer of a workspace and return how many there were.
 
         Raises:
             LLMStoreError: The folder cannot be written.
         """
         try:
-            return int(self._cache.clear())
+            return int(self._cache.evict(_digest(workspace_id)))
         except _BROKEN as error:
             raise LLMStoreError(f"The cache in {self._cache.directory} cannot be cleared: {error}") from None
 

@@ -171,19 +171,19 @@ def attempts_frame(
 ) -> pd.DataFrame:
     """Every request that was sent for a workspace, newest run first, with `ATTEMPT_COLUMNS`; arguments as `runs_frame`.
 
-    `since` is about when the request was sent.
+    `since` is about when the run was created.
     """
     dialect = connection.dialect.name
-    runs = table("llm_runs", column("id"), column("pipeline_run_id"), column("created_at_utc"))
+    runs = table("llm_runs", *[column(name) for name in ("id", "workspace_id", "pipeline_run_id", "created_at_utc")])
     attempts = table("llm_attempts", *[column(name) for name in ATTEMPT_COLUMNS if name != "pipeline_run_id"])
     sources = {**{each.name: each for each in attempts.c}, "pipeline_run_id": runs.c.pipeline_run_id}
     shown = [_shown(sources[name], name, kind, dialect) for name, kind in ATTEMPT_COLUMNS.items()]
     query = select(*shown).select_from(attempts.join(runs, runs.c.id == attempts.c.run_id))
-    query = query.where(attempts.c.workspace_id == workspace_id)
+    query = query.where(runs.c.workspace_id == workspace_id)
     if pipeline_run_id is not None:
         query = query.where(runs.c.pipeline_run_id == pipeline_run_id)
     if since is not None:
-        query = query.where(attempts.c.started_at_utc >= _moment(since, dialect))
+        query = query.where(runs.c.created_at_utc >= _moment(since, dialect))
     ordered = query.order_by(runs.c.created_at_utc.desc(), runs.c.id.desc(), attempts.c.number).limit(limit)
     return _fetched(connection, ordered, ATTEMPT_COLUMNS)
 

@@ -334,7 +334,7 @@ class EvalRun:
 
     Attributes:
         spec: JSON-able description for people: routes, epochs, scorers, versions. Not compared.
-        task_sha256: Hash of prompt, output schema and scorer names.
+        task_sha256: Hash of prompts, output schema and parameters.
         dataset_sha256: Hash of all samples.
     """
 

@@ -131,7 +131,10 @@ def test_the_size_limit_drops_the_oldest(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_erase_empties_it(cache: DiskContentCache) -> None:
+def test_erasing_a_workspace_leaves_the_others(cache: DiskContentCache) -> None:
+    other = CacheKey("v", "sha", ROUTE, "fast", 0)
     cache.put(KEY, ANSWER)
-    assert cache.erase() == 1
+    cache.put(other, ANSWER)
+    assert cache.erase("w") == 1
     assert cache.get(KEY) is None
+    assert cache.get(other) == ANSWER

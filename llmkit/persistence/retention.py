@@ -203,6 +203,8 @@ def _prune(
 def _of_workspace(table: Table, workspace_id: str) -> ColumnElement[bool]:
     if table is EVAL_RESULTS:
         return EVAL_RESULTS.c.eval_run_id.in_(select(EVAL_RUNS.c.id).where(EVAL_RUNS.c.workspace_id == workspace_id))
+    if table is ATTEMPTS:
+        return ATTEMPTS.c.run_id.in_(select(RUNS.c.id).where(RUNS.c.workspace_id == workspace_id))
     return table.c.workspace_id == workspace_id
 
 

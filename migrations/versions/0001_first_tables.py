@@ -14,7 +14,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-FINISH_REASONS = "finish_reason IN ('stop', 'length', 'tool_calls', 'content_filter', 'unknown')"
+FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "unknown")
 HOLDS_KEY = sa.text("idempotency_key IS NOT NULL AND status IN ('STARTED', 'SUCCEEDED')")
 IN_FLIGHT = sa.text("flight_key IS NOT NULL AND status = 'STARTED'")
 
@@ -31,6 +31,12 @@ def downgrade() -> None:
     op.drop_table("eval_runs")
     op.drop_table("llm_attempts")
     op.drop_table("llm_runs")
+
+
+def one_of(table: str, column: str, values: tuple[str, ...]) -> sa.CheckConstraint:
+    return sa.CheckConstraint(
+        " OR ".join(f"{column} = '{value}'" for value in values), name=op.f(f"ck_{table}_{column}")
+    )
 
 
 def token_columns() -> list[sa.Column]:
@@ -75,11 +81,9 @@ def create_runs() -> None:
         sa.Column("plan_json", sa.Text),
         sa.Column("result_json", sa.Text),
         sa.PrimaryKeyConstraint("id", name="pk_llm_runs"),
-        sa.CheckConstraint("status IN ('STARTED', 'SUCCEEDED', 'FAILED')", name=op.f("ck_llm_runs_status")),
-        sa.CheckConstraint(
-            "served_from IN ('provider', 'cache', 'replay', 'shared')", name=op.f("ck_llm_runs_served_from")
-        ),
-        sa.CheckConstraint(FINISH_REASONS, name=op.f("ck_llm_runs_finish_reason")),
+        one_of("llm_runs", "status", ("STARTED", "SUCCEEDED", "FAILED")),
+        one_of("llm_runs", "served_from", ("provider", "cache", "replay", "shared")),
+        one_of("llm_runs", "finish_reason", FINISH_REASONS),
     )
     op.create_index("ix_llm_runs_workspace_id_created_at_utc", "llm_runs", ["workspace_id", "created_at_utc"])
     op.create_index("ix_llm_runs_pipeline_run_id", "llm_runs", ["pipeline_run_id"])
@@ -123,10 +127,9 @@ def create_attempts() -> None:
         sa.Column("error_message", sa.Text),
         sa.PrimaryKeyConstraint("run_id", "number", name="pk_llm_attempts"),
         sa.ForeignKeyConstraint(["run_id"], ["llm_runs.id"], name="fk_llm_attempts_run_id", ondelete="CASCADE"),
-        sa.CheckConstraint("status IN ('SUCCEEDED', 'FAILED', 'CANCELLED')", name=op.f("ck_llm_attempts_status")),
-        sa.CheckConstraint(FINISH_REASONS, name=op.f("ck_llm_attempts_finish_reason")),
+        one_of("llm_attempts", "status", ("SUCCEEDED", "FAILED", "CANCELLED")),
+        one_of("llm_attempts", "finish_reason", FINISH_REASONS),
     )
-    op.create_index("ix_llm_attempts_workspace_id_started_at_utc", "llm_attempts", ["workspace_id", "started_at_utc"])
 
 
 def create_eval_runs() -> None:
@@ -172,5 +175,5 @@ def create_eval_results() -> None:
         sa.ForeignKeyConstraint(
             ["eval_run_id"], ["eval_runs.id"], name="fk_eval_results_eval_run_id", ondelete="CASCADE"
         ),
-        sa.CheckConstraint("status IN ('SUCCEEDED', 'FAILED', 'SCORER_FAILED')", name=op.f("ck_eval_results_status")),
+        one_of("eval_results", "status", ("SUCCEEDED", "FAILED", "SCORER_FAILED")),
     )

@@ -122,7 +122,6 @@ INDEXES = {
     "WHERE idempotency_key IS NOT NULL AND status IN ('STARTED', 'SUCCEEDED')",
     "uq_llm_runs_flight_key": "unique llm_runs (workspace_id, flight_key) "
     "WHERE flight_key IS NOT NULL AND status = 'STARTED'",
-    "ix_llm_attempts_workspace_id_started_at_utc": "llm_attempts (workspace_id, started_at_utc)",
     "uq_eval_runs_workspace_id_name": "unique eval_runs (workspace_id, name)",
 }
 CHECKS = {

@@ -1,0 +1,66 @@
+"""`llmkit eval`: run tasks over routes and compare them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmkit.cli.output import AsJson, Workspace, print_json, print_rich
+
+__all__ = ["eval_app"]
+
+EXIT_OK, EXIT_FAILED = 0, 1
+
+eval_app = typer.Typer(help="Run tasks over several routes and compare them.", no_args_is_help=True)
+
+
+@eval_app.callback()
+def _evaluations() -> None:
+    """Run tasks over several routes and compare them."""
+
+
+@eval_app.command("run")
+def eval_run(
+    file: Annotated[Path, typer.Argument(help="A Python file with one or more module-level tasks.")],
+    routes: Annotated[str, typer.Option(help="Routes to compare, separated by commas: provider/model.")],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; the same name again finishes what is missing.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Repeats of every sample.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Most samples under way at once.")] = None,
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run every task of FILE over the routes, resume what was interrupted, and print the comparison.
+
+    Finished samples are not called again; failed ones are tried again. Exit code 1 when samples failed.
+    """
+    from llmkit.evals import load_tasks
+    from llmkit.session import Session
+
+    tasks = load_tasks(file)
+    labels = [route.strip() for route in routes.split(",") if route.strip()]
+    options: dict[str, Any] = {"epochs": epochs, "limit": limit}
+    if concurrency is not None:
+        options["concurrency"] = concurrency
+    with Session(workspace) as session:
+        reports = [
+            session.evaluate(task, labels, name=_run_name(name, task.name, len(tasks)), **options) for task in tasks
+        ]
+    if as_json:
+        documents = [report.to_json() for report in reports]
+        print_json(documents[0] if len(documents) == 1 else documents)
+    else:
+        for report in reports:
+            print_rich(report.table())
+    raise typer.Exit(EXIT_FAILED if any(report.has_failures for report in reports) else EXIT_OK)
+
+
+def _run_name(name: str | None, task_name: str, tasks: int) -> str:
+    if name is None:
+        return f"{task_name}-{datetime.now():%Y%m%d-%H%M%S}"  # noqa: DTZ005 - a person's own clock
+    return name if tasks == 1 else f"{name}-{task_name}"

@@ -1,0 +1,144 @@
+"""`llmkit db`: the store of runs."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmkit.cli.output import AsJson, print_json, print_rich, table
+from llmkit.errors import LLMBadRequest, LLMStoreError
+from llmkit.settings import LLMSettings, load_settings
+
+if TYPE_CHECKING:
+    from llmkit.persistence.journal import Journal
+
+__all__ = ["db_app"]
+
+db_app = typer.Typer(help="The store of runs: bring it up to date, look at its size, clean it.", no_args_is_help=True)
+
+Named = Annotated[str, typer.Option("--workspace", "-w", help="Whose rows.")]
+
+
+@db_app.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the database to the newest schema; sessions do it by themselves when they open."""
+    from llmkit.persistence.engines import DatabaseAddress
+    from llmkit.persistence.migrate import upgrade
+
+    settings = load_settings()
+    state = upgrade(settings.database_url)
+    typer.echo(f"{DatabaseAddress.parse(settings.database_url).label} is at {state.revision}", err=True)
+
+
+@db_app.command("stats")
+def db_stats(as_json: AsJson = False) -> None:
+    """Say how large the store is and what is in it, by workspace and status."""
+    from llmkit.persistence import retention
+
+    journal = _journal(load_settings())
+    stats = retention.store_stats(journal.engine, journal.address)
+    journal.close()
+    if as_json:
+        print_json(asdict(stats))
+        return
+    shown = table("workspace", "status", "runs")
+    for workspace, statuses in stats.runs.items():
+        for status, number in statuses.items():
+            shown.add_row(workspace, status, f"{number:,}")
+    print_rich(shown)
+    rows = ", ".join(f"{number:,} {name}" for name, number in stats.rows.items())
+    print_rich(f"{stats.bytes_on_disk / 1e6:,.1f} MB on disk; {rows}; runs from {stats.oldest_at_utc or '-'}")
+
+
+@db_app.command("prune")
+def db_prune(
+    before: Annotated[datetime, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="A moment in UTC.")],
+    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Only this one; default all.")] = None,
+    evaluations: Annotated[bool, typer.Option(help="Also whole evaluations that were finished before.")] = False,
+) -> None:
+    """Delete the runs that were created before a moment, with their attempts. What is under way stays."""
+    from llmkit.persistence import retention
+
+    journal = _journal(load_settings())
+    moment = before.replace(tzinfo=UTC)
+    gone = retention.prune(journal.engine, journal.address, moment, workspace_id=workspace, evaluations=evaluations)
+    retention.compact(journal.engine, journal.address)
+    journal.close()
+    typer.echo(_told("Deleted", gone), err=True)
+
+
+@db_app.command("export")
+def db_export(
+    workspace: Named,
+    output: Annotated[
+        Path | None, typer.Option(help="A file that does not exist yet; default standard output.")
+    ] = None,
+) -> None:
+    """Write every row of a workspace, one JSON object a line."""
+    from llmkit.persistence import retention
+
+    journal = _journal(load_settings())
+    if output is None:
+        counts = retention.export_workspace(journal.engine, journal.address, workspace, sys.stdout)
+    else:
+        try:
+            with output.open("x", encoding="utf-8") as file:
+                counts = retention.export_workspace(journal.engine, journal.address, workspace, file)
+        except OSError as error:
+            raise LLMBadRequest(
+                f"Cannot write {output}: {error.strerror}; name a new file in a folder of yours"
+            ) from None
+    journal.close()
+    typer.echo(_told("Wrote", counts), err=True)
+
+
+@db_app.command("erase")
+def db_erase(
+    workspace: Named,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete every row and every cached answer of a workspace, for good."""
+    from llmkit.persistence import retention
+
+    if not yes:
+        typer.confirm(f"Delete everything of workspace {workspace!r} for good?", abort=True)
+    settings = load_settings()
+    journal = _journal(settings)
+    gone = retention.erase_workspace(journal.engine, journal.address, workspace)
+    retention.compact(journal.engine, journal.address, rewrite=False)
+    journal.close()
+    typer.echo(f"{_told('Deleted', gone)}, {_erase_cache(settings, workspace)} cached answers", err=True)
+
+
+def _erase_cache(settings: LLMSettings, workspace: str) -> int:
+    from llmkit.cache import DiskContentCache
+
+    if not settings.cache_dir.exists():
+        return 0
+    limit = settings.cache_size_limit_mb * 1024 * 1024
+    cache = DiskContentCache(settings.cache_dir, ttl_s=settings.cache_ttl_s, size_limit_bytes=limit)
+    erased = cache.erase(workspace)
+    cache.close()
+    return erased
+
+
+def _journal(settings: LLMSettings) -> Journal:
+    """The store as it is; a new one is not made for somebody who only wants to look."""
+    from llmkit.persistence.engines import DatabaseAddress
+    from llmkit.persistence.journal import Journal
+    from llmkit.persistence.migrate import upgrade
+
+    address = DatabaseAddress.parse(settings.database_url)
+    if address.path is not None and not address.path.exists():
+        raise LLMStoreError(f"There is no database {address.label} yet; the first call of a session makes it")
+    upgrade(settings.database_url)
+    return Journal(settings.database_url)
+
+
+def _told(verb: str, counts: dict[str, int]) -> str:
+    return f"{verb} " + ", ".join(f"{number:,} {name}" for name, number in counts.items())
