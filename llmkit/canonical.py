@@ -6,27 +6,27 @@ import hashlib
 import json
 from typing import Any
 
-from llmkit.types import LLMRequest
+from llmkit.types import LLMProfile, LLMRequest
 
 __all__ = ["canonical_json", "prompt_sha256", "sha256_of"]
 
 # Part of every hash: a change of what is hashed, or how, must not find the answers of another meaning.
 REQUEST_FORM = "llmkit-request-1"
 
-_HASHED_FIELDS = frozenset(
-    {
-        "messages",
-        "route",
-        "profile",
-        "temperature",
-        "max_output_tokens",
-        "tools",
-        "tool_choice",
-        "response_format",
-        "seed",
-        "stop",
-    }
-)
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+_HASHED_FIELDS = {
+    "messages",
+    "route",
+    "profile",
+    "temperature",
+    "max_output_tokens",
+    "tools",
+    "tool_choice",
+    "response_format",
+    "seed",
+    "stop",
+}
 
 
 def canonical_json(value: Any) -> str:
@@ -36,7 +36,7 @@ def canonical_json(value: Any) -> str:
         ValueError: The value holds NaN or an infinity.
         TypeError: The value is not JSON-able.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def sha256_of(value: Any) -> str:
@@ -44,12 +44,18 @@ def sha256_of(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
 
 
-def prompt_sha256(request: LLMRequest) -> str:
+def prompt_sha256(request: LLMRequest, default_profile: LLMProfile | None = None) -> str:
     """Hash of everything in a request that changes the output, before any provider's translation.
 
     Fields left at their default do not count, so that a later version can add one without changing old hashes.
+
+    Args:
+        request: What is asked.
+        default_profile: The profile of a request that names none.
     """
-    content = request.model_dump(mode="python", include=set(_HASHED_FIELDS), exclude_defaults=True)
+    content = request.model_dump(mode="python", include=_HASHED_FIELDS, exclude_defaults=True)
     if request.route is not None:
         content["route"] = str(request.route)
+    if request.profile is None and default_profile is not None:
+        content["profile"] = default_profile
     return sha256_of({"form": REQUEST_FORM, **content})

@@ -7,7 +7,7 @@ with hyphens. pandas is imported when the first frame is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
@@ -212,21 +212,23 @@ def frame_of(rows: Iterable[tuple[Any, ...]], columns: Columns) -> pd.DataFrame:
     """
     import pandas as pd
 
-    raw = pd.DataFrame.from_records(list(rows), columns=list(columns), coerce_float=False)
-    return pd.DataFrame({name: _typed(raw[name], kind) for name, kind in columns.items()}, columns=list(columns))
+    by_column = list(zip(*rows, strict=True)) or [()] * len(columns)
+    typed = [_typed(values, kind) for values, kind in zip(by_column, columns.values(), strict=True)]
+    return pd.DataFrame(dict(zip(columns, typed, strict=True)), columns=list(columns))
 
 
-def _typed(values: pd.Series[Any], kind: Kind) -> pd.Series[Any]:
+def _typed(values: Sequence[Any], kind: Kind) -> pd.Series[Any]:
     import pandas as pd
 
+    # Never by way of a float: that would round large counts.
+    raw = pd.Series(values, dtype="object")
     if kind == "time":
-        # Two forms of ISO 8601 at most, and never a guess at the order of day and month.
-        return pd.to_datetime(values, utc=True, format="ISO8601").astype(TIME_DTYPE)
+        return pd.to_datetime(raw, utc=True, format="ISO8601").astype(TIME_DTYPE)
     if kind == "uuid":
-        return values.map(str, na_action="ignore").astype("string")
+        return raw.map(str, na_action="ignore").astype("string")
     if kind == "boolean":
-        return values.map(bool, na_action="ignore").astype("boolean")
-    return values.astype(kind)
+        return raw.map(bool, na_action="ignore").astype("boolean")
+    return raw.astype(kind)
 
 
 def _fetched(connection: Connection, query: Select[Any], columns: Columns) -> pd.DataFrame:

@@ -137,14 +137,15 @@ class Ledger:
     async def _record_served(self, call: Call, response: LLMResponse, *, keyed: bool) -> None:
         if self._runs is None:
             return
-        start = self._start(call, flight_key=None, keyed=keyed)
+        # Without previews: those of the run that was billed say the same, and cost a third of the whole replay.
+        start = self._start(call, flight_key=None, keyed=keyed, with_preview=False)
         if start.idempotency_key is None:
             await self._runs.record_served(start, self._success(call, response, None, None))
         else:
             success = self._success(call, response, None, self._payload(response))
             await self._runs.save_result_for_idempotency_key(start, success)
 
-    def _start(self, call: Call, flight_key: str | None, *, keyed: bool = True) -> RunStart:
+    def _start(self, call: Call, flight_key: str | None, *, keyed: bool = True, with_preview: bool = True) -> RunStart:
         request = call.request
         return RunStart(
             id=call.run_id,
@@ -159,7 +160,7 @@ class Ledger:
             requested_route=str(request.route) if request.route else None,
             idempotency_key=request.idempotency_key if keyed else None,
             flight_key=flight_key,
-            request_preview=request_preview(request, self._secrets),
+            request_preview=request_preview(request, self._secrets) if with_preview else "",
             metadata={name: value for name, value in request.metadata.items() if name not in RESERVED_METADATA_KEYS},
         )
 
@@ -176,7 +177,7 @@ class Ledger:
             usage=response.usage,
             finish_reason=response.finish_reason,
             result_json=result_json,
-            response_preview=preview(response.text, secrets=self._secrets),
+            response_preview=preview(response.text, secrets=self._secrets) if billed else "",
             served_from=response.served_from,
             source_run_id=response.source_run_id,
             cost_usd=response.cost_usd if billed else None,

@@ -133,14 +133,13 @@ class LLMService:
                 "or switch LLM_PERSIST_RUNS off"
             )
         profile = request.profile or self._settings.default_profile
-        request = request if request.profile else request.model_copy(update={"profile": profile})
         return Call(
             request=request,
             workspace_id=who["workspace_id"] or "",
             pipeline_run_id=who["pipeline_run_id"],
             stage=who["stage"],
             profile=str(profile),
-            prompt_sha256=prompt_sha256(request),
+            prompt_sha256=prompt_sha256(request, profile),
         )
 
     # --- idempotency --------------------------------------------------------------------------------------------

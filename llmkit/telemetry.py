@@ -70,7 +70,7 @@ _PATTERNS = (
     _Pattern("iban", (), re.compile(r"\b[A-Z]{2}\d{2}(?:[ ]?[A-Z0-9]{4}){3,7}(?:[ ]?[A-Z0-9]{1,3})?\b")),
     _Pattern("number", (), re.compile(r"(?<![\w.])\+?\(?\d(?:[ ().\-/]{0,2}\d){7,18}(?!\w)")),
 )
-_ENOUGH_DIGITS = re.compile(r"\d\D{0,4}\d")
+_ENOUGH_DIGITS = re.compile(r"(?:\d\D{0,2}){8}")
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?:[ T]\d.*)?$")
 
 
@@ -90,9 +90,16 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     lower = text.lower()
     has_digits = _ENOUGH_DIGITS.search(text) is not None
     for pattern in _PATTERNS:
-        if any(hint in lower for hint in pattern.hints) if pattern.hints else has_digits:
+        if _hinted(pattern.hints, lower) if pattern.hints else has_digits:
             text = pattern.regex.sub(_LABELS.get(pattern.kind, f"[{pattern.kind}]"), text)
     return text
+
+
+def _hinted(hints: tuple[str, ...], lower: str) -> bool:
+    for hint in hints:  # noqa: SIM110 - `any` with a generator takes six times as long here
+        if hint in lower:
+            return True
+    return False
 
 
 def _label_secret(match: re.Match[str]) -> str:

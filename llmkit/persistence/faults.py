@@ -67,11 +67,14 @@ POSTGRES_TRANSIENT: Final = ("08", "53300", "57P0", "40", "55P03")
 POSTGRES_OPERATION: Final = ("22", "23", "54")
 # A connection that cannot be made carries no SQLSTATE, only words.
 CONNECTING: Final = (
+    ("starting up", "57P03"),
+    ("shutting down", "57P03"),
+    ("in recovery mode", "57P03"),
     ("authentication failed", "28P01"),
     ("no pg_hba.conf entry", "28000"),
-    ("role ", "28000"),
+    ('role "', "28000"),
     ("no password supplied", "28000"),
-    ("database ", "3D000"),
+    ('database "', "3D000"),
     ("too many clients", "53300"),
     ("connection slots", "53300"),
 )
@@ -150,7 +153,9 @@ def store_error(error: Exception, label: str, path: Path | None = None) -> LLMSt
         return cannot_open(path)
     if template is None:
         template = f"{{label}} failed: {_described(cause)}"
-    return LLMStoreError(template.replace("{label}", f"The database {label}" if path else label))
+    name = label if path is None else f"the database {label}"
+    message = template.replace("{label}", name)
+    return LLMStoreError(message[0].upper() + message[1:])
 
 
 def database_gone(path: Path) -> LLMStoreError:

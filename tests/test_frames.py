@@ -1,0 +1,232 @@
+"""The contract of the DataFrames: columns, order, dtypes, and what is in them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import pytest
+
+from llmkit.frames import (
+    ATTEMPT_COLUMNS,
+    EVAL_RESULT_COLUMNS,
+    EVAL_RUN_COLUMNS,
+    RUN_COLUMNS,
+    attempts_frame,
+    eval_results_frame,
+    eval_runs_frame,
+    frame_of,
+    runs_frame,
+)
+from llmkit.persistence.eval_store import SqlEvalStore
+from llmkit.persistence.models import METADATA
+from llmkit.types import utc_now
+from tests.persistence.homes import JournalHome, journal_home
+from tests.persistence.values import a_failure, a_start, a_success, an_attempt, an_eval_result, an_eval_run, new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# The contract as users rely on it, written out once more.
+RUN_DTYPES = """
+    id                  string
+    created_at_utc      datetime64[us, UTC]
+    finished_at_utc     datetime64[us, UTC]
+    workspace_id        string
+    pipeline_run_id     string
+    stage               string
+    status              string
+    requested_route     string
+    provider            string
+    model               string
+    response_model      string
+    profile             string
+    epoch               Int64
+    idempotency_key     string
+    prompt_sha256       string
+    served_from         string
+    source_run_id       string
+    finish_reason       string
+    input_tokens        Int64
+    output_tokens       Int64
+    total_tokens        Int64
+    cached_input_tokens Int64
+    reasoning_tokens    Int64
+    usage_estimated     boolean
+    cost_usd            Float64
+    latency_ms          Float64
+    attempts            Int64
+    error_code          string
+    error_message       string
+    request_preview     string
+    response_preview    string
+    metadata_json       string
+    plan_json           string
+"""
+ATTEMPT_DTYPES = """
+    run_id              string
+    number              Int64
+    workspace_id        string
+    pipeline_run_id     string
+    started_at_utc      datetime64[us, UTC]
+    provider            string
+    model               string
+    status              string
+    latency_ms          Float64
+    params_sha256       string
+    schema_sha256       string
+    input_tokens        Int64
+    output_tokens       Int64
+    total_tokens        Int64
+    cached_input_tokens Int64
+    reasoning_tokens    Int64
+    usage_estimated     boolean
+    finish_reason       string
+    response_model      string
+    model_digest        string
+    cost_usd            Float64
+    status_code         Int64
+    error_code          string
+    error_message       string
+"""
+
+
+def dtypes(frame: pd.DataFrame) -> list[list[str]]:
+    return [[str(name), str(dtype)] for name, dtype in frame.dtypes.items()]
+
+
+def written(contract: str) -> list[list[str]]:
+    return [line.split(maxsplit=1) for line in contract.strip().splitlines()]
+
+
+@pytest.fixture
+def home(database_url: str) -> Iterator[JournalHome]:
+    yield from journal_home(database_url)
+
+
+async def fill(home: JournalHome) -> list[str]:
+    """Three runs of one workspace, newest last, and one of another."""
+    now = utc_now()
+    done = a_start(created_at_utc=now - timedelta(hours=2), pipeline_run_id="p1", idempotency_key="k")
+    failed = a_start(created_at_utc=now - timedelta(hours=1), pipeline_run_id="p2")
+    running = a_start(created_at_utc=now)
+    for start in (done, failed, running, a_start(workspace_id="other lab")):
+        await home.repo.create_started(start)
+    attempts = (an_attempt(1), an_attempt(2))
+    await home.repo.mark_succeeded(a_success(done.id, source_run_id=failed.id, cost_usd=0.5, attempts=attempts))
+    await home.repo.mark_failed(a_failure(failed.id))
+    return [str(start.id) for start in (running, failed, done)]
+
+
+async def test_the_contract_holds_with_rows_and_without(home: JournalHome) -> None:
+    for _ in range(2):
+        runs = home.journal.read_here(lambda connection: runs_frame(connection, "lab"))
+        attempts = home.journal.read_here(lambda connection: attempts_frame(connection, "lab"))
+        assert dtypes(runs) == written(RUN_DTYPES)
+        assert dtypes(attempts) == written(ATTEMPT_DTYPES)
+        await fill(home) if runs.empty else None
+    assert len(runs) == len(attempts) == 3
+
+
+async def test_runs_come_newest_first(home: JournalHome) -> None:
+    ids = await fill(home)
+    frame = home.journal.read_here(lambda connection: runs_frame(connection, "lab"))
+    assert frame["id"].tolist() == ids
+    running, _, done = frame.to_dict("records")
+    assert (done["status"], done["input_tokens"], done["cost_usd"]) == ("SUCCEEDED", 11, 0.5)
+    assert (done["source_run_id"], done["usage_estimated"]) == (ids[1], False)
+    assert running["finished_at_utc"] is pd.NaT
+    assert all(pd.isna(running[name]) for name in ("input_tokens", "cost_usd", "model", "source_run_id"))
+    assert done["created_at_utc"].tzinfo is not None
+    assert (done["finished_at_utc"] - done["created_at_utc"]) < pd.Timedelta(hours=3)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({"status": "FAILED"}, [1]),
+        ({"pipeline_run_id": "p1"}, [2]),
+        ({"limit": 2}, [0, 1]),
+        ({"limit": 0}, []),
+        ({"since": utc_now() - timedelta(minutes=90)}, [0, 1]),
+        ({"since": utc_now() + timedelta(days=1)}, []),
+        ({"status": "STARTED", "pipeline_run_id": "p1"}, []),
+    ],
+)
+async def test_filters(home: JournalHome, filters: dict[str, object], expected: list[int]) -> None:
+    ids = await fill(home)
+    frame = home.journal.read_here(lambda connection: runs_frame(connection, "lab", **filters))
+    assert frame["id"].tolist() == [ids[index] for index in expected]
+    if "status" not in filters:
+        attempts = home.journal.read_here(lambda connection: attempts_frame(connection, "lab", **filters))
+        assert set(attempts["run_id"]) <= set(ids)
+
+
+async def test_attempts_by_run_and_number(home: JournalHome) -> None:
+    ids = await fill(home)
+    frame = home.journal.read_here(lambda connection: attempts_frame(connection, "lab"))
+    assert list(zip(frame["run_id"], frame["number"], strict=True)) == [(ids[1], 1), (ids[2], 1), (ids[2], 2)]
+    assert frame["pipeline_run_id"].tolist() == ["p2", "p1", "p1"]
+    one = home.journal.read_here(lambda connection: attempts_frame(connection, "lab", pipeline_run_id="p2"))
+    assert one["error_code"].tolist() == ["timeout"]
+
+
+async def test_another_workspace_is_not_seen(home: JournalHome) -> None:
+    await fill(home)
+    assert len(home.journal.read_here(lambda connection: runs_frame(connection, "other lab"))) == 1
+    assert home.journal.read_here(lambda connection: runs_frame(connection, "third lab")).empty
+
+
+async def test_evaluations(home: JournalHome) -> None:
+    store = SqlEvalStore(home.journal)
+    empty = home.journal.read_here(lambda connection: eval_runs_frame(connection, "lab"))
+    run = await store.open_run(an_eval_run())
+    for sample in ("s2", "s1"):
+        await store.save_result(an_eval_result(run.id, sample_id=sample))
+    runs = home.journal.read_here(lambda connection: eval_runs_frame(connection, "lab"))
+    results = home.journal.read_here(lambda connection: eval_results_frame(connection, run.id))
+    assert dtypes(empty) == dtypes(runs)
+    assert list(runs) == list(EVAL_RUN_COLUMNS)
+    assert list(results) == list(EVAL_RESULT_COLUMNS)
+    assert runs["id"].tolist() == [str(run.id)]
+    assert results["sample_id"].tolist() == ["s1", "s2"]
+    assert results["valid_first_try"].tolist() == [True, True]
+    none = home.journal.read_here(lambda connection: eval_results_frame(connection, new_id()))
+    assert dtypes(none) == dtypes(results)
+
+
+def test_since_needs_a_zone(home: JournalHome) -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        home.journal.read_here(
+            lambda connection: runs_frame(connection, "lab", since=datetime(2026, 1, 1))  # noqa: DTZ001
+        )
+
+
+def test_large_counts_stay_exact() -> None:
+    frame = frame_of([(2**53 + 1, None), (None, 0.1)], {"tokens": "Int64", "cost": "Float64"})
+    assert frame["tokens"].tolist() == [2**53 + 1, pd.NA]
+    assert frame["cost"].tolist() == [pd.NA, 0.1]
+
+
+def test_times_in_either_form() -> None:
+    moment = datetime(2026, 3, 4, 5, 6, 7, 8, tzinfo=UTC)
+    texts = frame_of([("2026-03-04 05:06:07.000008",), (None,)], {"at": "time"})
+    values = frame_of([(moment.astimezone(),), (None,)], {"at": "time"})
+    pd.testing.assert_frame_equal(texts, values)
+    assert texts["at"][0].to_pydatetime() == moment
+
+
+@pytest.mark.parametrize(
+    ("table", "columns", "left_out"),
+    [
+        ("llm_runs", RUN_COLUMNS, {"owner", "heartbeat_at_utc", "flight_key", "result_json"}),
+        ("llm_attempts", ATTEMPT_COLUMNS, set()),
+        ("eval_runs", EVAL_RUN_COLUMNS, set()),
+        ("eval_results", EVAL_RESULT_COLUMNS, set()),
+    ],
+)
+def test_every_column_is_shown_or_left_out_on_purpose(table: str, columns: dict[str, str], left_out: set[str]) -> None:
+    stored = set(METADATA.tables[table].columns.keys())
+    assert stored - set(columns) == left_out
+    assert set(columns) - stored <= {"pipeline_run_id"}
