@@ -238,6 +238,8 @@ def test_db_upgrade_makes_a_new_database(tmp_path: Path) -> None:
     done = run("db", "upgrade", LLM_DATABASE_URL=f"sqlite:///{tmp_path}/new.db")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "new.db").exists()
+    assert "was at new" in done.stderr
+    assert "already" in run("db", "upgrade", LLM_DATABASE_URL=f"sqlite:///{tmp_path}/new.db").stderr
 
 
 def test_the_installed_command_exists() -> None:

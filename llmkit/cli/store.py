@@ -31,8 +31,10 @@ def db_upgrade() -> None:
     from llmkit.persistence.migrate import upgrade
 
     settings = load_settings()
-    state = upgrade(settings.database_url)
-    typer.echo(f"{DatabaseAddress.parse(settings.database_url).label} is at {state.revision}", err=True)
+    found = upgrade(settings.database_url)
+    before = "new" if found.revision is None else found.revision
+    change = f"was at {before}, is at {found.head}" if found.revision != found.head else f"is at {found.head} already"
+    typer.echo(f"{DatabaseAddress.parse(settings.database_url).label} {change}", err=True)
 
 
 @db_app.command("stats")
