@@ -34,7 +34,12 @@ from llmkit.persistence.rows import attempt_values, started_values, success_valu
 from llmkit.ports import RunStart, RunSuccess
 from llmkit.types import Attempt, AttemptStatus, Route, TokenUsage, utc_now
 
-Pair = Callable[[], Awaitable[None]]
+Values = tuple[RunStart, RunSuccess]
+Pair = Callable[[Values], Awaitable[None]]
+
+# About what a slow machine does in a second; values are made before the clock starts.
+JOURNAL_PAIRS = {1: 400, 16: 3_000, 64: 5_000}
+SQLMODEL_PAIRS = 120
 
 ROUTE = Route.parse("ollama/llama3.2")
 USAGE = TokenUsage(input_tokens=310, output_tokens=42, total_tokens=352)
@@ -88,7 +93,7 @@ class Rate:
         return f"{self.wall:8,.0f} pairs/s  {self.cpu:8,.0f} pairs per CPU second"
 
 
-def next_values() -> tuple[RunStart, RunSuccess]:
+def next_values() -> Values:
     run_id = uuid_utils.uuid7()
     key = run_id.hex
     digest = hashlib.sha256(run_id.bytes).hexdigest()
@@ -96,19 +101,17 @@ def next_values() -> tuple[RunStart, RunSuccess]:
     return start, replace(SUCCESS, run_id=run_id)
 
 
-async def measure(pair: Pair, callers: int, seconds: float) -> Rate:
-    done = 0
-    end = time.monotonic() + seconds
+async def measure(pair: Pair, callers: int, pairs: int) -> Rate:
+    values = [next_values() for _ in range(pairs)]
+    waiting = iter(values)
 
     async def caller() -> None:
-        nonlocal done
-        while time.monotonic() < end:
-            await pair()
-            done += 1
+        for each in waiting:
+            await pair(each)
 
     wall, cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*[caller() for _ in range(callers)])
-    return Rate(done / (time.perf_counter() - wall), done / (time.process_time() - cpu))
+    return Rate(pairs / (time.perf_counter() - wall), pairs / (time.process_time() - cpu))
 
 
 def new_database(folder: str, name: str) -> str:
@@ -121,13 +124,13 @@ async def journal_rate(url: str, callers: int, seconds: float) -> Rate:
     journal = Journal(url)
     repo = JournalLLMRunRepo(journal)
 
-    async def pair() -> None:
-        start, success = next_values()
+    async def pair(values: Values) -> None:
+        start, success = values
         await repo.create_started(start)
         if not await repo.mark_succeeded(success):
             raise AssertionError("the run was not STARTED")
 
-    rate = await measure(pair, callers, seconds)
+    rate = await measure(pair, callers, int(JOURNAL_PAIRS[callers] * seconds))
     journal.close()
     return rate
 
@@ -138,8 +141,8 @@ async def sqlmodel_rate(url: str, callers: int, seconds: float) -> Rate:
     # SQLite has one writer; more sessions than one at a time only wait for each other in their busy timeouts.
     turn = asyncio.Lock()
 
-    async def pair() -> None:
-        start, success = next_values()
+    async def pair(values: Values) -> None:
+        start, success = values
         async with turn, AsyncSession(engine) as db:
             db.add(LLMRunRow(**started_values(start)))
             await db.commit()
@@ -149,7 +152,7 @@ async def sqlmodel_rate(url: str, callers: int, seconds: float) -> Rate:
             db.add(LLMAttemptRow(**attempt_values(start.id, ATTEMPT), workspace_id=start.workspace_id))
             await db.commit()
 
-    rate = await measure(pair, callers, seconds)
+    rate = await measure(pair, callers, int(SQLMODEL_PAIRS * seconds))
     await engine.dispose()
     return rate
 
@@ -203,7 +206,7 @@ def four_processes(url: str, seconds: float) -> list[float | str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of each measurement")
+    parser.add_argument("--seconds", type=float, default=3.0, help="rough length of each measurement")
     seconds = parser.parse_args().seconds
     with tempfile.TemporaryDirectory() as folder:
         rates: dict[int, Rate] = {}

@@ -59,6 +59,7 @@ class Ledger:
         self._runs = runs
         self._stores_payloads = settings.store_payloads
         self._telemetry = telemetry
+        self._unwritten: dict[UUID, RunSuccess | RunFailure] = {}
         self._secrets = (settings.gemini_api_key.get_secret_value(),) if settings.gemini_api_key else ()
 
     def run_id(self, call: Call) -> UUID | None:
@@ -81,11 +82,10 @@ class Ledger:
             LLMStoreError: It could not be written; the answer is its `response`.
         """
         if self._runs is not None:
-            success = self._success(call, response, plan_record, self._payload(response))
             try:
-                await self._runs.mark_succeeded(success)
+                await self._write(self._success(call, response, plan_record, self._payload(response)))
             except LLMStoreError as error:
-                error.run_id, error.attempts, error.response = call.run_id, response.attempts, response
+                error.response = response
                 raise
         self._tell(call, RunStatus.SUCCEEDED, response)
 
@@ -98,7 +98,11 @@ class Ledger:
         log: AttemptLog,
         error: LLMError | None = None,
     ) -> None:
-        """Write that the call failed; `error_code` and message are stored, the message redacted."""
+        """Write that the call failed; `error_code` and message are stored, the message redacted.
+
+        Raises:
+            LLMStoreError: It could not be written.
+        """
         if self._runs is not None:
             failure = RunFailure(
                 run_id=call.run_id,
@@ -109,15 +113,42 @@ class Ledger:
                 plan=_plan_record(plan, error) if plan is not None else None,
                 attempts=log.attempts,
             )
-            await self._runs.mark_failed(failure)
+            await self._write(failure)
         self._tell(call, RunStatus.FAILED, error=error, error_code=code)
+
+    async def _write(self, outcome: RunSuccess | RunFailure) -> None:
+        assert self._runs is not None
+        try:
+            if isinstance(outcome, RunSuccess):
+                await self._runs.mark_succeeded(outcome)
+            else:
+                await self._runs.mark_failed(outcome)
+        except LLMStoreError as error:
+            self._unwritten[outcome.run_id] = outcome
+            error.run_id, error.attempts = outcome.run_id, outcome.attempts
+            raise
+
+    async def write_again(self, run_id: UUID) -> bool:
+        """Write the outcome of a started run that the store could not take before; False when there is none.
+
+        Raises:
+            LLMStoreError: It still cannot.
+        """
+        outcome = self._unwritten.pop(run_id, None)
+        if outcome is not None:
+            await self._write(outcome)
+        return outcome is not None
 
     async def serve(
         self, call: Call, origin: LLMResponse, served_from: ServedFrom, *, keyed: bool = True
     ) -> LLMResponse:
         """Hand out an answer that was paid for earlier, and record that it was served."""
         response = self.as_served(call, origin, served_from)
-        await self._record_served(call, response, keyed=keyed)
+        try:
+            await self._record_served(call, response, keyed=keyed)
+        except LLMStoreError as error:
+            error.run_id, error.response = call.run_id, response
+            raise
         self._tell(call, RunStatus.SUCCEEDED, response)
         return response
 

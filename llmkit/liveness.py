@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import platform
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -18,7 +19,7 @@ from uuid import UUID
 
 from llmkit.types import utc_now
 
-__all__ = ["Heartbeat", "current_owner", "is_alive", "looks_abandoned"]
+__all__ = ["Heartbeat", "Listener", "current_owner", "is_alive", "looks_abandoned"]
 
 BEATS_PER_LIMIT = 4
 
@@ -62,12 +63,29 @@ def _start_time(pid: int) -> str | None:
 
 
 def is_alive(owner: str) -> bool | None:
-    """Whether the owner's process lives; None when it cannot be known from here (another machine, an earlier boot)."""
+    """Whether the owner's process lives; None when it cannot be known from here.
+
+    That is so on another machine, after another boot, and where another user's processes are hidden.
+    """
     world, _, process = owner.rpartition("|")[0].rpartition("|")
     started = owner.rpartition("|")[2]
     if world != _world() or not process.isdigit():
         return None
-    return _start_time(int(process)) == started
+    found = _start_time(int(process))
+    return None if found is None and _is_hidden(int(process)) else found == started
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is such a process, another user's, though /proc does not show it (mounted with `hidepid`)."""
+    if os.name != "posix":
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def looks_abandoned(owner: str, heartbeat_at_utc: datetime, limit_s: float, now_utc: datetime | None = None) -> bool:
@@ -85,8 +103,32 @@ def looks_abandoned(owner: str, heartbeat_at_utc: datetime, limit_s: float, now_
     return ((now_utc or utc_now()) - heartbeat_at_utc).total_seconds() > limit_s
 
 
+class Listener:
+    """Whether a run that somebody waits for still has a heart that beats.
+
+    By the steady clock of the one who waits: a clock that was set back, or that differs, makes nobody wait longer.
+
+    Args:
+        limit_s: Longest silence, in seconds.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._heard: tuple[UUID, datetime] | None = None
+        self._heard_s = 0.0
+
+    def hears_nothing_of(self, run_id: UUID, heartbeat_at_utc: datetime) -> bool:
+        """Whether the run's last sign of life has been the same one for too long."""
+        now_s = time.monotonic()
+        if self._heard != (run_id, heartbeat_at_utc):
+            self._heard, self._heard_s = (run_id, heartbeat_at_utc), now_s
+        return now_s - self._heard_s > self._limit_s
+
+
 class Heartbeat:
     """Tells the store now and then that the calls in flight are alive. Short calls cost nothing.
+
+    Each event loop beats for its own calls, so one that ends, or stays behind in a fork, silences no other.
 
     Args:
         beat: Called with the ids in flight and the time.
@@ -96,33 +138,51 @@ class Heartbeat:
     def __init__(self, beat: Callable[[Sequence[UUID], datetime], Awaitable[None]], interval_s: float) -> None:
         self._beat = beat
         self._interval_s = interval_s
-        self._in_flight: set[UUID] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._beating: asyncio.Task[None] | None = None
+        self._pulses: dict[asyncio.AbstractEventLoop, _Pulse] = {}
 
     @contextlib.contextmanager
     def alive(self, run_id: UUID) -> Iterator[None]:
         """Keep the run's heart beating inside the block."""
-        self._in_flight.add(run_id)
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._tick)
+        loop = asyncio.get_running_loop()
+        pulse = self._pulses.get(loop)
+        if pulse is None:
+            pulse = self._pulses[loop] = _Pulse(loop, self._beat, self._interval_s)
+        pulse.in_flight.add(run_id)
         try:
             yield
         finally:
-            self._in_flight.discard(run_id)
-            if not self._in_flight and self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+            pulse.in_flight.discard(run_id)
+            if not pulse.in_flight:
+                self._pulses.pop(loop).stop()
+
+
+class _Pulse:
+    """The heartbeat of one event loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        beat: Callable[[Sequence[UUID], datetime], Awaitable[None]],
+        interval_s: float,
+    ) -> None:
+        self.in_flight: set[UUID] = set()
+        self._loop = loop
+        self._beat = beat
+        self._interval_s = interval_s
+        self._beating: asyncio.Task[None] | None = None
+        self._timer = loop.call_later(interval_s, self._tick)
+
+    def stop(self) -> None:
+        self._timer.cancel()
 
     def _tick(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._interval_s, self._tick)
+        self._timer = self._loop.call_later(self._interval_s, self._tick)
         if self._beating is None or self._beating.done():
-            self._beating = loop.create_task(self._send())
+            self._beating = self._loop.create_task(self._send())
 
     async def _send(self) -> None:
         # A missed beat is no reason to disturb a call; the next one may get through.
         from llmkit.errors import LLMStoreError
 
         with contextlib.suppress(LLMStoreError):
-            await self._beat(tuple(self._in_flight), utc_now())
+            await self._beat(tuple(self.in_flight), utc_now())

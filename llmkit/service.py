@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
+from uuid import UUID
 
-from llmkit.canonical import prompt_sha256
+from pydantic import ValidationError
+
+from llmkit.canonical import prompt_sha256, sha256_of
 from llmkit.errors import (
     CANCELLED_CODE,
+    LLMBadRequest,
     LLMConfigurationError,
     LLMError,
     LLMIdempotencyConflict,
@@ -20,7 +25,7 @@ from llmkit.errors import (
     LLMStoreError,
 )
 from llmkit.ledger import Call, Ledger
-from llmkit.liveness import BEATS_PER_LIMIT, Heartbeat, looks_abandoned
+from llmkit.liveness import BEATS_PER_LIMIT, Heartbeat, Listener, looks_abandoned
 from llmkit.ports import (
     AttemptLog,
     CacheKey,
@@ -34,6 +39,7 @@ from llmkit.settings import LLMSettings
 from llmkit.telemetry import Telemetry
 from llmkit.types import (
     RESERVED_METADATA_KEYS,
+    LLMProfile,
     LLMRequest,
     LLMResponse,
     RequestContext,
@@ -55,6 +61,8 @@ T = TypeVar("T")
 
 class LLMService:
     """Answers requests: from the store, from the cache, or from a provider, and records which.
+
+    Used by any number of event loops at once, as far as its repository allows that.
 
     Args:
         router: Chooses and calls providers.
@@ -83,7 +91,8 @@ class LLMService:
         self._runs = runs if settings.persist_runs else None
         self._cache = cache if settings.cache_enabled and settings.store_payloads else None
         self._ledger = Ledger(self._runs, settings, telemetry or Telemetry())
-        self._flights: dict[str, asyncio.Future[LLMResponse]] = {}
+        # By event loop: a future wakes only those who wait in its own.
+        self._flights: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[LLMResponse]] = {}
         self._heartbeat = (
             Heartbeat(self._runs.heartbeat, settings.abandoned_after_s / BEATS_PER_LIMIT) if self._runs else None
         )
@@ -102,6 +111,7 @@ class LLMService:
 
         Raises:
             LLMConfigurationError: No workspace, or two that disagree. Nothing was sent or written.
+            LLMBadRequest: A tool or a schema holds what is not JSON. Nothing was sent or written.
             LLMIdempotencyConflict: The key belongs to another request. Nothing was sent.
             LLMInProgress: The key's call is under way elsewhere. Nothing was sent.
             LLMStoreError: The database failed; when that happened after the answer, the answer is its `response`.
@@ -139,7 +149,7 @@ class LLMService:
             pipeline_run_id=who["pipeline_run_id"],
             stage=who["stage"],
             profile=str(profile),
-            prompt_sha256=prompt_sha256(request, profile),
+            prompt_sha256=_hashed(request, profile),
         )
 
     # --- idempotency --------------------------------------------------------------------------------------------
@@ -154,13 +164,18 @@ class LLMService:
                 raise _conflict(key, stored)
             if stored.status is RunStatus.SUCCEEDED:
                 return await self._serve_stored(call, stored, ServedFrom.REPLAY)
-            if not self._is_abandoned(stored):
+            if not await self._settle(self._runs, stored):
                 raise _in_progress(key, stored)
-            await self._runs.mark_abandoned(stored)
         return None
 
-    def _is_abandoned(self, stored: StoredRun) -> bool:
-        return looks_abandoned(stored.owner, stored.heartbeat_at_utc, self._settings.abandoned_after_s)
+    async def _settle(self, runs: LLMRunRepo, started: StoredRun) -> bool:
+        """End a started run that nobody works on any more; False when somebody may."""
+        if await self._ledger.write_again(started.id):
+            return True
+        if not looks_abandoned(started.owner, started.heartbeat_at_utc, self._settings.abandoned_after_s):
+            return False
+        await runs.mark_abandoned(started)
+        return True
 
     async def _serve_stored(self, call: Call, stored: StoredRun, served_from: ServedFrom) -> LLMResponse:
         if stored.result_json is None:
@@ -168,7 +183,13 @@ class LLMService:
                 f"Run {stored.id} succeeded, but its answer was not stored (LLM_STORE_PAYLOADS is off), "
                 "so it cannot be replayed; use another idempotency key to pay for it again"
             )
-        origin = LLMResponse.model_validate_json(stored.result_json)
+        try:
+            origin = LLMResponse.model_validate_json(stored.result_json)
+        except ValidationError:
+            raise LLMStoreError(
+                f"The stored answer of run {stored.id} is damaged, or of another version of llmkit; "
+                "use another idempotency key to pay for it again"
+            ) from None
         return await self._ledger.serve(call, origin, served_from, keyed=served_from is not ServedFrom.REPLAY)
 
     # --- content cache and equal calls in flight ----------------------------------------------------------------
@@ -190,17 +211,29 @@ class LLMService:
             own = CacheKey(key.workspace_id, key.prompt_sha256, response.route, key.profile, key.epoch)
             self._cache.put(own, response)
 
-    async def _fly(self, call: Call, plan: RoutePlan) -> LLMResponse:
-        """Call the provider, unless an equal call is in flight already: then share its answer."""
+    def _flight_name(self, call: Call, plan: RoutePlan) -> str | None:
+        """Name shared by calls that may share an answer, or an error, that is not there yet."""
         key = self._cache_key(call, plan)
         if key is None:
+            return None
+        # Under other limits another route might answer, or this one fail.
+        constraints = call.request.constraints
+        limits = constraints.model_dump(mode="json", exclude={"allowed_providers"})
+        limits["allowed_providers"] = sorted(constraints.allowed_providers or ())
+        return f"{key.text()}\x1f{sha256_of([limits, call.request.timeout_s])}"
+
+    async def _fly(self, call: Call, plan: RoutePlan) -> LLMResponse:
+        """Call the provider, unless an equal call is in flight already: then share its answer."""
+        name = self._flight_name(call, plan)
+        if name is None:
             return await self._run(call, plan, flight_key=None)
-        name = key.text()
-        leader = self._flights.get(name)
-        if leader is not None:
-            return await self._follow(call, plan, leader)
-        flight: asyncio.Future[LLMResponse] = asyncio.get_running_loop().create_future()
-        self._flights[name] = flight
+        here = (asyncio.get_running_loop(), name)
+        while (leader := self._flights.get(here)) is not None:
+            await asyncio.wait((leader,))
+            if not leader.cancelled():
+                return await self._share(call, plan, leader)
+            # The leading call was cancelled or lost its key: the first to see it takes its turn.
+        flight = self._flights[here] = here[0].create_future()
         try:
             response = await self._lead(call, plan, name)
             flight.set_result(response)
@@ -210,18 +243,17 @@ class LLMService:
             flight.exception()  # nobody may be following
             raise
         finally:
-            del self._flights[name]
+            del self._flights[here]
             flight.cancel()  # no effect when it has a result
 
-    async def _follow(self, call: Call, plan: RoutePlan, leader: asyncio.Future[LLMResponse]) -> LLMResponse:
-        await asyncio.wait((leader,))
-        if leader.cancelled():  # the leading call was cancelled or lost its key: this one takes its turn
-            return await self._fly(call, plan)
+    async def _share(self, call: Call, plan: RoutePlan, leader: asyncio.Future[LLMResponse]) -> LLMResponse:
         error = leader.exception()
-        if isinstance(error, LLMError):
-            await self._record_shared_failure(call, plan, error)
-            raise error
-        return await self._ledger.serve(call, leader.result(), ServedFrom.SHARED)
+        if not isinstance(error, LLMError):
+            return await self._ledger.serve(call, leader.result(), ServedFrom.SHARED)
+        own = _as_follower(error, self._ledger.run_id(call))
+        if not isinstance(error, LLMStoreError):
+            await _to_the_end(self._record_shared_failure(call, plan, own))
+        raise own
 
     async def _record_shared_failure(self, call: Call, plan: RoutePlan, error: LLMError) -> None:
         await self._ledger.start(call, flight_key=None)
@@ -230,13 +262,16 @@ class LLMService:
     async def _lead(self, call: Call, plan: RoutePlan, flight_key: str) -> LLMResponse:
         """Run the call, or wait while another process runs an equal one."""
         polls = 0
+        listener = Listener(self._settings.abandoned_after_s)
         while self._runs is not None:
             other = await self._runs.get_by_flight_key(call.workspace_id, flight_key)
             if other is None:
                 break
-            if self._is_abandoned(other):
-                await self._runs.mark_abandoned(other)
+            if await self._settle(self._runs, other):
                 continue
+            if listener.hears_nothing_of(other.id, other.heartbeat_at_utc):
+                # Its process lives, and no longer works on it: it could not write the end.
+                return await self._run(call, plan, flight_key=None)
             await asyncio.sleep(FLIGHT_POLL_S[min(polls, len(FLIGHT_POLL_S) - 1)])
             polls += 1
             ended = await self._runs.get_run(call.workspace_id, other.id)
@@ -255,8 +290,9 @@ class LLMService:
         log = AttemptLog()
         try:
             routed = await self._execute(call, plan, log)
+            response = self._response(call, plan, routed, log)
         except asyncio.CancelledError:
-            await _to_the_end(self._ledger.fail(call, CANCELLED_CODE, "cancelled by the caller", plan, log))
+            await self._cancelled(call, "cancelled by the caller", plan, log)
             raise
         except LLMError as error:
             error.run_id = self._ledger.run_id(call)
@@ -266,7 +302,6 @@ class LLMService:
         except Exception as error:
             await _to_the_end(self._ledger.fail(call, LLMError.code, f"{type(error).__name__} in llmkit", plan, log))
             raise
-        response = self._response(call, plan, routed, log)
         # Before the outcome is written, because that ends the flight and lets an equal call look into the cache.
         self._keep(call, plan, response)
         await _to_the_end(self._ledger.succeed(call, response, routed.plan_record))
@@ -276,10 +311,13 @@ class LLMService:
         try:
             await _to_the_end(self._ledger.start(call, flight_key))
         except asyncio.CancelledError:
-            await _to_the_end(
-                self._ledger.fail(call, CANCELLED_CODE, "cancelled before anything was sent", None, AttemptLog())
-            )
+            await self._cancelled(call, "cancelled before anything was sent", None, AttemptLog())
             raise
+
+    async def _cancelled(self, call: Call, message: str, plan: RoutePlan | None, log: AttemptLog) -> None:
+        # What the store cannot take now is remembered by the ledger; the cancellation must not turn into an error.
+        with suppress(LLMStoreError):
+            await _to_the_end(self._ledger.fail(call, CANCELLED_CODE, message, plan, log))
 
     async def _end_with(self, call: Call, plan: RoutePlan, cached: LLMResponse) -> LLMResponse:
         response = self._ledger.as_served(call, cached, ServedFrom.CACHE)
@@ -295,8 +333,10 @@ class LLMService:
     def _response(self, call: Call, plan: RoutePlan, routed: Routed, log: AttemptLog) -> LLMResponse:
         reply = routed.reply
         return LLMResponse(
-            text=reply.text,
-            tool_calls=reply.tool_calls,
+            text=_whole_characters(reply.text),
+            tool_calls=tuple(
+                tool.model_copy(update={"arguments": _whole_characters(tool.arguments)}) for tool in reply.tool_calls
+            ),
             finish_reason=reply.finish_reason,
             usage=reply.usage,
             route=routed.route,
@@ -309,6 +349,28 @@ class LLMService:
             plan=plan,
             warnings=reply.warnings,
         )
+
+
+def _hashed(request: LLMRequest, profile: LLMProfile) -> str:
+    try:
+        return prompt_sha256(request, profile)
+    except (TypeError, ValueError) as error:
+        raise LLMBadRequest(f"A tool's parameters or the response format hold what is not JSON: {error}") from None
+
+
+def _whole_characters(text: str) -> str:
+    """The text with half characters replaced: a model may stop inside one, and neither JSON nor a database takes it."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _as_follower(error: LLMError, run_id: UUID | None) -> LLMError:
+    """The leading call's error as one of the follower's own: its row, and no request that was sent for it."""
+    own = type(error).__new__(type(error), *error.args)
+    vars(own).update(vars(error))
+    own.run_id, own.attempts = run_id, ()
+    return own
 
 
 def _resolve_context(request: LLMRequest, context: RequestContext | None) -> dict[str, str | None]:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from llmkit.errors import LLMBadRequest, LLMConfigurationError, describe_validation
+from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMUnsupported, describe_validation
 from llmkit.loop_thread import INHERITED, LoopThread
 from llmkit.settings import LLMSettings, load_settings
 from llmkit.types import LLMRequest, LLMResponse, Message, RequestContext, RoutePlan
@@ -121,8 +121,9 @@ class Session:
         Args:
             output_type: A Pydantic model, or any type that Pydantic can validate.
             text: What to read.
-            **parameters: `instructions` (a text put in front), `examples` (pairs of text and expected value),
-                `retries` (how often the model is asked again with what was wrong; default 1), and as for `chat`.
+            **parameters: `instructions` (a text put in front), `examples` (pairs of a text and its value: an instance,
+                or what validates to one), `retries` (how often the model is asked again with what was wrong; default
+                1), and as for `chat`.
 
         Returns:
             A validated instance of `output_type`.
@@ -139,10 +140,12 @@ class Session:
         return value
 
     async def _extract(self, output_type: Any, text: str, parameters: dict[str, Any]) -> Any:
-        from llmkit.pydanticai import extract
+        from llmkit.pydanticai import extract, extraction_prompt
 
         context, fields = self._split(parameters)
-        messages = _extraction_prompt(output_type, text, fields.pop("instructions", None), fields.pop("examples", ()))
+        _refuse_files(fields)
+        shots = {name: fields.pop(name) for name in ("instructions", "examples") if name in fields}
+        messages = extraction_prompt(output_type, text, **shots)
         retries = fields.pop("retries", 1)
         request = _request(messages, fields)  # refuses unknown or bad fields before anything else happens
         own = {name: getattr(request, name) for name in _EXTRACT_FIELDS}
@@ -302,17 +305,9 @@ def _request(prompt: str | Sequence[Message], fields: Mapping[str, Any]) -> LLMR
         raise LLMBadRequest("; ".join(describe_validation(error))) from None
 
 
-def _extraction_prompt(
-    output_type: Any, text: str, instructions: str | None, examples: Sequence[tuple[str, Any]]
-) -> tuple[Message, ...]:
-    name = getattr(output_type, "__name__", "value")
-    lead = instructions or f"Read the {name} out of the text. Answer with JSON only."
-    shown: list[Message] = []
-    for sample, value in examples:
-        answer = TypeAdapter(output_type).dump_json(value).decode()
-        shown += [Message(role="user", content=f"Text: {sample}\nJSON:"), Message(role="assistant", content=answer)]
-    return (
-        Message(role="system", content=lead),
-        *shown,
-        Message(role="user", content=f"Text: {text}\nJSON:"),
-    )
+def _refuse_files(fields: Mapping[str, Any]) -> None:
+    named = sorted({"images", "files", "image", "file"} & fields.keys())
+    if named:
+        raise LLMUnsupported(
+            f"{', '.join(named)}: no route of llmkit reads images or files yet; give the text that is in them"
+        )

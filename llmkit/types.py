@@ -347,6 +347,8 @@ class ProviderCaps(Value):
         max_context_tokens: Size of the context window; None when it depends on the model.
         preferred_for_profiles: Profiles that put this provider first.
         is_local: Answers on this machine or one the user runs; `local_only` also checks the address.
+        unenforced_schema_keywords: Parts of a schema that it takes and does not hold its models to; `number.minimum` is
+            the bound of a number that need not be whole.
     """
 
     supports_tools: bool
@@ -355,6 +357,7 @@ class ProviderCaps(Value):
     max_context_tokens: int | None
     preferred_for_profiles: frozenset[LLMProfile]
     is_local: bool
+    unenforced_schema_keywords: frozenset[str] = frozenset()
 
 
 class LLMResponse(Value):

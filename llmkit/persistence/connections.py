@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, PoolProxiedConnection
 
 from llmkit.persistence.engines import DatabaseAddress, begin_immediate
 from llmkit.persistence.faults import database_gone, store_error
+from llmkit.persistence.fork import ForkGate
 from llmkit.persistence.statements import PreparedSelect
 
 __all__ = ["SqliteReader", "WriteConnection"]
@@ -46,11 +47,18 @@ class FileGuard:
 
 
 class WriteConnection:
-    """A connection for one thread, opened on first use and anew after any failure."""
+    """A connection for one thread, opened on first use and anew after any failure.
 
-    def __init__(self, engine: Engine, address: DatabaseAddress) -> None:
+    Args:
+        engine: Where it comes from.
+        address: Of the same database.
+        gate: Shut while the process forks.
+    """
+
+    def __init__(self, engine: Engine, address: DatabaseAddress, gate: ForkGate) -> None:
         self._engine = engine
         self._address = address
+        self._gate = gate
         self._open: tuple[Connection, FileGuard] | None = None
 
     def transact(self, work: Callable[[Connection], T]) -> T:
@@ -61,15 +69,19 @@ class WriteConnection:
             Exception: What `work` or the driver raises; then nothing of it is stored, unless the connection broke
                 while committing, which nobody can tell.
         """
-        try:
-            connection, guard = self._opened()
-            guard.check()
-            with connection.begin():
-                result = work(connection)
-            guard.check()
-        except BaseException:
-            self.close()
-            raise
+        with self._gate:
+            try:
+                return self._transacted(work)
+            except BaseException:
+                self.discard()
+                raise
+
+    def _transacted(self, work: Callable[[Connection], T]) -> T:
+        connection, guard = self._opened()
+        guard.check()
+        with connection.begin():
+            result = work(connection)
+        guard.check()
         return result
 
     def _opened(self) -> tuple[Connection, FileGuard]:
@@ -79,7 +91,12 @@ class WriteConnection:
         return self._open
 
     def close(self) -> None:
-        """Give the connection up for good, without a word whatever state it is in. The next use opens another."""
+        """Give the connection up, whatever state it is in. The next use opens another."""
+        with self._gate:
+            self.discard()
+
+    def discard(self) -> None:
+        """As `close`, for whoever has shut the gate."""
         if self._open is None:
             return
         connection, self._open = self._open[0], None
@@ -95,9 +112,10 @@ class SqliteReader:
     Each statement is read to its end, so that no read transaction stays open and the next one sees the newest commit.
     """
 
-    def __init__(self, engine: Engine, address: DatabaseAddress) -> None:
+    def __init__(self, engine: Engine, address: DatabaseAddress, gate: ForkGate) -> None:
         self._engine = engine
         self._address = address
+        self._gate = gate
         self._lock = Lock()
         self._open: tuple[PoolProxiedConnection, FileGuard] | None = None
 
@@ -107,11 +125,11 @@ class SqliteReader:
         Raises:
             LLMStoreError: The database cannot be read.
         """
-        with self._lock:
+        with self._gate, self._lock:
             try:
                 row = self._first(select.sql, parameters)
             except BaseException as error:
-                self._discard()
+                self.discard()
                 if not isinstance(error, Exception):
                     raise
                 raise store_error(error, self._address.label, self._address.path) from None
@@ -129,12 +147,13 @@ class SqliteReader:
             self._open = self._engine.raw_connection(), FileGuard(self._address.path)
         return self._open
 
-    def _discard(self) -> None:
+    def close(self) -> None:
+        """Close the file. The next use opens it again."""
+        with self._gate, self._lock:
+            self.discard()
+
+    def discard(self) -> None:
+        """As `close`, for whoever has shut the gate."""
         if self._open is not None:
             connection, self._open = self._open[0], None
             connection.invalidate()
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._discard()

@@ -12,11 +12,13 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.pool import QueuePool
 
 from llmkit.errors import LLMStoreError
 from llmkit.persistence.connections import SqliteReader, WriteConnection
 from llmkit.persistence.engines import SQLITE_BUSY_TIMEOUT_S, DatabaseAddress, make_engine, reading
 from llmkit.persistence.faults import patiently
+from llmkit.persistence.fork import ForkGate, pause_around_forks
 from llmkit.persistence.operations import (
     AbandonRun,
     Beat,
@@ -46,8 +48,33 @@ class _Resources:
         self.pid = os.getpid()
         self.engine = make_engine(address, busy_timeout_s=busy_timeout_s)
         self.statements = Statements(self.engine.dialect)
-        self.writer = GroupWriter(WriteConnection(self.engine, address), self.statements, address, patience_s)
-        self.reader = SqliteReader(self.engine, address) if address.is_sqlite else None
+        self.gate = ForkGate()
+        self.open_in_child = False
+        self._connection = WriteConnection(self.engine, address, self.gate)
+        self.writer = GroupWriter(self._connection, self.statements, address, patience_s)
+        self.reader = SqliteReader(self.engine, address, self.gate) if address.is_sqlite else None
+        if address.is_sqlite:
+            pause_around_forks(self)
+
+    def pause(self, patience_s: float) -> None:
+        """Close the SQLite file for a fork. What cannot be closed in time makes the database unusable in the child."""
+        if self.pid != os.getpid():
+            return
+        self.open_in_child = not self.gate.shut(patience_s)
+        if self.open_in_child:
+            return
+        self._connection.discard()
+        if self.reader is not None:
+            self.reader.discard()
+        # What somebody borrowed from the engine directly stays open.
+        pool = self.engine.pool
+        self.open_in_child = isinstance(pool, QueuePool) and pool.checkedout() > 0
+        self.engine.dispose()
+
+    def resume(self) -> None:
+        """Go on after a fork, in the parent."""
+        if self.pid == os.getpid():
+            self.gate.open()
 
     def close(self) -> None:
         """Flush, then close everything. Only in the process that opened it."""
@@ -59,7 +86,7 @@ class _Resources:
         self.engine.dispose()
 
 
-# Inherited over a fork and never closed: SQLite forbids using a connection there, closing it included.
+# Inherited over a fork and never touched: a server's connection is shared with the parent, and a lock may be held.
 _INHERITED: list[_Resources] = []
 
 
@@ -77,7 +104,7 @@ class Journal:
     """An open database, for writes that are durable one by one and for reads.
 
     Used by any number of threads and event loops at once. Nothing is opened before the first use. In a forked child it
-    works anew, with connections and a writer of the child's own.
+    works anew, with connections and a writer of the child's own; a fork waits for the transaction that is under way.
 
     Args:
         database_url: As in `LLM_DATABASE_URL`; already brought to head by `migrate.upgrade`.
@@ -107,10 +134,16 @@ class Journal:
 
     def _here(self) -> _Resources:
         resources = self._resources
-        if resources.pid != os.getpid():
-            _INHERITED.append(resources)
-            self._resources = resources = self._open()
-        return resources
+        if resources.pid == os.getpid():
+            return resources
+        if resources.open_in_child:
+            raise LLMStoreError(
+                f"This process was forked while {self.address.label} was in use, which SQLite does not survive. "
+                "Start it with multiprocessing's `spawn`, or fork when no call is under way."
+            )
+        _INHERITED.append(resources)
+        self._resources = self._open()
+        return self._resources
 
     @property
     def engine(self) -> Engine:
@@ -180,7 +213,8 @@ class Journal:
         self._refuse_when_closed()
 
         def once() -> T:
-            with reading(self.engine, self.address) as connection:
+            resources = self._here()
+            with resources.gate, reading(resources.engine, self.address) as connection:
                 return work(connection)
 
         return patiently(once, self._limits[1])

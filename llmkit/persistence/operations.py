@@ -11,6 +11,8 @@ from sqlalchemy import Connection
 
 from llmkit.errors import ABANDONED_CODE
 from llmkit.persistence.rows import (
+    FAILED,
+    SUCCEEDED,
     abandoned_values,
     attempt_values,
     eval_result_values,
@@ -23,7 +25,7 @@ from llmkit.persistence.rows import (
 from llmkit.persistence.statements import Prepared, Statements
 from llmkit.persistence.writer import Operation
 from llmkit.ports import EvalResult, EvalRun, KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
-from llmkit.types import Attempt, RunStatus
+from llmkit.types import Attempt
 
 __all__ = [
     "AbandonRun",
@@ -164,7 +166,7 @@ class MarkSucceeded(_Mark):
 
     def __init__(self, statements: Statements, success: RunSuccess) -> None:
         row = statements.mark_succeeded.row(success_values(success) | {"run_id": success.run_id})
-        expected = [RunStatus.SUCCEEDED.value, success.finished_at_utc, None]
+        expected = [SUCCEEDED, success.finished_at_utc, None]
         super().__init__(success.run_id, row, expected, _attempt_rows(statements, success.run_id, success.attempts))
 
     @staticmethod
@@ -181,7 +183,7 @@ class MarkFailed(_Mark):
 
     def __init__(self, statements: Statements, failure: RunFailure) -> None:
         row = statements.mark_failed.row(failure_values(failure) | {"run_id": failure.run_id})
-        expected = [RunStatus.FAILED.value, failure.finished_at_utc, failure.error_code]
+        expected = [FAILED, failure.finished_at_utc, failure.error_code]
         super().__init__(failure.run_id, row, expected, _attempt_rows(statements, failure.run_id, failure.attempts))
 
     @staticmethod
@@ -199,7 +201,7 @@ class AbandonRun(_Mark):
     def __init__(self, statements: Statements, run: StoredRun, at_utc: datetime) -> None:
         seen = {"run_id": run.id, "seen_at_utc": run.heartbeat_at_utc}
         row = statements.mark_abandoned.row(abandoned_values(at_utc) | seen)
-        super().__init__(run.id, row, [RunStatus.FAILED.value, at_utc, ABANDONED_CODE], [])
+        super().__init__(run.id, row, [FAILED, at_utc, ABANDONED_CODE], [])
 
     @staticmethod
     def statement(statements: Statements) -> Prepared:

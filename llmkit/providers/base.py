@@ -14,6 +14,7 @@ from llmkit.settings import LLMSettings, is_loopback
 from llmkit.types import LLMProvider, LLMRequest, Message, NamedToolChoice, ProviderCaps, ResponseFormat, Route
 
 __all__ = [
+    "LLAMA_CPP_UNENFORCED",
     "CallArguments",
     "ProviderSpec",
     "ReplyFacts",
@@ -30,6 +31,8 @@ BYTES_PER_TOKEN = 3
 # No tokenizer in use packs running text more tightly than this.
 MOST_CHARS_PER_TOKEN = 8
 TOKENS_PER_MESSAGE = 8
+# Its grammars count digits: they bound whole numbers only.
+LLAMA_CPP_UNENFORCED = frozenset({"number.minimum", "number.maximum"})
 
 
 @dataclass(frozen=True, slots=True)

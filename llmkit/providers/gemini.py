@@ -119,6 +119,8 @@ SPEC = ProviderSpec(
         max_context_tokens=CONTEXT_TOKENS,
         preferred_for_profiles=frozenset({LLMProfile.QUALITY}),
         is_local=False,
+        # Not in the list of https://ai.google.dev/api/generate-content for `responseJsonSchema`.
+        unenforced_schema_keywords=frozenset({"pattern", "minLength", "maxLength"}),
     ),
     default_model=lambda settings: settings.gemini_model,
     context_tokens=lambda _settings, _model: CONTEXT_TOKENS,

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmkit.errors import LLMConfigurationError
 from llmkit.ports import Endpoint
-from llmkit.providers.base import CallArguments, ProviderSpec, ReplyFacts, openai_arguments
+from llmkit.providers.base import LLAMA_CPP_UNENFORCED, CallArguments, ProviderSpec, ReplyFacts, openai_arguments
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider, LLMRequest, ProviderCaps, Route
 
@@ -87,6 +87,7 @@ SPEC = ProviderSpec(
         max_context_tokens=LARGEST_CONTEXT_TOKENS,
         preferred_for_profiles=frozenset(),
         is_local=True,
+        unenforced_schema_keywords=LLAMA_CPP_UNENFORCED,
     ),
     default_model=lambda settings: settings.local_model,
     context_tokens=lambda settings, _model: settings.local_context_tokens,

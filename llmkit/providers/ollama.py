@@ -8,6 +8,7 @@ from typing import Any
 
 from llmkit.ports import Endpoint
 from llmkit.providers.base import (
+    LLAMA_CPP_UNENFORCED,
     CallArguments,
     ProviderSpec,
     ReplyFacts,
@@ -98,6 +99,7 @@ SPEC = ProviderSpec(
         max_context_tokens=None,
         preferred_for_profiles=frozenset({LLMProfile.FAST, LLMProfile.BALANCED}),
         is_local=True,
+        unenforced_schema_keywords=LLAMA_CPP_UNENFORCED,
     ),
     default_model=lambda settings: settings.ollama_model,
     context_tokens=lambda _settings, _model: None,

@@ -1,6 +1,18 @@
 """Pydantic AI over `LLMService`: agents and typed extraction whose every model request is one `llm_runs` row."""
 
-from llmkit.pydanticai.extraction import Extraction, OutputMode, extract
+from llmkit.pydanticai.extraction import Extraction, Outcome, OutputMode, extract
 from llmkit.pydanticai.model import PydanticAiLiteLLMModel
+from llmkit.pydanticai.prompt import extraction_prompt
+from llmkit.pydanticai.schema import CanonicalSchema, SchemaError, canonical
 
-__all__ = ["Extraction", "OutputMode", "PydanticAiLiteLLMModel", "extract"]
+__all__ = [
+    "CanonicalSchema",
+    "Extraction",
+    "Outcome",
+    "OutputMode",
+    "PydanticAiLiteLLMModel",
+    "SchemaError",
+    "canonical",
+    "extract",
+    "extraction_prompt",
+]

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
 from pydantic_ai.exceptions import AgentRunError, UnexpectedModelBehavior, UserError
 
 from llmkit.errors import LLMBadRequest, LLMError, LLMInvalidOutput, LLMUnavailable, describe_validation
+from llmkit.pydanticai.answer import Answer
 from llmkit.pydanticai.messages import as_model_messages
 from llmkit.pydanticai.model import PydanticAiLiteLLMModel
+from llmkit.pydanticai.reading import Reader
 from llmkit.service import LLMService
 from llmkit.types import (
     LLMConstraints,
     LLMRequest,
     LLMResponse,
     Message,
-    ProviderCaps,
     RequestContext,
     ResponseFormat,
     Route,
     TokenUsage,
+    ToolDefinition,
 )
 
-__all__ = ["Extraction", "OutputMode", "extract"]
+__all__ = ["Extraction", "Outcome", "OutputMode", "extract"]
 
 OutputMode = Literal["schema", "tool", "prompted"]
+Outcome = Literal["first_try", "repaired", "reasked"]
 T = TypeVar("T")
 
 
@@ -39,10 +43,16 @@ class Extraction(Generic[T]):
     Attributes:
         value: An instance of the output type.
         mode: How the shape was asked for: constrained by a schema, as a tool call, or in words.
-        valid_first_try: Whether the first answer fitted; False means that the model was asked again.
+        valid_first_try: Whether the raw first answer fitted as it was.
         responses: Every model request, in order; `served_from` tells which of them cost something now.
         usage: Tokens of all of them.
         latency_ms: That of all of them together; stored ones count what they took originally.
+        outcome: `first_try`; `repaired`, when the first answer fitted once fences, prose or a stray comma were gone;
+            `reasked`, when the model was asked again.
+        schema_sha256: Hash of the output schema that the answering provider got; None when it got none. Two routes
+            that differ in it were asked different things.
+        warnings: What the caller should know: parts of the schema that only validation enforces on the route that
+            answered, and that an answer was repaired.
     """
 
     value: T
@@ -51,6 +61,9 @@ class Extraction(Generic[T]):
     responses: tuple[LLMResponse, ...]
     usage: TokenUsage
     latency_ms: float
+    outcome: Outcome = "first_try"
+    schema_sha256: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 async def extract(  # noqa: PLR0913 - the fields of a request, all by name
@@ -76,7 +89,8 @@ async def extract(  # noqa: PLR0913 - the fields of a request, all by name
         context: Workspace, pipeline run and stage.
         route: A pinned route; None lets the router choose.
         constraints: What a route must fulfil.
-        parameters: Further fields of `LLMRequest`: profile, temperature, max_output_tokens, seed, stop, timeout_s.
+        parameters: Further fields of `LLMRequest`: profile, temperature, max_output_tokens, seed, stop, timeout_s,
+            metadata.
         idempotency_key: Names this extraction; the number of each model request in it is appended.
         epoch: Number of the repeat in an evaluation.
         use_cache: Whether the content cache may answer.
@@ -87,125 +101,178 @@ async def extract(  # noqa: PLR0913 - the fields of a request, all by name
         LLMBadRequest: The output type cannot be a schema, or a parameter is unknown or bad.
         LLMError: As `LLMService.chat`.
     """
+    answer: Answer[T] = Answer.of(output_type)
+    task = _Task(answer, _conversation(messages), retries)
+    request = {"context": context, "parameters": parameters, "epoch": epoch, "use_cache": use_cache}
+    earlier: LLMError | None = None
+    for mode, allowed in _modes(service, task, route, constraints):
+        key = idempotency_key if earlier is None or idempotency_key is None else f"{idempotency_key}~{mode}"
+        model = PydanticAiLiteLLMModel(service, route=route, constraints=allowed, idempotency_key=key, **request)  # type: ignore[arg-type]
+        try:
+            return await task.run(service, model, mode)
+        except LLMError as error:
+            if earlier is not None:
+                error.attempts = earlier.attempts + error.attempts
+            if not error.retryable or (constraints is not None and not constraints.allow_fallback):
+                raise
+            earlier = error
+    raise earlier or LLMUnavailable("No route answers at the moment")
+
+
+def _conversation(messages: str | Sequence[Message]) -> tuple[Message, ...]:
     conversation = (Message(role="user", content=messages),) if isinstance(messages, str) else tuple(messages)
-    schema = _schema(output_type)
-    mode = _choose_mode(service, conversation, route, constraints, schema)
-    model = PydanticAiLiteLLMModel(
-        service,
-        context=context,
-        route=route,
-        constraints=constraints,
-        parameters=parameters,
-        idempotency_key=idempotency_key,
-        epoch=epoch,
-        use_cache=use_cache,
-    )
-    value = await _run(model, output_type, conversation, mode, retries)
-    return _extraction(value, mode, tuple(model.responses))
+    if not conversation or conversation[-1].role != "user":
+        raise LLMBadRequest("an extraction's conversation ends with a user message")
+    return conversation
 
 
-def _schema(output_type: Any) -> dict[str, Any]:
-    try:
-        return TypeAdapter(output_type).json_schema()
-    except Exception as error:  # noqa: BLE001
-        # Pydantic raises a dozen classes here, some of them its users' own.
-        name = getattr(output_type, "__name__", repr(output_type))
-        raise LLMBadRequest(
-            f"{name} cannot be an output type, because it has no JSON schema ({type(error).__name__}); "
-            "use a Pydantic model, a dataclass, a TypedDict, or a type such as list[str]"
-        ) from None
+# --- the strongest mode -------------------------------------------------------------------------------------------
 
-
-def _choose_mode(
-    service: LLMService,
-    conversation: tuple[Message, ...],
-    route: Route | None,
-    constraints: LLMConstraints | None,
-    schema: dict[str, Any],
-) -> OutputMode:
-    """The strongest mode of the route that would be asked first."""
-    probe = LLMRequest(
-        messages=conversation,
-        route=route,
-        constraints=constraints or LLMConstraints(),
-        response_format=ResponseFormat(json_schema=schema),
-    )
-    candidates = service.router.explain(probe).candidates
-    if not candidates:
-        return "schema"  # the service says why there is none
-    return _strongest(service.router.capabilities(candidates[0]))
-
-
-def _strongest(caps: ProviderCaps) -> OutputMode:
-    if caps.supports_json_schema:
-        return "schema"
-    return "tool" if caps.supports_tools else "prompted"
-
-
+_MODES: tuple[OutputMode, ...] = ("schema", "tool", "prompted")
 _OUTPUTS: Mapping[OutputMode, Any] = {"schema": NativeOutput, "tool": ToolOutput, "prompted": PromptedOutput}
 
 
-async def _run(
-    model: PydanticAiLiteLLMModel,
-    output_type: type[T],
-    conversation: tuple[Message, ...],
-    mode: OutputMode,
-    retries: int,
-) -> T:
-    if not conversation or conversation[-1].role != "user":
-        raise LLMBadRequest("an extraction's conversation ends with a user message")
-    agent: Agent[None, T] = Agent(model, output_type=_OUTPUTS[mode](output_type), retries=retries)
-    try:
-        result = await agent.run(conversation[-1].content, message_history=as_model_messages(conversation[:-1]))
-    except LLMError as error:
-        _add_earlier_attempts(error, model.responses)
-        raise
-    except UnexpectedModelBehavior as error:
-        raise _invalid(output_type, model.responses, error) from None
-    except ValidationError as error:
-        raise LLMBadRequest("; ".join(describe_validation(error))) from None
-    except UserError as error:
-        raise LLMBadRequest(str(error)) from None
-    except AgentRunError as error:
-        raise LLMUnavailable(f"Pydantic AI gave up: {error}") from None
-    return result.output
+def _modes(
+    service: LLMService, task: _Task[T], route: Route | None, constraints: LLMConstraints | None
+) -> Iterator[tuple[OutputMode, LLMConstraints]]:
+    """The strongest mode that some route has; then, for when those routes fail, weaker ones of routes that lack it."""
+    own = constraints or LLMConstraints()
+    seen: set[Route] = set()
+    for mode in _MODES:
+        probe = task.probe(mode, route, own)
+        fresh = [candidate for candidate in service.router.explain(probe).candidates if candidate not in seen]
+        if fresh:
+            yield mode, own if not seen else _only(own, fresh)
+        seen.update(fresh)
+    if not seen:
+        yield "schema", own  # the service says why there is no route
 
 
-def _add_earlier_attempts(error: LLMError, earlier: Sequence[LLMResponse]) -> None:
+def _only(constraints: LLMConstraints, routes: Sequence[Route]) -> LLMConstraints:
+    return constraints.model_copy(update={"allowed_providers": frozenset(route.provider for route in routes)})
+
+
+# --- one run ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Task(Generic[T]):
+    """What is asked for, whatever the mode."""
+
+    answer: Answer[T]
+    conversation: tuple[Message, ...]
+    retries: int
+
+    def probe(self, mode: OutputMode, route: Route | None, constraints: LLMConstraints) -> LLMRequest:
+        """A request that needs of a route what the mode needs."""
+        empty: dict[str, Any] = {"type": "object", "properties": {}}
+        needs: Mapping[OutputMode, dict[str, Any]] = {
+            "schema": {"response_format": ResponseFormat(json_schema=empty)},
+            "tool": {"tools": (ToolDefinition(name="final_result", parameters=empty),)},
+            "prompted": {"response_format": ResponseFormat()},
+        }
+        return LLMRequest(messages=self.conversation, route=route, constraints=constraints, **needs[mode])
+
+    async def run(self, service: LLMService, model: PydanticAiLiteLLMModel, mode: OutputMode) -> Extraction[T]:
+        """Ask in one mode."""
+        reader = _AskingReader(model)
+        found = await self._found(model, reader, _agent(self.answer.wire_type, mode))
+        outcome: Outcome = "reasked" if len(model.responses) > 1 else "repaired" if reader.is_repaired else "first_try"
+        last = model.responses[-1]
+        warnings = _warnings(service, model, last, is_repaired=reader.is_repaired)
+        responses = (*model.responses[:-1], last.model_copy(update={"warnings": last.warnings + warnings}))
+        return Extraction(
+            value=self.answer.value(found),
+            mode=mode,
+            valid_first_try=outcome == "first_try",
+            responses=responses,
+            usage=TokenUsage.total(response.usage for response in responses),
+            latency_ms=sum(response.latency_ms for response in responses),
+            outcome=outcome,
+            schema_sha256=_schema_sha256(model, mode),
+            warnings=warnings,
+        )
+
+    async def _found(self, model: PydanticAiLiteLLMModel, reader: Reader, agent: Agent[None, Any]) -> Any:
+        history = as_model_messages(self.conversation[:-1])
+        prompt = self.conversation[-1].content
+        try:
+            result = await agent.run(
+                prompt, message_history=history, model=model, retries=self.retries, capabilities=[reader]
+            )
+        except LLMError as error:
+            raise _with_earlier(error, model.responses) from None
+        except UnexpectedModelBehavior as error:
+            if isinstance(error.__cause__, LLMError):
+                raise _with_earlier(error.__cause__, model.responses) from None
+            raise self._invalid(model.responses, reader.problems or (str(error),)) from None
+        except ValidationError as error:
+            raise LLMBadRequest("; ".join(describe_validation(error))) from None
+        except UserError as error:
+            raise LLMBadRequest(str(error)) from None
+        except AgentRunError as error:
+            raise LLMUnavailable(f"Pydantic AI gave up: {error}") from None
+        return result.output
+
+    def _invalid(self, responses: Sequence[LLMResponse], problems: tuple[str, ...]) -> LLMError:
+        last = responses[-1] if responses else None
+        invalid = LLMInvalidOutput(
+            f"No answer fitted {self.answer.name} in {len(responses)} tries: {problems[0]}",
+            raw_text=_raw(last) if last else "",
+            validation_errors=problems,
+            provider=last.route.provider if last else None,
+            model=last.route.model if last else None,
+        )
+        invalid.run_id = last.run_id if last else None
+        return _with_earlier(invalid, responses)
+
+
+class _AskingReader(Reader):
+    """Notes in the record of the next request why there is one."""
+
+    def __init__(self, model: PydanticAiLiteLLMModel) -> None:
+        super().__init__()
+        self._model = model
+
+    def _refusal(self, problems: tuple[str, ...]) -> Any:
+        refusal = super()._refusal(problems)
+        self._model.remarks = {"asked_again_because": list(self.problems)}
+        return refusal
+
+
+@lru_cache(maxsize=128)
+def _agent(wire_type: Any, mode: OutputMode) -> Agent[None, Any]:
+    """The agent of a type: it takes milliseconds to make and keeps nothing of a run."""
+    return Agent(output_type=_OUTPUTS[mode](wire_type))
+
+
+def _with_earlier(error: LLMError, earlier: Sequence[LLMResponse]) -> LLMError:
     error.attempts = tuple(attempt for response in earlier for attempt in response.attempts) + error.attempts
+    return error
 
 
-def _invalid(output_type: Any, responses: Sequence[LLMResponse], error: Exception) -> LLMInvalidOutput:
-    last = responses[-1] if responses else None
-    raw = (last.text or (last.tool_calls[0].arguments if last.tool_calls else "")) if last else ""
-    problems = _problems(output_type, raw) or (str(error),)
-    name = getattr(output_type, "__name__", repr(output_type))
-    invalid = LLMInvalidOutput(
-        f"No answer fitted {name} in {len(responses)} tries: {problems[0]}",
-        raw_text=raw,
-        validation_errors=problems,
-        provider=last.route.provider if last else None,
-        model=last.route.model if last else None,
+def _raw(response: LLMResponse) -> str:
+    return response.text or (response.tool_calls[0].arguments if response.tool_calls else "")
+
+
+def _warnings(
+    service: LLMService, model: PydanticAiLiteLLMModel, last: LLMResponse, *, is_repaired: bool
+) -> tuple[str, ...]:
+    caps = service.router.capabilities(last.route)
+    loose = model.schema.unenforced(caps) if model.schema else ()
+    warnings = (
+        [f"{last.route.provider} is not held to all of the schema; validation enforces: {', '.join(loose)}"]
+        if loose
+        else []
     )
-    invalid.run_id = last.run_id if last else None
-    _add_earlier_attempts(invalid, responses)
-    return invalid
+    if is_repaired:
+        warnings.append("The answer was not JSON as it stood and was repaired.")
+    return tuple(warnings)
 
 
-def _problems(output_type: Any, raw: str) -> tuple[str, ...]:
-    try:
-        TypeAdapter(output_type).validate_json(raw)
-    except ValidationError as error:
-        return tuple(describe_validation(error))
-    return ()
-
-
-def _extraction(value: T, mode: OutputMode, responses: tuple[LLMResponse, ...]) -> Extraction[T]:
-    return Extraction(
-        value=value,
-        mode=mode,
-        valid_first_try=len(responses) == 1,
-        responses=responses,
-        usage=TokenUsage.total(response.usage for response in responses),
-        latency_ms=sum(response.latency_ms for response in responses),
-    )
+def _schema_sha256(model: PydanticAiLiteLLMModel, mode: OutputMode) -> str | None:
+    """What was sent is what counts; an answer from the store has no attempts, and was asked for the same."""
+    sent = model.responses[-1].attempts
+    if mode == "schema" and sent and sent[-1].params_sha256 is not None:
+        return sent[-1].schema_sha256
+    return model.schema.sha256 if model.schema else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from pydantic_ai.messages import (
     CachePoint,
@@ -12,6 +14,8 @@ from pydantic_ai.messages import (
     ModelRequest,
     ModelResponse,
     ModelResponsePart,
+    RetryFeedbackPart,
+    RetryPromptPart,
     SystemPromptPart,
     TextContent,
     TextPart,
@@ -42,12 +46,21 @@ def as_messages(
     """Translate a Pydantic AI conversation; instructions follow the leading system messages.
 
     Raises:
-        LLMUnsupported: A part (a file, say) that cannot be sent; the message names it.
+        LLMUnsupported: A part (a file, say) or a text that cannot be sent; the message names it.
     """
     translated = [ours for message in messages for ours in _one(message)]
     leading = next((i for i, m in enumerate(translated) if m.role != "system"), len(translated))
     translated[leading:leading] = [Message(role="system", content=part.content) for part in instructions or ()]
+    for message in translated:
+        _require_whole_characters(message)
     return tuple(translated)
+
+
+def _require_whole_characters(message: Message) -> None:
+    try:
+        message.content.encode()
+    except UnicodeEncodeError:
+        raise LLMUnsupported(f"A {message.role} message holds half of a character (a lone surrogate)") from None
 
 
 def _one(message: ModelMessage) -> Iterator[Message]:
@@ -64,11 +77,26 @@ def _request_part(part: object) -> Message:
     if isinstance(part, UserPromptPart):
         return Message(role="user", content=_text(part.content))
     if isinstance(part, ToolReturnPart):
-        text, files = part.model_response_str_and_user_content()
-        if files:
-            raise LLMUnsupported(f"The tool {part.tool_name!r} returned a file; llmkit sends text only")
-        return Message(role="tool", content=text, tool_call_id=part.tool_call_id, tool_name=part.tool_name)
+        return _tool_return(part)
+    if isinstance(part, RetryFeedbackPart | RetryPromptPart):
+        return _retry(part)
     raise LLMUnsupported(f"llmkit cannot send a {type(part).__name__} to a model")
+
+
+def _tool_return(part: ToolReturnPart[Any]) -> Message:
+    text, files = part.model_response_str_and_user_content()
+    if files:
+        raise LLMUnsupported(f"The tool {part.tool_name!r} returned a file; llmkit sends text only")
+    return Message(role="tool", content=text, tool_call_id=part.tool_call_id, tool_name=part.tool_name)
+
+
+def _retry(part: RetryFeedbackPart | RetryPromptPart) -> Message:
+    """A retry that Pydantic AI has not turned into another part: it does so for agents, not for direct requests."""
+    if isinstance(part, RetryPromptPart) and part.tool_name is not None:
+        return Message(
+            role="tool", content=part.model_response(), tool_call_id=part.tool_call_id, tool_name=part.tool_name
+        )
+    return Message(role="user", content=part.model_response())
 
 
 def _text(content: str | Sequence[UserContent]) -> str:
@@ -91,10 +119,20 @@ def _assistant(parts: Sequence[ModelResponsePart]) -> Message:
         if isinstance(part, TextPart):
             texts.append(part.content)
         elif isinstance(part, ToolCallPart):
-            calls.append(ToolCall(id=part.tool_call_id, name=part.tool_name, arguments=part.args_as_json_str()))
+            calls.append(ToolCall(id=part.tool_call_id, name=part.tool_name, arguments=_arguments(part)))
         elif not isinstance(part, ThinkingPart):  # hidden reasoning is not sent back
             raise LLMUnsupported(f"llmkit cannot send a {type(part).__name__} to a model")
     return Message(role="assistant", content="\n\n".join(texts), tool_calls=tuple(calls))
+
+
+def _arguments(part: ToolCallPart) -> str:
+    """JSON of an object, whatever the model wrote: LiteLLM fails on any other."""
+    written = part.args_as_json_str()
+    try:
+        sound = isinstance(json.loads(written), dict)
+    except (ValueError, RecursionError):
+        sound = False
+    return written if sound else json.dumps({"INVALID_JSON": written})
 
 
 def as_model_messages(messages: Sequence[Message]) -> list[ModelMessage]:

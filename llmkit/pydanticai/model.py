@@ -3,55 +3,57 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from pydantic_ai.exceptions import UserError
+from pydantic import JsonValue, ValidationError
+from pydantic_ai.exceptions import ContentFilterError, OutputTokenLimitExceeded, UserError
 from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models import Model, ModelRequestParameters, check_allow_model_requests
 from pydantic_ai.profiles import ModelProfile
-from pydantic_ai.settings import ModelSettings
-from pydantic_ai.tools import ToolDefinition as AgentToolDefinition
+from pydantic_ai.settings import ModelSettings, merge_model_settings
 
-from llmkit.pydanticai.messages import as_messages, as_model_response
-from llmkit.service import LLMService
-from llmkit.types import (
-    MAX_KEY_LENGTH,
-    LLMConstraints,
-    LLMRequest,
-    LLMResponse,
-    NamedToolChoice,
-    RequestContext,
-    ResponseFormat,
-    Route,
-    ToolDefinition,
+from llmkit.errors import LLMContentBlocked, LLMOutputTruncated, LLMReasoningExhausted, describe_validation
+from llmkit.pydanticai.asking import (
+    asked_schema,
+    refuse_settings,
+    response_format,
+    settings_fields,
+    tools_and_choice,
+    with_canonical,
 )
+from llmkit.pydanticai.messages import as_messages, as_model_response
+from llmkit.pydanticai.schema import CanonicalSchema
+from llmkit.service import LLMService
+from llmkit.types import MAX_KEY_LENGTH, LLMConstraints, LLMRequest, LLMResponse, RequestContext, Route
 
 __all__ = ["PydanticAiLiteLLMModel"]
-
-ToolChoice = Literal["auto", "none", "required"] | NamedToolChoice
 
 _PROFILE = ModelProfile(
     supports_tools=True,
     supports_json_schema_output=True,
     supports_json_object_output=True,
     supports_image_input=False,
+    supports_document_input=False,
+    supports_audio_file_input=False,
+    supports_video_input=False,
     default_structured_output_mode="native",
-)
-_CARRIED_SETTINGS = frozenset(
-    {"max_tokens", "temperature", "timeout", "seed", "stop_sequences", "tool_choice", "request_timeout"}
 )
 
 
 class PydanticAiLiteLLMModel(Model[Any]):
     """Sends every model request of an agent through the service, as one `llm_runs` row each.
 
+    The row's metadata say under `agent` which step of the run it was, the output mode, the hash of the output schema
+    and which of its parts only validation enforces. What llmkit cannot carry (streams, files, provider tools, settings
+    such as `top_p`) is refused by name; `docs/structured-output.md` has the list.
+
     Args:
         service: Who answers.
         context: Workspace, pipeline run and stage of every request.
         route: A pinned route; None lets the router choose.
         constraints: What a route must fulfil.
-        parameters: Further fields of `LLMRequest` (profile, temperature, max_output_tokens, seed, timeout_s);
+        parameters: Further fields of `LLMRequest` (profile, temperature, max_output_tokens, seed, timeout_s, metadata);
             the agent's own settings win.
         idempotency_key: Names the agent's run; the number of the model request within it is appended, so that a run
             that is repeated replays its finished steps. Use one key for one conversation.
@@ -61,9 +63,10 @@ class PydanticAiLiteLLMModel(Model[Any]):
 
     Attributes:
         responses: The answers so far, in order.
+        schema: The output schema of the last request; None for text.
+        remarks: Added to the metadata of every further request.
     """
 
-    unsupported_settings: ClassVar[frozenset[Any]] = frozenset(ModelSettings.__annotations__) - _CARRIED_SETTINGS
     _announces_lookalike_notes: ClassVar[bool] = False
 
     def __init__(  # noqa: PLR0913 - the fields of a request, all by name
@@ -91,6 +94,8 @@ class PydanticAiLiteLLMModel(Model[Any]):
         }
         self._idempotency_key = idempotency_key
         self.responses: list[LLMResponse] = []
+        self.schema: CanonicalSchema | None = None
+        self.remarks: dict[str, JsonValue] = {}
 
     @property
     def model_name(self) -> str:
@@ -102,6 +107,14 @@ class PydanticAiLiteLLMModel(Model[Any]):
         """Name of this model's provider for Pydantic AI."""
         return "llmkit"
 
+    def customize_request_parameters(self, model_request_parameters: ModelRequestParameters) -> ModelRequestParameters:
+        """Bring every schema into its canonical form.
+
+        Raises:
+            UserError: A schema cannot be sent; the message names the tool.
+        """
+        return with_canonical(model_request_parameters)
+
     async def request(
         self,
         messages: list[ModelMessage],
@@ -111,28 +124,52 @@ class PydanticAiLiteLLMModel(Model[Any]):
         """Answer one step of an agent.
 
         Raises:
-            LLMError: As `LLMService.chat`.
+            ContentFilterError: A safety filter stopped prompt or answer; its cause is our `LLMContentBlocked`.
+            OutputTokenLimitExceeded: The answer was cut at the limit; its cause is our error.
+            UserError: A setting, a schema or a value cannot be carried; the message names it.
             LLMUnsupported: A part of the conversation cannot be sent.
+            LLMError: Anything else, as `LLMService.chat`.
         """
         check_allow_model_requests()
+        refuse_settings(merge_model_settings(self.settings, model_settings))
+        self.schema = asked_schema(model_request_parameters)
         model_settings, parameters = self.prepare_request(model_settings, model_request_parameters)
-        instructions = self._get_instruction_parts(messages, parameters)
-        step = sum(isinstance(message, ModelResponse) for message in messages)
-        tools, tool_choice = _tools(model_settings, parameters)
-        request = LLMRequest(
-            **self._fields
-            | _settings(model_settings)
-            | {
-                "messages": as_messages(messages, instructions),
-                "tools": tools,
-                "tool_choice": tool_choice,
-                "response_format": _response_format(parameters, has_tools=bool(tools)),
-                "idempotency_key": _step_key(self._idempotency_key, step),
-            }
-        )
-        response = await self._service.chat(request, self._context)
+        request = self._request(messages, model_settings, parameters)
+        try:
+            response = await self._service.chat(request, self._context)
+        except LLMContentBlocked as error:
+            raise ContentFilterError(str(error)) from error
+        except (LLMOutputTruncated, LLMReasoningExhausted) as error:
+            raise OutputTokenLimitExceeded(str(error)) from error
         self.responses.append(response)
         return as_model_response(response)
+
+    def _request(
+        self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
+    ) -> LLMRequest:
+        instructions = self._get_instruction_parts(messages, parameters)
+        step = sum(isinstance(message, ModelResponse) for message in messages)
+        tools, tool_choice = tools_and_choice(settings, parameters)
+        fields = {
+            "messages": as_messages(messages, instructions),
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "response_format": response_format(parameters, has_tools=bool(tools)),
+            "idempotency_key": _step_key(self._idempotency_key, step),
+            "metadata": self._metadata(step, parameters.output_mode),
+        }
+        try:
+            return LLMRequest(**self._fields | settings_fields(settings) | fields)
+        except ValidationError as error:
+            raise UserError("; ".join(describe_validation(error))) from None
+
+    def _metadata(self, step: int, output_mode: str) -> dict[str, JsonValue]:
+        agent: dict[str, JsonValue] = {"step": step, "output_mode": output_mode}
+        if self.schema is not None:
+            agent["schema_sha256"] = self.schema.sha256
+            if self.schema.validated_only:
+                agent["validated_only"] = list(self.schema.validated_only)
+        return {**self._fields.get("metadata", {}), "agent": {**agent, **self.remarks}}
 
 
 def _step_key(key: str | None, step: int) -> str | None:
@@ -143,70 +180,3 @@ def _step_key(key: str | None, step: int) -> str | None:
     if len(whole) <= MAX_KEY_LENGTH:
         return whole
     return f"{key[:150]}~{hashlib.sha256(key.encode()).hexdigest()}#{step}"
-
-
-def _settings(settings: ModelSettings | None) -> dict[str, Any]:
-    """Pydantic AI's names for our fields."""
-    given = settings or {}
-    timeout = given.get("timeout")
-    fields: dict[str, Any] = {
-        "temperature": given.get("temperature"),
-        "max_output_tokens": given.get("max_tokens"),
-        "seed": given.get("seed"),
-        "stop": tuple(given["stop_sequences"]) if given.get("stop_sequences") else None,
-        "timeout_s": float(timeout) if isinstance(timeout, int | float) else None,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _response_format(parameters: ModelRequestParameters, *, has_tools: bool) -> ResponseFormat | None:
-    output = parameters.output_object
-    if parameters.output_mode == "native" and output is not None:
-        return ResponseFormat(name=_name(output.name), json_schema=output.json_schema)
-    if parameters.output_mode == "prompted" and not has_tools:
-        return ResponseFormat()
-    return None
-
-
-def _name(name: str | None) -> str:
-    clean = "".join(char if char.isascii() and (char.isalnum() or char in "_-") else "_" for char in name or "output")
-    return clean[:60] if clean[:1].isalpha() or clean[:1] == "_" else f"_{clean[:60]}"
-
-
-def _tools(
-    settings: ModelSettings | None, parameters: ModelRequestParameters
-) -> tuple[tuple[ToolDefinition, ...], ToolChoice | None]:
-    """The tools to send and the choice among them.
-
-    A choice of several by name is carried out by sending only those, as no provider of ours can be told it.
-    """
-    available = parameters.declared_tool_defs
-    wanted = (settings or {}).get("tool_choice")
-    can_answer_in_text = parameters.allow_text_output or parameters.output_mode in {"native", "prompted"}
-    choice: ToolChoice = "auto" if can_answer_in_text else "required"
-    if isinstance(wanted, list) and wanted:
-        available = _named(available, wanted)
-        choice = NamedToolChoice(name=wanted[0]) if len(wanted) == 1 else "required"
-    elif wanted == "required":
-        choice = "required"
-    elif wanted in ("none", []):
-        available = {tool.name: tool for tool in parameters.output_tools}
-    elif wanted not in (None, "auto"):
-        raise UserError(
-            f"llmkit cannot carry tool_choice={wanted!r}; use 'auto', 'none', 'required' or a list of names"
-        )
-    tools = tuple(_tool(tool) for tool in available.values())
-    return tools, choice if tools else None
-
-
-def _named(available: Mapping[str, AgentToolDefinition], names: Sequence[str]) -> dict[str, AgentToolDefinition]:
-    unknown = sorted(set(names) - set(available))
-    if unknown:
-        raise UserError(
-            f"tool_choice names unknown tools: {', '.join(unknown)}; known: {', '.join(available) or 'none'}"
-        )
-    return {name: available[name] for name in names}
-
-
-def _tool(tool: AgentToolDefinition) -> ToolDefinition:
-    return ToolDefinition(name=tool.name, description=tool.description or "", parameters=tool.parameters_json_schema)

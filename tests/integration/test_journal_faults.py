@@ -74,7 +74,7 @@ async def test_a_full_disk(sqlite_url: str) -> None:
         confirmed: list[UUID] = []
         with pytest.raises(LLMStoreError, match=r"The disk of the database .* is full\. Free some space") as caught:
             await fill(home, confirmed)
-        assert caught.value.__suppress_context__
+        assert caught.value.__cause__ is None
         assert 0 < len(confirmed) < 100
         assert [run["id"] for run in home.runs()] == confirmed, "reading goes on, and nothing is half there"
         last = a_success(confirmed[-1], result_json="y" * 900_000)

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmkit.errors import LLMConfigurationError, LLMStoreError
@@ -47,6 +47,7 @@ def test_other_urls_are_refused_without_being_repeated(url: str) -> None:
     assert "use sqlite:///llmkit.db" in str(caught.value)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(alphabet=st.characters(codec="ascii", categories=["L", "N", "P"]), min_size=6))
 def test_no_password_in_any_name_or_message(password: str) -> None:
     from urllib.parse import quote

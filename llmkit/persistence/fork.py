@@ -1,0 +1,106 @@
+"""Forking with an SQLite database open: close it before, open it anew on both sides after.
+
+SQLite keeps a table of open files and their locks in the process. A child inherits the table but not the locks, so even
+a connection that it opens itself believes in locks that it does not hold, and what it commits can be lost when the
+parent closes the file. The only sound way is that nothing is open at the moment of the fork
+(https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_).
+"""
+
+from __future__ import annotations
+
+import os
+from threading import Condition, Lock
+from types import TracebackType
+from typing import Final, Protocol
+from weakref import WeakSet
+
+__all__ = ["ForkGate", "Pausable", "pause_around_forks"]
+
+# Longer than a batch takes; a writer that waits for a lock of another program may be longer, see `pause`.
+PATIENCE_S: Final = 5.0
+
+
+class ForkGate:
+    """A passage that many threads use at once, until it is shut. Not reentrant."""
+
+    def __init__(self) -> None:
+        self._condition = Condition(Lock())
+        self._inside = 0
+        self._shut = False
+
+    def __enter__(self) -> None:
+        with self._condition:
+            while self._shut:
+                self._condition.wait()
+            self._inside += 1
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._condition:
+            self._inside -= 1
+            if self._shut:
+                self._condition.notify_all()
+
+    def shut(self, patience_s: float) -> bool:
+        """Let nobody in, and say whether everybody left in time."""
+        with self._condition:
+            self._shut = True
+            return self._condition.wait_for(lambda: self._inside == 0, patience_s)
+
+    def open(self) -> None:
+        """Let in those who wait."""
+        with self._condition:
+            self._shut = False
+            self._condition.notify_all()
+
+
+class Pausable(Protocol):
+    """Something that can close its files for the moment of a fork."""
+
+    def pause(self, patience_s: float) -> None:
+        """Close them, and remember whether that worked in time."""
+        ...
+
+    def resume(self) -> None:
+        """Go on in the parent."""
+        ...
+
+
+class _Forks:
+    """Everything to be paused, and the hooks of the interpreter, installed with the first of them."""
+
+    def __init__(self) -> None:
+        self._members: WeakSet[Pausable] = WeakSet()
+        self._lock = Lock()
+        self._hooked = False
+
+    def add(self, member: Pausable) -> None:
+        with self._lock:
+            self._members.add(member)
+            if not self._hooked and hasattr(os, "register_at_fork"):
+                os.register_at_fork(before=self._before, after_in_parent=self._in_parent, after_in_child=self._in_child)
+                self._hooked = True
+
+    def _before(self) -> None:
+        # Held until after the fork, so that the child finds the set whole.
+        self._lock.acquire()
+        for member in self._members:
+            member.pause(PATIENCE_S)
+
+    def _in_parent(self) -> None:
+        for member in self._members:
+            member.resume()
+        self._lock.release()
+
+    def _in_child(self) -> None:
+        self._members = WeakSet()
+        self._lock.release()
+
+
+_FORKS: Final = _Forks()
+
+
+def pause_around_forks(member: Pausable) -> None:
+    """Call `pause` before every fork of this process and `resume` after it, as long as the member lives."""
+    _FORKS.add(member)

@@ -1,0 +1,108 @@
+"""An output type as the JSON object that stands for it on the wire."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, is_dataclass
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError, create_model
+from typing_extensions import is_typeddict
+
+from llmkit.errors import LLMBadRequest, describe_validation
+
+__all__ = ["Answer"]
+
+T = TypeVar("T")
+
+FIELD = "response"
+_VALUES = (str, bytes, int, float, list, tuple, dict, set)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
+    """How values of a type travel: a model, dataclass or TypedDict as itself, any other as `{"response": value}`.
+
+    Attributes:
+        name: Of the type, for messages and as the name of the schema.
+        wire_type: A type whose JSON is always an object.
+        adapter: Of `wire_type`.
+        wrapped: Whether a value is in the field `response`.
+    """
+
+    name: str
+    wire_type: Any
+    adapter: TypeAdapter[Any]
+    wrapped: bool
+
+    @classmethod
+    def of(cls, output_type: Any) -> Answer[Any]:
+        """The form of a type.
+
+        Raises:
+            LLMBadRequest: It is no type, or one without a JSON schema.
+        """
+        try:
+            # `int | str` and `str | int` are equal, and their schemas are not.
+            return _answer(output_type, repr(output_type))
+        except TypeError:  # not hashable: an Annotated with a dictionary in it, say
+            return _made(output_type)
+
+    def value(self, found: Any) -> T:
+        """The value in a validated object."""
+        value: T = getattr(found, FIELD) if self.wrapped else found
+        return value
+
+    def json_of(self, value: Any) -> str:
+        """What a model would write for a value, which may be an instance or what validates to one.
+
+        Raises:
+            LLMBadRequest: It is not of the type.
+        """
+        try:
+            found = self.adapter.validate_python({FIELD: value} if self.wrapped else value, by_name=True, by_alias=True)
+            shown = self.adapter.dump_json(found, by_alias=True, round_trip=True).decode()
+            self.adapter.validate_json(shown)
+        except ValidationError as error:
+            problems = "; ".join(describe_validation(error))
+            raise LLMBadRequest(f"An example is not a valid {self.name}: {problems}") from None
+        return shown
+
+
+@lru_cache(maxsize=256)
+def _answer(output_type: Any, _written: str) -> Answer[Any]:
+    return _made(output_type)
+
+
+def _made(output_type: Any) -> Answer[Any]:
+    name = getattr(output_type, "__name__", None) or str(output_type)
+    try:
+        if not _may_be_a_type(output_type):
+            raise TypeError("a value")
+        adapter = TypeAdapter(output_type)
+        adapter.json_schema()
+        if _is_object(output_type):
+            return Answer(name, output_type, adapter, wrapped=False)
+        fields: dict[str, Any] = {FIELD: (output_type, ...)}
+        wire_type = create_model("Answer", **fields)
+        return Answer(name, wire_type, TypeAdapter(wire_type), wrapped=True)
+    except Exception as error:  # noqa: BLE001
+        # Pydantic raises a dozen classes here, some of them its users' own.
+        raise LLMBadRequest(
+            f"{name:.80} cannot be an output type, because it has no JSON schema ({type(error).__name__}); "
+            "use a Pydantic model, a dataclass, a TypedDict, or a type such as list[str]"
+        ) from None
+
+
+def _may_be_a_type(output_type: Any) -> bool:
+    """Pydantic takes a text for the name of a type that is still to come, and None for its type."""
+    return output_type is not None and not isinstance(output_type, _VALUES)
+
+
+def _is_object(output_type: Any) -> bool:
+    if not inspect.isclass(output_type):
+        return False
+    if issubclass(output_type, BaseModel):
+        return not issubclass(output_type, RootModel)
+    return is_dataclass(output_type) or is_typeddict(output_type)

@@ -1,0 +1,59 @@
+"""The prompt of an extraction: what to read, examples built from the type, and the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmkit.errors import LLMBadRequest
+from llmkit.pydanticai.answer import Answer
+from llmkit.types import Message
+
+__all__ = ["extraction_prompt"]
+
+# A base model goes on where the text stops. An answer begins right behind the colon, on the same line.
+_QUESTION = "Text: {text}\nJSON:"
+
+
+def extraction_prompt(
+    output_type: Any, text: str, *, examples: Sequence[tuple[str, Any]] = (), instructions: str | None = None
+) -> tuple[Message, ...]:
+    """The conversation that asks for an instance of a type.
+
+    Args:
+        output_type: A Pydantic model, or any type that Pydantic can validate.
+        text: What to read.
+        examples: Pairs of a text and its value: an instance, or what validates to one. Each becomes a question and
+            its answer, in the JSON that the model is to write.
+        instructions: Takes the place of the sentence in front.
+
+    Raises:
+        LLMBadRequest: `output_type` is no type, an example is not a pair or not of the type, or a text is no text.
+    """
+    answer: Answer[Any] = Answer.of(output_type)
+    lead = f"Read the {answer.name} out of the text. Answer with JSON only." if instructions is None else instructions
+    shown = [Message(role="system", content=_text("instructions", lead))] if lead else []
+    for number, example in enumerate(examples, start=1):
+        if not isinstance(example, tuple | list) or len(example) != 2:
+            raise LLMBadRequest(f"examples are pairs of a text and its value; number {number} is not")
+        sample, value = example
+        shown += [_question(f"the text of example {number}", sample), _said(answer.json_of(value))]
+    return (*shown, _question("text", text))
+
+
+def _question(name: str, text: Any) -> Message:
+    return Message(role="user", content=_QUESTION.format(text=_text(name, text).strip()))
+
+
+def _said(json: str) -> Message:
+    return Message(role="assistant", content=json)
+
+
+def _text(name: str, text: Any) -> str:
+    if not isinstance(text, str):
+        raise LLMBadRequest(f"{name} must be a text; got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise LLMBadRequest(f"{name} holds half of a character (a lone surrogate)") from None
+    return text

@@ -1,0 +1,65 @@
+"""Reading an answer: as it is, else repaired, else with words for the model about what was wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.capabilities.abstract import RawOutput, WrapOutputValidateHandler
+from pydantic_ai.exceptions import ModelRetry
+from pydantic_ai.output import OutputContext
+from pydantic_ai.tools import RunContext
+
+from llmkit.errors import describe_validation
+from llmkit.pydanticai.repair import is_json, repaired_json
+
+__all__ = ["Reader"]
+
+MOST_PROBLEMS = 10
+_NO_JSON = "the answer is not one JSON object"
+
+
+class Reader(AbstractCapability[Any]):
+    """Validates the answers of one run, and remembers how that went.
+
+    Attributes:
+        is_repaired: Whether the answer that fitted was not JSON as it stood.
+        problems: What was wrong with the last answer that did not fit, a line each, without its values.
+    """
+
+    def __init__(self) -> None:
+        self.is_repaired = False
+        self.problems: tuple[str, ...] = ()
+
+    async def wrap_output_validate(
+        self,
+        ctx: RunContext[Any],  # noqa: ARG002
+        *,
+        output_context: OutputContext,  # noqa: ARG002
+        output: RawOutput,
+        handler: WrapOutputValidateHandler,
+    ) -> Any:
+        """Validate the answer.
+
+        Raises:
+            ModelRetry: It does not fit; the message, which the model gets, says where.
+        """
+        text = output if isinstance(output, str) else None
+        is_sound = text is None or is_json(text)
+        read = output if is_sound or text is None else repaired_json(text)
+        if read is None:
+            raise self._refusal((_NO_JSON,))
+        try:
+            value = await handler(read)
+        except ValidationError as error:
+            raise self._refusal(tuple(describe_validation(error))) from None
+        self.is_repaired = not is_sound
+        return value
+
+    def _refusal(self, problems: tuple[str, ...]) -> ModelRetry:
+        more = len(problems) - MOST_PROBLEMS
+        self.problems = (*problems[:MOST_PROBLEMS], f"and {more} more problems") if more > 0 else problems
+        return ModelRetry(
+            "The answer does not fit: " + "; ".join(self.problems) + ". Answer again, with the whole JSON object only."
+        )
