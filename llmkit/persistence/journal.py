@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from logging import getLogger
 from typing import Any, Final, TypeVar
@@ -160,14 +160,17 @@ class Journal:
         """Whether the writer has a transaction open at this moment: a hook for tests, as is `WriteTransactionWatch`."""
         return self._here().writer.in_transaction
 
-    async def perform(self, operation: Operation) -> Any:
-        """Make the change; it is durable on return, and happens also when the caller is cancelled.
+    def perform(self, operation: Operation) -> Awaitable[Any]:
+        """Make the change. It happens also when the caller is cancelled, or does not wait for it.
+
+        Returns:
+            To be awaited: done when the change is durable. It raises `LLMStoreError` when the database failed, and then
+            nothing of the operation is stored, and `KeyTaken` when an insert met a key that is held.
 
         Raises:
-            LLMStoreError: The database failed; nothing of the operation is stored.
-            KeyTaken: An insert met a key that is held.
+            LLMStoreError: The journal is closed.
         """
-        return await self._here().writer.perform(operation)
+        return self._here().writer.perform(operation)
 
     async def perform_later(self, operation: Operation) -> None:
         """Queue a change that may be lost in a power cut.

@@ -54,7 +54,7 @@ class Operation(ABC):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Request:
     """An operation and who waits for it; nobody does for one that is written behind."""
 
@@ -98,17 +98,19 @@ class GroupWriter:
         """Whether the write transaction is open at this moment."""
         return self._in_transaction
 
-    async def perform(self, operation: Operation) -> Any:
-        """Hand the operation over and wait until it is durable.
+    def perform(self, operation: Operation) -> asyncio.Future[Any]:
+        """Hand the operation over, and return what is done when it is durable.
+
+        The future holds the outcome, which may be an exception, or `LLMStoreError` when the database failed. A plain
+        function, because a coroutine more would cost each call a microsecond.
 
         Raises:
-            LLMStoreError: The database failed, or the writer is closed.
-            Exception: The operation's own outcome, when that is an exception.
+            LLMStoreError: The writer is closed.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._submit(_Request(operation, loop, future))
-        return await future
+        return future
 
     async def perform_later(self, operation: Operation) -> None:
         """Hand the operation over and go on, unless so many are outstanding that waiting is due.
