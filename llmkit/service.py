@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 from uuid import UUID
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from llmkit.canonical import prompt_sha256, sha256_of
 from llmkit.errors import (
@@ -38,10 +38,12 @@ from llmkit.router import LLMRouter, Routed, plan_as_json
 from llmkit.settings import LLMSettings
 from llmkit.telemetry import Telemetry
 from llmkit.types import (
+    MAX_KEY_LENGTH,
     RESERVED_METADATA_KEYS,
     LLMProfile,
     LLMRequest,
     LLMResponse,
+    Name,
     RequestContext,
     RoutePlan,
     RunStatus,
@@ -57,6 +59,8 @@ FLIGHT_POLL_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 CLAIM_TRIES = 100
 
 T = TypeVar("T")
+
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 class LLMService:
@@ -383,14 +387,24 @@ def _resolve_context(request: LLMRequest, context: RequestContext | None) -> dic
     for name in RESERVED_METADATA_KEYS:
         in_context = getattr(context, name) if context is not None else None
         in_metadata = request.metadata.get(name)
-        if in_metadata is not None and (not isinstance(in_metadata, str) or not in_metadata.strip()):
-            raise LLMConfigurationError(f"metadata[{name!r}] must be a non-empty text")
+        if in_metadata is not None and not _is_name(in_metadata):
+            raise LLMConfigurationError(
+                f"metadata[{name!r}] must be one line of 1 to {MAX_KEY_LENGTH} characters, with no space at its ends"
+            )
         if in_context is not None and in_metadata is not None and in_context != in_metadata:
             raise LLMConfigurationError(
                 f"The context's {name} and metadata[{name!r}] disagree; give one of them, or the same in both"
             )
         found[name] = in_context or in_metadata
     return found
+
+
+def _is_name(value: object) -> TypeGuard[str]:
+    try:
+        _NAME.validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def _conflict(key: str, stored: StoredRun) -> LLMIdempotencyConflict:

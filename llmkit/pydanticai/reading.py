@@ -21,7 +21,9 @@ _NO_JSON = "the answer is not one JSON object"
 
 
 class Reader(AbstractCapability[Any]):
-    """Validates the answers of one run, and remembers how that went.
+    """Validates structured answers and repairs near-JSON; remembers how that went in the last run.
+
+    `extract` has it built in; an agent of one's own gets it by `Agent(..., capabilities=[Reader()])`.
 
     Attributes:
         is_repaired: Whether the answer that fitted was not JSON as it stood.

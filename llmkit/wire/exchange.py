@@ -92,7 +92,7 @@ def json_object(body: bytes) -> Mapping[str, Any] | None:
     """The JSON object in these bytes, or None when they hold anything else."""
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # a hundred thousand brackets are no protocol either
         return None
     return value if isinstance(value, dict) else None
 

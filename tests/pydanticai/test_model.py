@@ -55,7 +55,7 @@ from pydantic_ai.usage import UsageLimits
 
 from llmkit.errors import LLMContentBlocked, LLMOutputTruncated, LLMReasoningExhausted, LLMUnsupported
 from llmkit.ports import ClientReply
-from llmkit.pydanticai import PydanticAiLiteLLMModel
+from llmkit.pydanticai import PydanticAiLiteLLMModel, Reader
 from llmkit.pydanticai.asking import CARRIED_SETTINGS, OTHERS_SETTINGS
 from llmkit.testing.scripted import ScriptedClient, reply
 from llmkit.types import LLMRequest, TokenUsage, ToolCall
@@ -140,6 +140,14 @@ async def test_an_output_of_this_kind_works(name: str) -> None:
     model, _ = scripted(*answers)
     found: Any = await Agent(model, output_type=output_type).run("q")
     assert found.output == wanted
+
+
+async def test_an_agents_near_json_is_repaired_where_it_asks_for_that() -> None:
+    model, client = scripted(reply("{'label': 'x',}"))
+    reader = Reader()
+    agent = Agent(model, output_type=Label, capabilities=[reader])
+    assert (await agent.run("q")).output == Label(label="x")
+    assert (reader.is_repaired, len(client.calls)) == (True, 1)
 
 
 async def test_no_answer_may_be_an_answer() -> None:
