@@ -31,7 +31,7 @@ from tests.persistence.homes import JournalHome
 
 # Alike for a store that compares carelessly: case, prefixes, wildcards, separators, the same letter in two forms.
 WORKSPACES = ("lab", "Lab", "la", "lab%", "l_b", "lab\x1fq", "caf\u00e9", "cafe\u0301")
-KEYS = ("k", "K", "k%", "k2", "k\x1fk")
+KEYS = ("k", "K", "k%", "k2", "k\x1fk", "_", "0", "lab")
 TEXTS = ("q", "Q", "q?", "hello")
 DEAD = "another-boot|pid:[1]|7|99"
 
@@ -53,14 +53,16 @@ class Step:
 
 def _steps(chance: random.Random, count: int) -> Iterator[Step]:
     for _ in range(count):
+        kind = chance.choices(("chat", "burst", "leave", "erase"), (82, 5, 9, 4))[0]
         yield Step(
             chance.choice(WORKSPACES),
-            chance.choices(("chat", "burst", "leave", "erase"), (90, 5, 4, 1))[0],
-            chance.choice(TEXTS),
-            chance.choice((None, *KEYS)),
-            chance.choice((0, 0, 0, 1)),
+            kind,
+            chance.choices(TEXTS, (5, 1, 1, 1))[0],
+            # Which of several at once gets a key is left to chance.
+            None if kind == "burst" else chance.choice((None, *KEYS)),
+            chance.choice((0, 0, 0, 0, 1)),
             chance.random() < 0.7,
-            chance.random() < 0.1,
+            chance.random() < (0.5 if kind == "leave" else 0.1),
         )
 
 
