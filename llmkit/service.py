@@ -57,6 +57,7 @@ __all__ = ["LLMService"]
 FLIGHT_POLL_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 CLAIM_TRIES = 100
+CHANGING_HANDS = "The call's key keeps changing hands between other callers; try again"
 
 T = TypeVar("T")
 
@@ -135,7 +136,7 @@ class LLMService:
             except KeyTaken:
                 # Somebody else was faster. What they hold decides: look again.
                 continue
-        raise LLMStoreError("The call's key keeps changing hands between other callers; try again")
+        raise LLMStoreError(CHANGING_HANDS)
 
     # --- contract -----------------------------------------------------------------------------------------------
 
@@ -163,14 +164,17 @@ class LLMService:
         key = call.request.idempotency_key
         if key is None or self._runs is None:
             return None
-        while (stored := await self._runs.get_by_idempotency_key(call.workspace_id, key)) is not None:
+        for _ in range(CLAIM_TRIES):
+            stored = await self._runs.get_by_idempotency_key(call.workspace_id, key)
+            if stored is None:
+                return None
             if (stored.prompt_sha256, stored.epoch) != (call.prompt_sha256, call.request.epoch):
                 raise _conflict(key, stored)
             if stored.status is RunStatus.SUCCEEDED:
                 return await self._serve_stored(call, stored, ServedFrom.REPLAY)
             if not await self._settle(self._runs, stored):
                 raise _in_progress(key, stored)
-        return None
+        raise LLMStoreError(CHANGING_HANDS)
 
     async def _settle(self, runs: LLMRunRepo, started: StoredRun) -> bool:
         """End a started run that nobody works on any more; False when somebody may."""
@@ -271,11 +275,11 @@ class LLMService:
             other = await self._runs.get_by_flight_key(call.workspace_id, flight_key)
             if other is None:
                 break
-            if await self._settle(self._runs, other):
-                continue
             if listener.hears_nothing_of(other.id, other.heartbeat_at_utc):
                 # Its process lives, and no longer works on it: it could not write the end.
                 return await self._run(call, plan, flight_key=None)
+            if await self._settle(self._runs, other):
+                continue
             await asyncio.sleep(FLIGHT_POLL_S[min(polls, len(FLIGHT_POLL_S) - 1)])
             polls += 1
             ended = await self._runs.get_run(call.workspace_id, other.id)

