@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 pytest_plugins = [
-    f"tests.{name}" for name in ("databases", "ollama_server") if (Path(__file__).parent / f"{name}.py").exists()
+    f"tests.{name}" for name in ("databases", "no_pickle", "ollama_server") if (Path(__file__).parent / f"{name}.py").exists()
 ]
 
 _LOCAL_NAMES = {"localhost", "", None}

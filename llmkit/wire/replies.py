@@ -18,7 +18,7 @@ from llmkit.errors import (
 from llmkit.ports import ClientReply
 from llmkit.providers import ReplyFacts, smallest_prompt_tokens
 from llmkit.types import FinishReason, LLMRequest, TokenUsage, ToolCall
-from llmkit.wire.exchange import Exchange, json_object
+from llmkit.wire.exchange import Exchange
 
 __all__ = ["read_reply", "verdict"]
 
@@ -131,8 +131,6 @@ def _with_warnings(reply: ClientReply, exchange: Exchange, request: LLMRequest, 
     wants_schema = request.response_format is not None and request.response_format.json_schema is not None
     if wants_schema and exchange.sent_schema is None:
         warnings.append(f"{exchange.spec.label} was not given the schema as a constraint, only as part of the prompt.")
-    if request.response_format is not None and reply.text and json_object(reply.text.encode(errors="replace")) is None:
-        warnings.append("The answer is no JSON object as it stands.")
     if exchange.arguments.context_tokens is not None and _fewer_than_sent(facts, request):
         warnings.append(
             f"{exchange.spec.label} counted {facts.prompt_tokens} tokens, far fewer than the prompt should have: "

@@ -102,13 +102,21 @@ def test_a_prompt_beyond_the_context_is_cut_without_a_word(client: ollama.Client
     )
 
 
+def _prompt_count(client: ollama.Client, messages: list[dict[str, str]], num_ctx: int) -> int:
+    options = {"num_ctx": num_ctx, "num_predict": 1}
+    try:
+        return client.chat(MODEL, messages, options=options).prompt_eval_count or 0
+    except ollama.ResponseError as error:
+        # Seen once in a hundred changes of the window on a busy machine: its runner dies, and the next call starts one.
+        if "runner process has terminated" not in str(error):
+            raise
+        return client.chat(MODEL, messages, options=options).prompt_eval_count or 0
+
+
 def test_whole_messages_beyond_the_context_are_dropped_without_a_word(client: ollama.Client) -> None:
     """Then the count is *below* the context's size: only a comparison with what was sent can tell."""
     messages = [user("one two three four " * 10) for _ in range(10)]
-    counts = [
-        client.chat(MODEL, messages, options={"num_ctx": num_ctx, "num_predict": 1}).prompt_eval_count or 0
-        for num_ctx in (2048, 64)
-    ]
+    counts = [_prompt_count(client, messages, num_ctx) for num_ctx in (2048, 64)]
     assert counts[0] > 400
     assert 40 <= counts[1] < 64
 

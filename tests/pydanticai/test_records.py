@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -41,15 +39,6 @@ def test_the_rows_of_an_extraction_say_step_mode_schema_and_why_it_was_asked_aga
     assert (first["step"], first["output_mode"], second["step"]) == (0, "native", 1)
     assert second["asked_again_because"] == ["the answer is not one JSON object"]
     assert {first["schema_sha256"], second["schema_sha256"]} == set(attempts["schema_sha256"])
-
-
-def test_the_row_of_an_answer_that_was_repaired_says_that_it_was_no_json_as_it_stood() -> None:
-    fenced = "```json\n{'label': 'good'}\n```"
-    with OllamaServer([fenced], models=["llama3.2"]) as server, session_for(server) as session:
-        assert session.extract(Label, "x", route=ROUTE).label == "good"
-    with closing(sqlite3.connect("llmkit.db")) as database:
-        ((result_json,),) = database.execute("SELECT result_json FROM llm_runs").fetchall()
-    assert json.loads(result_json)["warnings"] == ["The answer is no JSON object as it stands."]
 
 
 def test_an_evaluation_keeps_the_three_outcomes_apart() -> None:
