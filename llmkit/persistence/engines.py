@@ -19,6 +19,7 @@ from llmkit.errors import LLMConfigurationError, LLMStoreError
 from llmkit.persistence.faults import cannot_open, store_error
 
 __all__ = [
+    "DATABASE_ERRORS",
     "IMMEDIATE_OPTIONS",
     "SQLITE_BUSY_TIMEOUT_S",
     "SQLITE_PAGE_SIZE",
@@ -30,6 +31,7 @@ __all__ = [
     "make_engine",
     "path_of",
     "reading",
+    "snapshot",
     "writing",
 ]
 
@@ -208,12 +210,19 @@ def begin_immediate(connection: Connection) -> Connection:
 def reading(engine: Engine, address: DatabaseAddress) -> Iterator[Connection]:
     """A connection for reading, at one moment in time; what fails inside is raised as `LLMStoreError`."""
     try:
-        with engine.connect() as connection:
-            if not address.is_sqlite:
-                connection.execution_options(isolation_level="REPEATABLE READ")
+        with snapshot(engine) as connection:
             yield connection
     except DATABASE_ERRORS as error:
         raise store_error(error, address.label, address.path) from None
+
+
+@contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """As `reading`, with errors as the driver raises them, so that a failure that may pass can be told from others."""
+    with engine.connect() as connection:
+        if connection.dialect.name != "sqlite":
+            connection.execution_options(isolation_level="REPEATABLE READ")
+        yield connection
 
 
 @contextmanager

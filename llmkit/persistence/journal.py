@@ -16,8 +16,14 @@ from sqlalchemy.pool import QueuePool
 
 from llmkit.errors import LLMStoreError
 from llmkit.persistence.connections import SqliteReader, WriteConnection
-from llmkit.persistence.engines import SQLITE_BUSY_TIMEOUT_S, DatabaseAddress, make_engine, reading
-from llmkit.persistence.faults import patiently
+from llmkit.persistence.engines import (
+    DATABASE_ERRORS,
+    SQLITE_BUSY_TIMEOUT_S,
+    DatabaseAddress,
+    make_engine,
+    snapshot,
+)
+from llmkit.persistence.faults import patiently, store_error
 from llmkit.persistence.fork import ForkGate, pause_around_forks
 from llmkit.persistence.operations import (
     AbandonRun,
@@ -217,10 +223,13 @@ class Journal:
 
         def once() -> T:
             resources = self._here()
-            with resources.gate, reading(resources.engine, self.address) as connection:
+            with resources.gate, snapshot(resources.engine) as connection:
                 return work(connection)
 
-        return patiently(once, self._limits[1])
+        try:
+            return patiently(once, self._limits[1])
+        except DATABASE_ERRORS as error:
+            raise store_error(error, self.address.label, self.address.path) from None
 
     def _refuse_when_closed(self) -> None:
         if self._closed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -145,10 +144,8 @@ def test_event_loops_in_threads_share_one_service(database_url: str, tmp_path: P
             cache.close()
             return [str(answer.served_from) for answer in answers]
 
-        began_s = time.monotonic()
         # Without a timer in any loop: it would wake one that was forgotten.
         crowds = list(pool.map(lambda _: asyncio.run(crowd()), range(loops)))
-        assert time.monotonic() - began_s < 10
     cache.close()
     outcomes = Counter(outcome for crowd in crowds for outcome in crowd)
     assert len(client.calls) == 1

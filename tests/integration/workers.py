@@ -121,15 +121,15 @@ class Nursery(Worker):
         said.remove("ready")
         return int(json.loads(said[0])["pid"])
 
-    def reap(self) -> tuple[int, Any]:
-        """Wait for its end: the exit code, negative for a signal, and what it printed last."""
+    def reap(self) -> tuple[int, list[Any]]:
+        """Wait for its end: the exit code, negative for a signal, and all that it printed."""
         self.say("reap")
-        last = None
+        said: list[Any] = []
         while True:
             line = json.loads(self.line())
-            if isinstance(line, dict) and "ended" in line:
-                return line["ended"], last
-            last = line
+            if "ended" in line:
+                return line["ended"], said
+            said.append(line)
 
 
 # --- the child's end ------------------------------------------------------------------------------------------------
@@ -278,23 +278,20 @@ async def one_by_one(database: str, url: str, keys: list[str]) -> None:
 
 
 async def batch(database: str, url: str, keys: list[str], concurrency: int) -> None:
-    """A call per key, so many at once; continues where a dead process stopped."""
+    """A call per key, so many at once, each told of when it is answered; continues where a dead process stopped."""
     journal = Journal(database)
     context = RequestContext(workspace_id="lab", pipeline_run_id="batch")
     todo = iter(keys)
-    replayed: list[str] = []
 
     async def work(service: LLMService) -> None:
         for key in todo:
             answer = await service.chat(ask(key, idempotency_key=key), context)
-            if not answer.billed:
-                replayed.append(key)
+            _end({"key": key, "served_from": str(answer.served_from)})
 
     async with service_on(JournalLLMRunRepo(journal), url, cache_enabled=False) as service:
         _begin()
         await asyncio.gather(*(work(service) for _ in range(concurrency)))
     journal.close()
-    _end({"replayed": replayed})
 
 
 def nursery() -> None:
