@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = [
-    f"tests.{name}" for name in ("databases", "no_pickle", "ollama_server") if (Path(__file__).parent / f"{name}.py").exists()
-]
+pytest_plugins = ["tests.databases", "tests.no_pickle", "tests.ollama_server"]
 
 _LOCAL_NAMES = {"localhost", "", None}
 
