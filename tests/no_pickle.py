@@ -25,11 +25,14 @@ def _refuse(*_arguments: Any, **_options: Any) -> NoReturn:
     raise Unpickled("something was about to be unpickled")
 
 
-class _Refusing:
-    """In the place of `pickle.Unpickler`, of which others derive."""
+class _Unpickler(_pickle.Unpickler):
+    load = _refuse
 
-    def __init__(self, *_arguments: Any, **_options: Any) -> None:
-        _refuse()
+
+class _PythonUnpickler(pickle._Unpickler):
+    """pandas derives from this one when it is imported."""
+
+    load = _refuse
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -38,8 +41,8 @@ def _nothing_is_unpickled() -> Iterator[None]:
         for module in (pickle, _pickle):
             patch.setattr(module, "load", _refuse)
             patch.setattr(module, "loads", _refuse)
-            patch.setattr(module, "Unpickler", _Refusing)
+            patch.setattr(module, "Unpickler", _Unpickler)
         patch.setattr(pickle, "_load", _refuse)
         patch.setattr(pickle, "_loads", _refuse)
-        patch.setattr(pickle, "_Unpickler", _Refusing)
+        patch.setattr(pickle, "_Unpickler", _PythonUnpickler)
         yield

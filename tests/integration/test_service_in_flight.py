@@ -66,7 +66,7 @@ def _crowd(stack: ExitStack, database: str, server: OllamaServer) -> list[Worker
     arguments = {"database": database, "url": server.url, "cache_dir": "cache", "tasks": TASKS}
     workers = [stack.enter_context(Worker("equal", **arguments)) for _ in range(PROCESSES)]
     for worker in workers:
-        assert worker.line() == "ready"
+        worker.wait_until_ready()
     for worker in workers:
         worker.tell()
     return workers

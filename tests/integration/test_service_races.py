@@ -52,7 +52,7 @@ def test_racing_threads_processes_and_sessions_make_one_request(database_url: st
         crowd = {"threads": THREADS, "tasks": TASKS, "sessions": SESSIONS}
         workers = [stack.enter_context(Worker("race", **arguments, **crowd)) for _ in range(PROCESSES)]
         for worker in workers:
-            assert worker.line() == "ready"
+            worker.wait_until_ready()
         for worker in workers:
             worker.tell()
         outcomes = Counter(outcome for worker in workers for outcome in worker.result())

@@ -1,6 +1,6 @@
 """Both ends of the child processes that ask through one store: `Worker` starts them, `main` runs in them.
 
-A worker opens its store, says `ready`, waits for a line on its standard input, does its job and prints the outcome as
+A worker opens its store, says `ready`, waits for a line on its standard input, does its job and tells the outcome as
 one line of JSON. It calls the stand-in server without LiteLLM, whose import would cost each process three seconds.
 """
 
@@ -82,19 +82,19 @@ class Worker:
 
     def go(self) -> None:
         """Wait until it is ready, then let it begin."""
-        assert self.line() == "ready"
+        self.wait_until_ready()
         self.tell()
+
+    def wait_until_ready(self) -> None:
+        assert self.result() == "ready"
 
     def tell(self) -> None:
         self.say("go")
 
-    def line(self) -> str:
-        """The next line that it prints; empty when it has ended."""
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
     def result(self) -> Any:
-        return json.loads(self.line())
+        """The next thing that it tells."""
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
 
     def kill(self) -> None:
         """As the kernel does it when memory runs out."""
@@ -112,21 +112,21 @@ class Nursery(Worker):
 
     def __init__(self) -> None:
         super().__init__("nursery")
-        assert self.line() == "ready"
+        self.wait_until_ready()
 
     def bear(self, job: str, **arguments: Any) -> int:
         """Start a process and return its id, which stays its own until it is reaped."""
         self.say([job, arguments])
-        said = [self.line(), self.line()]
+        said = [self.result(), self.result()]
         said.remove("ready")
-        return int(json.loads(said[0])["pid"])
+        return int(said[0]["pid"])
 
     def reap(self) -> tuple[int, list[Any]]:
         """Wait for its end: the exit code, negative for a signal, and all that it printed."""
         self.say("reap")
         said: list[Any] = []
         while True:
-            line = json.loads(self.line())
+            line = self.result()
             if "ended" in line:
                 return line["ended"], said
             said.append(line)
@@ -209,12 +209,13 @@ async def _outcome(answer: Awaitable[LLMResponse]) -> str:
 
 
 def _begin() -> None:
-    print("ready", flush=True)
+    _tell("ready")
     sys.stdin.readline()
 
 
-def _end(outcome: Any) -> None:
-    print(json.dumps(outcome), flush=True)
+def _tell(word: Any) -> None:
+    """A line at once and in one piece, also when this process is killed."""
+    os.write(sys.stdout.fileno(), (json.dumps(word) + "\n").encode())
 
 
 def race(database: str, url: str, key: str, threads: int, tasks: int, sessions: int) -> None:
@@ -249,7 +250,7 @@ def race(database: str, url: str, key: str, threads: int, tasks: int, sessions: 
     with ThreadPoolExecutor(threads) as pool:
         _begin()
         crowds = pool.map(lambda number: asyncio.run(crowd(number)), range(threads))
-        _end([outcome for crowd in crowds for outcome in crowd])
+        _tell([outcome for crowd in crowds for outcome in crowd])
     journal.close()
 
 
@@ -262,7 +263,7 @@ async def equal(database: str, url: str, cache_dir: str, tasks: int) -> None:
         answers = await asyncio.gather(*(service.chat(ask("the same question"), HERE) for _ in range(tasks)))
     journal.close()
     cache.close()
-    _end([(str(answer.served_from), answer.text) for answer in answers])
+    _tell([(str(answer.served_from), answer.text) for answer in answers])
 
 
 async def one_by_one(database: str, url: str, keys: list[str]) -> None:
@@ -272,7 +273,7 @@ async def one_by_one(database: str, url: str, keys: list[str]) -> None:
         _begin()
         for key in keys:
             answer = await service.chat(ask(key, idempotency_key=key), HERE)
-            _end({"key": key, "text": answer.text})
+            _tell({"key": key, "text": answer.text})
             sys.stdin.readline()
     journal.close()
 
@@ -286,7 +287,7 @@ async def batch(database: str, url: str, keys: list[str], concurrency: int) -> N
     async def work(service: LLMService) -> None:
         for key in todo:
             answer = await service.chat(ask(key, idempotency_key=key), context)
-            _end({"key": key, "served_from": str(answer.served_from)})
+            _tell({"key": key, "served_from": str(answer.served_from)})
 
     async with service_on(JournalLLMRunRepo(journal), url, cache_enabled=False) as service:
         _begin()
@@ -298,19 +299,19 @@ def nursery() -> None:
     """Fork a child for each job that is asked for, and wait for it when told so."""
     import aiohttp  # noqa: F401 before the first fork
 
-    print("ready", flush=True)
+    _tell("ready")
     child = 0
     for line in sys.stdin:
         asked = json.loads(line)
         if asked == "reap":
-            _end({"ended": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])})
+            _tell({"ended": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])})
             continue
         child = os.fork()
         if child == 0:
             sys.stdin = Path(os.devnull).open()  # noqa: SIM115
             run(*asked)
             os._exit(0)
-        _end({"pid": child})
+        _tell({"pid": child})
 
 
 JOBS: dict[str, Callable[..., Any]] = {
