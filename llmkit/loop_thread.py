@@ -6,10 +6,10 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any, Generic, TypeVar
 
-from llmkit.errors import LLMConfigurationError
+from llmkit.errors import LLMConfigurationError, LLMError
 
 __all__ = ["LoopThread"]
 
@@ -52,6 +52,10 @@ class LoopThread:
         loop.call_soon_threadsafe(job.start)
         try:
             return job.outcome.result()
+        except CancelledError:
+            raise LLMError(
+                "The session was closed while this call was under way; it is recorded as cancelled"
+            ) from None
         except BaseException:
             if not job.outcome.done():
                 loop.call_soon_threadsafe(job.cancel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import weakref
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from pydantic import ValidationError
 
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMUnsupported, describe_validation
-from llmkit.loop_thread import INHERITED, LoopThread
+from llmkit.loop_thread import CANCEL_GRACE_S, INHERITED, LoopThread
 from llmkit.settings import LLMSettings, load_settings
 from llmkit.types import LLMRequest, LLMResponse, Message, RequestContext, RoutePlan
 
@@ -277,8 +278,18 @@ class _Open:
         if self._pid != os.getpid():
             return
         if runtime is not None:
-            self._loop.run(runtime.close())
+            self._loop.run(_end(runtime))
         self._loop.stop()
+
+
+async def _end(runtime: Runtime) -> None:
+    """Cancel the calls in flight, which still records what they had sent, and only then close what they record in."""
+    calls = asyncio.all_tasks() - {asyncio.current_task()}
+    for call in calls:
+        call.cancel()
+    if calls:
+        await asyncio.wait(calls, timeout=CANCEL_GRACE_S)
+    await runtime.close()
 
 
 def _context(workspace_id: str, **names: Any) -> RequestContext:

@@ -20,7 +20,7 @@ SHOTS = "apple: red\nbanana: yellow\ngrass: green\ncoal: black\nsnow:"
 
 @pytest.fixture
 def on_ollama(real_ollama: RealOllama) -> Iterator[Session]:
-    with Session("real", ollama_api_base=real_ollama.url, ollama_model=real_ollama.model, max_retries=0) as session:
+    with Session("real", ollama_api_base=real_ollama.url, ollama_model=real_ollama.model) as session:
         yield session
 
 
@@ -48,7 +48,7 @@ def _accuracy(session: Session, route: str) -> float:
 
 @pytest.mark.ollama
 def test_chat_on_a_real_ollama_is_recorded_with_exact_counts(on_ollama: Session, real_ollama: RealOllama) -> None:
-    answer = on_ollama.chat(SHOTS, route=f"ollama/{real_ollama.model}", max_output_tokens=4)
+    answer = on_ollama.chat(SHOTS, route=f"ollama/{real_ollama.model}", max_output_tokens=4, temperature=0)
     assert "white" in answer.text.lower()
     assert answer.usage.output_tokens <= 4
     assert not answer.usage.estimated
@@ -125,7 +125,7 @@ def test_a_killed_ollama_is_one_clear_error_and_a_restarted_one_is_used_again(ow
 
 @pytest.mark.local
 def test_chat_and_extraction_on_the_embedded_model(on_local: Session) -> None:
-    answer = on_local.chat(SHOTS, route="local/gemma-3-270m", max_output_tokens=4)
+    answer = on_local.chat(SHOTS, route="local/gemma-3-270m", max_output_tokens=4, temperature=0)
     assert "white" in answer.text.lower()
     assert _label(on_local, "local/gemma-3-270m") in {"positive", "negative"}
     assert len(on_local.runs()) == 2
