@@ -113,6 +113,9 @@ EVAL_RESULT_COLUMNS: Final[Columns] = {
     "served_route": "string",
     "output_mode": "string",
     "valid_first_try": "boolean",
+    "outcome": "string",
+    "schema_sha256": "string",
+    "sample_group": "string",
     "input_tokens": "Int64",
     "output_tokens": "Int64",
     "latency_ms": "Float64",
@@ -121,6 +124,7 @@ EVAL_RESULT_COLUMNS: Final[Columns] = {
     "error_message": "string",
     "scores_json": "string",
     "scorer_errors_json": "string",
+    "score_details_json": "string",
     "warnings_json": "string",
     "output_json": "string",
 }

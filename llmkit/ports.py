@@ -359,6 +359,10 @@ class EvalResult:
         output_json: The validated output as JSON.
         scores: Scorer name to score; a scorer that failed is absent here and in `scorer_errors`.
         valid_first_try: Whether the first answer fitted the output type; None when there was no answer.
+        outcome: `first_try`, `repaired` or `reasked`: what it took to get a valid output; None when there is none.
+        schema_sha256: Hash of the output schema that the answering provider got; None when it got none.
+        sample_group: Group of the sample, by which standard errors are clustered.
+        score_details: Scorer name to why it gave its score, in words; empty ones are left out.
         latency_ms: Wall time over all steps of the sample; that of the recorded calls when they were replayed.
     """
 
@@ -374,7 +378,11 @@ class EvalResult:
     output_mode: str | None = None
     scores: dict[str, float] = field(default_factory=dict)
     scorer_errors: dict[str, str] = field(default_factory=dict)
+    score_details: dict[str, str] = field(default_factory=dict)
     valid_first_try: bool | None = None
+    outcome: str | None = None
+    schema_sha256: str | None = None
+    sample_group: str | None = None
     error_code: str | None = None
     error_message: str | None = None
     input_tokens: int | None = None

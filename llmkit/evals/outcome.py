@@ -41,6 +41,8 @@ def answered(blank: EvalResult, lane: Lane, extraction: Extraction[Any]) -> Eval
         output_json=extraction.value.model_dump_json(by_alias=True, round_trip=True),
         output_mode=extraction.mode,
         valid_first_try=extraction.valid_first_try,
+        outcome=extraction.outcome,
+        schema_sha256=extraction.schema_sha256,
         input_tokens=extraction.usage.input_tokens,
         output_tokens=extraction.usage.output_tokens,
         latency_ms=extraction.latency_ms,
@@ -52,7 +54,9 @@ def answered(blank: EvalResult, lane: Lane, extraction: Extraction[Any]) -> Eval
 def scored(result: EvalResult, scores: Scores) -> EvalResult:
     """The result with its scores in place of any earlier ones."""
     status = SCORER_FAILED if scores.errors else SUCCEEDED
-    return replace(result, status=status, scores=scores.values, scorer_errors=scores.errors)
+    return replace(
+        result, status=status, scores=scores.values, scorer_errors=scores.errors, score_details=scores.details
+    )
 
 
 def failed(blank: EvalResult, error: Exception) -> EvalResult:

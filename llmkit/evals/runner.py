@@ -279,6 +279,7 @@ class _Evaluation:
             epoch=job.epoch,
             status=FAILED,
             finished_at_utc=utc_now(),
+            sample_group=sample.group,
             pipeline_run_id=call_name(self.run, sample.key, lane.label, job.epoch, digests),
         )
 

@@ -37,6 +37,7 @@ __all__ = [
 
 FLOAT_TOLERANCE = 1e-9
 LONGEST_ERROR = 500
+LONGEST_DETAIL = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Score:
 
     Attributes:
         value: The number that is averaged; 1 is perfect and 0 is worthless unless the scorer says otherwise.
-        detail: Why, for people. Not stored with the result.
+        detail: Why, for people.
         parts: Further numbers, each a metric of its own named `scorer.part`.
     """
 
@@ -76,10 +77,11 @@ ScorerLike: TypeAlias = Scorer | Callable[[Any, Sample], ScoreLike | Awaitable[S
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What all scorers of a task said of one output: values, and the text of what went wrong, by name."""
+    """What all scorers of a task said of one output: values, why, and the text of what went wrong, by name."""
 
     values: dict[str, float] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    details: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,8 @@ async def apply_scorers(scorers: Sequence[Scorer], output: Any, sample: Sample) 
             scores.errors[scorer.name] = f"{type(error).__name__}: {error}"[:LONGEST_ERROR]
         else:
             scores.values[scorer.name] = score.value
+            if score.detail:
+                scores.details[scorer.name] = score.detail[:LONGEST_DETAIL]
             scores.values.update({f"{scorer.name}.{part}": value for part, value in score.parts.items()})
     return scores
 

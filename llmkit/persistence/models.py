@@ -193,6 +193,9 @@ class EvalResultRow(StoreTable, table=True):
     served_route: str | None = None
     output_mode: str | None = None
     valid_first_try: bool | None = None
+    outcome: str | None = None
+    schema_sha256: str | None = None
+    sample_group: str | None = None
     input_tokens: int | None = Field(default=None, sa_type=BigInteger)
     output_tokens: int | None = Field(default=None, sa_type=BigInteger)
     latency_ms: float | None = None
@@ -201,6 +204,7 @@ class EvalResultRow(StoreTable, table=True):
     error_message: str | None = Field(default=None, sa_type=Text)
     scores_json: str = Field(sa_type=Text)
     scorer_errors_json: str = Field(sa_type=Text)
+    score_details_json: str = Field(sa_type=Text)
     warnings_json: str = Field(sa_type=Text)
     output_json: str | None = Field(default=None, sa_type=Text)
 

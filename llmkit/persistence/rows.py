@@ -251,6 +251,9 @@ def eval_result_values(result: EvalResult) -> Values:
         "served_route": _storable_or_none(result.served_route),
         "output_mode": result.output_mode,
         "valid_first_try": result.valid_first_try,
+        "outcome": result.outcome,
+        "schema_sha256": result.schema_sha256,
+        "sample_group": _storable_or_none(result.sample_group),
         "input_tokens": result.input_tokens,
         "output_tokens": result.output_tokens,
         "latency_ms": result.latency_ms,
@@ -259,6 +262,7 @@ def eval_result_values(result: EvalResult) -> Values:
         "error_message": _storable_or_none(result.error_message),
         "scores_json": _json(result.scores),
         "scorer_errors_json": _json(result.scorer_errors),
+        "score_details_json": _json(result.score_details),
         "warnings_json": _json(result.warnings),
         "output_json": _storable_or_none(result.output_json),
     }
@@ -270,6 +274,7 @@ def eval_result_of(row: Mapping[str, Any]) -> EvalResult:
     return EvalResult(
         scores=json.loads(values.pop("scores_json")),
         scorer_errors=json.loads(values.pop("scorer_errors_json")),
+        score_details=json.loads(values.pop("score_details_json")),
         warnings=tuple(json.loads(values.pop("warnings_json"))),
         **values,
     )

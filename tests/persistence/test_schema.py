@@ -96,6 +96,9 @@ COLUMNS = {
         served_route        text
         output_mode         text
         valid_first_try     boolean
+        outcome             text
+        schema_sha256       text
+        sample_group        text
         input_tokens        bigint
         output_tokens       bigint
         latency_ms          float
@@ -104,6 +107,7 @@ COLUMNS = {
         error_message       text
         scores_json         text     not null
         scorer_errors_json  text     not null
+        score_details_json  text     not null
         warnings_json       text     not null
         output_json         text
     """,
