@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from time import monotonic
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection
 
@@ -17,6 +17,9 @@ from llmkit.persistence.statements import PreparedSelect
 
 __all__ = ["SqliteReader", "WriteConnection"]
 
+# How long a reader may go on with a file that was deleted: looking costs as much as a third of a read.
+LOOK_AGAIN_S: Final = 0.02
+
 T = TypeVar("T")
 
 
@@ -26,21 +29,25 @@ class FileGuard:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._opened = self._identity()
+        self._checked_s = monotonic()
 
-    def check(self) -> None:
-        """Compare; a microsecond.
+    def check(self, *, at_most_old_s: float = 0.0) -> None:
+        """Compare, unless that was done within `at_most_old_s` seconds.
 
         Raises:
             LLMStoreError: The file was deleted, moved or replaced.
         """
-        if self._path is not None and self._identity() != self._opened:
+        if self._path is None or (now_s := monotonic()) < self._checked_s + at_most_old_s:
+            return
+        if self._identity() != self._opened:
             raise database_gone(self._path)
+        self._checked_s = now_s
 
     def _identity(self) -> tuple[int, int] | None:
         if self._path is None:
             return None
         try:
-            found = os.stat(self._path)  # noqa: PTH116 a microsecond less than Path.stat, on every read
+            found = self._path.stat()
         except OSError:
             return None
         return found.st_dev, found.st_ino
@@ -137,7 +144,7 @@ class SqliteReader:
 
     def _first(self, sql: str, parameters: Sequence[Any]) -> tuple[Any, ...] | None:
         connection, guard = self._opened()
-        guard.check()
+        guard.check(at_most_old_s=LOOK_AGAIN_S)
         driver: Any = connection.driver_connection
         rows: list[tuple[Any, ...]] = driver.execute(sql, parameters).fetchall()
         return rows[0] if rows else None

@@ -24,12 +24,13 @@ class ForkGate:
     """A passage that many threads use at once, until it is shut. Not reentrant."""
 
     def __init__(self) -> None:
-        self._condition = Condition(Lock())
+        self._lock = Lock()
+        self._condition = Condition(self._lock)
         self._inside = 0
         self._shut = False
 
     def __enter__(self) -> None:
-        with self._condition:
+        with self._lock:  # the lock itself: entering the condition costs a microsecond more, on every read
             while self._shut:
                 self._condition.wait()
             self._inside += 1
@@ -37,7 +38,7 @@ class ForkGate:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._condition:
+        with self._lock:
             self._inside -= 1
             if self._shut:
                 self._condition.notify_all()

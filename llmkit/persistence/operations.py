@@ -14,13 +14,13 @@ from llmkit.persistence.rows import (
     FAILED,
     SUCCEEDED,
     abandoned_values,
-    attempt_values,
+    attempt_row,
     eval_result_values,
     eval_run_values,
     failure_values,
-    finished_values,
-    started_values,
-    success_values,
+    finished_row,
+    started_row,
+    success_row,
 )
 from llmkit.persistence.statements import Prepared, Statements
 from llmkit.persistence.writer import Operation
@@ -48,8 +48,8 @@ def _execute(connection: Connection, statement: Prepared, rows: Rows) -> int:
 
 
 def _attempt_rows(statements: Statements, run_id: UUID, attempts: Sequence[Attempt]) -> Rows:
-    insert = statements.insert_attempt
-    return [insert.row(attempt_values(run_id, attempt) | {"of_run": run_id}) for attempt in attempts]
+    insert, codec = statements.insert_attempt, statements.codec
+    return [insert.arranged(attempt_row(run_id, attempt, codec)) for attempt in attempts]
 
 
 def _insert_attempts(connection: Connection, statements: Statements, operations: Sequence[_Insert | _Mark]) -> None:
@@ -104,7 +104,7 @@ class InsertStarted(_Insert):
     __slots__ = ()
 
     def __init__(self, statements: Statements, start: RunStart) -> None:
-        super().__init__(start, statements.insert_started.row(started_values(start)), [])
+        super().__init__(start, statements.insert_started.arranged(started_row(start, statements.codec)), [])
 
     @staticmethod
     def statement(statements: Statements) -> Prepared:
@@ -118,7 +118,7 @@ class InsertFinished(_Insert):
     __slots__ = ()
 
     def __init__(self, statements: Statements, start: RunStart, success: RunSuccess) -> None:
-        row = statements.insert_finished.row(finished_values(start, success))
+        row = statements.insert_finished.arranged(finished_row(start, success, statements.codec))
         super().__init__(start, row, _attempt_rows(statements, start.id, success.attempts))
 
     @staticmethod
@@ -165,7 +165,8 @@ class MarkSucceeded(_Mark):
     rank = 1
 
     def __init__(self, statements: Statements, success: RunSuccess) -> None:
-        row = statements.mark_succeeded.row(success_values(success) | {"run_id": success.run_id})
+        values = success_row(success, statements.codec)
+        row = statements.mark_succeeded.arranged((*values, statements.codec.uuid(success.run_id)))
         expected = [SUCCEEDED, success.finished_at_utc, None]
         super().__init__(success.run_id, row, expected, _attempt_rows(statements, success.run_id, success.attempts))
 

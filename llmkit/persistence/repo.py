@@ -15,6 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from llmkit.persistence.engines import label_of, path_of
 from llmkit.persistence.faults import store_error
 from llmkit.persistence.rows import (
+    FINISHED_COLUMNS,
+    STARTED_COLUMNS,
+    SUCCESS_COLUMNS,
     abandoned_values,
     attempt_values,
     failure_values,
@@ -25,10 +28,7 @@ from llmkit.persistence.rows import (
 )
 from llmkit.persistence.statements import (
     FAILURE_COLUMNS,
-    FINISHED_COLUMNS,
     RUNS,
-    STARTED_COLUMNS,
-    SUCCESS_COLUMNS,
     abandon_run,
     finish_run,
     holds_idempotency_key,

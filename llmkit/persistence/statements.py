@@ -7,10 +7,8 @@ driver's own SQL, and rows become parameter tuples.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any, Final
-from uuid import UUID
 
 from sqlalchemy import (
     Dialect,
@@ -31,17 +29,26 @@ from sqlalchemy.types import TypeEngine
 from sqlmodel.sql.sqltypes import UTCDateTime
 
 from llmkit.persistence.models import EvalResultRow, EvalRunRow, LLMAttemptRow, LLMRunRow, table_of
-from llmkit.persistence.rows import STORED_RUN_COLUMNS
+from llmkit.persistence.rows import (
+    AS_IT_IS,
+    ATTEMPT_COLUMNS,
+    FINISHED_COLUMNS,
+    SQLITE_CODEC,
+    STARTED_COLUMNS,
+    STORED_RUN_COLUMNS,
+    SUCCESS_COLUMNS,
+    sqlite_time,
+    sqlite_uuid,
+    time_of_sqlite,
+    uuid_of_sqlite,
+)
 
 __all__ = [
     "ATTEMPTS",
     "EVAL_RESULTS",
     "EVAL_RUNS",
     "FAILURE_COLUMNS",
-    "FINISHED_COLUMNS",
     "RUNS",
-    "STARTED_COLUMNS",
-    "SUCCESS_COLUMNS",
     "Prepared",
     "PreparedSelect",
     "Statements",
@@ -61,50 +68,6 @@ ATTEMPTS: Final = table_of(LLMAttemptRow)
 EVAL_RUNS: Final = table_of(EvalRunRow)
 EVAL_RESULTS: Final = table_of(EvalResultRow)
 
-STARTED_COLUMNS: Final = (
-    "id",
-    "workspace_id",
-    "pipeline_run_id",
-    "stage",
-    "status",
-    "owner",
-    "created_at_utc",
-    "heartbeat_at_utc",
-    "requested_route",
-    "profile",
-    "epoch",
-    "idempotency_key",
-    "flight_key",
-    "prompt_sha256",
-    "request_preview",
-    "metadata_json",
-)
-USAGE_COLUMNS: Final = (
-    "input_tokens",
-    "output_tokens",
-    "total_tokens",
-    "cached_input_tokens",
-    "reasoning_tokens",
-    "usage_estimated",
-)
-SUCCESS_COLUMNS: Final = (
-    "status",
-    "finished_at_utc",
-    "provider",
-    "model",
-    "response_model",
-    "served_from",
-    "source_run_id",
-    "finish_reason",
-    *USAGE_COLUMNS,
-    "cost_usd",
-    "latency_ms",
-    "attempts",
-    "response_preview",
-    "plan_json",
-    "result_json",
-)
-FINISHED_COLUMNS: Final = (*STARTED_COLUMNS, *(name for name in SUCCESS_COLUMNS if name != "status"))
 FAILURE_COLUMNS: Final = (
     "status",
     "finished_at_utc",
@@ -120,35 +83,34 @@ EVAL_RESULT_KEY: Final = ("eval_run_id", "route", "sample_id", "epoch")
 Processor = Callable[[Any], Any]
 
 
-def _sqlite_time(value: datetime | None) -> str | None:
-    # As SQLAlchemy stores it, at a fifth of the cost; a test compares the two.
-    if value is None:
-        return None
-    in_utc = value if value.tzinfo is UTC else value.astimezone(UTC)
-    return in_utc.isoformat(" ", "microseconds")[:26]
-
-
-def _sqlite_uuid(value: UUID | None) -> str | None:
-    return None if value is None else value.hex
-
-
 # psycopg takes every one of our types as it is, and so does SQLite but for two.
-SQLITE_PROCESSORS: Final[Mapping[type[TypeEngine[Any]], Processor]] = {UTCDateTime: _sqlite_time, Uuid: _sqlite_uuid}
+SQLITE_PROCESSORS: Final[Mapping[type[TypeEngine[Any]], Processor]] = {
+    UTCDateTime: sqlite_time,
+    Uuid: sqlite_uuid,
+}
+SQLITE_RESULTS: Final[Mapping[type[TypeEngine[Any]], Processor]] = {
+    UTCDateTime: time_of_sqlite,
+    Uuid: uuid_of_sqlite,
+}
 
 
 class Prepared:
     """One statement of one database, ready for the driver.
 
+    Args:
+        columns: The order of rows that are made without a mapping, for `arranged`.
+
     Attributes:
         sql: With the driver's positional placeholders.
     """
 
-    __slots__ = ("_pick", "_processed", "sql")
+    __slots__ = ("_order", "_pick", "_processed", "sql")
 
-    def __init__(self, statement: Executable, dialect: Dialect) -> None:
+    def __init__(self, statement: Executable, dialect: Dialect, columns: Sequence[str] = ()) -> None:
         compiled = _compile(statement, dialect)
         self.sql = compiled.string
         names = list(compiled.positiontup or ())
+        self._order = itemgetter(*map(columns.index, names)) if columns and names != list(columns) else None
         self._pick = itemgetter(*names) if len(names) > 1 else _first_of(names)
         processors = enumerate(_bind_processor(compiled, name) for name in names)
         self._processed = [(index, process) for index, process in processors if process is not None]
@@ -160,6 +122,10 @@ class Prepared:
             row[index] = process(row[index])
         return tuple(row)
 
+    def arranged(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The parameters of one execution, from encoded values in the order of `columns`."""
+        return row if self._order is None else self._order(row)
+
 
 class PreparedSelect(Prepared):
     """A query, and how its rows become Python values."""
@@ -169,11 +135,15 @@ class PreparedSelect(Prepared):
     def __init__(self, statement: Select[Any], dialect: Dialect) -> None:
         super().__init__(statement, dialect)
         types = [column.type for column in statement.selected_columns]
-        self._results = [kind.dialect_impl(dialect).result_processor(dialect, None) for kind in types]
+        processors = enumerate(_result_processor(kind, dialect) for kind in types)
+        self._results = [(index, process) for index, process in processors if process is not None]
 
     def values(self, row: Sequence[Any]) -> list[Any]:
         """The values of one row, typed."""
-        return [process(value) if process else value for process, value in zip(self._results, row, strict=True)]
+        values = list(row)
+        for index, process in self._results:
+            values[index] = process(values[index])
+        return values
 
 
 def _first_of(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
@@ -191,6 +161,11 @@ def _compile(statement: Executable, dialect: Dialect) -> SQLCompiler:
 def _bind_processor(compiled: SQLCompiler, name: str) -> Processor | None:
     is_sqlite = compiled.dialect.name == "sqlite"
     return SQLITE_PROCESSORS.get(type(compiled.binds[name].type)) if is_sqlite else None
+
+
+def _result_processor(kind: TypeEngine[Any], dialect: Dialect) -> Processor | None:
+    ours = SQLITE_RESULTS.get(type(kind)) if dialect.name == "sqlite" else None
+    return ours or kind.dialect_impl(dialect).result_processor(dialect, None)
 
 
 def insert_or_ignore(table: Table, dialect_name: str) -> Any:
@@ -287,10 +262,11 @@ class Statements:
     def __init__(self, dialect: Dialect) -> None:
         name = dialect.name
         self.dialect_name = name
-        self.insert_started = Prepared(insert_run(name, STARTED_COLUMNS), dialect)
-        self.insert_finished = Prepared(insert_run(name, FINISHED_COLUMNS), dialect)
-        self.insert_attempt = Prepared(insert_attempt(name), dialect)
-        self.mark_succeeded = Prepared(finish_run(SUCCESS_COLUMNS), dialect)
+        self.codec = SQLITE_CODEC if name == "sqlite" else AS_IT_IS
+        self.insert_started = Prepared(insert_run(name, STARTED_COLUMNS), dialect, STARTED_COLUMNS)
+        self.insert_finished = Prepared(insert_run(name, FINISHED_COLUMNS), dialect, FINISHED_COLUMNS)
+        self.insert_attempt = Prepared(insert_attempt(name), dialect, ATTEMPT_COLUMNS)
+        self.mark_succeeded = Prepared(finish_run(SUCCESS_COLUMNS), dialect, (*SUCCESS_COLUMNS, "run_id"))
         self.mark_failed = Prepared(finish_run(FAILURE_COLUMNS), dialect)
         self.mark_abandoned = Prepared(abandon_run(), dialect)
         self.beat = Prepared(_beat(), dialect)

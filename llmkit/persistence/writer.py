@@ -6,11 +6,11 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from logging import getLogger
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread, current_thread
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self, TypeAlias
 
 from sqlalchemy import Connection
 
@@ -54,13 +54,8 @@ class Operation(ABC):
         """
 
 
-@dataclass(slots=True, eq=False)
-class _Request:
-    """An operation and who waits for it; nobody does for one that is written behind."""
-
-    operation: Operation
-    loop: asyncio.AbstractEventLoop | None = None
-    future: asyncio.Future[Any] | None = None
+# An operation and who waits for it; nobody does for one that is written behind. A plain tuple: one is made per call.
+_Request: TypeAlias = tuple[Operation, asyncio.Future[Any] | None]
 
 
 class GroupWriter:
@@ -83,8 +78,10 @@ class GroupWriter:
         self._statements = statements
         self._address = address
         self._patience_s = patience_s
-        self._queue: SimpleQueue[_Request | None] = SimpleQueue()
+        self._now: list[_Request] = []
         self._later: list[_Request] = []
+        # Rung when one of the two lists stops being empty, with how long to wait for more.
+        self._bell: SimpleQueue[float] = SimpleQueue()
         self._lock = Lock()
         self._thread: Thread | None = None
         self._closed = False
@@ -107,9 +104,12 @@ class GroupWriter:
         Raises:
             LLMStoreError: The writer is closed.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._submit(_Request(operation, loop, future))
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        with self._lock:
+            self._require_thread()
+            self._now.append((operation, future))
+            if len(self._now) == 1:
+                self._bell.put(0.0)
         return future
 
     async def perform_later(self, operation: Operation) -> None:
@@ -125,9 +125,9 @@ class GroupWriter:
         with self._lock:
             self._require_thread()
             self._behind += 1
-            self._later.append(_Request(operation))
+            self._later.append((operation, None))
             if len(self._later) == 1:
-                self._queue.put(_BEHIND)
+                self._bell.put(BEHIND_LINGER_S)
 
     def raise_losses(self) -> None:
         """Report, once, the operations that failed after their callers had gone on.
@@ -146,14 +146,9 @@ class GroupWriter:
             thread, first = self._thread, not self._closed
             self._closed = True
             if thread is not None and first:
-                self._queue.put(None)
+                self._bell.put(0.0)
         if thread is not None and thread is not current_thread():
             thread.join()
-
-    def _submit(self, request: _Request) -> None:
-        with self._lock:
-            self._require_thread()
-            self._queue.put(request)
 
     def _require_thread(self) -> None:
         if self._closed:
@@ -175,31 +170,26 @@ class GroupWriter:
             self._retire(f"The journal of {self._address.label} stopped: {reason}.")
 
     def _batches(self) -> Iterator[list[_Request]]:
-        ended = False
-        while not ended:
-            batch: list[_Request] = []
-            request = self._queue.get()
-            if request is _BEHIND:
-                request = self._waiting(BEHIND_LINGER_S)
-            while request is not None and request is not _FULL:
-                if request is not _BEHIND:
-                    batch.append(request)
-                request = self._waiting() if len(batch) < MAX_BATCH else _FULL
-            ended = request is None
-            batch += self._written_behind()
+        """What has gathered, as often as the bell rings, until the writer is closed and nothing is left."""
+        while True:
+            self._linger(self._bell.get())
+            with self._lock:
+                batch, self._now = self._now[:MAX_BATCH], self._now[MAX_BATCH:]
+                if self._now:
+                    self._bell.put(0.0)
+                batch += self._later
+                self._later = []
+                ended = self._closed and not self._now
             if batch:
                 yield batch
+            if ended:
+                return
 
-    def _written_behind(self) -> list[_Request]:
-        with self._lock:
-            later, self._later = self._later, []
-        return later
-
-    def _waiting(self, patience_s: float = 0.0) -> _Request | None:
-        try:
-            return self._queue.get(block=patience_s > 0, timeout=patience_s)
-        except Empty:
-            return _FULL
+    def _linger(self, longest_s: float) -> None:
+        """Let answers gather that nobody waits for, until somebody waits for something."""
+        if longest_s > 0:
+            with suppress(Empty):
+                self._bell.get(timeout=longest_s)
 
     def _carry_out(self, batch: list[_Request]) -> None:
         try:
@@ -236,22 +226,22 @@ class GroupWriter:
     def _apply(self, connection: Connection, batch: list[_Request]) -> list[Any]:
         groups: dict[type[Operation], list[int]] = defaultdict(list)
         for index, request in enumerate(batch):
-            groups[type(request.operation)].append(index)
+            groups[type(request[0])].append(index)
         outcomes: list[Any] = [None] * len(batch)
         for kind in sorted(groups, key=lambda kind: kind.rank):
-            indexes = sorted(groups[kind], key=lambda index: batch[index].operation.lock_key)
-            applied = kind.apply_all(connection, self._statements, [batch[index].operation for index in indexes])
+            indexes = sorted(groups[kind], key=lambda index: batch[index][0].lock_key)
+            applied = kind.apply_all(connection, self._statements, [batch[index][0] for index in indexes])
             for index, outcome in zip(indexes, applied, strict=True):
                 outcomes[index] = outcome
         return outcomes
 
     def _deliver(self, batch: list[_Request], outcomes: list[Any]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = defaultdict(list)
-        for request, outcome in zip(batch, outcomes, strict=True):
-            if request.loop is None or request.future is None:
+        for (_, future), outcome in zip(batch, outcomes, strict=True):
+            if future is None:
                 self._note(outcome)
             else:
-                by_loop[request.loop].append((request.future, outcome))
+                by_loop[future.get_loop()].append((future, outcome))
         for loop, settled in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_settle, settled)
@@ -269,16 +259,8 @@ class GroupWriter:
         self._connection.close()
         with self._lock:
             self._thread = None
-            left, self._later = self._later, []
-            while (request := self._waiting()) is not _FULL:
-                left += [request] if request is not None and request is not _BEHIND else []
+            left, self._now, self._later = self._now + self._later, [], []
         self._deliver(left, [LLMStoreError(reason) for _ in left])
-
-
-# Stands for "no more for this batch", where None says that the queue has ended.
-_FULL: Final = _Request(operation=None)  # type: ignore[arg-type]
-# Stands for "operations to be written behind have begun to gather".
-_BEHIND: Final = _Request(operation=None)  # type: ignore[arg-type]
 
 
 def _settle(settled: list[tuple[asyncio.Future[Any], Any]]) -> None:
