@@ -18,6 +18,8 @@ from llmkit.types import LLMResponse
 __all__ = ["DiskContentCache", "JsonTextDisk"]
 
 _ENTRY_FORM = "llmkit-cache-1"
+# A cache that is locked for longer is a miss: it is asked on the event loop.
+LOCK_TIMEOUT_S = 1.0
 _BROKEN = (sqlite3.Error, OSError, diskcache.Timeout)
 
 
@@ -118,7 +120,11 @@ def _open(directory: Path, size_limit_bytes: int) -> diskcache.Cache:
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
         return diskcache.Cache(
-            str(directory), disk=JsonTextDisk, size_limit=size_limit_bytes, eviction_policy="least-recently-stored"
+            str(directory),
+            timeout=LOCK_TIMEOUT_S,
+            disk=JsonTextDisk,
+            size_limit=size_limit_bytes,
+            eviction_policy="least-recently-stored",
         )
     except (*_BROKEN, ValueError) as error:
         raise LLMStoreError(

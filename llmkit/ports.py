@@ -305,8 +305,9 @@ class CacheKey:
     epoch: int
 
     def text(self) -> str:
-        """One unambiguous line."""
-        return "\x1f".join((self.workspace_id, self.prompt_sha256, str(self.route), self.profile, str(self.epoch)))
+        """One text for each key: with the workspace's length in it, no character inside a name can move a border."""
+        workspace = f"{len(self.workspace_id)}\x1f{self.workspace_id}"
+        return f"{self.prompt_sha256}\x1f{self.epoch}\x1f{self.profile}\x1f{workspace}\x1f{self.route}"
 
 
 class ContentCache(Protocol):

@@ -56,6 +56,26 @@ def test_every_part_of_the_key_counts(cache: DiskContentCache, other: CacheKey) 
     assert cache.get(other) is None
 
 
+NAMES = st.text(st.sampled_from(["a", "1", "\x1f", "/"]), min_size=1, max_size=6)
+KEYS = st.builds(
+    CacheKey, NAMES, st.just("sha"), NAMES.map(lambda model: Route.parse(f"ollama/m{model}")), st.just("fast"), st.just(0)
+)
+
+
+@given(KEYS, KEYS)
+def test_different_keys_have_different_texts(one: CacheKey, other: CacheKey) -> None:
+    assert (one.text() == other.text()) == (one == other)
+
+
+def test_a_locked_cache_is_a_miss(cache: DiskContentCache, tmp_path: Path) -> None:
+    rows = _rows(tmp_path)
+    rows.execute("BEGIN IMMEDIATE")
+    cache.put(KEY, ANSWER)
+    rows.execute("ROLLBACK")
+    rows.close()
+    assert cache.get(KEY) is None
+
+
 def test_an_answer_expires(tmp_path: Path) -> None:
     cache = DiskContentCache(tmp_path / "short", ttl_s=0.05, size_limit_bytes=10**7)
     cache.put(KEY, ANSWER)
