@@ -73,12 +73,12 @@ async def embedded():
     await server.close()
 
 
-@pytest.fixture
-async def client(embedded):
+@pytest.fixture(params=["fast", "reference"])
+async def client(embedded, request):
     async def no_wait(_seconds: float) -> None:
         await embedded.close()
 
-    client = LiteLLMClient(load_settings(), {LLMProvider.LOCAL: embedded}, sleep=no_wait)
+    client = LiteLLMClient(load_settings(lane=request.param), {LLMProvider.LOCAL: embedded}, sleep=no_wait)
     yield client
     await client.close()
 
