@@ -15,7 +15,6 @@ from types import MappingProxyType
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
-from llmkit.canonical import sha256_of
 from llmkit.errors import (
     CANCELLED_CODE,
     LLMConfigurationError,
@@ -198,7 +197,6 @@ class _Record:
         if exchange.sent_at_utc is None:
             return
         cancelled = CANCELLED_CODE if status is AttemptStatus.CANCELLED else None
-        schema = exchange.sent_schema
         self.log.add(
             Attempt(
                 route=self.route,
@@ -207,7 +205,7 @@ class _Record:
                 started_at_utc=exchange.sent_at_utc,
                 latency_ms=exchange.elapsed_ms,
                 params_sha256=exchange.params_sha256,
-                schema_sha256=None if schema is None else sha256_of(schema),
+                schema_sha256=exchange.schema_sha256,
                 usage=reply.usage if reply else TokenUsage(),
                 finish_reason=reply.finish_reason if reply else None,
                 response_model=reply.response_model if reply else None,

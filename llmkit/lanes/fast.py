@@ -58,16 +58,15 @@ def load_parts() -> FastParts | None:
 
 
 def _tried_parts() -> FastParts | None:
-    found = surprises()
-    if not found:
-        internals = load_internals()
-        parts = FastParts(translations(internals), internals.model_cost)
-        try:
+    try:
+        found = surprises()
+        if not found:
+            internals = load_internals()
+            parts = FastParts(translations(internals), internals.model_cost)
             rehearse(parts.translations)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong, there is another lane
-            found = (f"{type(error).__name__} at rehearsal: {error}",)
-        else:
             return parts
+    except Exception as error:  # noqa: BLE001 - whatever is wrong, there is another lane
+        found = (f"{type(error).__name__} at rehearsal: {error}",)
     logging.getLogger("llmkit").warning(
         "LiteLLM is not the one that llmkit's fast lane was made for (%s): calls take its own, slower way. Install "
         "litellm==%s, or set LLM_LANE=reference.",
@@ -97,7 +96,7 @@ class FastLane:
         if translation is None or not carries(translation, arguments.kwargs) or not self._is_chat_model(arguments):
             return None
         try:
-            prepared = translation.prepare(model, arguments.kwargs)
+            prepared = translation.prepare(model, arguments.own_kwargs())
         except Exception:  # noqa: BLE001 - the reference lane finds the same fault and has LiteLLM's words for it
             return None
         return prepared if _is_plain(prepared.url) else None

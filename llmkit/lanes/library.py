@@ -31,6 +31,8 @@ _RESPONSE = "litellm.types.utils:ModelResponse"
 _COST = "litellm.cost_calculator:completion_cost"
 _FIX_MESSAGES = f"{_UTILS}:validate_and_fix_openai_messages"
 _FIX_STOP = f"{_UTILS}:validate_openai_optional_params"
+_IS_GEMINI = f"{_UTILS}:_is_gemini_model"
+_WITHOUT_SIGNATURES = f"{_UTILS}:_remove_thought_signatures_from_messages"
 
 _MAP = ("self", "non_default_params", "optional_params", "model", "drop_params")
 _ENVIRONMENT = ("self", "headers", "model", "messages", "optional_params", "litellm_params", "api_key", "api_base")
@@ -64,6 +66,8 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     _HEADERS: (),
     _FIX_MESSAGES: ("messages",),
     _FIX_STOP: ("stop", "kwargs"),
+    _IS_GEMINI: ("model", "custom_llm_provider"),
+    _WITHOUT_SIGNATURES: ("messages", "thought_signature_separator"),
 }  # fmt: skip
 """Functions of LiteLLM that the fast lane calls, and the parameters that they have in `RELEASE`."""
 
@@ -90,6 +94,9 @@ class Internals:
     default_headers: Mapping[str, str]
     fix_messages: Callable[..., list[dict[str, Any]]]
     fix_stop: Callable[..., Any]
+    is_gemini: Callable[[str, str], bool]
+    without_signatures: Callable[..., list[dict[str, Any]]]
+    signature_separator: str
     response: Callable[[], Any]
     cost: Callable[..., float]
     model_cost: Mapping[str, Any]
@@ -133,6 +140,9 @@ def load_internals() -> Internals:
         default_headers=_part(_HEADERS)(),
         fix_messages=_part(_FIX_MESSAGES),
         fix_stop=_part(_FIX_STOP),
+        is_gemini=_part(_IS_GEMINI),
+        without_signatures=_part(_WITHOUT_SIGNATURES),
+        signature_separator=_part("litellm.litellm_core_utils.prompt_templates.factory:THOUGHT_SIGNATURE_SEPARATOR"),
         response=_part(_RESPONSE),
         cost=_part(_COST),
         model_cost=_part("litellm:model_cost"),

@@ -46,7 +46,7 @@ class ReferenceLane:
         # As one of its own inner calls it runs no callbacks and starts no logging task that outlives the call.
         library.internal_call.set(True)
         return await library.acompletion(
-            **exchange.arguments.kwargs,
+            **exchange.arguments.own_kwargs(),
             client=self._http_handler(library),
             timeout=timeout_s + BACKSTOP_S,
             num_retries=0,

@@ -75,7 +75,7 @@ class Translation(Protocol):
         ...
 
     def prepare(self, model: str, arguments: Arguments) -> Prepared:
-        """The request. Raises whatever LiteLLM raises."""
+        """The request. May change the arguments. Raises whatever LiteLLM raises."""
         ...
 
     def read(self, prepared: Prepared, answer: Answer) -> Any:
@@ -106,9 +106,10 @@ class _Common:
     internals: Internals
 
     def messages(self, arguments: Arguments) -> list[dict[str, Any]]:
-        # LiteLLM writes into tool calls.
-        copies = [_copied(message) for message in arguments["messages"]]
-        return self.internals.fix_messages(messages=copies)
+        messages, name = arguments["messages"], arguments["model"]
+        if not self.internals.is_gemini(name, name.partition("/")[0]):
+            messages = self.internals.without_signatures(messages, self.internals.signature_separator)
+        return self.internals.fix_messages(messages=messages)
 
     def mapped(self, config: Any, model: str, arguments: Arguments) -> dict[str, Any]:
         given = {name: arguments[name] for name in _OPENAI_PARAMETERS if name in arguments}
@@ -217,13 +218,6 @@ class _GeminiTranslation:
             return None
 
 
-def _copied(message: Mapping[str, Any]) -> dict[str, Any]:
-    copy = dict(message)
-    if "tool_calls" in copy:
-        copy["tool_calls"] = [{**call, "function": dict(call["function"])} for call in copy["tool_calls"]]
-    return copy
-
-
 def translations(internals: Internals) -> Mapping[str, Translation]:
     """All that there are, by LiteLLM's name of the provider."""
     return {
@@ -239,20 +233,16 @@ def rehearse(translated: Mapping[str, Translation]) -> None:
     The first translation is also the slow one: LiteLLM loads parts of itself.
     """
     for provider, translation in translated.items():
-        prepared = translation.prepare("rehearsal", {**_REHEARSAL, "model": f"{provider}/rehearsal"})
+        prepared = translation.prepare("rehearsal", {**json.loads(_REHEARSAL), "model": f"{provider}/rehearsal"})
         completion = translation.read(prepared, Answer(200, {}, b"", json.loads(_REPLIES[provider])))
         if completion.choices[0].message.content != _SAID:
             raise ValueError(f"the reading of an answer of {provider} has changed")
 
 
 _SAID = "Hi"
-_REHEARSAL: Arguments = MappingProxyType(
-    {
-        "messages": [{"role": "user", "content": "rehearsal"}],
-        "temperature": 0.0,
-        "api_base": "http://localhost",
-        "api_key": "none",
-    }
+_REHEARSAL = (
+    '{"messages": [{"role": "user", "content": "rehearsal"}], "temperature": 0, "api_base": "http://localhost", '
+    '"api_key": "none"}'
 )
 _REPLIES: Mapping[str, str] = MappingProxyType(
     {
