@@ -1,6 +1,6 @@
 """What a call through the client costs, against stock `litellm.acompletion` on the same stand-in server.
 
-    python benchmarks/client.py [--calls N] [--rounds N]
+    python benchmarks/client.py [--calls N] [--rounds N] [--callers N ...] [--latency-ms N ...]
 
 The servers run in a process of their own, so CPU is that of the calling side alone: `process_time` over everything
 between two calls, threads included. Rounds of the contestants take turns, and figures are medians; read the ratios.
@@ -128,7 +128,7 @@ async def compare(provider: str, url: str, latency_s: float, asked: argparse.Nam
         "llmkit, reference lane": await through_client("reference", provider, url),
         "stock acompletion": await stock(provider, url),
     }
-    for callers in CALLERS:
+    for callers in asked.callers:
         calls = max(2 * callers, asked.calls if latency_s == 0 or callers > 1 else asked.calls // 5)
         figures: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
         for call, _ in made.values():
@@ -196,9 +196,11 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=200, help="calls in a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each contestant")
     parser.add_argument("--provider", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--callers", nargs="+", type=int, default=list(CALLERS), help="how many at once")
+    parser.add_argument("--latency-ms", nargs="+", type=float, default=[1000 * one for one in LATENCIES_S])
     asked = parser.parse_args()
-    for latency_s in LATENCIES_S:
-        measure(latency_s, asked)
+    for latency_ms in asked.latency_ms:
+        measure(latency_ms / 1000, asked)
     asyncio.run(router())
 
 

@@ -195,7 +195,9 @@ ASKED = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(request=ASKED, route=st.sampled_from(ROUTES))
 async def test_no_request_tells_the_lanes_apart(both, request, route):
     assert await both.see("fast", route, request) == await both.see("reference", route, request)
