@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -97,8 +97,31 @@ class LiteLLMClient:
         async with self._own_slots.get(route.provider, _UNLIMITED), self._slots:
             log.queued_ms += (time.perf_counter() - queued_s) * 1000
             await self._lanes.load()
-            retrying = self._retrying()
-            return await retrying(self._request_once, spec, route, request, log)
+            first = await self._tried(spec, route, request, log)
+            # Most calls need no retry, and its machinery costs more than all else that is done here.
+            return first if isinstance(first, ClientReply) else await self._retried(first, spec, route, request, log)
+
+    async def _tried(
+        self, spec: ProviderSpec, route: Route, request: LLMRequest, log: AttemptLog
+    ) -> ClientReply | LLMError:
+        try:
+            return await self._request_once(spec, route, request, log)
+        except LLMError as error:
+            return error
+
+    async def _retried(
+        self, failed: LLMError, spec: ProviderSpec, route: Route, request: LLMRequest, log: AttemptLog
+    ) -> ClientReply:
+        """Go on after the first try, which counts as one."""
+        outcomes: Iterator[LLMError] = iter((failed,))
+
+        async def attempt() -> ClientReply:
+            error = next(outcomes, None)
+            if error is not None:
+                raise error
+            return await self._request_once(spec, route, request, log)
+
+        return await self._retrying()(attempt)
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from llmkit.lanes.library import Internals
+from llmkit.lanes.prices import Prices
 
 __all__ = ["Answer", "Prepared", "Translation", "carries", "rehearse", "translations"]
 
@@ -175,6 +176,7 @@ class _GeminiTranslation:
     """Gemini, which LiteLLM calls with a handler of its own."""
 
     internals: Internals
+    prices: Prices
     own_parameters: frozenset[str] = frozenset()
 
     def prepare(self, model: str, arguments: Arguments) -> Prepared:
@@ -206,16 +208,27 @@ class _GeminiTranslation:
     def read(self, prepared: Prepared, answer: Answer) -> Any:
         completion = _Common(self.internals).read(self.internals.gemini, prepared, answer, prepared.messages)
         if answer.counts_reported:
-            completion._hidden_params["response_cost"] = self._cost(completion, prepared.model)  # noqa: SLF001
+            cost = self.prices.cost_usd(completion, prepared.model, answer.reply, answer.headers)
+            completion._hidden_params["response_cost"] = cost  # noqa: SLF001
         return completion
 
-    def _cost(self, completion: Any, model: str) -> float | None:
+
+def _prices(internals: Internals) -> Prices:
+    common = _Common(internals)
+
+    def read(model: str, reply: dict[str, Any]) -> Any:
+        asked = Prepared(url="", headers={}, body=b"", model=model, messages=[], data={})
+        return common.read(internals.gemini, asked, Answer(200, {}, b"", reply), [])
+
+    def calculate(completion: Any, model: str) -> float | None:
         try:
-            return self.internals.cost(
+            return internals.cost(
                 completion_response=completion, model=model, custom_llm_provider="gemini", call_type="acompletion"
             )
         except Exception:  # noqa: BLE001 - LiteLLM's way to say that it has no price for this model
             return None
+
+    return Prices(read, calculate, internals.model_cost)
 
 
 def translations(internals: Internals) -> Mapping[str, Translation]:
@@ -223,7 +236,7 @@ def translations(internals: Internals) -> Mapping[str, Translation]:
     return {
         "ollama_chat": _PlainTranslation(internals, internals.ollama, frozenset({"num_ctx"})),
         "hosted_vllm": _PlainTranslation(internals, internals.openai),
-        "gemini": _GeminiTranslation(internals),
+        "gemini": _GeminiTranslation(internals, _prices(internals)),
     }
 
 
