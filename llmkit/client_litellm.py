@@ -1,24 +1,20 @@
 """The model client: one call on one route through LiteLLM, with retries, a deadline and errors of our own.
 
-The only module that imports litellm, inside a function: importing it takes seconds.
+The lanes know LiteLLM; this knows when to call, when to call again, and what came of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from threading import Lock
 from types import MappingProxyType
-from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
-from llmkit.canonical import sha256_of
 from llmkit.errors import (
     CANCELLED_CODE,
     LLMConfigurationError,
@@ -27,12 +23,13 @@ from llmkit.errors import (
     LLMMalformedReply,
     LLMModelNotFound,
 )
+from llmkit.lanes.choice import Lanes
 from llmkit.ports import AttemptLog, ClientReply, Endpoint, ModelServer
 from llmkit.providers import PROVIDERS, ProviderSpec
-from llmkit.settings import LLMSettings, prepare_litellm_environment
+from llmkit.settings import LLMSettings
 from llmkit.telemetry import redact
 from llmkit.types import Attempt, AttemptStatus, LLMProvider, LLMRequest, Route, TokenUsage
-from llmkit.wire.exchange import Exchange, current_exchange
+from llmkit.wire.exchange import Exchange
 from llmkit.wire.failures import failure
 from llmkit.wire.replies import read_reply, verdict
 
@@ -43,45 +40,6 @@ FIRST_WAIT_S = 0.5
 RETRIES_OF_UNUSABLE = 1
 # The clock of a request starts when it leaves; before that LiteLLM may load parts of itself.
 PREPARATION_S = 60.0
-# LiteLLM's own limit is one of inactivity; ours, on the whole request, comes first.
-BACKSTOP_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Library:
-    """The parts of litellm that are used."""
-
-    acompletion: Callable[..., Awaitable[Any]]
-    http_handler: Callable[..., Any]
-    model_cost: dict[str, Any]
-    internal_call: Any
-
-
-_library: _Library | None = None
-_library_lock = Lock()
-
-
-def _load_library() -> _Library:
-    """Import litellm, once per process, quiet and without its network habits. Takes 3 to 6 s the first time."""
-    global _library  # noqa: PLW0603
-    with _library_lock:
-        if _library is None:
-            _library = _import_library()
-        return _library
-
-
-def _import_library() -> _Library:
-    prepare_litellm_environment()
-    import litellm
-    from litellm._internal_context import is_internal_call
-    from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
-
-    litellm.suppress_debug_info = True
-    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
-        # At DEBUG it logs whole prompts, and it switches propagation on by itself.
-        logging.getLogger(name).disabled = True
-    return _Library(litellm.acompletion, AsyncHTTPHandler, litellm.model_cost, is_internal_call)
-
 
 _UNLIMITED = contextlib.nullcontext()
 
@@ -114,28 +72,15 @@ class LiteLLMClient:
             for name, spec in providers.items()
             if (limit := spec.parallel(settings)) is not None
         }
-        self._handler: Any = None
-        self._http: Any = None
+        self._lanes = Lanes(settings.lane)
 
     async def warm_up(self) -> None:
-        """Load litellm, so that the first call does not wait for it. Takes 3 to 6 s, all in a worker thread.
-
-        Ends with a rehearsal of a call that is held back on its way out: parts of litellm are loaded by the first one.
-        """
-        await self._load()
-        await asyncio.to_thread(asyncio.run, self._rehearse())
-
-    async def _load(self) -> None:
-        if _library is None:
-            await asyncio.to_thread(_load_library)
-
-    async def _rehearse(self) -> None:
-        spec, rehearsal = PROVIDERS[LLMProvider.OLLAMA], LiteLLMClient(self._settings)
-        route, request = Route(provider=LLMProvider.OLLAMA, model="rehearsal"), LLMRequest(messages="rehearsal")
-        exchange = Exchange(spec=spec, arguments=spec.call_arguments(self._settings, route, request, None))
-        exchange.is_abandoned = True
-        await rehearsal._outcome(exchange, request, PREPARATION_S)
-        await rehearsal.close()
+        """Load litellm, so that the first call does not wait for it. Takes 3 to 6 s, all in a worker thread."""
+        spec, request = PROVIDERS[LLMProvider.OLLAMA], LLMRequest(messages="rehearsal")
+        arguments = spec.call_arguments(
+            self._settings, Route(provider=LLMProvider.OLLAMA, model="rehearsal"), request, None
+        )
+        await self._lanes.rehearse(Exchange(spec=spec, arguments=arguments))
 
     async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
         """Ask the route, again after a retryable failure, and add every request that left to `log`.
@@ -151,17 +96,36 @@ class LiteLLMClient:
         # The provider's own limit first: who waits for it must not hold a place that another provider could use.
         async with self._own_slots.get(route.provider, _UNLIMITED), self._slots:
             log.queued_ms += (time.perf_counter() - queued_s) * 1000
-            await self._load()
-            retrying = self._retrying()
-            return await retrying(self._request_once, spec, route, request, log)
+            await self._lanes.load()
+            first = await self._tried(spec, route, request, log)
+            # Most calls need no retry, and its machinery costs more than all else that is done here.
+            return first if isinstance(first, ClientReply) else await self._retried(first, spec, route, request, log)
+
+    async def _tried(
+        self, spec: ProviderSpec, route: Route, request: LLMRequest, log: AttemptLog
+    ) -> ClientReply | LLMError:
+        try:
+            return await self._request_once(spec, route, request, log)
+        except LLMError as error:
+            return error
+
+    async def _retried(
+        self, failed: LLMError, spec: ProviderSpec, route: Route, request: LLMRequest, log: AttemptLog
+    ) -> ClientReply:
+        """Go on after the first try, which counts as one."""
+        outcomes: Iterator[LLMError] = iter((failed,))
+
+        async def attempt() -> ClientReply:
+            error = next(outcomes, None)
+            if error is not None:
+                raise error
+            return await self._request_once(spec, route, request, log)
+
+        return await self._retrying()(attempt)
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
-        http, self._handler, self._http = self._http, None, None
-        if http is not None:
-            await http.aclose()
-            # LiteLLM starts a task of one step after each reply: let the last ones end.
-            await asyncio.sleep(0)
+        await self._lanes.close()
 
     def _callable_provider(self, route: Route) -> ProviderSpec:
         spec = self._providers[route.provider]
@@ -233,55 +197,9 @@ class LiteLLMClient:
         try:
             async with asyncio.timeout(PREPARATION_S + timeout_s) as deadline:
                 exchange.on_leaving = lambda: deadline.reschedule(loop.time() + timeout_s)
-                return read_reply(await self._completion(exchange, timeout_s), exchange, request)
+                return read_reply(await self._lanes.complete(exchange, timeout_s), exchange, request)
         except Exception as error:  # noqa: BLE001 - several of LiteLLM's classes share no base
             return error
-
-    async def _completion(self, exchange: Exchange, timeout_s: float) -> Any:
-        task = asyncio.ensure_future(self._start(exchange, timeout_s))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await _stop(task, exchange)
-            raise
-
-    async def _start(self, exchange: Exchange, timeout_s: float) -> Any:
-        library = _load_library()
-        library.model_cost.update(exchange.arguments.price_entry)
-        # This runs in a task of its own, so the variables need no reset.
-        current_exchange.set(exchange)
-        # As one of its own inner calls it runs no callbacks and starts no logging task that outlives the call.
-        library.internal_call.set(True)
-        return await library.acompletion(
-            **exchange.arguments.kwargs,
-            client=self._http_handler(library),
-            timeout=timeout_s + BACKSTOP_S,
-            num_retries=0,
-            max_retries=0,
-        )
-
-    def _http_handler(self, library: _Library) -> Any:
-        if self._handler is None:
-            from llmkit.wire.transport import RecordingTransport
-
-            handler = library.http_handler(transport=RecordingTransport(), follow_redirects=False)
-            # Once it is given its client it leaves the closing to us; else it does so when it is collected, in a task.
-            handler.client = self._http = handler.client
-            self._handler = handler
-        return self._handler
-
-
-async def _stop(task: asyncio.Task[Any], exchange: Exchange) -> None:
-    """End a request that nobody waits for, as soon as it can be ended without a warning.
-
-    Until the request leaves, LiteLLM prepares it in a thread, and a cancellation there drops a coroutine that was never
-    awaited. So the transport holds it back instead, some milliseconds later.
-    """
-    exchange.is_abandoned = True
-    if exchange.sent_at_utc is not None:
-        task.cancel()
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    await asyncio.wait({task})
 
 
 def _error_of(state: RetryCallState) -> BaseException | None:
@@ -302,7 +220,6 @@ class _Record:
         if exchange.sent_at_utc is None:
             return
         cancelled = CANCELLED_CODE if status is AttemptStatus.CANCELLED else None
-        schema = exchange.sent_schema
         self.log.add(
             Attempt(
                 route=self.route,
@@ -311,7 +228,7 @@ class _Record:
                 started_at_utc=exchange.sent_at_utc,
                 latency_ms=exchange.elapsed_ms,
                 params_sha256=exchange.params_sha256,
-                schema_sha256=None if schema is None else sha256_of(schema),
+                schema_sha256=exchange.schema_sha256,
                 usage=reply.usage if reply else TokenUsage(),
                 finish_reason=reply.finish_reason if reply else None,
                 response_model=reply.response_model if reply else None,

@@ -18,9 +18,10 @@ from pydantic_settings.exceptions import SettingsError
 from llmkit.errors import LLMConfigurationError, describe_validation
 from llmkit.types import LLMProfile, Name
 
-__all__ = ["LLMSettings", "RouterPolicy", "is_loopback", "load_settings", "prepare_litellm_environment"]
+__all__ = ["LLMSettings", "LaneName", "RouterPolicy", "is_loopback", "load_settings", "prepare_litellm_environment"]
 
 RouterPolicy = Literal["by_profile", "prefer_local", "prefer_cloud"]
+LaneName = Literal["fast", "reference"]
 ENV_PREFIX = "LLM_"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
@@ -60,6 +61,10 @@ class LLMSettings(BaseSettings):
     default_timeout_s: Seconds = Field(
         120,
         description="Longest time one request to a provider may take, in seconds, from first byte sent to last read.",
+    )
+    lane: LaneName = Field(
+        "fast",
+        description="How calls are made: with LiteLLM's translations alone, or with all of it, slower (`reference`).",
     )
     max_retries: int = Field(2, ge=0, le=20, description="Further tries on the same route after a retryable failure.")
     retry_max_wait_s: Seconds = Field(

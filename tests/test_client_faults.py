@@ -18,6 +18,7 @@ from tests.errors_page import PAGE, page
 
 KEY = "AIzaSyCanary0123456789-canary_canary"
 MODELS = {LLMProvider.OLLAMA: "llama3.2", LLMProvider.GEMINI: "gemini-2.5-flash"}
+LANES = ("fast", "reference")
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
 ALL = [pytest.param(case, provider, id=f"{case.name}-{provider}") for case in CASES for provider in case.providers]
 
@@ -37,15 +38,20 @@ def address(case: Case, server: StandInServer) -> str:
 
 
 @pytest.mark.parametrize(("case", "provider"), ALL)
-async def test_failure_becomes_what_the_table_says(case, provider, servers):
-    server = servers[provider]
+async def test_failure_becomes_what_the_table_says_on_both_lanes(case, provider, servers):
+    base = address(case, servers[provider])
+    fast, reference = [await outcome(lane, case, provider, servers[provider], base) for lane in LANES]
+    assert fast == reference
+
+
+async def outcome(lane: str, case: Case, provider: LLMProvider, server: StandInServer, base: str) -> list[object]:
+    """Check what this lane makes of the situation, and return all that a caller sees of it."""
     server.clear()
     if isinstance(case.happens, Fault | Reply):
         server.script(case.happens)
-    base = address(case, server)
     settings = load_settings(
         **{f"{provider}_api_base": base}, **({} if provider is LLMProvider.OLLAMA else {"gemini_api_key": KEY}),
-        max_retries=MAX_RETRIES,
+        max_retries=MAX_RETRIES, lane=lane,
     )  # fmt: skip
     client = LiteLLMClient(settings, sleep=no_wait)
     log = AttemptLog()
@@ -56,16 +62,20 @@ async def test_failure_becomes_what_the_table_says(case, provider, servers):
         response_format=ResponseFormat(json_schema=SCHEMA) if case.schema else None,
     )
     route = Route(provider=provider, model="no-such-model" if case.happens == UNKNOWN_MODEL else MODELS[provider])
+    seen: list[object] = []
     if case.error is None:
-        await client.call(route, request, log)
+        seen.append(await client.call(route, request, log))
         assert log.attempts[-1].status is AttemptStatus.SUCCEEDED
     else:
         with pytest.raises(LLMError) as caught:
             await client.call(route, request, log)
         assert type(caught.value) is case.error
         check_error(caught.value, route, log, case)
+        seen += [str(caught.value), caught.value.retryable, caught.value.status_code, caught.value.retry_after_s]
     await client.close()
     assert server.call_count == case.requests
+    varying = {"started_at_utc", "latency_ms"}
+    return seen + [attempt.model_dump(exclude=varying) for attempt in log.attempts]
 
 
 def check_error(error: LLMError, route: Route, log: AttemptLog, case: Case) -> None:

@@ -8,10 +8,11 @@ import pytest
 from aiohttp import web
 
 from llmkit.client_litellm import LiteLLMClient
-from llmkit.errors import LLMContextOverflow, LLMUnavailable
+from llmkit.errors import LLMContextOverflow, LLMError, LLMUnavailable
 from llmkit.ports import AttemptLog, Endpoint
 from llmkit.settings import load_settings
 from llmkit.types import LLMProvider, LLMRequest, ResponseFormat, Route
+from tests.lane_matrix import REQUESTS
 
 ROUTE = Route.parse("local/gemma-3-270m")
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
@@ -41,11 +42,13 @@ class Embedded:
     def __init__(self) -> None:
         self.replies: list[tuple[int, dict]] = [(200, answer("fine"))]
         self.seen: list[tuple[str, dict, dict]] = []
+        self.bodies: list[bytes] = []
         self.starts = 0
         self.runner: web.ServerRunner | None = None
         self.url = ""
 
     async def handle(self, request: web.BaseRequest) -> web.Response:
+        self.bodies.append(await request.read())
         self.seen.append((request.path, dict(request.headers), await request.json()))
         status, body = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
         return web.json_response(body, status=status)
@@ -73,12 +76,12 @@ async def embedded():
     await server.close()
 
 
-@pytest.fixture
-async def client(embedded):
+@pytest.fixture(params=["fast", "reference"])
+async def client(embedded, request):
     async def no_wait(_seconds: float) -> None:
         await embedded.close()
 
-    client = LiteLLMClient(load_settings(), {LLMProvider.LOCAL: embedded}, sleep=no_wait)
+    client = LiteLLMClient(load_settings(lane=request.param), {LLMProvider.LOCAL: embedded}, sleep=no_wait)
     yield client
     await client.close()
 
@@ -96,6 +99,26 @@ async def test_the_server_starts_on_first_use_and_is_called_with_its_key(client,
     assert body["model"] == "gemma-3-270m"
     assert log.attempts[0].schema_sha256 is not None
     assert reply.warnings == ()
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_both_lanes_send_the_same_bytes_and_read_the_same_answer(embedded, name):
+    request = LLMRequest(**{"messages": "Hi", **REQUESTS[name]})
+    quick, reference = [await seen_by_both(embedded, lane, request) for lane in ("fast", "reference")]
+    assert quick == reference
+
+
+async def seen_by_both(embedded: Embedded, lane: str, request: LLMRequest) -> list[object]:
+    client, log = LiteLLMClient(load_settings(lane=lane, max_retries=0), {LLMProvider.LOCAL: embedded}), AttemptLog()
+    embedded.seen.clear()
+    try:
+        out: object = await client.call(ROUTE, request, log)
+    except LLMError as error:
+        out = (type(error), str(error), error.retryable)
+    finally:
+        await client.close()
+    hashes = [(attempt.params_sha256, attempt.schema_sha256, attempt.error_code) for attempt in log.attempts]
+    return [out, list(embedded.seen), list(embedded.bodies[-1:]) if log.attempts else [], hashes]
 
 
 async def test_a_prompt_that_does_not_fit(client, embedded):

@@ -40,8 +40,8 @@ SHOTS = (
 async def no_wait(_seconds: float) -> None: ...
 
 
-async def open_client(url: str) -> LiteLLMClient:
-    client = LiteLLMClient(load_settings(ollama_api_base=url, default_timeout_s=100), sleep=no_wait)
+async def open_client(url: str, lane: str = "fast") -> LiteLLMClient:
+    client = LiteLLMClient(load_settings(ollama_api_base=url, default_timeout_s=100, lane=lane), sleep=no_wait)
     await client.warm_up()
     return client
 
@@ -69,6 +69,16 @@ async def test_ollama_is_held_to_a_schema_and_counts(client, route):
     assert reply.usage.input_tokens is not None
     assert 20 < reply.usage.input_tokens < 100
     assert log.attempts[0].usage == reply.usage
+
+
+@pytest.mark.ollama
+async def test_both_lanes_get_the_same_from_ollama(real_ollama, route):
+    request, seen = LLMRequest(messages=SHOTS, response_format=LABELS, temperature=0, max_output_tokens=30), []
+    for lane in ("fast", "reference"):
+        client, log = await open_client(real_ollama.url, lane), AttemptLog()
+        seen.append((await client.call(route, request, log), log.attempts[0].params_sha256))
+        await client.close()
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.ollama
@@ -171,6 +181,14 @@ async def test_the_embedded_model():
         assert json.loads(reply.text)["label"] in {"positive", "negative"}
         assert log.attempts[0].schema_sha256 is not None
         assert (reply.cost_usd, reply.usage.estimated, reply.warnings) == (None, False, ())
+        reference = LiteLLMClient(load_settings(lane="reference"), {LLMProvider.LOCAL: server})
+        again = await reference.call(route, request, AttemptLog())
+        await reference.close()
+        assert (again.text, again.finish_reason, again.response_model) == (
+            reply.text,
+            reply.finish_reason,
+            reply.response_model,
+        )
         with pytest.raises(LLMContextOverflow):
             await client.call(route, LLMRequest(messages="one two three four " * 300), AttemptLog())
         with pytest.raises(LLMError):

@@ -53,6 +53,17 @@ class CallArguments:
     send_key: bool = True
     price_entry: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
 
+    def own_kwargs(self) -> dict[str, Any]:
+        """A copy of the arguments to give away: LiteLLM rewrites the schemas of tools where it finds them."""
+        copy: dict[str, Any] = _own(dict(self.kwargs))
+        return copy
+
+
+def _own(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _own(inner) for key, inner in value.items()}
+    return [_own(inner) for inner in value] if isinstance(value, list) else value
+
 
 @dataclass(frozen=True, slots=True)
 class ReplyFacts:

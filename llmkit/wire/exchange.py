@@ -72,9 +72,7 @@ class Exchange:
     @property
     def params_sha256(self) -> str | None:
         """Hash of the parameters as sent: path (it names the model at some providers) and body, no host, no key."""
-        if self._sent_json is None:
-            return None
-        return sha256_of({"path": self.sent_path, "body": self._sent_json})
+        return None if self._sent_json is None else _hash({"path": self.sent_path, "body": self._sent_json})
 
     @property
     def sent_schema(self) -> Mapping[str, Any] | None:
@@ -82,10 +80,22 @@ class Exchange:
         return None if self._sent_json is None else self.spec.sent_schema(self._sent_json)
 
     @property
+    def schema_sha256(self) -> str | None:
+        """Hash of the output schema that was really sent."""
+        return None if self.sent_schema is None else _hash(self.sent_schema)
+
+    @property
     def redirected_to(self) -> str | None:
         """Host of the redirect that was not followed."""
         location = self.headers.get("location")
         return urlsplit(location).netloc.rpartition("@")[2] if location else None
+
+
+def _hash(sent: Mapping[str, Any]) -> str:
+    try:
+        return sha256_of(sent)
+    except ValueError:  # NaN or an infinity, which Python writes into JSON although no standard knows them
+        return sha256_of(json.dumps(sent, sort_keys=True))
 
 
 def json_object(body: bytes) -> Mapping[str, Any] | None:

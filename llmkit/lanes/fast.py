@@ -1,0 +1,146 @@
+"""The fast lane: LiteLLM's translations alone, straight over the pool. A sixth of the reference lane's work."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from llmkit.lanes.library import RELEASE, load_internals, surprises
+from llmkit.lanes.translation import Answer, Prepared, Translation, carries, rehearse, translations
+from llmkit.providers import CallArguments
+from llmkit.wire.exchange import Exchange
+
+if TYPE_CHECKING:
+    from llmkit.wire.pool import Pool
+
+__all__ = ["FastLane", "FastParts", "NoAnswerError", "load_parts"]
+
+HTTP_OK = 200
+_SUCCESS = range(200, 300)
+
+# Addresses that HTTP libraries cannot read in two ways.
+_PLAIN_URL = re.compile(r"https?://(?:[^/@\s]+@)?[A-Za-z0-9.\-\[\]:]+(?:/[A-Za-z0-9._~:\-]+)*")
+
+
+class NoAnswerError(Exception):
+    """The provider answered, but not with a JSON object and a status of success; the exchange has what it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class FastParts:
+    """LiteLLM's translations, and its list of models."""
+
+    translations: Mapping[str, Translation]
+    model_cost: Mapping[str, Any]
+
+
+_parts: tuple[FastParts | None] | None = None
+_lock = Lock()
+
+
+def load_parts() -> FastParts | None:
+    """What the fast lane is made of, loaded and tried once per process; None when this LiteLLM is another one.
+
+    Then one warning says so. Takes as long as importing litellm.
+    """
+    global _parts  # noqa: PLW0603
+    with _lock:
+        if _parts is None:
+            _parts = (_tried_parts(),)
+        return _parts[0]
+
+
+def _tried_parts() -> FastParts | None:
+    try:
+        found = surprises()
+        if not found:
+            internals = load_internals()
+            parts = FastParts(translations(internals), internals.model_cost)
+            rehearse(parts.translations)
+            return parts
+    except Exception as error:  # noqa: BLE001 - whatever is wrong, there is another lane
+        found = (f"{type(error).__name__} at rehearsal: {error}",)
+    logging.getLogger("llmkit").warning(
+        "LiteLLM is not the one that llmkit's fast lane was made for (%s): calls take its own, slower way. Install "
+        "litellm==%s, or set LLM_LANE=reference.",
+        "; ".join(found),
+        RELEASE,
+    )
+    return None
+
+
+class FastLane:
+    """Carries the requests that llmkit makes. Used in one event loop; the pool is the caller's to close.
+
+    Args:
+        pool: Where requests leave.
+        parts: What LiteLLM contributes.
+    """
+
+    def __init__(self, pool: Pool, parts: FastParts) -> None:
+        self._pool = pool
+        self._model_cost = parts.model_cost
+        self._translations = parts.translations
+
+    def prepare(self, arguments: CallArguments) -> Prepared | None:
+        """The request on the wire, or None when the reference lane has to carry it."""
+        provider, _, model = str(arguments.kwargs["model"]).partition("/")
+        translation = self._translations.get(provider)
+        if translation is None or not carries(translation, arguments.kwargs) or not self._is_chat_model(arguments):
+            return None
+        try:
+            prepared = translation.prepare(model, arguments.own_kwargs())
+        except Exception:  # noqa: BLE001 - the reference lane finds the same fault and has LiteLLM's words for it
+            return None
+        return prepared if _is_plain(prepared.url) else None
+
+    def _is_chat_model(self, arguments: CallArguments) -> bool:
+        """LiteLLM calls some models through another API of their provider."""
+        name = str(arguments.kwargs["model"])
+        entry = self._model_cost.get(name, {})
+        return entry.get("mode", "chat") == "chat" and "/responses/" not in name
+
+    async def complete(self, prepared: Prepared, exchange: Exchange) -> Any:
+        """Send it, and read the answer into LiteLLM's `ModelResponse`.
+
+        Raises:
+            NotAnsweredError: There is no answer.
+            NoAnswerError: The answer is a refusal, or unreadable.
+            Exception: Whatever LiteLLM raises on an answer that it does not understand.
+        """
+        headers = {"Accept": "*/*", **prepared.headers, **_credentials(prepared.url)}
+        await self._pool.send(exchange, "POST", prepared.url, headers, prepared.body)
+        status = exchange.status or 0
+        if exchange.reply_json is None or status not in _SUCCESS:
+            raise NoAnswerError
+        return self._read(prepared, exchange, status)
+
+    def _read(self, prepared: Prepared, exchange: Exchange, status: int) -> Any:
+        # A copy of its own: LiteLLM moves things about in it.
+        reply = json.loads(exchange.body)
+        if status == HTTP_OK:
+            reply = exchange.spec.mend_reply(reply)
+        facts = exchange.spec.reply_facts(reply)
+        answer = Answer(status, exchange.headers, exchange.body, dict(reply), facts.counts_reported)
+        provider = str(exchange.arguments.kwargs["model"]).partition("/")[0]
+        return self._translations[provider].read(prepared, answer)
+
+
+def _is_plain(url: str) -> bool:
+    return _PLAIN_URL.fullmatch(url) is not None and "/." not in url
+
+
+def _credentials(url: str) -> Mapping[str, str]:
+    """User and password in an address, as the header that they are meant to become."""
+    if "@" not in url:
+        return {}
+    parts = urlsplit(url)
+    pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}

@@ -1,0 +1,110 @@
+"""What an answer of Gemini's cost, by LiteLLM's price of one token: its whole calculation takes longer than a call.
+
+Only for answers that cost a sum over plain text tokens, of models that LiteLLM prices that way. Everything else
+(cached tokens, pictures, long prompts, service tiers, searches) LiteLLM calculates itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Prices"]
+
+# Of the models that LiteLLM knows, none is dearer for a prompt shorter than 128,000 tokens.
+PLAIN_TOKENS = 100_000
+_PLAIN_USAGE = frozenset(
+    {"promptTokenCount", "candidatesTokenCount", "totalTokenCount", "thoughtsTokenCount", "promptTokensDetails"}
+)
+_RATES = ("input_cost_per_token", "output_cost_per_token", "output_cost_per_reasoning_token")
+
+_Rates = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Units:
+    """Prices of one prompt token, text token and reasoning token in USD; None where LiteLLM has to calculate."""
+
+    listed: _Rates
+    usd: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Prices of Gemini's models.
+
+    Args:
+        read: LiteLLM's reading of a reply, for a model.
+        calculate: LiteLLM's calculation for what was read and the model that was asked; None when it has no price.
+        listed: LiteLLM's list of models, which may be changed while the process runs.
+    """
+
+    read: Callable[[str, dict[str, Any]], Any]
+    calculate: Callable[[Any, str], float | None]
+    listed: Mapping[str, Mapping[str, Any]]
+    _known: dict[tuple[str, str], _Units] = field(default_factory=dict)
+
+    def cost_usd(
+        self, completion: Any, model: str, reply: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> float | None:
+        """What LiteLLM would say that this answer cost, or None when it has no price.
+
+        Args:
+            completion: LiteLLM's reading of the answer.
+            model: The model that was asked.
+            reply: The answer's JSON.
+            headers: The answer's HTTP headers.
+        """
+        units = self._units(model, str(completion.model)).usd if _is_plain(reply, headers) else None
+        if units is None or completion.usage.prompt_tokens > PLAIN_TOKENS:
+            return self.calculate(completion, model)
+        return _sum(units, *_counts(completion.usage))
+
+    def _units(self, model: str, served: str) -> _Units:
+        listed = tuple(
+            self.listed.get(name, {}).get(rate)
+            for name in (f"gemini/{model}", f"gemini/{served}", served)
+            for rate in _RATES
+        )
+        units = self._known.get((model, served))
+        if units is None or units.listed != listed:
+            units = self._known[(model, served)] = _Units(listed, self._asked(model, served))
+        return units
+
+    def _asked(self, model: str, served: str) -> tuple[float, float, float] | None:
+        """The prices of one token each; None unless they account for LiteLLM's price of many."""
+        one = [self._price(model, served, *counts) for counts in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
+        many = (PLAIN_TOKENS, 77, 33)
+        prompt, text, reasoning = one
+        if prompt is None or text is None or reasoning is None:
+            return None
+        units = (prompt, text, reasoning)
+        return units if _sum(units, *many) == self._price(model, served, *many) else None
+
+    def _price(self, model: str, served: str, prompt: int, text: int, reasoning: int) -> float | None:
+        counts = {"promptTokenCount": prompt, "candidatesTokenCount": text, "thoughtsTokenCount": reasoning}
+        said = {"content": {"parts": [{"text": "x"}]}, "finishReason": "STOP"}
+        usage = {**counts, "totalTokenCount": prompt + text + reasoning}
+        reply = {"candidates": [said], "usageMetadata": usage, "modelVersion": served}
+        return self.calculate(self.read(model, reply), model)
+
+
+def _sum(units: tuple[float, float, float], prompt: int, text: int, reasoning: int) -> float:
+    # In LiteLLM's order of additions, so that the last digit agrees too.
+    return float(prompt) * units[0] + (float(text) * units[1] + float(reasoning) * units[2])
+
+
+def _counts(usage: Any) -> tuple[int, int, int]:
+    reasoning = getattr(usage.completion_tokens_details, "reasoning_tokens", None) or 0
+    return usage.prompt_tokens, usage.completion_tokens - reasoning, reasoning
+
+
+def _is_plain(reply: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
+    usage = reply.get("usageMetadata")
+    if not isinstance(usage, dict) or not usage.keys() <= _PLAIN_USAGE or "x-gemini-service-tier" in headers:
+        return False
+    details = usage.get("promptTokensDetails", [])
+    return all(detail.get("modality") == "TEXT" for detail in details) and not any(
+        "groundingMetadata" in candidate for candidate in reply.get("candidates", [])
+    )
