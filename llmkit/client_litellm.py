@@ -6,12 +6,11 @@ The only module that imports litellm, inside a function: importing it takes seco
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +26,7 @@ from llmkit.errors import (
     LLMMalformedReply,
     LLMModelNotFound,
 )
+from llmkit.limits import Limits
 from llmkit.ports import AttemptLog, ClientReply, Endpoint, ModelServer
 from llmkit.providers import PROVIDERS, ProviderSpec
 from llmkit.settings import LLMSettings, prepare_litellm_environment
@@ -83,9 +83,6 @@ def _import_library() -> _Library:
     return _Library(litellm.acompletion, AsyncHTTPHandler, litellm.model_cost, is_internal_call)
 
 
-_UNLIMITED = contextlib.nullcontext()
-
-
 class LiteLLMClient:
     """Calls models through LiteLLM. Belongs to one event loop, in which it is used and closed.
 
@@ -108,12 +105,7 @@ class LiteLLMClient:
         self._servers = servers
         self._providers = providers
         self._sleep = sleep
-        self._slots = asyncio.Semaphore(settings.concurrency_limit)
-        self._own_slots = {
-            name: asyncio.Semaphore(limit)
-            for name, spec in providers.items()
-            if (limit := spec.parallel(settings)) is not None
-        }
+        self._limits = Limits(settings, providers)
         self._handler: Any = None
         self._http: Any = None
 
@@ -140,20 +132,15 @@ class LiteLLMClient:
     async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
         """Ask the route, again after a retryable failure, and add every request that left to `log`.
 
-        A waiting retry keeps its place among the `concurrency_limit` requests: while a provider struggles, others
-        queue instead of joining in.
+        Waits for a place under the limits first, see `llmkit.limits`.
 
         Raises:
             LLMError: Of the class that says what went wrong, after `max_retries` further tries.
         """
         spec = self._callable_provider(route)
-        queued_s = time.perf_counter()
-        # The provider's own limit first: who waits for it must not hold a place that another provider could use.
-        async with self._own_slots.get(route.provider, _UNLIMITED), self._slots:
-            log.queued_ms += (time.perf_counter() - queued_s) * 1000
+        async with self._limits.place(route, request, log) as place:
             await self._load()
-            retrying = self._retrying()
-            return await retrying(self._request_once, spec, route, request, log)
+            return await self._retrying()(place.send, partial(self._request_once, spec, route, request, log))
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
