@@ -17,8 +17,8 @@ TOLERANCE = 2.0
 # What is kept above the server's capacity as it was measured, so that its slots are never empty.
 HEADROOM = 1.25
 AFTER_REFUSAL = 0.75
-# After this many groups without a trial the base may have become wrong.
-TRIAL_EVERY = 32
+# After so many groups without a trial the base may have become wrong; fewer after a trial whose outcome was chance.
+FIRST_TRIAL_AFTER, LONGEST_TRIAL_AFTER = 4, 32
 FIRST_PATIENCE, LONGEST_PATIENCE = 4, 64
 
 
@@ -91,6 +91,11 @@ class _Level:
         """Requests a second, by Little's law."""
         return self.limit / self.latency_s
 
+    @property
+    def sure_rate(self) -> float:
+        """The rate that it has at the least, but for bad luck."""
+        return self.limit / (self.latency_s + self.error_s)
+
 
 class AdaptiveLimit:
     """Additive increase, multiplicative decrease on refusals and on rising latency.
@@ -116,6 +121,7 @@ class AdaptiveLimit:
         self._generation = 0
         self._group = _Group(self._limit)
         self._groups_since_trial = 0
+        self._trial_after = FIRST_TRIAL_AFTER
         self._base_s: float | None = None
         self._tried_from: _Level | None = None
         self._is_searching = self._doubles = True
@@ -180,7 +186,7 @@ class AdaptiveLimit:
         slower = seen.latency_s - seen.error_s > TOLERANCE * base_s
         if slower:
             self._try(seen, math.ceil(HEADROOM * seen.limit * base_s / seen.latency_s))
-        elif self._is_searching or self._groups_since_trial >= TRIAL_EVERY:
+        elif self._is_searching or self._groups_since_trial >= self._trial_after:
             self._try(seen, seen.limit // 2)
         else:
             self._grow()
@@ -197,12 +203,14 @@ class AdaptiveLimit:
         """Whether the lower limit of a trial carries as much as the one before."""
         self._tried_from = None
         expected_if_idle = seen.limit / before.limit
-        if seen.rate < (1 + expected_if_idle) / 2 * before.rate:
+        if seen.sure_rate < (1 + expected_if_idle) / 2 * before.rate:
             self._is_searching = False
+            self._trial_after = min(2 * self._trial_after, LONGEST_TRIAL_AFTER)
             self._base_s = seen.latency_s
             self._move_to(before.limit)
             return
         self._doubles = False
+        self._borne = seen.limit
         self._base_s = _towards_lower(self._base_s, seen.latency_s)
         if self._is_searching:
             self._try(seen, seen.limit // 2)

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from llmkit.errors import LLMError, LLMQuotaExhausted
+from llmkit.errors import LLMError, LLMQuotaExhausted, LLMTimeout, LLMUnusableAnswer
 from llmkit.limits.concurrency import AdaptiveLimit, Concurrency, FixedLimit, Ticket
 from llmkit.limits.gate import Gate
 from llmkit.limits.parking import Parking
 from llmkit.limits.rates import Leave, Rates
-from llmkit.limits.window import MINUTE_S, SlidingWindow
+from llmkit.limits.window import SlidingWindow
 from llmkit.ports import AttemptLog, ClientReply
 from llmkit.providers import ProviderSpec, estimated_prompt_tokens
 from llmkit.settings import LLMSettings
@@ -36,7 +36,6 @@ class Limits:
         providers: What differs between providers.
         clock: Seconds on a clock that never goes back.
         now: The time of day.
-        minute_s: How long the minute of "per minute" is.
     """
 
     def __init__(
@@ -46,14 +45,11 @@ class Limits:
         *,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = utc_now,
-        minute_s: float = MINUTE_S,
     ) -> None:
         self._all = Gate(lambda: settings.concurrency_limit)
         self._now = now
         self._providers = {
-            name: _Provider(
-                spec, _concurrency(spec, settings), _rates(spec, settings, clock, minute_s), Parking(spec.quota_zone)
-            )
+            name: _Provider(spec, _concurrency(spec, settings), _rates(spec, settings, clock), Parking(spec.quota_zone))
             for name, spec in providers.items()
         }
 
@@ -125,31 +121,35 @@ class Place:
             self._everywhere.leave()
 
     async def _learning(self, work: Work, leave: Leave) -> ClientReply:
-        provider, sent_before = self._provider, len(self._log.attempts)
-        ticket = provider.began()
+        ticket, sent_before = self._provider.began(), len(self._log.attempts)
         try:
             reply = await work()
         except LLMError as error:
-            self._failed(ticket, error)
+            self._learn(ticket, sent_before, error)
             raise
         except BaseException:
-            provider.failed(ticket)
+            self._provider.failed(ticket)
             raise
-        attempts = self._log.attempts
-        if len(attempts) > sent_before:
-            provider.answered(ticket, attempts[-1].latency_ms / 1000)
-        else:
-            provider.failed(ticket)
+        self._learn(ticket, sent_before)
         usage = reply.usage
-        leave.correct(usage.total_tokens if provider.spec.answers_count else usage.input_tokens)
+        leave.correct(usage.total_tokens if self._provider.spec.answers_count else usage.input_tokens)
         return reply
 
-    def _failed(self, ticket: Ticket, error: LLMError) -> None:
-        if error.status_code in _REFUSALS and not isinstance(error, LLMQuotaExhausted):
+    def _learn(self, ticket: Ticket, sent_before: int, error: LLMError | None = None) -> None:
+        attempts = self._log.attempts[sent_before:]
+        if isinstance(error, LLMQuotaExhausted):
+            self._park(error)
+        elif error is not None and error.status_code in _REFUSALS:
             self._provider.refused(ticket)
             return
-        self._provider.failed(ticket)
-        if isinstance(error, LLMQuotaExhausted) and error.status_code == _TOO_MANY:
+        if attempts and (error is None or isinstance(error, LLMTimeout | LLMUnusableAnswer)):
+            # What took too long, or was no answer, took its time all the same.
+            self._provider.answered(ticket, attempts[-1].latency_ms / 1000)
+        else:
+            self._provider.failed(ticket)
+
+    def _park(self, error: LLMQuotaExhausted) -> None:
+        if error.status_code == _TOO_MANY:  # a bill that is not paid is no matter of time
             now = self._now()
             until = self._provider.parking.park(self._route, now, error.retry_after_s)
             error.retry_after_s = (until - now).total_seconds()
@@ -210,10 +210,10 @@ def _concurrency(spec: ProviderSpec, settings: LLMSettings) -> Concurrency:
     return AdaptiveLimit(settings.concurrency_limit)
 
 
-def _rates(spec: ProviderSpec, settings: LLMSettings, clock: Callable[[], float], minute_s: float) -> Rates:
+def _rates(spec: ProviderSpec, settings: LLMSettings, clock: Callable[[], float]) -> Rates:
     requests, tokens = spec.per_minute(settings)
-    return Rates(_window(requests, minute_s), _window(tokens, minute_s), clock)
+    return Rates(_window(requests), _window(tokens), clock)
 
 
-def _window(limit: int | None, minute_s: float) -> SlidingWindow | None:
-    return None if limit is None else SlidingWindow(limit, minute_s)
+def _window(limit: int | None) -> SlidingWindow | None:
+    return None if limit is None else SlidingWindow(limit)
