@@ -6,12 +6,14 @@ The only module that imports litellm, inside a function: importing it takes seco
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - see `_load_library`
 import logging
+import os
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
+from threading import RLock
 from types import MappingProxyType
 from typing import Any
 
@@ -58,14 +60,21 @@ class _Library:
 
 
 _library: _Library | None = None
-_library_lock = Lock()
+_library_lock = RLock()
+_is_warm = False
 
 
 def _load_library() -> _Library:
     """Import litellm, once per process, quiet and without its network habits. Takes 3 to 6 s the first time."""
     global _library  # noqa: PLW0603
+    if _library is not None:
+        return _library
     with _library_lock:
         if _library is None:
+            # A child forked from the middle of an import would wait for ever for its locks: forks wait instead. What
+            # the import itself registers meanwhile is undone and was never done, so the one that does is loaded before.
+            release = _library_lock.release
+            os.register_at_fork(before=_library_lock.acquire, after_in_parent=release, after_in_child=release)
             _library = _import_library()
         return _library
 
@@ -114,8 +123,16 @@ class LiteLLMClient:
 
         Ends with a rehearsal of a call that is held back on its way out: parts of litellm are loaded by the first one.
         """
-        await self._load()
-        await asyncio.to_thread(asyncio.run, self._rehearse())
+        await asyncio.to_thread(self.warm_up_here)
+
+    def warm_up_here(self) -> None:
+        """`warm_up` in the calling thread, which must have no running event loop. Does nothing the second time."""
+        global _is_warm  # noqa: PLW0603
+        with _library_lock:
+            if not _is_warm:
+                _load_library()
+                asyncio.run(self._rehearse())
+                _is_warm = True
 
     async def _load(self) -> None:
         if _library is None:

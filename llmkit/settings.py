@@ -105,6 +105,10 @@ class LLMSettings(BaseSettings):
     local_context_tokens: int = Field(4096, ge=256, le=32_768, description="Context window of the embedded model.")
     local_parallel: int = Field(2, ge=1, le=16, description="Calls that the embedded model answers side by side.")
 
+    warm_up: bool = Field(
+        default=True, description="Whether a new session loads litellm in the background, so that no call waits for it."
+    )
+
     persist_runs: bool = Field(default=True, description="Whether every call is recorded in `llm_runs`.")
     store_payloads: bool = Field(
         default=True, description="Whether answers are stored whole; without them a finished call cannot be replayed."
