@@ -16,7 +16,7 @@ from llmkit.service import LLMService
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider
 
-__all__ = ["Runtime", "open_runtime"]
+__all__ = ["Runtime", "open_runtime", "warm_up"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,11 @@ def open_runtime(settings: LLMSettings) -> Runtime:
         eval_store=SqlEvalStore(journal) if journal is not None else None,
         cache=cache,
     )
+
+
+def warm_up(settings: LLMSettings) -> None:
+    """Load what a first call would have to wait for, in the calling thread. Takes 3 to 6 s, once per process."""
+    LiteLLMClient(settings).warm_up_here()
 
 
 def _open_journal(settings: LLMSettings) -> Journal | None:

@@ -6,11 +6,10 @@ The lanes know LiteLLM; this knows when to call, when to call again, and what ca
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
@@ -23,7 +22,8 @@ from llmkit.errors import (
     LLMMalformedReply,
     LLMModelNotFound,
 )
-from llmkit.lanes.choice import Lanes
+from llmkit.lanes.choice import Lanes, load_here
+from llmkit.limits import Limits
 from llmkit.ports import AttemptLog, ClientReply, Endpoint, ModelServer
 from llmkit.providers import PROVIDERS, ProviderSpec
 from llmkit.settings import LLMSettings
@@ -41,7 +41,7 @@ RETRIES_OF_UNUSABLE = 1
 # The clock of a request starts when it leaves; before that LiteLLM may load parts of itself.
 PREPARATION_S = 60.0
 
-_UNLIMITED = contextlib.nullcontext()
+Send = Callable[[], Awaitable[ClientReply]]
 
 
 class LiteLLMClient:
@@ -66,52 +66,39 @@ class LiteLLMClient:
         self._servers = servers
         self._providers = providers
         self._sleep = sleep
-        self._slots = asyncio.Semaphore(settings.concurrency_limit)
-        self._own_slots = {
-            name: asyncio.Semaphore(limit)
-            for name, spec in providers.items()
-            if (limit := spec.parallel(settings)) is not None
-        }
+        self._limits = Limits(settings, providers)
         self._lanes = Lanes(settings.lane)
 
     async def warm_up(self) -> None:
         """Load litellm, so that the first call does not wait for it. Takes 3 to 6 s, all in a worker thread."""
+        await self._lanes.rehearse(self._rehearsal())
+
+    def warm_up_here(self) -> None:
+        """`warm_up` in the calling thread, which must have no running event loop."""
+        load_here(self._settings.lane, self._rehearsal())
+
+    def _rehearsal(self) -> Exchange:
         spec, request = PROVIDERS[LLMProvider.OLLAMA], LLMRequest(messages="rehearsal")
-        arguments = spec.call_arguments(
-            self._settings, Route(provider=LLMProvider.OLLAMA, model="rehearsal"), request, None
-        )
-        await self._lanes.rehearse(Exchange(spec=spec, arguments=arguments))
+        route = Route(provider=LLMProvider.OLLAMA, model="rehearsal")
+        return Exchange(spec=spec, arguments=spec.call_arguments(self._settings, route, request, None))
 
     async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
         """Ask the route, again after a retryable failure, and add every request that left to `log`.
 
-        A waiting retry keeps its place among the `concurrency_limit` requests: while a provider struggles, others
-        queue instead of joining in.
+        Waits for a place under the limits first, see `llmkit.limits`.
 
         Raises:
             LLMError: Of the class that says what went wrong, after `max_retries` further tries.
         """
         spec = self._callable_provider(route)
-        queued_s = time.perf_counter()
-        # The provider's own limit first: who waits for it must not hold a place that another provider could use.
-        async with self._own_slots.get(route.provider, _UNLIMITED), self._slots:
-            log.queued_ms += (time.perf_counter() - queued_s) * 1000
+        async with self._limits.place(route, request, log) as place:
             await self._lanes.load()
-            first = await self._tried(spec, route, request, log)
+            send = partial(place.send, partial(self._request_once, spec, route, request, log))
+            first = await _tried(send)
             # Most calls need no retry, and its machinery costs more than all else that is done here.
-            return first if isinstance(first, ClientReply) else await self._retried(first, spec, route, request, log)
+            return first if isinstance(first, ClientReply) else await self._retried(first, send)
 
-    async def _tried(
-        self, spec: ProviderSpec, route: Route, request: LLMRequest, log: AttemptLog
-    ) -> ClientReply | LLMError:
-        try:
-            return await self._request_once(spec, route, request, log)
-        except LLMError as error:
-            return error
-
-    async def _retried(
-        self, failed: LLMError, spec: ProviderSpec, route: Route, request: LLMRequest, log: AttemptLog
-    ) -> ClientReply:
+    async def _retried(self, failed: LLMError, send: Send) -> ClientReply:
         """Go on after the first try, which counts as one."""
         outcomes: Iterator[LLMError] = iter((failed,))
 
@@ -119,7 +106,7 @@ class LiteLLMClient:
             error = next(outcomes, None)
             if error is not None:
                 raise error
-            return await self._request_once(spec, route, request, log)
+            return await send()
 
         return await self._retrying()(attempt)
 
@@ -204,6 +191,13 @@ class LiteLLMClient:
 
 def _error_of(state: RetryCallState) -> BaseException | None:
     return state.outcome.exception() if state.outcome is not None else None
+
+
+async def _tried(send: Send) -> ClientReply | LLMError:
+    try:
+        return await send()
+    except LLMError as error:
+        return error
 
 
 @dataclass(frozen=True, slots=True)

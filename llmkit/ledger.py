@@ -114,7 +114,7 @@ class Ledger:
                 attempts=log.attempts,
             )
             await self._write(failure)
-        self._tell(call, RunStatus.FAILED, error=error, error_code=code)
+        self._tell(call, RunStatus.FAILED, error=error, error_code=code, requests=len(log.attempts))
 
     async def _write(self, outcome: RunSuccess | RunFailure) -> None:
         assert self._runs is not None
@@ -228,6 +228,7 @@ class Ledger:
         response: LLMResponse | None = None,
         error: LLMError | None = None,
         error_code: str | None = None,
+        requests: int = 0,
     ) -> None:
         route = response.route if response else call.request.route
         provider = route.provider if route else error.provider if error else None
@@ -245,6 +246,7 @@ class Ledger:
                 stage=call.stage,
                 error_code=error_code,
                 usage=response.usage if response else None,
+                requests=len(response.attempts) if response and response.billed else requests,
             )
         )
 

@@ -13,9 +13,11 @@ from llmkit.errors import (
     LLMConfigurationError,
     LLMError,
     LLMNoRoute,
+    LLMQuotaExhausted,
     LLMUnavailable,
     LLMUnsupported,
 )
+from llmkit.outages import Outage, Outages
 from llmkit.ports import AttemptLog, ClientReply, ModelClient
 from llmkit.providers import PROVIDERS, ProviderSpec, answers_on_this_machine, smallest_prompt_tokens
 from llmkit.settings import LLMSettings, RouterPolicy
@@ -107,7 +109,7 @@ class LLMRouter:
         self._settings = settings
         self._client = client
         self._providers = providers
-        self._outages = _Outages(settings.cooldown_after_failures, settings.cooldown_s, clock)
+        self._outages = Outages(settings.cooldown_after_failures, settings.cooldown_s, clock)
         # What the settings alone decide is found out once: looking for a package takes longer than a whole plan.
         self._problems = {name: spec.configuration_problem(settings) for name, spec in providers.items()}
         self._on_this_machine = {name: answers_on_this_machine(spec, settings) for name, spec in providers.items()}
@@ -173,13 +175,17 @@ class LLMRouter:
         raise _told(self._all_failed(request, failures), None, log)
 
     async def _try(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
-        wait_s = self._outages.enter(route)
-        if wait_s is not None:
-            raise _cooling_error(route, wait_s)
+        outage = self._outages.enter(route)
+        if outage is not None:
+            raise outage.error(route)
         try:
             reply = await self._client.call(route, request, log)
         except LLMUnavailable:
             self._outages.failed(route)
+            raise
+        except LLMQuotaExhausted as error:
+            if error.retry_after_s is not None:
+                self._outages.park(route, error.retry_after_s)
             raise
         except LLMError as error:
             if error.status_code is not None:
@@ -270,9 +276,7 @@ class LLMRouter:
         outage = self._outages.of(route)
         if outage is None:
             return None
-        return _Exclusion(
-            _Kind.COOLING, f"cooling off after {outage.failures} failed calls, for {outage.wait_s:.0f} s more"
-        )
+        return _Exclusion(_Kind.COOLING, outage.why)
 
     def _plan(self, considered: Sequence[_Considered]) -> RoutePlan:
         ranked = sorted(considered, key=lambda item: item.exclusion is not None)
@@ -303,71 +307,12 @@ class LLMRouter:
         label = self._providers[route.provider].label
         where: dict[str, Any] = {"provider": route.provider, "model": route.model}
         if exclusion is None or exclusion.kind is _Kind.COOLING:
-            outage = self._outages.of(route)
-            return _cooling_error(route, outage.wait_s if outage is not None else 0.0)
+            return (self._outages.of(route) or Outage(0.0)).error(route)
         if exclusion.kind is _Kind.CONFIGURATION:
             return LLMConfigurationError(f"{label} cannot be called: {exclusion.why}", **where)
         if exclusion.kind is _Kind.CAPABILITY:
             return LLMUnsupported(f"{route} cannot take this request: {exclusion.why}.", **where)
         return LLMNoRoute(f"The pinned route {route} breaks a constraint of the request: {exclusion.why}.", **where)
-
-
-@dataclass(frozen=True, slots=True)
-class _Outage:
-    failures: int
-    wait_s: float
-
-
-class _Outages:
-    """Which routes fail again and again, and until when they are left alone.
-
-    After `limit` failed calls in a row a route is closed for `cooldown_s`; then one call at a time is let through, at
-    most one per `cooldown_s`, until one is answered.
-    """
-
-    def __init__(self, limit: int, cooldown_s: float, clock: Callable[[], float]) -> None:
-        self._limit = limit
-        self._cooldown_s = cooldown_s
-        self._clock = clock
-        self._failures: dict[Route, int] = {}
-        self._closed_until: dict[Route, float] = {}
-
-    def of(self, route: Route) -> _Outage | None:
-        """The outage that keeps calls away now, or None."""
-        until = self._closed_until.get(route)
-        if until is None or (wait_s := until - self._clock()) <= 0:
-            return None
-        return _Outage(self._failures.get(route, self._limit), wait_s)
-
-    def enter(self, route: Route) -> float | None:
-        """Begin a call: None when it may go, else the seconds to wait. The call let through closes the door again."""
-        outage = self.of(route)
-        if outage is not None:
-            return outage.wait_s
-        if route in self._closed_until:
-            self._closed_until[route] = self._clock() + self._cooldown_s
-        return None
-
-    def failed(self, route: Route) -> None:
-        """Note a call that the provider did not answer."""
-        self._failures[route] = self._failures.get(route, 0) + 1
-        if self._failures[route] >= self._limit:
-            self._closed_until[route] = self._clock() + self._cooldown_s
-
-    def answered(self, route: Route) -> None:
-        """Note a call that was answered, with whatever."""
-        self._failures.pop(route, None)
-        self._closed_until.pop(route, None)
-
-
-def _cooling_error(route: Route, wait_s: float) -> LLMUnavailable:
-    return LLMUnavailable(
-        f"{route} failed several times in a row and is left alone for {wait_s:.0f} s more; nothing was sent. Try again "
-        "then, or mend what its first errors name.",
-        provider=route.provider,
-        model=route.model,
-        retry_after_s=wait_s,
-    )
 
 
 def _told(error: LLMError, route: Route | None, log: AttemptLog) -> LLMError:

@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -16,6 +17,7 @@ from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMUnsupported, 
 from llmkit.loop_thread import CANCEL_GRACE_S, INHERITED, LoopThread
 from llmkit.settings import LLMSettings, load_settings
 from llmkit.types import LLMRequest, LLMResponse, Message, RequestContext, RoutePlan
+from llmkit.warm_up import WarmUp
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +34,8 @@ T = TypeVar("T")
 class Session:
     """A workspace open for work: chat, typed extraction, evaluation, and every call back as a DataFrame.
 
-    Everything starts with the first call. Works in scripts, notebooks, threads and inside running event loops; safe
+    Everything starts with the first call; only litellm, which takes seconds, is loaded before, in the first quiet
+    moment (`LLM_WARM_UP`). Works in scripts, notebooks, threads and inside running event loops; safe
     to leave open.
 
     Args:
@@ -245,12 +248,17 @@ class _Open:
         self._loop = LoopThread()
         self._runtime: Runtime | None = None
         self._pid = os.getpid()
+        self._warm_up = WarmUp(partial(_warm_up, settings))
+        if settings.warm_up:
+            self._warm_up.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self._loop.run(self._ready(work))
+        with self._warm_up.busy():
+            return self._loop.run(self._ready(work))
 
     async def hop(self, work: Coroutine[Any, Any, T]) -> T:
-        return await self._loop.hop(self._ready(work))
+        with self._warm_up.busy():
+            return await self._loop.hop(self._ready(work))
 
     def _ready(self, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         """Open in the caller's thread: the first call reads files, which the loop's thread should not."""
@@ -273,6 +281,7 @@ class _Open:
             return self._runtime
 
     def close(self) -> None:
+        self._warm_up.cancel()
         with self._lock:
             runtime, self._runtime = self._runtime, None
         if self._pid != os.getpid():
@@ -280,6 +289,12 @@ class _Open:
         if runtime is not None:
             self._loop.run(_end(runtime))
         self._loop.stop()
+
+
+def _warm_up(settings: LLMSettings) -> None:
+    from llmkit.bootstrap import warm_up
+
+    warm_up(settings)
 
 
 async def _end(runtime: Runtime) -> None:

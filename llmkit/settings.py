@@ -58,6 +58,10 @@ class LLMSettings(BaseSettings):
         "by_profile", description="Order of providers: by the call's profile, local ones first, or cloud ones first."
     )
     concurrency_limit: int = Field(8, ge=1, le=10_000, description="Most requests under way at once, over all routes.")
+    adaptive_concurrency: bool = Field(
+        default=True,
+        description="Whether the number of requests at once follows what a provider bears, up to that limit.",
+    )
     default_timeout_s: Seconds = Field(
         120,
         description="Longest time one request to a provider may take, in seconds, from first byte sent to last read.",
@@ -79,6 +83,12 @@ class LLMSettings(BaseSettings):
         AnyHttpUrl("http://localhost:11434"), repr=False, description="Address of the Ollama server."
     )
     ollama_model: str = Field("llama3.2", min_length=1, description="Ollama model of unpinned calls.")
+    ollama_requests_per_minute: int | None = Field(
+        None, ge=1, description="Most requests that Ollama gets in any minute; none for no limit."
+    )
+    ollama_tokens_per_minute: int | None = Field(
+        None, ge=1, description="Most tokens, of prompts and answers, that Ollama is given in any minute."
+    )
     gemini_model: str = Field("gemini-2.5-flash", min_length=1, description="Gemini model of unpinned calls.")
     gemini_api_key: SecretStr | None = Field(
         None,
@@ -90,9 +100,19 @@ class LLMSettings(BaseSettings):
         repr=False,
         description="Another address for Gemini, a proxy or a stand-in; plain http only to this machine.",
     )
+    gemini_requests_per_minute: int | None = Field(
+        None, ge=1, description="Most requests that Gemini gets in any minute; none for no limit."
+    )
+    gemini_tokens_per_minute: int | None = Field(
+        None, ge=1, description="Most tokens of prompts that Gemini gets in any minute, which is how Google counts."
+    )
     local_model: str = Field("gemma-3-270m", min_length=1, description="Embedded model of unpinned calls.")
     local_context_tokens: int = Field(4096, ge=256, le=32_768, description="Context window of the embedded model.")
     local_parallel: int = Field(2, ge=1, le=16, description="Calls that the embedded model answers side by side.")
+
+    warm_up: bool = Field(
+        default=True, description="Whether a new session loads litellm in the background, so that no call waits for it."
+    )
 
     persist_runs: bool = Field(default=True, description="Whether every call is recorded in `llm_runs`.")
     store_payloads: bool = Field(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from llmkit.types import LLMRequest, TokenUsage
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Counter, Histogram
+    from opentelemetry.trace import Tracer
 
 __all__ = ["RunEvent", "Telemetry", "preview", "redact", "request_preview"]
 
@@ -134,7 +136,10 @@ def request_preview(request: LLMRequest, secrets: Iterable[str] = ()) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunEvent:
-    """What is told of a finished call: no prompt, no answer, no key."""
+    """What is told of a finished call: no prompt, no answer, no key.
+
+    `requests` counts what was sent to providers for it, retries and fallbacks included.
+    """
 
     llm_run_id: UUID | None
     workspace_id: str | None
@@ -147,6 +152,7 @@ class RunEvent:
     stage: str | None = None
     error_code: str | None = None
     usage: TokenUsage | None = None
+    requests: int = 0
 
 
 _LOGGED = (
@@ -161,36 +167,57 @@ _LOGGED = (
     "latency_ms",
     "error_code",
 )
+# As the conventions name them: https://opentelemetry.io/docs/specs/semconv/registry/attributes/gen-ai/
+_PROVIDER_NAMES = {"gemini": "gcp.gemini"}
+_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+_TOKENS = tuple(4**power for power in range(14))
 
 
 class Telemetry:
-    """Emits one log line and the metrics of every finished call."""
+    """Emits one log line, the metrics and one span of every finished call."""
 
     def run_finished(self, event: RunEvent) -> None:
-        """Tell of a call that succeeded or failed. Never raises."""
+        """Tell of a call that succeeded or failed, in the context of its caller."""
         if _log.isEnabledFor(logging.INFO):
             fields = {name: getattr(event, name) for name in _LOGGED}
             line = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
             _log.info("llm_run %s", line, extra=fields)
-        self._measure(event)
+        attributes = _attributes(event)
+        self._measure(event, attributes)
+        self._trace(event, attributes)
 
-    def _measure(self, event: RunEvent) -> None:
+    def _measure(self, event: RunEvent, attributes: dict[str, str]) -> None:
         # Workspace and run ids stay out of metrics: they would make one time series each.
-        attributes = {
-            "gen_ai.operation.name": "chat",
-            "gen_ai.provider.name": event.provider or "none",
-            "gen_ai.request.model": event.model or "none",
-            "llmkit.status": event.status,
-            "llmkit.served_from": event.served_from,
-        }
-        if event.error_code is not None:
-            attributes["error.type"] = event.error_code
         self._runs.add(1, attributes)
+        self._requests.add(event.requests, attributes)
         self._duration.record(event.latency_ms / 1000, attributes)
-        if event.usage is not None and event.served_from == "provider":
-            for kind, count in (("input", event.usage.input_tokens), ("output", event.usage.output_tokens)):
-                if count is not None:
-                    self._tokens.record(count, attributes | {"gen_ai.token.type": kind})
+        for kind, count in _billed_tokens(event):
+            self._tokens.record(count, attributes | {"gen_ai.token.type": kind})
+
+    def _trace(self, event: RunEvent, attributes: dict[str, str]) -> None:
+        from opentelemetry.trace import SpanKind, StatusCode
+
+        ended_ns = time.time_ns()
+        span = self._tracer.start_span(
+            f"chat {event.model or 'none'}",
+            kind=SpanKind.CLIENT,
+            start_time=ended_ns - int(event.latency_ms * 1e6),
+            attributes=attributes,
+        )
+        if span.is_recording():
+            names = ("llm_run_id", "workspace_id", "stage", "profile")
+            own = {name: getattr(event, name) for name in names}
+            span.set_attributes({f"llmkit.{name}": str(value) for name, value in own.items() if value is not None})
+            span.set_attributes({f"gen_ai.usage.{kind}_tokens": count for kind, count in _billed_tokens(event)})
+            if event.error_code is not None:
+                span.set_status(StatusCode.ERROR, event.error_code)
+        span.end(ended_ns)
+
+    @cached_property
+    def _tracer(self) -> Tracer:
+        from opentelemetry import trace
+
+        return trace.get_tracer("llmkit")
 
     @cached_property
     def _runs(self) -> Counter:
@@ -201,11 +228,24 @@ class Telemetry:
         )
 
     @cached_property
+    def _requests(self) -> Counter:
+        from opentelemetry import metrics
+
+        return metrics.get_meter("llmkit").create_counter(
+            "llmkit.requests",
+            unit="{request}",
+            description="Requests sent to providers, retries and fallbacks included.",
+        )
+
+    @cached_property
     def _duration(self) -> Histogram:
         from opentelemetry import metrics
 
         return metrics.get_meter("llmkit").create_histogram(
-            "gen_ai.client.operation.duration", unit="s", description="Wall time of one logical call."
+            "gen_ai.client.operation.duration",
+            unit="s",
+            description="Wall time of one logical call.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
         )
 
     @cached_property
@@ -213,5 +253,29 @@ class Telemetry:
         from opentelemetry import metrics
 
         return metrics.get_meter("llmkit").create_histogram(
-            "gen_ai.client.token.usage", unit="{token}", description="Tokens billed for one logical call."
+            "gen_ai.client.token.usage",
+            unit="{token}",
+            description="Tokens billed for one logical call.",
+            explicit_bucket_boundaries_advisory=_TOKENS,
         )
+
+
+def _attributes(event: RunEvent) -> dict[str, str]:
+    provider = event.provider or "none"
+    attributes = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": _PROVIDER_NAMES.get(provider, provider),
+        "gen_ai.request.model": event.model or "none",
+        "llmkit.status": event.status,
+        "llmkit.served_from": event.served_from,
+    }
+    if event.error_code is not None:
+        attributes["error.type"] = event.error_code
+    return attributes
+
+
+def _billed_tokens(event: RunEvent) -> list[tuple[str, int]]:
+    if event.usage is None or event.served_from != "provider":
+        return []
+    counts = (("input", event.usage.input_tokens), ("output", event.usage.output_tokens))
+    return [(kind, count) for kind, count in counts if count is not None]

@@ -15,7 +15,7 @@ from llmkit.wire.exchange import Exchange
 if TYPE_CHECKING:
     from llmkit.wire.pool import Pool
 
-__all__ = ["Lanes"]
+__all__ = ["Lanes", "load_here"]
 
 _REHEARSAL_S = 60.0
 
@@ -97,6 +97,19 @@ def _load(preferred: LaneName) -> FastParts | None:
 
     load_library()
     return load_parts() if preferred == "fast" else None
+
+
+def load_here(preferred: LaneName, exchange: Exchange) -> None:
+    """`Lanes.load` and `Lanes.rehearse` in the calling thread, which must have no running event loop.
+
+    Args:
+        preferred: The lane that will be used.
+        exchange: A call that is given up here.
+    """
+    # The fast lane is tried when it is loaded.
+    if _load(preferred) is None:
+        exchange.is_abandoned = True
+        asyncio.run(_held_back(exchange))
 
 
 async def _held_back(exchange: Exchange) -> None:

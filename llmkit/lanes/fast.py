@@ -8,11 +8,10 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from llmkit.lanes.library import RELEASE, load_internals, surprises
+from llmkit.lanes.library import LOADING, RELEASE, load_internals, surprises
 from llmkit.lanes.translation import Answer, Prepared, Translation, carries, rehearse, translations
 from llmkit.providers import CallArguments
 from llmkit.wire.exchange import Exchange
@@ -42,7 +41,6 @@ class FastParts:
 
 
 _parts: tuple[FastParts | None] | None = None
-_lock = Lock()
 
 
 def load_parts() -> FastParts | None:
@@ -51,7 +49,7 @@ def load_parts() -> FastParts | None:
     Then one warning says so. Takes as long as importing litellm.
     """
     global _parts  # noqa: PLW0603
-    with _lock:
+    with LOADING:
         if _parts is None:
             _parts = (_tried_parts(),)
         return _parts[0]

@@ -5,17 +5,19 @@ The only module that imports litellm, inside functions: importing it takes secon
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401 - see `load_library`
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 from llmkit.settings import prepare_litellm_environment
 
-__all__ = ["EXPECTED", "RELEASE", "Internals", "Library", "load_internals", "load_library", "surprises"]
+__all__ = ["EXPECTED", "LOADING", "RELEASE", "Internals", "Library", "load_internals", "load_library", "surprises"]
 
 RELEASE = "1.106.2"
 """The release whose inner parts are known."""
@@ -103,14 +105,21 @@ class Internals:
 
 
 _library: Library | None = None
-_lock = Lock()
+LOADING = RLock()
+"""Held while litellm is imported and tried."""
 
 
 def load_library() -> Library:
     """Import litellm, once per process, quiet and without its network habits. Takes 3 to 6 s the first time."""
     global _library  # noqa: PLW0603
-    with _lock:
+    if _library is not None:
+        return _library
+    with LOADING:
         if _library is None:
+            # A child forked from the middle of an import would wait for ever for its locks: forks wait instead. What
+            # the import itself registers meanwhile is undone and was never done, so the one that does is loaded before.
+            release = LOADING.release
+            os.register_at_fork(before=LOADING.acquire, after_in_parent=release, after_in_child=release)
             _library = _import_library()
         return _library
 

@@ -105,6 +105,9 @@ class ProviderSpec:
         estimates_missing_counts: Whether LiteLLM counts tokens itself when the provider does not.
         reports_cost: Whether LiteLLM's price for an answer can be believed.
         parallel: Most requests it should get at once, beside the limit over all; None for no limit of its own.
+        per_minute: Most requests and most tokens in any minute; None for no limit.
+        answers_count: Whether the tokens of answers count for `per_minute`, beside those of prompts.
+        quota_zone: The time zone at whose midnight a quota of the day is filled up again.
     """
 
     provider: LLMProvider
@@ -125,6 +128,9 @@ class ProviderSpec:
     estimates_missing_counts: bool = False
     reports_cost: bool = False
     parallel: Callable[[LLMSettings], int | None] = lambda _settings: None
+    per_minute: Callable[[LLMSettings], tuple[int | None, int | None]] = lambda _settings: (None, None)
+    answers_count: bool = True
+    quota_zone: str = "UTC"
 
 
 def answers_on_this_machine(spec: ProviderSpec, settings: LLMSettings) -> bool:

@@ -132,6 +132,10 @@ SPEC = ProviderSpec(
     mend_reply=_mend_reply,
     secrets=_secrets,
     reports_cost=True,
+    per_minute=lambda settings: (settings.gemini_requests_per_minute, settings.gemini_tokens_per_minute),
+    # Both by https://ai.google.dev/gemini-api/docs/rate-limits.
+    answers_count=False,
+    quota_zone="America/Los_Angeles",
     hints={
         "start": "check the network connection, or LLM_GEMINI_API_BASE if it is set",
         "key": "check LLM_GEMINI_API_KEY",

@@ -111,6 +111,7 @@ SPEC = ProviderSpec(
     secrets=lambda settings: url_password(str(settings.ollama_api_base)),
     tools_depend_on_model=True,
     estimates_missing_counts=True,
+    per_minute=lambda settings: (settings.ollama_requests_per_minute, settings.ollama_tokens_per_minute),
     hints={
         "start": "start it with `ollama serve`, or set LLM_OLLAMA_API_BASE to where it runs",
         "key": "it wants a login that llmkit does not send; set LLM_OLLAMA_API_BASE to a server that wants none",

@@ -1,0 +1,283 @@
+"""How many requests at once a provider bears, found out from its answers. Pure: no clock, no tasks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["AdaptiveLimit", "Concurrency", "FixedLimit", "Ticket"]
+
+# Enough to keep most servers busy at once, few enough that one with a queue does not refuse.
+START = 32
+# Requests that one decision rests on, at the least: the latency of a single one says little.
+SMALLEST_GROUP = 24
+# Latencies this much above the base are a reason to try fewer at once.
+TOLERANCE = 2.0
+# What is kept above the server's capacity as it was measured, so that its slots are never empty.
+HEADROOM = 1.25
+AFTER_REFUSAL = 0.75
+# After so many groups without a trial the base may have become wrong; fewer after a trial whose outcome was chance.
+FIRST_TRIAL_AFTER, LONGEST_TRIAL_AFTER = 4, 32
+FIRST_PATIENCE, LONGEST_PATIENCE = 4, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A request under way. `group` is the decision that it serves; None when it says nothing about the limit."""
+
+    generation: int
+    group: int | None
+
+
+class Concurrency(Protocol):
+    """How many requests may be under way at once. Every ticket goes back to one of the last three methods."""
+
+    @property
+    def limit(self) -> int:
+        """Requests that may be under way at once now."""
+        ...
+
+    def began(self, under_way: int) -> Ticket:
+        """A request begins; `under_way` counts it in."""
+        ...
+
+    def answered(self, ticket: Ticket, latency_s: float) -> None:
+        """A request was answered."""
+        ...
+
+    def failed(self, ticket: Ticket) -> None:
+        """A request ended in a way that says nothing about the limit: broken off, or not accepted for what it is."""
+        ...
+
+    def refused(self, ticket: Ticket) -> None:
+        """A request was refused for being one too many."""
+        ...
+
+
+class FixedLimit:
+    """A `Concurrency` that learns nothing."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def began(self, under_way: int) -> Ticket:  # noqa: ARG002
+        """See `Concurrency`."""
+        return _NO_MATTER
+
+    def answered(self, ticket: Ticket, latency_s: float) -> None:
+        """See `Concurrency`."""
+
+    def failed(self, ticket: Ticket) -> None:
+        """See `Concurrency`."""
+
+    def refused(self, ticket: Ticket) -> None:
+        """See `Concurrency`."""
+
+
+_NO_MATTER = Ticket(0, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """A limit, and the mean latency under it with its standard error."""
+
+    limit: int
+    latency_s: float
+    error_s: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Requests a second, by Little's law."""
+        return self.limit / self.latency_s
+
+    @property
+    def sure_rate(self) -> float:
+        """The rate that it has at the least, but for bad luck."""
+        return self.limit / (self.latency_s + self.error_s)
+
+
+class AdaptiveLimit:
+    """Additive increase, multiplicative decrease on refusals and on rising latency.
+
+    A slow answer may be just a long one, so rising latency is only a reason to try fewer at once. When fewer carry as
+    much, the others had stood in the server's queue: the lower limit stays, at the capacity that this tells and a
+    quarter more. Else it is taken back, and the latency becomes the new base. The first search halves until then.
+
+    A level at which requests were refused is not tried again for a while, and for longer each time.
+
+    A decision rests on a group of requests that began one after the other while every place was taken, and waits for
+    the last of them: the first to be answered are the short ones, whatever the limit.
+
+    Args:
+        ceiling: Never more than this; at least 1.
+    """
+
+    def __init__(self, ceiling: int) -> None:
+        if ceiling < 1:
+            raise ValueError(f"ceiling={ceiling}: a limit below 1 lets nothing through")
+        self._ceiling = ceiling
+        self._limit = min(ceiling, START)
+        self._generation = 0
+        self._group = _Group(self._limit)
+        self._groups_since_trial = 0
+        self._trial_after = FIRST_TRIAL_AFTER
+        self._base_s: float | None = None
+        self._tried_from: _Level | None = None
+        self._is_searching = self._doubles = True
+        # What refusals taught: the lowest limit that met one, and the highest that did not.
+        self._refused_at: int | None = None
+        self._borne = 0
+        self._is_calm = True
+        self._patience = FIRST_PATIENCE
+        self._held = 0
+
+    @property
+    def limit(self) -> int:
+        """Requests that may be under way at once now."""
+        return self._limit
+
+    def began(self, under_way: int) -> Ticket:
+        """A request begins; `under_way` counts it in."""
+        member = under_way >= self._limit and self._group.join()
+        return Ticket(self._generation, self._group.number if member else None)
+
+    def answered(self, ticket: Ticket, latency_s: float) -> None:
+        """A request was answered."""
+        self._ended(ticket, latency_s)
+
+    def failed(self, ticket: Ticket) -> None:
+        """A request ended in a way that says nothing about the limit: broken off, or not accepted for what it is."""
+        self._ended(ticket, None)
+
+    def refused(self, ticket: Ticket) -> None:
+        """A request was refused for being one too many. Those that began together are one reason, not many."""
+        if ticket.generation != self._generation:
+            return
+        if self._is_calm:
+            self._patience = min(2 * self._patience, LONGEST_PATIENCE)
+        self._is_calm = self._doubles = False
+        self._refused_at = min(self._limit, self._refused_at or self._limit)
+        self._held = 0
+        self._tried_from = None
+        self._is_searching = False
+        self._move_to(int(self._limit * AFTER_REFUSAL))
+
+    def _ended(self, ticket: Ticket, latency_s: float | None) -> None:
+        group = self._group
+        if ticket.generation != self._generation or ticket.group != group.number:
+            return
+        group.leave(latency_s)
+        if not group.is_complete:
+            return
+        seen = group.level(self._limit)
+        self._group = _Group(self._limit, group.number + 1)
+        if seen is None:
+            return
+        self._bear(seen.limit)
+        if self._tried_from is not None:
+            self._judge(self._tried_from, seen)
+        else:
+            self._decide(seen)
+
+    def _decide(self, seen: _Level) -> None:
+        base_s = self._base_s = _towards_lower(self._base_s, seen.latency_s)
+        self._groups_since_trial += 1
+        slower = seen.latency_s - seen.error_s > TOLERANCE * base_s
+        if slower:
+            self._try(seen, math.ceil(HEADROOM * seen.limit * base_s / seen.latency_s))
+        elif self._is_searching or self._groups_since_trial >= self._trial_after:
+            self._try(seen, seen.limit // 2)
+        else:
+            self._grow()
+
+    def _try(self, seen: _Level, limit: int) -> None:
+        if seen.limit == 1:
+            self._is_searching = False
+            return
+        self._tried_from = seen
+        self._groups_since_trial = 0
+        self._move_to(min(limit, seen.limit - 1))
+
+    def _judge(self, before: _Level, seen: _Level) -> None:
+        """Whether the lower limit of a trial carries as much as the one before."""
+        self._tried_from = None
+        expected_if_idle = seen.limit / before.limit
+        if seen.sure_rate < (1 + expected_if_idle) / 2 * before.rate:
+            self._is_searching = False
+            self._trial_after = min(2 * self._trial_after, LONGEST_TRIAL_AFTER)
+            self._base_s = seen.latency_s
+            self._move_to(before.limit)
+            return
+        self._doubles = False
+        self._borne = seen.limit
+        self._base_s = _towards_lower(self._base_s, seen.latency_s)
+        if self._is_searching:
+            self._try(seen, seen.limit // 2)
+
+    def _bear(self, limit: int) -> None:
+        self._is_calm = True
+        if limit > self._borne:
+            self._borne = limit
+            if self._refused_at is None:
+                self._patience = FIRST_PATIENCE
+
+    def _grow(self) -> None:
+        if self._refused_at is not None and self._limit + 1 >= self._refused_at:
+            self._held += 1
+            if self._held < self._patience:
+                return
+            self._refused_at = None
+        self._held = 0
+        doubled = 2 * self._limit
+        known_to_be_borne = doubled <= self._borne and (self._refused_at is None or doubled < self._refused_at)
+        if self._doubles or known_to_be_borne:
+            self._move_to(doubled)
+        else:
+            self._limit = min(self._limit + 1, self._ceiling)
+
+    def _move_to(self, limit: int) -> None:
+        """A jump: what was under way before says nothing about the new limit."""
+        self._limit = min(max(limit, 1), self._ceiling)
+        self._generation += 1
+        self._group = _Group(self._limit, self._group.number + 1)
+
+
+class _Group:
+    """Requests that began one after the other, and their latencies."""
+
+    def __init__(self, limit: int, number: int = 0) -> None:
+        self.number = number
+        self._size = max(limit, SMALLEST_GROUP)
+        self._began = self._left = 0
+        self._latencies_s: list[float] = []
+
+    def join(self) -> bool:
+        """Whether there was room."""
+        if self._began == self._size:
+            return False
+        self._began += 1
+        return True
+
+    def leave(self, latency_s: float | None) -> None:
+        self._left += 1
+        if latency_s is not None:
+            self._latencies_s.append(max(latency_s, 1e-6))
+
+    @property
+    def is_complete(self) -> bool:
+        return self._left >= self._size
+
+    def level(self, limit: int) -> _Level | None:
+        """What the group saw; None when too few were answered."""
+        count = len(self._latencies_s)
+        if count < self._size // 2:
+            return None
+        mean_s = sum(self._latencies_s) / count
+        variance = sum((latency_s - mean_s) ** 2 for latency_s in self._latencies_s) / (count - 1)
+        return _Level(limit, mean_s, math.sqrt(variance / count))
+
+
+def _towards_lower(base_s: float | None, seen_s: float) -> float:
+    # Halfway: one lucky group is not the rule.
+    return seen_s if base_s is None else base_s - max(0.0, base_s - seen_s) / 2

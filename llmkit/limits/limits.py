@@ -1,0 +1,219 @@
+"""The limits of every provider, and a place among them for each call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from llmkit.errors import LLMError, LLMQuotaExhausted, LLMTimeout, LLMUnusableAnswer
+from llmkit.limits.concurrency import AdaptiveLimit, Concurrency, FixedLimit, Ticket
+from llmkit.limits.gate import Gate
+from llmkit.limits.parking import Parking
+from llmkit.limits.rates import Leave, Rates
+from llmkit.limits.window import SlidingWindow
+from llmkit.ports import AttemptLog, ClientReply
+from llmkit.providers import ProviderSpec, estimated_prompt_tokens
+from llmkit.settings import LLMSettings
+from llmkit.types import LLMProvider, LLMRequest, Route, utc_now
+
+__all__ = ["Limits", "Place"]
+
+# Too many requests; Ollama's full queue, which any overloaded server may say too; Anthropic's and others' overload.
+_REFUSALS = frozenset({429, 503, 529})
+_TOO_MANY = 429
+
+Work = Callable[[], Awaitable[ClientReply]]
+
+
+class Limits:
+    """What may be under way, over all providers and at each. Belongs to one event loop.
+
+    Args:
+        settings: `concurrency_limit`, `adaptive_concurrency` and what the providers read from it.
+        providers: What differs between providers.
+        clock: Seconds on a clock that never goes back.
+        now: The time of day.
+    """
+
+    def __init__(
+        self,
+        settings: LLMSettings,
+        providers: Mapping[LLMProvider, ProviderSpec],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._all = Gate(lambda: settings.concurrency_limit)
+        self._now = now
+        self._providers = {
+            name: _Provider(spec, _concurrency(spec, settings), _rates(spec, settings, clock), Parking(spec.quota_zone))
+            for name, spec in providers.items()
+        }
+
+    def concurrency(self, provider: LLMProvider) -> int:
+        """Requests that the provider may get at once now."""
+        return self._providers[provider].concurrency.limit
+
+    @asynccontextmanager
+    async def place(self, route: Route, request: LLMRequest, log: AttemptLog) -> AsyncIterator[Place]:
+        """A place at the route's provider, for one call with its retries. First come, first served.
+
+        A retry that waits keeps its place: while a provider struggles, others queue instead of joining in.
+
+        Raises:
+            LLMQuotaExhausted: The route's quota of the day is used up; nothing was sent.
+        """
+        provider = self._providers[route.provider]
+        place = Place(provider, self._all, self._now, route, request, log)
+        place.check_quota()
+        began_s = time.perf_counter()
+        await provider.gate.enter()
+        log.queued_ms += (time.perf_counter() - began_s) * 1000
+        try:
+            yield place
+        finally:
+            provider.gate.leave()
+
+
+class Place:
+    """A place at a provider, kept by one call."""
+
+    def __init__(
+        self,
+        provider: _Provider,
+        everywhere: Gate,
+        now: Callable[[], datetime],
+        route: Route,
+        request: LLMRequest,
+        log: AttemptLog,
+    ) -> None:
+        self._provider = provider
+        self._everywhere = everywhere
+        self._now = now
+        self._route = route
+        self._request = request
+        self._log = log
+
+    async def send(self, work: Work) -> ClientReply:
+        """Do the work, one request, when the limits over all and per minute allow it, and learn from how it ends.
+
+        Raises:
+            LLMQuotaExhausted: The route's quota of the day was used up meanwhile; nothing was sent.
+            LLMError: What the work raised.
+        """
+        began_s = time.perf_counter()
+        leave = await self._provider.rates.wait(self._tokens)
+        try:
+            await self._everywhere.enter()
+        except BaseException:
+            leave.give_back()
+            raise
+        self._log.queued_ms += (time.perf_counter() - began_s) * 1000
+        try:
+            self.check_quota()
+            leave.use()
+            return await self._learning(work, leave)
+        finally:
+            leave.give_back()
+            self._everywhere.leave()
+
+    async def _learning(self, work: Work, leave: Leave) -> ClientReply:
+        ticket, sent_before = self._provider.began(), len(self._log.attempts)
+        try:
+            reply = await work()
+        except LLMError as error:
+            self._learn(ticket, sent_before, error)
+            raise
+        except BaseException:
+            self._provider.failed(ticket)
+            raise
+        self._learn(ticket, sent_before)
+        usage = reply.usage
+        leave.correct(usage.total_tokens if self._provider.spec.answers_count else usage.input_tokens)
+        return reply
+
+    def _learn(self, ticket: Ticket, sent_before: int, error: LLMError | None = None) -> None:
+        attempts = self._log.attempts[sent_before:]
+        if isinstance(error, LLMQuotaExhausted):
+            self._park(error)
+        elif error is not None and error.status_code in _REFUSALS:
+            self._provider.refused(ticket)
+            return
+        if attempts and (error is None or isinstance(error, LLMTimeout | LLMUnusableAnswer)):
+            # What took too long, or was no answer, took its time all the same.
+            self._provider.answered(ticket, attempts[-1].latency_ms / 1000)
+        else:
+            self._provider.failed(ticket)
+
+    def _park(self, error: LLMQuotaExhausted) -> None:
+        if error.status_code == _TOO_MANY:  # a bill that is not paid is no matter of time
+            now = self._now()
+            until = self._provider.parking.park(self._route, now, error.retry_after_s)
+            error.retry_after_s = (until - now).total_seconds()
+
+    def _tokens(self) -> int:
+        """What the request will come to, as far as that can be told beforehand."""
+        answer = self._request.max_output_tokens if self._provider.spec.answers_count else None
+        return estimated_prompt_tokens(self._request) + (answer or 0)
+
+    def check_quota(self) -> None:
+        """Refuse the call while its route's quota of the day is used up."""
+        now = self._now()
+        until = self._provider.parking.until(self._route, now)
+        if until is not None:
+            raise LLMQuotaExhausted(
+                f"The quota of {self._provider.spec.label} for {self._route.model} is used up until "
+                f"{until:%Y-%m-%d %H:%M} UTC; nothing was sent. Try again then, ask another model, or raise the quota "
+                "and open a new session.",
+                provider=self._route.provider,
+                model=self._route.model,
+                retry_after_s=(until - now).total_seconds(),
+            )
+
+
+@dataclass
+class _Provider:
+    """The limits of one provider."""
+
+    spec: ProviderSpec
+    concurrency: Concurrency
+    rates: Rates
+    parking: Parking
+    gate: Gate = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gate = Gate(lambda: self.concurrency.limit)
+
+    def began(self) -> Ticket:
+        return self.concurrency.began(self.gate.inside)
+
+    def answered(self, ticket: Ticket, latency_s: float) -> None:
+        self.concurrency.answered(ticket, latency_s)
+        self.gate.open()
+
+    def failed(self, ticket: Ticket) -> None:
+        self.concurrency.failed(ticket)
+        self.gate.open()
+
+    def refused(self, ticket: Ticket) -> None:
+        self.concurrency.refused(ticket)
+
+
+def _concurrency(spec: ProviderSpec, settings: LLMSettings) -> Concurrency:
+    own = spec.parallel(settings)
+    if own is not None or not settings.adaptive_concurrency:
+        # A server that llmkit runs itself has as many slots as it was given: there is nothing to find out.
+        return FixedLimit(min(own or settings.concurrency_limit, settings.concurrency_limit))
+    return AdaptiveLimit(settings.concurrency_limit)
+
+
+def _rates(spec: ProviderSpec, settings: LLMSettings, clock: Callable[[], float]) -> Rates:
+    requests, tokens = spec.per_minute(settings)
+    return Rates(_window(requests), _window(tokens), clock)
+
+
+def _window(limit: int | None) -> SlidingWindow | None:
+    return None if limit is None else SlidingWindow(limit)
