@@ -5,7 +5,7 @@ Each method says what it raises; anything else that comes out of an adapter is a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
@@ -36,6 +36,7 @@ __all__ = [
     "KeyTaken",
     "LLMRunRepo",
     "ModelClient",
+    "ModelInquiry",
     "ModelServer",
     "RunFailure",
     "RunStart",
@@ -266,6 +267,21 @@ class ModelClient(Protocol):
 
     async def close(self) -> None:
         """Release connections. Idempotent."""
+        ...
+
+
+class ModelInquiry(Protocol):
+    """Finds out what servers say of their models, now and then."""
+
+    def is_due(self, route: Route) -> bool:
+        """Whether there is a server to ask about this route, and its last answer is old. Costs a look-up."""
+        ...
+
+    async def learn(self, routes: Iterable[Route]) -> None:
+        """Ask about those of the routes that are due. Ends within seconds and never raises: what cannot be had is left.
+
+        Callers who want the same at once share one question.
+        """
         ...
 
 

@@ -144,7 +144,7 @@ class LLMRouter:
         return self._page(route).caps
 
     def facts(self, route: Route) -> ModelFacts:
-        """What is known of the route's model, each fact with its source and time: probed, else reported, else declared."""
+        """What is known of the route's model, with source and time: what was probed, else reported, else declared."""
         return self._page(route).facts
 
     def open_routes(self, request: LLMRequest) -> tuple[Route, ...]:

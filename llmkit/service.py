@@ -32,6 +32,7 @@ from llmkit.ports import (
     ContentCache,
     KeyTaken,
     LLMRunRepo,
+    ModelInquiry,
     StoredRun,
 )
 from llmkit.router import LLMRouter, Routed, plan_as_json
@@ -74,6 +75,7 @@ class LLMService:
         settings: `persist_runs`, `store_payloads`, `cache_enabled`, `default_profile` and `abandoned_after_s` are used.
         runs: Where calls are recorded; required when `settings.persist_runs` is on.
         cache: Content cache; None for none.
+        inquiry: Finds out about models before they are called; None to go by what is declared.
         telemetry: Where finished calls are told.
 
     Raises:
@@ -87,11 +89,13 @@ class LLMService:
         settings: LLMSettings,
         runs: LLMRunRepo | None,
         cache: ContentCache | None = None,
+        inquiry: ModelInquiry | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
         if settings.persist_runs and runs is None:
             raise LLMConfigurationError("LLM_PERSIST_RUNS is on: give the service a repository, or switch it off")
         self._router = router
+        self._inquiry = inquiry
         self._settings = settings
         self._runs = runs if settings.persist_runs else None
         self._cache = cache if settings.cache_enabled and settings.store_payloads else None
@@ -129,6 +133,9 @@ class LLMService:
                 return stored
             plan = self._router.explain(call.request)
             cached = self._from_cache(call, plan)
+            if cached is None and await self._learnt(call.request, plan):
+                plan = self._router.explain(call.request)
+                cached = self._from_cache(call, plan)
             try:
                 if cached is not None:
                     return await self._ledger.serve(call, cached, ServedFrom.CACHE)
@@ -137,6 +144,17 @@ class LLMService:
                 # Somebody else was faster. What they hold decides: look again.
                 continue
         raise LLMStoreError(CHANGING_HANDS)
+
+    async def _learnt(self, request: LLMRequest, plan: RoutePlan) -> bool:
+        """Find out about the models of the plan, where what is known of them is old. False when there is none such.
+
+        A cached answer has been looked for already: it needs no server.
+        """
+        inquiry = self._inquiry
+        if inquiry is None or not any(inquiry.is_due(entry.route) for entry in plan.entries):
+            return False
+        await inquiry.learn(self._router.open_routes(request))
+        return True
 
     # --- contract -----------------------------------------------------------------------------------------------
 

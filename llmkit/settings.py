@@ -89,6 +89,10 @@ class LLMSettings(BaseSettings):
     local_context_tokens: int = Field(4096, ge=256, le=32_768, description="Context window of the embedded model.")
     local_parallel: int = Field(2, ge=1, le=16, description="Calls that the embedded model answers side by side.")
 
+    facts_ttl_s: Seconds = Field(
+        60, description="How long what Ollama says of a model (context, tools, digest) is taken as read, in seconds."
+    )
+
     persist_runs: bool = Field(default=True, description="Whether every call is recorded in `llm_runs`.")
     store_payloads: bool = Field(
         default=True, description="Whether answers are stored whole; without them a finished call cannot be replayed."
