@@ -147,6 +147,10 @@ class LLMRouter:
         """What is known of the route's model, with source and time: what was probed, else reported, else declared."""
         return self._page(route).facts
 
+    def routes(self, request: LLMRequest) -> tuple[Route, ...]:
+        """Every route that comes into question, in no order and whatever speaks against it."""
+        return (request.route,) if request.route is not None else tuple(self._defaults.values())
+
     def open_routes(self, request: LLMRequest) -> tuple[Route, ...]:
         """The routes about which it is worth knowing more: those that no constraint and no outage keeps out."""
         return tuple(

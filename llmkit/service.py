@@ -111,6 +111,18 @@ class LLMService:
         """The router, for `explain()` and its facts about models."""
         return self._router
 
+    async def learn(self, request: LLMRequest) -> bool:
+        """Find out about the models that could answer, where what is known of them is old. `chat` does so by itself.
+
+        Returns:
+            Whether there was something to find out, so that another plan may come of it. Never raises.
+        """
+        inquiry = self._inquiry
+        if inquiry is None or not any(map(inquiry.is_due, self._router.routes(request))):
+            return False
+        await inquiry.learn(self._router.open_routes(request))
+        return True
+
     async def chat(self, request: LLMRequest, context: RequestContext | None = None) -> LLMResponse:
         """Answer one request.
 
@@ -133,7 +145,8 @@ class LLMService:
                 return stored
             plan = self._router.explain(call.request)
             cached = self._from_cache(call, plan)
-            if cached is None and await self._learnt(call.request, plan):
+            # A cached answer needs no server.
+            if cached is None and await self.learn(call.request):
                 plan = self._router.explain(call.request)
                 cached = self._from_cache(call, plan)
             try:
@@ -144,17 +157,6 @@ class LLMService:
                 # Somebody else was faster. What they hold decides: look again.
                 continue
         raise LLMStoreError(CHANGING_HANDS)
-
-    async def _learnt(self, request: LLMRequest, plan: RoutePlan) -> bool:
-        """Find out about the models of the plan, where what is known of them is old. False when there is none such.
-
-        A cached answer has been looked for already: it needs no server.
-        """
-        inquiry = self._inquiry
-        if inquiry is None or not any(inquiry.is_due(entry.route) for entry in plan.entries):
-            return False
-        await inquiry.learn(self._router.open_routes(request))
-        return True
 
     # --- contract -----------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -138,6 +139,8 @@ class _Asking:
 
 @asynccontextmanager
 async def _asking(base: str) -> AsyncIterator[_Asking]:
+    # Importing it takes some tenths of a second the first time, which would hold up the event loop.
+    await asyncio.to_thread(import_module, "aiohttp")
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
