@@ -11,6 +11,7 @@ import pytest
 
 from llmkit import LLMContextOverflow, LLMModelNotFound, LLMUnavailable, LLMUnsupported, Session
 from llmkit.doctor import CheckState, examine
+from llmkit.embedded import embedded_model
 from llmkit.evals import load_tasks
 from llmkit.settings import load_settings
 from llmkit.types import ToolDefinition
@@ -156,8 +157,8 @@ def test_a_cancelled_call_frees_the_real_ollama_at_once(on_ollama: Session, real
 @pytest.mark.slow
 def test_a_prompt_beyond_ollamas_default_window_is_answered_whole(on_ollama: Session, real_ollama: RealOllama) -> None:
     route = f"ollama/{real_ollama.model}"
-    whole = on_ollama.chat("word " * 6000 + "\n" + SHOTS, route=route, max_output_tokens=2, timeout_s=110)
-    assert whole.usage.input_tokens > 6000
+    whole = on_ollama.chat("word " * 2500 + "\n" + SHOTS, route=route, max_output_tokens=2, timeout_s=110)
+    assert whole.usage.input_tokens > 2500
 
 
 @pytest.mark.ollama
@@ -187,6 +188,7 @@ def test_chat_and_extraction_on_the_embedded_model(on_local: Session) -> None:
     assert "white" in answer.text.lower()
     assert _label(on_local, "local/gemma-3-270m") in {"positive", "negative"}
     assert len(on_local.runs()) == 2
+    assert set(on_local.attempts().model_digest) == {embedded_model("gemma-3-270m").sha256}
 
 
 @pytest.mark.local
