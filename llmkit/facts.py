@@ -138,12 +138,16 @@ class FactBook:
     """The facts of all models, by route, safe from any thread. What is probed outweighs what is reported.
 
     A probe tells of the digest that it was made on: once the server reports another one, it is passed over.
+
+    Attributes:
+        version: Another number after every change.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._entries: dict[Route, _Entry] = {}
         self._known: dict[Route, ModelFacts] = {}
+        self.version = 0
 
     def of(self, route: Route) -> ModelFacts:
         """What is known of the model beyond what its provider declares."""
@@ -168,6 +172,7 @@ class FactBook:
             entry = replace(self._entries.get(route, _Entry()), **changes)
             self._entries[route] = entry
             self._known[route] = _merged(entry)
+            self.version += 1
 
 
 def _merged(entry: _Entry) -> ModelFacts:

@@ -80,9 +80,8 @@ _OPEN_TO_FACTS = frozenset({_Kind.CAPABILITY, _Kind.WINDOW})
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """What the router has made of the facts of one route, for as long as they are the same."""
+    """What the router has made of the facts of one route, for as long as the book stays as it is."""
 
-    known: ModelFacts
     facts: ModelFacts
     caps: ProviderCaps
     text: str
@@ -98,6 +97,7 @@ class _Exclusion:
 class _Considered:
     route: Route
     reason: str
+    page: _Page
     exclusion: _Exclusion | None
 
 
@@ -126,6 +126,7 @@ class LLMRouter:
         self._client = client
         self._facts = facts if facts is not None else FactBook()
         self._pages: dict[Route, _Page] = {}
+        self._pages_version = self._facts.version
         self._providers = providers
         self._outages = _Outages(settings.cooldown_after_failures, settings.cooldown_s, clock)
         # What the settings alone decide is found out once: looking for a package takes longer than a whole plan.
@@ -160,13 +161,15 @@ class LLMRouter:
         )
 
     def _page(self, route: Route) -> _Page:
-        known = self._facts.of(route)
+        if self._facts.version != self._pages_version:
+            self._pages, self._pages_version = {}, self._facts.version
         page = self._pages.get(route)
-        if page is None or page.known is not known:
+        if page is None:
             spec = self._providers[route.provider]
             window = spec.context_tokens(self._settings, route.model)
-            facts = known.over(declared_facts(spec.caps, window, by_model=spec.tools_depend_on_model))
-            page = self._pages[route] = _Page(known, facts, facts.refine(spec.caps), str(facts))
+            declared = declared_facts(spec.caps, window, by_model=spec.tools_depend_on_model)
+            facts = self._facts.of(route).over(declared)
+            page = self._pages[route] = _Page(facts, facts.refine(spec.caps), str(facts))
         return page
 
     def select_provider(self, request: LLMRequest, constraints: LLMConstraints | None = None) -> LLMProvider:
@@ -242,11 +245,12 @@ class LLMRouter:
 
     def _considered(self, request: LLMRequest) -> tuple[_Considered, ...]:
         if request.route is not None:
-            return (_Considered(request.route, PINNED, self._exclusion(request.route, request, pinned=True)),)
-        return tuple(
-            _Considered(route, reason, self._exclusion(route, request, pinned=False))
-            for route, reason in self._preferred(request)
-        )
+            return (self._weighed(request.route, PINNED, request),)
+        return tuple(self._weighed(route, reason, request) for route, reason in self._preferred(request))
+
+    def _weighed(self, route: Route, reason: str, request: LLMRequest) -> _Considered:
+        page = self._page(route)
+        return _Considered(route, reason, page, self._exclusion(route, request, page))
 
     def _preferred(self, request: LLMRequest) -> Iterator[tuple[Route, str]]:
         """The default route of every provider, the preferred ones first."""
@@ -266,11 +270,12 @@ class LLMRouter:
         fits = {name for name in order if profile in caps[name].preferred_for_profiles}
         return fits, f"preferred for profile {profile}"
 
-    def _exclusion(self, route: Route, request: LLMRequest, *, pinned: bool) -> _Exclusion | None:
+    def _exclusion(self, route: Route, request: LLMRequest, page: _Page) -> _Exclusion | None:
         """The first reason against a route; constraints come first, since nothing can lift them."""
         return (
             self._breaks_constraint(route, request)
-            or self._lacks_capability(route, request, pinned=pinned)
+            or _too_small(request, page)
+            or _lacks_capability(request, page)
             or self._not_configured(route)
             or self._cooling(route)
         )
@@ -281,37 +286,11 @@ class LLMRouter:
             return _Exclusion(_Kind.CONSTRAINT, self._not_local(route))
         if constraints.allowed_providers is not None and route.provider not in constraints.allowed_providers:
             return _Exclusion(_Kind.CONSTRAINT, f"allowed_providers leaves {route.provider} out")
-        return self._too_small(route, request)
+        return None
 
     def _not_local(self, route: Route) -> str:
         address = self._providers[route.provider].address(self._settings)
         return f"local_only, and {route.provider} answers at {address}"
-
-    def _too_small(self, route: Route, request: LLMRequest) -> _Exclusion | None:
-        fact = self._page(route).facts.context_tokens
-        if fact is None:
-            return None
-        window, wanted = fact.value, request.constraints.min_context_tokens
-        if wanted is not None and window < wanted:
-            return _Exclusion(_Kind.CONSTRAINT, f"its context window of {window} tokens is below {wanted}")
-        # A provider whose window is only declared is asked when it is pinned: it refuses by itself what is too long.
-        if (request.route is None or fact.source != "declared") and surely_exceeds(request, window):
-            return _Exclusion(_Kind.WINDOW, f"the prompt is longer than its context window of {window} tokens")
-        return None
-
-    def _lacks_capability(self, route: Route, request: LLMRequest, *, pinned: bool) -> _Exclusion | None:
-        page = self._page(route)
-        if request.tools and not page.caps.supports_tools:
-            if page.facts.tools is not None:
-                return _Exclusion(_Kind.CAPABILITY, f"it cannot call tools{_source(page.facts.tools)}")
-            if not pinned:
-                return _Exclusion(_Kind.CAPABILITY, "whether it can call tools depends on the model; pin it to try")
-        wanted = request.response_format
-        if wanted is not None and not page.caps.supports_json:
-            return _Exclusion(_Kind.CAPABILITY, "it cannot be asked for JSON")
-        if wanted is not None and wanted.json_schema is not None and not page.caps.supports_json_schema:
-            return _Exclusion(_Kind.CAPABILITY, f"it cannot be held to a schema{_source(page.facts.json_schema)}")
-        return None
 
     def _not_configured(self, route: Route) -> _Exclusion | None:
         problem = self._problems[route.provider]
@@ -334,7 +313,7 @@ class LLMRouter:
                     route=item.route,
                     reason=item.reason,
                     excluded_because=item.exclusion.why if item.exclusion is not None else None,
-                    facts=self._page(item.route).text,
+                    facts=item.page.text,
                 )
                 for item in ranked
             ),
@@ -368,6 +347,33 @@ class LLMRouter:
         if exclusion.kind is _Kind.CAPABILITY:
             return LLMUnsupported(f"{route} cannot take this request: {exclusion.why}.", **where)
         return LLMNoRoute(f"The pinned route {route} breaks a constraint of the request: {exclusion.why}.", **where)
+
+
+def _too_small(request: LLMRequest, page: _Page) -> _Exclusion | None:
+    fact = page.facts.context_tokens
+    if fact is None:
+        return None
+    window, wanted = fact.value, request.constraints.min_context_tokens
+    if wanted is not None and window < wanted:
+        return _Exclusion(_Kind.CONSTRAINT, f"its context window of {window} tokens is below {wanted}")
+    # A provider whose window is only declared is asked when it is pinned: it refuses by itself what is too long.
+    if (request.route is None or fact.source != "declared") and surely_exceeds(request, window):
+        return _Exclusion(_Kind.WINDOW, f"the prompt is longer than its context window of {window} tokens")
+    return None
+
+
+def _lacks_capability(request: LLMRequest, page: _Page) -> _Exclusion | None:
+    if request.tools and not page.caps.supports_tools:
+        if page.facts.tools is not None:
+            return _Exclusion(_Kind.CAPABILITY, f"it cannot call tools{_source(page.facts.tools)}")
+        if request.route is None:
+            return _Exclusion(_Kind.CAPABILITY, "whether it can call tools depends on the model; pin it to try")
+    wanted = request.response_format
+    if wanted is not None and not page.caps.supports_json:
+        return _Exclusion(_Kind.CAPABILITY, "it cannot be asked for JSON")
+    if wanted is not None and wanted.json_schema is not None and not page.caps.supports_json_schema:
+        return _Exclusion(_Kind.CAPABILITY, f"it cannot be held to a schema{_source(page.facts.json_schema)}")
+    return None
 
 
 def _source(fact: Fact[bool] | None) -> str:
