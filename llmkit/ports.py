@@ -5,7 +5,7 @@ Each method says what it raises; anything else that comes out of an adapter is a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
@@ -29,6 +29,7 @@ __all__ = [
     "CacheKey",
     "ClientReply",
     "ContentCache",
+    "DigestSeen",
     "Endpoint",
     "EvalResult",
     "EvalRun",
@@ -36,6 +37,7 @@ __all__ = [
     "KeyTaken",
     "LLMRunRepo",
     "ModelClient",
+    "ModelInquiry",
     "ModelServer",
     "RunFailure",
     "RunStart",
@@ -269,6 +271,21 @@ class ModelClient(Protocol):
         ...
 
 
+class ModelInquiry(Protocol):
+    """Finds out what servers say of their models, now and then."""
+
+    def is_due(self, route: Route) -> bool:
+        """Whether there is a server to ask about this route, and its last answer is old. Costs a look-up."""
+        ...
+
+    async def learn(self, routes: Iterable[Route]) -> None:
+        """Ask about those of the routes that are due. Ends within seconds and never raises: what cannot be had is left.
+
+        Callers who want the same at once share one question.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where a model server listens; `api_key` is None when it wants none."""
@@ -393,6 +410,16 @@ class EvalResult:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class DigestSeen:
+    """One digest, or version, of the model behind a route, since when, and how many requests it was recorded with."""
+
+    route: Route
+    digest: str
+    first_at_utc: datetime
+    requests: int
+
+
 class EvalStore(Protocol):
     """Evaluations and their results. Every method raises `LLMStoreError` when the database fails."""
 
@@ -418,4 +445,8 @@ class EvalStore(Protocol):
 
     async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
         """Calls of an evaluation that are STARTED, or were declared abandoned: they may have been billed."""
+        ...
+
+    async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
+        """Every model digest that was recorded with requests of an evaluation, by route and first appearance."""
         ...

@@ -11,19 +11,20 @@ from typing import Any
 from llmkit.errors import (
     LLMAllRoutesFailed,
     LLMConfigurationError,
+    LLMContextOverflow,
     LLMError,
     LLMNoRoute,
     LLMQuotaExhausted,
     LLMUnavailable,
     LLMUnsupported,
 )
+from llmkit.facts import Fact, FactBook, ModelFacts, declared_facts
 from llmkit.outages import Outage, Outages
 from llmkit.ports import AttemptLog, ClientReply, ModelClient
-from llmkit.providers import PROVIDERS, ProviderSpec, answers_on_this_machine, smallest_prompt_tokens
+from llmkit.providers import PROVIDERS, ProviderSpec, answers_on_this_machine, surely_exceeds
 from llmkit.settings import LLMSettings, RouterPolicy
 from llmkit.types import (
     LLMConstraints,
-    LLMProfile,
     LLMProvider,
     LLMRequest,
     PlanEntry,
@@ -71,7 +72,21 @@ class _Kind(Enum):
     CONFIGURATION = auto()
     CONSTRAINT = auto()
     CAPABILITY = auto()
+    WINDOW = auto()
     COOLING = auto()
+
+
+# More facts may lift them, or bring them about; nothing else that keeps a route out depends on its model.
+_OPEN_TO_FACTS = frozenset({_Kind.CAPABILITY, _Kind.WINDOW})
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """What the router has made of the facts of one route, for as long as the book stays as it is."""
+
+    facts: ModelFacts
+    caps: ProviderCaps
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +99,7 @@ class _Exclusion:
 class _Considered:
     route: Route
     reason: str
+    page: _Page
     exclusion: _Exclusion | None
 
 
@@ -97,6 +113,7 @@ class LLMRouter:
         client: Carries out one call on one route.
         providers: What differs between providers.
         clock: Seconds on a clock that never goes back.
+        facts: What is known of single models; None for nothing. The router reads it and never adds to it.
     """
 
     def __init__(
@@ -105,9 +122,13 @@ class LLMRouter:
         client: ModelClient,
         providers: Mapping[LLMProvider, ProviderSpec] = PROVIDERS,
         clock: Callable[[], float] = time.monotonic,
+        facts: FactBook | None = None,
     ) -> None:
         self._settings = settings
         self._client = client
+        self._facts = facts if facts is not None else FactBook()
+        self._pages: dict[Route, _Page] = {}
+        self._pages_version = self._facts.version
         self._providers = providers
         self._outages = Outages(settings.cooldown_after_failures, settings.cooldown_s, clock)
         # What the settings alone decide is found out once: looking for a package takes longer than a whole plan.
@@ -123,7 +144,35 @@ class LLMRouter:
 
     def capabilities(self, route: Route) -> ProviderCaps:
         """What the route can do, as far as it is known."""
-        return self._providers[route.provider].caps
+        return self._page(route).caps
+
+    def facts(self, route: Route) -> ModelFacts:
+        """What is known of the route's model, with source and time: what was probed, else reported, else declared."""
+        return self._page(route).facts
+
+    def routes(self, request: LLMRequest) -> tuple[Route, ...]:
+        """Every route that comes into question, in no order and whatever speaks against it."""
+        return (request.route,) if request.route is not None else tuple(self._defaults.values())
+
+    def open_routes(self, request: LLMRequest) -> tuple[Route, ...]:
+        """The routes about which it is worth knowing more: those that no constraint and no outage keeps out."""
+        return tuple(
+            item.route
+            for item in self._considered(request)
+            if item.exclusion is None or item.exclusion.kind in _OPEN_TO_FACTS
+        )
+
+    def _page(self, route: Route) -> _Page:
+        if self._facts.version != self._pages_version:
+            self._pages, self._pages_version = {}, self._facts.version
+        page = self._pages.get(route)
+        if page is None:
+            spec = self._providers[route.provider]
+            window = spec.context_tokens(self._settings, route.model)
+            declared = declared_facts(spec.caps, window, by_model=spec.tools_depend_on_model)
+            facts = self._facts.of(route).over(declared)
+            page = self._pages[route] = _Page(facts, facts.refine(spec.caps), str(facts))
+        return page
 
     def select_provider(self, request: LLMRequest, constraints: LLMConstraints | None = None) -> LLMProvider:
         """The provider that is tried first.
@@ -202,28 +251,37 @@ class LLMRouter:
 
     def _considered(self, request: LLMRequest) -> tuple[_Considered, ...]:
         if request.route is not None:
-            return (_Considered(request.route, PINNED, self._exclusion(request.route, request, pinned=True)),)
-        return tuple(
-            _Considered(route, reason, self._exclusion(route, request, pinned=False))
-            for route, reason in self._preferred(request.profile or self._settings.default_profile)
-        )
+            return (self._weighed(request.route, PINNED, request),)
+        return tuple(self._weighed(route, reason, request) for route, reason in self._preferred(request))
 
-    def _preferred(self, profile: LLMProfile) -> Iterator[tuple[Route, str]]:
+    def _weighed(self, route: Route, reason: str, request: LLMRequest) -> _Considered:
+        page = self._page(route)
+        return _Considered(route, reason, page, self._exclusion(route, request, page))
+
+    def _preferred(self, request: LLMRequest) -> Iterator[tuple[Route, str]]:
         """The default route of every provider, the preferred ones first."""
         policy = self._settings.router_policy
         order = [name for name in _ORDER[policy] if name in self._providers]
-        fits: set[LLMProvider] = set()
-        if policy == "by_profile":
-            fits = {name for name in order if profile in self._providers[name].caps.preferred_for_profiles}
+        fits, preferred = self._fitting(request, order) if policy == "by_profile" else (set(), "")
         for name in sorted(order, key=lambda name: name not in fits):
             usual = _LAST_RESORT if name is order[-1] and name is LLMProvider.LOCAL else _REASONS[policy]
-            yield self._defaults[name], f"preferred for profile {profile}" if name in fits else usual
+            yield self._defaults[name], preferred if name in fits else usual
 
-    def _exclusion(self, route: Route, request: LLMRequest, *, pinned: bool) -> _Exclusion | None:
+    def _fitting(self, request: LLMRequest, order: Sequence[LLMProvider]) -> tuple[set[LLMProvider], str]:
+        """The providers that policy by_profile puts first, and why: for tools, those whose every model has them."""
+        caps = {name: self._providers[name].caps for name in order}
+        if request.tools:
+            return {name for name in order if caps[name].supports_tools}, "preferred for tools"
+        profile = request.profile or self._settings.default_profile
+        fits = {name for name in order if profile in caps[name].preferred_for_profiles}
+        return fits, f"preferred for profile {profile}"
+
+    def _exclusion(self, route: Route, request: LLMRequest, page: _Page) -> _Exclusion | None:
         """The first reason against a route; constraints come first, since nothing can lift them."""
         return (
             self._breaks_constraint(route, request)
-            or self._lacks_capability(route, request, pinned=pinned)
+            or _too_small(request, page)
+            or _lacks_capability(request, page)
             or self._not_configured(route)
             or self._cooling(route)
         )
@@ -234,39 +292,11 @@ class LLMRouter:
             return _Exclusion(_Kind.CONSTRAINT, self._not_local(route))
         if constraints.allowed_providers is not None and route.provider not in constraints.allowed_providers:
             return _Exclusion(_Kind.CONSTRAINT, f"allowed_providers leaves {route.provider} out")
-        return self._too_small(route, request)
+        return None
 
     def _not_local(self, route: Route) -> str:
         address = self._providers[route.provider].address(self._settings)
         return f"local_only, and {route.provider} answers at {address}"
-
-    def _too_small(self, route: Route, request: LLMRequest) -> _Exclusion | None:
-        window = self._providers[route.provider].context_tokens(self._settings, route.model)
-        if window is None:
-            return None
-        wanted = request.constraints.min_context_tokens
-        if wanted is not None and window < wanted:
-            return _Exclusion(_Kind.CONSTRAINT, f"its context window of {window} tokens is below {wanted}")
-        needed = smallest_prompt_tokens(request)
-        if needed > window and request.route is None:
-            return _Exclusion(
-                _Kind.CAPABILITY, f"the prompt has over {needed} tokens, its context window only {window}"
-            )
-        return None
-
-    def _lacks_capability(self, route: Route, request: LLMRequest, *, pinned: bool) -> _Exclusion | None:
-        spec = self._providers[route.provider]
-        if request.tools and not spec.caps.supports_tools:
-            if not spec.tools_depend_on_model:
-                return _Exclusion(_Kind.CAPABILITY, "it cannot call tools")
-            if not pinned:
-                return _Exclusion(_Kind.CAPABILITY, "whether it can call tools depends on the model; pin it to try")
-        wanted = request.response_format
-        if wanted is not None and not spec.caps.supports_json:
-            return _Exclusion(_Kind.CAPABILITY, "it cannot be asked for JSON")
-        if wanted is not None and wanted.json_schema is not None and not spec.caps.supports_json_schema:
-            return _Exclusion(_Kind.CAPABILITY, "it cannot be held to a schema")
-        return None
 
     def _not_configured(self, route: Route) -> _Exclusion | None:
         problem = self._problems[route.provider]
@@ -287,6 +317,7 @@ class LLMRouter:
                     route=item.route,
                     reason=item.reason,
                     excluded_because=item.exclusion.why if item.exclusion is not None else None,
+                    facts=item.page.text,
                 )
                 for item in ranked
             ),
@@ -310,9 +341,47 @@ class LLMRouter:
             return (self._outages.of(route) or Outage(0.0)).error(route)
         if exclusion.kind is _Kind.CONFIGURATION:
             return LLMConfigurationError(f"{label} cannot be called: {exclusion.why}", **where)
+        if exclusion.kind is _Kind.WINDOW:
+            return LLMContextOverflow(
+                f"{route} cannot take this request: {exclusion.why}; nothing was sent. Shorten it, or use a model with "
+                "a larger one.",
+                **where,
+            )
         if exclusion.kind is _Kind.CAPABILITY:
             return LLMUnsupported(f"{route} cannot take this request: {exclusion.why}.", **where)
         return LLMNoRoute(f"The pinned route {route} breaks a constraint of the request: {exclusion.why}.", **where)
+
+
+def _too_small(request: LLMRequest, page: _Page) -> _Exclusion | None:
+    fact = page.facts.context_tokens
+    if fact is None:
+        return None
+    window, wanted = fact.value, request.constraints.min_context_tokens
+    if wanted is not None and window < wanted:
+        return _Exclusion(_Kind.CONSTRAINT, f"its context window of {window} tokens is below {wanted}")
+    # A provider whose window is only declared is asked when it is pinned: it refuses by itself what is too long.
+    if (request.route is None or fact.source != "declared") and surely_exceeds(request, window):
+        return _Exclusion(_Kind.WINDOW, f"the prompt is longer than its context window of {window} tokens")
+    return None
+
+
+def _lacks_capability(request: LLMRequest, page: _Page) -> _Exclusion | None:
+    if request.tools and not page.caps.supports_tools:
+        if page.facts.tools is not None:
+            return _Exclusion(_Kind.CAPABILITY, f"it cannot call tools{_source(page.facts.tools)}")
+        if request.route is None:
+            return _Exclusion(_Kind.CAPABILITY, "whether it can call tools depends on the model; pin it to try")
+    wanted = request.response_format
+    if wanted is not None and not page.caps.supports_json:
+        return _Exclusion(_Kind.CAPABILITY, "it cannot be asked for JSON")
+    if wanted is not None and wanted.json_schema is not None and not page.caps.supports_json_schema:
+        return _Exclusion(_Kind.CAPABILITY, f"it cannot be held to a schema{_source(page.facts.json_schema)}")
+    return None
+
+
+def _source(fact: Fact[bool] | None) -> str:
+    """Where a fact came from, unless it holds for the whole provider."""
+    return "" if fact is None or fact.source == "declared" else f" ({fact.source})"
 
 
 def _told(error: LLMError, route: Route | None, log: AttemptLog) -> LLMError:

@@ -32,6 +32,7 @@ from llmkit.ports import (
     ContentCache,
     KeyTaken,
     LLMRunRepo,
+    ModelInquiry,
     StoredRun,
 )
 from llmkit.router import LLMRouter, Routed, plan_as_json
@@ -74,6 +75,7 @@ class LLMService:
         settings: `persist_runs`, `store_payloads`, `cache_enabled`, `default_profile` and `abandoned_after_s` are used.
         runs: Where calls are recorded; required when `settings.persist_runs` is on.
         cache: Content cache; None for none.
+        inquiry: Finds out about models before they are called; None to go by what is declared.
         telemetry: Where finished calls are told.
 
     Raises:
@@ -87,11 +89,13 @@ class LLMService:
         settings: LLMSettings,
         runs: LLMRunRepo | None,
         cache: ContentCache | None = None,
+        inquiry: ModelInquiry | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
         if settings.persist_runs and runs is None:
             raise LLMConfigurationError("LLM_PERSIST_RUNS is on: give the service a repository, or switch it off")
         self._router = router
+        self._inquiry = inquiry
         self._settings = settings
         self._runs = runs if settings.persist_runs else None
         self._cache = cache if settings.cache_enabled and settings.store_payloads else None
@@ -106,6 +110,18 @@ class LLMService:
     def router(self) -> LLMRouter:
         """The router, for `explain()` and its facts about models."""
         return self._router
+
+    async def learn(self, request: LLMRequest) -> bool:
+        """Find out about the models that could answer, where what is known of them is old. `chat` does so by itself.
+
+        Returns:
+            Whether there was something to find out, so that another plan may come of it. Never raises.
+        """
+        inquiry = self._inquiry
+        if inquiry is None or not any(map(inquiry.is_due, self._router.routes(request))):
+            return False
+        await inquiry.learn(self._router.open_routes(request))
+        return True
 
     async def chat(self, request: LLMRequest, context: RequestContext | None = None) -> LLMResponse:
         """Answer one request.
@@ -129,6 +145,10 @@ class LLMService:
                 return stored
             plan = self._router.explain(call.request)
             cached = self._from_cache(call, plan)
+            # A cached answer needs no server.
+            if cached is None and await self.learn(call.request):
+                plan = self._router.explain(call.request)
+                cached = self._from_cache(call, plan)
             try:
                 if cached is not None:
                     return await self._ledger.serve(call, cached, ServedFrom.CACHE)

@@ -113,6 +113,9 @@ class LLMSettings(BaseSettings):
     warm_up: bool = Field(
         default=True, description="Whether a new session loads litellm in the background, so that no call waits for it."
     )
+    facts_ttl_s: Seconds = Field(
+        60, description="How long what Ollama says of a model (context, tools, digest) is taken as read, in seconds."
+    )
 
     persist_runs: bool = Field(default=True, description="Whether every call is recorded in `llm_runs`.")
     store_payloads: bool = Field(

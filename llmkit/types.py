@@ -309,11 +309,18 @@ class Attempt(Value):
 
 
 class PlanEntry(Value):
-    """One route that was considered. `excluded_because` is None for a candidate."""
+    """One route that was considered.
+
+    Attributes:
+        reason: Why it stands where it does.
+        excluded_because: Why it is passed over; None for a candidate.
+        facts: What is known of the model and where each fact came from, in words.
+    """
 
     route: Route
     reason: str
     excluded_because: str | None = None
+    facts: str = ""
 
 
 class RoutePlan(Value):
@@ -329,9 +336,12 @@ class RoutePlan(Value):
 
     def __str__(self) -> str:
         rows = [
-            f"{number}. {entry.route}: {entry.reason}"
-            if entry.excluded_because is None
-            else f"-  {entry.route}: excluded, {entry.excluded_because}"
+            (
+                f"{number}. {entry.route}: {entry.reason}"
+                if entry.excluded_because is None
+                else f"-  {entry.route}: excluded, {entry.excluded_because}"
+            )
+            + (f" [{entry.facts}]" if entry.facts else "")
             for number, entry in enumerate(self.entries, start=1)
         ]
         return "\n".join([f"policy {self.policy}", *rows])
@@ -345,6 +355,7 @@ class ProviderCaps(Value):
         supports_json: Can be asked for JSON.
         supports_json_schema: Constrains its output to a schema while it decodes.
         max_context_tokens: Size of the context window; None when it depends on the model.
+        supports_images: Reads images in messages.
         preferred_for_profiles: Profiles that put this provider first.
         is_local: Answers on this machine or one the user runs; `local_only` also checks the address.
         unenforced_schema_keywords: Parts of a schema that it takes and does not hold its models to; `number.minimum` is
@@ -358,6 +369,7 @@ class ProviderCaps(Value):
     preferred_for_profiles: frozenset[LLMProfile]
     is_local: bool
     unenforced_schema_keywords: frozenset[str] = frozenset()
+    supports_images: bool = False
 
 
 class LLMResponse(Value):

@@ -132,6 +132,13 @@ class RealOllama:
             return [p for p in psutil.Process(self._leash.pid).children(recursive=True) if _name(p) == "ollama"]
         return []
 
+    def command(self, *arguments: str) -> str:
+        """What `ollama ...` prints about this server, on either stream."""
+        env = build_ollama.server_env(self.folder, port=self.port, home=self._home, models=self._home / "models")
+        command = [str(self.folder / "ollama"), *arguments]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=60)
+        return done.stdout + done.stderr
+
     def _wait_until_it_answers(self, leash: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_DEADLINE_S
         while not build_ollama.answers(self.port):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -18,8 +17,10 @@ from llmkit.errors import (
     LLMUnavailable,
     LLMUnsupported,
 )
+from llmkit.facts import Fact, FactBook, ModelFacts
 from llmkit.ports import AttemptLog
 from llmkit.providers import PROVIDERS
+from llmkit.providers.informed import informed
 from llmkit.settings import load_settings
 from llmkit.types import AttemptStatus, LLMProvider, LLMRequest, ResponseFormat, Route, ToolDefinition
 
@@ -113,18 +114,14 @@ async def test_ollama_reads_a_prompt_that_its_own_default_would_cut(client, rout
 
 @pytest.mark.ollama
 async def test_ollama_that_cuts_the_prompt_is_found_out(real_ollama, route):
-    """As when the estimate is wrong: the window is forced to be too small."""
-    spec = PROVIDERS[LLMProvider.OLLAMA]
-
-    def too_small(settings, route, request, endpoint):
-        arguments = spec.call_arguments(settings, route, request, endpoint)
-        return replace(arguments, kwargs={**arguments.kwargs, "num_ctx": 512}, context_tokens=512)
-
+    """6,000 tokens for a model whose own window has 512: it answers with status 200 and says nothing of the cut."""
+    book = FactBook()
+    book.report(route, ModelFacts(context_tokens=Fact(512, "reported")))
     settings = load_settings(ollama_api_base=real_ollama.url)
-    client = LiteLLMClient(settings, providers={LLMProvider.OLLAMA: replace(spec, call_arguments=too_small)})
+    client = LiteLLMClient(settings, providers=informed(PROVIDERS, book))
     log = AttemptLog()
     with pytest.raises(LLMPromptTruncated, match="cut the prompt to 512 tokens"):
-        await client.call(route, LLMRequest(messages="one two three four " * 300, max_output_tokens=2), log)
+        await client.call(route, LLMRequest(messages="one two three four " * 1500, max_output_tokens=2), log)
     await client.close()
     assert log.attempts[0].usage.input_tokens == 512
 

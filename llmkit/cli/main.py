@@ -42,11 +42,18 @@ def _options(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Also send one small request, billed, on every route that looks usable.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Say what is reachable, which model is there, which key is set (never its value), and what mends the rest."""
+    from rich.markup import escape
+
     from llmkit.doctor import CheckState, examine, usable_routes
 
-    checks = examine(load_settings())
+    checks = examine(load_settings(), probe=probe)
     routes = usable_routes(checks)
     healthy = bool(routes) and not any(check.state is CheckState.FAILED for check in checks)
     if as_json:
@@ -54,7 +61,7 @@ def doctor(as_json: AsJson = False) -> None:
     else:
         shown = table("", "state", "found", "what to do")
         for check in checks:
-            shown.add_row(check.name, _STATE_MARKS[str(check.state)], check.detail, check.fix or "")
+            shown.add_row(check.name, _STATE_MARKS[str(check.state)], escape(check.detail), escape(check.fix or ""))
         print_rich(shown)
         print_rich(f"Usable routes: {', '.join(routes)}" if routes else "No route is usable yet.")
     raise typer.Exit(EXIT_OK if healthy else EXIT_FAILED)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals.aggregate import COMPARISON_COLUMNS, SUMMARY_COLUMNS, Cluster, comparison_rows, summary_rows
 from llmkit.evals.dataset import Sample
+from llmkit.evals.digests import digest_notes
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, STATUSES, SUCCEEDED, Work, fell_back
 from llmkit.evals.terminal import mean_text
-from llmkit.ports import EvalResult, EvalRun, StoredRun
+from llmkit.ports import DigestSeen, EvalResult, EvalRun, StoredRun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +62,7 @@ class EvalReport:
         in_doubt: Calls that began and never ended, so that they may have been billed.
         work: What was done now; None for a report from the store.
         stopped: Routes that are no longer called, and why.
+        digests: The models behind the routes, as far as their servers identify them.
     """
 
     run: EvalRun
@@ -69,6 +71,7 @@ class EvalReport:
     in_doubt: tuple[StoredRun, ...] = ()
     work: Work | None = None
     stopped: Mapping[str, str] = field(default_factory=dict)
+    digests: tuple[DigestSeen, ...] = ()
 
     @property
     def has_failures(self) -> bool:
@@ -98,7 +101,7 @@ class EvalReport:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the numbers has to know, one sentence each."""
-        return (*_work_notes(self), *_failure_notes(self), *_mode_notes(self))
+        return (*_work_notes(self), *_failure_notes(self), *_mode_notes(self), *digest_notes(self.digests))
 
     def summary(self, by: Literal["route", "served_route"] = "route") -> pd.DataFrame:
         """One row for each route and metric, with the columns and dtypes of `SUMMARY_COLUMNS`.

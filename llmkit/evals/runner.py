@@ -96,7 +96,8 @@ async def load_report(store: EvalStore, workspace_id: str, name: str, *, task: T
     results = await store.results(run.id)
     in_doubt = await store.in_doubt(workspace_id, name_prefix(run))
     samples = task.load().by_id if task else {}
-    return EvalReport(run=run, results=results, dataset=samples, in_doubt=in_doubt)
+    digests = await store.digests(workspace_id, name_prefix(run))
+    return EvalReport(run=run, results=results, dataset=samples, in_doubt=in_doubt, digests=digests)
 
 
 async def _opened(plan: Plan, store: EvalStore, workspace_id: str, name: str) -> EvalRun:
@@ -325,6 +326,7 @@ class _Evaluation:
             results=tuple(results),
             dataset=known,
             in_doubt=await self.store.in_doubt(self.run.workspace_id, name_prefix(self.run)),
+            digests=await self.store.digests(self.run.workspace_id, name_prefix(self.run)),
             work=self.tally.work(),
             stopped={label: str(health.stopped_by) for label, health in self.health.items() if health.stopped_by},
         )

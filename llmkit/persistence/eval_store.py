@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Select, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, func, or_, select
 
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
 from llmkit.persistence.journal import Journal
 from llmkit.persistence.operations import OpenEvalRun, SaveEvalResult
 from llmkit.persistence.rows import eval_result_of, eval_run_of, stored_run_of
-from llmkit.persistence.statements import EVAL_RESULTS, EVAL_RUNS, RUNS, stored_run_select
-from llmkit.ports import EvalResult, EvalRun, StoredRun
-from llmkit.types import RunStatus
+from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS, stored_run_select
+from llmkit.ports import DigestSeen, EvalResult, EvalRun, StoredRun
+from llmkit.types import Route, RunStatus
 
 __all__ = ["SqlEvalStore"]
 
@@ -60,12 +60,32 @@ class SqlEvalStore:
         query = _in_doubt(workspace_id, pipeline_run_id_prefix)
         return await self._journal.read(lambda connection: _stored_runs(connection, query))
 
+    async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
+        """See `EvalStore`."""
+        query = _digests(workspace_id, pipeline_run_id_prefix)
+        return await self._journal.read(lambda connection: _digests_seen(connection, query))
+
+
+def _digests(workspace_id: str, prefix: str) -> Select[Any]:
+    sent = ATTEMPTS.c
+    first_at_utc = func.min(sent.started_at_utc)
+    return (
+        select(sent.provider, sent.model, sent.model_digest, first_at_utc, func.count())
+        .join(RUNS, RUNS.c.id == sent.run_id)
+        .where(RUNS.c.workspace_id == workspace_id, _begins(prefix), sent.model_digest.is_not(None))
+        .group_by(sent.provider, sent.model, sent.model_digest)
+        .order_by(sent.provider, sent.model, first_at_utc)
+    )
+
+
+def _begins(prefix: str) -> ColumnElement[bool]:
+    # Not LIKE, which on SQLite takes upper and lower case for the same.
+    return func.substr(RUNS.c.pipeline_run_id, 1, len(prefix)) == prefix
+
 
 def _in_doubt(workspace_id: str, prefix: str) -> Select[Any]:
     unfinished = or_(RUNS.c.status == RunStatus.STARTED.value, RUNS.c.error_code == ABANDONED_CODE)
-    # Not LIKE, which on SQLite takes upper and lower case for the same.
-    begins = func.substr(RUNS.c.pipeline_run_id, 1, len(prefix)) == prefix
-    query = stored_run_select().where(RUNS.c.workspace_id == workspace_id, begins, unfinished)
+    query = stored_run_select().where(RUNS.c.workspace_id == workspace_id, _begins(prefix), unfinished)
     return query.order_by(RUNS.c.created_at_utc, RUNS.c.id)
 
 
@@ -79,3 +99,10 @@ def _eval_results(connection: Connection, query: Select[Any]) -> tuple[EvalResul
 
 def _stored_runs(connection: Connection, query: Select[Any]) -> tuple[StoredRun, ...]:
     return tuple(stored_run_of(tuple(row)) for row in connection.execute(query))
+
+
+def _digests_seen(connection: Connection, query: Select[Any]) -> tuple[DigestSeen, ...]:
+    return tuple(
+        DigestSeen(Route(provider=provider, model=model), digest, first_at_utc, requests)
+        for provider, model, digest, first_at_utc, requests in connection.execute(query)
+    )

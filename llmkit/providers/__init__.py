@@ -13,6 +13,7 @@ from llmkit.providers.base import (
     answers_on_this_machine,
     estimated_prompt_tokens,
     smallest_prompt_tokens,
+    surely_exceeds,
 )
 from llmkit.types import LLMProvider
 
@@ -24,6 +25,7 @@ __all__ = [
     "answers_on_this_machine",
     "estimated_prompt_tokens",
     "smallest_prompt_tokens",
+    "surely_exceeds",
 ]
 
 PROVIDERS: Mapping[LLMProvider, ProviderSpec] = MappingProxyType(

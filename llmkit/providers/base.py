@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -22,6 +23,7 @@ __all__ = [
     "estimated_prompt_tokens",
     "openai_arguments",
     "smallest_prompt_tokens",
+    "surely_exceeds",
     "url_password",
     "without_credentials",
 ]
@@ -45,6 +47,7 @@ class CallArguments:
         context_tokens: The context window asked for, where the request sets it.
         send_key: Whether the provider gets a key at all. LiteLLM puts in one of its own finding where it has none.
         price_entry: What LiteLLM has to know of the model beforehand, so that it does not ask the server.
+        model_digest: What identifies the model's weights, as far as it is known; not sent.
     """
 
     kwargs: Mapping[str, Any] = field(repr=False)
@@ -52,6 +55,7 @@ class CallArguments:
     context_tokens: int | None = None
     send_key: bool = True
     price_entry: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
+    model_digest: str | None = None
 
     def own_kwargs(self) -> dict[str, Any]:
         """A copy of the arguments to give away: LiteLLM rewrites the schemas of tools where it finds them."""
@@ -75,6 +79,7 @@ class ReplyFacts:
         unreadable: Why an answer without content is none, in words that fit behind "the answer is empty:".
         prompt_tokens: Tokens of the prompt that were really read.
         error: The provider's words for a failure that it reported with status 200.
+        model_version: The version of the model that answered, where the provider names one.
     """
 
     counts_reported: bool = True
@@ -82,6 +87,7 @@ class ReplyFacts:
     unreadable: str | None = None
     prompt_tokens: int | None = None
     error: str | None = None
+    model_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,7 @@ class ProviderSpec:
         reply_facts: Reads the provider's JSON.
         sent_schema: The output schema in the JSON that was really sent; None when there is none.
         mend_reply: Adds what LiteLLM cannot do without to the provider's JSON.
+        within_window: Keeps the context window that is asked for within the model's own, in tokens.
         secrets: Keys that must never be shown.
         hints: What to do, by situation: `start`, `key`, `permission`, `model`, `limit`, `address`.
         tools_depend_on_model: Whether a pinned model is worth asking although `supports_tools` is not declared.
@@ -123,6 +130,7 @@ class ProviderSpec:
     hints: Mapping[str, str]
     model_problem: Callable[[LLMSettings, str], str | None] = lambda _settings, _model: None
     mend_reply: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda reply: reply
+    within_window: Callable[[CallArguments, int], CallArguments] = lambda arguments, _window: arguments
     secrets: Callable[[LLMSettings], tuple[str, ...]] = lambda _settings: ()
     tools_depend_on_model: bool = False
     estimates_missing_counts: bool = False
@@ -166,6 +174,17 @@ def estimated_prompt_tokens(request: LLMRequest) -> int:
 def smallest_prompt_tokens(request: LLMRequest) -> int:
     """Tokens that messages of this length have at the very least. Costs nothing, however long they are."""
     return sum(len(message.content) for message in request.messages) // MOST_CHARS_PER_TOKEN
+
+
+_REPEATED = re.compile(r"(.)\1{2,}", re.DOTALL)
+
+
+def surely_exceeds(request: LLMRequest, window: int) -> bool:
+    """Whether no tokenizer fits the messages into so many tokens. A run of one character counts as a single one."""
+    if smallest_prompt_tokens(request) <= window:
+        return False
+    chars = sum(len(_REPEATED.sub(r"\1", message.content)) for message in request.messages)
+    return chars // MOST_CHARS_PER_TOKEN > window
 
 
 def openai_arguments(request: LLMRequest) -> dict[str, Any]:

@@ -95,6 +95,7 @@ def _reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
         unreadable=_UNREADABLE_REASONS.get(reason, None if _candidate(reply) else "the reply holds no candidate"),
         prompt_tokens=usage.get("promptTokenCount"),
         error=_mapping(reply.get("error")).get("message"),
+        model_version=reply.get("modelVersion") if isinstance(reply.get("modelVersion"), str) else None,
     )
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
+from llmkit.facts import NOTHING_KNOWN, Fact, ModelFacts
 from llmkit.ports import Endpoint
 from llmkit.providers.base import (
     LLAMA_CPP_UNENFORCED,
@@ -20,7 +23,7 @@ from llmkit.providers.base import (
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProfile, LLMProvider, LLMRequest, ProviderCaps, Route
 
-__all__ = ["SPEC", "context_window"]
+__all__ = ["SPEC", "context_window", "reported_facts", "tagged"]
 
 SMALLEST_CONTEXT_TOKENS = 4096
 # Memory for the window is taken when the model is loaded; few models read further than this.
@@ -37,6 +40,46 @@ def context_window(request: LLMRequest) -> int:
     needed = estimated_prompt_tokens(request) + (request.max_output_tokens or ROOM_FOR_ANSWER_TOKENS)
     rounded = 1 << (needed - 1).bit_length()
     return min(max(rounded, SMALLEST_CONTEXT_TOKENS), LARGEST_CONTEXT_TOKENS)
+
+
+def _within_window(arguments: CallArguments, window: int) -> CallArguments:
+    """Ask for no more than the model has: Ollama would cut it down without a word, and then the prompt."""
+    if arguments.context_tokens is None or arguments.context_tokens <= window:
+        return arguments
+    return replace(arguments, kwargs={**arguments.kwargs, "num_ctx": window}, context_tokens=window)
+
+
+def tagged(model: str) -> str:
+    """The model's name as Ollama lists it: `latest` unless it has a tag."""
+    return model if ":" in model.rsplit("/", 1)[-1] else f"{model}:latest"
+
+
+def reported_facts(shown: Mapping[str, Any], listed: Mapping[str, Any], at_utc: datetime) -> ModelFacts:
+    """What Ollama says of a model; what it does not say, or says in a form of its own, is left open.
+
+    Args:
+        shown: The answer of `/api/show`. Servers before 0.6.4 list no `capabilities`.
+        listed: The model's entry in the answer of `/api/tags`, or nothing.
+        at_utc: When it was asked.
+    """
+    capabilities, window, digest = shown.get("capabilities"), _window(shown.get("model_info")), listed.get("digest")
+    facts = NOTHING_KNOWN
+    if isinstance(capabilities, list):
+        facts = ModelFacts(
+            tools=Fact("tools" in capabilities, "reported", at_utc),
+            images=Fact("vision" in capabilities, "reported", at_utc),
+        )
+    return replace(
+        facts,
+        context_tokens=None if window is None else Fact(window, "reported", at_utc),
+        digest=Fact(digest, "reported", at_utc) if isinstance(digest, str) and digest else None,
+    )
+
+
+def _window(model_info: Any) -> int | None:
+    info = model_info if isinstance(model_info, Mapping) else {}
+    window = info.get(f"{info.get('general.architecture')}.context_length")
+    return window if isinstance(window, int) and not isinstance(window, bool) and window > 0 else None
 
 
 def _address(settings: LLMSettings) -> str:
@@ -108,6 +151,7 @@ SPEC = ProviderSpec(
     call_arguments=_call_arguments,
     reply_facts=_reply_facts,
     sent_schema=_sent_schema,
+    within_window=_within_window,
     secrets=lambda settings: url_password(str(settings.ollama_api_base)),
     tools_depend_on_model=True,
     estimates_missing_counts=True,

@@ -105,6 +105,9 @@ async def extract(  # noqa: PLR0913 - the fields of a request, all by name
     task = _Task(answer, _conversation(messages), retries)
     request = {"context": context, "parameters": parameters, "epoch": epoch, "use_cache": use_cache}
     earlier: LLMError | None = None
+    if not service.router.explain(task.probe("schema", route, constraints or LLMConstraints())).candidates:
+        # Which of the weaker modes there is depends on the model, and no call has asked about it yet.
+        await service.learn(task.probe("tool", route, constraints or LLMConstraints()))
     for mode, allowed in _modes(service, task, route, constraints):
         key = idempotency_key if earlier is None or idempotency_key is None else f"{idempotency_key}~{mode}"
         model = PydanticAiLiteLLMModel(service, route=route, constraints=allowed, idempotency_key=key, **request)  # type: ignore[arg-type]

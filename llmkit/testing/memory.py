@@ -8,8 +8,8 @@ from datetime import datetime
 from uuid import UUID
 
 from llmkit.errors import ABANDONED_CODE
-from llmkit.ports import EvalResult, EvalRun, KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
-from llmkit.types import Attempt, RunStatus, utc_now
+from llmkit.ports import DigestSeen, EvalResult, EvalRun, KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
+from llmkit.types import Attempt, Route, RunStatus, utc_now
 
 __all__ = ["InMemoryEvalStore", "InMemoryLLMRunRepo", "InMemoryRun"]
 
@@ -187,3 +187,14 @@ class InMemoryEvalStore:
         doubtful = [run for run in prefixed if run.status is RunStatus.STARTED or run.error_code == ABANDONED_CODE]
         ordered = sorted(doubtful, key=lambda run: (run.start.created_at_utc, run.start.id))
         return tuple(run.stored() for run in ordered)
+
+    async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
+        """See `EvalStore`."""
+        mine = [run for run in self._calls.runs if run.start.workspace_id == workspace_id]
+        prefixed = [run for run in mine if (run.start.pipeline_run_id or "").startswith(pipeline_run_id_prefix)]
+        times: dict[tuple[Route, str], list[datetime]] = {}
+        for attempt in (attempt for run in prefixed for attempt in run.attempts):
+            if attempt.model_digest is not None:
+                times.setdefault((attempt.route, attempt.model_digest), []).append(attempt.started_at_utc)
+        seen = [DigestSeen(route, digest, min(at), len(at)) for (route, digest), at in times.items()]
+        return tuple(sorted(seen, key=lambda each: (each.route.provider, each.route.model, each.first_at_utc)))

@@ -105,7 +105,7 @@ class Ledger:
             self._requests.append(request)
             self._request_count += 1
             self._call_count += request.is_call
-            self._in_flight += 1
+            self._in_flight += request.is_call
             self._max_in_flight = max(self._max_in_flight, self._in_flight)
             self._changed.notify_all()
 
@@ -115,7 +115,7 @@ class Ledger:
             if request.outcome != "pending":
                 return
             request.outcome = outcome
-            self._in_flight -= 1
+            self._in_flight -= request.is_call
             if usage is not None:
                 self._usage += usage
             self._changed.notify_all()
@@ -162,7 +162,7 @@ class Ledger:
 
     @property
     def in_flight(self) -> int:
-        """Requests received and not yet answered, waiting ones included."""
+        """Requests for the model received and not yet answered, waiting ones included."""
         return self._in_flight
 
     @property

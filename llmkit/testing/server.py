@@ -183,7 +183,7 @@ class StandInServer(ABC):
 
     @property
     def in_flight(self) -> int:
-        """Requests received and not yet answered, those waiting for a slot included."""
+        """Requests for the model received and not yet answered, those waiting for a slot included; look-ups not."""
         return self._ledger.in_flight
 
     @property

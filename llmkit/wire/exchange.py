@@ -75,6 +75,11 @@ class Exchange:
         return None if self._sent_json is None else _hash({"path": self.sent_path, "body": self._sent_json})
 
     @property
+    def model_digest(self) -> str | None:
+        """What identifies the model that was asked: its digest, or the version that the provider names."""
+        return self.arguments.model_digest or self.spec.reply_facts(self.reply_json or {}).model_version
+
+    @property
     def sent_schema(self) -> Mapping[str, Any] | None:
         """The output schema that was really sent."""
         return None if self._sent_json is None else self.spec.sent_schema(self._sent_json)

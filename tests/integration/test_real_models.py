@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from llmkit import LLMModelNotFound, LLMUnavailable, Session
+from llmkit import LLMContextOverflow, LLMModelNotFound, LLMUnavailable, LLMUnsupported, Session
 from llmkit.doctor import CheckState, examine
+from llmkit.embedded import embedded_model
 from llmkit.evals import load_tasks
 from llmkit.settings import load_settings
+from llmkit.types import ToolDefinition
 from tests.ollama_server import RealOllama
 
 TASK = Path(__file__).parents[2] / "evals" / "sentiment" / "task.py"
@@ -74,11 +77,61 @@ def test_an_unknown_model_of_a_real_ollama_says_how_to_get_it(on_ollama: Session
 
 
 @pytest.mark.ollama
-def test_doctor_sees_the_real_ollama_and_its_model(real_ollama: RealOllama) -> None:
+def test_doctor_tells_what_ollama_list_and_ollama_show_tell(real_ollama: RealOllama) -> None:
     settings = load_settings(ollama_api_base=real_ollama.url, ollama_model=real_ollama.model)
-    check = next(check for check in examine(settings) if check.name == "ollama")
-    assert (check.state, check.route) == (CheckState.OK, f"ollama/{real_ollama.model}")
-    assert "0.6.5" in check.detail
+    checks = {check.name: check for check in examine(settings)}
+    assert (checks["ollama"].state, checks["ollama"].route) == (CheckState.OK, f"ollama/{real_ollama.model}")
+    assert real_ollama.command("--version").split()[-1] in checks["ollama"].detail
+    rows = [line.split() for line in real_ollama.command("list").splitlines()[1:]]
+    told = {name.removeprefix("ollama/"): check for name, check in checks.items() if name.startswith("ollama/")}
+    assert {name: check.facts["digest"]["value"][:12] for name, check in told.items()} == {
+        row[0]: row[1] for row in rows
+    }
+    model = told[f"{real_ollama.model}:latest"]
+    shown = real_ollama.command("show", real_ollama.model)
+    (window,) = re.findall(r"context length\s+(\d+)", shown)
+    assert model.facts["context_tokens"]["value"] == int(window)
+    assert model.facts["tools"]["value"] is ("tools" in shown.partition("Capabilities")[2].split())
+    assert {fact["source"] for fact in model.facts.values()} == {"reported"}
+
+
+@pytest.mark.ollama
+def test_a_real_ollama_holds_its_model_to_a_schema_and_the_digest_goes_on_record(
+    on_ollama: Session, real_ollama: RealOllama
+) -> None:
+    facts = on_ollama.probe(f"ollama/{real_ollama.model}")
+    assert facts.json_schema is not None
+    assert (facts.json_schema.value, facts.json_schema.source) == (True, "probed")
+    assert facts.digest is not None
+    assert facts.digest.value.startswith(real_ollama.command("list").splitlines()[1].split()[1])
+    assert set(on_ollama.attempts().model_digest) == {facts.digest.value}
+
+
+@pytest.mark.ollama
+def test_tools_on_a_real_model_without_them_are_refused_before_they_are_sent(
+    on_ollama: Session, real_ollama: RealOllama
+) -> None:
+    tool = ToolDefinition(name="now")
+    with pytest.raises(LLMUnsupported, match=r"cannot call tools \(reported\)") as caught:
+        on_ollama.chat("What time is it?", route=f"ollama/{real_ollama.model}", tools=(tool,))
+    assert caught.value.attempts == ()
+
+
+@pytest.mark.ollama
+@pytest.mark.slow
+def test_a_model_made_anew_under_its_name_in_the_middle_of_a_run_is_flagged(
+    own_ollama: RealOllama, tmp_path: Path
+) -> None:
+    route = f"ollama/{own_ollama.model}"
+    modelfile = tmp_path / "Modelfile"
+    modelfile.write_text(f"FROM {own_ollama.model}\nPARAMETER seed 7\n", encoding="utf-8")
+    (task,) = load_tasks(TASK)
+    with Session("real", ollama_api_base=own_ollama.url, facts_ttl_s=0.01) as session:
+        session.evaluate(task, [route], name="run", limit=2, progress=False)
+        own_ollama.command("create", own_ollama.model, "-f", str(modelfile))
+        report = session.evaluate(task, [route], name="run", limit=4, progress=False)
+        assert session.attempts().model_digest.nunique() == 2
+    assert any("changed during the run" in note for note in report.notes), report.notes
 
 
 @pytest.mark.ollama
@@ -109,6 +162,12 @@ def test_a_prompt_beyond_ollamas_default_window_is_answered_whole(on_ollama: Ses
 
 
 @pytest.mark.ollama
+def test_a_prompt_beyond_a_real_models_own_window_is_refused(on_ollama: Session, real_ollama: RealOllama) -> None:
+    with pytest.raises(LLMContextOverflow, match="32768 tokens; nothing was sent"):
+        on_ollama.chat("word " * 60_000, route=f"ollama/{real_ollama.model}")
+
+
+@pytest.mark.ollama
 @pytest.mark.slow
 def test_a_killed_ollama_is_one_clear_error_and_a_restarted_one_is_used_again(own_ollama: RealOllama) -> None:
     route = f"ollama/{own_ollama.model}"
@@ -129,6 +188,7 @@ def test_chat_and_extraction_on_the_embedded_model(on_local: Session) -> None:
     assert "white" in answer.text.lower()
     assert _label(on_local, "local/gemma-3-270m") in {"positive", "negative"}
     assert len(on_local.runs()) == 2
+    assert set(on_local.attempts().model_digest) == {embedded_model("gemma-3-270m").sha256}
 
 
 @pytest.mark.local

@@ -13,7 +13,7 @@ from llmkit.ports import EvalStore, LLMRunRepo
 from llmkit.testing.memory import InMemoryEvalStore, InMemoryLLMRunRepo
 from llmkit.types import utc_now
 from tests.persistence.homes import JournalHome
-from tests.persistence.values import a_failure, a_start, a_success, an_eval_result, an_eval_run, new_id
+from tests.persistence.values import a_failure, a_start, a_success, an_attempt, an_eval_result, an_eval_run, new_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,3 +124,29 @@ async def test_calls_without_a_known_end_are_in_doubt(stores: tuple[EvalStore, L
     await runs.mark_failed(a_failure(failed.id))
     doubtful = await store.in_doubt("lab", "eval_1/")
     assert [run.id for run in doubtful] == [started.id, abandoned.id]
+
+
+async def test_the_digests_of_an_evaluation_are_told_by_route_and_first_appearance(
+    stores: tuple[EvalStore, LLMRunRepo],
+) -> None:
+    store, runs = stores
+    now = utc_now()
+    sent = [  # pipeline run, workspace, digest, seconds after the first
+        ("eval_1/a", "lab", "b", 0),
+        ("eval_1/b", "lab", "a", 1),
+        ("eval_1/c", "lab", "b", 2),
+        ("eval_1/d", "lab", None, 3),
+        ("EVAL_1/a", "lab", "c", 4),
+        ("eval_1/a", "other lab", "d", 5),
+    ]
+    for pipeline_run_id, workspace_id, digest, second in sent:
+        start = a_start(pipeline_run_id=pipeline_run_id, workspace_id=workspace_id)
+        await runs.create_started(start)
+        attempt = an_attempt(model_digest=digest, started_at_utc=now + timedelta(seconds=second))
+        await runs.mark_succeeded(a_success(start.id, attempts=(attempt,)))
+    found = await store.digests("lab", "eval_1/")
+    assert [(each.digest, each.requests, each.first_at_utc) for each in found] == [
+        ("b", 2, now),
+        ("a", 1, now + timedelta(seconds=1)),
+    ]
+    assert {each.route for each in found} == {an_attempt().route}

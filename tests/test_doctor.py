@@ -1,0 +1,140 @@
+"""The doctor: what it finds, that it names one thing to do for each gap, and that it shows no secret."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmkit import Session, doctor
+from llmkit.doctor import EXTRAS, Check, CheckState, examine, usable_routes
+from llmkit.settings import load_settings
+from llmkit.testing import Fault, GeminiServer, OllamaModel, OllamaServer, refused_url
+
+KEY = "AIzaSyCanary0123456789-canary_canary"
+
+
+@pytest.fixture
+def ollama() -> Iterator[OllamaServer]:
+    with OllamaServer(models=[OllamaModel("llama3.2", context_length=8192, digest="d" * 64)]) as server:
+        yield server
+
+
+def checks(probe: bool = False, **settings: object) -> dict[str, Check]:
+    found = examine(load_settings(local_model="none-such", **settings), probe=probe)
+    return {check.name: check for check in found}
+
+
+def test_every_pulled_model_is_told_with_context_and_digest(ollama: OllamaServer) -> None:
+    found = checks(ollama_api_base=ollama.url)
+    assert found["ollama"].route == "ollama/llama3.2"
+    model = found["ollama/llama3.2:latest"]
+    assert "8,192 tokens (reported)" in model.detail
+    assert "dddddddddddd (reported)" in model.detail
+    assert "2,019 MB" in model.detail
+    assert model.facts["context_tokens"]["value"] == 8192
+    assert model.facts["digest"]["value"] == "d" * 64
+    assert ollama.call_count == 0
+
+
+def test_what_is_missing_is_told_with_the_one_thing_to_do() -> None:
+    found = checks(
+        ollama_api_base=refused_url(), gemini_api_key=None, cache_enabled=False, database_url="sqlite:///x/new.db"
+    )
+    wanted = {
+        "ollama": "start it with `ollama serve`, or set LLM_OLLAMA_API_BASE",
+        "gemini": "set LLM_GEMINI_API_KEY",
+        "cache": "set LLM_CACHE_ENABLED=true",
+        "local": "set LLM_LOCAL_MODEL=gemma-3-270m",
+    }
+    assert {name: found[name].fix for name in wanted} == wanted
+    assert all(check.fix is None or "\n" not in check.fix for check in found.values())
+    assert not Path("x").exists()
+
+
+def test_a_model_that_is_not_pulled_is_told_with_how_to_get_it(ollama: OllamaServer) -> None:
+    found = checks(ollama_api_base=ollama.url, ollama_model="mistral")
+    assert found["ollama"].state is CheckState.ABSENT
+    assert found["ollama"].fix == "ollama pull mistral"
+    assert found["ollama"].route == "ollama/llama3.2"
+
+
+@pytest.mark.parametrize("fault", [Fault.html(), Fault.malformed(), Fault.status(500), Fault.reset()])
+def test_what_is_no_ollama_is_told_as_none(ollama: OllamaServer, fault: Fault) -> None:
+    ollama.script(fault, endpoint="/api/version")
+    assert checks(ollama_api_base=ollama.url)["ollama"].state is CheckState.ABSENT
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    assert set(EXTRAS) == set(importlib.metadata.metadata("llmkit").get_all("Provides-Extra") or ())
+    requires = {line.split("[")[0] for line in importlib.metadata.requires("llmkit") or ()}
+    assert requires
+    found = checks(ollama_api_base=refused_url())
+    assert {name for name in found if name.startswith("extra ")} == {f"extra {extra}" for extra in EXTRAS}
+
+
+def test_a_missing_extra_is_told_and_stops_only_what_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda _name: None)
+    found = checks(ollama_api_base=refused_url())
+    assert (found["extra plot"].state, found["extra plot"].fix) == (CheckState.ABSENT, "pip install 'llmkit[plot]'")
+    assert found["extra postgres"].state is CheckState.ABSENT
+    needed = {check.name: check for check in doctor._extras(load_settings(database_url="postgresql://nobody/x"))}
+    assert needed["extra postgres"].state is CheckState.FAILED
+
+
+def test_a_full_disk_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checks(ollama_api_base=refused_url())["disk"].state is CheckState.OK
+    monkeypatch.setattr(doctor, "LEAST_FREE_BYTES", 10**18)
+    full = checks(ollama_api_base=refused_url())["disk"]
+    assert (full.state, str(full.fix).startswith("llmkit db prune")) == (CheckState.FAILED, True)
+
+
+def test_no_key_and_no_password_is_shown(ollama: OllamaServer) -> None:
+    with GeminiServer(api_key=KEY) as gemini:
+        found = checks(
+            probe=True,
+            ollama_api_base=ollama.url.replace("://", "://user:hunter22canary@"),
+            gemini_api_base=f"{gemini.url}/v1beta",
+            gemini_api_key=KEY,
+        )
+    text = json.dumps([check.as_dict() for check in found.values()])
+    assert "canary" not in text
+    assert found["gemini"].detail.startswith("key is set")
+    assert found["schema gemini/gemini-2.5-flash"].state is CheckState.OK
+
+
+def test_schemas_are_tried_only_when_asked_and_what_was_found_is_told_later(ollama: OllamaServer) -> None:
+    where = {"ollama_api_base": ollama.url}
+    untried = checks(**where)["schema ollama/llama3.2"]
+    assert (untried.state, untried.fix) == (CheckState.ABSENT, "llmkit doctor --probe")
+    assert ollama.call_count == 0
+    assert checks(probe=True, **where)["schema ollama/llama3.2"].state is CheckState.OK
+    assert checks(**where)["schema ollama/llama3.2"].state is CheckState.OK
+    ollama.ignores_schema = True
+    ignoring = checks(probe=True, **where)["schema ollama/llama3.2"]
+    assert "accepts a schema and ignores it" in ignoring.detail
+    assert "ollama.com/install.sh" in str(ignoring.fix)
+    with Session() as session:
+        assert list(session.runs().stage) == ["probe", "probe"]
+
+
+def test_a_trial_that_fails_is_told_as_what_it_is(ollama: OllamaServer) -> None:
+    ollama.script(Fault.status(500, "out of memory"))
+    found = checks(probe=True, ollama_api_base=ollama.url, max_retries=0)["schema ollama/llama3.2"]
+    assert found.state is CheckState.FAILED
+    assert "out of memory" in found.detail
+
+
+def test_the_embedded_model_is_told_with_its_context() -> None:
+    (local,) = doctor._local(load_settings(local_context_tokens=2048))
+    assert (local.state, local.route) == (CheckState.OK, "local/gemma-3-270m")
+    assert "context: 2,048 tokens" in local.detail
+
+
+async def test_it_works_inside_a_running_loop(ollama: OllamaServer) -> None:
+    assert asyncio.get_running_loop().is_running()
+    assert "ollama/llama3.2" in usable_routes(examine(load_settings(ollama_api_base=ollama.url)))
