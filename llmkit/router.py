@@ -255,6 +255,9 @@ class LLMRouter:
                 return _Exclusion(_Kind.CAPABILITY, "it cannot call tools")
             if not pinned:
                 return _Exclusion(_Kind.CAPABILITY, "whether it can call tools depends on the model; pin it to try")
+        unread = _unread(spec, request, pinned=pinned)
+        if unread is not None:
+            return _Exclusion(_Kind.CAPABILITY, unread)
         wanted = request.response_format
         if wanted is not None and not spec.caps.supports_json:
             return _Exclusion(_Kind.CAPABILITY, "it cannot be asked for JSON")
@@ -310,6 +313,20 @@ class LLMRouter:
         if exclusion.kind is _Kind.CAPABILITY:
             return LLMUnsupported(f"{route} cannot take this request: {exclusion.why}.", **where)
         return LLMNoRoute(f"The pinned route {route} breaks a constraint of the request: {exclusion.why}.", **where)
+
+
+def _unread(spec: ProviderSpec, request: LLMRequest, *, pinned: bool) -> str | None:
+    """Why a provider cannot read what is attached to a request, or None."""
+    kinds = {attachment.media_type: attachment.is_image for attachment in request.attachments}
+    if not all(kinds.values()) and not spec.caps.supports_files:
+        return "it cannot read documents"
+    if any(kinds.values()) and not spec.caps.supports_images:
+        if not spec.images_depend_on_model:
+            return "it cannot see images"
+        if not pinned:
+            return "whether it can see images depends on the model; pin it to try"
+    unread = sorted(spec.unread_media_types & kinds.keys())
+    return f"it cannot read {', '.join(unread)}; convert it to PNG or JPEG" if unread else None
 
 
 @dataclass(frozen=True, slots=True)

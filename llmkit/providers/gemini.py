@@ -119,6 +119,8 @@ SPEC = ProviderSpec(
         max_context_tokens=CONTEXT_TOKENS,
         preferred_for_profiles=frozenset({LLMProfile.QUALITY}),
         is_local=False,
+        supports_images=True,
+        supports_files=True,
         # Not in the list of https://ai.google.dev/api/generate-content for `responseJsonSchema`.
         unenforced_schema_keywords=frozenset({"pattern", "minLength", "maxLength"}),
     ),

@@ -13,7 +13,7 @@ from pydantic_ai.exceptions import AgentRunError, UnexpectedModelBehavior, UserE
 
 from llmkit.errors import LLMBadRequest, LLMError, LLMInvalidOutput, LLMUnavailable, describe_validation
 from llmkit.pydanticai.answer import Answer
-from llmkit.pydanticai.messages import as_model_messages
+from llmkit.pydanticai.messages import as_model_messages, as_user_content
 from llmkit.pydanticai.model import PydanticAiLiteLLMModel
 from llmkit.pydanticai.reading import Reader
 from llmkit.service import LLMService
@@ -195,7 +195,7 @@ class _Task(Generic[T]):
 
     async def _found(self, model: PydanticAiLiteLLMModel, reader: Reader, agent: Agent[None, Any]) -> Any:
         history = as_model_messages(self.conversation[:-1])
-        prompt = self.conversation[-1].content
+        prompt = as_user_content(self.conversation[-1])
         try:
             result = await agent.run(
                 prompt, message_history=history, model=model, retries=self.retries, capabilities=[reader]

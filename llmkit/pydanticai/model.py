@@ -33,8 +33,9 @@ _PROFILE = ModelProfile(
     supports_tools=True,
     supports_json_schema_output=True,
     supports_json_object_output=True,
-    supports_image_input=False,
-    supports_document_input=False,
+    supports_image_input=True,
+    supports_document_input=True,
+    supported_document_media_types=frozenset({"application/pdf"}),
     supports_audio_file_input=False,
     supports_video_input=False,
     default_structured_output_mode="native",
@@ -45,8 +46,9 @@ class PydanticAiLiteLLMModel(Model[Any]):
     """Sends every model request of an agent through the service, as one `llm_runs` row each.
 
     The row's metadata say under `agent` which step of the run it was, the output mode, the hash of the output schema
-    and which of its parts only validation enforces. What llmkit cannot carry (streams, files, provider tools, settings
-    such as `top_p`) is refused by name; `docs/structured-output.md` has the list.
+    and which of its parts only validation enforces. Images and PDF go as `BinaryContent`, to routes that read them.
+    What llmkit cannot carry (streams, addresses of files, provider tools, settings such as `top_p`) is refused by name;
+    `docs/structured-output.md` has the list.
 
     Args:
         service: Who answers.
