@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Literal, Self, TypeAlias
@@ -119,19 +119,19 @@ class Attachment(BaseModel):
     __str__ = __repr__
 
 
-def attached(images: Source | Sequence[Source] = (), files: Source | Sequence[Source] = ()) -> tuple[Attachment, ...]:
+def attached(images: Source | Iterable[Source] = (), files: Source | Iterable[Source] = ()) -> tuple[Attachment, ...]:
     """The attachments for what a person gave as images and as files, a single one or several; raises as `of`."""
-    found = tuple(Attachment.of(source) for given in (images, files) for source in _several(given))
-    misplaced = next((n for n, each in enumerate(found) if each.is_image != (n < len(_several(images)))), None)
-    if misplaced is not None:
-        wanted = "give it in images=" if found[misplaced].is_image else "give it in files="
-        raise ValueError(f"attachment {misplaced + 1} is of the kind {found[misplaced].media_type}: {wanted}")
-    return found
+    pictures, documents = (tuple(Attachment.of(source) for source in _several(given)) for given in (images, files))
+    for wanted, found in (("files", pictures), ("images", documents)):
+        misplaced = [each for each in found if each.is_image == (wanted == "images")]
+        if misplaced:
+            raise ValueError(f"{misplaced[0]} belongs in {wanted}=")
+    return pictures + documents
 
 
-def _several(given: Source | Sequence[Source]) -> Sequence[Source]:
-    single = isinstance(given, Attachment | bytes | bytearray | memoryview | str | PathLike)
-    return [given] if single else given  # type: ignore[list-item, return-value]
+def _several(given: Source | Iterable[Source]) -> Iterable[Source]:
+    is_single = isinstance(given, Attachment | bytes | bytearray | memoryview | str) or not isinstance(given, Iterable)
+    return [given] if is_single else given  # type: ignore[list-item, return-value]
 
 
 def _require_fits(size: int) -> None:
