@@ -255,7 +255,8 @@ class LLMRouter:
                 return _Exclusion(_Kind.CAPABILITY, "it cannot call tools")
             if not pinned:
                 return _Exclusion(_Kind.CAPABILITY, "whether it can call tools depends on the model; pin it to try")
-        unread = _unread(spec, request, pinned=pinned)
+        by_model = spec.images_depend_on_model
+        unread = _unread(spec, spec.caps, request, by_model=by_model, pinned=pinned)
         if unread is not None:
             return _Exclusion(_Kind.CAPABILITY, unread)
         wanted = request.response_format
@@ -315,13 +316,13 @@ class LLMRouter:
         return LLMNoRoute(f"The pinned route {route} breaks a constraint of the request: {exclusion.why}.", **where)
 
 
-def _unread(spec: ProviderSpec, request: LLMRequest, *, pinned: bool) -> str | None:
-    """Why a provider cannot read what is attached to a request, or None."""
+def _unread(spec: ProviderSpec, caps: ProviderCaps, request: LLMRequest, *, by_model: bool, pinned: bool) -> str | None:
+    """Why a route cannot read what is attached to a request, or None. `by_model`: about images it is not known."""
     kinds = {attachment.media_type: attachment.is_image for attachment in request.attachments}
-    if not all(kinds.values()) and not spec.caps.supports_files:
+    if not all(kinds.values()) and not caps.supports_files:
         return "it cannot read documents"
-    if any(kinds.values()) and not spec.caps.supports_images:
-        if not spec.images_depend_on_model:
+    if any(kinds.values()) and not caps.supports_images:
+        if not by_model:
             return "it cannot see images"
         if not pinned:
             return "whether it can see images depends on the model; pin it to try"

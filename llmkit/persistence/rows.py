@@ -19,6 +19,7 @@ __all__ = [
     "STORED_RUN_COLUMNS",
     "SUCCEEDED",
     "abandoned_values",
+    "annotation_values",
     "attempt_values",
     "eval_result_of",
     "eval_result_values",
@@ -119,6 +120,11 @@ def started_values(start: RunStart) -> Values:
         "request_preview": storable(start.request_preview),
         "metadata_json": _json(start.metadata),
     }
+
+
+def annotation_values(workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> Values:
+    """Values of an UPDATE of a run's metadata."""
+    return {"in_workspace": workspace_id, "run_id": run_id, "metadata_json": _json(metadata)}
 
 
 def success_values(success: RunSuccess) -> Values:

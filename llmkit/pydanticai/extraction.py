@@ -205,7 +205,10 @@ class _Task(Generic[T]):
         except UnexpectedModelBehavior as error:
             if isinstance(error.__cause__, LLMError):
                 raise _with_earlier(error.__cause__, model.responses) from None
-            raise self._invalid(model.responses, reader.problems or (str(error),)) from None
+            problems = reader.problems or (str(error),)
+            if model.responses:
+                await model.annotate(str(model.responses[-1].run_id), never_fitted=list(problems))
+            raise self._invalid(model.responses, problems) from None
         except ValidationError as error:
             raise LLMBadRequest("; ".join(describe_validation(error))) from None
         except UserError as error:

@@ -98,6 +98,8 @@ class PydanticAiLiteLLMModel(Model[Any]):
         self.responses: list[LLMResponse] = []
         self.schema: CanonicalSchema | None = None
         self.remarks: dict[str, JsonValue] = {}
+        # Agents may run side by side on one model: each answer has its row, and what was written there.
+        self._rows: dict[str | None, tuple[LLMResponse, dict[str, Any]]] = {}
 
     @property
     def model_name(self) -> str:
@@ -144,7 +146,26 @@ class PydanticAiLiteLLMModel(Model[Any]):
         except (LLMOutputTruncated, LLMReasoningExhausted) as error:
             raise OutputTokenLimitExceeded(str(error)) from error
         self.responses.append(response)
+        if response.run_id is not None:
+            self._rows[str(response.run_id)] = (response, request.metadata)
         return as_model_response(response)
+
+    async def annotate(self, run_id: str | None, **remarks: JsonValue) -> None:
+        """Add remarks to what the row of an answer says under `agent`. A write of its own: for what is rare.
+
+        Args:
+            run_id: That of the answer, which is also the `provider_response_id` of Pydantic AI's; nothing happens for
+                one that this model did not give.
+            **remarks: What to add.
+
+        Raises:
+            LLMStoreError: The database failed.
+        """
+        if run_id in self._rows:
+            response, metadata = self._rows[run_id]
+            metadata = {**metadata, "agent": {**metadata["agent"], **remarks}}
+            self._rows[run_id] = (response, metadata)
+            await self._service.annotate(response, metadata, self._context)
 
     def _request(
         self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
