@@ -264,6 +264,8 @@ class LLMRouter:
             return _Exclusion(_Kind.CAPABILITY, "it cannot be asked for JSON")
         if wanted is not None and wanted.json_schema is not None and not spec.caps.supports_json_schema:
             return _Exclusion(_Kind.CAPABILITY, "it cannot be held to a schema")
+        if wanted is not None and request.tools and not spec.calls_tools_beside_json(route.model):
+            return _Exclusion(_Kind.CAPABILITY, "it cannot call tools in a request that asks for JSON")
         return None
 
     def _not_configured(self, route: Route) -> _Exclusion | None:

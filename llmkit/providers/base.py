@@ -105,6 +105,7 @@ class ProviderSpec:
         secrets: Keys that must never be shown.
         hints: What to do, by situation: `start`, `key`, `permission`, `model`, `limit`, `address`.
         tools_depend_on_model: Whether a pinned model is worth asking although `supports_tools` is not declared.
+        calls_tools_beside_json: Whether a model can call tools in a request that also asks for JSON.
         images_depend_on_model: The same for `supports_images`.
         unread_media_types: Kinds of images that no model there can be sent.
         estimates_missing_counts: Whether LiteLLM counts tokens itself when the provider does not.
@@ -127,6 +128,7 @@ class ProviderSpec:
     mend_reply: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda reply: reply
     secrets: Callable[[LLMSettings], tuple[str, ...]] = lambda _settings: ()
     tools_depend_on_model: bool = False
+    calls_tools_beside_json: Callable[[str], bool] = lambda _model: False
     images_depend_on_model: bool = False
     unread_media_types: frozenset[str] = frozenset()
     estimates_missing_counts: bool = False
