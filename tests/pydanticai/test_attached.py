@@ -17,12 +17,14 @@ from pydantic_ai import Agent, BinaryContent
 
 from llmkit import LLMBadRequest, LLMIdempotencyConflict, LLMUnsupported, Session
 from llmkit.evals import Sample, Task, field_match
-from llmkit.testing import GeminiServer, OllamaServer, Reply, ToolCall
+from llmkit.testing import GeminiServer, OllamaModel, OllamaServer, Reply, ToolCall
 from llmkit.types import Attachment, LLMRequest, Message
 from tests.images import JPEG, PDF, WEBP, png
+from tests.ollama_server import RealOllama
 from tests.pydanticai.wires import CONTEXT, Wire, opened_wire
 
 GEMINI = "gemini/gemini-2.5-flash"
+LLAVA = OllamaModel("llava", capabilities=("completion", "vision"))
 
 
 class Label(BaseModel):
@@ -175,7 +177,7 @@ async def test_an_extraction_and_its_second_question_show_the_image(wire: Wire) 
 
 def test_a_session_extracts_from_images_with_or_without_a_text() -> None:
     with (
-        OllamaServer([RED], models=["llava"]) as server,
+        OllamaServer([RED], models=[LLAVA]) as server,
         Session("w", ollama_api_base=server.url, cache_enabled=False) as session,
     ):
         shots = [("The sky at night", {"label": "black"})]
@@ -223,6 +225,24 @@ def test_a_route_without_eyes_is_refused_before_anything_is_sent() -> None:
     assert "whether it can see images depends on the model; pin it to try" in str(plan)
 
 
+def test_a_model_that_turns_out_to_be_without_eyes_is_an_error_of_its_own_and_asked_once() -> None:
+    with (
+        OllamaServer(models=["llama3.2"]) as server,
+        Session("w", ollama_api_base=server.url, cache_enabled=False) as session,
+    ):
+        with pytest.raises(LLMUnsupported, match="missing data required for image input"):
+            session.chat("Which colour?", images=png(), route="ollama/llama3.2")
+        assert len(server.calls) == 1
+
+
+@pytest.mark.ollama
+def test_a_real_ollama_refuses_an_image_for_a_model_without_vision(real_ollama: RealOllama) -> None:
+    with Session("real", ollama_api_base=real_ollama.url, cache_enabled=False) as session:
+        with pytest.raises(LLMUnsupported, match="missing data required for image input") as caught:
+            session.chat("Which colour?", images=png(), route=f"ollama/{real_ollama.model}")
+        assert len(caught.value.attempts) == 1
+
+
 async def test_an_agent_sees_the_image_of_its_prompt_and_of_its_tool(wire: Wire) -> None:
     wire.server.script([Reply(tool_calls=[ToolCall("draw", {})]), Reply(RED)])
     agent = Agent(wire.model(), output_type=Label)
@@ -246,7 +266,7 @@ def test_a_prompt_function_of_an_evaluation_may_attach_images() -> None:
         scorers=[field_match("label")],
     )
     with (
-        OllamaServer([RED], models=["llava"]) as server,
+        OllamaServer([RED], models=[LLAVA]) as server,
         Session("w", ollama_api_base=server.url, cache_enabled=False) as session,
     ):
         report = session.evaluate(task, ["ollama/llava"], name="r", progress=False)
