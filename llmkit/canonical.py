@@ -54,8 +54,21 @@ def prompt_sha256(request: LLMRequest, default_profile: LLMProfile | None = None
         default_profile: The profile of a request that names none.
     """
     content = request.model_dump(mode="python", include=_HASHED_FIELDS, exclude_defaults=True)
+    if request.attachments:
+        content["messages"] = [_with_hashes(message) for message in content["messages"]]
     if request.route is not None:
         content["route"] = str(request.route)
     if request.profile is None and default_profile is not None:
         content["profile"] = default_profile
     return sha256_of({"form": REQUEST_FORM, **content})
+
+
+def _with_hashes(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with the hashes of its attachments in place of their bytes."""
+    attachments = message.get("attachments")
+    if not attachments:
+        return message
+    hashes = [
+        {"media_type": each["media_type"], "sha256": hashlib.sha256(each["data"]).hexdigest()} for each in attachments
+    ]
+    return {**message, "attachments": hashes}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -116,6 +117,15 @@ class Ledger:
             await self._write(failure)
         self._tell(call, RunStatus.FAILED, error=error, error_code=code, requests=len(log.attempts))
 
+    async def annotate(self, workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> None:
+        """Replace the metadata of a call that is over.
+
+        Raises:
+            LLMStoreError: It could not be written.
+        """
+        if self._runs is not None:
+            await self._runs.annotate(workspace_id, run_id, _own(metadata))
+
     async def _write(self, outcome: RunSuccess | RunFailure) -> None:
         assert self._runs is not None
         try:
@@ -192,7 +202,7 @@ class Ledger:
             idempotency_key=request.idempotency_key if keyed else None,
             flight_key=flight_key,
             request_preview=request_preview(request, self._secrets) if with_preview else "",
-            metadata={name: value for name, value in request.metadata.items() if name not in RESERVED_METADATA_KEYS},
+            metadata=_own(request.metadata),
         )
 
     def _success(
@@ -249,6 +259,11 @@ class Ledger:
                 requests=len(response.attempts) if response and response.billed else requests,
             )
         )
+
+
+def _own(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata that have no column of their own."""
+    return {name: value for name, value in metadata.items() if name not in RESERVED_METADATA_KEYS}
 
 
 def _plan_record(plan: RoutePlan, error: LLMError | None) -> dict[str, Any]:

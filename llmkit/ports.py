@@ -5,7 +5,7 @@ Each method says what it raises; anything else that comes out of an adapter is a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
@@ -188,6 +188,10 @@ class LLMRunRepo(Protocol):
 
     async def record_served(self, start: RunStart, success: RunSuccess) -> None:
         """Insert a finished, keyless run that cost nothing. May be written a moment later, since nothing was paid."""
+        ...
+
+    async def annotate(self, workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> None:
+        """Replace the metadata of a run of this workspace, for what is known only when its outcome is written."""
         ...
 
     async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:

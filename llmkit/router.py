@@ -281,7 +281,7 @@ class LLMRouter:
         return (
             self._breaks_constraint(route, request)
             or _too_small(request, page)
-            or _lacks_capability(request, page)
+            or _lacks_capability(self._providers[route.provider], route.model, request, page)
             or self._not_configured(route)
             or self._cooling(route)
         )
@@ -352,6 +352,20 @@ class LLMRouter:
         return LLMNoRoute(f"The pinned route {route} breaks a constraint of the request: {exclusion.why}.", **where)
 
 
+def _unread(spec: ProviderSpec, request: LLMRequest, page: _Page) -> str | None:
+    """Why a route cannot read what is attached to a request, or None."""
+    kinds = {attachment.media_type: attachment.is_image for attachment in request.attachments}
+    if not all(kinds.values()) and not page.caps.supports_files:
+        return "it cannot read documents"
+    if any(kinds.values()) and not page.caps.supports_images:
+        if page.facts.images is not None:
+            return f"it cannot see images{_source(page.facts.images)}"
+        if request.route is None:
+            return "whether it can see images depends on the model; pin it to try"
+    unread = sorted(spec.unread_media_types & kinds.keys())
+    return f"it cannot read {', '.join(unread)}; convert it to PNG or JPEG" if unread else None
+
+
 def _too_small(request: LLMRequest, page: _Page) -> _Exclusion | None:
     fact = page.facts.context_tokens
     if fact is None:
@@ -365,17 +379,22 @@ def _too_small(request: LLMRequest, page: _Page) -> _Exclusion | None:
     return None
 
 
-def _lacks_capability(request: LLMRequest, page: _Page) -> _Exclusion | None:
+def _lacks_capability(spec: ProviderSpec, model: str, request: LLMRequest, page: _Page) -> _Exclusion | None:
     if request.tools and not page.caps.supports_tools:
         if page.facts.tools is not None:
             return _Exclusion(_Kind.CAPABILITY, f"it cannot call tools{_source(page.facts.tools)}")
         if request.route is None:
             return _Exclusion(_Kind.CAPABILITY, "whether it can call tools depends on the model; pin it to try")
+    unread = _unread(spec, request, page)
+    if unread is not None:
+        return _Exclusion(_Kind.CAPABILITY, unread)
     wanted = request.response_format
     if wanted is not None and not page.caps.supports_json:
         return _Exclusion(_Kind.CAPABILITY, "it cannot be asked for JSON")
     if wanted is not None and wanted.json_schema is not None and not page.caps.supports_json_schema:
         return _Exclusion(_Kind.CAPABILITY, f"it cannot be held to a schema{_source(page.facts.json_schema)}")
+    if wanted is not None and request.tools and not spec.calls_tools_beside_json(model):
+        return _Exclusion(_Kind.CAPABILITY, "it cannot call tools in a request that asks for JSON")
     return None
 
 

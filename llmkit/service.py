@@ -7,7 +7,7 @@ writes into the caller's transaction or makes each operation durable by itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, TypeGuard, TypeVar
 from uuid import UUID
@@ -123,6 +123,31 @@ class LLMService:
         await inquiry.learn(self._router.open_routes(request))
         return True
 
+    async def annotate(
+        self, response: LLMResponse, metadata: Mapping[str, Any], context: RequestContext | None = None
+    ) -> None:
+        """Replace the metadata in the row of an answer, for what is known only once the answer was read.
+
+        A write of its own: for what is rare. Does nothing when calls are not recorded.
+
+        Args:
+            response: What `chat` returned.
+            metadata: Those of the request, with what is added.
+            context: As for `chat`.
+
+        Raises:
+            LLMConfigurationError: Context and metadata disagree.
+            LLMStoreError: The database failed; the answer is its `response`.
+        """
+        workspace_id = _resolve_context(metadata, context)["workspace_id"]
+        if response.run_id is None or workspace_id is None:
+            return
+        try:
+            await self._ledger.annotate(workspace_id, response.run_id, metadata)
+        except LLMStoreError as error:
+            error.run_id, error.response = response.run_id, response
+            raise
+
     async def chat(self, request: LLMRequest, context: RequestContext | None = None) -> LLMResponse:
         """Answer one request.
 
@@ -161,7 +186,7 @@ class LLMService:
     # --- contract -----------------------------------------------------------------------------------------------
 
     def _open(self, request: LLMRequest, context: RequestContext | None) -> Call:
-        who = _resolve_context(request, context)
+        who = _resolve_context(request.metadata, context)
         if self._runs is not None and who["workspace_id"] is None:
             raise LLMConfigurationError(
                 "No workspace: pass RequestContext(workspace_id=...), or metadata={'workspace_id': ...}; "
@@ -401,7 +426,7 @@ def _as_follower(error: LLMError, run_id: UUID | None) -> LLMError:
     return own
 
 
-def _resolve_context(request: LLMRequest, context: RequestContext | None) -> dict[str, str | None]:
+def _resolve_context(metadata: Mapping[str, Any], context: RequestContext | None) -> dict[str, str | None]:
     """Workspace, pipeline run and stage, from the context object or the reserved metadata keys.
 
     Raises:
@@ -410,7 +435,7 @@ def _resolve_context(request: LLMRequest, context: RequestContext | None) -> dic
     found: dict[str, str | None] = {}
     for name in RESERVED_METADATA_KEYS:
         in_context = getattr(context, name) if context is not None else None
-        in_metadata = request.metadata.get(name)
+        in_metadata = metadata.get(name)
         if in_metadata is not None and not _is_name(in_metadata):
             raise LLMConfigurationError(
                 f"metadata[{name!r}] must be one line of 1 to {MAX_KEY_LENGTH} characters, with no space at its ends"

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from pydantic import ValidationError
 
-from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMUnsupported, describe_validation
+from llmkit.attachment import attached
+from llmkit.errors import LLMBadRequest, LLMConfigurationError, describe_validation
 from llmkit.loop_thread import CANCEL_GRACE_S, INHERITED, LoopThread
 from llmkit.settings import LLMSettings, load_settings
-from llmkit.types import LLMRequest, LLMResponse, Message, RequestContext, Route, RoutePlan
+from llmkit.types import Attachment, LLMRequest, LLMResponse, Message, RequestContext, Route, RoutePlan
 from llmkit.warm_up import WarmUp
 
 if TYPE_CHECKING:
@@ -88,9 +89,11 @@ class Session:
 
         Args:
             prompt: A text, or messages from oldest to newest.
-            **parameters: `system` (a text put in front), `stage`, `pipeline_run_id`, and the fields of `LLMRequest`:
-                `route` (`"ollama/llama3.2"`), `profile`, `temperature` (0 to 2), `max_output_tokens`, `seed`, `stop`,
-                `timeout_s`, `idempotency_key`, `use_cache`, `constraints`, `metadata`.
+            **parameters: `system` (a text put in front), `images` (PNG, JPEG, WebP) and `files` (PDF) that go with the
+                last message, one or several, each a path, bytes or an `Attachment`, 15 MB in all; `stage`,
+                `pipeline_run_id`, and the fields of `LLMRequest`: `route` (`"ollama/llama3.2"`), `profile`,
+                `temperature` (0 to 2), `max_output_tokens`, `seed`, `stop`, `timeout_s`, `idempotency_key`,
+                `use_cache`, `constraints`, `metadata`.
 
         Returns:
             The answer; `str()` of it is its text.
@@ -153,15 +156,15 @@ class Session:
     # --- extraction -----------------------------------------------------------------------------------------------
 
     @overload
-    def extract(self, output_type: type[T], text: str, **parameters: Any) -> T: ...
+    def extract(self, output_type: type[T], text: str = "", **parameters: Any) -> T: ...
     @overload
-    def extract(self, output_type: Any, text: str, **parameters: Any) -> Any: ...
-    def extract(self, output_type: Any, text: str, **parameters: Any) -> Any:
-        """Read a typed value out of a text.
+    def extract(self, output_type: Any, text: str = "", **parameters: Any) -> Any: ...
+    def extract(self, output_type: Any, text: str = "", **parameters: Any) -> Any:
+        """Read a typed value out of a text, images or files.
 
         Args:
             output_type: A Pydantic model, or any type that Pydantic can validate.
-            text: What to read.
+            text: What to read; may be left out beside `images` or `files`.
             **parameters: `instructions` (a text put in front), `examples` (pairs of a text and its value: an instance,
                 or what validates to one), `retries` (how often the model is asked again with what was wrong; default
                 1), and as for `chat`.
@@ -175,7 +178,7 @@ class Session:
         """
         return self._open.run(self._extract(output_type, text, parameters))
 
-    async def aextract(self, output_type: type[T], text: str, **parameters: Any) -> T:
+    async def aextract(self, output_type: type[T], text: str = "", **parameters: Any) -> T:
         """`extract` for async code, in any event loop."""
         value: T = await self._open.hop(self._extract(output_type, text, parameters))
         return value
@@ -184,9 +187,11 @@ class Session:
         from llmkit.pydanticai import extract, extraction_prompt
 
         context, fields = self._split(parameters)
-        _refuse_files(fields)
+        attachments = _attachments(fields)
         shots = {name: fields.pop(name) for name in ("instructions", "examples") if name in fields}
-        messages = extraction_prompt(output_type, text, **shots)
+        if text == "" and not attachments:
+            raise LLMBadRequest("There is nothing to read: give a text, images=... or files=...")
+        messages = extraction_prompt(output_type, text, attachments=attachments, **shots)
         retries = fields.pop("retries", 1)
         request = _request(messages, fields)  # refuses unknown or bad fields before anything else happens
         own = {name: getattr(request, name) for name in _EXTRACT_FIELDS}
@@ -360,6 +365,7 @@ def _request(prompt: str | Sequence[Message], fields: Mapping[str, Any]) -> LLMR
     values = dict(fields)
     system = values.pop("system", None)
     messages = (Message(role="user", content=prompt),) if isinstance(prompt, str) else tuple(prompt)
+    messages = _attach(messages, _attachments(values))
     if system is not None:
         messages = (Message(role="system", content=system), *messages)
     try:
@@ -375,9 +381,23 @@ def _route(text: str) -> Route:
         raise LLMBadRequest("; ".join(describe_validation(error))) from None
 
 
-def _refuse_files(fields: Mapping[str, Any]) -> None:
-    named = sorted({"images", "files", "image", "file"} & fields.keys())
-    if named:
-        raise LLMUnsupported(
-            f"{', '.join(named)}: no route of llmkit reads images or files yet; give the text that is in them"
-        )
+def _attachments(fields: dict[str, Any]) -> tuple[Attachment, ...]:
+    """Take `images` and `files` out of what a person typed, and read them.
+
+    Raises:
+        LLMBadRequest: One cannot be read or sent; the message says why.
+    """
+    given = {name: fields.pop(name) for name in ("images", "files") if fields.get(name) is not None}
+    try:
+        return attached(**given)
+    except (OSError, ValueError, TypeError) as error:
+        raise LLMBadRequest(f"{' and '.join(given)}: {error}") from None
+
+
+def _attach(messages: tuple[Message, ...], attachments: tuple[Attachment, ...]) -> tuple[Message, ...]:
+    if not attachments:
+        return messages
+    if not messages or messages[-1].role != "user":
+        raise LLMBadRequest("images and files go with the last message, which must be one of the user")
+    whole = messages[-1].attachments + attachments
+    return (*messages[:-1], messages[-1].model_copy(update={"attachments": whole}))

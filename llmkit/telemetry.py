@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from llmkit.types import LLMRequest, TokenUsage
+from llmkit.types import LLMRequest, Message, TokenUsage
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Counter, Histogram
@@ -129,9 +129,17 @@ def preview(text: str, limit_chars: int = PREVIEW_CHARS, secrets: Iterable[str] 
 
 
 def request_preview(request: LLMRequest, secrets: Iterable[str] = ()) -> str:
-    """The redacted beginning of a conversation, one line per message, the latest message first."""
-    lines = (f"{message.role}: {message.content[: 2 * PREVIEW_CHARS]}" for message in reversed(request.messages[-8:]))
+    """The redacted beginning of a conversation, one line per message, the latest message first.
+
+    Of an attachment it says kind, size and the beginning of its hash, such as `[image/png 12 kB sha256:1f0c9ab…]`.
+    """
+    lines = (f"{message.role}: {_shown(message)}" for message in reversed(request.messages[-8:]))
     return preview("\n".join(lines), secrets=secrets)
+
+
+def _shown(message: Message) -> str:
+    text = message.content[: 2 * PREVIEW_CHARS]
+    return " ".join([*map(str, message.attachments), text]) if message.attachments else text
 
 
 @dataclass(frozen=True, slots=True)

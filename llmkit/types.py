@@ -1,6 +1,6 @@
 """The values that travel through llmkit: frozen, validated when built, equal by content.
 
-Nothing here does I/O or knows another module of the package.
+Nothing here does I/O or knows another module of the package, but for what a message carries.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from llmkit.attachment import MAX_ATTACHED_BYTES, Attachment
+
 __all__ = [
+    "Attachment",
     "Attempt",
     "AttemptStatus",
     "FinishReason",
@@ -158,10 +161,14 @@ class NamedToolChoice(Value):
 
 
 class Message(Value):
-    """One turn of a conversation. A `tool` message answers the call whose id is `tool_call_id`."""
+    """One turn of a conversation. A `tool` message answers the call whose id is `tool_call_id`.
+
+    `attachments` are images and documents of a `user` message; a model gets them in their order, before the text.
+    """
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
+    attachments: tuple[Attachment, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     tool_name: str | None = None
@@ -172,6 +179,8 @@ class Message(Value):
             raise ValueError("a tool message needs tool_call_id, the id of the call that it answers")
         if self.tool_calls and self.role != "assistant":
             raise ValueError("only an assistant message can carry tool_calls")
+        if self.attachments and self.role != "user":
+            raise ValueError("only a user message can carry attachments")
         return self
 
 
@@ -215,7 +224,8 @@ class LLMRequest(Value):
     """Everything that one logical call asks for.
 
     Attributes:
-        messages: The conversation, oldest first; a bare string is one user message.
+        messages: The conversation, oldest first; a bare string is one user message. Their attachments may have
+            15 MB in all.
         route: A pinned `provider/model`; None lets the router choose.
         profile: What matters most; None takes the default of the settings.
         temperature: 0 to 2; None leaves it to the provider.
@@ -249,6 +259,21 @@ class LLMRequest(Value):
     use_cache: bool = True
     constraints: LLMConstraints = LLMConstraints()
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _attachments_fit(self) -> LLMRequest:
+        size = sum(len(attachment.data) for attachment in self.attachments)
+        if size > MAX_ATTACHED_BYTES:
+            raise ValueError(
+                f"the attachments of all messages have {size / 1e6:.1f} MB, and may have "
+                f"{MAX_ATTACHED_BYTES / 1e6:.0f} MB; scale them down, or ask about fewer at once"
+            )
+        return self
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """The attachments of all messages."""
+        return tuple(attachment for message in self.messages for attachment in message.attachments)
 
     def __repr__(self) -> str:
         # A prompt may hold personal data and a repr ends up in logs.
@@ -358,6 +383,8 @@ class ProviderCaps(Value):
         supports_images: Reads images in messages.
         preferred_for_profiles: Profiles that put this provider first.
         is_local: Answers on this machine or one the user runs; `local_only` also checks the address.
+        supports_images: Reads images.
+        supports_files: Reads documents (PDF).
         unenforced_schema_keywords: Parts of a schema that it takes and does not hold its models to; `number.minimum` is
             the bound of a number that need not be whole.
     """
@@ -368,8 +395,9 @@ class ProviderCaps(Value):
     max_context_tokens: int | None
     preferred_for_profiles: frozenset[LLMProfile]
     is_local: bool
-    unenforced_schema_keywords: frozenset[str] = frozenset()
     supports_images: bool = False
+    supports_files: bool = False
+    unenforced_schema_keywords: frozenset[str] = frozenset()
 
 
 class LLMResponse(Value):

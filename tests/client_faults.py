@@ -107,4 +107,11 @@ CASES = (
         1,
         OLLAMA,
     ),
+    Case(
+        "image for a model that cannot see",
+        Fault.status(500, "failed to process inputs: this model is missing data required for image input"),
+        LLMUnsupported,
+        1,
+        OLLAMA,
+    ),
 )

@@ -20,6 +20,8 @@ Cluster: TypeAlias = tuple[str, str]
 ClusterOf: TypeAlias = Mapping[str, Cluster]
 PairKey: TypeAlias = tuple[str, int]
 
+OUTCOMES = ("first_try", "repaired", "reasked")
+
 SUMMARY_COLUMNS: Mapping[str, str] = {
     "route": "str",
     "metric": "str",
@@ -36,6 +38,9 @@ SUMMARY_COLUMNS: Mapping[str, str] = {
     "interval": "str",
     "mean_failures_as_zero": "float64",
     "valid_first_try": "float64",
+    "first_try": "float64",
+    "repaired": "float64",
+    "reasked": "float64",
     "fallbacks": "int64",
     "requests": "int64",
     "input_tokens": "Int64",
@@ -84,8 +89,16 @@ def _counts(results: Sequence[EvalResult]) -> dict[str, Any]:
         "not_run": statuses.count(NOT_RUN),
         "in_progress": statuses.count(IN_PROGRESS),
         "valid_first_try": sum(answered) / len(answered) if answered else math.nan,
+        **_outcomes(results),
         "fallbacks": sum(fell_back(result) for result in results),
     }
+
+
+def _outcomes(results: Sequence[EvalResult]) -> dict[str, float]:
+    """Shares of those that got an answer; a valid output whose outcome was not kept is left out."""
+    answered = [r for r in results if r.outcome is not None or (r.status == FAILED and r.valid_first_try is not None)]
+    outcomes = [result.outcome for result in answered]
+    return {name: outcomes.count(name) / len(outcomes) if outcomes else math.nan for name in OUTCOMES}
 
 
 def _costs(results: Sequence[EvalResult]) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals.aggregate import COMPARISON_COLUMNS, SUMMARY_COLUMNS, Cluster, comparison_rows, summary_rows
+from llmkit.evals.asked import asked_differently
 from llmkit.evals.dataset import Sample
 from llmkit.evals.digests import digest_notes
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, STATUSES, SUCCEEDED, Work, fell_back
@@ -40,6 +41,8 @@ SAMPLE_COLUMNS: Mapping[str, str] = {
     "output": "str",
     "output_mode": "str",
     "valid_first_try": "boolean",
+    "outcome": "str",
+    "schema_sha256": "str",
     "scorer_errors": "str",
     "input_tokens": "Int64",
     "output_tokens": "Int64",
@@ -99,17 +102,24 @@ class EvalReport:
         return {status: statuses.count(status) for status in STATUSES}
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What puts a comparison of the routes in doubt: that they were asked different things."""
+        return asked_differently(self.results, self.routes)
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the numbers has to know, one sentence each."""
-        return (*_work_notes(self), *_failure_notes(self), *_mode_notes(self), *digest_notes(self.digests))
+        """What a reader of the numbers has to know, one sentence each; the warnings are among them."""
+        own = (*_work_notes(self), *_failure_notes(self), *self.warnings, *_fallback_notes(self))
+        return (*own, *digest_notes(self.digests))
 
     def summary(self, by: Literal["route", "served_route"] = "route") -> pd.DataFrame:
         """One row for each route and metric, with the columns and dtypes of `SUMMARY_COLUMNS`.
 
         `mean` and its 95 % interval are over scored samples, errors excluded; `mean_failures_as_zero` counts FAILED as
         0. A scorer's own failure, NOT_RUN and IN_PROGRESS are left out of both. `interval` names the method: with
-        repeats or groups it is clustered. `valid_first_try` is a share of the samples that got an answer, tokens are
-        sums over what is known, latencies are of samples with a valid output.
+        repeats or groups it is clustered. `valid_first_try` is a share of the samples that got an answer; so are
+        `first_try`, `repaired` and `reasked`, and what is left of them got no valid output. Tokens are sums over what
+        is known, latencies are of samples with a valid output.
 
         Args:
             by: `route` groups as assigned, `served_route` by who answered.
@@ -136,7 +146,8 @@ class EvalReport:
 
         Pairs are the samples and epochs that both have a score for; `left_out` counts the others. Zeros and ones on
         independent samples get McNemar's exact test, anything else a paired t test, clustered by group, or by sample
-        over its epochs. `p_holm` is adjusted for the number of metrics in the frame, `effect` is Cohen's d_z.
+        over its epochs. `p_holm` is adjusted for the number of metrics in the frame, `effect` is Cohen's d_z. The
+        frame's `attrs["warnings"]` lists what puts the comparison in doubt.
 
         Args:
             a: Label of a route.
@@ -155,8 +166,11 @@ class EvalReport:
         if metric is not None:
             metrics = [_known("metric", metric, metrics)]
         clusters = {**_clusters(other), **_clusters(self)}
-        rows = comparison_rows(_of(self, a), _of(other, b), metrics, clusters)
-        return _frame(({**row, "a": a, "b": b} for row in rows), COMPARISON_COLUMNS)
+        ours, theirs = _of(self, a), _of(other, b)
+        rows = comparison_rows(ours, theirs, metrics, clusters)
+        frame = _frame(({**row, "a": a, "b": b} for row in rows), COMPARISON_COLUMNS)
+        frame.attrs["warnings"] = list(_comparison_warnings(self, ours, theirs, other))
+        return frame
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-able data; what is unknown is null.
@@ -164,7 +178,8 @@ class EvalReport:
         Keys: `form`, `run` (id, name, workspace_id, task, task_sha256, dataset_sha256, created_at_utc), `counts`
         (status to number), `work` (reused, rescored, called, replayed, sent; null for a report from the store),
         `summary` (rows of `summary()`), `comparisons` (rows of `compare(a, b)` for all pairs of routes), `stopped`
-        (route to reason), `in_doubt` (ids of calls), `notes`.
+        (route to reason), `in_doubt` (ids of calls), `notes`, `warnings` (those of the notes that put a comparison in
+        doubt).
         """
         run = self.run
         return {
@@ -185,6 +200,7 @@ class EvalReport:
             "stopped": dict(self.stopped),
             "in_doubt": [str(call.id) for call in self.in_doubt],
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
         }
 
     def table(self) -> Table:
@@ -315,17 +331,18 @@ def _failure_notes(report: EvalReport) -> Iterator[str]:
         yield f"{_many(len(report.in_doubt), 'call')} in doubt: begun and never ended, perhaps billed."
 
 
-def _mode_notes(report: EvalReport) -> Iterator[str]:
-    modes: dict[str, set[str]] = {label: set() for label in report.routes}
-    for result in report.results:
-        if result.output_mode is not None:
-            modes[result.route].add(result.output_mode)
-    if len({frozenset(found) for found in modes.values() if found}) > 1:
-        listed = "; ".join(f"{label} {'/'.join(sorted(found))}" for label, found in modes.items())
-        yield f"The routes were asked in different ways: {listed}."
+def _fallback_notes(report: EvalReport) -> Iterator[str]:
     moved = sum(fell_back(result) for result in report.results)
     if moved:
         yield f"{_many(moved, 'sample')} answered by a fallback; summary(by='served_route') shows who answered."
+
+
+def _comparison_warnings(
+    report: EvalReport, ours: Sequence[EvalResult], theirs: Sequence[EvalResult], other: EvalReport
+) -> tuple[str, ...]:
+    if other is not report:
+        theirs = [replace(result, route=f"{result.route} of {other.run.name}") for result in theirs]
+    return asked_differently([*ours, *theirs], ())
 
 
 def _many(count: int, what: str) -> str:

@@ -27,6 +27,7 @@ from llmkit.persistence.faults import patiently, store_error
 from llmkit.persistence.fork import ForkGate, pause_around_forks
 from llmkit.persistence.operations import (
     AbandonRun,
+    Annotate,
     Beat,
     Flush,
     InsertFinished,
@@ -308,6 +309,10 @@ class JournalLLMRunRepo:
     async def record_served(self, start: RunStart, success: RunSuccess) -> None:
         """See `LLMRunRepo`. Written within moments; `Journal.flush()` waits for it, and a failure is told later."""
         await self._journal.perform_later(InsertFinished(self._journal.statements, start, success))
+
+    async def annotate(self, workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> None:
+        """See `LLMRunRepo`."""
+        await self._journal.perform(Annotate(self._journal.statements, workspace_id, run_id, metadata))
 
     async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
         """See `LLMRunRepo`."""

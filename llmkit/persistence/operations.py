@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Self
 from uuid import UUID
@@ -14,6 +14,7 @@ from llmkit.persistence.rows import (
     FAILED,
     SUCCEEDED,
     abandoned_values,
+    annotation_values,
     attempt_row,
     eval_result_values,
     eval_run_values,
@@ -29,6 +30,7 @@ from llmkit.types import Attempt
 
 __all__ = [
     "AbandonRun",
+    "Annotate",
     "Beat",
     "Flush",
     "InsertFinished",
@@ -208,6 +210,23 @@ class AbandonRun(_Mark):
     def statement(statements: Statements) -> Prepared:
         """The UPDATE of this class."""
         return statements.mark_abandoned
+
+
+class Annotate(Operation):
+    """Other metadata of a run."""
+
+    __slots__ = ("row",)
+    rank = 2
+
+    def __init__(self, statements: Statements, workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> None:
+        self.row = statements.annotate.row(annotation_values(workspace_id, run_id, metadata))
+        self.lock_key = run_id.hex
+
+    @classmethod
+    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+        """Update all, the later of two for one run last."""
+        _execute(connection, statements.annotate, [each.row for each in operations])
+        return [None] * len(operations)
 
 
 class Beat(Operation):

@@ -19,6 +19,7 @@ from llmkit.persistence.rows import (
     STARTED_COLUMNS,
     SUCCESS_COLUMNS,
     abandoned_values,
+    annotation_values,
     attempt_values,
     failure_values,
     finished_values,
@@ -30,6 +31,7 @@ from llmkit.persistence.statements import (
     FAILURE_COLUMNS,
     RUNS,
     abandon_run,
+    annotate_run,
     finish_run,
     holds_idempotency_key,
     insert_attempt,
@@ -104,6 +106,11 @@ class SqlLLMRunRepo:
     async def record_served(self, start: RunStart, success: RunSuccess) -> None:
         """See `LLMRunRepo`. Written at once."""
         await self.save_result_for_idempotency_key(start, success)
+
+    async def annotate(self, workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> None:
+        """See `LLMRunRepo`."""
+        async with self._write() as connection:
+            await connection.execute(annotate_run(), annotation_values(workspace_id, run_id, metadata))
 
     async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
         """Do nothing: nobody else sees these runs before the caller commits."""

@@ -26,6 +26,7 @@ __all__ = [
     "SUCCESS_COLUMNS",
     "Codec",
     "abandoned_values",
+    "annotation_values",
     "attempt_row",
     "attempt_values",
     "eval_result_of",
@@ -267,6 +268,11 @@ def success_row(success: RunSuccess, codec: Codec) -> Row:
         None if success.plan is None else _json(success.plan),
         _storable_or_none(success.result_json),
     )
+
+
+def annotation_values(workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> Values:
+    """Values of an UPDATE of a run's metadata."""
+    return {"in_workspace": workspace_id, "run_id": run_id, "metadata_json": _json(metadata)}
 
 
 def success_values(success: RunSuccess) -> Values:

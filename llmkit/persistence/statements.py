@@ -53,6 +53,7 @@ __all__ = [
     "PreparedSelect",
     "Statements",
     "abandon_run",
+    "annotate_run",
     "finish_run",
     "holds_flight_key",
     "holds_idempotency_key",
@@ -214,6 +215,13 @@ def abandon_run() -> Update:
     return finish_run(ABANDONED_COLUMNS).where(same)
 
 
+def annotate_run() -> Update:
+    """An UPDATE of the metadata of the run `run_id` of `in_workspace`."""
+    mine = RUNS.c.workspace_id == bindparam("in_workspace", type_=RUNS.c.workspace_id.type)
+    same = RUNS.c.id == bindparam("run_id", type_=RUNS.c.id.type)
+    return update(RUNS).where(mine, same).values(_parameters(RUNS, ("metadata_json",)))
+
+
 def _beat() -> Update:
     return finish_run(("heartbeat_at_utc",))
 
@@ -269,6 +277,7 @@ class Statements:
         self.mark_succeeded = Prepared(finish_run(SUCCESS_COLUMNS), dialect, (*SUCCESS_COLUMNS, "run_id"))
         self.mark_failed = Prepared(finish_run(FAILURE_COLUMNS), dialect)
         self.mark_abandoned = Prepared(abandon_run(), dialect)
+        self.annotate = Prepared(annotate_run(), dialect)
         self.beat = Prepared(_beat(), dialect)
         self.upsert_result = Prepared(_upsert_result(name), dialect)
         self.insert_eval_run = Prepared(

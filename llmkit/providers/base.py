@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,16 @@ from urllib.parse import urlsplit, urlunsplit
 
 from llmkit.ports import Endpoint
 from llmkit.settings import LLMSettings, is_loopback
-from llmkit.types import LLMProvider, LLMRequest, Message, NamedToolChoice, ProviderCaps, ResponseFormat, Route
+from llmkit.types import (
+    Attachment,
+    LLMProvider,
+    LLMRequest,
+    Message,
+    NamedToolChoice,
+    ProviderCaps,
+    ResponseFormat,
+    Route,
+)
 
 __all__ = [
     "LLAMA_CPP_UNENFORCED",
@@ -33,6 +43,10 @@ BYTES_PER_TOKEN = 3
 # No tokenizer in use packs running text more tightly than this.
 MOST_CHARS_PER_TOKEN = 8
 TOKENS_PER_MESSAGE = 8
+# What the models that cut an image into tiles take at most (LLaVA 1.6: 2,880); others take 256 and more.
+TOKENS_PER_IMAGE = 3_000
+# A page of a PDF is 258 tokens (https://ai.google.dev/gemini-api/docs/document-processing) and rarely below 5 kB.
+FILE_BYTES_PER_TOKEN = 20
 # Its grammars count digits: they bound whole numbers only.
 LLAMA_CPP_UNENFORCED = frozenset({"number.minimum", "number.maximum"})
 
@@ -109,6 +123,9 @@ class ProviderSpec:
         secrets: Keys that must never be shown.
         hints: What to do, by situation: `start`, `key`, `permission`, `model`, `limit`, `address`.
         tools_depend_on_model: Whether a pinned model is worth asking although `supports_tools` is not declared.
+        calls_tools_beside_json: Whether a model can call tools in a request that also asks for JSON.
+        images_depend_on_model: The same for `supports_images`.
+        unread_media_types: Kinds of images that no model there can be sent.
         estimates_missing_counts: Whether LiteLLM counts tokens itself when the provider does not.
         reports_cost: Whether LiteLLM's price for an answer can be believed.
         parallel: Most requests it should get at once, beside the limit over all; None for no limit of its own.
@@ -133,6 +150,9 @@ class ProviderSpec:
     within_window: Callable[[CallArguments, int], CallArguments] = lambda arguments, _window: arguments
     secrets: Callable[[LLMSettings], tuple[str, ...]] = lambda _settings: ()
     tools_depend_on_model: bool = False
+    calls_tools_beside_json: Callable[[str], bool] = lambda _model: False
+    images_depend_on_model: bool = False
+    unread_media_types: frozenset[str] = frozenset()
     estimates_missing_counts: bool = False
     reports_cost: bool = False
     parallel: Callable[[LLMSettings], int | None] = lambda _settings: None
@@ -167,8 +187,13 @@ def _sent_bytes(request: LLMRequest) -> int:
 
 
 def estimated_prompt_tokens(request: LLMRequest) -> int:
-    """About how many tokens the prompt has, rather too many than too few."""
-    return _sent_bytes(request) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE * (len(request.messages) + 1)
+    """About how many tokens the prompt has, rather too many than too few: 3,000 for an image, 50 for a kB of PDF."""
+    texts = _sent_bytes(request) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE * (len(request.messages) + 1)
+    return texts + sum(_attachment_tokens(attachment) for attachment in request.attachments)
+
+
+def _attachment_tokens(attachment: Attachment) -> int:
+    return TOKENS_PER_IMAGE if attachment.is_image else len(attachment.data) // FILE_BYTES_PER_TOKEN
 
 
 def smallest_prompt_tokens(request: LLMRequest) -> int:
@@ -204,7 +229,7 @@ def openai_arguments(request: LLMRequest) -> dict[str, Any]:
 
 def _message(message: Message) -> dict[str, Any]:
     # `content` is always there: LiteLLM's Ollama translation fails on a message without it.
-    shaped: dict[str, Any] = {"role": message.role, "content": message.content}
+    shaped: dict[str, Any] = {"role": message.role, "content": _content(message)}
     if message.tool_calls:
         shaped["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -215,6 +240,21 @@ def _message(message: Message) -> dict[str, Any]:
         if message.tool_name is not None:
             shaped["name"] = message.tool_name
     return shaped
+
+
+def _content(message: Message) -> str | list[dict[str, Any]]:
+    if not message.attachments:
+        return message.content
+    parts = [_part(attachment) for attachment in message.attachments]
+    # Google's servers refuse an empty text part.
+    return [*parts, {"type": "text", "text": message.content}] if message.content else parts
+
+
+def _part(attachment: Attachment) -> dict[str, Any]:
+    url = f"data:{attachment.media_type};base64,{base64.b64encode(attachment.data).decode()}"
+    if attachment.is_image:
+        return {"type": "image_url", "image_url": {"url": url}}
+    return {"type": "file", "file": {"file_data": url}}
 
 
 def _tools(request: LLMRequest) -> Sequence[Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,6 +65,11 @@ def _secrets(settings: LLMSettings) -> tuple[str, ...]:
     return tuple(secret for secret in (_key(settings), *url_password(str(settings.gemini_api_base or ""))) if secret)
 
 
+def _calls_tools_beside_json(model: str) -> bool:
+    """Before Gemini 3 it is a 400: "Function calling with a response mime type: 'application/json' is unsupported"."""
+    return not re.match(r"gemini-[012](\D|$)", model)
+
+
 def _configuration_problem(settings: LLMSettings) -> str | None:
     return None if _key(settings).strip() else "no key: set LLM_GEMINI_API_KEY"
 
@@ -120,6 +126,8 @@ SPEC = ProviderSpec(
         max_context_tokens=CONTEXT_TOKENS,
         preferred_for_profiles=frozenset({LLMProfile.QUALITY}),
         is_local=False,
+        supports_images=True,
+        supports_files=True,
         # Not in the list of https://ai.google.dev/api/generate-content for `responseJsonSchema`.
         unenforced_schema_keywords=frozenset({"pattern", "minLength", "maxLength"}),
     ),
@@ -128,6 +136,7 @@ SPEC = ProviderSpec(
     address=_address,
     configuration_problem=_configuration_problem,
     call_arguments=_call_arguments,
+    calls_tools_beside_json=_calls_tools_beside_json,
     reply_facts=_reply_facts,
     sent_schema=_sent_schema,
     mend_reply=_mend_reply,

@@ -142,6 +142,8 @@ SPEC = ProviderSpec(
         max_context_tokens=None,
         preferred_for_profiles=frozenset({LLMProfile.FAST, LLMProfile.BALANCED}),
         is_local=True,
+        # Depends on the model too.
+        supports_images=False,
         unenforced_schema_keywords=LLAMA_CPP_UNENFORCED,
     ),
     default_model=lambda settings: settings.ollama_model,
@@ -154,6 +156,9 @@ SPEC = ProviderSpec(
     within_window=_within_window,
     secrets=lambda settings: url_password(str(settings.ollama_api_base)),
     tools_depend_on_model=True,
+    images_depend_on_model=True,
+    # Older servers cannot read it, and LiteLLM makes a JPEG of it where Pillow happens to be installed.
+    unread_media_types=frozenset({"image/webp"}),
     estimates_missing_counts=True,
     per_minute=lambda settings: (settings.ollama_requests_per_minute, settings.ollama_tokens_per_minute),
     hints={

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.models import ModelRequestParameters
-from pydantic_ai.output import OutputObjectDefinition
+from pydantic_ai.output import OutputObjectDefinition, StructuredOutputMode
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition as AgentToolDefinition
 
@@ -17,6 +17,7 @@ from llmkit.types import NamedToolChoice, ResponseFormat, ToolDefinition
 
 __all__ = [
     "asked_schema",
+    "modes_of",
     "refuse_settings",
     "response_format",
     "settings_fields",
@@ -60,6 +61,17 @@ def settings_fields(settings: ModelSettings | None) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def modes_of(parameters: ModelRequestParameters) -> tuple[StructuredOutputMode, ...]:
+    """The output modes to try, the strongest first. It does not matter which where the user chose one, or wants text.
+
+    Beside other tools the output is a tool too. Held to a schema, a model of Ollama cannot call any, and Gemini before
+    3 refuses the request.
+    """
+    if parameters.output_mode != "auto":
+        return ("tool",)
+    return ("tool", "prompted") if parameters.function_tools else ("native", "tool", "prompted")
+
+
 # --- schemas ------------------------------------------------------------------------------------------------------
 
 
@@ -84,7 +96,7 @@ def asked_schema(parameters: ModelRequestParameters) -> CanonicalSchema | None:
     Raises:
         UserError: It cannot be sent.
     """
-    if parameters.output_object is not None:
+    if parameters.output_object is not None and parameters.output_mode != "tool":
         return _output_schema(parameters.output_object)
     if len(parameters.output_tools) == 1:
         return _tool_schema(parameters.output_tools[0])

@@ -13,7 +13,7 @@ from pydantic_ai.exceptions import AgentRunError, UnexpectedModelBehavior, UserE
 
 from llmkit.errors import LLMBadRequest, LLMError, LLMInvalidOutput, LLMUnavailable, describe_validation
 from llmkit.pydanticai.answer import Answer
-from llmkit.pydanticai.messages import as_model_messages
+from llmkit.pydanticai.messages import as_model_messages, as_user_content
 from llmkit.pydanticai.model import PydanticAiLiteLLMModel
 from llmkit.pydanticai.reading import Reader
 from llmkit.service import LLMService
@@ -198,7 +198,7 @@ class _Task(Generic[T]):
 
     async def _found(self, model: PydanticAiLiteLLMModel, reader: Reader, agent: Agent[None, Any]) -> Any:
         history = as_model_messages(self.conversation[:-1])
-        prompt = self.conversation[-1].content
+        prompt = as_user_content(self.conversation[-1])
         try:
             result = await agent.run(
                 prompt, message_history=history, model=model, retries=self.retries, capabilities=[reader]
@@ -208,7 +208,10 @@ class _Task(Generic[T]):
         except UnexpectedModelBehavior as error:
             if isinstance(error.__cause__, LLMError):
                 raise _with_earlier(error.__cause__, model.responses) from None
-            raise self._invalid(model.responses, reader.problems or (str(error),)) from None
+            problems = reader.problems or (str(error),)
+            if model.responses:
+                await model.annotate(str(model.responses[-1].run_id), never_fitted=list(problems))
+            raise self._invalid(model.responses, problems) from None
         except ValidationError as error:
             raise LLMBadRequest("; ".join(describe_validation(error))) from None
         except UserError as error:

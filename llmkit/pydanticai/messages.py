@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from pydantic_ai.messages import (
+    BinaryContent,
     CachePoint,
     FinishReason,
     InstructionPart,
@@ -28,9 +28,9 @@ from pydantic_ai.messages import (
 from pydantic_ai.usage import RequestUsage
 
 from llmkit.errors import LLMUnsupported
-from llmkit.types import LLMResponse, Message, TokenUsage, ToolCall
+from llmkit.types import Attachment, LLMResponse, Message, TokenUsage, ToolCall
 
-__all__ = ["as_messages", "as_model_messages", "as_model_response"]
+__all__ = ["as_messages", "as_model_messages", "as_model_response", "as_user_content"]
 
 _FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
@@ -46,7 +46,7 @@ def as_messages(
     """Translate a Pydantic AI conversation; instructions follow the leading system messages.
 
     Raises:
-        LLMUnsupported: A part (a file, say) or a text that cannot be sent; the message names it.
+        LLMUnsupported: A part (an address, say), a file or a text that cannot be sent; the message names it.
     """
     translated = [ours for message in messages for ours in _one(message)]
     leading = next((i for i, m in enumerate(translated) if m.role != "system"), len(translated))
@@ -65,8 +65,17 @@ def _require_whole_characters(message: Message) -> None:
 
 def _one(message: ModelMessage) -> Iterator[Message]:
     if isinstance(message, ModelRequest):
+        files: list[UserContent] = []
         for part in message.parts:
-            yield _request_part(part)
+            if isinstance(part, ToolReturnPart):
+                # Results of tools are text everywhere; their files follow when all results are told.
+                text, of_tool = part.model_response_str_and_user_content()
+                files += of_tool
+                yield Message(role="tool", content=text, tool_call_id=part.tool_call_id, tool_name=part.tool_name)
+            else:
+                yield _request_part(part)
+        if files:
+            yield _user(files)
     elif isinstance(message, ModelResponse):
         yield _assistant(message.parts)
 
@@ -75,19 +84,10 @@ def _request_part(part: object) -> Message:
     if isinstance(part, SystemPromptPart):
         return Message(role="system", content=part.content)
     if isinstance(part, UserPromptPart):
-        return Message(role="user", content=_text(part.content))
-    if isinstance(part, ToolReturnPart):
-        return _tool_return(part)
+        return _user(part.content)
     if isinstance(part, RetryFeedbackPart | RetryPromptPart):
         return _retry(part)
     raise LLMUnsupported(f"llmkit cannot send a {type(part).__name__} to a model")
-
-
-def _tool_return(part: ToolReturnPart[Any]) -> Message:
-    text, files = part.model_response_str_and_user_content()
-    if files:
-        raise LLMUnsupported(f"The tool {part.tool_name!r} returned a file; llmkit sends text only")
-    return Message(role="tool", content=text, tool_call_id=part.tool_call_id, tool_name=part.tool_name)
 
 
 def _retry(part: RetryFeedbackPart | RetryPromptPart) -> Message:
@@ -99,17 +99,31 @@ def _retry(part: RetryFeedbackPart | RetryPromptPart) -> Message:
     return Message(role="user", content=part.model_response())
 
 
-def _text(content: str | Sequence[UserContent]) -> str:
-    if isinstance(content, str):
-        return content
+def _user(content: str | Sequence[UserContent]) -> Message:
+    """One message: the texts as paragraphs, the files beside them in their order."""
     texts: list[str] = []
-    for item in content:
-        if isinstance(item, CachePoint):
-            continue
-        if not isinstance(item, str | TextContent):
-            raise LLMUnsupported(f"llmkit cannot send a {type(item).__name__} to a model yet; send text")
-        texts.append(item if isinstance(item, str) else item.content)
-    return "\n\n".join(texts)
+    attachments: list[Attachment] = []
+    for item in [content] if isinstance(content, str) else content:
+        if isinstance(item, str | TextContent):
+            texts.append(item if isinstance(item, str) else item.content)
+        elif isinstance(item, BinaryContent):
+            attachments.append(_attachment(item))
+        elif not isinstance(item, CachePoint):
+            raise LLMUnsupported(
+                f"llmkit cannot send a {type(item).__name__} to a model, and fetches nothing; give text or the bytes "
+                "as BinaryContent"
+            )
+    return Message(role="user", content="\n\n".join(texts), attachments=tuple(attachments))
+
+
+def _attachment(item: BinaryContent) -> Attachment:
+    what = f"llmkit cannot send a {type(item).__name__} of {item.media_type}"
+    if item.vendor_metadata:
+        raise LLMUnsupported(f"{what} with vendor_metadata: it would be lost")
+    try:
+        return Attachment.from_bytes(item.data)
+    except ValueError as error:
+        raise LLMUnsupported(f"{what} to a model: {error}") from None
 
 
 def _assistant(parts: Sequence[ModelResponsePart]) -> Message:
@@ -148,9 +162,18 @@ def as_model_messages(messages: Sequence[Message]) -> list[ModelMessage]:
         if message.role == "assistant":
             history.append(ModelResponse(parts=[TextPart(message.content)]))
             continue
-        part = SystemPromptPart(message.content) if message.role == "system" else UserPromptPart(message.content)
+        is_system = message.role == "system"
+        part = SystemPromptPart(message.content) if is_system else UserPromptPart(as_user_content(message))
         history.append(ModelRequest(parts=[part]))
     return history
+
+
+def as_user_content(message: Message) -> str | list[UserContent]:
+    """Text and attachments of a user message of ours, as Pydantic AI takes them."""
+    if not message.attachments:
+        return message.content
+    files = [BinaryContent(each.data, media_type=each.media_type) for each in message.attachments]
+    return [*files, message.content] if message.content else [*files]
 
 
 def as_model_response(response: LLMResponse) -> ModelResponse:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import JsonValue, ValidationError
@@ -13,9 +13,17 @@ from pydantic_ai.models import Model, ModelRequestParameters, check_allow_model_
 from pydantic_ai.profiles import ModelProfile
 from pydantic_ai.settings import ModelSettings, merge_model_settings
 
-from llmkit.errors import LLMContentBlocked, LLMOutputTruncated, LLMReasoningExhausted, describe_validation
+from llmkit.errors import (
+    LLMContentBlocked,
+    LLMError,
+    LLMOutputTruncated,
+    LLMReasoningExhausted,
+    LLMUnavailable,
+    describe_validation,
+)
 from llmkit.pydanticai.asking import (
     asked_schema,
+    modes_of,
     refuse_settings,
     response_format,
     settings_fields,
@@ -33,8 +41,9 @@ _PROFILE = ModelProfile(
     supports_tools=True,
     supports_json_schema_output=True,
     supports_json_object_output=True,
-    supports_image_input=False,
-    supports_document_input=False,
+    supports_image_input=True,
+    supports_document_input=True,
+    supported_document_media_types=frozenset({"application/pdf"}),
     supports_audio_file_input=False,
     supports_video_input=False,
     default_structured_output_mode="native",
@@ -45,8 +54,11 @@ class PydanticAiLiteLLMModel(Model[Any]):
     """Sends every model request of an agent through the service, as one `llm_runs` row each.
 
     The row's metadata say under `agent` which step of the run it was, the output mode, the hash of the output schema
-    and which of its parts only validation enforces. What llmkit cannot carry (streams, files, provider tools, settings
-    such as `top_p`) is refused by name; `docs/structured-output.md` has the list.
+    and which of its parts only validation enforces. Images and PDF go as `BinaryContent`, to routes that read them.
+    Where an agent leaves the output mode open, it is the strongest that some route has: constrained by a schema, or a
+    tool beside other tools, else in words; a route that only has a weaker one may still be fallen back to. What llmkit
+    cannot carry (streams, addresses of files, provider tools, settings such as `top_p`) is refused by name;
+    `docs/structured-output.md` has the list.
 
     Args:
         service: Who answers.
@@ -96,6 +108,8 @@ class PydanticAiLiteLLMModel(Model[Any]):
         self.responses: list[LLMResponse] = []
         self.schema: CanonicalSchema | None = None
         self.remarks: dict[str, JsonValue] = {}
+        # Agents may run side by side on one model: each answer has its row, and what was written there.
+        self._rows: dict[str | None, tuple[LLMResponse, dict[str, Any]]] = {}
 
     @property
     def model_name(self) -> str:
@@ -115,6 +129,14 @@ class PydanticAiLiteLLMModel(Model[Any]):
         """
         return with_canonical(model_request_parameters)
 
+    def prepare_request(
+        self, model_settings: ModelSettings | None, model_request_parameters: ModelRequestParameters
+    ) -> tuple[ModelSettings | None, ModelRequestParameters]:
+        """As Pydantic AI has it, but an output mode that is open stays so: `request` finds the strongest each time."""
+        if model_request_parameters.output_mode == "auto":
+            return model_settings, model_request_parameters
+        return super().prepare_request(model_settings, model_request_parameters)
+
     async def request(
         self,
         messages: list[ModelMessage],
@@ -132,20 +154,79 @@ class PydanticAiLiteLLMModel(Model[Any]):
         """
         check_allow_model_requests()
         refuse_settings(merge_model_settings(self.settings, model_settings))
-        self.schema = asked_schema(model_request_parameters)
-        model_settings, parameters = self.prepare_request(model_settings, model_request_parameters)
-        request = self._request(messages, model_settings, parameters)
+        earlier: LLMError | None = None
+        for request, schema in self._ways(messages, model_settings, model_request_parameters):
+            self.schema = schema
+            try:
+                response = await self._asked(request)
+            except LLMError as error:
+                if earlier is not None:
+                    error.attempts = earlier.attempts + error.attempts
+                if not (error.retryable and request.constraints.allow_fallback):
+                    raise
+                earlier = error
+            else:
+                return self._kept(response, request)
+        raise earlier or LLMUnavailable("No route answers at the moment")
+
+    async def _asked(self, request: LLMRequest) -> LLMResponse:
         try:
-            response = await self._service.chat(request, self._context)
+            return await self._service.chat(request, self._context)
         except LLMContentBlocked as error:
             raise ContentFilterError(str(error)) from error
         except (LLMOutputTruncated, LLMReasoningExhausted) as error:
             raise OutputTokenLimitExceeded(str(error)) from error
+
+    def _kept(self, response: LLMResponse, request: LLMRequest) -> ModelResponse:
         self.responses.append(response)
+        if response.run_id is not None:
+            self._rows[str(response.run_id)] = (response, request.metadata)
         return as_model_response(response)
 
-    def _request(
+    def _ways(
         self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
+    ) -> Iterator[tuple[LLMRequest, CanonicalSchema | None]]:
+        """The request in the output mode that the user chose; else in the strongest that some route has.
+
+        Then, for when those routes fail, in weaker ones for routes that lack the stronger.
+        """
+        seen: set[Route] = set()
+        first: tuple[LLMRequest, CanonicalSchema | None] | None = None
+        for mode in modes_of(parameters):
+            chosen = parameters.with_default_output_mode(mode)
+            schema = asked_schema(chosen)
+            request = self._request(messages, *self.prepare_request(settings, chosen), schema)
+            first = first or (request, schema)
+            fresh = [each for each in self._service.router.explain(request).candidates if each not in seen]
+            if fresh:
+                yield (request if not seen else _weaker(request, mode, fresh)), schema
+            seen.update(fresh)
+        if not seen and first is not None:
+            yield first  # the service says why there is no route
+
+    async def annotate(self, run_id: str | None, **remarks: JsonValue) -> None:
+        """Add remarks to what the row of an answer says under `agent`. A write of its own: for what is rare.
+
+        Args:
+            run_id: That of the answer, which is also the `provider_response_id` of Pydantic AI's; nothing happens for
+                one that this model did not give.
+            **remarks: What to add.
+
+        Raises:
+            LLMStoreError: The database failed.
+        """
+        if run_id in self._rows:
+            response, metadata = self._rows[run_id]
+            metadata = {**metadata, "agent": {**metadata["agent"], **remarks}}
+            self._rows[run_id] = (response, metadata)
+            await self._service.annotate(response, metadata, self._context)
+
+    def _request(
+        self,
+        messages: list[ModelMessage],
+        settings: ModelSettings | None,
+        parameters: ModelRequestParameters,
+        schema: CanonicalSchema | None,
     ) -> LLMRequest:
         instructions = self._get_instruction_parts(messages, parameters)
         step = sum(isinstance(message, ModelResponse) for message in messages)
@@ -156,27 +237,41 @@ class PydanticAiLiteLLMModel(Model[Any]):
             "tool_choice": tool_choice,
             "response_format": response_format(parameters, has_tools=bool(tools)),
             "idempotency_key": _step_key(self._idempotency_key, step),
-            "metadata": self._metadata(step, parameters.output_mode),
+            "metadata": self._metadata(step, parameters.output_mode, schema),
         }
         try:
             return LLMRequest(**self._fields | settings_fields(settings) | fields)
         except ValidationError as error:
             raise UserError("; ".join(describe_validation(error))) from None
 
-    def _metadata(self, step: int, output_mode: str) -> dict[str, JsonValue]:
+    def _metadata(self, step: int, output_mode: str, schema: CanonicalSchema | None) -> dict[str, JsonValue]:
         agent: dict[str, JsonValue] = {"step": step, "output_mode": output_mode}
-        if self.schema is not None:
-            agent["schema_sha256"] = self.schema.sha256
-            if self.schema.validated_only:
-                agent["validated_only"] = list(self.schema.validated_only)
+        if schema is not None:
+            agent["schema_sha256"] = schema.sha256
+            if schema.validated_only:
+                agent["validated_only"] = list(schema.validated_only)
         return {**self._fields.get("metadata", {}), "agent": {**agent, **self.remarks}}
 
 
+def _weaker(request: LLMRequest, mode: str, routes: Sequence[Route]) -> LLMRequest:
+    """The request for these routes only, under a key of its own: it is another than the one that failed."""
+    allowed = frozenset(route.provider for route in routes)
+    key = request.idempotency_key
+    changes = {
+        "constraints": request.constraints.model_copy(update={"allowed_providers": allowed}),
+        "idempotency_key": None if key is None else _short(f"{key}~{mode}"),
+    }
+    return request.model_copy(update=changes)
+
+
 def _step_key(key: str | None, step: int) -> str | None:
-    """The run's key with the number of the request in it; a long one is shortened by its hash."""
-    if key is None:
-        return None
-    whole = f"{key}#{step}"
+    """The run's key with the number of the request in it."""
+    return None if key is None else _short(key, f"#{step}")
+
+
+def _short(key: str, end: str = "") -> str:
+    """The key; a long one is shortened by its hash."""
+    whole = f"{key}{end}"
     if len(whole) <= MAX_KEY_LENGTH:
         return whole
-    return f"{key[:150]}~{hashlib.sha256(key.encode()).hexdigest()}#{step}"
+    return f"{key[:150]}~{hashlib.sha256(key.encode()).hexdigest()}{end}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmkit.errors import LLMBadRequest
 from llmkit.pydanticai.answer import Answer
-from llmkit.types import Message
+from llmkit.types import Attachment, Message
 
 __all__ = ["extraction_prompt"]
 
@@ -16,29 +16,43 @@ _QUESTION = "Text: {text}\nJSON:"
 
 
 def extraction_prompt(
-    output_type: Any, text: str, *, examples: Sequence[tuple[str, Any]] = (), instructions: str | None = None
+    output_type: Any,
+    text: str,
+    *,
+    examples: Sequence[tuple[str, Any]] = (),
+    instructions: str | None = None,
+    attachments: Sequence[Attachment] = (),
 ) -> tuple[Message, ...]:
     """The conversation that asks for an instance of a type.
 
     Args:
         output_type: A Pydantic model, or any type that Pydantic can validate.
-        text: What to read.
+        text: What to read; may be empty beside attachments.
         examples: Pairs of a text and its value: an instance, or what validates to one. Each becomes a question and
             its answer, in the JSON that the model is to write.
         instructions: Takes the place of the sentence in front.
+        attachments: Images and documents to read, with the text.
 
     Raises:
         LLMBadRequest: `output_type` is no type, an example is not a pair or not of the type, or a text is no text.
     """
     answer: Answer[Any] = Answer.of(output_type)
-    lead = f"Read the {answer.name} out of the text. Answer with JSON only." if instructions is None else instructions
+    lead = _lead(answer.name, text, attachments) if instructions is None else instructions
     shown = [Message(role="system", content=_text("instructions", lead))] if lead else []
     for number, example in enumerate(examples, start=1):
         if not isinstance(example, tuple | list) or len(example) != 2:
             raise LLMBadRequest(f"examples are pairs of a text and its value; number {number} is not")
         sample, value = example
         shown += [_question(f"the text of example {number}", sample), _said(answer.json_of(value))]
-    return (*shown, _question("text", text))
+    question = _question("text", text) if text or not attachments else Message(role="user", content="JSON:")
+    return (*shown, question.model_copy(update={"attachments": tuple(attachments)}))
+
+
+def _lead(name: str, text: str, attachments: Sequence[Attachment]) -> str:
+    if not attachments:
+        return f"Read the {name} out of the text. Answer with JSON only."
+    where = "the text and what is attached to it" if text else "what is attached"
+    return f"Read the {name} out of {where}. Answer with JSON only."
 
 
 def _question(name: str, text: Any) -> Message:

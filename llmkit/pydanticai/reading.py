@@ -8,10 +8,13 @@ from pydantic import ValidationError
 from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.capabilities.abstract import RawOutput, WrapOutputValidateHandler
 from pydantic_ai.exceptions import ModelRetry
+from pydantic_ai.messages import ModelResponse
+from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.output import OutputContext
 from pydantic_ai.tools import RunContext
 
 from llmkit.errors import describe_validation
+from llmkit.pydanticai.model import PydanticAiLiteLLMModel
 from llmkit.pydanticai.repair import is_json, repaired_json
 
 __all__ = ["Reader"]
@@ -23,7 +26,8 @@ _NO_JSON = "the answer is not one JSON object"
 class Reader(AbstractCapability[Any]):
     """Validates structured answers and repairs near-JSON; remembers how that went in the last run.
 
-    `extract` has it built in; an agent of one's own gets it by `Agent(..., capabilities=[Reader()])`.
+    `extract` has it built in; an agent of one's own gets it by `Agent(..., capabilities=[Reader()])`. The row of an
+    answer that was repaired says so: `repaired` under `agent` in its metadata.
 
     Attributes:
         is_repaired: Whether the answer that fitted was not JSON as it stood.
@@ -36,7 +40,7 @@ class Reader(AbstractCapability[Any]):
 
     async def wrap_output_validate(
         self,
-        ctx: RunContext[Any],  # noqa: ARG002
+        ctx: RunContext[Any],
         *,
         output_context: OutputContext,  # noqa: ARG002
         output: RawOutput,
@@ -46,6 +50,7 @@ class Reader(AbstractCapability[Any]):
 
         Raises:
             ModelRetry: It does not fit; the message, which the model gets, says where.
+            LLMStoreError: It was repaired, and the database failed to note that.
         """
         text = output if isinstance(output, str) else None
         is_sound = text is None or is_json(text)
@@ -57,6 +62,8 @@ class Reader(AbstractCapability[Any]):
         except ValidationError as error:
             raise self._refusal(tuple(describe_validation(error))) from None
         self.is_repaired = not is_sound
+        if self.is_repaired:
+            await _note_repair(ctx)
         return value
 
     def _refusal(self, problems: tuple[str, ...]) -> ModelRetry:
@@ -65,3 +72,13 @@ class Reader(AbstractCapability[Any]):
         return ModelRetry(
             "The answer does not fit: " + "; ".join(self.problems) + ". Answer again, with the whole JSON object only."
         )
+
+
+async def _note_repair(ctx: RunContext[Any]) -> None:
+    model: object = ctx.model
+    while isinstance(model, WrapperModel):
+        model = model.wrapped
+    answers = (message for message in reversed(ctx.messages) if isinstance(message, ModelResponse))
+    answer = next(answers, None)
+    if isinstance(model, PydanticAiLiteLLMModel) and answer is not None:
+        await model.annotate(answer.provider_response_id, repaired=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from llmkit.errors import ABANDONED_CODE
@@ -109,6 +110,12 @@ class InMemoryLLMRunRepo:
     async def record_served(self, start: RunStart, success: RunSuccess) -> None:
         """See `LLMRunRepo`."""
         await self.save_result_for_idempotency_key(start, success)
+
+    async def annotate(self, workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> None:
+        """See `LLMRunRepo`."""
+        run = self._runs.get(run_id)
+        if run is not None and run.start.workspace_id == workspace_id:
+            self._runs[run_id] = replace(run, start=replace(run.start, metadata=dict(metadata)))
 
     async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
         """See `LLMRunRepo`."""

@@ -21,6 +21,9 @@ DEFAULT_NUM_CTX = 2048
 _SMALLEST_NUM_CTX = 4
 _KEEP_ALIVE_S = 300
 _NS_PER_TOKEN = 1_000_000
+_NO_EYES = (
+    "Failed to create new sequence: failed to process inputs: this model is missing data required for image input"
+)
 _STATUS_MESSAGES = {401: "unauthorized", 429: "too many requests", 503: "server busy, please try again."}
 
 
@@ -32,7 +35,7 @@ class OllamaModel:
         name: As people write it; `:latest` is understood when there is no tag.
         family: Also the architecture, and so the prefix of the keys in `model_info`.
         context_length: In tokens; a larger `num_ctx` than this is cut down to it.
-        capabilities: Without `tools`, a request with tools is refused.
+        capabilities: Without `tools`, a request with tools is refused, without `vision` one with images.
         digest: 64 hexadecimal digits; left out, it is derived from all the other fields.
         modified_at_s: Seconds since the epoch.
     """
@@ -64,7 +67,8 @@ class OllamaModel:
 class OllamaServer(StandInServer):
     """Answers `/api/chat`, `/api/generate`, `/api/tags`, `/api/show`, `/api/ps` and `/api/version` as Ollama does.
 
-    Honoured: `stream` (on unless switched off), `format`, `tools` (400 for a model without them), `num_predict`
+    Honoured: `stream` (on unless switched off), `format`, `tools` (400 for a model without them), `images` (500 for a
+    model without vision), `num_predict`
     (cuts the answer, `done_reason` `length`) and `num_ctx` (2048 unless given: the oldest messages are dropped until
     the rest fits, and a last message that is still too long is silently cut, so that `prompt_eval_count` is
     `num_ctx`). Other options are ignored.
@@ -136,6 +140,8 @@ class OllamaServer(StandInServer):
         self._loaded[model.full_name] = time.time()
         if body.get("tools") and "tools" not in model.capabilities:
             return self._error(400, f"registry.ollama.ai/library/{model.full_name} does not support tools")
+        if "vision" not in model.capabilities and any(each.get("images") for each in _spoken(body)):
+            return self._error(500, _NO_EYES)
         if not body.get("messages") and not body.get("prompt"):
             return Answer([json_bytes(_loaded_or_unloaded(request.path, body))])
         return self._format_refusal(body.get("format"))
@@ -226,6 +232,10 @@ class OllamaServer(StandInServer):
             }
             for name, called in sorted(loaded, key=lambda pair: -pair[1])
         ]
+
+
+def _spoken(body: Mapping[str, Any]) -> list[Any]:
+    return [body, *(body.get("messages") or ())]
 
 
 def _tagged(name: str) -> str:

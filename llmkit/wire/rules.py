@@ -114,6 +114,13 @@ RULES: tuple[Rule, ...] = (
         {400, 422, 501},
         pattern=r"does(n't| not) support|not supported (by|for|with) this model|is not enabled for",
     ),
+    # A real Ollama says so of an image for a model without vision, with the status of a breakdown.
+    Rule(
+        LLMUnsupported,
+        "The model {model} cannot do what is asked: {detail}",
+        {500},
+        pattern=r"missing data required for image input",
+    ),
     Rule(LLMPermissionDenied, _NOT_ALLOWED, {400}, pattern=r"location is not supported|FAILED_PRECONDITION"),
     Rule(LLMModelNotFound, _UNKNOWN_MODEL, {400}, pattern=r"model .*(not found|does not exist)|invalid model name"),
     Rule(

@@ -1,6 +1,7 @@
 """Frames keep their contract, comparisons are paired, and the words say what the numbers leave out."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 
 import numpy as np
@@ -174,6 +175,7 @@ async def test_json_has_the_documented_keys_and_no_nan():
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert set(document) == {
         "form", "run", "counts", "work", "summary", "comparisons", "stopped", "in_doubt", "notes",
+        "warnings",
     }  # fmt: skip
     assert set(document["summary"][0]) == set(SUMMARY_COLUMNS)
     assert set(document["comparisons"][0]) == set(COMPARISON_COLUMNS)
@@ -227,11 +229,81 @@ async def test_repr_is_short_and_says_what_happened():
 async def test_notes_say_what_the_numbers_leave_out():
     store = MemoryStore()
     store.doubtful = (stored_call(), stored_call())
-    modes = {"ollama/a": "schema", "gemini/b": "prompted"}
-    extract = FakeExtract(lambda call: extraction(right(call), call.route, mode=modes[str(call.route)]))
-    notes = (await run(routes=ROUTES, store=store, extract=extract)).notes
+    notes = (await run(routes=ROUTES, store=store)).notes
     assert "2 calls in doubt: begun and never ended, perhaps billed." in notes
-    assert "The routes were asked in different ways: ollama/a schema; gemini/b prompted." in notes
+
+
+def asked(**by_route):
+    """Extractions that were asked in a mode, with a schema hash, by provider."""
+
+    def answer(call):
+        mode, schema = by_route[str(call.route.provider)]
+        return replace(extraction(right(call), call.route, mode=mode), schema_sha256=schema)
+
+    return FakeExtract(answer)
+
+
+@pytest.mark.parametrize(
+    ("ollama", "gemini", "told"),
+    [
+        (("schema", "a" * 64), ("schema", "b" * 64), "ollama/a: schema, schema aaaaaaa; gemini/b: schema, schema bbb"),
+        (("schema", "a" * 64), ("schema", None), "ollama/a: schema, schema aaaaaaa; gemini/b: schema, no schema sent"),
+        (("schema", "a" * 64), ("prompted", "a" * 64), "schema, schema aaaaaaa; gemini/b: prompted, schema aaaaaaa"),
+    ],
+)
+async def test_routes_that_were_asked_different_things_are_warned_of(ollama, gemini, told):
+    report = await run(routes=ROUTES, extract=asked(ollama=ollama, gemini=gemini))
+    (warning,) = report.warnings
+    assert warning.startswith("The routes were asked different things on 4 of 4 samples")
+    assert told in warning
+    assert warning in report.notes
+    assert report.to_json()["warnings"] == [warning]
+    assert warning in " ".join(shown(report).split())
+    assert report.compare(*ROUTES).attrs["warnings"] == [warning]
+
+
+async def test_routes_that_were_asked_the_same_are_not_warned_of():
+    same = ("schema", "a" * 64)
+    report = await run(routes=ROUTES, extract=asked(ollama=same, gemini=same))
+    assert report.warnings == ()
+    assert report.compare(*ROUTES).attrs["warnings"] == []
+    assert not any("asked" in note for note in report.notes)
+    # Of a failure it is not known what was asked, and results of older versions kept no hash.
+    unknown = replace(report.results[0], outcome=None, schema_sha256="c" * 64)
+    failed = replace(report.results[1], status="FAILED", output_mode=None, outcome=None)
+    assert replace(report, results=(*report.results[2:], unknown, failed)).warnings == ()
+
+
+async def test_a_baseline_that_was_asked_something_else_is_warned_of():
+    before = await run(routes=("ollama/a",), extract=asked(ollama=("schema", "a" * 64)))
+    after = await run(routes=("ollama/a",), extract=asked(ollama=("schema", "b" * 64)))
+    (warning,) = after.compare("ollama/a", baseline=before).attrs["warnings"]
+    assert "(ollama/a: schema, schema bbbbbbb; ollama/a of run: schema, schema aaaaaaa)" in warning
+    assert after.warnings == ()
+
+
+async def test_the_three_outcomes_are_shares_of_what_got_an_answer():
+    outcomes = {"good": "first_try", "bad": "repaired", "fine": "reasked"}
+
+    def answer(call):
+        text = call.text.removeprefix("Text: ")
+        if text not in outcomes:
+            raise invalid(call.route)
+        made = extraction(right(call), call.route)
+        return replace(made, outcome=outcomes[text], valid_first_try=text == "good", schema_sha256="d" * 64)
+
+    report = await run(extract=FakeExtract(answer))
+    (row,) = report.summary().to_dict("records")
+    assert {name: row[name] for name in ("first_try", "repaired", "reasked")} == {
+        "first_try": 0.25, "repaired": 0.25, "reasked": 0.25,
+    }  # fmt: skip
+    assert row["valid_first_try"] == row["first_try"]
+    frame = report.samples().set_index("sample_id")
+    assert list(frame["outcome"].iloc[:3]) == ["first_try", "repaired", "reasked"]
+    assert frame["schema_sha256"].iloc[0] == "d" * 64
+    assert pd.isna(frame.loc["s3", "outcome"])
+    older = replace(report, results=tuple(replace(each, outcome=None) for each in report.results[:3]))
+    assert older.summary()[["first_try", "repaired", "reasked"]].isna().all(axis=None)
 
 
 async def test_a_report_of_nothing():

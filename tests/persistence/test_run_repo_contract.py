@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
 from llmkit.errors import LLMStoreError
+from llmkit.persistence.journal import JournalLLMRunRepo
+from llmkit.persistence.repo import SqlLLMRunRepo
 from llmkit.ports import KeyTaken, LLMRunRepo
 from llmkit.testing.memory import InMemoryLLMRunRepo
 from llmkit.types import RunStatus, utc_now
-from tests.persistence.homes import JournalHome, session_repo
+from tests.persistence.homes import JournalHome, runs_in, session_repo
 from tests.persistence.values import a_failure, a_start, a_success, new_id, served
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from uuid import UUID
 
 ADAPTERS = ["journal-sqlite", "journal-postgres", "session-sqlite", "session-postgres", "memory"]
 SHARING = ["journal-sqlite", "journal-postgres", "memory"]
@@ -230,3 +234,37 @@ async def test_text_that_databases_refuse_is_stored_escaped(repo: LLMRunRepo, te
     await repo.create_started(start)
     assert await repo.mark_failed(a_failure(start.id, error_message=text, plan={"why": text}))
     assert await repo.get_run("lab", start.id) is not None
+
+
+async def test_metadata_are_replaced_in_their_own_workspace_only(repo: LLMRunRepo) -> None:
+    start = a_start(metadata={"batch": 7})
+    await repo.create_started(start)
+    await repo.mark_succeeded(a_success(start.id))
+    await repo.annotate("other", start.id, {"batch": 8})
+    await repo.annotate("lab", new_id(), {"batch": 9})
+    assert await _metadata(repo, start.id) == {"batch": 7}
+    for _ in range(2):
+        await repo.annotate("lab", start.id, {"batch": 7, "agent": {"repaired": True, "odd": "\0\ud800"}})
+        assert await _metadata(repo, start.id) == {"batch": 7, "agent": {"repaired": True, "odd": "\0\ud800"}}
+    found = await repo.get_run("lab", start.id)
+    assert found is not None
+    assert found.status is RunStatus.SUCCEEDED
+
+
+async def _metadata(repo: LLMRunRepo, run_id: UUID) -> object:
+    if isinstance(repo, InMemoryLLMRunRepo):
+        return next(run.start.metadata for run in repo.runs if run.start.id == run_id)
+    if isinstance(repo, JournalLLMRunRepo):
+        (row,) = [row for row in repo._journal.read_here(runs_in) if row["id"] == run_id]
+    else:
+        assert isinstance(repo, SqlLLMRunRepo)
+        connection = await repo._db.connection()
+        (row,) = [row for row in await connection.run_sync(runs_in) if row["id"] == run_id]
+    return json.loads(row["metadata_json"])
+
+
+async def test_a_run_that_was_written_behind_can_be_annotated_at_once(repo: LLMRunRepo) -> None:
+    start = a_start()
+    await repo.record_served(start, served(start.id))
+    await repo.annotate("lab", start.id, {"repaired": True})
+    assert await _metadata(repo, start.id) == {"repaired": True}

@@ -58,7 +58,8 @@ from llmkit.ports import ClientReply
 from llmkit.pydanticai import PydanticAiLiteLLMModel, Reader
 from llmkit.pydanticai.asking import CARRIED_SETTINGS, OTHERS_SETTINGS
 from llmkit.testing.scripted import ScriptedClient, reply
-from llmkit.types import LLMRequest, TokenUsage, ToolCall
+from llmkit.types import Attachment, LLMRequest, TokenUsage, ToolCall
+from tests.images import PDF, png
 from tests.pydanticai.wires import CONTEXT, scripted_service
 
 Answers = Any
@@ -361,32 +362,63 @@ async def test_an_agents_user_gets_pydantic_ais_exception_and_ours_as_its_cause(
 
 # --- what is refused ----------------------------------------------------------------------------------------------
 
-FILES = {
+ADDRESSES = {
     "ImageUrl": ImageUrl("https://example.com/a.png"),
     "AudioUrl": AudioUrl("https://example.com/a.mp3"),
     "VideoUrl": VideoUrl("https://example.com/a.mp4"),
     "DocumentUrl": DocumentUrl("https://example.com/a.pdf"),
-    "BinaryContent": BinaryContent(b"x", media_type="image/png"),
-    "BinaryImage": BinaryImage(b"x", media_type="image/png"),
+}
+FILES = {
+    "BinaryContent of audio/wav": BinaryContent(b"RIFF....WAVE", media_type="audio/wav"),
+    "BinaryImage of image/gif": BinaryImage(b"GIF89a", media_type="image/gif"),
+    "BinaryContent of image/png with vendor_metadata": BinaryContent(
+        png(), media_type="image/png", vendor_metadata={"detail": "low"}
+    ),
 }
 
 
+@pytest.mark.parametrize("name", ADDRESSES)
+async def test_the_address_of_a_file_is_refused_by_name_and_not_fetched(name: str) -> None:
+    model, client = scripted(reply())
+    with pytest.raises(LLMUnsupported, match=f"cannot send a {name} to a model, and fetches nothing"):
+        await Agent(model).run(["look", ADDRESSES[name]])
+    assert not client.calls
+
+
 @pytest.mark.parametrize("name", FILES)
-async def test_a_file_is_refused_by_name(name: str) -> None:
+async def test_a_file_that_cannot_be_sent_is_refused_by_name(name: str) -> None:
     model, client = scripted(reply())
     with pytest.raises(LLMUnsupported, match=name):
         await Agent(model).run(["look", FILES[name]])
     assert not client.calls
 
 
-async def test_a_file_that_a_tool_returns_becomes_a_note() -> None:
-    model, client = scripted(calls(("draw", {})), reply("done"))
+async def test_images_and_documents_of_a_prompt_arrive_beside_its_text() -> None:
+    model, client = scripted(reply())
+    files = [BinaryImage(png(), media_type="image/png"), BinaryContent(PDF, media_type="application/pdf")]
+    await Agent(model).run(["look at", *files, "and say what it is"])
+    (message,) = sent(client).messages
+    assert message.content == "look at\n\nand say what it is"
+    assert message.attachments == (Attachment.of(png()), Attachment.of(PDF))
+    assert client.calls[0][0].provider == "gemini"
+
+
+async def test_files_that_tools_return_follow_their_results() -> None:
+    model, client = scripted(calls(("draw", {}), ("add", {"a": 1, "b": 2}), ("sing", {})), reply("done"))
 
     def draw() -> BinaryContent:
-        return BinaryContent(b"x", media_type="image/png")
+        return BinaryContent(png(), media_type="image/png")
 
-    assert (await Agent(model, tools=[draw]).run("q")).output == "done"
-    assert "image" in sent(client).messages[-1].content
+    def sing() -> BinaryContent:
+        return BinaryContent(b"RIFF....WAVE", media_type="audio/wav")
+
+    assert (await Agent(model, tools=[draw, add, sing]).run("q")).output == "done"
+    drawn, added, sung, shown = sent(client).messages[-4:]
+    assert [message.role for message in (drawn, added, sung, shown)] == ["tool", "tool", "tool", "user"]
+    assert (drawn.tool_name, added.content) == ("draw", "3")
+    assert shown.attachments == (Attachment.of(png()),)
+    assert "draw" in shown.content
+    assert "cannot read audio files" in sung.content
 
 
 EVERY_SETTING = sorted(ModelSettings.__annotations__)

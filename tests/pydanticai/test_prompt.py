@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field, computed_field
 
-from llmkit import LLMBadRequest, LLMUnsupported, Session
+from llmkit import LLMBadRequest, Session
 from llmkit.pydanticai import extraction_prompt
 from llmkit.testing import OllamaServer
 
@@ -81,15 +81,11 @@ def test_bad_parts_are_named(arguments: dict[str, Any], said: str) -> None:
         extraction_prompt(Person, **{"text": "x", "examples": [("Ann", {"fullName": "Ann"})], **arguments})
 
 
-def test_a_session_shows_the_examples_and_refuses_images_by_name() -> None:
+def test_a_session_shows_the_examples() -> None:
     with (
         OllamaServer(['{"response": 4}'], models=["llama3.2"]) as server,
         Session("w", ollama_api_base=server.url, cache_enabled=False, max_retries=0) as session,
     ):
         assert session.extract(int, "four", examples=[("three", 3)], route="ollama/llama3.2") == 4
-        sent = server.calls[0].json["messages"]
-        for name in ("images", "files"):
-            with pytest.raises(LLMUnsupported, match=f"{name}: no route of llmkit reads images"):
-                session.extract(int, "four", **{name: [b"x"]})
-        assert len(server.calls) == 1
+        (sent,) = (call.json["messages"] for call in server.calls)
     assert [message["content"] for message in sent][1:] == ["Text: three\nJSON:", '{"response":3}', "Text: four\nJSON:"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -9,12 +10,19 @@ from typing import Literal
 
 import pytest
 from pydantic import BaseModel
+from pydantic_ai import Agent
+from pydantic_ai.models.instrumented import InstrumentedModel
 from pydantic_ai.settings import ModelSettings
 
-from llmkit import Session
+from llmkit import LLMInvalidOutput, LLMRequest, LLMService, Session, load_settings
 from llmkit.evals import Sample, Task, field_match
+from llmkit.ports import ClientReply
+from llmkit.pydanticai import PydanticAiLiteLLMModel, Reader, extract
 from llmkit.pydanticai.asking import OTHERS_SETTINGS
+from llmkit.router import LLMRouter
 from llmkit.testing import OllamaServer
+from llmkit.testing.scripted import ScriptedClient, reply
+from tests.pydanticai.wires import CONTEXT, scripted_service
 
 PAGE = (Path(__file__).parents[2] / "docs" / "structured-output.md").read_text(encoding="utf-8")
 ROUTE = "ollama/llama3.2"
@@ -39,6 +47,75 @@ def test_the_rows_of_an_extraction_say_step_mode_schema_and_why_it_was_asked_aga
     assert (first["step"], first["output_mode"], second["step"]) == (0, "native", 1)
     assert second["asked_again_because"] == ["the answer is not one JSON object"]
     assert {first["schema_sha256"], second["schema_sha256"]} == set(attempts["schema_sha256"])
+
+
+ANSWERS = {
+    "first_try": ['{"label": "good"}'],
+    "repaired": ["```\n{'label': 'good'}\n```"],
+    "reasked": ["no", '{"label": "good"}'],
+    "reasked and repaired": ["no", "{'label': 'good'}"],
+    "never fitted": ["no", '{"label": "so-so"}'],
+}
+
+
+def told(rows: list[dict[str, object]]) -> str:
+    """The outcome of one extraction by its rows alone, as the page says it is told."""
+    if "never_fitted" in rows[-1]:
+        return "never fitted"
+    repaired = rows[-1].get("repaired", False)
+    if "asked_again_because" in rows[-1]:
+        return "reasked and repaired" if repaired else "reasked"
+    return "repaired" if repaired else "first_try"
+
+
+@pytest.mark.parametrize("outcome", ANSWERS)
+def test_the_rows_alone_tell_the_outcome_of_an_extraction_and_of_its_replay(outcome: str) -> None:
+    with OllamaServer(ANSWERS[outcome], models=["llama3.2"]) as server, session_for(server) as session:
+        for again in ("first", "again"):
+            try:
+                session.extract(
+                    Label, "x", route=ROUTE, idempotency_key="k", pipeline_run_id=again, metadata={"batch": 7}
+                )
+            except LLMInvalidOutput:
+                assert outcome == "never fitted"
+        found = {run: session.runs(pipeline_run_id=run)["metadata_json"] for run in ("first", "again")}
+        metadata = [sorted(map(json.loads, texts), key=lambda row: row["agent"]["step"]) for texts in found.values()]
+        assert len(server.calls) == len(ANSWERS[outcome])
+    for rows in metadata:
+        assert told([row["agent"] for row in rows]) == outcome
+        assert {row["batch"] for row in rows} == {7}
+        assert [row["agent"]["step"] for row in rows] == list(range(len(rows)))
+    if outcome == "never fitted":
+        assert metadata[0][-1]["agent"]["never_fitted"] == ["label: Input should be 'good' or 'bad'"]
+
+
+async def test_agents_side_by_side_mark_the_rows_of_their_own_answers() -> None:
+    def answer(_route: object, request: LLMRequest) -> ClientReply:
+        return reply("{'label': 'good'}" if request.messages[-1].content == "near" else '{"label": "bad"}')
+
+    service, client, runs = scripted_service(answer)
+    client._latency_s = 0.01
+    model = InstrumentedModel(PydanticAiLiteLLMModel(service, context=CONTEXT, use_cache=False))
+    agent = Agent(model, output_type=Label)
+    asked = ["near", "exact", "near", "exact"]
+    await asyncio.gather(*(agent.run(text, capabilities=[Reader()]) for text in asked))
+    marked = {
+        run.success.response_preview: run.start.metadata["agent"].get("repaired") for run in runs.runs if run.success
+    }
+    assert marked == {"{'label': 'good'}": True, '{"label": "bad"}': None}
+
+
+async def test_a_first_try_costs_no_write_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    service, _, runs = scripted_service([reply('{"label": "good"}')])
+    monkeypatch.delattr(type(runs), "annotate")
+    assert (await extract(service, Label, "x", context=CONTEXT)).outcome == "first_try"
+
+
+async def test_an_extraction_that_is_not_recorded_marks_nothing() -> None:
+    settings = load_settings(persist_runs=False, cache_enabled=False)
+    router = LLMRouter(settings, ScriptedClient([reply("{'label': 'good'}")]))
+    service = LLMService(router=router, settings=settings, runs=None)
+    assert (await extract(service, Label, "x")).outcome == "repaired"
 
 
 def test_an_evaluation_keeps_the_three_outcomes_apart() -> None:

@@ -12,7 +12,7 @@ from llmkit.pydanticai import Extraction, PydanticAiLiteLLMModel, extract
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
-from llmkit.testing import GeminiServer, OllamaServer
+from llmkit.testing import GeminiServer, OllamaModel, OllamaServer
 from llmkit.testing.memory import InMemoryLLMRunRepo
 from llmkit.testing.scripted import ScriptedClient
 from llmkit.types import RequestContext, Route
@@ -38,7 +38,8 @@ class Wire:
 
 @asynccontextmanager
 async def opened_wire(provider: str) -> AsyncIterator[Wire]:
-    server = OllamaServer() if provider == "ollama" else GeminiServer(api_key="key")
+    seeing = OllamaModel("llama3.2", capabilities=("completion", "tools", "vision"))
+    server = OllamaServer(models=[seeing]) if provider == "ollama" else GeminiServer(api_key="key")
     with server:
         settings = load_settings(
             ollama_api_base=server.url,
