@@ -14,7 +14,7 @@ from llmkit.errors import LLMError, LLMEvaluationError, LLMUnusableAnswer
 from llmkit.evals.dataset import Dataset, Sample
 from llmkit.evals.progress import Progress
 from llmkit.evals.result import FAILED, ResultKey
-from llmkit.evals.scorers import Scorer
+from llmkit.evals.scorers import DEFAULT_SCORER_TIMEOUT_S, Scorer
 from llmkit.evals.task import Task
 from llmkit.evals.variant import DIGEST_LENGTH, Lane, RouteLike, lanes
 from llmkit.ports import EvalResult, EvalRun
@@ -47,6 +47,8 @@ class EvaluateOptions(TypedDict, total=False):
             (an answer that is stored is served from the store), False repeats none; True.
         parameters: Generation parameters on top of the task's.
         repairs: How often a model is asked again with the validation errors; 1.
+        scorer_timeout_s: Most seconds for one scorer on one sample, after which it is a scorer error; 60. A judge has a
+            limit of its own. None for no limit.
         policies: Services that route by another policy, for routes written `policy:NAME`.
         extract: Another extractor than `llmkit.pydanticai.extraction.extract`.
     """
@@ -58,6 +60,7 @@ class EvaluateOptions(TypedDict, total=False):
     retry_failed: bool | Literal["all"]
     parameters: Mapping[str, Any] | None
     repairs: int
+    scorer_timeout_s: float | None
     policies: Mapping[str, LLMService]
     extract: Extractor | None
 
@@ -67,6 +70,7 @@ class Plan:
     """What will be done, checked before anything is sent."""
 
     task: Task
+    service: LLMService
     dataset: Dataset
     selected: Dataset
     lanes: tuple[Lane, ...]
@@ -74,6 +78,7 @@ class Plan:
     epochs: int
     concurrency: int
     repairs: int
+    scorer_timeout_s: float | None
     retry_failed: bool | Literal["all"]
     progress: bool | Callable[[Progress], None]
     extract: Extractor
@@ -91,6 +96,7 @@ class Plan:
         dataset = task.load()
         plan = cls(
             task=task,
+            service=service,
             dataset=dataset,
             selected=dataset.limit(options.get("limit")),
             lanes=lanes(
@@ -104,6 +110,7 @@ class Plan:
             epochs=_at_least("epochs", options.get("epochs", 1), 1),
             concurrency=_at_least("concurrency", options.get("concurrency", DEFAULT_CONCURRENCY), 1),
             repairs=_at_least("repairs", options.get("repairs", 1), 0),
+            scorer_timeout_s=_above_zero("scorer_timeout_s", options.get("scorer_timeout_s", DEFAULT_SCORER_TIMEOUT_S)),
             retry_failed=options.get("retry_failed", True),
             progress=options.get("progress", True),
             extract=options.get("extract") or _default_extract(),
@@ -132,12 +139,18 @@ class Plan:
                 "task": self.task.definition(),
                 "scorers": [scorer.name for scorer in self.scorers],
                 "scorers_sha256": self.task.scorers_sha256,
+                "judges": self.judges(),
                 "routes": {lane.label: dict(lane.description) for lane in self.lanes},
                 "epochs": self.epochs,
                 "samples": len(self.dataset),
                 "groups": {sample.key: sample.group for sample in self.dataset if sample.group is not None},
             },
         )
+
+    def judges(self) -> dict[str, Any]:
+        """Model, prompt and criteria of each judge, by the name of its metric."""
+        named = {scorer.name: getattr(scorer, "description", None) for scorer in self.scorers}
+        return {name: description() for name, description in named.items() if description is not None}
 
     def require_same_task(self, run: EvalRun) -> None:
         """Refuse to mix two tasks under one name."""
@@ -223,6 +236,12 @@ def _default_extract() -> Extractor:
 def _at_least(name: str, value: int, least: int) -> int:
     if value < least:
         raise LLMEvaluationError(f"{name} must be at least {least}; got {value}.")
+    return value
+
+
+def _above_zero(name: str, value: float | None) -> float | None:
+    if value is not None and not value > 0:
+        raise LLMEvaluationError(f"{name} must be above 0, or None for no limit; got {value}.")
     return value
 
 

@@ -40,6 +40,7 @@ SAMPLE_COLUMNS: Mapping[str, str] = {
     "output_mode": "str",
     "valid_first_try": "boolean",
     "scorer_errors": "str",
+    "score_details": "str",
     "input_tokens": "Int64",
     "output_tokens": "Int64",
     "latency_ms": "float64",
@@ -121,7 +122,8 @@ class EvalReport:
     def samples(self) -> pd.DataFrame:
         """One row for each result: `SAMPLE_COLUMNS`, then a float64 column `score_NAME` for each metric.
 
-        Input, target, output, scorer errors and warnings are text or JSON text; what is unknown is missing, never 0.
+        Input, target, output, scorer errors, score details (why, by scorer) and warnings are text or JSON text; what is
+        unknown is missing, never 0.
         """
         columns = {**SAMPLE_COLUMNS, **{f"{SCORE_PREFIX}{name}": "float64" for name in self.metrics}}
         return _frame((_sample_row(result, self.dataset) for result in self.results), columns)
@@ -240,6 +242,7 @@ def _sample_row(result: EvalResult, dataset: Mapping[str, Sample]) -> dict[str, 
         "output": result.output_json,
         "fallback": fell_back(result),
         "scorer_errors": _as_text(result.scorer_errors) if result.scorer_errors else None,
+        "score_details": _as_text(result.score_details) if result.score_details else None,
         "warnings": "\n".join(result.warnings) or None,
         "finished_at_utc": None if result.status in (NOT_RUN, IN_PROGRESS) else result.finished_at_utc,
     }
