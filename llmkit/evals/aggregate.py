@@ -195,12 +195,9 @@ def _paired(a: Mapping[PairKey, float], b: Mapping[PairKey, float], clusters: Cl
 
 
 def _difference(pairs: _Pairs) -> PairedDifference:
-    from llmkit.evals.statistics import is_binary, paired_difference, paired_proportions
+    from llmkit.evals.statistics import paired
 
-    independent = len(set(pairs.clusters)) == len(pairs.a)
-    if independent and is_binary([*pairs.a, *pairs.b]):
-        return paired_proportions(pairs.a, pairs.b)
-    return paired_difference(pairs.a, pairs.b, pairs.clusters)
+    return paired(pairs.a, pairs.b, pairs.clusters)
 
 
 def _mean(values: Sequence[float]) -> float:
