@@ -188,6 +188,30 @@ class Session:
             **defaults | parameters,
         )
 
+    def report(self, name: str, *, task: Task | None = None) -> EvalReport:
+        """The report of an evaluation that ran under this name, without calling anything.
+
+        Args:
+            name: Name of the run in this workspace.
+            task: Adds inputs, targets and groups to the report.
+
+        Raises:
+            LLMEvaluationError: There is no run of this name; the message lists those that there are.
+        """
+        return self._open.run(self._report(name, task))
+
+    async def areport(self, name: str, *, task: Task | None = None) -> EvalReport:
+        """`report` for async code, in any event loop."""
+        return await self._open.hop(self._report(name, task))
+
+    async def _report(self, name: str, task: Task | None) -> EvalReport:
+        from llmkit.evals import load_report
+
+        store = self._open.runtime().eval_store
+        if store is None:
+            raise LLMConfigurationError("An evaluation needs a store: switch LLM_PERSIST_RUNS on")
+        return await load_report(store, self.workspace, name, task=task)
+
     # --- what happened --------------------------------------------------------------------------------------------
 
     def runs(self, **filters: Any) -> pd.DataFrame:

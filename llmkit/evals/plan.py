@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llmkit.pydanticai.extraction import Extraction
     from llmkit.service import LLMService
 
-__all__ = ["EvaluateOptions", "Extractor", "Plan", "call_name", "name_prefix"]
+__all__ = ["EvaluateOptions", "Extractor", "Plan", "call_name", "digests_of", "name_prefix", "require_unedited"]
 
 DEFAULT_CONCURRENCY = 8
 PART_LENGTH = 48
@@ -177,13 +177,13 @@ class Plan:
         self._require_same_lanes(run, finished)
 
     def _is_edited(self, key: ResultKey, result: EvalResult) -> bool:
-        return _digests_of(result.pipeline_run_id)[0] != self.sample_digests.get(key.sample_id)
+        return digests_of(result.pipeline_run_id)[0] != self.sample_digests.get(key.sample_id)
 
     def _require_same_lanes(self, run: EvalRun, finished: Mapping[ResultKey, EvalResult]) -> None:
         for lane in self.lanes:
             for key, result in finished.items():
                 sample = self.dataset.by_id[key.sample_id]
-                if key.route == lane.label and _digests_of(result.pipeline_run_id)[1] != self.request_digest(
+                if key.route == lane.label and digests_of(result.pipeline_run_id)[1] != self.request_digest(
                     lane, sample
                 ):
                     raise LLMEvaluationError(
@@ -271,6 +271,26 @@ def call_name(run: EvalRun, sample_id: str, label: str, epoch: int, digests: str
     return f"{name_prefix(run)}{':'.join(parts)}:{epoch}:{names}:{digests}"
 
 
-def _digests_of(call_name: str) -> tuple[str, str]:
+def require_unedited(results: Sequence[EvalResult], others: Sequence[EvalResult]) -> None:
+    """Refuse to compare results of samples that have one id and different contents.
+
+    Raises:
+        LLMEvaluationError: There are such; the message names some.
+    """
+    contents = {result.sample_id: digests_of(result.pipeline_run_id)[0] for result in others}
+    edited = {
+        result.sample_id
+        for result in results
+        if contents.get(result.sample_id) not in (None, digests_of(result.pipeline_run_id)[0])
+    }
+    if edited:
+        raise LLMEvaluationError(
+            f"These samples were edited between the two runs, so that they cannot be compared: {_some(edited)}. "
+            "Run the baseline again, or give the edited samples another id."
+        )
+
+
+def digests_of(call_name: str) -> tuple[str, str]:
+    """Digests in a call's name: of the sample's content, and of what was sent."""
     digests = call_name.rpartition(":")[2]
     return digests[:DIGEST_LENGTH], digests[DIGEST_LENGTH:]

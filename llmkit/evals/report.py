@@ -13,13 +13,22 @@ from llmkit.evals.aggregate import COMPARISON_COLUMNS, SUMMARY_COLUMNS, Cluster,
 from llmkit.evals.dataset import Sample
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, STATUSES, SUCCEEDED, Work, fell_back
 from llmkit.evals.terminal import mean_text
+from llmkit.evals.views import MISSING_COLUMNS, REPEAT_COLUMNS, missing_rows, repeat_rows
 from llmkit.ports import EvalResult, EvalRun, StoredRun
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-__all__ = ["COMPARISON_COLUMNS", "SAMPLE_COLUMNS", "SCORE_PREFIX", "SUMMARY_COLUMNS", "EvalReport"]
+__all__ = [
+    "COMPARISON_COLUMNS",
+    "MISSING_COLUMNS",
+    "REPEAT_COLUMNS",
+    "SAMPLE_COLUMNS",
+    "SCORE_PREFIX",
+    "SUMMARY_COLUMNS",
+    "EvalReport",
+]
 
 JSON_FORM = "llmkit-evaluation-1"
 SCORE_PREFIX = "score_"
@@ -99,7 +108,12 @@ class EvalReport:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the numbers has to know, one sentence each."""
-        return (*_work_notes(self), *_failure_notes(self), *_mode_notes(self))
+        return (*_work_notes(self), *self.lasting_notes)
+
+    @property
+    def lasting_notes(self) -> tuple[str, ...]:
+        """The notes but for what was done now."""
+        return (*_failure_notes(self), *_mode_notes(self))
 
     def summary(self, by: Literal["route", "served_route"] = "route") -> pd.DataFrame:
         """One row for each route and metric, with the columns and dtypes of `SUMMARY_COLUMNS`.
@@ -117,7 +131,7 @@ class EvalReport:
             label = result.route if by == "route" else result.served_route
             if label is not None:
                 groups.setdefault(label, []).append(result)
-        return _frame(summary_rows(groups, self.metrics, _clusters(self)), SUMMARY_COLUMNS)
+        return _frame(summary_rows(groups, self.metrics, self.clusters), SUMMARY_COLUMNS)
 
     def samples(self) -> pd.DataFrame:
         """One row for each result: `SAMPLE_COLUMNS`, then a float64 column `score_NAME` for each metric.
@@ -127,6 +141,60 @@ class EvalReport:
         """
         columns = {**SAMPLE_COLUMNS, **{f"{SCORE_PREFIX}{name}": "float64" for name in self.metrics}}
         return _frame((_sample_row(result, self.dataset) for result in self.results), columns)
+
+    def repeats(self, k: int, *, right_from: float = 1.0) -> pd.DataFrame:
+        """Chances over epochs: one row for each route and metric, with the columns of `REPEAT_COLUMNS`.
+
+        `pass_at_k` is the chance that at least one of `k` repeats of a sample is right, `pass_hat_k` that all are:
+        unbiased estimates by sample, averaged, with 95 % intervals over samples. An answer that FAILED is a wrong one;
+        `left_out` counts samples with fewer than `k` repeats.
+
+        Args:
+            k: How many repeats, at most the number of epochs.
+            right_from: The score from which a repeat is right.
+
+        Raises:
+            LLMEvaluationError: `k` is below 1.
+        """
+        if k < 1:
+            raise LLMEvaluationError(f"repeats(k) needs k of at least 1; got {k}.")
+        rows = repeat_rows(self._by_route(), self.metrics, self.clusters, k, right_from)
+        return _frame(rows, REPEAT_COLUMNS)
+
+    def missing(self) -> pd.DataFrame:
+        """What results without a score could change: one row for each route and metric, columns of `MISSING_COLUMNS`.
+
+        Every result counts that is not scored, whatever the reason. Three views: `mean_excluded` without them,
+        `mean_as_failures` with 0 for them, each with its 95 % interval; and between `worst` (0 for all) and `best` (1
+        for all) lies the mean whatever they would have been. For scores outside of 0 to 1 only the first is known.
+        """
+        return _frame(missing_rows(self._by_route(), self.metrics, self.clusters), MISSING_COLUMNS)
+
+    @property
+    def clusters(self) -> dict[str, Cluster]:
+        """What each sample is not independent of: its group, or only itself over its epochs."""
+        groups = self.run.spec.get("groups", {})
+        clusters: dict[str, Cluster] = {}
+        for result in self.results:
+            sample = self.dataset.get(result.sample_id)
+            group = sample.group if sample else groups.get(result.sample_id)
+            clusters[result.sample_id] = ("sample", result.sample_id) if group is None else ("group", group)
+        return clusters
+
+    def of(self, route: str) -> list[EvalResult]:
+        """The results of one route.
+
+        Raises:
+            LLMEvaluationError: There is no such route; the message lists those that there are.
+        """
+        _known("route", route, self.routes)
+        return [result for result in self.results if result.route == route]
+
+    def _by_route(self) -> dict[str, list[EvalResult]]:
+        groups: dict[str, list[EvalResult]] = {label: [] for label in self.routes}
+        for result in self.results:
+            groups[result.route].append(result)
+        return groups
 
     def compare(
         self, a: str, b: str | None = None, metric: str | None = None, *, baseline: EvalReport | None = None
@@ -144,8 +212,11 @@ class EvalReport:
             baseline: Take `b` from this report instead.
 
         Raises:
-            LLMEvaluationError: A route or metric is unknown, or both sides are the same.
+            LLMEvaluationError: A route or metric is unknown, both sides are the same, or samples of one id were edited
+                between the two runs.
         """
+        from llmkit.evals.plan import require_unedited
+
         other = self if baseline is None else baseline
         b = a if b is None else b
         if other is self and a == b:
@@ -153,8 +224,9 @@ class EvalReport:
         metrics = [name for name in self.metrics if name in other.metrics]
         if metric is not None:
             metrics = [_known("metric", metric, metrics)]
-        clusters = {**_clusters(other), **_clusters(self)}
-        rows = comparison_rows(_of(self, a), _of(other, b), metrics, clusters)
+        clusters = {**other.clusters, **self.clusters}
+        require_unedited(self.of(a), other.of(b))
+        rows = comparison_rows(self.of(a), other.of(b), metrics, clusters)
         return _frame(({**row, "a": a, "b": b} for row in rows), COMPARISON_COLUMNS)
 
     def to_json(self) -> dict[str, Any]:
@@ -209,21 +281,6 @@ def _known(what: str, name: str, known: Sequence[str]) -> str:
     if name not in known:
         raise LLMEvaluationError(f"There is no {what} {name!r}; there are: {', '.join(known) or 'none'}.")
     return name
-
-
-def _of(report: EvalReport, label: str) -> list[EvalResult]:
-    _known("route", label, report.routes)
-    return [result for result in report.results if result.route == label]
-
-
-def _clusters(report: EvalReport) -> dict[str, Cluster]:
-    groups = report.run.spec.get("groups", {})
-    clusters: dict[str, Cluster] = {}
-    for result in report.results:
-        sample = report.dataset.get(result.sample_id)
-        group = sample.group if sample else groups.get(result.sample_id)
-        clusters[result.sample_id] = ("sample", result.sample_id) if group is None else ("group", group)
-    return clusters
 
 
 def _pairs(labels: Sequence[str]) -> Iterator[tuple[str, str]]:
