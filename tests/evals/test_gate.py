@@ -220,14 +220,14 @@ scorers: [exact_match]
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    lines = [json.dumps({"id": f"s{n:02}", "input": f"good {n}", "target": "positive"}) for n in range(40)]
+    lines = [json.dumps({"id": f"s{n:02}", "input": f"good {n}", "target": "positive"}) for n in range(30)]
     (tmp_path / "sentiment.jsonl").write_text("\n".join(lines), encoding="utf-8")
     (tmp_path / "task.yaml").write_text(TASK, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def evaluated(monkeypatch, name, wrong, database):
+def evaluated(monkeypatch, name, wrong, database, *options):
     """Run the task against a server that is wrong on the first samples."""
 
     def answer(request):
@@ -237,15 +237,14 @@ def evaluated(monkeypatch, name, wrong, database):
     monkeypatch.setenv("LLM_DATABASE_URL", f"sqlite:///{database}")
     with OllamaServer(answer, models=["llama3.2"]) as server:
         monkeypatch.setenv("LLM_OLLAMA_API_BASE", server.url)
-        return llmkit(
-            ["eval", "run", "task.yaml", "--routes", "ollama/llama3.2", "--name", name, "--junit", f"{name}.xml"]
-        )
+        files = ["--junit", f"{name}.xml"]
+        return llmkit(["eval", "run", "task.yaml", "--routes", "ollama/llama3.2", "--name", name, *files, *options])
 
 
 def test_runs_are_compared_and_gated_by_exit_codes(folder, monkeypatch, capsys):
     assert evaluated(monkeypatch, "base", 1, folder / "a.db") == 0
-    assert evaluated(monkeypatch, "worse", 20, folder / "a.db") == 0
-    assert ET.parse(folder / "worse.xml").getroot().get("tests") == "40"
+    assert evaluated(monkeypatch, "worse", 15, folder / "a.db") == 0
+    assert ET.parse(folder / "worse.xml").getroot().get("tests") == "30"
     capsys.readouterr()
     codes = {
         ("compare", "worse", "base"): 0,
@@ -273,8 +272,8 @@ def test_identical_answers_give_byte_identical_documents(folder, monkeypatch, ca
     found = []
     for place in ("one", "two"):
         (folder / place).mkdir()
-        for name, wrong in (("base", 1), ("made", 5)):
-            evaluated(monkeypatch, name, wrong, folder / place / "store.db")
+        for name, wrong in (("base", 0), ("made", 1)):
+            evaluated(monkeypatch, name, wrong, folder / place / "store.db", "--limit", "8")
         capsys.readouterr()
         files = ["--junit", f"{place}/gate.xml", "--markdown", f"{place}/gate.md"]
         assert llmkit(["eval", "gate", "made", "base", "--json", *files]) == 0
@@ -286,7 +285,7 @@ def test_identical_answers_give_byte_identical_documents(folder, monkeypatch, ca
     assert list(document) == [
         "form", "passed", "run", "baseline", "task", "rules", "comparisons", "checks", "notes",
     ]  # fmt: skip
-    assert document["comparisons"][0]["difference"] == -0.1
+    assert document["comparisons"][0]["difference"] == -0.125
 
 
 async def test_a_report_from_the_store_gates_as_one_that_was_just_made():
