@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from llmkit.cli.gates import eval_compare, eval_gate
+from llmkit.cli.interchange import eval_export, eval_import
 from llmkit.cli.output import (
     AsJson,
     JUnitFile,
@@ -29,6 +30,8 @@ eval_app = typer.Typer(help="Run tasks over several routes and compare them.", n
 
 eval_app.command("compare")(eval_compare)
 eval_app.command("gate")(eval_gate)
+eval_app.command("export")(eval_export)
+eval_app.command("import")(eval_import)
 
 
 @eval_app.callback()

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.errors import LLMEvaluationError
@@ -257,6 +258,18 @@ class EvalReport:
             "in_doubt": [str(call.id) for call in self.in_doubt],
             "notes": list(self.notes),
         }
+
+    def export(self, file: str | Path) -> None:
+        """Write the run and its stored results to a new `.jsonl` or `.parquet` file, for `Session.import_run`.
+
+        Raises:
+            LLMEvaluationError: The file exists, cannot be written, or is of another kind.
+            LLMConfigurationError: A Parquet file, and no pyarrow.
+        """
+        from llmkit.evals.interchange import export_run
+
+        stored = [result for result in self.results if result.status not in (NOT_RUN, IN_PROGRESS)]
+        export_run(self.run, stored, file)
 
     def table(self) -> Table:
         """The summary for a terminal, the notes below it; 80 columns are enough for one metric."""
