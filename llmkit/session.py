@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from llmkit.bootstrap import Runtime
     from llmkit.evals import EvalReport, Task, Variant
     from llmkit.facts import ModelFacts
+    from llmkit.ports import EvalStore
 
 __all__ = ["Session"]
 
@@ -220,18 +222,65 @@ class Session:
     async def _evaluate(self, task: Task, routes: Sequence[str | Variant], parameters: dict[str, Any]) -> EvalReport:
         from llmkit.evals import evaluate
 
-        runtime = self._open.runtime()
-        if runtime.eval_store is None:
-            raise LLMConfigurationError("An evaluation needs a store: switch LLM_PERSIST_RUNS on")
+        store = self._eval_store()
         defaults = {"concurrency": self._settings.concurrency_limit}
         return await evaluate(
             task,
             routes,
-            service=runtime.service,
-            store=runtime.eval_store,
+            service=self._open.runtime().service,
+            store=store,
             workspace_id=self.workspace,
             **defaults | parameters,
         )
+
+    def report(self, name: str, *, task: Task | None = None) -> EvalReport:
+        """The report of an evaluation that ran under this name, without calling anything.
+
+        Args:
+            name: Name of the run in this workspace.
+            task: Adds inputs, targets and groups to the report.
+
+        Raises:
+            LLMEvaluationError: There is no run of this name; the message lists those that there are.
+        """
+        return self._open.run(self._report(name, task))
+
+    async def areport(self, name: str, *, task: Task | None = None) -> EvalReport:
+        """`report` for async code, in any event loop."""
+        return await self._open.hop(self._report(name, task))
+
+    async def _report(self, name: str, task: Task | None) -> EvalReport:
+        from llmkit.evals import load_report
+
+        return await load_report(self._eval_store(), self.workspace, name, task=task)
+
+    def import_run(self, file: str | Path, *, name: str | None = None) -> EvalReport:
+        """Read an evaluation that `EvalReport.export` wrote into this workspace. The same file again changes nothing.
+
+        Args:
+            file: A `.jsonl` or `.parquet` file.
+            name: Another name for the run; its own when None.
+
+        Raises:
+            LLMEvaluationError: The file cannot be read, or another run has the name.
+        """
+        return self._open.run(self._import_run(file, name))
+
+    async def aimport_run(self, file: str | Path, *, name: str | None = None) -> EvalReport:
+        """`import_run` for async code, in any event loop."""
+        return await self._open.hop(self._import_run(file, name))
+
+    async def _import_run(self, file: str | Path, name: str | None) -> EvalReport:
+        from llmkit.evals.interchange import import_run
+
+        run = await import_run(self._eval_store(), self.workspace, file, name=name)
+        return await self._report(run.name, None)
+
+    def _eval_store(self) -> EvalStore:
+        store = self._open.runtime().eval_store
+        if store is None:
+            raise LLMConfigurationError("An evaluation needs a store: switch LLM_PERSIST_RUNS on")
+        return store
 
     # --- what happened --------------------------------------------------------------------------------------------
 

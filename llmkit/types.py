@@ -380,7 +380,6 @@ class ProviderCaps(Value):
         supports_json: Can be asked for JSON.
         supports_json_schema: Constrains its output to a schema while it decodes.
         max_context_tokens: Size of the context window; None when it depends on the model.
-        supports_images: Reads images in messages.
         preferred_for_profiles: Profiles that put this provider first.
         is_local: Answers on this machine or one the user runs; `local_only` also checks the address.
         supports_images: Reads images.

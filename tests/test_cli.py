@@ -62,7 +62,8 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["doctor"], ["chat"], ["runs"], ["eval"], ["eval", "run"], ["db"], ["db", "upgrade"]]
+    "command",
+    [[], ["doctor"], ["chat"], ["runs"], ["eval"], ["eval", "run"], ["eval", "gate"], ["db"], ["db", "upgrade"]],
 )
 def test_every_command_has_help_worth_reading(command: list[str]) -> None:
     done = run(*command, "--help")

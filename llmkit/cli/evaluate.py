@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from llmkit.cli.output import AsJson, Workspace, print_json, print_rich
+from llmkit.cli.gates import eval_compare, eval_gate
+from llmkit.cli.interchange import eval_export, eval_import
+from llmkit.cli.output import (
+    AsJson,
+    JUnitFile,
+    MarkdownFile,
+    Workspace,
+    print_json,
+    print_rich,
+    require_places,
+    write_text,
+)
 
 __all__ = ["eval_app"]
 
@@ -17,14 +28,22 @@ EXIT_OK, EXIT_FAILED = 0, 1
 eval_app = typer.Typer(help="Run tasks over several routes and compare them.", no_args_is_help=True)
 
 
+eval_app.command("compare")(eval_compare)
+eval_app.command("gate")(eval_gate)
+eval_app.command("export")(eval_export)
+eval_app.command("import")(eval_import)
+
+
 @eval_app.callback()
 def _evaluations() -> None:
     """Run tasks over several routes and compare them."""
 
 
 @eval_app.command("run")
-def eval_run(
-    file: Annotated[Path, typer.Argument(help="A Python file with one or more module-level tasks.")],
+def eval_run(  # noqa: PLR0913 - options of a command
+    file: Annotated[
+        Path, typer.Argument(help="A Python file with module-level tasks, a YAML task, or the folder of one.")
+    ],
     routes: Annotated[str, typer.Option(help="Routes to compare, separated by commas: provider/model.")],
     name: Annotated[
         str | None, typer.Option(help="Name of the run; the same name again finishes what is missing.")
@@ -32,6 +51,8 @@ def eval_run(
     epochs: Annotated[int, typer.Option(min=1, help="Repeats of every sample.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Most samples under way at once.")] = None,
+    junit: JUnitFile = None,
+    markdown: MarkdownFile = None,
     workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
@@ -40,8 +61,10 @@ def eval_run(
     Finished samples are not called again; failed ones are tried again. Exit code 1 when samples failed.
     """
     from llmkit.evals import load_tasks
+    from llmkit.evals.for_ci import run_junit, run_markdown
     from llmkit.session import Session
 
+    require_places(junit, markdown)
     tasks = load_tasks(file)
     labels = [route.strip() for route in routes.split(",") if route.strip()]
     options: dict[str, Any] = {"epochs": epochs, "limit": limit}
@@ -51,6 +74,8 @@ def eval_run(
         reports = [
             session.evaluate(task, labels, name=_run_name(name, task.name, len(tasks)), **options) for task in tasks
         ]
+    write_text(junit, run_junit(reports))
+    write_text(markdown, run_markdown(reports))
     if as_json:
         documents = [report.to_json() for report in reports]
         print_json(documents[0] if len(documents) == 1 else documents)

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from llmkit.errors import LLMBadRequest
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-__all__ = ["AsJson", "Workspace", "frame_table", "print_json", "print_rich", "table"]
+__all__ = [
+    "AsJson",
+    "JUnitFile",
+    "MarkdownFile",
+    "Workspace",
+    "frame_table",
+    "print_json",
+    "print_rich",
+    "require_places",
+    "table",
+    "write_text",
+]
 
 PIPE_WIDTH = 200
 
@@ -21,6 +35,34 @@ Workspace = Annotated[
     str | None,
     typer.Option("--workspace", "-w", help="Whose runs these are; default LLM_WORKSPACE_ID, else 'default'."),
 ]
+
+JUnitFile = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file as well.")]
+MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write a Markdown summary to this file as well.")]
+
+
+def require_places(*files: Path | None) -> None:
+    """Refuse files that could not be written, before anything is paid.
+
+    Raises:
+        LLMBadRequest: A folder is missing, or a folder stands where the file would be.
+    """
+    for file in files:
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise LLMBadRequest(f"Cannot write {file}: name a file in a folder that exists")
+
+
+def write_text(file: Path | None, text: str) -> None:
+    """Write a report where one is wanted, over an earlier one.
+
+    Raises:
+        LLMBadRequest: The file cannot be written.
+    """
+    if file is None:
+        return
+    try:
+        file.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise LLMBadRequest(f"Cannot write {file}: {error.strerror}") from None
 
 
 def print_json(value: Any) -> None:

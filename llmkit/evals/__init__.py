@@ -6,7 +6,21 @@ from llmkit.evals.plan import EvaluateOptions
 from llmkit.evals.progress import Progress
 from llmkit.evals.report import EvalReport
 from llmkit.evals.runner import evaluate, load_report
-from llmkit.evals.scorers import Score, Scorer, exact_match, field_match, numeric_tolerance, set_f1
+from llmkit.evals.scorers import (
+    Score,
+    Scorer,
+    date_tolerance,
+    exact_match,
+    field_match,
+    json_schema_valid,
+    judge,
+    numeric_tolerance,
+    ranked_list,
+    regex_match,
+    set_f1,
+    text_match,
+    text_similarity,
+)
 from llmkit.evals.task import Task
 from llmkit.evals.variant import Variant
 
@@ -20,11 +34,18 @@ __all__ = [
     "Scorer",
     "Task",
     "Variant",
+    "date_tolerance",
     "evaluate",
     "exact_match",
     "field_match",
+    "json_schema_valid",
+    "judge",
     "load_report",
     "load_tasks",
     "numeric_tolerance",
+    "ranked_list",
+    "regex_match",
     "set_f1",
+    "text_match",
+    "text_similarity",
 ]

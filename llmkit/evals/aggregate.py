@@ -13,7 +13,17 @@ from llmkit.ports import EvalResult
 if TYPE_CHECKING:
     from llmkit.evals.statistics import PairedDifference
 
-__all__ = ["COMPARISON_COLUMNS", "SUMMARY_COLUMNS", "comparison_rows", "summary_rows"]
+__all__ = [
+    "COMPARISON_COLUMNS",
+    "SUMMARY_COLUMNS",
+    "Cluster",
+    "Pairs",
+    "by_sample",
+    "comparison_rows",
+    "pairs_of",
+    "scores_of",
+    "summary_rows",
+]
 
 # What results of one kind have in common and are not independent of: a group, or a sample over its epochs.
 Cluster: TypeAlias = tuple[str, str]
@@ -148,7 +158,7 @@ def _scorer_failed(result: EvalResult, metric: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pairs:
+class Pairs:
     """Scores of two routes on the samples and epochs where both have one."""
 
     a: list[float]
@@ -162,20 +172,21 @@ def comparison_rows(
     """One row for each metric that both have, `a` minus `b`; p-values adjusted by Holm over the rows."""
     from llmkit.evals.statistics import holm
 
-    rows = [_compared(_by_sample(a), _by_sample(b), metric, clusters) for metric in metrics]
+    rows = [_compared(by_sample(a), by_sample(b), metric, clusters) for metric in metrics]
     adjusted = holm([row["p_value"] for row in rows])
     return [{**row, "p_holm": float(value)} for row, value in zip(rows, adjusted, strict=True)]
 
 
-def _by_sample(results: Sequence[EvalResult]) -> dict[PairKey, EvalResult]:
+def by_sample(results: Sequence[EvalResult]) -> dict[PairKey, EvalResult]:
+    """The results of one route by sample and epoch."""
     return {(result.sample_id, result.epoch): result for result in results}
 
 
 def _compared(
     a: Mapping[PairKey, EvalResult], b: Mapping[PairKey, EvalResult], metric: str, clusters: ClusterOf
 ) -> dict[str, Any]:
-    strict = _paired(_scores(a, metric), _scores(b, metric), clusters)
-    lenient = _paired(_scores(a, metric, failed=0.0), _scores(b, metric, failed=0.0), clusters)
+    strict = pairs_of(scores_of(a, metric), scores_of(b, metric), clusters)
+    lenient = pairs_of(scores_of(a, metric, failed=0.0), scores_of(b, metric, failed=0.0), clusters)
     found = _difference(strict)
     return {
         "metric": metric,
@@ -195,25 +206,26 @@ def _compared(
     }
 
 
-def _scores(results: Mapping[PairKey, EvalResult], metric: str, *, failed: float | None = None) -> dict[PairKey, float]:
+def scores_of(
+    results: Mapping[PairKey, EvalResult], metric: str, *, failed: float | None = None
+) -> dict[PairKey, float]:
+    """The scores that there are, and `failed` (if given) for what FAILED."""
     found = {key: result.scores[metric] for key, result in results.items() if metric in result.scores}
     if failed is not None:
         found |= {key: failed for key, result in results.items() if result.status == FAILED}
     return found
 
 
-def _paired(a: Mapping[PairKey, float], b: Mapping[PairKey, float], clusters: ClusterOf) -> _Pairs:
+def pairs_of(a: Mapping[PairKey, float], b: Mapping[PairKey, float], clusters: ClusterOf) -> Pairs:
+    """The scores of what both have."""
     keys = [key for key in a if key in b]
-    return _Pairs([a[key] for key in keys], [b[key] for key in keys], [clusters[sample] for sample, _epoch in keys])
+    return Pairs([a[key] for key in keys], [b[key] for key in keys], [clusters[sample] for sample, _epoch in keys])
 
 
-def _difference(pairs: _Pairs) -> PairedDifference:
-    from llmkit.evals.statistics import is_binary, paired_difference, paired_proportions
+def _difference(pairs: Pairs) -> PairedDifference:
+    from llmkit.evals.statistics import paired
 
-    independent = len(set(pairs.clusters)) == len(pairs.a)
-    if independent and is_binary([*pairs.a, *pairs.b]):
-        return paired_proportions(pairs.a, pairs.b)
-    return paired_difference(pairs.a, pairs.b, pairs.clusters)
+    return paired(pairs.a, pairs.b, pairs.clusters)
 
 
 def _mean(values: Sequence[float]) -> float:

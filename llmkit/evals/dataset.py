@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import random
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, replace
 from dataclasses import dataclass as plain_dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -20,7 +18,8 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from llmkit.canonical import sha256_of
-from llmkit.errors import LLMConfigurationError, LLMDatasetError, describe_validation
+from llmkit.errors import LLMDatasetError, describe_validation
+from llmkit.evals.records import Record, existing, file_records, frame_records, is_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,9 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Dataset", "DatasetSource", "Sample"]
 
 ID_LENGTH = 16
-LARGEST_CELL = 2**31 - 1
-NESTED_COLUMNS = ("input", "target", "metadata")
-SAMPLE_FIELDS = ("input", "target", "id", "group", "metadata")
+SHARE_TOLERANCE = 1e-9
 
 
 def _ordered(value: Any) -> Any:
@@ -119,7 +116,6 @@ class Sample:
 
 
 DatasetSource: TypeAlias = "str | Path | Iterable[Sample] | Dataset | pd.DataFrame"
-Record: TypeAlias = tuple[str, Mapping[str, Any]]
 _SAMPLE: TypeAdapter[Sample] = TypeAdapter(Sample)
 
 
@@ -127,7 +123,7 @@ _SAMPLE: TypeAdapter[Sample] = TypeAdapter(Sample)
 class Dataset:
     """Samples in order, each with an id of its own.
 
-    Build it with `Dataset.load`; `filter`, `shuffle` and `limit` return new ones and keep the ids.
+    Build it with `Dataset.load`; `filter`, `shuffle`, `splits` and `limit` return new ones and keep the ids.
     """
 
     samples: tuple[Sample, ...]
@@ -149,10 +145,10 @@ class Dataset:
         if isinstance(source, Dataset):
             return source
         if isinstance(source, str | Path):
-            path = _existing(Path(source), base_dir)
-            return cls._of(_samples(_records(path)), path.name)
-        if _is_frame(source):
-            return cls._of(_samples(_frame_records(source, "DataFrame", first=0)), "DataFrame")
+            path = existing(Path(source), base_dir)
+            return cls._of(_samples(file_records(path)), path.name)
+        if is_frame(source):
+            return cls._of(_samples(frame_records(source, "DataFrame", first=0)), "DataFrame")
         return cls._of(_given(source), "samples")
 
     @classmethod
@@ -188,6 +184,32 @@ class Dataset:
         random.Random(seed).shuffle(order)  # noqa: S311 (an order of samples is no secret)
         return replace(self, samples=tuple(order))
 
+    def splits(self, shares: Mapping[str, float], seed: int = 0) -> dict[str, Dataset]:
+        """Parts by name, such as `{"dev": 0.2, "test": 0.8}`, the same ones for the same seed; each keeps the order.
+
+        Samples of one group stay together. The order of the dataset plays no part, and a sample that is added moves at
+        most a few others.
+
+        Args:
+            shares: Of each part, above 0 and at most 1 together; what is left over is in no part.
+            seed: Of the chance by which samples fall into parts.
+
+        Raises:
+            LLMDatasetError: The shares are not such, or a part would be empty.
+        """
+        if not shares or min(shares.values()) <= 0 or sum(shares.values()) > 1 + SHARE_TOLERANCE:
+            raise LLMDatasetError(f"Shares of splits are above 0 and at most 1 together; got {dict(shares)}.")
+        parts = _parted(self.samples, shares, seed)
+        for name, ids in parts.items():
+            if not ids:
+                raise LLMDatasetError(
+                    f"The split {name!r} of {len(self)} samples would be empty; give it a larger share."
+                )
+        return {name: self._with(ids) for name, ids in parts.items()}
+
+    def _with(self, ids: set[str]) -> Dataset:
+        return self.filter(lambda sample: sample.key in ids)
+
     def limit(self, count: int | None) -> Dataset:
         """The first `count` samples; all of them when it is None.
 
@@ -199,147 +221,21 @@ class Dataset:
         return replace(self, samples=self.samples[:count])
 
 
-def _existing(path: Path, base_dir: Path | None) -> Path:
-    place = (base_dir or Path.cwd()) / path.expanduser()
-    if place.is_file():
-        return place
-    hint = (
-        ""
-        if path.is_absolute()
-        else " A relative path starts at the task file, or in a notebook at the working directory."
-    )
-    raise LLMDatasetError(f"There is no dataset file {place}.{hint}")
-
-
-def _records(path: Path) -> Iterator[Record]:
-    readers: dict[str, Callable[[Path], Iterator[Record]]] = {
-        ".jsonl": _jsonl_records,
-        ".ndjson": _jsonl_records,
-        ".csv": _csv_records,
-        ".parquet": _parquet_records,
-    }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise LLMDatasetError(f"{path.name}: unknown kind of dataset file; known kinds: {', '.join(readers)}")
-    try:
-        yield from reader(path)
-    except OSError as error:
-        raise LLMDatasetError(f"{path.name} cannot be read: {error.strerror or error}") from None
-
-
-def _read_text(path: Path) -> str:
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise LLMDatasetError(f"{path.name}, line {line}: not UTF-8 text") from None
-
-
-def _jsonl_records(path: Path) -> Iterator[Record]:
-    # Not splitlines(): it also splits at characters that JSON allows inside a string.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if line.strip():
-            place = f"{path.name}, line {number}"
-            yield place, _json_object(line, place)
-
-
-def _json_object(line: str, place: str) -> Mapping[str, Any]:
-    try:
-        record = json.loads(line, parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        raise LLMDatasetError(f"{place}, column {error.colno}: not JSON: {error.msg}") from None
-    except (ValueError, RecursionError) as error:
-        raise LLMDatasetError(f"{place}: not JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise LLMDatasetError(f"{place}: a sample is a JSON object with the field input; got {type(record).__name__}")
-    return record
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _csv_records(path: Path) -> Iterator[Record]:
-    lines = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
-    before = csv.field_size_limit(LARGEST_CELL)
-    try:
-        rows = [(lines.line_num, row) for row in lines if row]
-    except csv.Error as error:
-        raise LLMDatasetError(f"{path.name}, line {lines.line_num}: not CSV: {error}") from None
-    finally:
-        csv.field_size_limit(before)
-    columns = _columns(rows[0][1], path.name) if rows else []
-    for number, row in rows[1:]:
-        place = f"{path.name}, line {number}"
-        if len(row) != len(columns):
-            raise LLMDatasetError(f"{place}: {len(row)} cells, but the header has {len(columns)} columns")
-        yield place, _nested({name: cell or None for name, cell in zip(columns, row, strict=True)}, place)
-
-
-def _parquet_records(path: Path) -> Iterator[Record]:
-    import pandas as pd
-
-    try:
-        frame = pd.read_parquet(path)
-    except ImportError:
-        raise LLMConfigurationError(
-            f"{path.name}: reading Parquet needs pyarrow: pip install 'llmkit[parquet]'"
-        ) from None
-    except ValueError as error:
-        raise LLMDatasetError(f"{path.name} is not a Parquet file: {error}") from None
-    yield from _frame_records(frame, path.name, first=1)
-
-
-def _is_frame(source: object) -> bool:
-    # A DataFrame cannot be here unless its library is loaded already.
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(source, pandas.DataFrame)
-
-
-def _frame_records(frame: Any, source: str, *, first: int) -> Iterator[Record]:
-    columns = _columns([str(name) for name in frame.columns], source)
-    for number, row in enumerate(frame.itertuples(index=False, name=None), start=first):
-        place = f"{source}, row {number}"
-        yield place, _nested({name: _cell(value) for name, value in zip(columns, row, strict=True)}, place)
-
-
-def _cell(value: Any) -> Any:
-    from pandas import isna
-    from pandas.api.types import is_scalar
-
-    return None if is_scalar(value) and isna(value) else value
-
-
-def _columns(names: list[str], source: str) -> list[str]:
-    names = [name.strip() for name in names]
-    for name in names:
-        if name not in SAMPLE_FIELDS and name.partition(".")[0] not in NESTED_COLUMNS:
-            known = ", ".join(SAMPLE_FIELDS)
-            raise LLMDatasetError(f"{source}: unknown column {name!r}; known columns: {known}, and metadata.{name}")
-        if names.count(name) > 1:
-            raise LLMDatasetError(f"{source}: there are two columns {name!r}")
-    return names
-
-
-def _nested(row: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Turn columns `target.amount` into one object `target`; an empty cell is a field that is not there."""
-    record: dict[str, Any] = {}
-    for name, value in row.items():
-        parent, dot, child = name.partition(".")
-        if value is None:
-            continue
-        if not dot:
-            record[name] = _metadata(value, place) if name == "metadata" else value
-        elif isinstance(record.setdefault(parent, {}), dict):
-            record[parent][child] = value
-        else:
-            raise LLMDatasetError(f"{place}: {name}: there is a column {parent} as well")
-    return record
-
-
-def _metadata(value: Any, place: str) -> Any:
-    return _json_object(value, f"{place}: metadata") if isinstance(value, str) else value
+def _parted(samples: Sequence[Sample], shares: Mapping[str, float], seed: int) -> dict[str, set[str]]:
+    """Ids by part: groups, shuffled by a hash, are laid end to end, and belong where their middle lies."""
+    groups: dict[str, list[str]] = {}
+    for sample in samples:
+        kind = ["sample", sample.key] if sample.group is None else ["group", sample.group]
+        groups.setdefault(sha256_of([seed, *kind]), []).append(sample.key)
+    ends = list(accumulate(share * len(samples) for share in shares.values()))
+    parts: dict[str, set[str]] = {name: set() for name in shares}
+    names, place = list(shares), 0.0
+    for _hash, ids in sorted(groups.items()):
+        part = bisect_right(ends, place + len(ids) / 2)
+        place += len(ids)
+        if part < len(names):
+            parts[names[part]].update(ids)
+    return parts
 
 
 def _samples(records: Iterable[Record]) -> Iterator[tuple[str, Sample]]:

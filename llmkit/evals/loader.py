@@ -1,4 +1,4 @@
-"""Finds the tasks that a Python file defines."""
+"""Finds the tasks that a file defines: a Python file, or a YAML file."""
 
 from __future__ import annotations
 
@@ -12,22 +12,30 @@ from types import ModuleType
 
 from llmkit.errors import LLMError, LLMEvaluationError
 from llmkit.evals.task import Task, relative_to
+from llmkit.evals.task_data import load_task_data
 
 __all__ = ["load_tasks"]
 
+DATA_SUFFIXES = (".yaml", ".yml")
+TASK_FILES = ("task.py", "task.yaml", "task.yml")
+
 
 def load_tasks(path: str | Path) -> tuple[Task, ...]:
-    """The module-level tasks of a Python file, in the order of their definition. The file is executed.
+    """The tasks of a file, or of the `task.py` or `task.yaml` in a folder.
 
-    Relative dataset paths in it start at its folder, and it can import modules beside it.
+    A Python file is executed, and its tasks at module level are taken in the order of their definition. A YAML file is
+    data: it has one task and executes nothing. Relative dataset paths start at the file's folder, and a Python file can
+    import modules beside it.
 
     Raises:
         LLMEvaluationError: The file is missing or fails (the message names file and line), defines no task, or defines
             two of one name.
     """
-    file = Path(path).expanduser().resolve()
-    if not file.is_file():
+    file = _task_file(Path(path).expanduser().resolve())
+    if file is None:
         raise LLMEvaluationError(f"There is no task file {path}.")
+    if file.suffix.lower() in DATA_SUFFIXES:
+        return (load_task_data(file),)
     module = _executed(file)
     tasks = list({id(value): value for value in vars(module).values() if isinstance(value, Task)}.values())
     if not tasks:
@@ -37,6 +45,11 @@ def load_tasks(path: str | Path) -> tuple[Task, ...]:
     if twice:
         raise LLMEvaluationError(f"{path} defines two tasks called {', '.join(twice)}.")
     return tuple(tasks)
+
+
+def _task_file(place: Path) -> Path | None:
+    candidates = [place / name for name in TASK_FILES] if place.is_dir() else [place]
+    return next((file for file in candidates if file.is_file()), None)
 
 
 def _executed(file: Path) -> ModuleType:

@@ -14,7 +14,7 @@ from llmkit.errors import LLMError, LLMEvaluationError, LLMUnusableAnswer
 from llmkit.evals.dataset import Dataset, Sample
 from llmkit.evals.progress import Progress
 from llmkit.evals.result import FAILED, ResultKey
-from llmkit.evals.scorers import Scorer
+from llmkit.evals.scorers import DEFAULT_SCORER_TIMEOUT_S, Scorer
 from llmkit.evals.task import Task
 from llmkit.evals.variant import DIGEST_LENGTH, Lane, RouteLike, lanes
 from llmkit.ports import EvalResult, EvalRun
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llmkit.pydanticai.extraction import Extraction
     from llmkit.service import LLMService
 
-__all__ = ["EvaluateOptions", "Extractor", "Plan", "call_name", "name_prefix"]
+__all__ = ["EvaluateOptions", "Extractor", "Plan", "call_name", "digests_of", "name_prefix", "require_unedited"]
 
 DEFAULT_CONCURRENCY = 8
 PART_LENGTH = 48
@@ -47,6 +47,8 @@ class EvaluateOptions(TypedDict, total=False):
             (an answer that is stored is served from the store), False repeats none; True.
         parameters: Generation parameters on top of the task's.
         repairs: How often a model is asked again with the validation errors; 1.
+        scorer_timeout_s: Most seconds for one scorer on one sample, after which it is a scorer error; 60. A judge has a
+            limit of its own. None for no limit.
         policies: Services that route by another policy, for routes written `policy:NAME`.
         extract: Another extractor than `llmkit.pydanticai.extraction.extract`.
     """
@@ -58,6 +60,7 @@ class EvaluateOptions(TypedDict, total=False):
     retry_failed: bool | Literal["all"]
     parameters: Mapping[str, Any] | None
     repairs: int
+    scorer_timeout_s: float | None
     policies: Mapping[str, LLMService]
     extract: Extractor | None
 
@@ -67,6 +70,7 @@ class Plan:
     """What will be done, checked before anything is sent."""
 
     task: Task
+    service: LLMService
     dataset: Dataset
     selected: Dataset
     lanes: tuple[Lane, ...]
@@ -74,6 +78,7 @@ class Plan:
     epochs: int
     concurrency: int
     repairs: int
+    scorer_timeout_s: float | None
     retry_failed: bool | Literal["all"]
     progress: bool | Callable[[Progress], None]
     extract: Extractor
@@ -91,6 +96,7 @@ class Plan:
         dataset = task.load()
         plan = cls(
             task=task,
+            service=service,
             dataset=dataset,
             selected=dataset.limit(options.get("limit")),
             lanes=lanes(
@@ -104,6 +110,7 @@ class Plan:
             epochs=_at_least("epochs", options.get("epochs", 1), 1),
             concurrency=_at_least("concurrency", options.get("concurrency", DEFAULT_CONCURRENCY), 1),
             repairs=_at_least("repairs", options.get("repairs", 1), 0),
+            scorer_timeout_s=_above_zero("scorer_timeout_s", options.get("scorer_timeout_s", DEFAULT_SCORER_TIMEOUT_S)),
             retry_failed=options.get("retry_failed", True),
             progress=options.get("progress", True),
             extract=options.get("extract") or _default_extract(),
@@ -132,12 +139,18 @@ class Plan:
                 "task": self.task.definition(),
                 "scorers": [scorer.name for scorer in self.scorers],
                 "scorers_sha256": self.task.scorers_sha256,
+                "judges": self.judges(),
                 "routes": {lane.label: dict(lane.description) for lane in self.lanes},
                 "epochs": self.epochs,
                 "samples": len(self.dataset),
                 "groups": {sample.key: sample.group for sample in self.dataset if sample.group is not None},
             },
         )
+
+    def judges(self) -> dict[str, Any]:
+        """Model, prompt and criteria of each judge, by the name of its metric."""
+        named = {scorer.name: getattr(scorer, "description", None) for scorer in self.scorers}
+        return {name: description() for name, description in named.items() if description is not None}
 
     def require_same_task(self, run: EvalRun) -> None:
         """Refuse to mix two tasks under one name."""
@@ -164,13 +177,13 @@ class Plan:
         self._require_same_lanes(run, finished)
 
     def _is_edited(self, key: ResultKey, result: EvalResult) -> bool:
-        return _digests_of(result.pipeline_run_id)[0] != self.sample_digests.get(key.sample_id)
+        return digests_of(result.pipeline_run_id)[0] != self.sample_digests.get(key.sample_id)
 
     def _require_same_lanes(self, run: EvalRun, finished: Mapping[ResultKey, EvalResult]) -> None:
         for lane in self.lanes:
             for key, result in finished.items():
                 sample = self.dataset.by_id[key.sample_id]
-                if key.route == lane.label and _digests_of(result.pipeline_run_id)[1] != self.request_digest(
+                if key.route == lane.label and digests_of(result.pipeline_run_id)[1] != self.request_digest(
                     lane, sample
                 ):
                     raise LLMEvaluationError(
@@ -226,6 +239,12 @@ def _at_least(name: str, value: int, least: int) -> int:
     return value
 
 
+def _above_zero(name: str, value: float | None) -> float | None:
+    if value is not None and not value > 0:
+        raise LLMEvaluationError(f"{name} must be above 0, or None for no limit; got {value}.")
+    return value
+
+
 def _some(ids: set[str], most: int = 5) -> str:
     shown = sorted(ids)[:most]
     more = f" and {len(ids) - most} more" if len(ids) > most else ""
@@ -252,6 +271,26 @@ def call_name(run: EvalRun, sample_id: str, label: str, epoch: int, digests: str
     return f"{name_prefix(run)}{':'.join(parts)}:{epoch}:{names}:{digests}"
 
 
-def _digests_of(call_name: str) -> tuple[str, str]:
+def require_unedited(results: Sequence[EvalResult], others: Sequence[EvalResult]) -> None:
+    """Refuse to compare results of samples that have one id and different contents.
+
+    Raises:
+        LLMEvaluationError: There are such; the message names some.
+    """
+    contents = {result.sample_id: digests_of(result.pipeline_run_id)[0] for result in others}
+    edited = {
+        result.sample_id
+        for result in results
+        if contents.get(result.sample_id) not in (None, digests_of(result.pipeline_run_id)[0])
+    }
+    if edited:
+        raise LLMEvaluationError(
+            f"These samples were edited between the two runs, so that they cannot be compared: {_some(edited)}. "
+            "Run the baseline again, or give the edited samples another id."
+        )
+
+
+def digests_of(call_name: str) -> tuple[str, str]:
+    """Digests in a call's name: of the sample's content, and of what was sent."""
     digests = call_name.rpartition(":")[2]
     return digests[:DIGEST_LENGTH], digests[DIGEST_LENGTH:]

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.errors import LLMEvaluationError
@@ -15,13 +16,22 @@ from llmkit.evals.dataset import Sample
 from llmkit.evals.digests import digest_notes
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, STATUSES, SUCCEEDED, Work, fell_back
 from llmkit.evals.terminal import mean_text
+from llmkit.evals.views import MISSING_COLUMNS, REPEAT_COLUMNS, missing_rows, repeat_rows
 from llmkit.ports import DigestSeen, EvalResult, EvalRun, StoredRun
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-__all__ = ["COMPARISON_COLUMNS", "SAMPLE_COLUMNS", "SCORE_PREFIX", "SUMMARY_COLUMNS", "EvalReport"]
+__all__ = [
+    "COMPARISON_COLUMNS",
+    "MISSING_COLUMNS",
+    "REPEAT_COLUMNS",
+    "SAMPLE_COLUMNS",
+    "SCORE_PREFIX",
+    "SUMMARY_COLUMNS",
+    "EvalReport",
+]
 
 JSON_FORM = "llmkit-evaluation-1"
 SCORE_PREFIX = "score_"
@@ -44,6 +54,7 @@ SAMPLE_COLUMNS: Mapping[str, str] = {
     "outcome": "str",
     "schema_sha256": "str",
     "scorer_errors": "str",
+    "score_details": "str",
     "input_tokens": "Int64",
     "output_tokens": "Int64",
     "latency_ms": "float64",
@@ -109,7 +120,12 @@ class EvalReport:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the numbers has to know, one sentence each; the warnings are among them."""
-        own = (*_work_notes(self), *_failure_notes(self), *self.warnings, *_fallback_notes(self))
+        return (*_work_notes(self), *self.lasting_notes)
+
+    @property
+    def lasting_notes(self) -> tuple[str, ...]:
+        """The notes but for what was done now."""
+        own = (*_failure_notes(self), *self.warnings, *_fallback_notes(self))
         return (*own, *digest_notes(self.digests))
 
     def summary(self, by: Literal["route", "served_route"] = "route") -> pd.DataFrame:
@@ -129,15 +145,70 @@ class EvalReport:
             label = result.route if by == "route" else result.served_route
             if label is not None:
                 groups.setdefault(label, []).append(result)
-        return _frame(summary_rows(groups, self.metrics, _clusters(self)), SUMMARY_COLUMNS)
+        return _frame(summary_rows(groups, self.metrics, self.clusters), SUMMARY_COLUMNS)
 
     def samples(self) -> pd.DataFrame:
         """One row for each result: `SAMPLE_COLUMNS`, then a float64 column `score_NAME` for each metric.
 
-        Input, target, output, scorer errors and warnings are text or JSON text; what is unknown is missing, never 0.
+        Input, target, output, scorer errors, score details (why, by scorer) and warnings are text or JSON text; what is
+        unknown is missing, never 0.
         """
         columns = {**SAMPLE_COLUMNS, **{f"{SCORE_PREFIX}{name}": "float64" for name in self.metrics}}
         return _frame((_sample_row(result, self.dataset) for result in self.results), columns)
+
+    def repeats(self, k: int, *, right_from: float = 1.0) -> pd.DataFrame:
+        """Chances over epochs: one row for each route and metric, with the columns of `REPEAT_COLUMNS`.
+
+        `pass_at_k` is the chance that at least one of `k` repeats of a sample is right, `pass_hat_k` that all are:
+        unbiased estimates by sample, averaged, with 95 % intervals over samples. An answer that FAILED is a wrong one;
+        `left_out` counts samples with fewer than `k` repeats.
+
+        Args:
+            k: How many repeats, at most the number of epochs.
+            right_from: The score from which a repeat is right.
+
+        Raises:
+            LLMEvaluationError: `k` is below 1.
+        """
+        if k < 1:
+            raise LLMEvaluationError(f"repeats(k) needs k of at least 1; got {k}.")
+        rows = repeat_rows(self._by_route(), self.metrics, self.clusters, k, right_from)
+        return _frame(rows, REPEAT_COLUMNS)
+
+    def missing(self) -> pd.DataFrame:
+        """What results without a score could change: one row for each route and metric, columns of `MISSING_COLUMNS`.
+
+        Every result counts that is not scored, whatever the reason. Three views: `mean_excluded` without them,
+        `mean_as_failures` with 0 for them, each with its 95 % interval; and between `worst` (0 for all) and `best` (1
+        for all) lies the mean whatever they would have been. For scores outside of 0 to 1 only the first is known.
+        """
+        return _frame(missing_rows(self._by_route(), self.metrics, self.clusters), MISSING_COLUMNS)
+
+    @property
+    def clusters(self) -> dict[str, Cluster]:
+        """What each sample is not independent of: its group, or only itself over its epochs."""
+        groups = self.run.spec.get("groups", {})
+        clusters: dict[str, Cluster] = {}
+        for result in self.results:
+            sample = self.dataset.get(result.sample_id)
+            group = sample.group if sample else groups.get(result.sample_id)
+            clusters[result.sample_id] = ("sample", result.sample_id) if group is None else ("group", group)
+        return clusters
+
+    def of(self, route: str) -> list[EvalResult]:
+        """The results of one route.
+
+        Raises:
+            LLMEvaluationError: There is no such route; the message lists those that there are.
+        """
+        _known("route", route, self.routes)
+        return [result for result in self.results if result.route == route]
+
+    def _by_route(self) -> dict[str, list[EvalResult]]:
+        groups: dict[str, list[EvalResult]] = {label: [] for label in self.routes}
+        for result in self.results:
+            groups[result.route].append(result)
+        return groups
 
     def compare(
         self, a: str, b: str | None = None, metric: str | None = None, *, baseline: EvalReport | None = None
@@ -156,8 +227,11 @@ class EvalReport:
             baseline: Take `b` from this report instead.
 
         Raises:
-            LLMEvaluationError: A route or metric is unknown, or both sides are the same.
+            LLMEvaluationError: A route or metric is unknown, both sides are the same, or samples of one id were edited
+                between the two runs.
         """
+        from llmkit.evals.plan import require_unedited
+
         other = self if baseline is None else baseline
         b = a if b is None else b
         if other is self and a == b:
@@ -165,9 +239,9 @@ class EvalReport:
         metrics = [name for name in self.metrics if name in other.metrics]
         if metric is not None:
             metrics = [_known("metric", metric, metrics)]
-        clusters = {**_clusters(other), **_clusters(self)}
-        ours, theirs = _of(self, a), _of(other, b)
-        rows = comparison_rows(ours, theirs, metrics, clusters)
+        ours, theirs = self.of(a), other.of(b)
+        require_unedited(ours, theirs)
+        rows = comparison_rows(ours, theirs, metrics, {**other.clusters, **self.clusters})
         frame = _frame(({**row, "a": a, "b": b} for row in rows), COMPARISON_COLUMNS)
         frame.attrs["warnings"] = list(_comparison_warnings(self, ours, theirs, other))
         return frame
@@ -203,6 +277,18 @@ class EvalReport:
             "warnings": list(self.warnings),
         }
 
+    def export(self, file: str | Path) -> None:
+        """Write the run and its stored results to a new `.jsonl` or `.parquet` file, for `Session.import_run`.
+
+        Raises:
+            LLMEvaluationError: The file exists, cannot be written, or is of another kind.
+            LLMConfigurationError: A Parquet file, and no pyarrow.
+        """
+        from llmkit.evals.interchange import export_run
+
+        stored = [result for result in self.results if result.status not in (NOT_RUN, IN_PROGRESS)]
+        export_run(self.run, stored, file)
+
     def table(self) -> Table:
         """The summary for a terminal, the notes below it; 80 columns are enough for one metric."""
         from llmkit.evals.terminal import summary_table
@@ -228,21 +314,6 @@ def _known(what: str, name: str, known: Sequence[str]) -> str:
     return name
 
 
-def _of(report: EvalReport, label: str) -> list[EvalResult]:
-    _known("route", label, report.routes)
-    return [result for result in report.results if result.route == label]
-
-
-def _clusters(report: EvalReport) -> dict[str, Cluster]:
-    groups = report.run.spec.get("groups", {})
-    clusters: dict[str, Cluster] = {}
-    for result in report.results:
-        sample = report.dataset.get(result.sample_id)
-        group = sample.group if sample else groups.get(result.sample_id)
-        clusters[result.sample_id] = ("sample", result.sample_id) if group is None else ("group", group)
-    return clusters
-
-
 def _pairs(labels: Sequence[str]) -> Iterator[tuple[str, str]]:
     for number, a in enumerate(labels):
         for b in labels[number + 1 :]:
@@ -259,6 +330,7 @@ def _sample_row(result: EvalResult, dataset: Mapping[str, Sample]) -> dict[str, 
         "output": result.output_json,
         "fallback": fell_back(result),
         "scorer_errors": _as_text(result.scorer_errors) if result.scorer_errors else None,
+        "score_details": _as_text(result.score_details) if result.score_details else None,
         "warnings": "\n".join(result.warnings) or None,
         "finished_at_utc": None if result.status in (NOT_RUN, IN_PROGRESS) else result.finished_at_utc,
     }

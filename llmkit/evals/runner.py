@@ -20,7 +20,7 @@ from llmkit.evals.plan import EvaluateOptions, Plan, call_name, name_prefix
 from llmkit.evals.progress import Progress, shown
 from llmkit.evals.report import EvalReport
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, ResultKey, Work, key_of
-from llmkit.evals.scorers import Scores, apply_scorers
+from llmkit.evals.scorers import Scores, ScoringContext, apply_scorers
 from llmkit.evals.task import Task
 from llmkit.evals.variant import Lane, RouteLike
 from llmkit.ports import EvalResult, EvalRun, EvalStore
@@ -230,7 +230,7 @@ class _Evaluation:
 
     async def _rescore(self, job: _Rescore) -> None:
         fresh = scored(job.result, await self._scores_of_stored(job))
-        if (fresh.scores, fresh.scorer_errors) != (job.result.scores, job.result.scorer_errors):
+        if fresh != job.result:
             await self.store.save_result(fresh)
         self.tally.rescored += 1
 
@@ -240,7 +240,12 @@ class _Evaluation:
         except Exception as error:  # noqa: BLE001 (a validator of the user's type that was edited may raise anything)
             problem = f"the stored output does not fit any more: {type(error).__name__}"
             return Scores(errors={scorer.name: problem for scorer in self.plan.scorers})
-        return await apply_scorers(self.plan.scorers, output, job.sample)
+        return await self._scores(job.result, output, job.sample)
+
+    async def _scores(self, result: EvalResult, output: Any, sample: Sample) -> Scores:
+        # One service for all: a judge is the same model whatever policy the answer came by.
+        context = ScoringContext(self.plan.service, self.plan.extract, self.run.workspace_id, result.pipeline_run_id)
+        return await apply_scorers(self.plan.scorers, output, sample, context, timeout_s=self.plan.scorer_timeout_s)
 
     async def _call(self, job: _Call) -> None:
         health = self.health[job.lane.label]
@@ -306,7 +311,7 @@ class _Evaluation:
         self.tally.called += 1
         self.tally.sent += sent
         self.tally.replayed += not sent
-        scores = await apply_scorers(self.plan.scorers, extraction.value, job.sample)
+        scores = await self._scores(blank, extraction.value, job.sample)
         await self.store.save_result(scored(answered(blank, job.lane, extraction), scores))
 
     async def _keep_failure(self, blank: EvalResult, error: Exception) -> None:

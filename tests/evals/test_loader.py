@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,12 @@ from pydantic import BaseModel, ConfigDict
 from llmkit import evals
 from llmkit.errors import LLMDatasetError, LLMEvaluationError
 from llmkit.evals import Sample, Task, load_tasks
+from llmkit.evals.prompt import render
 from llmkit.evals.result import STATUSES
+from llmkit.evals.task import compiled
+from llmkit.session import Session
+from llmkit.testing import OllamaServer, Reply
+from tests.evals.fakes import FakeExtract, run
 
 SPEC_EXAMPLE = """
 from typing import Literal
@@ -172,19 +178,52 @@ def test_the_documentation_names_every_public_name_and_option():
     assert [name for name in names if name not in internal and name not in page] == []
 
 
-@pytest.mark.parametrize("file", sorted(EVALS.glob("*/task.py")), ids=lambda file: file.parent.name)
+FILES = sorted(EVALS.glob("*/task.py"))
+
+
+def test_this_project_has_tasks_of_four_kinds():
+    assert {file.parent.name for file in FILES} >= {"sentiment", "orders", "sums", "tools"}
+    table = (EVALS / "README.md").read_text(encoding="utf-8")
+    assert [file.parent.name for file in FILES if f"| `{file.parent.name}` |" not in table] == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
 def test_the_tasks_of_this_project_are_sound(file):
     for task in load_tasks(file):
         dataset = task.load()
         assert len(dataset) >= 40
-        assert all(sample.target is not None for sample in dataset)
+        for sample in dataset:
+            task.output_type.model_validate(sample.target)
         texts = [json.dumps(sample.input) for sample in dataset]
         assert len(set(texts)) == len(texts)
         for prompt in (task.prompt, *task.prompts.values()):
             assert not any(json.loads(text) in prompt for text in texts if isinstance(prompt, str))
 
 
-def test_the_sentiment_task_is_balanced():
-    (task,) = load_tasks(EVALS / "sentiment" / "task.py")
-    labels = [sample.target["label"] for sample in task.load()]
-    assert labels.count("positive") == labels.count("negative") == 25
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+async def test_a_model_that_knows_the_targets_scores_one_on_every_metric(file):
+    for task in load_tasks(file):
+        targets = {render(compiled(task.prompt), sample)[-1].content: sample.target for sample in task.load()}
+        extract = FakeExtract(lambda call, task=task, targets=targets: task.output_type(**targets[call.text]))
+        report = await run(task, extract=extract)
+        assert report.summary()["mean"].tolist() == [1.0] * len(report.metrics)
+        assert not report.has_failures
+
+
+def test_a_nested_task_over_the_wire():
+    (task,) = load_tasks(EVALS / "orders")
+    targets = {sample.input: sample.target for sample in task.load()}
+
+    def answer(request):
+        prompt = request.json["messages"][-1]["content"]
+        return Reply(json.dumps(next(target for text, target in targets.items() if text in prompt)))
+
+    with OllamaServer(answer, models=["m"]) as server, Session("w", ollama_api_base=server.url) as session:
+        report = session.evaluate(task, ["ollama/m"], name="run", progress=False, limit=3)
+    assert report.summary().set_index("metric")["mean"]["exact_match"] == 1.0
+
+
+def test_classes_are_balanced():
+    for folder, field, each in (("sentiment", "label", 25), ("tools", "tool", 9)):
+        (task,) = load_tasks(EVALS / folder)
+        assert set(Counter(sample.target[field] for sample in task.load()).values()) == {each}

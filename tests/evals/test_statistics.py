@@ -1,5 +1,7 @@
 """Intervals and tests against closed forms, scipy and simulation."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -147,6 +149,105 @@ def test_what_cannot_be_known_is_nan():
         s.clustered_mean([1.0], "ab")
 
 
+def test_wilson_is_scipy_s():
+    for k, n in [(0, 5), (3, 7), (60, 60), (123, 1_000)]:
+        found, expected = s.wilson(k, n, 0.9), stats.binomtest(k, n).proportion_ci(0.9, method="wilson")
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_signed_rank_test_is_scipy_s_and_knows_no_difference():
+    other = VALUES[::-1] ** 2
+    assert s.wilcoxon(VALUES, other) == pytest.approx(stats.wilcoxon(VALUES - other, zero_method="pratt").pvalue)
+    # Five differences of one sign: the most extreme of 2^5 orders on either side.
+    assert s.wilcoxon([1, 2, 3, 4, 5], np.zeros(5)) == pytest.approx(2 / 2**5)
+    assert s.wilcoxon([1, 2], [1, 2]) == 1.0
+    assert np.isnan(s.wilcoxon([], []))
+
+
+def brute_force_flips(sums):
+    signs = np.array(list(itertools.product([1, -1], repeat=len(sums))))
+    return np.mean(np.abs(signs @ sums) >= abs(np.sum(sums)) - 1e-12)
+
+
+def test_sign_flips_are_all_flips():
+    d = np.array([0.5, -0.2, 0.9, 0.4, 0.1, -0.3, 0.8])
+    assert s.sign_flip(d, np.zeros(7)) == pytest.approx(brute_force_flips(d))
+    clusters = ["a", "a", "b", "c", "d", "d", "e"]
+    sums = np.array([0.3, 0.9, 0.4, -0.2, 0.8])
+    assert s.sign_flip(d, np.zeros(7), clusters) == pytest.approx(brute_force_flips(sums))
+    assert s.sign_flip([1, 2], [1, 2]) == s.sign_flip([1, 2], [0, 0], "aa") == 1.0
+    assert np.isnan(s.sign_flip([], []))
+
+
+def test_many_sign_flips_are_drawn_and_repeat():
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(0.3, 1, 60), np.zeros(60)
+    assert s.sign_flip(a, b, flips=999) == s.sign_flip(a, b, flips=999)
+    assert s.sign_flip(a, b) == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=0.02)
+
+
+def test_non_inferiority_is_the_lower_end_of_a_wider_interval():
+    a, b = VALUES, VALUES - 0.01 + np.array([0.1, -0.1, 0.05, -0.05, 0.02, -0.02, 0])
+    bound = stats.ttest_rel(a, b).confidence_interval(0.9).low
+    found = s.non_inferiority(a, b, margin=0.1)
+    assert found.low == pytest.approx(bound)
+    assert found.is_shown
+    assert not s.non_inferiority(a, b, margin=-bound - 1e-9).is_shown
+    assert s.non_inferiority(a, b, margin=-bound + 1e-9).is_shown
+    assert s.non_inferiority([1] * 90 + [0] * 10, [1] * 100, margin=0.2).method == "mcnemar"
+    assert not s.non_inferiority([1], [1.5], margin=1).is_shown  # nothing is known of one pair
+    for margin, alpha in [(-0.1, 0.05), (0.1, 0), (0.1, 0.5), (np.nan, 0.05)]:
+        with pytest.raises(ValueError, match="margin"):
+            s.non_inferiority(a, b, margin, alpha=alpha)
+
+
+def test_pass_hat_k_is_the_chance_that_all_of_a_draw_are_right():
+    n, c, k = 10, 7, 3
+    draws = [set(chosen) <= set(range(c)) for chosen in itertools.combinations(range(n), k)]
+    assert s.pass_hat_k(n, c, k) == pytest.approx(np.mean(draws))
+    assert s.pass_hat_k(5, 5, 5) == 1.0
+    assert s.pass_hat_k(5, 2, 3) == 0.0
+    with pytest.raises(ValueError, match="pass@k"):
+        s.pass_hat_k(3, 1, 4)
+
+
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(1, 12))
+def test_one_of_k_is_likelier_than_all_of_k(n, c, k):
+    c, k = min(c, n), min(k, n)
+    assert s.pass_hat_k(n, c, k) <= c / n + 1e-12
+    assert s.pass_at_k(n, c, k) >= c / n - 1e-12
+    assert s.pass_hat_k(n, c, 1) == pytest.approx(s.pass_at_k(n, c, 1)) == pytest.approx(c / n)
+
+
+def test_a_mean_in_three_views_of_what_is_missing():
+    found = s.mean_with_missing([1, 0, 1, np.nan, np.nan])
+    assert (found.excluded, found.as_failures) == (s.wilson(2, 3), s.wilson(2, 5))
+    assert (found.worst, found.best, found.n, found.missing) == (0.4, 0.8, 5, 2)
+    clustered = s.mean_with_missing([1, 0.5, np.nan], ["a", "a", "b"])
+    assert clustered.excluded.method == clustered.as_failures.method == "clustered t"
+    with pytest.raises(ValueError, match="outside of 0 and 1"):
+        s.mean_with_missing([2.0])
+
+
+def test_a_difference_in_three_views_of_what_is_missing():
+    a, b = [1, 1, np.nan, 0.5], [0, np.nan, 1, 0.5]
+    found = s.difference_with_missing(a, b)
+    assert found.excluded == s.paired([1, 0.5], [0, 0.5])
+    assert found.as_failures.difference == pytest.approx((1 + 1 - 1 + 0) / 4)
+    assert (found.worst, found.best, found.missing) == pytest.approx(((1 + 0 - 1 + 0) / 4, (1 + 1 + 0 + 0) / 4, 2))
+    with pytest.raises(ValueError, match="pairs"):
+        s.difference_with_missing([1], [1, 0])
+
+
+@given(st.lists(st.tuples(*[st.sampled_from([0.0, 0.3, 1.0, np.nan])] * 2), min_size=1, max_size=12))
+def test_whatever_is_missing_the_truth_is_within_the_bounds(pairs):
+    a, b = np.array(pairs).T
+    found = s.difference_with_missing(a, b)
+    for fill_a, fill_b in [(0.0, 0.0), (0.4, 0.9), (1.0, 0.2)]:
+        truth = np.mean(np.where(np.isnan(a), fill_a, a) - np.where(np.isnan(b), fill_b, b))
+        assert found.worst - 1e-12 <= truth <= found.best + 1e-12
+
+
 def covers(found, truth):
     return found.low <= truth <= found.high
 
@@ -184,3 +285,23 @@ def test_the_clustered_paired_test_rejects_true_nulls_as_often_as_it_says():
     zeros = np.zeros(200)
     p = np.array([s.paired_difference(repeated(rng, 40, 5, 0.5), zeros, CLUSTERS).p_value for _ in range(4_000)])
     assert 0.04 <= np.mean(p < 0.05) <= 0.06
+
+
+def test_bootstrap_intervals_cover_what_they_promise():
+    rng = np.random.default_rng(23)
+    found = [s.bca_interval(rng.beta(4, 2, size=60), resamples=399) for _ in range(500)]
+    assert 0.93 <= np.mean([covers(each, 4 / 6) for each in found]) <= 0.97
+
+
+def test_the_flip_test_rejects_true_nulls_as_often_as_it_says():
+    rng = np.random.default_rng(24)
+    zeros = np.zeros(60)
+    p = [s.sign_flip(repeated(rng, 12, 5, 0.5), zeros, CLUSTERS[:60], flips=499) for _ in range(600)]
+    assert 0.03 <= np.mean(np.array(p) < 0.05) <= 0.07
+
+
+def test_non_inferiority_passes_what_is_worse_by_the_margin_as_rarely_as_it_says():
+    rng = np.random.default_rng(25)
+    zeros = np.zeros(200)
+    shown = [s.non_inferiority(repeated(rng, 40, 5, 0.5) - 0.3, zeros, 0.3, CLUSTERS).is_shown for _ in range(2_000)]
+    assert 0.04 <= np.mean(shown) <= 0.06

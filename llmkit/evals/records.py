@@ -1,0 +1,181 @@
+"""Reads the records of dataset files and DataFrames, each with where it stands."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from llmkit.errors import LLMConfigurationError, LLMDatasetError
+
+__all__ = ["Record", "existing", "file_records", "frame_records", "is_frame"]
+
+LARGEST_CELL = 2**31 - 1
+NESTED_COLUMNS = ("input", "target", "metadata")
+SAMPLE_FIELDS = ("input", "target", "id", "group", "metadata")
+
+Record: TypeAlias = tuple[str, Mapping[str, Any]]
+
+
+def existing(path: Path, base_dir: Path | None) -> Path:
+    """The file of a dataset.
+
+    Raises:
+        LLMDatasetError: It is not there.
+    """
+    place = (base_dir or Path.cwd()) / path.expanduser()
+    if place.is_file():
+        return place
+    hint = (
+        ""
+        if path.is_absolute()
+        else " A relative path starts at the task file, or in a notebook at the working directory."
+    )
+    raise LLMDatasetError(f"There is no dataset file {place}.{hint}")
+
+
+def file_records(path: Path) -> Iterator[Record]:
+    """Where each record of a file stands, and the record.
+
+    Raises:
+        LLMDatasetError: The file cannot be read or a line is malformed; the message names file, line and field.
+        LLMConfigurationError: A Parquet file, and no package that reads it.
+    """
+    readers: dict[str, Callable[[Path], Iterator[Record]]] = {
+        ".jsonl": _jsonl_records,
+        ".ndjson": _jsonl_records,
+        ".csv": _csv_records,
+        ".parquet": _parquet_records,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise LLMDatasetError(f"{path.name}: unknown kind of dataset file; known kinds: {', '.join(readers)}")
+    try:
+        yield from reader(path)
+    except OSError as error:
+        raise LLMDatasetError(f"{path.name} cannot be read: {error.strerror or error}") from None
+
+
+def _read_text(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise LLMDatasetError(f"{path.name}, line {line}: not UTF-8 text") from None
+
+
+def _jsonl_records(path: Path) -> Iterator[Record]:
+    # Not splitlines(): it also splits at characters that JSON allows inside a string.
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if line.strip():
+            place = f"{path.name}, line {number}"
+            yield place, _json_object(line, place)
+
+
+def _json_object(line: str, place: str) -> Mapping[str, Any]:
+    try:
+        record = json.loads(line, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise LLMDatasetError(f"{place}, column {error.colno}: not JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise LLMDatasetError(f"{place}: not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise LLMDatasetError(f"{place}: a sample is a JSON object with the field input; got {type(record).__name__}")
+    return record
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _csv_records(path: Path) -> Iterator[Record]:
+    lines = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    before = csv.field_size_limit(LARGEST_CELL)
+    try:
+        rows = [(lines.line_num, row) for row in lines if row]
+    except csv.Error as error:
+        raise LLMDatasetError(f"{path.name}, line {lines.line_num}: not CSV: {error}") from None
+    finally:
+        csv.field_size_limit(before)
+    columns = _columns(rows[0][1], path.name) if rows else []
+    for number, row in rows[1:]:
+        place = f"{path.name}, line {number}"
+        if len(row) != len(columns):
+            raise LLMDatasetError(f"{place}: {len(row)} cells, but the header has {len(columns)} columns")
+        yield place, _nested({name: cell or None for name, cell in zip(columns, row, strict=True)}, place)
+
+
+def _parquet_records(path: Path) -> Iterator[Record]:
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path)
+    except ImportError:
+        raise LLMConfigurationError(
+            f"{path.name}: reading Parquet needs pyarrow: pip install 'llmkit[parquet]'"
+        ) from None
+    except ValueError as error:
+        raise LLMDatasetError(f"{path.name} is not a Parquet file: {error}") from None
+    yield from frame_records(frame, path.name, first=1)
+
+
+def is_frame(source: object) -> bool:
+    """Whether it is a DataFrame."""
+    # A DataFrame cannot be here unless its library is loaded already.
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(source, pandas.DataFrame)
+
+
+def frame_records(frame: Any, source: str, *, first: int) -> Iterator[Record]:
+    """Where each row of a DataFrame stands, counted from `first`, and the row.
+
+    Raises:
+        LLMDatasetError: A column is unknown or does not fit another.
+    """
+    columns = _columns([str(name) for name in frame.columns], source)
+    for number, row in enumerate(frame.itertuples(index=False, name=None), start=first):
+        place = f"{source}, row {number}"
+        yield place, _nested({name: _cell(value) for name, value in zip(columns, row, strict=True)}, place)
+
+
+def _cell(value: Any) -> Any:
+    from pandas import isna
+    from pandas.api.types import is_scalar
+
+    return None if is_scalar(value) and isna(value) else value
+
+
+def _columns(names: list[str], source: str) -> list[str]:
+    names = [name.strip() for name in names]
+    for name in names:
+        if name not in SAMPLE_FIELDS and name.partition(".")[0] not in NESTED_COLUMNS:
+            known = ", ".join(SAMPLE_FIELDS)
+            raise LLMDatasetError(f"{source}: unknown column {name!r}; known columns: {known}, and metadata.{name}")
+        if names.count(name) > 1:
+            raise LLMDatasetError(f"{source}: there are two columns {name!r}")
+    return names
+
+
+def _nested(row: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Turn columns `target.amount` into one object `target`; an empty cell is a field that is not there."""
+    record: dict[str, Any] = {}
+    for name, value in row.items():
+        parent, dot, child = name.partition(".")
+        if value is None:
+            continue
+        if not dot:
+            record[name] = _metadata(value, place) if name == "metadata" else value
+        elif isinstance(record.setdefault(parent, {}), dict):
+            record[parent][child] = value
+        else:
+            raise LLMDatasetError(f"{place}: {name}: there is a column {parent} as well")
+    return record
+
+
+def _metadata(value: Any, place: str) -> Any:
+    return _json_object(value, f"{place}: metadata") if isinstance(value, str) else value

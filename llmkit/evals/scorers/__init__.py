@@ -1,0 +1,72 @@
+"""Scorers: how good a validated output is, as a number for each sample.
+
+A scorer has a `name` and is called with the output and the sample. One that raises is a scorer error of that sample
+and says nothing about the model.
+"""
+
+from collections.abc import Callable, Mapping
+
+from llmkit.evals.scorers.applying import DEFAULT_SCORER_TIMEOUT_S, apply_scorers
+from llmkit.evals.scorers.base import (
+    ContextScorer,
+    Score,
+    Scorer,
+    ScorerLike,
+    Scores,
+    ScoringContext,
+    as_scorer,
+    scorer_definition,
+)
+from llmkit.evals.scorers.judging import judge
+from llmkit.evals.scorers.matching import (
+    date_tolerance,
+    exact_match,
+    field_match,
+    numeric_tolerance,
+    ranked_list,
+    set_f1,
+)
+from llmkit.evals.scorers.texts import json_schema_valid, regex_match, text_match, text_similarity
+
+__all__ = [
+    "DEFAULT_SCORER_TIMEOUT_S",
+    "SCORERS",
+    "ContextScorer",
+    "Score",
+    "Scorer",
+    "ScorerLike",
+    "Scores",
+    "ScoringContext",
+    "apply_scorers",
+    "as_scorer",
+    "date_tolerance",
+    "exact_match",
+    "field_match",
+    "json_schema_valid",
+    "judge",
+    "numeric_tolerance",
+    "ranked_list",
+    "regex_match",
+    "scorer_definition",
+    "set_f1",
+    "text_match",
+    "text_similarity",
+]
+
+# What a task that is data can name.
+SCORERS: Mapping[str, Callable[..., Scorer]] = {
+    made.__name__: made
+    for made in (
+        date_tolerance,
+        exact_match,
+        field_match,
+        json_schema_valid,
+        judge,
+        numeric_tolerance,
+        ranked_list,
+        regex_match,
+        set_f1,
+        text_match,
+        text_similarity,
+    )
+}

@@ -1,0 +1,277 @@
+"""Comparisons of two routes on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special, stats
+
+from llmkit.evals.statistics.intervals import (
+    DEFAULT_LEVEL,
+    Numbers,
+    as_array,
+    average,
+    clustered_standard_error,
+    is_binary,
+    t_estimate,
+)
+
+__all__ = [
+    "NonInferiority",
+    "PairedDifference",
+    "holm",
+    "mcnemar_exact",
+    "non_inferiority",
+    "paired",
+    "paired_difference",
+    "paired_proportions",
+    "sign_flip",
+    "wilcoxon",
+]
+
+DEFAULT_ALPHA = 0.05
+FLIP_SEED = 20_240_602
+FLIPS = 9_999
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """Mean of `a - b` over the same samples.
+
+    Attributes:
+        difference: Mean difference.
+        standard_error: Its standard error, clustered where clusters were given.
+        low: Lower end of the interval.
+        high: Upper end.
+        p_value: Two-sided, for no difference.
+        effect: Mean difference over the standard deviation of the differences (Cohen's d_z).
+        n: How many pairs.
+        clusters: How many independent clusters of pairs.
+        method: `paired t`, `clustered paired t` or `mcnemar`.
+    """
+
+    difference: float
+    standard_error: float
+    low: float
+    high: float
+    p_value: float
+    effect: float
+    n: int
+    clusters: int
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
+class NonInferiority:
+    """Whether `a` is shown to be at most a margin worse than `b`.
+
+    Attributes:
+        difference: Mean of `a - b`.
+        low: One-sided lower bound of it, at confidence `1 - alpha`; NaN when it cannot be known.
+        margin: Largest loss that is accepted.
+        alpha: Chance to pass an `a` that is worse than the margin allows.
+        is_shown: Whether the bound is above `-margin`. False too when nothing can be known.
+        n: How many pairs.
+        method: How the bound was made, as in `PairedDifference`.
+    """
+
+    difference: float
+    low: float
+    margin: float
+    alpha: float
+    is_shown: bool
+    n: int
+    method: str
+
+
+def paired(
+    a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable] | None = None, level: float = DEFAULT_LEVEL
+) -> PairedDifference:
+    """The comparison that fits: McNemar for zeros and ones on independent samples, else paired t, clustered if need be.
+
+    Raises:
+        ValueError: `a` and `b` differ in length.
+    """
+    first, second = as_array(a), as_array(b)
+    independent = clusters is None or len(set(clusters)) == len(first)
+    if independent and is_binary(np.concatenate([first, second])):
+        return paired_proportions(first, second, level)
+    return paired_difference(first, second, clusters, level)
+
+
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable] | None = None, level: float = DEFAULT_LEVEL
+) -> PairedDifference:
+    """Mean of `a - b` on the same samples, with its t interval and test.
+
+    Clusters (samples repeated over epochs, or groups of samples) enter through the clustered standard error and `G - 1`
+    degrees of freedom.
+
+    Source: E. Miller, "Adding Error Bars to Evals" (2024), arXiv:2411.00640; the standard error as
+    `clustered_standard_error`.
+
+    Raises:
+        ValueError: `a` and `b` differ in length.
+    """
+    d = _differences(a, b)
+    count = len(d) if clusters is None else len(set(clusters))
+    error = clustered_standard_error(d, range(len(d)) if clusters is None else clusters)
+    found = t_estimate(average(d), error, count - 1, len(d), level, "t")
+    p_value = _t_test(found.value, error, count - 1)
+    method = "paired t" if count == len(d) else "clustered paired t"
+    return PairedDifference(found.value, error, found.low, found.high, p_value, _effect(d), len(d), count, method)
+
+
+def paired_proportions(a: ArrayLike, b: ArrayLike, level: float = DEFAULT_LEVEL) -> PairedDifference:
+    """Difference of two shares on the same independent samples: exact McNemar test, adjusted Wald interval.
+
+    The interval adds one to each kind of disagreement, so that it is honest when there are few or none.
+
+    Source: D. G. Bonett and R. M. Price, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions
+    Based on Paired Data", Journal of Educational and Behavioral Statistics 37 (2012); the test as `mcnemar_exact`.
+
+    Raises:
+        ValueError: `a` and `b` differ in length.
+    """
+    d = _differences(a, b)
+    n = len(d)
+    p_value = mcnemar_exact(a, b)
+    if n == 0:
+        return PairedDifference(np.nan, np.nan, np.nan, np.nan, p_value, np.nan, 0, 0, "mcnemar")
+    up, down = (np.sum(d > 0) + 1) / (n + 2), (np.sum(d < 0) + 1) / (n + 2)
+    error = float(np.sqrt((up + down - (up - down) ** 2) / (n + 2)))
+    reach = float(special.ndtri((1 + level) / 2)) * error
+    low, high = max(-1.0, float(up - down) - reach), min(1.0, float(up - down) + reach)
+    return PairedDifference(average(d), error, low, high, p_value, _effect(d), n, n, "mcnemar")
+
+
+def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
+    """Two-sided exact p-value for two sets of zeros and ones on the same samples; 1 when they never disagree.
+
+    Source: Q. McNemar, "Note on the Sampling Error of the Difference between Correlated Proportions or Percentages",
+    Psychometrika 12 (1947); the disagreements follow a binomial distribution with p = 1/2.
+
+    Raises:
+        ValueError: `a` and `b` differ in length.
+    """
+    d = _differences(a, b)
+    up, down = int(np.sum(d > 0)), int(np.sum(d < 0))
+    return float(stats.binomtest(up, up + down, 0.5).pvalue) if up + down else 1.0
+
+
+def wilcoxon(a: ArrayLike, b: ArrayLike) -> float:
+    """Two-sided p-value of the signed-rank test on the same independent samples; 1 when they never differ.
+
+    For scores whose differences are far from normal. Exact for few pairs without ties or zeros, else the normal
+    approximation; zeros are ranked and then left out.
+
+    Source: F. Wilcoxon, "Individual Comparisons by Ranking Methods", Biometrics Bulletin 1 (1945); zeros as in J. W.
+    Pratt, "Remarks on Zeros and Ties in the Wilcoxon Signed Rank Procedures", JASA 54 (1959).
+
+    Raises:
+        ValueError: `a` and `b` differ in length.
+    """
+    d = _differences(a, b)
+    if not d.any():
+        return 1.0 if len(d) else np.nan
+    return float(stats.wilcoxon(d, zero_method="pratt").pvalue)
+
+
+def sign_flip(
+    a: ArrayLike,
+    b: ArrayLike,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    flips: int = FLIPS,
+    seed: int = FLIP_SEED,
+) -> float:
+    """Two-sided p-value of the permutation test that flips the signs of the differences; the same for the same seed.
+
+    Assumes nothing of the differences but symmetry around 0. The differences of one cluster flip together. All flips
+    are tried where there are at most `flips` of them, else a random choice.
+
+    Source: R. A. Fisher, The Design of Experiments (1935), section 21; whole clusters as in A. M. Winkler et al.,
+    "Multi-level Block Permutation", NeuroImage 123 (2015).
+
+    Raises:
+        ValueError: `a` and `b`, or the clusters, differ in length.
+    """
+    d = _differences(a, b)
+    if clusters is not None:
+        d = _sums(d, clusters)
+    if not d.any():
+        return 1.0 if len(d) else np.nan
+    if len(d) == 1:
+        return 1.0  # both signs are as extreme
+    found = stats.permutation_test(
+        (d,), np.sum, permutation_type="samples", n_resamples=flips, vectorized=True, rng=np.random.default_rng(seed)
+    )
+    return min(1.0, float(found.pvalue))
+
+
+def non_inferiority(
+    a: ArrayLike,
+    b: ArrayLike,
+    margin: float,
+    clusters: Sequence[Hashable] | None = None,
+    alpha: float = DEFAULT_ALPHA,
+) -> NonInferiority:
+    """Whether `a` is at most `margin` worse than `b`: the one-sided lower bound of the difference is above `-margin`.
+
+    Higher scores are better. The bound is the lower end of the two-sided interval at the level `1 - 2 alpha`, made as
+    `paired` makes it. Not to see a difference is no proof that there is none: few samples show nothing.
+
+    Source: E. Walker and A. S. Nowacki, "Understanding Equivalence and Noninferiority Testing", Journal of General
+    Internal Medicine 26 (2011), 192-196.
+
+    Raises:
+        ValueError: The margin is below 0, alpha is not between 0 and 0.5, or `a` and `b` differ in length.
+    """
+    if not margin >= 0 or not 0 < alpha < 0.5:
+        raise ValueError(f"a margin is 0 or more and alpha between 0 and 0.5; got {margin} and {alpha}")
+    found = paired(a, b, clusters, 1 - 2 * alpha)
+    return NonInferiority(found.difference, found.low, margin, alpha, bool(found.low > -margin), found.n, found.method)
+
+
+def holm(p_values: ArrayLike) -> Numbers:
+    """Adjusted p-values that control the family-wise error rate. NaN stays NaN and does not count.
+
+    Source: S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6
+    (1979).
+    """
+    p = as_array(p_values)
+    adjusted = np.full(len(p), np.nan)
+    order = np.argsort(p, kind="stable")[: np.count_nonzero(~np.isnan(p))]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return adjusted
+
+
+def _differences(a: ArrayLike, b: ArrayLike) -> Numbers:
+    first, second = as_array(a), as_array(b)
+    if len(first) != len(second):
+        raise ValueError(f"pairs need two values each; got {len(first)} and {len(second)}")
+    return first - second
+
+
+def _sums(d: Numbers, clusters: Sequence[Hashable]) -> Numbers:
+    sums: dict[Hashable, float] = {}
+    for value, cluster in zip(d.tolist(), clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + value
+    return np.array(list(sums.values()))
+
+
+def _t_test(difference: float, error: float, freedom: int) -> float:
+    if freedom < 1 or np.isnan(error):
+        return np.nan
+    if error == 0:
+        return 1.0 if difference == 0 else 0.0
+    return float(2 * special.stdtr(freedom, -abs(difference) / error))
+
+
+def _effect(d: Numbers) -> float:
+    spread = float(d.std(ddof=1)) if len(d) > 1 else 0.0
+    return average(d) / spread if spread > 0 else np.nan
