@@ -6,14 +6,16 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from pydantic import ValidationError
 
-from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMUnsupported, describe_validation
-from llmkit.loop_thread import CANCEL_GRACE_S, INHERITED, LoopThread
+from llmkit import accessor
+from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMError, LLMUnsupported, describe_validation
+from llmkit.loop_thread import CANCEL_GRACE_S, INHERITED, Interrupted, LoopThread
 from llmkit.settings import LLMSettings, load_settings
 from llmkit.types import LLMRequest, LLMResponse, Message, RequestContext, RoutePlan
 
@@ -22,7 +24,11 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from llmkit.bootstrap import Runtime
-    from llmkit.evals import EvalReport, Task, Variant
+    from llmkit.evals import EvalReport, Progress, Task, Variant
+    from llmkit.mapping import Mapping as Mapped
+    from llmkit.mapping import Meter
+    from llmkit.ports import EvalStore
+    from llmkit.pydanticai import Extraction
 
 __all__ = ["Session"]
 
@@ -51,6 +57,8 @@ class Session:
         self._context = _context(workspace or self._settings.workspace_id)
         self._open = _Open(self._settings)
         self._finalizer = weakref.finalize(self, _Open.close, self._open)
+        self._partial: pd.DataFrame | EvalReport | None = None
+        accessor.remember(self)
 
     def __enter__(self) -> Self:
         return self
@@ -141,6 +149,9 @@ class Session:
         return value
 
     async def _extract(self, output_type: Any, text: str, parameters: dict[str, Any]) -> Any:
+        return (await self._extraction(output_type, text, parameters)).value
+
+    async def _extraction(self, output_type: Any, text: str, parameters: dict[str, Any]) -> Extraction[Any]:
         from llmkit.pydanticai import extract, extraction_prompt
 
         context, fields = self._split(parameters)
@@ -151,7 +162,7 @@ class Session:
         request = _request(messages, fields)  # refuses unknown or bad fields before anything else happens
         own = {name: getattr(request, name) for name in _EXTRACT_FIELDS}
         rest = {name: getattr(request, name) for name in fields if name not in _EXTRACT_FIELDS}
-        extraction = await extract(
+        return await extract(
             self._open.runtime().service,
             output_type,
             request.messages,
@@ -160,33 +171,184 @@ class Session:
             retries=retries,
             **own,
         )
-        return extraction.value
+
+    # --- a whole column -------------------------------------------------------------------------------------------
+
+    def map(
+        self,
+        what: Any,
+        data: Any,
+        *,
+        template: str | None = None,
+        name: str | None = None,
+        concurrency: int | None = None,
+        progress: bool = True,
+        **parameters: Any,
+    ) -> pd.DataFrame:
+        """Ask about every row of a column or a table.
+
+        Equal rows are asked about once. A failure is a row, never an exception. After an interruption what is done is
+        in `partial`, and the same call asks only for the rest.
+
+        Args:
+            what: A Pydantic model or another type to extract, or a prompt. A prompt says `{text}` where the row goes,
+                or stands before it; for a DataFrame it may name columns.
+            data: A Series, a DataFrame, or a list of values.
+            template: Makes the text of a row out of its columns, for example `"{title}: {body}"`.
+            name: Makes the map resumable, also without the content cache and by another process: what was answered
+                under this name is not asked again. The name goes with the content: a changed prompt, type, row or
+                parameter is asked anew under the same name, and what was not changed is not.
+            concurrency: Most rows under way at once; default `LLM_CONCURRENCY_LIMIT`.
+            progress: Whether to draw a bar: a widget in Jupyter, a line on stderr elsewhere.
+            **parameters: As for `chat`, and for a type as for `extract`.
+
+        Returns:
+            A frame with the index of `data`: one column for each field of the type (`text` for a prompt, `value` for a
+            type without fields), then `llmkit.mapping.MAP_COLUMNS`. `status` is SUCCEEDED, FAILED (see `error_code`),
+            SKIPPED (a value is missing), NOT_RUN (interrupted, or nothing answers any more) or IN_PROGRESS (another
+            process is at it). `served_from` is `provider` where tokens were billed now and `shared` in rows that
+            repeat another; tokens are None where they are unknown.
+
+        Raises:
+            LLMBadRequest: An argument cannot be used. Nothing was sent.
+            LLMStoreError: Calls cannot be recorded any more; what is done is in `partial`.
+        """
+        accessor.register()
+        with self._mapping(what, data, template, name, concurrency, parameters) as mapping:
+            from llmkit.mapping import bar
+
+            with bar(mapping.meter, unit="row", shown=progress) as draw:
+                self._open.run(mapping.work(), draw)
+            return mapping.frame()
+
+    async def amap(self, what: Any, data: Any, *, progress: bool = True, **parameters: Any) -> pd.DataFrame:
+        """`map` for async code, in any event loop. After a cancellation what is done is in `partial`."""
+        own = [parameters.pop(key, None) for key in ("template", "name", "concurrency")]
+        with self._mapping(what, data, own[0], own[1], own[2], parameters) as mapping:
+            from llmkit.mapping import bar
+
+            with bar(mapping.meter, unit="row", shown=progress) as draw:
+                await self._open.hop(mapping.work(), draw)
+            return mapping.frame()
+
+    @property
+    def partial(self) -> pd.DataFrame | EvalReport | None:
+        """What the last `map` or `evaluate` had done when it was interrupted; None when it was not."""
+        return self._partial
+
+    @contextmanager
+    def _mapping(
+        self,
+        what: Any,
+        data: Any,
+        template: str | None,
+        name: str | None,
+        concurrency: int | None,
+        parameters: dict[str, Any],
+    ) -> Iterator[Mapped]:
+        """A map to be worked on; when that breaks off, what is done is kept."""
+        from llmkit.mapping import plan_map
+
+        self._check_of_map(what, parameters)
+        mapping = plan_map(
+            what,
+            data,
+            template=template,
+            name=name,
+            concurrency=self._settings.concurrency_limit if concurrency is None else concurrency,
+            parameters={"profile": self._settings.default_profile, **parameters},
+            chat=self._chat,
+            extract=self._extraction,
+        )
+        self._partial = None
+        try:
+            yield mapping
+        except BaseException as error:
+            self._partial = mapping.frame()
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted(mapping.told_when_interrupted()) from None
+            raise
+
+    def _check_of_map(self, what: Any, parameters: dict[str, Any]) -> None:
+        """Refuse what no row could be asked with."""
+        if "idempotency_key" in parameters:
+            raise LLMBadRequest("map makes a key for every row by itself: give it name=... instead")
+        _, fields = self._split(parameters)
+        if not isinstance(what, str):
+            from llmkit.pydanticai import extraction_prompt
+
+            shots = {name: fields.pop(name) for name in ("instructions", "examples") if name in fields}
+            extraction_prompt(what, "?", **shots)
+            fields.pop("retries", None)
+        _request("?", fields)
 
     # --- evaluation -----------------------------------------------------------------------------------------------
 
     def evaluate(self, task: Task, routes: Sequence[str | Variant], **parameters: Any) -> EvalReport:
-        """Run a task over several routes and compare them. See `llmkit.evals.evaluate` for the parameters."""
-        return self._open.run(self._evaluate(task, routes, parameters))
+        """Run a task over several routes and compare them. See `llmkit.evals.evaluate` for the parameters.
+
+        After an interruption the report of what is done is in `partial`, and the same call does the rest.
+        """
+        evaluating = _Evaluating(parameters)
+        try:
+            with evaluating.bar() as draw:
+                return self._open.run(self._evaluate(task, routes, evaluating.parameters), draw)
+        except KeyboardInterrupt:
+            self._partial = self._report_if_any(task, parameters)
+            if self._partial is None:
+                raise
+            raise Interrupted("what is done is in .partial of the session; the same call does the rest") from None
 
     async def aevaluate(self, task: Task, routes: Sequence[str | Variant], **parameters: Any) -> EvalReport:
-        """`evaluate` for async code, in any event loop."""
-        return await self._open.hop(self._evaluate(task, routes, parameters))
+        """`evaluate` for async code, in any event loop. After a cancellation, `areport` has what is done."""
+        evaluating = _Evaluating(parameters)
+        with evaluating.bar() as draw:
+            return await self._open.hop(self._evaluate(task, routes, evaluating.parameters), draw)
 
     async def _evaluate(self, task: Task, routes: Sequence[str | Variant], parameters: dict[str, Any]) -> EvalReport:
         from llmkit.evals import evaluate
 
-        runtime = self._open.runtime()
-        if runtime.eval_store is None:
-            raise LLMConfigurationError("An evaluation needs a store: switch LLM_PERSIST_RUNS on")
         defaults = {"concurrency": self._settings.concurrency_limit}
         return await evaluate(
             task,
             routes,
-            service=runtime.service,
-            store=runtime.eval_store,
+            service=self._open.runtime().service,
+            store=self._eval_store(),
             workspace_id=self.workspace,
             **defaults | parameters,
         )
+
+    def report(self, name: str, *, task: Task | None = None) -> EvalReport:
+        """The report of a stored evaluation, without calling anything.
+
+        Args:
+            name: Name of the evaluation.
+            task: Adds inputs, targets and groups.
+
+        Raises:
+            LLMEvaluationError: There is none of this name; the message lists those that there are.
+        """
+        return self._open.run(self._report(name, task))
+
+    async def areport(self, name: str, *, task: Task | None = None) -> EvalReport:
+        """`report` for async code, in any event loop."""
+        return await self._open.hop(self._report(name, task))
+
+    async def _report(self, name: str, task: Task | None) -> EvalReport:
+        from llmkit.evals import load_report
+
+        return await load_report(self._eval_store(), self.workspace, name, task=task)
+
+    def _report_if_any(self, task: Task, parameters: Mapping[str, Any]) -> EvalReport | None:
+        with suppress(LLMError):
+            return self.report(parameters.get("name") or task.name, task=task)
+        return None
+
+    def _eval_store(self) -> EvalStore:
+        store = self._open.runtime().eval_store
+        if store is None:
+            raise LLMConfigurationError("An evaluation needs a store: switch LLM_PERSIST_RUNS on")
+        return store
 
     # --- what happened --------------------------------------------------------------------------------------------
 
@@ -220,6 +382,7 @@ class Session:
         journal = self._open.runtime().journal
         if journal is None:
             raise LLMConfigurationError("Nothing is recorded: LLM_PERSIST_RUNS is off")
+        accessor.register()
         self._open.run(journal.flush())
         try:
             return journal.read_here(work)
@@ -231,6 +394,34 @@ class Session:
         fields = dict(parameters)
         given = {name: fields.pop(name) for name in ("pipeline_run_id", "stage") if name in fields}
         return (_context(self.workspace, **given) if given else self._context), fields
+
+
+class _Evaluating:
+    """Progress of an evaluation, told in the loop's thread and drawn in the waiting one."""
+
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        self.parameters = dict(parameters)
+        self._shown = self.parameters.get("progress", True) is True
+        self._latest: Progress | None = None
+        if self._shown:
+            self.parameters["progress"] = self._told
+
+    def _told(self, progress: Progress) -> None:
+        self._latest = progress
+
+    def _meter(self) -> Meter | None:
+        from llmkit.mapping import Meter
+
+        now = self._latest
+        if now is None:
+            return None
+        return Meter(now.done, now.total, {"failed": now.failed, "reused": now.reused, "sent": now.sent})
+
+    def bar(self) -> AbstractContextManager[Callable[[], None] | None]:
+        """What draws it."""
+        from llmkit.mapping import bar
+
+        return bar(self._meter, unit="sample", shown=self._shown)
 
 
 _EXTRACT_FIELDS = ("route", "constraints", "idempotency_key", "epoch", "use_cache")
@@ -246,11 +437,11 @@ class _Open:
         self._runtime: Runtime | None = None
         self._pid = os.getpid()
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self._loop.run(self._ready(work))
+    def run(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
+        return self._loop.run(self._ready(work), tick)
 
-    async def hop(self, work: Coroutine[Any, Any, T]) -> T:
-        return await self._loop.hop(self._ready(work))
+    async def hop(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
+        return await self._loop.hop(self._ready(work), tick)
 
     def _ready(self, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         """Open in the caller's thread: the first call reads files, which the loop's thread should not."""
