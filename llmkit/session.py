@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -20,10 +21,13 @@ from llmkit.settings import LLMSettings, load_settings
 from llmkit.types import LLMRequest, LLMResponse, Message, RequestContext, RoutePlan
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import pandas as pd
     from sqlalchemy import Connection
 
     from llmkit.bootstrap import Runtime
+    from llmkit.conversation import Conversation
     from llmkit.evals import EvalReport, Progress, Task, Variant
     from llmkit.mapping import Mapping as Mapped
     from llmkit.mapping import Meter
@@ -112,6 +116,37 @@ class Session:
         context, fields = self._split(parameters)
         request = _request(prompt, fields)
         return await self._open.runtime().service.chat(request, context)
+
+    def conversation(
+        self,
+        *,
+        system: str | None = None,
+        id: str | None = None,  # noqa: A002 - the word people use
+        **parameters: Any,
+    ) -> Conversation:
+        """A conversation that remembers: `c.say("...")` answers with all that was said before in mind.
+
+        Args:
+            system: What the model is told first.
+            id: Reopen a stored one; its system message and turns come back, its parameters do not.
+            **parameters: As for `chat`; for every turn.
+
+        Raises:
+            LLMBadRequest: There is none of this id, or both `id` and `system` are given.
+            LLMStoreError: Its texts were not stored.
+        """
+        from llmkit.conversation import Conversation, turns_of
+
+        opener = _Opener(self._open, self._chat, self._settings.store_payloads)
+        if id is None:
+            return Conversation(opener, system=system, parameters=parameters)
+        if system is not None:
+            raise LLMBadRequest("A reopened conversation has its system message; leave system out")
+        from llmkit.frames import stored_answers
+
+        rows = self._read(lambda connection: stored_answers(connection, self.workspace, id))
+        system, turns = turns_of(id, rows)
+        return Conversation(opener, id=id, system=system, turns=turns, parameters=parameters)
 
     def explain(self, prompt: str | Sequence[Message] = "?", **parameters: Any) -> RoutePlan:
         """Which routes a call would try, in which order, and why the others are passed over. Sends nothing."""
@@ -378,7 +413,32 @@ class Session:
 
         return self._read(lambda connection: attempts_frame(connection, self.workspace, **filters))
 
-    def _read(self, work: Callable[[Connection], pd.DataFrame]) -> pd.DataFrame:
+    def usage(self, *, since: datetime | None = None) -> pd.DataFrame:
+        """What each route served and what it billed: calls, requests, tokens, cost.
+
+        Args:
+            since: Only calls from then on; an aware datetime.
+
+        Returns:
+            A frame with the columns of `llmkit.frames.USAGE_COLUMNS`, one row for each route.
+        """
+        from llmkit.frames import usage_frame
+
+        return self._read(lambda connection: usage_frame(connection, self.workspace, since=since))
+
+    async def aruns(self, **filters: Any) -> pd.DataFrame:
+        """`runs` for async code, which it does not block."""
+        return await asyncio.to_thread(self.runs, **filters)
+
+    async def aattempts(self, **filters: Any) -> pd.DataFrame:
+        """`attempts` for async code, which it does not block."""
+        return await asyncio.to_thread(self.attempts, **filters)
+
+    async def ausage(self, *, since: datetime | None = None) -> pd.DataFrame:
+        """`usage` for async code, which it does not block."""
+        return await asyncio.to_thread(self.usage, since=since)
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
         journal = self._open.runtime().journal
         if journal is None:
             raise LLMConfigurationError("Nothing is recorded: LLM_PERSIST_RUNS is off")
@@ -394,6 +454,21 @@ class Session:
         fields = dict(parameters)
         given = {name: fields.pop(name) for name in ("pipeline_run_id", "stage") if name in fields}
         return (_context(self.workspace, **given) if given else self._context), fields
+
+
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    """What a conversation gets of its session."""
+
+    opened: _Open
+    chat: Callable[[Sequence[Message], dict[str, Any]], Coroutine[Any, Any, LLMResponse]]
+    stores_payloads: bool
+
+    def run(self, work: Coroutine[Any, Any, LLMResponse]) -> LLMResponse:
+        return self.opened.run(work)
+
+    async def hop(self, work: Coroutine[Any, Any, LLMResponse]) -> LLMResponse:
+        return await self.opened.hop(work)
 
 
 class _Evaluating:
