@@ -9,7 +9,9 @@ from typing import Any
 __all__ = ["Html", "card", "chat", "html", "table"]
 
 MAX_TEXT_CHARS = 20_000
-MAX_ROWS = 200
+MAX_ROWS = 100
+# Of all that one table or conversation shows: a notebook keeps it in its file, up to five bytes a character.
+MAX_CHARS = 25_000
 
 # Jupyter names its colours; elsewhere the text's own colour does, thinned.
 _RULE = "var(--jp-border-color1, color-mix(in srgb, currentColor 25%, transparent))"
@@ -51,7 +53,7 @@ def chat(turns: Sequence[tuple[str, str, Sequence[str]]], title: str) -> Html:
     """A conversation: who, what, and facts of each turn, the oldest first; of a long one the newest."""
     left_out = len(turns) - MAX_ROWS
     lead = [_note(f"{left_out} earlier messages")] if left_out > 0 else []
-    budget = MAX_TEXT_CHARS * 5 // max(1, min(len(turns), MAX_ROWS))
+    budget = MAX_CHARS // max(1, min(len(turns), MAX_ROWS))
     shown = [_bubble(who, _cut(text, budget), facts) for who, text, facts in turns[-MAX_ROWS:]]
     return html('<div style="max-width:60em">{}{}</div>', joined([*lead, *shown]), _facts([title]))
 
@@ -60,14 +62,15 @@ def table(
     headings: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str = "", notes: Sequence[str] = ()
 ) -> Html:
     """A table with right-aligned numbers, a caption above it and notes below; of a long one the first rows."""
-    shown = [*rows[:MAX_ROWS]]
+    shown = rows[:MAX_ROWS]
+    budget = max(40, MAX_CHARS // max(1, len(shown) * len(headings)))
     left_out = [f"{len(rows) - MAX_ROWS} more rows"] if len(rows) > MAX_ROWS else []
     return html(
-        '<div>{caption}<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
-        "</table>{notes}</div>",
+        '<div style="overflow-x:auto">{caption}<table style="border-collapse:collapse;color:inherit;font:inherit">'
+        "<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}</div>",
         caption=html('<div style="font-weight:600;margin-bottom:4px">{}</div>', caption) if caption else Html(),
-        head=joined(_cell("th", each, f"border-bottom:1px solid {_RULE}") for each in headings),
-        body=joined(html("<tr>{}</tr>", joined(_cell("td", value) for value in row)) for row in shown),
+        head=joined(_cell("th", each, f"white-space:nowrap;border-bottom:1px solid {_RULE}") for each in headings),
+        body=joined(html("<tr>{}</tr>", joined(_cell("td", value, limit=budget) for value in row)) for row in shown),
         notes=joined(_note(note) for note in [*left_out, *notes]),
     )
 
@@ -76,15 +79,15 @@ def _escaped(value: Any) -> str:
     return value if isinstance(value, Html) else escape(str(value))
 
 
-def _cell(tag: str, value: Any, style: str = "") -> Html:
+def _cell(tag: str, value: Any, style: str = "", limit: int = 200) -> Html:
     align = "right" if isinstance(value, int | float) else "left"
     return html(
-        '<{tag} style="text-align:{align};padding:2px 10px;vertical-align:top;overflow-wrap:anywhere;{style}">'
-        "{value}</{tag}>",
+        '<{tag} style="text-align:{align};padding:2px 10px;vertical-align:top;max-width:40em;overflow-wrap:break-word;'
+        '{style}">{value}</{tag}>',
         tag=Html(tag),
         align=align,
         style=Html(style),
-        value=_cut(value, 2_000) if isinstance(value, str) else value,
+        value=_cut(value, limit) if isinstance(value, str) else value,
     )
 
 
@@ -107,7 +110,7 @@ def _facts(facts: Sequence[str]) -> Html:
 
 
 def _note(note: str) -> Html:
-    return html('<div style="font-size:90%;color:{};margin-top:2px">{}</div>', Html(_FAINT), note)
+    return html('<div style="font-size:90%;color:{};margin-top:2px">{}</div>', Html(_FAINT), _cut(note, 2_000))
 
 
 def _cut(value: str, limit: int = MAX_TEXT_CHARS) -> str:
