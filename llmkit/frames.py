@@ -13,7 +13,20 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 
-from sqlalchemy import Connection, DateTime, Select, TableClause, Text, case, cast, column, func, select, table
+from sqlalchemy import (
+    Connection,
+    DateTime,
+    Select,
+    TableClause,
+    Text,
+    case,
+    cast,
+    column,
+    func,
+    literal_column,
+    select,
+    table,
+)
 from sqlalchemy.sql.elements import ColumnElement
 
 if TYPE_CHECKING:
@@ -262,14 +275,14 @@ _USAGE_OF_RUNS = (
 
 def _served(runs: TableClause) -> Select[Any]:
     succeeded = runs.c.status == "SUCCEEDED"
-    route = case((succeeded, runs.c.provider + "/" + runs.c.model), else_=runs.c.requested_route)
+    route = case((succeeded, _route(runs)), else_=runs.c.requested_route)
     return select(
         route,
         _count(succeeded),
         _count(runs.c.status == "FAILED"),
         _count(succeeded & (runs.c.served_from != "provider")),
         *(func.sum(case((succeeded, runs.c[name]))) for name in _TOKENS),
-    ).group_by(route)
+    ).group_by(literal_column("1"))
 
 
 def _sent(runs: TableClause) -> Select[Any]:
@@ -277,7 +290,7 @@ def _sent(runs: TableClause) -> Select[Any]:
     attempts = table("llm_attempts", *[column(name) for name in names])
     return (
         select(
-            attempts.c.provider + "/" + attempts.c.model,
+            _route(attempts),
             func.count(),
             _count(attempts.c.status != "SUCCEEDED"),
             _count(attempts.c.input_tokens.is_(None)),
@@ -286,6 +299,10 @@ def _sent(runs: TableClause) -> Select[Any]:
         .select_from(attempts.join(runs, runs.c.id == attempts.c.run_id))
         .group_by(attempts.c.provider, attempts.c.model)
     )
+
+
+def _route(source: TableClause) -> ColumnElement[Any]:
+    return source.c.provider.op("||")("/").op("||")(source.c.model)
 
 
 def _count(condition: ColumnElement[bool]) -> ColumnElement[Any]:
