@@ -9,6 +9,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
+from llmkit.canonical import request_parameters
 from llmkit.errors import LLMAllRoutesFailed, LLMError, LLMStoreError
 from llmkit.liveness import current_owner
 from llmkit.ports import AttemptLog, LLMRunRepo, RunFailure, RunStart, RunSuccess
@@ -192,7 +193,7 @@ class Ledger:
             idempotency_key=request.idempotency_key if keyed else None,
             flight_key=flight_key,
             request_preview=request_preview(request, self._secrets) if with_preview else "",
-            metadata={name: value for name, value in request.metadata.items() if name not in RESERVED_METADATA_KEYS},
+            metadata=_metadata(request),
         )
 
     def _success(
@@ -247,6 +248,13 @@ class Ledger:
                 usage=response.usage if response else None,
             )
         )
+
+
+def _metadata(request: LLMRequest) -> dict[str, Any]:
+    """The caller's own, and under `parameters` what was asked beside the messages."""
+    own = {name: value for name, value in request.metadata.items() if name not in RESERVED_METADATA_KEYS}
+    parameters = request_parameters(request)
+    return {"parameters": parameters, **own} if parameters else own
 
 
 def _plan_record(plan: RoutePlan, error: LLMError | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -34,18 +35,27 @@ class Session(TalkingFace, EvaluatingFace):
     Args:
         workspace: Whose runs these are; default `LLM_WORKSPACE_ID`.
         settings: Complete settings; default the environment's.
+        replay: A cassette, made by `llmkit cassette record`, that answers instead of providers; nothing is sent.
+            Runs are kept in a database of their own, which is gone afterwards, unless the settings name one.
         **overrides: Single settings by name, for example `database_url="sqlite:///study.db"`.
 
     Raises:
         LLMConfigurationError: A setting is bad or unknown, or both `settings` and overrides are given.
     """
 
-    def __init__(self, workspace: str | None = None, *, settings: LLMSettings | None = None, **overrides: Any) -> None:
+    def __init__(
+        self,
+        workspace: str | None = None,
+        *,
+        settings: LLMSettings | None = None,
+        replay: str | Path | None = None,
+        **overrides: Any,
+    ) -> None:
         if settings is not None and overrides:
             raise LLMConfigurationError("Give Session either settings=... or single settings, not both")
         self._settings = settings or load_settings(**overrides)
         self._context = _context(workspace or self._settings.workspace_id)
-        self._open = Opened(self._settings)
+        self._open = Opened(self._settings, None if replay is None else Path(replay))
         self._finalizer = weakref.finalize(self, Opened.close, self._open)
         accessor.remember(self)
 

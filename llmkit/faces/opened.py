@@ -7,6 +7,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmkit.loop_thread import CANCEL_GRACE_S, INHERITED, LoopThread
@@ -26,8 +27,9 @@ T = TypeVar("T")
 class Opened:
     """What a session holds open; apart from it, so that it can be closed when the session is forgotten."""
 
-    def __init__(self, settings: LLMSettings) -> None:
+    def __init__(self, settings: LLMSettings, replay: Path | None = None) -> None:
         self._settings = settings
+        self._replay = replay
         self._lock = threading.Lock()
         self._loop = LoopThread()
         self._runtime: Runtime | None = None
@@ -59,7 +61,7 @@ class Opened:
                 INHERITED.append(self._runtime)
                 self._runtime, self._pid = None, os.getpid()
             if self._runtime is None:
-                self._runtime = open_runtime(self._settings)
+                self._runtime = open_runtime(self._settings, self._replay)
             return self._runtime
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmkit import accessor
+from llmkit.cassette import RECORDING_COLUMNS
 from llmkit.errors import LLMBadRequest, LLMConfigurationError
 from llmkit.faces.opened import Face
 
@@ -62,6 +63,22 @@ class ReadingFace(Face):
         from llmkit.frames import usage_frame
 
         return self._read(lambda connection: usage_frame(connection, self.workspace, since=since))
+
+    def recordings(self) -> pd.DataFrame:
+        """What the cassette of a replaying session holds, and how often each entry was asked for.
+
+        Returns:
+            A frame with the columns of `llmkit.cassette.RECORDING_COLUMNS`; `asked` is 0 for what nothing needs.
+
+        Raises:
+            LLMConfigurationError: The session does not replay.
+        """
+        cassette = self._open.runtime().cassette
+        if cassette is None:
+            raise LLMConfigurationError("This session replays nothing: open one with Session(replay=...)")
+        from llmkit.frames import frame_of
+
+        return frame_of(cassette.rows(), RECORDING_COLUMNS)
 
     async def aruns(self, **filters: Any) -> pd.DataFrame:
         """`runs` for async code, which it does not block."""
