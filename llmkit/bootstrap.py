@@ -7,13 +7,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llmkit.cache import DiskContentCache
-from llmkit.cassette import Cassette, CassetteClient, replaying
+from llmkit.cassette import Cassette, CassetteClient, always_set_up, replaying
 from llmkit.client_litellm import LiteLLMClient
 from llmkit.embedded import shared_server
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
 from llmkit.ports import ModelClient, ModelServer
+from llmkit.providers import PROVIDERS
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import LLMSettings
@@ -73,7 +74,9 @@ def open_runtime(settings: LLMSettings, replay: Path | None = None) -> Runtime:
     client = LiteLLMClient(settings, servers)
     runs = JournalLLMRunRepo(journal) if journal is not None else None
     answering: ModelClient = client if cassette is None else CassetteClient(cassette, settings)
-    service = LLMService(router=LLMRouter(settings, answering), settings=settings, runs=runs, cache=cache)
+    providers = PROVIDERS if cassette is None else always_set_up(PROVIDERS)
+    router = LLMRouter(settings, answering, providers)
+    service = LLMService(router=router, settings=settings, runs=runs, cache=cache)
     return Runtime(
         settings=settings,
         service=service,

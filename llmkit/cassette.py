@@ -8,22 +8,42 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, Final, Literal, TextIO
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, ValidationError
 
 from llmkit import errors
 from llmkit.canonical import prompt_sha256, request_parameters
 from llmkit.errors import LLMBadRequest, LLMError, LLMNoRecording, LLMUnavailable, describe_validation
 from llmkit.ports import AttemptLog, ClientReply
+from llmkit.providers import ProviderSpec
 from llmkit.settings import LLMSettings
 from llmkit.telemetry import redact, request_preview
-from llmkit.types import Attempt, AttemptStatus, FinishReason, LLMRequest, Route, TokenUsage, ToolCall, Value, utc_now
+from llmkit.types import (
+    Attempt,
+    AttemptStatus,
+    FinishReason,
+    LLMProvider,
+    LLMRequest,
+    Route,
+    TokenUsage,
+    ToolCall,
+    Value,
+    utc_now,
+)
 
-__all__ = ["RECORDING_COLUMNS", "Cassette", "CassetteClient", "Recording", "redacted_answer", "replaying"]
+__all__ = [
+    "RECORDING_COLUMNS",
+    "Cassette",
+    "CassetteClient",
+    "Recording",
+    "always_set_up",
+    "redacted_answer",
+    "replaying",
+]
 
 FORM: Final = "llmkit-cassette-1"
 RECORDING_COLUMNS: Final[Mapping[str, Literal["string", "Int64"]]] = {
@@ -202,18 +222,21 @@ class CassetteClient:
 
 
 def replaying(settings: LLMSettings, scratch: Path | None) -> LLMSettings:
-    """Settings under which nothing but a cassette answers: no cache, every route set up, none left alone.
+    """Settings under which nothing but a cassette answers: no cache, and no route left alone after failures.
 
     Args:
         settings: As given.
         scratch: Where the database goes; None leaves it where the settings say.
     """
     changes: dict[str, Any] = {"cache_enabled": False, "cooldown_after_failures": _NEVER}
-    if settings.gemini_api_key is None:
-        changes["gemini_api_key"] = SecretStr("replaying")
     if scratch is not None:
         changes["database_url"] = f"sqlite:///{scratch / 'replay.db'}"
     return settings.model_copy(update=changes)
+
+
+def always_set_up(providers: Mapping[LLMProvider, ProviderSpec]) -> dict[LLMProvider, ProviderSpec]:
+    """Providers that miss neither key nor package: what was recorded with them is replayed without."""
+    return {name: replace(spec, configuration_problem=lambda _settings: None) for name, spec in providers.items()}
 
 
 def redacted_answer(text: str, secrets: Iterable[str] = ()) -> str:

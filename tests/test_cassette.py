@@ -135,6 +135,16 @@ def test_repeats_come_in_the_order_in_which_they_were_recorded() -> None:
             session.chat("Gone?", **PIN)
 
 
+def test_a_route_without_its_package_or_key_is_replayed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    with GeminiServer("from gemini", api_key="k") as gemini:
+        routes = {"gemini_api_base": f"{gemini.url}/v1beta", "gemini_api_key": "k"}
+        with Session("s", **routes) as session:
+            session.chat("Hi", route="gemini/gemini-2.5-flash")
+    assert _run(["cassette", "record", "t.jsonl", "-w", "s"]) == 0
+    with Session("s", replay="t.jsonl") as session:
+        assert session.chat("Hi", route="gemini/gemini-2.5-flash").text == "from gemini"
+
+
 def test_a_fallback_is_replayed_as_one() -> None:
     with OllamaServer(Fault.status(503)) as ollama, GeminiServer("from gemini", api_key="k") as gemini:
         routes = {"gemini_api_base": f"{gemini.url}/v1beta", "gemini_api_key": "k", "ollama_api_base": ollama.url}
