@@ -8,7 +8,7 @@ RUN_STAMP := $(VENV)/.run
 DEV_STAMP := $(VENV)/.dev
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: help demo test lint types bench ollama migration lock check-pth clean
+.PHONY: help demo test notebooks lint types bench ollama migration lock check-pth clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ demo: $(RUN_STAMP) ## evaluate few-shot against zero-shot on a real model in thi
 
 test: $(DEV_STAMP) ## run every test, offline
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=80
+
+notebooks: $(DEV_STAMP) ## execute the notebooks from their recordings, offline
+	$(BIN)/python -m pytest --nbmake -p no:randomly notebooks
 
 lint: $(DEV_STAMP) ## style, complexity, docstrings and the import rules
 	$(BIN)/ruff check .

@@ -34,6 +34,7 @@ __all__ = [  # noqa: F405
     "LLMInvalidOutput",
     "LLMMalformedReply",
     "LLMModelNotFound",
+    "LLMNoRecording",
     "LLMNoRoute",
     "LLMOutputTruncated",
     "LLMPermissionDenied",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from llmkit.cache import DiskContentCache
+from llmkit.cassette import Cassette, CassetteClient, always_set_up, replaying
 from llmkit.client_litellm import LiteLLMClient
 from llmkit.embedded import embedded_model, model_names, shared_server
 from llmkit.facts import Fact, FactBook, ModelFacts
@@ -12,7 +15,7 @@ from llmkit.inquiry import OllamaInquiry, ProbeFile, recall_probes
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
-from llmkit.ports import ModelServer
+from llmkit.ports import ModelClient, ModelServer
 from llmkit.probe import Prober
 from llmkit.providers import PROVIDERS
 from llmkit.providers.informed import informed
@@ -37,6 +40,8 @@ class Runtime:
     journal: Journal | None
     eval_store: SqlEvalStore | None
     cache: DiskContentCache | None
+    cassette: Cassette | None = None
+    scratch: TemporaryDirectory[str] | None = None
 
     async def close(self) -> None:
         """Finish what is written, then release everything. Idempotent."""
@@ -47,24 +52,40 @@ class Runtime:
             self.journal.close()
         if self.cache is not None:
             self.cache.close()
+        if self.scratch is not None:
+            self.scratch.cleanup()
 
 
-def open_runtime(settings: LLMSettings) -> Runtime:
+def open_runtime(settings: LLMSettings, replay: Path | None = None) -> Runtime:
     """Bring the database to head and join the parts. Sends nothing and imports no model library.
 
+    Args:
+        settings: Of every part.
+        replay: A cassette that answers instead of providers; runs are then kept in a database of their own, which is
+            gone afterwards, unless the settings name one.
+
     Raises:
+        LLMBadRequest: The cassette cannot be read.
         LLMStoreError: The database or the cache cannot be used.
         LLMConfigurationError: A package is missing.
     """
+    cassette = None if replay is None else Cassette.read(replay)
+    scratch = None
+    if cassette is not None:
+        scratch = None if "database_url" in settings.model_fields_set else TemporaryDirectory(prefix="llmkit-replay-")
+        settings = replaying(settings, None if scratch is None else Path(scratch.name))
     cache = _open_cache(settings)
     journal = _open_journal(settings)
     servers: dict[LLMProvider, ModelServer] = {LLMProvider.LOCAL: shared_server(settings)}
     facts = _embedded_facts()
     inquiry = OllamaInquiry(settings, facts)
     client = LiteLLMClient(settings, servers, providers=informed(PROVIDERS, facts))
-    router = LLMRouter(settings, client, facts=facts)
     runs = JournalLLMRunRepo(journal) if journal is not None else None
-    service = LLMService(router=router, settings=settings, runs=runs, cache=cache, inquiry=inquiry)
+    answering: ModelClient = client if cassette is None else CassetteClient(cassette, settings)
+    providers = PROVIDERS if cassette is None else always_set_up(PROVIDERS)
+    router = LLMRouter(settings, answering, providers, facts=facts)
+    asking = inquiry if cassette is None else None
+    service = LLMService(router=router, settings=settings, runs=runs, cache=cache, inquiry=asking)
     return Runtime(
         settings=settings,
         service=service,
@@ -75,6 +96,8 @@ def open_runtime(settings: LLMSettings) -> Runtime:
         journal=journal,
         eval_store=SqlEvalStore(journal) if journal is not None else None,
         cache=cache,
+        cassette=cassette,
+        scratch=scratch,
     )
 
 

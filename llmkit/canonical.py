@@ -8,7 +8,7 @@ from typing import Any
 
 from llmkit.types import LLMProfile, LLMRequest
 
-__all__ = ["canonical_json", "prompt_sha256", "sha256_of"]
+__all__ = ["canonical_json", "prompt_sha256", "request_parameters", "sha256_of"]
 
 # Part of every hash: a change of what is hashed, or how, must not find the answers of another meaning.
 REQUEST_FORM = "llmkit-request-1"
@@ -42,6 +42,21 @@ def canonical_json(value: Any) -> str:
 def sha256_of(value: Any) -> str:
     """Hexadecimal SHA-256 of the canonical JSON of a value."""
     return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
+
+
+# Long ones are told apart by a hash; messages, route and profile are known elsewhere.
+_SHORT_FIELDS = ("temperature", "max_output_tokens", "seed", "stop", "tool_choice")
+_LONG_FIELDS = ("tools", "response_format")
+_SHORT_HASH = 16
+
+
+def request_parameters(request: LLMRequest) -> dict[str, Any]:
+    """What was asked beside messages, route and profile, as short JSON for people; defaults are left out."""
+    given = request.model_dump(mode="json", include={*_SHORT_FIELDS}, exclude_defaults=True)
+    if request.tools or request.response_format is not None:
+        long = request.model_dump(mode="python", include={*_LONG_FIELDS}, exclude_defaults=True)
+        given |= {name: f"sha256:{sha256_of(value)[:_SHORT_HASH]}" for name, value in long.items()}
+    return given
 
 
 def prompt_sha256(request: LLMRequest, default_profile: LLMProfile | None = None) -> str:

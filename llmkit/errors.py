@@ -23,6 +23,7 @@
     │   ├── LLMEmptyReply            empty_reply      R     neither text nor a tool call
     │   └── LLMInvalidOutput         invalid_output         does not fit the output type
     ├── LLMIdempotencyConflict       idempotency_conflict   the key belongs to another request
+    ├── LLMNoRecording               no_recording           a replaying session has no recorded answer
     ├── LLMInProgress                in_progress            the key's call is under way elsewhere
     ├── LLMStoreError                store                  the database or the cache
     └── LLMEvaluationError           evaluation             task, dataset or run cannot be used
@@ -57,6 +58,7 @@ __all__ = [
     "LLMInvalidOutput",
     "LLMMalformedReply",
     "LLMModelNotFound",
+    "LLMNoRecording",
     "LLMNoRoute",
     "LLMOutputTruncated",
     "LLMPermissionDenied",
@@ -285,6 +287,12 @@ class LLMInProgress(LLMError):
         super().__init__(message)
         self.run_id = run_id
         self.age_s = age_s
+
+
+class LLMNoRecording(LLMError):
+    """A replaying session was asked what its cassette has no answer to; the message names what differs."""
+
+    code = "no_recording"
 
 
 class LLMStoreError(LLMError):

@@ -1,6 +1,6 @@
 """Rows of the store as DataFrames: fixed columns, in a fixed order, with fixed dtypes, on an empty table too.
 
-The contract is the four tables of columns below. Times are `datetime64[us, UTC]`; whole numbers `Int64`, numbers
+The contract is the five tables of columns below. Times are `datetime64[us, UTC]`; whole numbers `Int64`, numbers
 `Float64`, flags `boolean` and texts `string`, all of which have `<NA>` for what is unknown. Ids are in the usual form
 with hyphens. pandas is imported when the first frame is made.
 """
@@ -9,10 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 
-from sqlalchemy import Connection, DateTime, Select, Text, cast, column, func, select, table
+from sqlalchemy import (
+    Connection,
+    DateTime,
+    Select,
+    TableClause,
+    Text,
+    case,
+    cast,
+    column,
+    func,
+    literal_column,
+    select,
+    table,
+)
 from sqlalchemy.sql.elements import ColumnElement
 
 if TYPE_CHECKING:
@@ -23,11 +37,14 @@ __all__ = [
     "EVAL_RESULT_COLUMNS",
     "EVAL_RUN_COLUMNS",
     "RUN_COLUMNS",
+    "USAGE_COLUMNS",
     "attempts_frame",
     "eval_results_frame",
     "eval_runs_frame",
     "frame_of",
     "runs_frame",
+    "stored_answers",
+    "usage_frame",
 ]
 
 Kind = Literal["uuid", "time", "string", "Int64", "Float64", "boolean"]
@@ -128,6 +145,20 @@ EVAL_RESULT_COLUMNS: Final[Columns] = {
     "warnings_json": "string",
     "output_json": "string",
 }
+USAGE_COLUMNS: Final[Columns] = {
+    "route": "string",
+    "calls": "Int64",
+    "failed_calls": "Int64",
+    "served_from_store": "Int64",
+    "served_input_tokens": "Int64",
+    "served_output_tokens": "Int64",
+    "requests": "Int64",
+    "failed_requests": "Int64",
+    "requests_without_tokens": "Int64",
+    "billed_input_tokens": "Int64",
+    "billed_output_tokens": "Int64",
+    "billed_cost_usd": "Float64",
+}
 TIME_DTYPE: Final = "datetime64[us, UTC]"
 
 
@@ -207,6 +238,96 @@ def eval_results_frame(connection: Connection, eval_run_id: UUID) -> pd.DataFram
     frame = _fetched(connection, query, EVAL_RESULT_COLUMNS)
     # Sorted here: databases sort text by rules of their own.
     return frame.sort_values(["sample_id", "route", "epoch"], ignore_index=True)
+
+
+def usage_frame(connection: Connection, workspace_id: str, *, since: datetime | None = None) -> pd.DataFrame:
+    """What each route served and what it billed, with `USAGE_COLUMNS`, ordered by route.
+
+    Served is about calls (`llm_runs`): `calls` are those that the route answered, `served_from_store` those among them
+    that cost nothing, `failed_calls` those that were pinned to it and failed. Billed is about requests
+    (`llm_attempts`), those of failed calls included. Sums are over what is known, and missing when nothing is;
+    `requests_without_tokens` says how many are not in them. Calls that failed on no certain route have the route
+    `<NA>`.
+
+    Args:
+        connection: To a database at head.
+        workspace_id: Whose.
+        since: Only calls that were created at this time or later; aware.
+    """
+    runs = table("llm_runs", *[column(name) for name in _USAGE_OF_RUNS])
+    mine = [runs.c.workspace_id == workspace_id]
+    if since is not None:
+        mine.append(runs.c.created_at_utc >= _moment(since, connection.dialect.name))
+    by_call = _by_route(connection, _served(runs).where(*mine))
+    by_request = _by_route(connection, _sent(runs).where(*mine))
+    no_call, no_request = (0, 0, 0, None, None), (0, 0, 0, None, None, None)
+    routes = sorted({*by_call, *by_request}, key=lambda name: (name is None, name or ""))
+    rows = [(name, *by_call.get(name, no_call), *by_request.get(name, no_request)) for name in routes]
+    return frame_of(rows, USAGE_COLUMNS)
+
+
+_TOKENS = ("input_tokens", "output_tokens")
+_USAGE_OF_RUNS = (
+    *("id", "workspace_id", "created_at_utc", "status", "provider", "model", "requested_route", "served_from"),
+    *_TOKENS,
+)
+
+
+def _served(runs: TableClause) -> Select[Any]:
+    succeeded = runs.c.status == "SUCCEEDED"
+    route = case((succeeded, _route(runs)), else_=runs.c.requested_route)
+    return select(
+        route,
+        _count(succeeded),
+        _count(runs.c.status == "FAILED"),
+        _count(succeeded & (runs.c.served_from != "provider")),
+        *(func.sum(case((succeeded, runs.c[name]))) for name in _TOKENS),
+    ).group_by(literal_column("1"))
+
+
+def _sent(runs: TableClause) -> Select[Any]:
+    names = ("run_id", "provider", "model", "status", *_TOKENS, "cost_usd")
+    attempts = table("llm_attempts", *[column(name) for name in names])
+    return (
+        select(
+            _route(attempts),
+            func.count(),
+            _count(attempts.c.status != "SUCCEEDED"),
+            _count(attempts.c.input_tokens.is_(None)),
+            *(func.sum(attempts.c[name]) for name in (*_TOKENS, "cost_usd")),
+        )
+        .select_from(attempts.join(runs, runs.c.id == attempts.c.run_id))
+        .group_by(attempts.c.provider, attempts.c.model)
+    )
+
+
+def _route(source: TableClause) -> ColumnElement[Any]:
+    return source.c.provider.op("||")("/").op("||")(source.c.model)
+
+
+def _count(condition: ColumnElement[bool]) -> ColumnElement[Any]:
+    return func.sum(case((condition, 1), else_=0))
+
+
+def _by_route(connection: Connection, query: Select[Any]) -> dict[str | None, tuple[Any, ...]]:
+    return {row[0]: tuple(map(_counted, row[1:])) for row in connection.execute(query)}
+
+
+def _counted(value: Any) -> Any:
+    """PostgreSQL adds whole numbers up to a Decimal."""
+    return int(value) if isinstance(value, Decimal) else value
+
+
+def stored_answers(connection: Connection, workspace_id: str, pipeline_run_id: str) -> list[tuple[str, str | None]]:
+    """Metadata and stored answer, as JSON, of the succeeded runs of a pipeline run, oldest first."""
+    names = ("workspace_id", "pipeline_run_id", "status", "created_at_utc", "id", "metadata_json", "result_json")
+    runs = table("llm_runs", *[column(name) for name in names])
+    query = select(runs.c.metadata_json, runs.c.result_json).where(
+        runs.c.workspace_id == workspace_id,
+        runs.c.pipeline_run_id == pipeline_run_id,
+        runs.c.status == "SUCCEEDED",
+    )
+    return [(row[0], row[1]) for row in connection.execute(query.order_by(runs.c.created_at_utc, runs.c.id))]
 
 
 def frame_of(rows: Iterable[tuple[Any, ...]], columns: Columns) -> pd.DataFrame:

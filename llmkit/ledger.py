@@ -10,6 +10,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
+from llmkit.canonical import request_parameters
 from llmkit.errors import LLMAllRoutesFailed, LLMError, LLMStoreError
 from llmkit.liveness import current_owner
 from llmkit.ports import AttemptLog, LLMRunRepo, RunFailure, RunStart, RunSuccess
@@ -117,14 +118,14 @@ class Ledger:
             await self._write(failure)
         self._tell(call, RunStatus.FAILED, error=error, error_code=code, requests=len(log.attempts))
 
-    async def annotate(self, workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> None:
-        """Replace the metadata of a call that is over.
+    async def annotate(self, workspace_id: str, run_id: UUID, request: LLMRequest) -> None:
+        """Replace the metadata of a call that is over by those of a request.
 
         Raises:
             LLMStoreError: It could not be written.
         """
         if self._runs is not None:
-            await self._runs.annotate(workspace_id, run_id, _own(metadata))
+            await self._runs.annotate(workspace_id, run_id, _metadata(request))
 
     async def _write(self, outcome: RunSuccess | RunFailure) -> None:
         assert self._runs is not None
@@ -202,7 +203,7 @@ class Ledger:
             idempotency_key=request.idempotency_key if keyed else None,
             flight_key=flight_key,
             request_preview=request_preview(request, self._secrets) if with_preview else "",
-            metadata=_own(request.metadata),
+            metadata=_metadata(request) if with_preview else _own(request.metadata),
         )
 
     def _success(
@@ -264,6 +265,12 @@ class Ledger:
 def _own(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata that have no column of their own."""
     return {name: value for name, value in metadata.items() if name not in RESERVED_METADATA_KEYS}
+
+
+def _metadata(request: LLMRequest) -> dict[str, Any]:
+    """The caller's own, and under `parameters` what was asked beside the messages."""
+    own, parameters = _own(request.metadata), request_parameters(request)
+    return {"parameters": parameters, **own} if parameters else own
 
 
 def _plan_record(plan: RoutePlan, error: LLMError | None) -> dict[str, Any]:

@@ -5,23 +5,33 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from typing import Any, Generic, TypeVar
 
 from llmkit.errors import LLMConfigurationError, LLMError
 
-__all__ = ["LoopThread"]
+__all__ = ["Interrupted", "LoopThread"]
 
 # A cancelled call still records what it had sent; a person who pressed Ctrl-C waits no longer than this, in seconds.
 CANCEL_GRACE_S = 2.0
 STOP_GRACE_S = 5.0
+# Between two calls of a waiting caller's `tick`, in seconds.
+TICK_S = 0.1
 
 # What a forked child has of its parent's. Finalising any of it would touch descriptors that both share, the parent's
 # epoll among them, and the parent would wait for ever: so the child keeps it.
 INHERITED: list[object] = []
 
 T = TypeVar("T")
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interruption after which a part of the work is at hand; the message says where."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows instead of a traceback through our rooms."""
+        return [f"Interrupted: {self}"]
 
 
 class LoopThread:
@@ -36,10 +46,14 @@ class LoopThread:
         self._thread: threading.Thread | None = None
         self._pid = 0
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
+    def run(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
         """Run to the end and return the result.
 
         An interruption of the waiting caller (Ctrl-C, a kernel's interrupt) cancels the work before it is raised.
+
+        Args:
+            work: What to run.
+            tick: Called by the waiting thread several times a second, for what must be drawn there.
 
         Raises:
             LLMConfigurationError: Called from the loop's own thread, where waiting would never end.
@@ -51,6 +65,8 @@ class LoopThread:
         loop = self._running_loop()
         loop.call_soon_threadsafe(job.start)
         try:
+            while tick is not None and not job.ended.wait(TICK_S):
+                tick()
             return job.outcome.result()
         except CancelledError:
             raise LLMError(
@@ -62,12 +78,17 @@ class LoopThread:
                 job.ended.wait(CANCEL_GRACE_S)
             raise
 
-    async def hop(self, work: Coroutine[Any, Any, T]) -> T:
+    async def hop(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
         """The same for a caller in another event loop; cancelling the caller cancels the work."""
         if threading.current_thread() is self._thread:
             return await work
-        future = asyncio.run_coroutine_threadsafe(work, self._running_loop())
-        return await asyncio.wrap_future(future)
+        future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._running_loop()))
+        try:
+            while tick is not None and not (await asyncio.wait((future,), timeout=TICK_S))[0]:
+                tick()
+            return await future
+        finally:
+            future.cancel()  # no effect when it is done
 
     def stop(self) -> None:
         """Cancel what still runs and end the thread. Idempotent; nothing happens in a forked child."""

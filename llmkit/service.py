@@ -123,27 +123,25 @@ class LLMService:
         await inquiry.learn(self._router.open_routes(request))
         return True
 
-    async def annotate(
-        self, response: LLMResponse, metadata: Mapping[str, Any], context: RequestContext | None = None
-    ) -> None:
+    async def annotate(self, response: LLMResponse, request: LLMRequest, context: RequestContext | None = None) -> None:
         """Replace the metadata in the row of an answer, for what is known only once the answer was read.
 
         A write of its own: for what is rare. Does nothing when calls are not recorded.
 
         Args:
             response: What `chat` returned.
-            metadata: Those of the request, with what is added.
+            request: The one that it answers, with what is added in its metadata.
             context: As for `chat`.
 
         Raises:
             LLMConfigurationError: Context and metadata disagree.
             LLMStoreError: The database failed; the answer is its `response`.
         """
-        workspace_id = _resolve_context(metadata, context)["workspace_id"]
+        workspace_id = _resolve_context(request.metadata, context)["workspace_id"]
         if response.run_id is None or workspace_id is None:
             return
         try:
-            await self._ledger.annotate(workspace_id, response.run_id, metadata)
+            await self._ledger.annotate(workspace_id, response.run_id, request)
         except LLMStoreError as error:
             error.run_id, error.response = response.run_id, response
             raise

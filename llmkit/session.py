@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import threading
 import weakref
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from pydantic import ValidationError
 
+from llmkit import accessor
 from llmkit.attachment import attached
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, describe_validation
-from llmkit.loop_thread import CANCEL_GRACE_S, INHERITED, LoopThread
+from llmkit.faces.evaluating import EvaluatingFace
+from llmkit.faces.opened import Opened
+from llmkit.faces.talking import TalkingFace
 from llmkit.settings import LLMSettings, load_settings
 from llmkit.types import Attachment, LLMRequest, LLMResponse, Message, RequestContext, Route, RoutePlan
-from llmkit.warm_up import WarmUp
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from sqlalchemy import Connection
-
-    from llmkit.bootstrap import Runtime
-    from llmkit.evals import EvalReport, Task, Variant
     from llmkit.facts import ModelFacts
-    from llmkit.ports import EvalStore
+    from llmkit.pydanticai import Extraction
 
 __all__ = ["Session"]
 
 T = TypeVar("T")
 
 
-class Session:
+class Session(TalkingFace, EvaluatingFace):
     """A workspace open for work: chat, typed extraction, evaluation, and every call back as a DataFrame.
 
     Everything starts with the first call; only litellm, which takes seconds, is loaded before, in the first quiet
@@ -45,19 +38,29 @@ class Session:
     Args:
         workspace: Whose runs these are; default `LLM_WORKSPACE_ID`.
         settings: Complete settings; default the environment's.
+        replay: A cassette, made by `llmkit cassette record`, that answers instead of providers; nothing is sent.
+            Runs are kept in a database of their own, which is gone afterwards, unless the settings name one.
         **overrides: Single settings by name, for example `database_url="sqlite:///study.db"`.
 
     Raises:
         LLMConfigurationError: A setting is bad or unknown, or both `settings` and overrides are given.
     """
 
-    def __init__(self, workspace: str | None = None, *, settings: LLMSettings | None = None, **overrides: Any) -> None:
+    def __init__(
+        self,
+        workspace: str | None = None,
+        *,
+        settings: LLMSettings | None = None,
+        replay: str | Path | None = None,
+        **overrides: Any,
+    ) -> None:
         if settings is not None and overrides:
             raise LLMConfigurationError("Give Session either settings=... or single settings, not both")
         self._settings = settings or load_settings(**overrides)
         self._context = _context(workspace or self._settings.workspace_id)
-        self._open = _Open(self._settings)
-        self._finalizer = weakref.finalize(self, _Open.close, self._open)
+        self._open = Opened(self._settings, None if replay is None else Path(replay))
+        self._finalizer = weakref.finalize(self, Opened.close, self._open)
+        accessor.remember(self)
 
     def __enter__(self) -> Self:
         return self
@@ -186,6 +189,9 @@ class Session:
         return value
 
     async def _extract(self, output_type: Any, text: str, parameters: dict[str, Any]) -> Any:
+        return (await self._extraction(output_type, text, parameters)).value
+
+    async def _extraction(self, output_type: Any, text: str, parameters: dict[str, Any]) -> Extraction[Any]:
         from llmkit.pydanticai import extract, extraction_prompt
 
         context, fields = self._split(parameters)
@@ -198,7 +204,7 @@ class Session:
         request = _request(messages, fields)  # refuses unknown or bad fields before anything else happens
         own = {name: getattr(request, name) for name in _EXTRACT_FIELDS}
         rest = {name: getattr(request, name) for name in fields if name not in _EXTRACT_FIELDS}
-        extraction = await extract(
+        return await extract(
             self._open.runtime().service,
             output_type,
             request.messages,
@@ -207,118 +213,19 @@ class Session:
             retries=retries,
             **own,
         )
-        return extraction.value
 
-    # --- evaluation -----------------------------------------------------------------------------------------------
+    def _check_of_map(self, what: Any, parameters: dict[str, Any]) -> None:
+        """Refuse what no row could be asked with."""
+        if "idempotency_key" in parameters:
+            raise LLMBadRequest("map makes a key for every row by itself: give it name=... instead")
+        _, fields = self._split(parameters)
+        if not isinstance(what, str):
+            from llmkit.pydanticai import extraction_prompt
 
-    def evaluate(self, task: Task, routes: Sequence[str | Variant], **parameters: Any) -> EvalReport:
-        """Run a task over several routes and compare them. See `llmkit.evals.evaluate` for the parameters."""
-        return self._open.run(self._evaluate(task, routes, parameters))
-
-    async def aevaluate(self, task: Task, routes: Sequence[str | Variant], **parameters: Any) -> EvalReport:
-        """`evaluate` for async code, in any event loop."""
-        return await self._open.hop(self._evaluate(task, routes, parameters))
-
-    async def _evaluate(self, task: Task, routes: Sequence[str | Variant], parameters: dict[str, Any]) -> EvalReport:
-        from llmkit.evals import evaluate
-
-        store = self._eval_store()
-        defaults = {"concurrency": self._settings.concurrency_limit}
-        return await evaluate(
-            task,
-            routes,
-            service=self._open.runtime().service,
-            store=store,
-            workspace_id=self.workspace,
-            **defaults | parameters,
-        )
-
-    def report(self, name: str, *, task: Task | None = None) -> EvalReport:
-        """The report of an evaluation that ran under this name, without calling anything.
-
-        Args:
-            name: Name of the run in this workspace.
-            task: Adds inputs, targets and groups to the report.
-
-        Raises:
-            LLMEvaluationError: There is no run of this name; the message lists those that there are.
-        """
-        return self._open.run(self._report(name, task))
-
-    async def areport(self, name: str, *, task: Task | None = None) -> EvalReport:
-        """`report` for async code, in any event loop."""
-        return await self._open.hop(self._report(name, task))
-
-    async def _report(self, name: str, task: Task | None) -> EvalReport:
-        from llmkit.evals import load_report
-
-        return await load_report(self._eval_store(), self.workspace, name, task=task)
-
-    def import_run(self, file: str | Path, *, name: str | None = None) -> EvalReport:
-        """Read an evaluation that `EvalReport.export` wrote into this workspace. The same file again changes nothing.
-
-        Args:
-            file: A `.jsonl` or `.parquet` file.
-            name: Another name for the run; its own when None.
-
-        Raises:
-            LLMEvaluationError: The file cannot be read, or another run has the name.
-        """
-        return self._open.run(self._import_run(file, name))
-
-    async def aimport_run(self, file: str | Path, *, name: str | None = None) -> EvalReport:
-        """`import_run` for async code, in any event loop."""
-        return await self._open.hop(self._import_run(file, name))
-
-    async def _import_run(self, file: str | Path, name: str | None) -> EvalReport:
-        from llmkit.evals.interchange import import_run
-
-        run = await import_run(self._eval_store(), self.workspace, file, name=name)
-        return await self._report(run.name, None)
-
-    def _eval_store(self) -> EvalStore:
-        store = self._open.runtime().eval_store
-        if store is None:
-            raise LLMConfigurationError("An evaluation needs a store: switch LLM_PERSIST_RUNS on")
-        return store
-
-    # --- what happened --------------------------------------------------------------------------------------------
-
-    def runs(self, **filters: Any) -> pd.DataFrame:
-        """Every call of this workspace, newest first.
-
-        Args:
-            **filters: `status`, `pipeline_run_id`, `since` (an aware datetime), `limit`.
-
-        Returns:
-            A frame with the columns of `llmkit.frames.RUN_COLUMNS`.
-        """
-        from llmkit.frames import runs_frame
-
-        return self._read(lambda connection: runs_frame(connection, self.workspace, **filters))
-
-    def attempts(self, **filters: Any) -> pd.DataFrame:
-        """Every request that was sent to a provider for this workspace, newest run first.
-
-        Args:
-            **filters: `pipeline_run_id`, `since` (an aware datetime), `limit`.
-
-        Returns:
-            A frame with the columns of `llmkit.frames.ATTEMPT_COLUMNS`.
-        """
-        from llmkit.frames import attempts_frame
-
-        return self._read(lambda connection: attempts_frame(connection, self.workspace, **filters))
-
-    def _read(self, work: Callable[[Connection], pd.DataFrame]) -> pd.DataFrame:
-        journal = self._open.runtime().journal
-        if journal is None:
-            raise LLMConfigurationError("Nothing is recorded: LLM_PERSIST_RUNS is off")
-        self._open.run(journal.flush())
-        try:
-            return journal.read_here(work)
-        except (TypeError, ValueError) as error:
-            raise LLMBadRequest(str(error)) from None
+            shots = {name: fields.pop(name) for name in ("instructions", "examples") if name in fields}
+            extraction_prompt(what, "?", **shots)
+            fields.pop("retries", None)
+        _request("?", fields)
 
     def _split(self, parameters: dict[str, Any]) -> tuple[RequestContext, dict[str, Any]]:
         """Part what belongs to the context from the fields of the request."""
@@ -328,74 +235,6 @@ class Session:
 
 
 _EXTRACT_FIELDS = ("route", "constraints", "idempotency_key", "epoch", "use_cache")
-
-
-class _Open:
-    """What a session holds open; apart from it, so that it can be closed when the session is forgotten."""
-
-    def __init__(self, settings: LLMSettings) -> None:
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._loop = LoopThread()
-        self._runtime: Runtime | None = None
-        self._pid = os.getpid()
-        self._warm_up = WarmUp(partial(_warm_up, settings))
-        if settings.warm_up:
-            self._warm_up.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        with self._warm_up.busy():
-            return self._loop.run(self._ready(work))
-
-    async def hop(self, work: Coroutine[Any, Any, T]) -> T:
-        with self._warm_up.busy():
-            return await self._loop.hop(self._ready(work))
-
-    def _ready(self, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """Open in the caller's thread: the first call reads files, which the loop's thread should not."""
-        try:
-            self.runtime()
-        except BaseException:
-            work.close()
-            raise
-        return work
-
-    def runtime(self) -> Runtime:
-        from llmkit.bootstrap import open_runtime
-
-        with self._lock:
-            if self._pid != os.getpid():  # a forked child opens its own
-                INHERITED.append(self._runtime)
-                self._runtime, self._pid = None, os.getpid()
-            if self._runtime is None:
-                self._runtime = open_runtime(self._settings)
-            return self._runtime
-
-    def close(self) -> None:
-        self._warm_up.cancel()
-        with self._lock:
-            runtime, self._runtime = self._runtime, None
-        if self._pid != os.getpid():
-            return
-        if runtime is not None:
-            self._loop.run(_end(runtime))
-        self._loop.stop()
-
-
-def _warm_up(settings: LLMSettings) -> None:
-    from llmkit.bootstrap import warm_up
-
-    warm_up(settings)
-
-
-async def _end(runtime: Runtime) -> None:
-    """Cancel the calls in flight, which still records what they had sent, and only then close what they record in."""
-    calls = asyncio.all_tasks() - {asyncio.current_task()}
-    for call in calls:
-        call.cancel()
-    if calls:
-        await asyncio.wait(calls, timeout=CANCEL_GRACE_S)
-    await runtime.close()
 
 
 def _context(workspace_id: str, **names: Any) -> RequestContext:

@@ -1,6 +1,6 @@
 """The values that travel through llmkit: frozen, validated when built, equal by content.
 
-Nothing here does I/O or knows another module of the package, but for what a message carries.
+Nothing here does I/O or knows another module of the package, but for what a message carries and how HTML is escaped.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from uuid import UUID
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from llmkit.attachment import MAX_ATTACHED_BYTES, Attachment
+from llmkit.html import card, table
 
 __all__ = [
     "Attachment",
@@ -371,6 +372,14 @@ class RoutePlan(Value):
         ]
         return "\n".join([f"policy {self.policy}", *rows])
 
+    def _repr_html_(self) -> str:
+        places = {route: number for number, route in enumerate(self.candidates, start=1)}
+        rows = [
+            (places.get(entry.route, ""), str(entry.route), entry.reason, entry.excluded_because or "")
+            for entry in self.entries
+        ]
+        return table(("", "route", "why", "excluded because"), rows, caption=f"policy {self.policy}")
+
 
 class ProviderCaps(Value):
     """What a provider can do, and which profiles prefer it.
@@ -437,5 +446,24 @@ class LLMResponse(Value):
         """Whether this call sent at least one request to a provider."""
         return self.served_from is ServedFrom.PROVIDER
 
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What it took, in words: who answered, tokens, milliseconds, billed or not."""
+        counts = (
+            "?" if count is None else f"{count:,}" for count in (self.usage.input_tokens, self.usage.output_tokens)
+        )
+        served = "billed" if self.billed else f"from {self.served_from}, not billed"
+        return (str(self.route), "{} + {} tokens".format(*counts), f"{self.latency_ms:,.0f} ms", served)
+
     def __str__(self) -> str:
         return self.text
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        """What IPython shows in a terminal."""
+        printer.text(
+            "\n".join([self.text, *(f"warning: {each}" for each in self.warnings), f"[{', '.join(self.facts)}]"])
+        )
+
+    def _repr_html_(self) -> str:
+        calls = "".join(f"\n{call.name}({call.arguments})" for call in self.tool_calls)
+        return card(f"{self.text}{calls}".strip(), self.facts, self.warnings)

@@ -26,14 +26,31 @@ def test_the_notebook_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch
     with OllamaServer() as ollama:
         monkeypatch.setenv("LLM_OLLAMA_API_BASE", ollama.url)
         names: dict[str, object] = {"__name__": "readme"}
-        exec(compile(_blocks("python")[0], "README.md", "exec", dont_inherit=True), names)
+        exec(compile(_block("s.chat("), "README.md", "exec", dont_inherit=True), names)
         assert str(names["answer"])
         assert type(names["complaint"]).__name__ == "Complaint"
         assert len(names["history"]) == len(ollama.calls) == 2
 
 
+def _block(part: str) -> str:
+    (block,) = [block for block in _blocks("python") if part in block]
+    return block
+
+
+def test_the_column_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with OllamaServer() as ollama:
+        monkeypatch.setenv("LLM_OLLAMA_API_BASE", ollama.url)
+        names: dict[str, object] = {"__name__": "readme"}
+        exec(compile(_block("s.map("), "README.md", "exec", dont_inherit=True), names)
+        assert names["cities"]["status"].tolist() == ["SUCCEEDED"] * 3 + ["SKIPPED"]
+        assert names["cities"].index.equals(names["df"].index)
+        assert names["again"].messages == names["talk"].messages
+        assert names["cost"]["requests"].tolist() == [len(ollama.calls)] == [8]
+        names["s"].close()
+
+
 def test_the_evaluation_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "sentiment.py").write_text(_blocks("python")[1], encoding="utf-8")
+    (tmp_path / "sentiment.py").write_text(_block("task = Task("), encoding="utf-8")
     line = {"input": "Great!", "target": "positive"}
     (tmp_path / "sentiment.jsonl").write_text(json.dumps(line), encoding="utf-8")
     (command,) = [line for block in _blocks("sh") for line in block.splitlines() if "eval run" in line]

@@ -18,10 +18,11 @@ from llmkit.frames import (
     eval_runs_frame,
     frame_of,
     runs_frame,
+    usage_frame,
 )
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.models import METADATA
-from llmkit.types import utc_now
+from llmkit.types import Route, utc_now
 from tests.persistence.homes import JournalHome, journal_home
 from tests.persistence.values import a_failure, a_start, a_success, an_attempt, an_eval_result, an_eval_run, new_id
 
@@ -170,6 +171,44 @@ async def test_attempts_by_run_and_number(home: JournalHome) -> None:
     assert frame["pipeline_run_id"].tolist() == ["p2", "p1", "p1"]
     one = home.journal.read_here(lambda connection: attempts_frame(connection, "lab", pipeline_run_id="p2"))
     assert one["error_code"].tolist() == ["timeout"]
+
+
+USAGE_DTYPES = """
+    route                   string
+    calls                   Int64
+    failed_calls            Int64
+    served_from_store       Int64
+    served_input_tokens     Int64
+    served_output_tokens    Int64
+    requests                Int64
+    failed_requests         Int64
+    requests_without_tokens Int64
+    billed_input_tokens     Int64
+    billed_output_tokens    Int64
+    billed_cost_usd         Float64
+"""
+
+
+async def test_usage_tells_what_was_served_from_what_was_billed_and_unknown_from_none(home: JournalHome) -> None:
+    empty = home.journal.read_here(lambda connection: usage_frame(connection, "lab"))
+    assert dtypes(empty) == written(USAGE_DTYPES)
+    await fill(home)
+    replay = a_start()
+    await home.repo.record_served(replay, a_success(replay.id, served_from="cache", attempts=()))
+    dear = a_start(requested_route="gemini/g")
+    await home.repo.create_started(dear)
+    attempt = an_attempt(route=Route.parse("gemini/g"), cost_usd=0.25, status="FAILED")
+    await home.repo.mark_failed(a_failure(dear.id, attempts=(attempt,)))
+    await home.journal.flush()
+    frame = home.journal.read_here(lambda connection: usage_frame(connection, "lab"))
+    assert dtypes(frame) == written(USAGE_DTYPES)
+    assert frame.astype(object).where(frame.notna(), None).to_numpy().tolist() == [
+        ["gemini/g", 0, 1, 0, None, None, 1, 1, 0, 11, 7, 0.25],
+        ["ollama/llama3.2", 2, 0, 1, 22, 14, 3, 1, 1, 22, 14, None],
+        [None, 0, 1, 0, None, None, 0, 0, 0, None, None, None],
+    ]
+    later = home.journal.read_here(lambda c: usage_frame(c, "lab", since=utc_now() - timedelta(minutes=1)))
+    assert later["calls"].tolist() == [0, 1, 0]
 
 
 async def test_another_workspace_is_not_seen(home: JournalHome) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from llmkit.cli.cassette import cassette_app
 from llmkit.cli.evaluate import eval_app
 from llmkit.cli.output import AsJson, Workspace, frame_table, print_json, print_rich, table
 from llmkit.cli.store import db_app
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(eval_app, name="eval")
 app.add_typer(db_app, name="db")
+app.add_typer(cassette_app, name="cassette")
 
 
 @app.callback()

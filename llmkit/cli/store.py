@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +19,7 @@ from llmkit.settings import LLMSettings, load_settings
 if TYPE_CHECKING:
     from llmkit.persistence.journal import Journal
 
-__all__ = ["db_app"]
+__all__ = ["db_app", "open_store"]
 
 db_app = typer.Typer(help="The store of runs: bring it up to date, look at its size, clean it.", no_args_is_help=True)
 
@@ -127,6 +129,16 @@ def _erase_cache(settings: LLMSettings, workspace: str) -> int:
     erased = cache.erase(workspace)
     cache.close()
     return erased
+
+
+@contextmanager
+def open_store(settings: LLMSettings) -> Iterator[Journal]:
+    """The store as it is, closed afterwards; raises as `llmkit db stats` when there is none."""
+    journal = _journal(settings)
+    try:
+        yield journal
+    finally:
+        journal.close()
 
 
 def _journal(settings: LLMSettings) -> Journal:

@@ -295,6 +295,11 @@ class EvalReport:
 
         return summary_table(self.run, plain_rows(self.summary()), self.notes)
 
+    def _repr_html_(self) -> str:
+        from llmkit.evals.notebook import report_html
+
+        return report_html(self)
+
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items() if count) or "nothing yet"
         rows = [row for row in plain_rows(self.summary()) if row["metric"]]

@@ -109,7 +109,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
         self.schema: CanonicalSchema | None = None
         self.remarks: dict[str, JsonValue] = {}
         # Agents may run side by side on one model: each answer has its row, and what was written there.
-        self._rows: dict[str | None, tuple[LLMResponse, dict[str, Any]]] = {}
+        self._rows: dict[str | None, tuple[LLMResponse, LLMRequest]] = {}
 
     @property
     def model_name(self) -> str:
@@ -180,7 +180,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
     def _kept(self, response: LLMResponse, request: LLMRequest) -> ModelResponse:
         self.responses.append(response)
         if response.run_id is not None:
-            self._rows[str(response.run_id)] = (response, request.metadata)
+            self._rows[str(response.run_id)] = (response, request)
         return as_model_response(response)
 
     def _ways(
@@ -216,10 +216,12 @@ class PydanticAiLiteLLMModel(Model[Any]):
             LLMStoreError: The database failed.
         """
         if run_id in self._rows:
-            response, metadata = self._rows[run_id]
-            metadata = {**metadata, "agent": {**metadata["agent"], **remarks}}
-            self._rows[run_id] = (response, metadata)
-            await self._service.annotate(response, metadata, self._context)
+            response, request = self._rows[run_id]
+            own = request.metadata["agent"]
+            agent = {**(own if isinstance(own, dict) else {}), **remarks}
+            request = request.model_copy(update={"metadata": {**request.metadata, "agent": agent}})
+            self._rows[run_id] = (response, request)
+            await self._service.annotate(response, request, self._context)
 
     def _request(
         self,

@@ -1,0 +1,80 @@
+"""`df["text"].llm.extract(Model)`: `Session.map` written from the column's side.
+
+Registered with pandas by the first session that finds pandas loaded; `import llmkit.accessor` and `register()` do it
+without one.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llmkit.errors import LLMConfigurationError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["LLMAccessor", "register", "remember"]
+
+NAME = "llm"
+
+
+class Maps(Protocol):
+    """What the accessor needs of a session."""
+
+    def map(self, what: Any, data: Any, **parameters: Any) -> pd.DataFrame:
+        """See `Session.map`."""
+        ...
+
+
+class LLMAccessor:
+    """Asks about every row of a Series or a DataFrame.
+
+    Both methods take the arguments of `Session.map`, and `session`: whose call it is; default the session that was made
+    last and still exists.
+    """
+
+    def __init__(self, data: pd.Series[Any] | pd.DataFrame) -> None:
+        self._data = data
+
+    def extract(self, output_type: Any, *, session: Maps | None = None, **parameters: Any) -> pd.DataFrame:
+        """Read a typed value out of every row: one column for each of its fields, then status, tokens and errors.
+
+        Raises:
+            LLMConfigurationError: There is no session.
+            LLMError: As `Session.map`.
+        """
+        return (session or _latest()).map(output_type, self._data, **parameters)
+
+    def chat(self, prompt: str, *, session: Maps | None = None, **parameters: Any) -> pd.DataFrame:
+        """Ask a prompt about every row, which goes where it says `{text}`, or below it; raises as `extract`."""
+        return (session or _latest()).map(prompt, self._data, **parameters)
+
+
+_made: weakref.ref[Maps] | None = None
+
+
+def remember(session: Maps) -> None:
+    """Make this the session of calls that name none, and register the accessor if pandas is loaded."""
+    global _made  # noqa: PLW0603 - a column knows no session; this is the one place that must
+    _made = weakref.ref(session)
+    if "pandas" in sys.modules:
+        register()
+
+
+def register() -> None:
+    """Give every Series and DataFrame the attribute `llm`. Idempotent; loads pandas."""
+    import pandas as pd
+    from pandas.api.extensions import register_dataframe_accessor, register_series_accessor
+
+    if getattr(pd.Series, NAME, None) is not LLMAccessor:
+        register_series_accessor(NAME)(LLMAccessor)
+        register_dataframe_accessor(NAME)(LLMAccessor)
+
+
+def _latest() -> Maps:
+    session = _made() if _made is not None else None
+    if session is None:
+        raise LLMConfigurationError("There is no session: make one first, s = llmkit.Session(), or give session=...")
+    return session

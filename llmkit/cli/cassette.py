@@ -1,0 +1,78 @@
+"""`llmkit cassette`: recorded answers, for notebooks and tests without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmkit.cli.output import AsJson, Workspace, print_json
+from llmkit.errors import LLMBadRequest
+from llmkit.settings import load_settings
+
+__all__ = ["cassette_app"]
+
+EXIT_DIFFERS = 1
+
+cassette_app = typer.Typer(help="Answers recorded from the store, for Session(replay=...).", no_args_is_help=True)
+
+File = Annotated[Path, typer.Argument(help="The cassette, a JSONL file.")]
+
+
+@cassette_app.command("record")
+def cassette_record(
+    file: File,
+    workspace: Workspace = None,
+    pipeline_run_id: Annotated[str | None, typer.Option(help="Only the calls of this pipeline run.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write every call of a workspace that a provider answered, redacted, one JSON object a line."""
+    from llmkit import __version__
+    from llmkit.cassette import Cassette
+    from llmkit.cli.store import open_store
+    from llmkit.persistence.recordings import recordings
+
+    settings = load_settings()
+    name = workspace or settings.workspace_id
+    key = settings.gemini_api_key
+    secrets = () if key is None else (key.get_secret_value(),)
+    with open_store(settings) as journal:
+        found = recordings(journal.engine, journal.address, name, pipeline_run_id=pipeline_run_id, secrets=secrets)
+    if not found:
+        raise LLMBadRequest(
+            f"Workspace {name!r} holds no call that a provider answered; `llmkit db stats` lists others"
+        )
+    models = sorted({f"{each.route} ({each.response_model})" for each in found if each.route is not None})
+    try:
+        with file.open("w" if replace else "x", encoding="utf-8") as out:
+            Cassette(found).write(out, made_by=f"llmkit {__version__}", answered_by=models)
+    except OSError as error:
+        raise LLMBadRequest(f"Cannot write {file}: {error.strerror}; --replace writes over a file") from None
+    typer.echo(f"Wrote {len(found):,} calls, answered by {', '.join(models) or 'nobody'}", err=True)
+
+
+@cassette_app.command("verify")
+def cassette_verify(file: File, workspace: Workspace = None, as_json: AsJson = False) -> None:
+    """Compare a cassette with the calls of a workspace: which it lacks, and which of its entries nothing asked for."""
+    from llmkit.cassette import Cassette
+    from llmkit.cli.store import open_store
+    from llmkit.persistence.recordings import asked_keys
+
+    cassette = Cassette.read(file)
+    settings = load_settings()
+    with open_store(settings) as journal:
+        asked = asked_keys(journal.engine, journal.address, workspace or settings.workspace_id)
+    unasked = [number for number, each in enumerate(cassette, start=2) if each.key not in asked]
+    missing = len(asked - {each.key for each in cassette})
+    if as_json:
+        print_json(
+            {"recordings": len(cassette.recordings), "unasked_lines": unasked, "calls_without_recording": missing}
+        )
+    else:
+        for number in unasked:
+            typer.echo(f"line {number}: nothing asked for it: {cassette.recordings[number - 2].prompt[:100]!r}")
+        typer.echo(
+            f"{len(cassette.recordings)} recordings, {len(unasked)} unasked; {missing} calls without a recording"
+        )
+    raise typer.Exit(EXIT_DIFFERS if unasked or missing else 0)

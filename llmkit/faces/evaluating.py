@@ -1,0 +1,139 @@
+"""`evaluate` of a session, and the reports of what was evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.errors import LLMConfigurationError, LLMError
+from llmkit.faces.opened import Face
+from llmkit.loop_thread import Interrupted
+
+if TYPE_CHECKING:
+    from llmkit.evals import EvalReport, Progress, Task, Variant
+    from llmkit.mapping import Meter
+    from llmkit.ports import EvalStore
+
+__all__ = ["EvaluatingFace"]
+
+
+class EvaluatingFace(Face):
+    """Compares routes on a task."""
+
+    def evaluate(self, task: Task, routes: Sequence[str | Variant], **parameters: Any) -> EvalReport:
+        """Run a task over several routes and compare them. See `llmkit.evals.evaluate` for the parameters.
+
+        After an interruption the report of what is done is in `partial`, and the same call does the rest.
+        """
+        evaluating = _Evaluating(parameters)
+        try:
+            with evaluating.bar() as draw:
+                return self._open.run(self._evaluate(task, routes, evaluating.parameters), draw)
+        except KeyboardInterrupt:
+            self._partial = self._report_if_any(task, parameters)
+            if self._partial is None:
+                raise
+            raise Interrupted("what is done is in .partial of the session; the same call does the rest") from None
+
+    async def aevaluate(self, task: Task, routes: Sequence[str | Variant], **parameters: Any) -> EvalReport:
+        """`evaluate` for async code, in any event loop. After a cancellation, `areport` has what is done."""
+        evaluating = _Evaluating(parameters)
+        with evaluating.bar() as draw:
+            return await self._open.hop(self._evaluate(task, routes, evaluating.parameters), draw)
+
+    async def _evaluate(self, task: Task, routes: Sequence[str | Variant], parameters: dict[str, Any]) -> EvalReport:
+        from llmkit.evals import evaluate
+
+        defaults = {"concurrency": self._settings.concurrency_limit}
+        return await evaluate(
+            task,
+            routes,
+            service=self._open.runtime().service,
+            store=self._eval_store(),
+            workspace_id=self.workspace,
+            **defaults | parameters,
+        )
+
+    def report(self, name: str, *, task: Task | None = None) -> EvalReport:
+        """The report of a stored evaluation, without calling anything.
+
+        Args:
+            name: Name of the evaluation.
+            task: Adds inputs, targets and groups.
+
+        Raises:
+            LLMEvaluationError: There is none of this name; the message lists those that there are.
+        """
+        return self._open.run(self._report(name, task))
+
+    async def areport(self, name: str, *, task: Task | None = None) -> EvalReport:
+        """`report` for async code, in any event loop."""
+        return await self._open.hop(self._report(name, task))
+
+    async def _report(self, name: str, task: Task | None) -> EvalReport:
+        from llmkit.evals import load_report
+
+        return await load_report(self._eval_store(), self.workspace, name, task=task)
+
+    def import_run(self, file: str | Path, *, name: str | None = None) -> EvalReport:
+        """Read an evaluation that `EvalReport.export` wrote into this workspace. The same file again changes nothing.
+
+        Args:
+            file: A `.jsonl` or `.parquet` file.
+            name: Another name for the run; its own when None.
+
+        Raises:
+            LLMEvaluationError: The file cannot be read, or another run has the name.
+        """
+        return self._open.run(self._import_run(file, name))
+
+    async def aimport_run(self, file: str | Path, *, name: str | None = None) -> EvalReport:
+        """`import_run` for async code, in any event loop."""
+        return await self._open.hop(self._import_run(file, name))
+
+    async def _import_run(self, file: str | Path, name: str | None) -> EvalReport:
+        from llmkit.evals.interchange import import_run
+
+        run = await import_run(self._eval_store(), self.workspace, file, name=name)
+        return await self._report(run.name, None)
+
+    def _report_if_any(self, task: Task, parameters: Mapping[str, Any]) -> EvalReport | None:
+        with suppress(LLMError):
+            return self.report(parameters.get("name") or task.name, task=task)
+        return None
+
+    def _eval_store(self) -> EvalStore:
+        store = self._open.runtime().eval_store
+        if store is None:
+            raise LLMConfigurationError("An evaluation needs a store: switch LLM_PERSIST_RUNS on")
+        return store
+
+
+class _Evaluating:
+    """Progress of an evaluation, told in the loop's thread and drawn in the waiting one."""
+
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        self.parameters = dict(parameters)
+        self._shown = self.parameters.get("progress", True) is True
+        self._latest: Progress | None = None
+        if self._shown:
+            self.parameters["progress"] = self._told
+
+    def _told(self, progress: Progress) -> None:
+        self._latest = progress
+
+    def _meter(self) -> Meter | None:
+        from llmkit.mapping import Meter
+
+        now = self._latest
+        if now is None:
+            return None
+        return Meter(now.done, now.total, {"failed": now.failed, "reused": now.reused, "sent": now.sent})
+
+    def bar(self) -> AbstractContextManager[Callable[[], None] | None]:
+        """What draws it."""
+        from llmkit.mapping import bar
+
+        return bar(self._meter, unit="sample", shown=self._shown)

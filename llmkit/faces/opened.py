@@ -1,0 +1,117 @@
+"""What a session holds open, and what every part of its face rests on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llmkit.loop_thread import CANCEL_GRACE_S, INHERITED, LoopThread
+from llmkit.settings import LLMSettings
+from llmkit.warm_up import WarmUp
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from llmkit.bootstrap import Runtime
+    from llmkit.evals import EvalReport
+
+__all__ = ["Face", "Opened"]
+
+T = TypeVar("T")
+
+
+class Opened:
+    """What a session holds open; apart from it, so that it can be closed when the session is forgotten."""
+
+    def __init__(self, settings: LLMSettings, replay: Path | None = None) -> None:
+        self._settings = settings
+        self._replay = replay
+        self._lock = threading.Lock()
+        self._loop = LoopThread()
+        self._runtime: Runtime | None = None
+        self._pid = os.getpid()
+        self._warm_up = WarmUp(partial(_warm_up, settings))
+        if settings.warm_up and replay is None:
+            self._warm_up.start()
+
+    def run(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
+        """Run work to its end, from sync code; `tick` draws while it waits."""
+        with self._warm_up.busy():
+            return self._loop.run(self._ready(work), tick)
+
+    async def hop(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
+        """The same from async code."""
+        with self._warm_up.busy():
+            return await self._loop.hop(self._ready(work), tick)
+
+    def _ready(self, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """Open in the caller's thread: the first call reads files, which the loop's thread should not."""
+        try:
+            self.runtime()
+        except BaseException:
+            work.close()
+            raise
+        return work
+
+    def runtime(self) -> Runtime:
+        """The parts, opened with the first call."""
+        from llmkit.bootstrap import open_runtime
+
+        with self._lock:
+            if self._pid != os.getpid():  # a forked child opens its own
+                INHERITED.append(self._runtime)
+                self._runtime, self._pid = None, os.getpid()
+            if self._runtime is None:
+                self._runtime = open_runtime(self._settings, self._replay)
+            return self._runtime
+
+    def close(self) -> None:
+        """Finish what is written and release everything. Idempotent."""
+        self._warm_up.cancel()
+        with self._lock:
+            runtime, self._runtime = self._runtime, None
+        if self._pid != os.getpid():
+            return
+        if runtime is not None:
+            self._loop.run(_end(runtime))
+        self._loop.stop()
+
+
+def _warm_up(settings: LLMSettings) -> None:
+    from llmkit.bootstrap import warm_up
+
+    warm_up(settings)
+
+
+async def _end(runtime: Runtime) -> None:
+    """Cancel the calls in flight, which still records what they had sent, and only then close what they record in."""
+    calls = asyncio.all_tasks() - {asyncio.current_task()}
+    for call in calls:
+        call.cancel()
+    if calls:
+        await asyncio.wait(calls, timeout=CANCEL_GRACE_S)
+    await runtime.close()
+
+
+class Face(ABC):
+    """What every part of a session rests on."""
+
+    _open: Opened
+    _settings: LLMSettings
+    _partial: pd.DataFrame | EvalReport | None = None
+
+    @property
+    @abstractmethod
+    def workspace(self) -> str:
+        """Name of the workspace."""
+
+    @property
+    def partial(self) -> pd.DataFrame | EvalReport | None:
+        """What the last `map` or `evaluate` had done when it was interrupted; None when it was not."""
+        return self._partial

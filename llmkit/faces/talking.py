@@ -1,0 +1,68 @@
+"""`conversation` of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmkit.errors import LLMBadRequest
+from llmkit.faces.mapping import MappingFace
+from llmkit.faces.opened import Opened
+from llmkit.faces.reading import ReadingFace
+
+if TYPE_CHECKING:
+    from llmkit.conversation import Conversation
+    from llmkit.types import LLMResponse, Message
+
+__all__ = ["TalkingFace"]
+
+
+class TalkingFace(MappingFace, ReadingFace):
+    """Conversations that remember."""
+
+    def conversation(
+        self,
+        *,
+        system: str | None = None,
+        id: str | None = None,  # noqa: A002 - the word people use
+        **parameters: Any,
+    ) -> Conversation:
+        """A conversation that remembers: `c.say("...")` answers with all that was said before in mind.
+
+        Args:
+            system: What the model is told first.
+            id: Reopen a stored one; its system message and turns come back, its parameters do not.
+            **parameters: As for `chat`; for every turn.
+
+        Raises:
+            LLMBadRequest: There is none of this id, or both `id` and `system` are given.
+            LLMStoreError: Its texts were not stored.
+        """
+        from llmkit.conversation import Conversation, turns_of
+
+        opener = Opener(self._open, self._chat, self._settings.store_payloads)
+        if id is None:
+            return Conversation(opener, system=system, parameters=parameters)
+        if system is not None:
+            raise LLMBadRequest("A reopened conversation has its system message; leave system out")
+        from llmkit.frames import stored_answers
+
+        rows = self._read(lambda connection: stored_answers(connection, self.workspace, id))
+        system, turns = turns_of(id, rows)
+        return Conversation(opener, id=id, system=system, turns=turns, parameters=parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """What a conversation gets of its session."""
+
+    opened: Opened
+    chat: Callable[[Sequence[Message], dict[str, Any]], Coroutine[Any, Any, LLMResponse]]
+    stores_payloads: bool
+
+    def run(self, work: Coroutine[Any, Any, LLMResponse]) -> LLMResponse:
+        return self.opened.run(work)
+
+    async def hop(self, work: Coroutine[Any, Any, LLMResponse]) -> LLMResponse:
+        return await self.opened.hop(work)

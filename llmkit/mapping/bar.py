@@ -1,0 +1,70 @@
+"""A progress bar that is drawn by whoever waits, in the cell that waits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Meter", "bar"]
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """How far some work is; `shown` stands behind the bar."""
+
+    done: int
+    total: int
+    shown: Mapping[str, int] = field(default_factory=dict)
+
+
+@contextmanager
+def bar(read: Callable[[], Meter | None], *, unit: str, shown: bool = True) -> Iterator[Callable[[], None] | None]:
+    """What draws a meter: a widget in Jupyter, a line on stderr elsewhere; None when it is not to be shown.
+
+    Args:
+        read: How far the work is; None until that is known.
+        unit: What is counted.
+        shown: Whether to draw at all.
+    """
+    if not shown:
+        yield None
+        return
+    drawn = _Bar(read, unit)
+    try:
+        yield drawn.draw
+    finally:
+        drawn.close()
+
+
+class _Bar:
+    """Made in the thread of the waiting cell: what another thread shows, Jupyter puts under another cell."""
+
+    def __init__(self, read: Callable[[], Meter | None], unit: str) -> None:
+        self._read = read
+        self._unit = unit
+        self._bar: Any = None
+
+    def draw(self) -> None:
+        meter = self._read()
+        if meter is None:
+            return
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=meter.total, unit=self._unit, mininterval=_interval_s())
+        self._bar.set_postfix(meter.shown, refresh=False)
+        self._bar.update(meter.done - self._bar.n)
+
+    def close(self) -> None:
+        self.draw()
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _interval_s() -> float:
+    """Seconds between two drawings: few in a log file, where each is a line of its own."""
+    drawn_over = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return 0.2 if drawn_over else 10.0

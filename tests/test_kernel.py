@@ -1,0 +1,82 @@
+"""A real Jupyter kernel: the progress bar stands under its own cell, and an interrupt leaves a usable part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.manager import KernelManager, start_new_kernel
+
+from llmkit.testing import Fault, OllamaServer
+
+HANG_BOUND_S = 90
+
+SETUP = """
+import llmkit, pandas as pd
+s = llmkit.Session("study", ollama_api_base={url!r}, max_retries=0)
+s.chat("warm up").text
+"""
+MAP = 's.map("Say {text}", pd.Series([f"t{n}" for n in range(6)]), name="n", concurrency=2)'
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[tuple[KernelManager, Any]]:
+    manager, client = start_new_kernel(kernel_name="python3", startup_timeout=HANG_BOUND_S, cwd=str(tmp_path))
+    try:
+        yield manager, client
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+        manager.context.destroy()
+
+
+def _outputs(client: Any, message_id: str) -> list[dict[str, Any]]:
+    """What a cell showed, until it is idle again."""
+    found: list[dict[str, Any]] = []
+    deadline = time.monotonic() + HANG_BOUND_S
+    while time.monotonic() < deadline:
+        message = client.get_iopub_msg(timeout=HANG_BOUND_S)
+        if message["parent_header"].get("msg_id") != message_id:
+            continue
+        if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
+            return found
+        found.append(message)
+    raise AssertionError("the cell did not end")
+
+
+def _run(client: Any, code: str) -> list[dict[str, Any]]:
+    return _outputs(client, client.execute(code))
+
+
+def test_an_interrupted_cell_ends_leaves_a_part_and_the_next_one_does_the_rest(
+    kernel: tuple[KernelManager, Any],
+) -> None:
+    manager, client = kernel
+    with OllamaServer() as ollama:
+        _run(client, SETUP.format(url=ollama.url))
+        ollama.script(
+            lambda request: Fault.hang() if request.json["messages"][0]["content"][-2:] in ("t2", "t3") else "yes"
+        )
+        cell = client.execute(MAP)
+        deadline = time.monotonic() + HANG_BOUND_S
+        while len(ollama.calls) < 5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        manager.interrupt_kernel()
+        shown = _outputs(client, cell)
+        (error,) = [each["content"] for each in shown if each["msg_type"] == "error"]
+        assert error["traceback"] == [
+            "Interrupted: 2 of 6 rows are done and in .partial of the session; the same call does the rest"
+        ]
+        assert any("application/vnd.jupyter.widget-view+json" in str(each["content"]) for each in shown)
+        assert ollama.wait_until_idle(2)
+        assert sum(call.client_disconnected for call in ollama.calls) == 2
+        ollama.script("yes")
+        before = len(ollama.calls)
+        shown = _run(client, f"print(s.partial['status'].tolist()); print({MAP}['status'].tolist())")
+        said = "".join(each["content"]["text"] for each in shown if each["msg_type"] == "stream")
+        assert str(["SUCCEEDED"] * 2 + ["NOT_RUN"] * 4) in said
+        assert str(["SUCCEEDED"] * 6) in said
+        assert len(ollama.calls) - before == 4
