@@ -23,6 +23,8 @@ def _own_folder_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OLLAMA_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
+    # On a busy machine a stand-in may take longer than a person should wait.
+    monkeypatch.setattr("llmkit.inquiry.ollama.ANSWER_WITHIN_S", 30.0)
 
 
 def _is_here(host: object) -> bool:
