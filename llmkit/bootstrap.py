@@ -33,7 +33,6 @@ class Runtime:
 
     settings: LLMSettings
     service: LLMService
-    inquiry: OllamaInquiry
     prober: Prober
     client: LiteLLMClient
     servers: dict[LLMProvider, ModelServer]
@@ -78,19 +77,17 @@ def open_runtime(settings: LLMSettings, replay: Path | None = None) -> Runtime:
     journal = _open_journal(settings)
     servers: dict[LLMProvider, ModelServer] = {LLMProvider.LOCAL: shared_server(settings)}
     facts = _embedded_facts()
-    inquiry = OllamaInquiry(settings, facts)
     client = LiteLLMClient(settings, servers, providers=informed(PROVIDERS, facts))
     runs = JournalLLMRunRepo(journal) if journal is not None else None
     answering: ModelClient = client if cassette is None else CassetteClient(cassette, settings)
     providers = PROVIDERS if cassette is None else always_set_up(PROVIDERS)
     router = LLMRouter(settings, answering, providers, facts=facts)
-    asking = inquiry if cassette is None else None
+    asking = OllamaInquiry(settings, facts) if cassette is None else None
     service = LLMService(router=router, settings=settings, runs=runs, cache=cache, inquiry=asking)
     return Runtime(
         settings=settings,
         service=service,
-        inquiry=inquiry,
-        prober=_prober(settings, service, facts, inquiry),
+        prober=_prober(settings, service, facts),
         client=client,
         servers=servers,
         journal=journal,
@@ -132,9 +129,9 @@ def _embedded_facts() -> FactBook:
     return facts
 
 
-def _prober(settings: LLMSettings, service: LLMService, facts: FactBook, inquiry: OllamaInquiry) -> Prober:
+def _prober(settings: LLMSettings, service: LLMService, facts: FactBook) -> Prober:
     addresses = {name: spec.address(settings) or "" for name, spec in PROVIDERS.items()}
     file = ProbeFile(settings.cache_dir) if settings.cache_enabled else None
     if file is not None:
         recall_probes(file, facts, addresses)
-    return Prober(service, facts, inquiry, addresses, file)
+    return Prober(service, facts, addresses, file)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from llmkit.errors import LLMBadRequest, LLMError, LLMOutputTruncated, LLMUnsupported
 from llmkit.facts import NOTHING_KNOWN, FactBook, ModelFacts
 from llmkit.inquiry import ProbeFile, StoredProbe
-from llmkit.ports import ModelInquiry
 from llmkit.service import LLMService
-from llmkit.types import LLMConstraints, LLMRequest, LLMResponse, RequestContext, ResponseFormat, Route, utc_now
+from llmkit.types import (
+    LLMConstraints,
+    LLMProvider,
+    LLMRequest,
+    LLMResponse,
+    RequestContext,
+    ResponseFormat,
+    Route,
+    utc_now,
+)
 
 __all__ = ["Prober", "holds_to_schema", "probe_request"]
 
@@ -60,7 +69,6 @@ class Prober:
     Args:
         service: Carries out the request.
         facts: Where to write down what was found.
-        inquiry: Finds the digest of the model first.
         addresses: Where each provider is called, as `StoredProbe.address` has it.
         file: Keeps what was found for other processes; None for this one only.
     """
@@ -69,13 +77,11 @@ class Prober:
         self,
         service: LLMService,
         facts: FactBook,
-        inquiry: ModelInquiry,
-        addresses: dict[Any, str],
+        addresses: Mapping[LLMProvider, str],
         file: ProbeFile | None,
     ) -> None:
         self._service = service
         self._facts = facts
-        self._inquiry = inquiry
         self._addresses = addresses
         self._file = file
 
@@ -89,13 +95,14 @@ class Prober:
         Raises:
             LLMError: The trial could not be carried out; what was known before stands.
         """
-        await self._inquiry.learn([route])
+        request = probe_request(route)
+        await self._service.learn(request)  # for the digest
         before = self._facts.of(route)
         digest = before.digest.value if before.digest is not None else None
         # What an earlier trial found would keep this one from being sent.
         self._facts.probe(route, NOTHING_KNOWN, None)
         try:
-            holds = await self._try(route, context)
+            holds = await self._try(request, context)
         except BaseException:
             self._facts.probe(route, _probed(before), digest)
             raise
@@ -107,9 +114,9 @@ class Prober:
             self._file.keep(found)
         return self._service.router.facts(route)
 
-    async def _try(self, route: Route, context: RequestContext) -> bool:
+    async def _try(self, request: LLMRequest, context: RequestContext) -> bool:
         try:
-            response = await self._service.chat(probe_request(route), context.model_copy(update={"stage": STAGE}))
+            response = await self._service.chat(request, context.model_copy(update={"stage": STAGE}))
         except LLMOutputTruncated:
             return False
         except LLMError as error:

@@ -14,13 +14,13 @@ from llmkit import accessor
 from llmkit.attachment import attached
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, describe_validation
 from llmkit.faces.evaluating import EvaluatingFace
+from llmkit.faces.knowing import KnowingFace
 from llmkit.faces.opened import Opened
 from llmkit.faces.talking import TalkingFace
 from llmkit.settings import LLMSettings, load_settings
-from llmkit.types import Attachment, LLMRequest, LLMResponse, Message, RequestContext, Route, RoutePlan
+from llmkit.types import Attachment, LLMRequest, LLMResponse, Message, RequestContext, RoutePlan
 
 if TYPE_CHECKING:
-    from llmkit.facts import ModelFacts
     from llmkit.pydanticai import Extraction
 
 __all__ = ["Session"]
@@ -28,7 +28,7 @@ __all__ = ["Session"]
 T = TypeVar("T")
 
 
-class Session(TalkingFace, EvaluatingFace):
+class Session(TalkingFace, EvaluatingFace, KnowingFace):
     """A workspace open for work: chat, typed extraction, evaluation, and every call back as a DataFrame.
 
     Everything starts with the first call; only litellm, which takes seconds, is loaded before, in the first quiet
@@ -121,42 +121,6 @@ class Session(TalkingFace, EvaluatingFace):
         """Which routes a call would try, in which order, and why the others are passed over. Sends nothing."""
         _, fields = self._split(parameters)
         return self._open.runtime().service.router.explain(_request(prompt, fields))
-
-    # --- what models can do ---------------------------------------------------------------------------------------
-
-    def facts(self, route: str) -> ModelFacts:
-        """What is known of a model: tools, schema, images, context in tokens, digest; each with source and time.
-
-        Asks the server when that is Ollama; sends nothing to a model.
-        """
-        return self._open.run(self._facts(route))
-
-    async def afacts(self, route: str) -> ModelFacts:
-        """`facts` for async code, in any event loop."""
-        return await self._open.hop(self._facts(route))
-
-    async def _facts(self, route: str) -> ModelFacts:
-        runtime, parsed = self._open.runtime(), _route(route)
-        await runtime.inquiry.learn([parsed])
-        return runtime.service.router.facts(parsed)
-
-    def probe(self, route: str) -> ModelFacts:
-        """Try out whether a model's answers are held to a schema: one small request, billed and recorded as any other.
-
-        What it shows is used from now on, in other processes too when the cache is on, until the model's digest
-        changes, for 30 days at most.
-
-        Raises:
-            LLMError: The trial could not be carried out.
-        """
-        return self._open.run(self._probe(route))
-
-    async def aprobe(self, route: str) -> ModelFacts:
-        """`probe` for async code, in any event loop."""
-        return await self._open.hop(self._probe(route))
-
-    async def _probe(self, route: str) -> ModelFacts:
-        return await self._open.runtime().prober.probe(_route(route), self._context)
 
     # --- extraction -----------------------------------------------------------------------------------------------
 
@@ -258,13 +222,6 @@ def _request(prompt: str | Sequence[Message], fields: Mapping[str, Any]) -> LLMR
         messages = (Message(role="system", content=system), *messages)
     try:
         return LLMRequest(messages=messages, **values)
-    except ValidationError as error:
-        raise LLMBadRequest("; ".join(describe_validation(error))) from None
-
-
-def _route(text: str) -> Route:
-    try:
-        return Route.parse(text)
     except ValidationError as error:
         raise LLMBadRequest("; ".join(describe_validation(error))) from None
 

@@ -25,6 +25,8 @@ def _own_folder_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     # Loading litellm beside every session would slow all tests down; `test_warm_up.py` switches it on.
     monkeypatch.setenv("LLM_WARM_UP", "false")
     monkeypatch.chdir(tmp_path)
+    # On a busy machine a stand-in may take longer than a person should wait.
+    monkeypatch.setattr("llmkit.inquiry.ollama.ANSWER_WITHIN_S", 30.0)
 
 
 def _is_here(host: object) -> bool:

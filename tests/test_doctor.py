@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmkit import Session, doctor
+from llmkit.cli.main import _run as run_command
 from llmkit.doctor import EXTRAS, Check, CheckState, examine, usable_routes
 from llmkit.settings import load_settings
 from llmkit.testing import Fault, GeminiServer, OllamaModel, OllamaServer, refused_url
@@ -138,3 +139,23 @@ def test_the_embedded_model_is_told_with_its_context() -> None:
 async def test_it_works_inside_a_running_loop(ollama: OllamaServer) -> None:
     assert asyncio.get_running_loop().is_running()
     assert "ollama/llama3.2" in usable_routes(examine(load_settings(ollama_api_base=ollama.url)))
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_the_command_prints_the_checks_and_tries_models_only_with_probe(
+    ollama: OllamaServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    monkeypatch.setenv("LLM_OLLAMA_API_BASE", ollama.url)
+    monkeypatch.setenv("LLM_LOCAL_MODEL", "none-such")
+    options = ["--json"] if as_json else []
+    assert run_command(["doctor", *options]) == 0
+    assert ollama.call_count == 0
+    assert "not tried" in capsys.readouterr().out
+    assert run_command(["doctor", "--probe", *options]) == 0
+    assert ollama.call_count == 1
+    shown = capsys.readouterr().out
+    assert "answers are held to a schema" in shown
+    if as_json:
+        report = json.loads(shown)
+        assert (report["healthy"], report["usable_routes"]) == (True, ["ollama/llama3.2"])
+        assert {"name", "state", "detail", "fix", "route", "facts"} == set(report["checks"][0])
