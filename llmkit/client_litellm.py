@@ -98,7 +98,7 @@ class LiteLLMClient:
             log.queued_ms += (time.perf_counter() - queued_s) * 1000
             await self._lanes.load()
             first = await self._tried(spec, route, request, log)
-            # Most calls need no retry, and its machinery costs more than all else that is done here.
+            # Most calls need no retry, and its machinery is a third of all the work that is done here.
             return first if isinstance(first, ClientReply) else await self._retried(first, spec, route, request, log)
 
     async def _tried(
