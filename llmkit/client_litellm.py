@@ -95,7 +95,7 @@ class LiteLLMClient:
             await self._lanes.load()
             send = partial(place.send, partial(self._request_once, spec, route, request, log))
             first = await _tried(send)
-            # Most calls need no retry, and its machinery costs more than all else that is done here.
+            # Most calls need no retry, and its machinery is a third of all the work that is done here.
             return first if isinstance(first, ClientReply) else await self._retried(first, send)
 
     async def _retried(self, failed: LLMError, send: Send) -> ClientReply:

@@ -161,6 +161,21 @@ async def test_user_and_password_of_an_address_travel_on_both_lanes(both, route)
     assert ("x-goog-api-key" in quick.wire[0][3]) is route.startswith("gemini")
 
 
+async def test_the_proxy_of_the_environment_carries_both_lanes(servers, monkeypatch):
+    monkeypatch.setenv("http_proxy", servers["ollama"].url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    seen = []
+    for lane in LANES:
+        servers["ollama"].clear()
+        servers["ollama"].script("by proxy")
+        client = LiteLLMClient(load_settings(lane=lane, ollama_api_base="http://behind-the-proxy.example:8080"))
+        reply = await client.call(Route.parse("ollama/llama3.2"), LLMRequest(messages="Hi"), AttemptLog())
+        await client.close()
+        seen.append((reply, servers["ollama"].calls[-1].headers["Host"], on_the_wire(servers["ollama"].calls[-1])))
+    assert seen[0] == seen[1]
+    assert seen[0][1] == "behind-the-proxy.example:8080"
+
+
 @pytest.mark.parametrize("route", ROUTES)
 async def test_a_reply_at_the_edge_of_json_is_read_alike(both, route):
     for fault in (Fault.malformed(), Fault.html(), Fault.empty(), Fault.truncated(), Fault.no_candidates()):

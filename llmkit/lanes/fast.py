@@ -1,4 +1,4 @@
-"""The fast lane: LiteLLM's translations alone, straight over the pool. A sixth of the reference lane's work."""
+"""The fast lane: LiteLLM's translations alone, straight over the pool. `benchmarks/client.py` says what that saves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer of Gemini's cost, by LiteLLM's price of one token: its whole calculation takes longer than a call.
+"""What an answer of Gemini's cost, by LiteLLM's price of one token: its whole calculation is as dear as a bare request.
 
 Only for answers that cost a sum over plain text tokens, of models that LiteLLM prices that way. Everything else
 (cached tokens, pictures, long prompts, service tiers, searches) LiteLLM calculates itself.
