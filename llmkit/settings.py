@@ -111,7 +111,8 @@ class LLMSettings(BaseSettings):
 
     persist_runs: bool = Field(default=True, description="Whether every call is recorded in `llm_runs`.")
     store_payloads: bool = Field(
-        default=True, description="Whether answers are stored whole; without them a finished call cannot be replayed."
+        default=True,
+        description="Whether answers and outputs are stored whole; without them a finished call cannot be replayed.",
     )
     database_url: str = Field(
         "sqlite:///llmkit.db",
