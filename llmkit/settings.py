@@ -20,7 +20,7 @@ from llmkit.types import LLMProfile, Name
 
 __all__ = ["LLMSettings", "RouterPolicy", "is_loopback", "load_settings", "prepare_litellm_environment"]
 
-RouterPolicy = Literal["by_profile", "prefer_local", "prefer_cloud"]
+RouterPolicy = Literal["by_profile", "prefer_local", "prefer_cloud", "cheapest_known"]
 ENV_PREFIX = "LLM_"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
@@ -54,7 +54,9 @@ class LLMSettings(BaseSettings):
 
     default_profile: LLMProfile = Field(LLMProfile.BALANCED, description="What matters most when a call does not say.")
     router_policy: RouterPolicy = Field(
-        "by_profile", description="Order of providers: by the call's profile, local ones first, or cloud ones first."
+        "by_profile",
+        description="Order of providers: by the call's profile, local or cloud ones first (`prefer_local`, "
+        "`prefer_cloud`), or those first that charge nothing (`cheapest_known`).",
     )
     concurrency_limit: int = Field(8, ge=1, le=10_000, description="Most requests under way at once, over all routes.")
     adaptive_concurrency: bool = Field(

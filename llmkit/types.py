@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
+from html import escape
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -335,6 +336,21 @@ class RoutePlan(Value):
             for number, entry in enumerate(self.entries, start=1)
         ]
         return "\n".join([f"policy {self.policy}", *rows])
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows."""
+        rows = [
+            (
+                str(number) if entry.excluded_because is None else "-",
+                str(entry.route),
+                entry.excluded_because or entry.reason,
+            )
+            for number, entry in enumerate(self.entries, start=1)
+        ]
+        cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
+        head = "<tr><th></th><th>route</th><th>why, or why not</th></tr>"
+        body = "".join(f"<tr>{row}</tr>" for row in cells)
+        return f"<table><caption>policy {escape(self.policy)}</caption>{head}{body}</table>"
 
 
 class ProviderCaps(Value):
