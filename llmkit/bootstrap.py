@@ -91,7 +91,7 @@ def open_runtime(settings: LLMSettings, replay: Path | None = None) -> Runtime:
         client=client,
         servers=servers,
         journal=journal,
-        eval_store=SqlEvalStore(journal) if journal is not None else None,
+        eval_store=SqlEvalStore(journal, stores_payloads=settings.store_payloads) if journal is not None else None,
         cache=cache,
         cassette=cassette,
         scratch=scratch,

@@ -42,12 +42,16 @@ _ORDER: Mapping[RouterPolicy, tuple[LLMProvider, ...]] = {
     "by_profile": (LLMProvider.OLLAMA, LLMProvider.GEMINI, LLMProvider.LOCAL),
     "prefer_local": (LLMProvider.OLLAMA, LLMProvider.LOCAL, LLMProvider.GEMINI),
     "prefer_cloud": (LLMProvider.GEMINI, LLMProvider.OLLAMA, LLMProvider.LOCAL),
+    # Of equal ones, the order of by_profile.
+    "cheapest_known": (LLMProvider.OLLAMA, LLMProvider.GEMINI, LLMProvider.LOCAL),
 }
 _REASONS: Mapping[RouterPolicy, str] = {
     "by_profile": "order of policy by_profile",
     "prefer_local": "policy prefer_local",
     "prefer_cloud": "policy prefer_cloud",
+    "cheapest_known": "policy cheapest_known: its price is not known",
 }
+_FREE = "policy cheapest_known: it charges nothing"
 _LAST_RESORT = "small base model, last resort"
 PINNED = "pinned"
 
@@ -262,6 +266,11 @@ class LLMRouter:
         """The default route of every provider, the preferred ones first."""
         policy = self._settings.router_policy
         order = [name for name in _ORDER[policy] if name in self._providers]
+        if policy == "cheapest_known":
+            free = {name for name in order if not self._providers[name].runs_elsewhere(self._defaults[name].model)}
+            for name in sorted(order, key=lambda name: name not in free):
+                yield self._defaults[name], _FREE if name in free else _REASONS[policy]
+            return
         fits, preferred = self._fitting(request, order) if policy == "by_profile" else (set(), "")
         for name in sorted(order, key=lambda name: name not in fits):
             usual = _LAST_RESORT if name is order[-1] and name is LLMProvider.LOCAL else _REASONS[policy]
@@ -290,6 +299,8 @@ class LLMRouter:
         constraints = request.constraints
         if constraints.local_only and not self._on_this_machine[route.provider]:
             return _Exclusion(_Kind.CONSTRAINT, self._not_local(route))
+        if constraints.local_only and self._providers[route.provider].runs_elsewhere(route.model):
+            return _Exclusion(_Kind.CONSTRAINT, f"local_only, and {route.model} runs in the cloud of {route.provider}")
         if constraints.allowed_providers is not None and route.provider not in constraints.allowed_providers:
             return _Exclusion(_Kind.CONSTRAINT, f"allowed_providers leaves {route.provider} out")
         return None

@@ -20,7 +20,7 @@ from llmkit.types import LLMProfile, Name
 
 __all__ = ["LLMSettings", "LaneName", "RouterPolicy", "is_loopback", "load_settings", "prepare_litellm_environment"]
 
-RouterPolicy = Literal["by_profile", "prefer_local", "prefer_cloud"]
+RouterPolicy = Literal["by_profile", "prefer_local", "prefer_cloud", "cheapest_known"]
 LaneName = Literal["fast", "reference"]
 ENV_PREFIX = "LLM_"
 
@@ -55,7 +55,9 @@ class LLMSettings(BaseSettings):
 
     default_profile: LLMProfile = Field(LLMProfile.BALANCED, description="What matters most when a call does not say.")
     router_policy: RouterPolicy = Field(
-        "by_profile", description="Order of providers: by the call's profile, local ones first, or cloud ones first."
+        "by_profile",
+        description="Order of providers: by the call's profile, local or cloud ones first (`prefer_local`, "
+        "`prefer_cloud`), or those first that charge nothing (`cheapest_known`).",
     )
     concurrency_limit: int = Field(8, ge=1, le=10_000, description="Most requests under way at once, over all routes.")
     adaptive_concurrency: bool = Field(
@@ -119,7 +121,8 @@ class LLMSettings(BaseSettings):
 
     persist_runs: bool = Field(default=True, description="Whether every call is recorded in `llm_runs`.")
     store_payloads: bool = Field(
-        default=True, description="Whether answers are stored whole; without them a finished call cannot be replayed."
+        default=True,
+        description="Whether answers and outputs are stored whole; without them a finished call cannot be replayed.",
     )
     database_url: str = Field(
         "sqlite:///llmkit.db",

@@ -104,6 +104,7 @@ def reasons(plan) -> dict[str, str]:
         ("by_profile", "quality", ["gemini", "ollama", "local"]),
         ("prefer_local", "quality", ["ollama", "local", "gemini"]),
         ("prefer_cloud", "fast", ["gemini", "ollama", "local"]),
+        ("cheapest_known", "quality", ["ollama", "local", "gemini"]),
     ],
 )
 def test_order_by_policy_and_profile(policy, profile, expected):
@@ -149,6 +150,25 @@ def test_local_only_looks_at_the_address():
 def test_local_only_is_not_fooled_by_a_gemini_base_on_this_machine():
     request = LLMRequest(messages="Hi", constraints=LLMConstraints(local_only=True))
     assert "gemini" not in order(router(gemini_api_base="http://127.0.0.1:1").explain(request))
+
+
+@pytest.mark.parametrize("model", ["gpt-oss:120b-cloud", "glm-4.6:cloud", "library/qwen3-coder:480b-cloud"])
+def test_a_cloud_model_of_a_local_ollama_is_neither_local_nor_free(model):
+    local_only = LLMRequest(messages="Hi", route=f"ollama/{model}", constraints=LLMConstraints(local_only=True))
+    plan = router().explain(local_only)
+    assert order(plan) == []
+    assert reasons(plan)["ollama"] == f"local_only, and {model} runs in the cloud of ollama"
+    cheapest = router(router_policy="cheapest_known", ollama_model=model).explain(LLMRequest(messages="Hi"))
+    assert order(cheapest) == ["local", "ollama", "gemini"]
+
+
+def test_a_plan_is_a_table_in_a_notebook_and_escaped():
+    plan = router(gemini_model="<script>alert(1)</script>").explain(LLMRequest(messages="Hi", tools=TOOLS))
+    shown = plan._repr_html_()
+    assert shown.count("<tr>") == 4
+    assert "<td>1</td><td>gemini/&lt;script&gt;" in shown
+    assert "<script>" not in shown
+    assert "it cannot call tools" in shown
 
 
 def test_allowed_providers_and_context():
@@ -375,7 +395,7 @@ async def test_a_plan_made_before_the_outage_does_not_reach_the_dead_server():
 requests = st.builds(
     LLMRequest,
     messages=st.text(min_size=1, max_size=40),
-    route=st.none() | st.sampled_from(["ollama/a", "gemini/b", "local/gemma-3-270m"]),
+    route=st.none() | st.sampled_from(["ollama/a", "ollama/a:cloud", "gemini/b", "local/gemma-3-270m"]),
     profile=st.none() | st.sampled_from(LLMProfile),
     tools=st.sampled_from([(), TOOLS]),
     response_format=st.sampled_from([None, SCHEMA, ResponseFormat()]),
@@ -389,7 +409,7 @@ requests = st.builds(
 )
 environments = st.fixed_dictionaries(
     {
-        "router_policy": st.sampled_from(["by_profile", "prefer_local", "prefer_cloud"]),
+        "router_policy": st.sampled_from(["by_profile", "prefer_local", "prefer_cloud", "cheapest_known"]),
         "gemini_api_key": st.sampled_from([None, "k"]),
         "ollama_api_base": st.sampled_from(
             [
@@ -423,6 +443,7 @@ def test_no_plan_breaks_a_constraint(request, environment, installed):
         if constraints.local_only:
             remote = str(settings.ollama_api_base).startswith(("http://10.", "http://localhost.evil"))
             assert route.provider is LOCAL or (route.provider is OLLAMA and not remote)
+            assert not route.model.endswith("cloud")
     assert len({entry.route for entry in plan.entries}) == len(plan.entries) == (1 if request.route else 3)
     assert all(entry.excluded_because != "" for entry in plan.entries)
     assert subject.explain(request) == plan
@@ -435,7 +456,7 @@ from llmkit.router import LLMRouter, plan_as_json
 from llmkit.settings import load_settings
 from llmkit.types import LLMConstraints, LLMProvider, LLMRequest
 digest = hashlib.sha256()
-for policy in ("by_profile", "prefer_local", "prefer_cloud"):
+for policy in ("by_profile", "prefer_local", "prefer_cloud", "cheapest_known"):
     router = LLMRouter(load_settings(router_policy=policy, gemini_api_key="k"), None)
     for profile in ("fast", "balanced", "quality"):
         for allowed in (None, frozenset(LLMProvider), frozenset({LLMProvider.OLLAMA, LLMProvider.GEMINI})):

@@ -9,14 +9,17 @@ from typing import Protocol
 __all__ = ["AdaptiveLimit", "Concurrency", "FixedLimit", "Ticket"]
 
 # Enough to keep most servers busy at once, few enough that one with a queue does not refuse.
-START = 32
-# Requests that one decision rests on, at the least: the latency of a single one says little.
-SMALLEST_GROUP = 24
+START = 16
+# Requests that one decision rests on: the latency of a single one says little. Fewer where few are under way at once.
+SMALLEST_GROUP, USUAL_GROUP = 8, 24
+TURNS = 3
 # Latencies this much above the base are a reason to try fewer at once.
 TOLERANCE = 2.0
 # What is kept above the server's capacity as it was measured, so that its slots are never empty.
 HEADROOM = 1.25
 AFTER_REFUSAL = 0.75
+# While nothing is known yet.
+AFTER_FIRST_REFUSAL = 0.5
 # After so many groups without a trial the base may have become wrong; fewer after a trial whose outcome was chance.
 FIRST_TRIAL_AFTER, LONGEST_TRIAL_AFTER = 4, 32
 FIRST_PATIENCE, LONGEST_PATIENCE = 4, 64
@@ -160,8 +163,7 @@ class AdaptiveLimit:
         self._refused_at = min(self._limit, self._refused_at or self._limit)
         self._held = 0
         self._tried_from = None
-        self._is_searching = False
-        self._move_to(int(self._limit * AFTER_REFUSAL))
+        self._move_to(int(self._limit * (AFTER_REFUSAL if self._borne else AFTER_FIRST_REFUSAL)))
 
     def _ended(self, ticket: Ticket, latency_s: float | None) -> None:
         group = self._group
@@ -248,7 +250,7 @@ class _Group:
 
     def __init__(self, limit: int, number: int = 0) -> None:
         self.number = number
-        self._size = max(limit, SMALLEST_GROUP)
+        self._size = max(limit, min(TURNS * limit, USUAL_GROUP), SMALLEST_GROUP)
         self._began = self._left = 0
         self._latencies_s: list[float] = []
 

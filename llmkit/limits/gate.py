@@ -31,10 +31,13 @@ class Gate:
         """How many wait for their turn."""
         return sum(not turn.done() for turn in self._turns)
 
-    async def enter(self) -> None:
-        """Wait for a place and take it. A cancelled caller has none."""
+    async def enter(self, *, first: bool = False) -> None:
+        """Wait for a place and take it, with `first` before all who wait. A cancelled caller has none."""
         turn = asyncio.get_running_loop().create_future()
-        self._turns.append(turn)
+        if first:
+            self._turns.appendleft(turn)
+        else:
+            self._turns.append(turn)
         self.open()
         if turn.done():
             return

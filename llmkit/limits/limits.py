@@ -61,7 +61,8 @@ class Limits:
     async def place(self, route: Route, request: LLMRequest, log: AttemptLog) -> AsyncIterator[Place]:
         """A place at the route's provider, for one call with its retries. First come, first served.
 
-        A retry that waits keeps its place: while a provider struggles, others queue instead of joining in.
+        A retry that waits keeps its place: while a provider struggles, others queue instead of joining in. Only one
+        that was refused for being one too many gives it up, and is the next to get one when there is room again.
 
         Raises:
             LLMQuotaExhausted: The route's quota of the day is used up; nothing was sent.
@@ -69,13 +70,11 @@ class Limits:
         provider = self._providers[route.provider]
         place = Place(provider, self._all, self._now, route, request, log)
         place.check_quota()
-        began_s = time.perf_counter()
-        await provider.gate.enter()
-        log.queued_ms += (time.perf_counter() - began_s) * 1000
+        await place.enter()
         try:
             yield place
         finally:
-            provider.gate.leave()
+            place.leave()
 
 
 class Place:
@@ -96,6 +95,20 @@ class Place:
         self._route = route
         self._request = request
         self._log = log
+        self._is_inside = False
+
+    async def enter(self, *, first: bool = False) -> None:
+        """Wait for the place."""
+        began_s = time.perf_counter()
+        await self._provider.gate.enter(first=first)
+        self._is_inside = True
+        self._log.queued_ms += (time.perf_counter() - began_s) * 1000
+
+    def leave(self) -> None:
+        """Give the place up. Idempotent."""
+        if self._is_inside:
+            self._is_inside = False
+            self._provider.gate.leave()
 
     async def send(self, work: Work) -> ClientReply:
         """Do the work, one request, when the limits over all and per minute allow it, and learn from how it ends.
@@ -104,6 +117,8 @@ class Place:
             LLMQuotaExhausted: The route's quota of the day was used up meanwhile; nothing was sent.
             LLMError: What the work raised.
         """
+        if not self._is_inside:
+            await self.enter(first=True)
         began_s = time.perf_counter()
         leave = await self._provider.rates.wait(self._tokens)
         try:
@@ -141,6 +156,7 @@ class Place:
             self._park(error)
         elif error is not None and error.status_code in _REFUSALS:
             self._provider.refused(ticket)
+            self.leave()
             return
         if attempts and (error is None or isinstance(error, LLMTimeout | LLMUnusableAnswer)):
             # What took too long, or was no answer, took its time all the same.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -19,10 +20,16 @@ __all__ = ["SqlEvalStore"]
 
 
 class SqlEvalStore:
-    """`EvalStore` on an open journal, which the caller closes."""
+    """`EvalStore` on an open journal, which the caller closes.
 
-    def __init__(self, journal: Journal) -> None:
+    Args:
+        journal: Where it writes.
+        stores_payloads: Whether the outputs are kept, and what scorers said of them; scores are in any case.
+    """
+
+    def __init__(self, journal: Journal, *, stores_payloads: bool = True) -> None:
         self._journal = journal
+        self._stores_payloads = stores_payloads
 
     async def open_run(self, run: EvalRun) -> EvalRun:
         """See `EvalStore`."""
@@ -46,6 +53,8 @@ class SqlEvalStore:
 
     async def save_result(self, result: EvalResult) -> None:
         """See `EvalStore`."""
+        if not self._stores_payloads:
+            result = replace(result, output_json=None, score_details={})
         await self._journal.perform(SaveEvalResult(self._journal.statements, result))
 
     async def results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:

@@ -129,6 +129,7 @@ class ProviderSpec:
         estimates_missing_counts: Whether LiteLLM counts tokens itself when the provider does not.
         reports_cost: Whether LiteLLM's price for an answer can be believed.
         parallel: Most requests it should get at once, beside the limit over all; None for no limit of its own.
+        runs_elsewhere: Whether this model is computed, and charged for, by somebody else, wherever the address points.
         per_minute: Most requests and most tokens in any minute; None for no limit.
         answers_count: Whether the tokens of answers count for `per_minute`, beside those of prompts.
         quota_zone: The time zone at whose midnight a quota of the day is filled up again.
@@ -156,6 +157,7 @@ class ProviderSpec:
     estimates_missing_counts: bool = False
     reports_cost: bool = False
     parallel: Callable[[LLMSettings], int | None] = lambda _settings: None
+    runs_elsewhere: Callable[[str], bool] = lambda _model: False
     per_minute: Callable[[LLMSettings], tuple[int | None, int | None]] = lambda _settings: (None, None)
     answers_count: bool = True
     quota_zone: str = "UTC"

@@ -142,6 +142,7 @@ SPEC = ProviderSpec(
     mend_reply=_mend_reply,
     secrets=_secrets,
     reports_cost=True,
+    runs_elsewhere=lambda _model: True,
     per_minute=lambda settings: (settings.gemini_requests_per_minute, settings.gemini_tokens_per_minute),
     # Both by https://ai.google.dev/gemini-api/docs/rate-limits.
     answers_count=False,

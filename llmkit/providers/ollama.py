@@ -86,6 +86,12 @@ def _address(settings: LLMSettings) -> str:
     return without_credentials(str(settings.ollama_api_base))
 
 
+def _is_cloud_model(model: str) -> bool:
+    """A local server passes prompts for its cloud models on to ollama.com; their tags say so (`gpt-oss:120b-cloud`)."""
+    tag = model.rpartition("/")[2].partition(":")[2]
+    return tag == "cloud" or tag.endswith("-cloud")
+
+
 def _call_arguments(
     settings: LLMSettings, route: Route, request: LLMRequest, _endpoint: Endpoint | None
 ) -> CallArguments:
@@ -160,6 +166,7 @@ SPEC = ProviderSpec(
     # Older servers cannot read it, and LiteLLM makes a JPEG of it where Pillow happens to be installed.
     unread_media_types=frozenset({"image/webp"}),
     estimates_missing_counts=True,
+    runs_elsewhere=_is_cloud_model,
     per_minute=lambda settings: (settings.ollama_requests_per_minute, settings.ollama_tokens_per_minute),
     hints={
         "start": "start it with `ollama serve`, or set LLM_OLLAMA_API_BASE to where it runs",

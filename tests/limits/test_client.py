@@ -208,3 +208,35 @@ async def test_a_retry_that_waits_leaves_its_place_over_all_to_another_provider(
         with pytest.raises(LLMRateLimited):
             await struggling
         await client.close()
+
+
+async def test_a_refused_call_gives_its_place_up_and_is_the_next_to_get_one():
+    subject, order = limits(concurrency_limit=2), []
+    refused, go_on = asyncio.Event(), asyncio.Event()
+
+    async def call(name: str) -> None:
+        async with subject.place(OLLAMA, HI, AttemptLog()) as place:
+            if name == "refused":
+                with pytest.raises(LLMRateLimited):
+                    await place.send(refuse)
+                refused.set()
+                await asyncio.sleep(0)
+            elif name == "long":
+                await go_on.wait()
+
+            async def work() -> ClientReply:
+                order.append(name)
+                return ClientReply("fine", (), "stop", TokenUsage(), None)
+
+            await place.send(work)
+
+    async def refuse() -> ClientReply:
+        raise LLMRateLimited("one too many", status_code=429)
+
+    tasks = [asyncio.create_task(call(name)) for name in ("long", "refused", "third", "fourth")]
+    await refused.wait()
+    assert subject.concurrency(LLMProvider.OLLAMA) == 1
+    go_on.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*tasks)
+    assert order == ["long", "refused", "third", "fourth"]

@@ -47,7 +47,7 @@ def test_refusals_of_requests_that_began_together_count_once(ceiling, refusals):
     before = limit.limit
     for ticket in tickets:
         limit.refused(ticket)
-    assert limit.limit == int(before * 0.75)
+    assert limit.limit == before // 2
 
 
 @given(st.lists(st.floats(0.001, 100), max_size=300))

@@ -43,6 +43,22 @@ async def test_a_newcomer_does_not_overtake_those_who_wait():
     assert gate.inside == 2
 
 
+async def test_who_is_to_be_first_is_next():
+    gate, order = Gate(lambda: 1), []
+
+    async def visit(name: str, *, first: bool) -> None:
+        await gate.enter(first=first)
+        order.append(name)
+        gate.leave()
+
+    await gate.enter()
+    tasks = [asyncio.create_task(visit(name, first=name == "c")) for name in "abc"]
+    await _settle()
+    gate.leave()
+    await asyncio.gather(*tasks)
+    assert order == ["c", "a", "b"]
+
+
 async def test_a_lower_limit_lets_those_inside_finish():
     limit = [3]
     gate = Gate(lambda: limit[0])
