@@ -255,10 +255,11 @@ class LLMRouter:
                 return _Exclusion(_Kind.CAPABILITY, "it cannot call tools")
             if not pinned:
                 return _Exclusion(_Kind.CAPABILITY, "whether it can call tools depends on the model; pin it to try")
-        by_model = spec.images_depend_on_model
-        unread = _unread(spec, spec.caps, request, by_model=by_model, pinned=pinned)
-        if unread is not None:
-            return _Exclusion(_Kind.CAPABILITY, unread)
+        if request.attachments:
+            by_model = spec.images_depend_on_model
+            unread = _unread(spec, spec.caps, request, by_model=by_model, pinned=pinned)
+            if unread is not None:
+                return _Exclusion(_Kind.CAPABILITY, unread)
         wanted = request.response_format
         if wanted is not None and not spec.caps.supports_json:
             return _Exclusion(_Kind.CAPABILITY, "it cannot be asked for JSON")
