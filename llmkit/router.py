@@ -396,8 +396,7 @@ def _lacks_capability(spec: ProviderSpec, model: str, request: LLMRequest, page:
             return _Exclusion(_Kind.CAPABILITY, f"it cannot call tools{_source(page.facts.tools)}")
         if request.route is None:
             return _Exclusion(_Kind.CAPABILITY, "whether it can call tools depends on the model; pin it to try")
-    unread = _unread(spec, request, page)
-    if unread is not None:
+    if request.attachments and (unread := _unread(spec, request, page)) is not None:
         return _Exclusion(_Kind.CAPABILITY, unread)
     wanted = request.response_format
     if wanted is not None and not page.caps.supports_json:

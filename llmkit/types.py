@@ -274,7 +274,11 @@ class LLMRequest(Value):
     @property
     def attachments(self) -> tuple[Attachment, ...]:
         """The attachments of all messages."""
-        return tuple(attachment for message in self.messages for attachment in message.attachments)
+        found: list[Attachment] = []
+        for message in self.messages:  # asked for on every call, and nearly always for nothing
+            if message.attachments:
+                found += message.attachments
+        return tuple(found)
 
     def __repr__(self) -> str:
         # A prompt may hold personal data and a repr ends up in logs.

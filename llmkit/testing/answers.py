@@ -14,8 +14,11 @@ __all__ = ["Answer", "Told", "json_bytes", "tell"]
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return `value` as compact UTF-8 JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    """Return `value` as compact UTF-8 JSON; one with half of a character in it as ASCII, with escapes."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True)

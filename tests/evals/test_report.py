@@ -302,6 +302,9 @@ async def test_the_three_outcomes_are_shares_of_what_got_an_answer():
     assert list(frame["outcome"].iloc[:3]) == ["first_try", "repaired", "reasked"]
     assert frame["schema_sha256"].iloc[0] == "d" * 64
     assert pd.isna(frame.loc["s3", "outcome"])
+    silent = replace(report.results[0], status="FAILED", outcome=None, valid_first_try=None, output_mode=None)
+    fewer = replace(report, results=(silent, *report.results[1:])).summary()
+    assert list(fewer[["first_try", "repaired", "reasked"]].iloc[0]) == pytest.approx([0, 1 / 3, 1 / 3])
     older = replace(report, results=tuple(replace(each, outcome=None) for each in report.results[:3]))
     assert older.summary()[["first_try", "repaired", "reasked"]].isna().all(axis=None)
 

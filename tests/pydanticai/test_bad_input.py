@@ -14,11 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
-from llmkit.errors import LLMInvalidOutput
+from llmkit.errors import LLMEmptyReply, LLMInvalidOutput
 from llmkit.pydanticai import Extraction, extract
 from llmkit.pydanticai.repair import is_json, repaired_json
+from llmkit.testing import Reply
 from llmkit.testing.scripted import reply
-from tests.pydanticai.wires import CONTEXT, scripted_service
+from tests.pydanticai.wires import CONTEXT, opened_wire, scripted_service
 
 LONG = 200_000
 
@@ -171,6 +172,24 @@ async def test_a_strange_answer_that_fits_is_taken(text: str, label: str) -> Non
 
 async def test_half_a_character_is_replaced_or_refused() -> None:
     assert "\ud800" not in (await read(Label, '{"label": "a\ud800"}')).value.label
+
+
+@pytest.mark.parametrize("provider", ["ollama", "gemini"])
+async def test_over_http_a_bad_answer_is_asked_again_and_a_strange_one_is_taken(provider: str) -> None:
+    bad = {kind: text for kind, text in HOPELESS.items() if kind != "nothing but space"}
+    async with opened_wire(provider) as wire:
+        for kind, text in bad.items():
+            wire.server.script([Reply(text), Reply('{"label": "x"}')])
+            found = await wire.extract(Label, kind)
+            assert (kind, found.value, found.outcome) == (kind, Label(label="x"), "reasked")
+        for text, label in (('{"label": "a\x00b"}', "a\x00b"), ('{"label": "' + "y" * LONG + '"}', "y" * LONG)):
+            wire.server.script([Reply(text)])
+            assert (await wire.extract(Label, "q")).value == Label(label=label)
+        wire.server.script([Reply('{"label": "a\ud800"}')])
+        assert "\ud800" not in (await wire.extract(Label, "q")).value.label
+        wire.server.script([Reply(" \n ")])
+        with pytest.raises(LLMEmptyReply):
+            await wire.extract(Label, "q")
 
 
 async def test_many_problems_are_told_to_the_model_in_a_few_lines() -> None:

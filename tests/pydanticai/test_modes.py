@@ -132,6 +132,14 @@ async def test_an_open_mode_is_the_strongest_that_a_route_has(weaker: dict[str, 
     assert agent["schema_sha256"] == model.schema.sha256
 
 
+async def test_beside_tools_it_is_a_tool_even_where_a_schema_would_do() -> None:
+    service, client, _ = scripted_service(answer)
+    model = PydanticAiLiteLLMModel(service, context=CONTEXT, route=Route.parse("gemini/gemini-3-pro"))
+    assert (await Agent(model, output_type=Label, tools=[look_up]).run("q")).output == Label(label="x")
+    assert [tool.name for tool in client.calls[0][1].tools] == ["look_up", "final_result"]
+    assert client.calls[0][1].response_format is None
+
+
 @pytest.mark.parametrize(("weaker", "mode"), [(NO_SCHEMA, "tool"), (WORDS_ONLY, "prompted")])
 async def test_a_route_with_a_weaker_mode_is_fallen_back_to_in_that(weaker: dict[str, bool], mode: str) -> None:
     def first_is_down(route: Route, request: LLMRequest) -> Any:

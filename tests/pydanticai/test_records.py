@@ -20,7 +20,7 @@ from llmkit.ports import ClientReply
 from llmkit.pydanticai import PydanticAiLiteLLMModel, Reader, extract
 from llmkit.pydanticai.asking import OTHERS_SETTINGS
 from llmkit.router import LLMRouter
-from llmkit.testing import OllamaServer
+from llmkit.testing import GeminiServer, OllamaServer
 from llmkit.testing.scripted import ScriptedClient, reply
 from tests.pydanticai.wires import CONTEXT, scripted_service
 
@@ -138,6 +138,28 @@ def test_an_evaluation_keeps_the_three_outcomes_apart() -> None:
     assert dict(frame["requests"]) == {"a": 1, "b": 1, "c": 2}
     repaired = frame["warnings"].astype("string").str.contains("was repaired").fillna(False)
     assert dict(repaired) == {"a": False, "b": True, "c": False}
+
+
+def test_an_evaluation_warns_of_a_route_that_got_no_schema() -> None:
+    task = Task(
+        name="t",
+        dataset=[Sample(id="a", input="a", target={"label": "good"})],
+        prompt="{input}",
+        output_type=Label,
+        scorers=[field_match("label")],
+    )
+    with (
+        GeminiServer(['{"label": "good"}'], api_key="key", models=["gemini-2.5-flash", "tuned"]) as server,
+        Session("w", gemini_api_base=server.url, gemini_api_key="key", cache_enabled=False) as session,
+    ):
+        report = session.evaluate(task, ["gemini/gemini-2.5-flash", "gemini/tuned"], name="r", progress=False)
+        alone = session.evaluate(task, ["gemini/gemini-2.5-flash"], name="alone", progress=False)
+        sent = [call.json["generationConfig"] for call in server.calls]
+    assert ["response_json_schema" in config for config in sent].count(True) == 2
+    (warning,) = report.warnings
+    assert "gemini/tuned: schema, no schema sent" in warning
+    assert list(report.samples()["schema_sha256"].isna()) == [False, True]
+    assert alone.warnings == ()
 
 
 def _blocks() -> list[str]:
