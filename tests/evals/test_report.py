@@ -173,7 +173,7 @@ async def test_json_has_the_documented_keys_and_no_nan():
     report = await failing_report()
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert set(document) == {
-        "form", "run", "counts", "work", "summary", "comparisons", "stopped", "in_doubt", "notes",
+        "form", "run", "counts", "work", "summary", "comparisons", "stopped", "in_doubt", "judges", "notes",
     }  # fmt: skip
     assert set(document["summary"][0]) == set(SUMMARY_COLUMNS)
     assert set(document["comparisons"][0]) == set(COMPARISON_COLUMNS)
