@@ -20,6 +20,7 @@ from llmkit.cli.output import (
     require_places,
     write_text,
 )
+from llmkit.cli.plan import eval_plan
 
 __all__ = ["eval_app"]
 
@@ -30,6 +31,7 @@ eval_app = typer.Typer(help="Run tasks over several routes and compare them.", n
 
 eval_app.command("compare")(eval_compare)
 eval_app.command("gate")(eval_gate)
+eval_app.command("plan")(eval_plan)
 eval_app.command("export")(eval_export)
 eval_app.command("import")(eval_import)
 

@@ -107,6 +107,11 @@ class EvalReport:
         return tuple(sorted(names, key=lambda name: (_place(name, order), name)))
 
     @property
+    def judges(self) -> dict[str, Any]:
+        """Route, prompt, criteria, scale and parameters of each judge, by the name of its metric."""
+        return dict(self.run.spec.get("judges", {}))
+
+    @property
     def counts(self) -> dict[str, int]:
         """How many results have each status."""
         statuses = [result.status for result in self.results]
@@ -252,8 +257,8 @@ class EvalReport:
         Keys: `form`, `run` (id, name, workspace_id, task, task_sha256, dataset_sha256, created_at_utc), `counts`
         (status to number), `work` (reused, rescored, called, replayed, sent; null for a report from the store),
         `summary` (rows of `summary()`), `comparisons` (rows of `compare(a, b)` for all pairs of routes), `stopped`
-        (route to reason), `in_doubt` (ids of calls), `notes`, `warnings` (those of the notes that put a comparison in
-        doubt).
+        (route to reason), `in_doubt` (ids of calls), `judges` (metric to route, prompt, criteria, scale, parameters),
+        `notes`, `warnings` (those of the notes that put a comparison in doubt).
         """
         run = self.run
         return {
@@ -273,6 +278,7 @@ class EvalReport:
             "comparisons": [row for a, b in _pairs(self.routes) for row in _json_rows(self.compare(a, b))],
             "stopped": dict(self.stopped),
             "in_doubt": [str(call.id) for call in self.in_doubt],
+            "judges": self.judges,
             "notes": list(self.notes),
             "warnings": list(self.warnings),
         }

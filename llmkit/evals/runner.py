@@ -327,7 +327,8 @@ class _Evaluation:
         results = [result for result in await self.store.results(self.run.id) if result.sample_id in known]
         results += self._absent({key_of(result) for result in results})
         return EvalReport(
-            run=self.run,
+            # Scorers may have been edited since the run was opened.
+            run=replace(self.run, spec={**self.run.spec, "judges": self.plan.judges()}),
             results=tuple(results),
             dataset=known,
             in_doubt=await self.store.in_doubt(self.run.workspace_id, name_prefix(self.run)),

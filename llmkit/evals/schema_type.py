@@ -16,8 +16,6 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic_core import SchemaError
 
-from llmkit.errors import LLMEvaluationError
-
 __all__ = ["SchemaProblem", "model_of_schema"]
 
 Schema: TypeAlias = Mapping[str, Any]
@@ -52,7 +50,7 @@ KEYWORDS: Mapping[str, frozenset[str]] = {
 }
 
 
-class SchemaProblem(LLMEvaluationError):
+class SchemaProblem(ValueError):
     """A part of a schema cannot be used; `place` is the way to it."""
 
     def __init__(self, message: str, place: Place) -> None:

@@ -53,8 +53,8 @@ def test_a_judge_s_calls_are_recorded_by_stage_and_its_grade_is_a_score():
     assert set(calls.loc[calls["stage"] == "judge", "pipeline_run_id"]) == set(frame["pipeline_run_id"])
     question = json.dumps(asked.json["messages"])
     assert all(part in question for part in ("greet", "Hello", "Please.", "Is it polite?"))
-    assert report.run.spec["judges"]["judge"]["route"] == JUDGE
-    assert report.run.spec["judges"]["judge"]["criteria"] == "Is it polite?"
+    assert report.judges["judge"]["route"] == JUDGE
+    assert report.to_json()["judges"]["judge"]["criteria"] == "Is it polite?"
 
 
 def test_a_resumed_run_asks_for_no_verdict_twice(monkeypatch):
@@ -83,6 +83,7 @@ def test_another_judge_grades_stored_answers_and_asks_only_for_the_verdict():
     assert stages.count(True) == 4
     assert stages.count(False) == 2
     assert list(report.samples()["score_judge"]) == [1.0, 1.0]
+    assert report.judges["judge"]["criteria"] == "Is it short?"
 
 
 def test_each_epoch_is_judged_for_itself():

@@ -33,6 +33,7 @@ from llmkit.evals.statistics.paired import (
     sign_flip,
     wilcoxon,
 )
+from llmkit.evals.statistics.planning import pairs_needed
 from llmkit.evals.statistics.repeats import pass_at_k, pass_hat_k
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "paired",
     "paired_difference",
     "paired_proportions",
+    "pairs_needed",
     "pass_at_k",
     "pass_hat_k",
     "sign_flip",

@@ -1,0 +1,75 @@
+"""`llmkit eval plan`: what a run will take, before it is paid for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmkit.cli.output import AsJson, Workspace, print_json, print_rich, table
+from llmkit.errors import LLMBadRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llmkit.evals.forecast import Forecast, SampleSize
+
+__all__ = ["eval_plan"]
+
+
+def eval_plan(  # noqa: PLR0913 - options of a command
+    file: Annotated[Path, typer.Argument(help="A task file, as for `eval run`; one task.")],
+    routes: Annotated[str, typer.Option(help="Routes to compare, separated by commas: provider/model.")],
+    name: Annotated[str | None, typer.Option(help="Name of a run that would be continued.")] = None,
+    history: Annotated[str | None, typer.Option(help="An earlier run or pilot that tells tokens and times.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Repeats of every sample.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Most samples under way at once.")] = 8,
+    metric: Annotated[str | None, typer.Option(help="Of which metric a difference is to be seen.")] = None,
+    difference: Annotated[float | None, typer.Option(help="The difference to be seen.")] = None,
+    power: Annotated[float, typer.Option(help="Chance to see it, if it is there.")] = 0.8,
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how many calls, tokens and seconds a run takes, and how many samples a difference needs. Calls nothing."""
+    from llmkit.evals import load_tasks
+    from llmkit.evals.forecast import forecast, sample_size
+    from llmkit.session import Session
+
+    if (metric is None) != (difference is None):
+        raise LLMBadRequest("--metric and --difference belong together")
+    task, *others = load_tasks(file)
+    if others:
+        raise LLMBadRequest(f"{file} has several tasks; plan a file with one")
+    with Session(workspace) as session:
+        run = None if name is None else session.report(name)
+        earlier = run if history is None else session.report(history)
+    labels = [route.strip() for route in routes.split(",") if route.strip()]
+    rows = forecast(task, labels, run=run, history=earlier, epochs=epochs, limit=limit, concurrency=concurrency)
+    size = None
+    if metric is not None and difference is not None:
+        size = sample_size(metric, difference, history=earlier, power=power)
+    if as_json:
+        print_json({"routes": [asdict(row) for row in rows], "sample_size": asdict(size) if size else None})
+    else:
+        _print(rows, size)
+
+
+def _print(rows: Sequence[Forecast], size: SampleSize | None) -> None:
+    from rich.markup import escape
+
+    shown = table("route", "results", "done", "calls", "input tokens", "output tokens", "seconds", "known from")
+    for row in rows:
+        seconds = "unknown" if row.time_s is None else f"{row.time_s:,.0f}"
+        tokens = ["unknown" if count is None else f"{count:,}" for count in (row.input_tokens, row.output_tokens)]
+        counts = [f"{count:,}" for count in (row.results, row.done, row.calls)]
+        shown.add_row(escape(row.route), *counts, *tokens, seconds, f"{row.known_from:,} results")
+    print_rich(shown)
+    if size is not None:
+        source = f"spread {size.spread:.3g} of {size.known_from} pairs" if size.known_from else "the widest spread"
+        print_rich(
+            f"A difference of {size.difference:g} in {escape(size.metric)} needs {size.samples:,} samples to be seen "
+            f"with a chance of {size.power:.0%} ({source})."
+        )

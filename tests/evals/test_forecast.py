@@ -1,0 +1,98 @@
+"""A plan says what is left to call and what it will take, as far as an earlier run can tell."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from llmkit.cli.main import _run as llmkit
+from llmkit.errors import LLMEvaluationError, LLMTimeout
+from llmkit.evals import statistics as s
+from llmkit.evals.forecast import WIDEST_SPREAD, forecast, sample_size
+from tests.evals.fakes import FakeExtract, Sentiment, invalid, right, run, sentiment_task
+
+A, B = "ollama/a", "gemini/b"
+
+
+def failing(call):
+    if "bad" in call.text:
+        raise LLMTimeout("slow")
+    if "awful" in call.text:
+        raise invalid(call.route)
+    return right(call)
+
+
+async def test_what_is_stored_is_not_counted_again():
+    report = await run(routes=(A,), extract=FakeExtract(failing))
+    first, second = forecast(sentiment_task(), [A, B], run=report, epochs=2, concurrency=2)
+    # Two answers and an unusable one stay; the time-out and the second epoch are called.
+    assert (first.results, first.done, first.calls, first.known_from) == (8, 3, 5, 2)
+    assert (first.input_tokens, first.output_tokens) == (50, 20)
+    assert first.time_s == pytest.approx(5 * 0.020 / 2)
+    assert (second.calls, second.known_from, second.input_tokens, second.time_s) == (8, 0, None, None)
+    (new,) = forecast(sentiment_task(), [A], history=report, limit=3)
+    assert (new.done, new.calls, new.input_tokens) == (0, 3, 30)
+
+
+async def test_a_plan_under_a_name_of_another_task_is_refused():
+    report = await run()
+    with pytest.raises(LLMEvaluationError, match="another task"):
+        forecast(sentiment_task(prompt="T: {input}"), [A], run=report)
+    with pytest.raises(LLMEvaluationError, match="at least 1"):
+        forecast(sentiment_task(), [A], epochs=0)
+
+
+async def test_the_samples_that_a_difference_needs():
+    def worse(call):
+        return right(call) if call.route.model == "a" or "good" not in call.text else Sentiment(label="negative")
+
+    report = await run(routes=(A, B), extract=FakeExtract(worse))
+    spread = np.std([1, 0, 0, 0], ddof=1)
+    found = sample_size("field_match", 0.1, history=report)
+    assert (found.spread, found.known_from, found.samples) == (spread, 4, s.pairs_needed(0.1, spread))
+    unknown = sample_size("field_match", 0.1)
+    assert (unknown.spread, unknown.known_from) == (WIDEST_SPREAD, 0)
+    with pytest.raises(LLMEvaluationError, match="no metric 'x'"):
+        sample_size("x", 0.1, history=report)
+    with pytest.raises(LLMEvaluationError, match="No sample size"):
+        sample_size("x", 0)
+
+
+@pytest.mark.parametrize(("effect", "power", "n"), [(0.5, 0.8, 34), (0.2, 0.8, 199), (0.5, 0.9, 44), (0.8, 0.8, 15)])
+def test_pairs_needed_are_those_of_the_tables(effect, power, n):
+    # As G*Power gives them for a two-sided paired t test at 5 %.
+    assert s.pairs_needed(effect, 1.0, power=power) == n
+    assert s.pairs_needed(-effect * 3, 3.0, power=power) == n
+
+
+def test_so_many_pairs_see_the_difference_so_often():
+    rng = np.random.default_rng(30)
+    n = s.pairs_needed(0.4, 1.0)
+    p = stats.ttest_1samp(rng.normal(0.4, 1, size=(4_000, n)), 0, axis=1).pvalue
+    assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "numbers", [(0, 1, 0.8), (0.1, 0, 0.8), (0.1, np.inf, 0.8), (np.nan, 1, 0.8), (0.1, 1, 1.0), (0.1, 1, 0.3)]
+)
+def test_numbers_that_need_no_sample_size(numbers):
+    difference, spread, power = numbers
+    with pytest.raises(ValueError, match="got"):
+        s.pairs_needed(difference, spread, power=power)
+
+
+def test_the_command(tmp_path, capsys):
+    (tmp_path / "t.yaml").write_text(
+        "name: t\ndataset: t.jsonl\nprompt: '{input}'\n"
+        "output_schema: {properties: {a: {type: string}}, required: [a]}\nscorers: [exact_match]\n"
+    )
+    (tmp_path / "t.jsonl").write_text('{"input": "x"}\n{"input": "y"}\n')
+    arguments = ["eval", "plan", "t.yaml", "--routes", f"{A},{B}", "--epochs", "3"]
+    assert llmkit([*arguments, "--metric", "exact_match", "--difference", "0.05", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [row["calls"] for row in document["routes"]] == [6, 6]
+    assert document["sample_size"]["samples"] == s.pairs_needed(0.05, WIDEST_SPREAD)
+    assert llmkit(arguments) == 0
+    assert "unknown" in capsys.readouterr().out
+    assert llmkit([*arguments, "--metric", "exact_match"]) == 2
