@@ -15,13 +15,17 @@ from llmkit.errors import LLMConfigurationError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LLMAccessor", "register", "remember"]
+__all__ = ["LLMAccessor", "latest_session", "register", "remember"]
 
 NAME = "llm"
 
 
-class Maps(Protocol):
-    """What the accessor needs of a session."""
+class Asks(Protocol):
+    """What is needed of a session."""
+
+    def chat(self, prompt: str, **parameters: Any) -> Any:
+        """See `Session.chat`."""
+        ...
 
     def map(self, what: Any, data: Any, **parameters: Any) -> pd.DataFrame:
         """See `Session.map`."""
@@ -38,24 +42,24 @@ class LLMAccessor:
     def __init__(self, data: pd.Series[Any] | pd.DataFrame) -> None:
         self._data = data
 
-    def extract(self, output_type: Any, *, session: Maps | None = None, **parameters: Any) -> pd.DataFrame:
+    def extract(self, output_type: Any, *, session: Asks | None = None, **parameters: Any) -> pd.DataFrame:
         """Read a typed value out of every row: one column for each of its fields, then status, tokens and errors.
 
         Raises:
             LLMConfigurationError: There is no session.
             LLMError: As `Session.map`.
         """
-        return (session or _latest()).map(output_type, self._data, **parameters)
+        return (session or latest_session()).map(output_type, self._data, **parameters)
 
-    def chat(self, prompt: str, *, session: Maps | None = None, **parameters: Any) -> pd.DataFrame:
+    def chat(self, prompt: str, *, session: Asks | None = None, **parameters: Any) -> pd.DataFrame:
         """Ask a prompt about every row, which goes where it says `{text}`, or below it; raises as `extract`."""
-        return (session or _latest()).map(prompt, self._data, **parameters)
+        return (session or latest_session()).map(prompt, self._data, **parameters)
 
 
-_made: weakref.ref[Maps] | None = None
+_made: weakref.ref[Asks] | None = None
 
 
-def remember(session: Maps) -> None:
+def remember(session: Asks) -> None:
     """Make this the session of calls that name none, and register the accessor if pandas is loaded."""
     global _made  # noqa: PLW0603 - a column knows no session; this is the one place that must
     _made = weakref.ref(session)
@@ -73,7 +77,12 @@ def register() -> None:
         register_dataframe_accessor(NAME)(LLMAccessor)
 
 
-def _latest() -> Maps:
+def latest_session() -> Asks:
+    """The session that was made last and still exists.
+
+    Raises:
+        LLMConfigurationError: There is none.
+    """
     session = _made() if _made is not None else None
     if session is None:
         raise LLMConfigurationError("There is no session: make one first, s = llmkit.Session(), or give session=...")

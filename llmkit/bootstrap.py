@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 
 from llmkit.cache import DiskContentCache
 from llmkit.cassette import Cassette, CassetteClient, always_set_up, replaying
@@ -40,7 +41,7 @@ class Runtime:
     eval_store: SqlEvalStore | None
     cache: DiskContentCache | None
     cassette: Cassette | None = None
-    scratch: TemporaryDirectory[str] | None = None
+    scratch: Path | None = None
 
     async def close(self) -> None:
         """Finish what is written, then release everything. Idempotent."""
@@ -52,7 +53,7 @@ class Runtime:
         if self.cache is not None:
             self.cache.close()
         if self.scratch is not None:
-            self.scratch.cleanup()
+            rmtree(self.scratch, ignore_errors=True)
 
 
 def open_runtime(settings: LLMSettings, replay: Path | None = None) -> Runtime:
@@ -71,8 +72,8 @@ def open_runtime(settings: LLMSettings, replay: Path | None = None) -> Runtime:
     cassette = None if replay is None else Cassette.read(replay)
     scratch = None
     if cassette is not None:
-        scratch = None if "database_url" in settings.model_fields_set else TemporaryDirectory(prefix="llmkit-replay-")
-        settings = replaying(settings, None if scratch is None else Path(scratch.name))
+        scratch = None if "database_url" in settings.model_fields_set else Path(mkdtemp(prefix="llmkit-replay-"))
+        settings = replaying(settings, scratch)
     cache = _open_cache(settings)
     journal = _open_journal(settings)
     servers: dict[LLMProvider, ModelServer] = {LLMProvider.LOCAL: shared_server(settings)}

@@ -13,11 +13,12 @@ MAX_ROWS = 100
 # Of all that one table or conversation shows: a notebook keeps it in its file, up to five bytes a character.
 MAX_CHARS = 25_000
 
-# Jupyter names its colours; elsewhere the text's own colour does, thinned.
-_RULE = "var(--jp-border-color1, color-mix(in srgb, currentColor 25%, transparent))"
-_ACCENT = "var(--jp-brand-color1, #5b8def)"
-_FAINT = "var(--jp-ui-font-color2, color-mix(in srgb, currentColor 65%, transparent))"
-_TINT = "var(--jp-layout-color2, color-mix(in srgb, currentColor 8%, transparent))"
+# Thinned grey reads on light and on dark. Jupyter strips borders and backgrounds with `var()` from a notebook that is
+# not trusted, and keeps these.
+_RULE = "rgba(128, 128, 128, 0.45)"
+_TINT = "rgba(128, 128, 128, 0.14)"
+_ACCENT = "#5b8def"
+_FAINT = "var(--jp-ui-font-color2, gray)"
 _WARN = "var(--jp-warn-color1, #c77c02)"
 
 
@@ -97,7 +98,9 @@ def _bubble(who: str, text: str, facts: Sequence[str]) -> Html:
         '<div style="margin:6px 0;padding:6px 12px;border-radius:8px;{side}">'
         '<div style="font-size:85%;color:{faint}">{who}</div>'
         '<div style="white-space:pre-wrap;overflow-wrap:anywhere">{text}</div>{facts}</div>',
-        side=Html(f"background:{_TINT};margin-left:20%" if mine else f"border:1px solid {_RULE};margin-right:20%"),
+        side=Html(
+            f"background-color:{_TINT};margin-left:20%" if mine else f"border:1px solid {_RULE};margin-right:20%"
+        ),
         faint=Html(_FAINT),
         who=who,
         text=text,

@@ -28,6 +28,7 @@ class EvaluatingFace(Face):
         After an interruption the report of what is done is in `partial`, and the same call does the rest.
         """
         evaluating = _Evaluating(parameters)
+        self._partial = None
         try:
             with evaluating.bar() as draw:
                 return self._open.run(self._evaluate(task, routes, evaluating.parameters), draw)
