@@ -58,7 +58,12 @@ def test_every_part_of_the_key_counts(cache: DiskContentCache, other: CacheKey) 
 
 NAMES = st.text(st.sampled_from(["a", "1", "\x1f", "/"]), min_size=1, max_size=6)
 KEYS = st.builds(
-    CacheKey, NAMES, st.just("sha"), NAMES.map(lambda model: Route.parse(f"ollama/m{model}")), st.just("fast"), st.just(0)
+    CacheKey,
+    NAMES,
+    st.just("sha"),
+    NAMES.map(lambda model: Route.parse(f"ollama/m{model}")),
+    st.just("fast"),
+    st.just(0),
 )
 
 
