@@ -165,8 +165,8 @@ def test_a_cloud_model_of_a_local_ollama_is_neither_local_nor_free(model):
 def test_a_plan_is_a_table_in_a_notebook_and_escaped():
     plan = router(gemini_model="<script>alert(1)</script>").explain(LLMRequest(messages="Hi", tools=TOOLS))
     shown = plan._repr_html_()
-    assert shown.count("<tr>") == 4
-    assert "<td>1</td><td>gemini/&lt;script&gt;" in shown
+    assert shown.count("<tr") == 4
+    assert "gemini/&lt;script&gt;" in shown
     assert "<script>" not in shown
     assert "it cannot call tools" in shown
 
