@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -19,8 +20,8 @@ _log = logging.getLogger("llmkit")
 class WarmUp:
     """Does the work once, in a daemon thread, as soon as nothing else was going on for a second.
 
-    It begins only then, and so never takes time from a call that came first; once begun it cannot be stopped, but the
-    interpreter does not wait for it.
+    It begins only then, and so never takes time from a call that came first; once begun it cannot be stopped, and the
+    end of the interpreter waits for it.
 
     Args:
         work: What to do. An error in it is only logged: whoever needs the work does it again, and sees the error.
@@ -58,10 +59,14 @@ class WarmUp:
         while (wait_s := self._still_to_wait_s()) > 0:
             if self._is_cancelled.wait(wait_s):
                 return
+        # A daemon that is stopped in the middle of an import leaves its locks behind, and the end could hang on them.
+        atexit.register(self._thread.join)
         try:
             self._work()
         except Exception as error:  # noqa: BLE001
             _log.debug("warm-up failed: %s", type(error).__name__)
+        finally:
+            atexit.unregister(self._thread.join)
 
     def _still_to_wait_s(self) -> float:
         if self._going_on:
