@@ -218,6 +218,7 @@ def test_there_are_forty_canaries():
     assert len(set(CANARIES)) >= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store_payloads", [True, False])
 def test_no_canary_is_seen_outside_the_stored_payload(store_payloads, servers, seen):
     settings = settings_for(servers, store_payloads=store_payloads)

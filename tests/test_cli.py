@@ -87,6 +87,7 @@ def test_runs_lists_calls_as_a_table_and_as_json(servers: tuple[OllamaServer, Ge
     assert "SUCCEEDED" in run("runs").stdout
 
 
+@pytest.mark.slow
 def test_the_command_line_of_the_specification_compares_two_routes(
     servers: tuple[OllamaServer, GeminiServer], task_file: Path
 ) -> None:
@@ -110,6 +111,7 @@ def test_limit_epochs_and_concurrency_are_taken(servers: tuple[OllamaServer, Gem
     assert servers[0].max_in_flight == 1
 
 
+@pytest.mark.slow
 def test_failed_samples_exit_with_1_and_the_same_command_tries_them_again(
     servers: tuple[OllamaServer, GeminiServer], task_file: Path
 ) -> None:
@@ -188,6 +190,7 @@ def test_debug_shows_the_traceback(servers: tuple[OllamaServer, GeminiServer]) -
     assert "Traceback" in run("--debug", "chat", "x", "--route", "ollama/missing").stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_an_evaluation_exits_cleanly_and_the_next_run_continues(
     servers: tuple[OllamaServer, GeminiServer], task_file: Path
 ) -> None:
@@ -206,6 +209,7 @@ def test_ctrl_c_in_an_evaluation_exits_cleanly_and_the_next_run_continues(
     assert len(servers[0].calls) == sent + 6
 
 
+@pytest.mark.slow
 def test_kill_9_in_an_evaluation_loses_nothing_and_repeats_only_what_was_in_flight(
     servers: tuple[OllamaServer, GeminiServer], task_file: Path
 ) -> None:

@@ -505,6 +505,7 @@ asyncio.run(main("reference"))
 """
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_stays_quiet(ollama):
     ollama.script(["one", Fault.status(500), "two", Fault.malformed()])
     ran = subprocess.run(

@@ -49,6 +49,7 @@ def test_the_column_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) 
         names["s"].close()
 
 
+@pytest.mark.slow
 def test_the_evaluation_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "sentiment.py").write_text(_block("task = Task("), encoding="utf-8")
     line = {"input": "Great!", "target": "positive"}

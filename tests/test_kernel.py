@@ -51,6 +51,7 @@ def _run(client: Any, code: str) -> list[dict[str, Any]]:
     return _outputs(client, client.execute(code))
 
 
+@pytest.mark.slow
 def test_an_interrupted_cell_ends_leaves_a_part_and_the_next_one_does_the_rest(
     kernel: tuple[KernelManager, Any],
 ) -> None:

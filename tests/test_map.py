@@ -348,6 +348,7 @@ def _plan(data: object, chat: Callable[..., object], concurrency: int = 4) -> Ma
     )
 
 
+@pytest.mark.slow
 async def test_a_hundred_thousand_rows_take_a_few_tasks_and_little_memory() -> None:
     most_tasks = 0
 

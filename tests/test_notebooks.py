@@ -39,6 +39,7 @@ def _timeless(value: Any) -> Any:
     return re.sub(r"[\d,]+ ms", "some ms", value) if isinstance(value, str) else value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_shows_what_is_stored_in_it_and_asks_nobody(path: Path) -> None:
     stored = nbformat.read(path, as_version=4)

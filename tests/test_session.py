@@ -265,6 +265,7 @@ def _run_script(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
 
+@pytest.mark.slow
 def test_a_script_that_leaves_the_session_open_exits_without_a_warning(ollama: OllamaServer) -> None:
     done = _run_script(ollama.url)
     assert done.returncode == 0
@@ -274,6 +275,7 @@ def test_a_script_that_leaves_the_session_open_exits_without_a_warning(ollama: O
     assert not ours, done.stderr
 
 
+@pytest.mark.slow
 def test_a_forked_child_works_with_the_same_session_object(ollama: OllamaServer) -> None:
     done = _run_script(ollama.url, "fork")
     assert done.returncode == 0, done.stderr

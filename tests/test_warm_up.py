@@ -88,6 +88,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ending", "said"), [("exit", "loading"), ("fork", "0")])
 def test_a_process_can_end_or_fork_in_the_middle_of_it(ending: str, said: str):
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", SCRIPT, ending]

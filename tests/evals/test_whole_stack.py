@@ -101,6 +101,7 @@ def test_what_failed_is_all_that_is_sent_again():
     assert not second.has_failures
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_started_again(tmp_path):
     (tmp_path / "task.py").write_text(TASK_FILE)
 
