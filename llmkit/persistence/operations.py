@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Self
@@ -85,8 +86,9 @@ class _Insert(Operation):
         self.lock_key = "\0".join((start.workspace_id, start.idempotency_key or "", start.flight_key or ""))
 
     @staticmethod
+    @abstractmethod
     def statement(statements: Statements) -> Prepared:
-        raise NotImplementedError
+        """The statement of this class."""
 
     @classmethod
     def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
@@ -143,8 +145,9 @@ class _Mark(Operation):
         self.lock_key = run_id.hex
 
     @staticmethod
+    @abstractmethod
     def statement(statements: Statements) -> Prepared:
-        raise NotImplementedError
+        """The statement of this class."""
 
     @classmethod
     def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
