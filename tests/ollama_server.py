@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import httpx
 import psutil
 import pytest
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 START_DEADLINE_S = 30
+SETTLE_DEADLINE_S = 60
 STOP_DEADLINE_S = 10
 
 # The shell leads a process group of its own. It kills that group when the server ends, and when its standard input
@@ -123,6 +125,24 @@ class RealOllama:
             self._leash.stdin.close()
         self._leash = None
         _wait_until_gone(processes)
+
+    def settle(self) -> None:
+        """Wait until the model answers.
+
+        Who cancels while a model loads leaves this server with one that answers 500 ("llm server loading model") until
+        it is up or thrown out: the next test is not to pay for that.
+
+        Raises:
+            RuntimeError: it does not answer in time; with the end of its log.
+        """
+        body = {"model": self.model, "prompt": "a", "stream": False, "options": {"num_predict": 1}}
+        deadline = time.monotonic() + SETTLE_DEADLINE_S
+        with httpx.Client(base_url=self.url, trust_env=False, timeout=SETTLE_DEADLINE_S) as http:
+            while (reply := http.post("/api/generate", json=body)).is_error:
+                if time.monotonic() > deadline:
+                    message = f"Ollama does not settle: {reply.text} {self.log[-2000:]}"
+                    raise RuntimeError(message)
+                time.sleep(0.1)
 
     def processes(self) -> list[psutil.Process]:
         """Return the server and its runners, without the shell that watches over them."""
@@ -225,6 +245,14 @@ def real_ollama(real_ollama_folder: Path) -> Iterator[RealOllama]:
     """A running server, shared by the tests of this process: do not kill it, do not change its models."""
     with RealOllama(real_ollama_folder) as server:
         yield server
+
+
+@pytest.fixture
+def interrupted_ollama(real_ollama: RealOllama) -> Iterator[RealOllama]:
+    """The shared server for tests that break off a call: its model is loaded before, and answers again after."""
+    real_ollama.settle()
+    yield real_ollama
+    real_ollama.settle()
 
 
 @pytest.fixture

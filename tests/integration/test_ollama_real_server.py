@@ -141,18 +141,18 @@ def test_show_tells_capabilities_and_context_length(client: ollama.Client) -> No
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_closing_the_connection_stops_the_generation(real_ollama: RealOllama, stream: bool) -> None:
+def test_closing_the_connection_stops_the_generation(interrupted_ollama: RealOllama, stream: bool) -> None:
     body = {"model": MODEL, "messages": [user("one two three")], "stream": stream, "options": {"num_predict": 4000}}
-    with httpx.Client(base_url=real_ollama.url, trust_env=False, timeout=60) as http:
+    with httpx.Client(base_url=interrupted_ollama.url, trust_env=False, timeout=60) as http:
         if stream:
             with http.stream("POST", "/api/chat", json=body) as reply:
                 pieces = reply.iter_lines()  # kept, because its end would close the connection
                 next(pieces)
-                wait_until(lambda: cpu_share(real_ollama) > 0.1, "it does not generate")
+                wait_until(lambda: cpu_share(interrupted_ollama) > 0.1, "it does not generate")
         else:
             with pytest.raises(httpx.ReadTimeout):
                 http.post("/api/chat", json=body, timeout=3)
-    wait_until(lambda: cpu_share(real_ollama) < 0.05, "it still generates for nobody")
+    wait_until(lambda: cpu_share(interrupted_ollama) < 0.05, "it still generates for nobody")
 
 
 def wait_until(condition: Callable[[], bool], complaint: str, within_s: float = 10) -> None:

@@ -136,6 +136,7 @@ def test_a_model_made_anew_under_its_name_in_the_middle_of_a_run_is_flagged(
 
 @pytest.mark.ollama
 @pytest.mark.slow
+@pytest.mark.usefixtures("interrupted_ollama")
 def test_a_cancelled_call_frees_the_real_ollama_at_once(on_ollama: Session, real_ollama: RealOllama) -> None:
     route = f"ollama/{real_ollama.model}"
     on_ollama.chat(SHOTS, route=route, max_output_tokens=1)
