@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
-from llmkit.types import LLMProfile, LLMRequest
+from pydantic import BaseModel
+
+from llmkit.types import LLMProfile, LLMRequest, Message
 
 __all__ = ["canonical_json", "prompt_sha256", "request_parameters", "sha256_of"]
 
@@ -14,19 +17,6 @@ __all__ = ["canonical_json", "prompt_sha256", "request_parameters", "sha256_of"]
 REQUEST_FORM = "llmkit-request-1"
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-_HASHED_FIELDS = {
-    "messages",
-    "route",
-    "profile",
-    "temperature",
-    "max_output_tokens",
-    "tools",
-    "tool_choice",
-    "response_format",
-    "seed",
-    "stop",
-}
 
 
 def canonical_json(value: Any) -> str:
@@ -44,7 +34,7 @@ def sha256_of(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
 
 
-# Long ones are told apart by a hash; messages, route and profile are known elsewhere.
+# Short ones are shown as they are, long ones told apart by a hash; messages, route and profile are known elsewhere.
 _SHORT_FIELDS = ("temperature", "max_output_tokens", "seed", "stop", "tool_choice")
 _LONG_FIELDS = ("tools", "response_format")
 _SHORT_HASH = 16
@@ -52,10 +42,9 @@ _SHORT_HASH = 16
 
 def request_parameters(request: LLMRequest) -> dict[str, Any]:
     """What was asked beside messages, route and profile, as short JSON for people; defaults are left out."""
-    given = request.model_dump(mode="json", include={*_SHORT_FIELDS}, exclude_defaults=True)
-    if request.tools or request.response_format is not None:
-        long = request.model_dump(mode="python", include={*_LONG_FIELDS}, exclude_defaults=True)
-        given |= {name: f"sha256:{sha256_of(value)[:_SHORT_HASH]}" for name, value in long.items()}
+    given = _given(request, _SHORT_FIELDS)
+    for name, value in _given(request, _LONG_FIELDS).items():
+        given[name] = f"sha256:{sha256_of(value)[:_SHORT_HASH]}"
     return given
 
 
@@ -68,18 +57,38 @@ def prompt_sha256(request: LLMRequest, default_profile: LLMProfile | None = None
         request: What is asked.
         default_profile: The profile of a request that names none.
     """
-    content = request.model_dump(mode="python", include=_HASHED_FIELDS, exclude_defaults=True)
-    if request.attachments:
-        content["messages"] = [_with_hashes(message) for message in content["messages"]]
+    content = _given(request, _SHORT_FIELDS) | _given(request, _LONG_FIELDS)
+    content["form"] = REQUEST_FORM
+    content["messages"] = [_said(message) for message in request.messages]
     if request.route is not None:
         content["route"] = str(request.route)
-    if request.profile is None and default_profile is not None:
-        content["profile"] = default_profile
-    return sha256_of({"form": REQUEST_FORM, **content})
+    profile = request.profile or default_profile
+    if profile is not None:
+        content["profile"] = profile
+    return sha256_of(content)
+
+
+def _given(request: LLMRequest, names: Iterable[str]) -> dict[str, Any]:
+    """Those of the fields that were given, as plain data; their defaults are None and the empty tuple."""
+    values = {name: getattr(request, name) for name in names}
+    return {name: _plain(value) for name, value in values.items() if value is not None and value != ()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="python", exclude_defaults=True)
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _said(message: Message) -> dict[str, Any]:
+    """The message by its fields that are not at their default, attachments as the hashes of their bytes."""
+    if message.attachments or message.tool_calls or message.tool_call_id or message.tool_name:
+        return _with_hashes(message.model_dump(mode="python", exclude_defaults=True))
+    # Nearly all of them, and pydantic's own way takes as long as all the rest of the hash.
+    return {"role": message.role, "content": message.content} if message.content else {"role": message.role}
 
 
 def _with_hashes(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with the hashes of its attachments in place of their bytes."""
     attachments = message.get("attachments")
     if not attachments:
         return message

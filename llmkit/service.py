@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
@@ -137,7 +137,7 @@ class LLMService:
             LLMConfigurationError: Context and metadata disagree.
             LLMStoreError: The database failed; the answer is its `response`.
         """
-        workspace_id = _resolve_context(request.metadata, context)["workspace_id"]
+        workspace_id = _resolve_context(request.metadata, context).workspace_id
         if response.run_id is None or workspace_id is None:
             return
         try:
@@ -185,7 +185,7 @@ class LLMService:
 
     def _open(self, request: LLMRequest, context: RequestContext | None) -> Call:
         who = _resolve_context(request.metadata, context)
-        if self._runs is not None and who["workspace_id"] is None:
+        if self._runs is not None and who.workspace_id is None:
             raise LLMConfigurationError(
                 "No workspace: pass RequestContext(workspace_id=...), or metadata={'workspace_id': ...}; "
                 "or switch LLM_PERSIST_RUNS off"
@@ -193,9 +193,9 @@ class LLMService:
         profile = request.profile or self._settings.default_profile
         return Call(
             request=request,
-            workspace_id=who["workspace_id"] or "",
-            pipeline_run_id=who["pipeline_run_id"],
-            stage=who["stage"],
+            workspace_id=who.workspace_id or "",
+            pipeline_run_id=who.pipeline_run_id,
+            stage=who.stage,
             profile=str(profile),
             prompt_sha256=_hashed(request, profile),
         )
@@ -424,13 +424,23 @@ def _as_follower(error: LLMError, run_id: UUID | None) -> LLMError:
     return own
 
 
-def _resolve_context(metadata: Mapping[str, Any], context: RequestContext | None) -> dict[str, str | None]:
+class _Who(NamedTuple):
+    """In the order of `RESERVED_METADATA_KEYS`."""
+
+    workspace_id: str | None
+    pipeline_run_id: str | None
+    stage: str | None
+
+
+def _resolve_context(metadata: Mapping[str, Any], context: RequestContext | None) -> _Who:
     """Workspace, pipeline run and stage, from the context object or the reserved metadata keys.
 
     Raises:
         LLMConfigurationError: The two disagree, or a reserved key holds something else than a name.
     """
-    found: dict[str, str | None] = {}
+    if context is not None and not metadata:
+        return _Who(context.workspace_id, context.pipeline_run_id, context.stage)
+    found: list[str | None] = []
     for name in RESERVED_METADATA_KEYS:
         in_context = getattr(context, name) if context is not None else None
         in_metadata = metadata.get(name)
@@ -442,8 +452,8 @@ def _resolve_context(metadata: Mapping[str, Any], context: RequestContext | None
             raise LLMConfigurationError(
                 f"The context's {name} and metadata[{name!r}] disagree; give one of them, or the same in both"
             )
-        found[name] = in_context or in_metadata
-    return found
+        found.append(in_context or in_metadata)
+    return _Who(*found)
 
 
 def _is_name(value: object) -> TypeGuard[str]:

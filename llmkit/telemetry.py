@@ -203,7 +203,10 @@ class Telemetry:
             self._tokens.record(count, attributes | {"gen_ai.token.type": kind})
 
     def _trace(self, event: RunEvent, attributes: dict[str, str]) -> None:
-        from opentelemetry.trace import SpanKind, StatusCode
+        from opentelemetry.trace import ProxyTracerProvider, SpanKind, StatusCode, get_tracer_provider
+
+        if isinstance(get_tracer_provider(), ProxyTracerProvider):
+            return  # nobody has configured an SDK, and a span for nobody costs as much as reading the answer
 
         ended_ns = time.time_ns()
         span = self._tracer.start_span(

@@ -17,9 +17,19 @@ from pydantic import ValidationError
 
 import llmkit
 from llmkit import errors
-from llmkit.canonical import canonical_json, prompt_sha256
+from llmkit.canonical import canonical_json, prompt_sha256, sha256_of
 from llmkit.errors import LLMError, describe_validation
-from llmkit.types import LLMRequest, Message, ResponseFormat, Route, TokenUsage, ToolDefinition
+from llmkit.types import (
+    LLMProfile,
+    LLMRequest,
+    Message,
+    NamedToolChoice,
+    ResponseFormat,
+    Route,
+    TokenUsage,
+    ToolCall,
+    ToolDefinition,
+)
 
 ROOT = Path(llmkit.__file__).parents[1]
 
@@ -86,6 +96,38 @@ def test_the_canonical_hash_has_golden_values(name: str) -> None:
     request, canonical, golden = GOLDEN[name]
     assert hashlib.sha256(canonical.encode()).hexdigest() == golden
     assert prompt_sha256(request) == golden
+
+
+MESSAGES = st.one_of(
+    st.builds(Message, role=st.sampled_from(["system", "user", "assistant"]), content=st.text(max_size=4)),
+    st.builds(
+        Message, role=st.just("tool"), content=st.text(max_size=4), tool_call_id=st.just("1"), tool_name=st.none()
+    ),
+    st.builds(
+        Message, role=st.just("assistant"), tool_calls=st.tuples(st.builds(ToolCall, id=st.just("1"), name=st.text()))
+    ),
+)
+REQUESTS = st.builds(
+    LLMRequest,
+    messages=st.lists(MESSAGES, min_size=1, max_size=3).map(tuple),
+    route=st.sampled_from([None, "ollama/x"]),
+    profile=st.sampled_from([None, *LLMProfile]),
+    temperature=st.sampled_from([None, 0, 0.5]),
+    max_output_tokens=st.sampled_from([None, 1]),
+    seed=st.sampled_from([None, 0]),
+    stop=st.sampled_from([(), ("",), ("a", "b")]),
+    tool_choice=st.sampled_from([None, "none", NamedToolChoice(name="t")]),
+    tools=st.sampled_from([(), (ToolDefinition(name="t"), ToolDefinition(name="u", description="d"))]),
+    response_format=st.sampled_from([None, ResponseFormat(), ResponseFormat(name="n", json_schema={"a": [1]})]),
+)
+NOT_HASHED = {"timeout_s", "idempotency_key", "epoch", "use_cache", "constraints", "metadata"}
+
+
+@given(REQUESTS)
+def test_the_canonical_hash_is_of_every_given_field_as_pydantic_dumps_it(request_: LLMRequest) -> None:
+    dumped = request_.model_dump(mode="json", exclude_defaults=True, exclude=NOT_HASHED | {"route"})
+    route = {"route": str(request_.route)} if request_.route else {}
+    assert prompt_sha256(request_) == sha256_of({"form": "llmkit-request-1", **dumped, **route})
 
 
 CHANGES = {

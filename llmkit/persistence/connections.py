@@ -124,7 +124,7 @@ class SqliteReader:
         self._address = address
         self._gate = gate
         self._lock = Lock()
-        self._open: tuple[PoolProxiedConnection, FileGuard] | None = None
+        self._open: tuple[PoolProxiedConnection, Any, FileGuard] | None = None
 
     def one(self, select: PreparedSelect, parameters: Sequence[Any]) -> list[Any] | None:
         """The values of the first row, or None.
@@ -143,15 +143,14 @@ class SqliteReader:
         return None if row is None else select.values(row)
 
     def _first(self, sql: str, parameters: Sequence[Any]) -> tuple[Any, ...] | None:
-        connection, guard = self._opened()
+        _, driver, guard = self._open or self._opened()
         guard.check(at_most_old_s=LOOK_AGAIN_S)
-        driver: Any = connection.driver_connection
         rows: list[tuple[Any, ...]] = driver.execute(sql, parameters).fetchall()
         return rows[0] if rows else None
 
-    def _opened(self) -> tuple[PoolProxiedConnection, FileGuard]:
-        if self._open is None:
-            self._open = self._engine.raw_connection(), FileGuard(self._address.path)
+    def _opened(self) -> tuple[PoolProxiedConnection, Any, FileGuard]:
+        pooled = self._engine.raw_connection()
+        self._open = pooled, pooled.driver_connection, FileGuard(self._address.path)
         return self._open
 
     def close(self) -> None:

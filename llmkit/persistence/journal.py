@@ -31,6 +31,7 @@ from llmkit.persistence.operations import (
     Beat,
     Flush,
     InsertFinished,
+    InsertServed,
     InsertStarted,
     MarkFailed,
     MarkSucceeded,
@@ -196,15 +197,19 @@ class Journal:
         await self.perform(Flush())
         self._here().writer.raise_losses()
 
-    async def find(self, select: PreparedSelect, values: Mapping[str, Any]) -> list[Any] | None:
+    async def find(self, select: PreparedSelect, *key: Any) -> list[Any] | None:
         """The first row of a query by key, as of now.
+
+        Args:
+            select: The query.
+            *key: Its parameters, encoded, in the order of the columns that it was prepared with.
 
         Raises:
             LLMStoreError: The database cannot be read.
         """
         resources = self._here()
         self._refuse_when_closed()
-        parameters = select.row(values)
+        parameters = select.arranged(key)
         if resources.reader is not None:
             return resources.reader.one(select, parameters)
         return await self.read(lambda connection: _first(connection, select, parameters))
@@ -267,20 +272,18 @@ class JournalLLMRunRepo:
 
     async def get_by_idempotency_key(self, workspace_id: str, idempotency_key: str) -> StoredRun | None:
         """See `LLMRunRepo`."""
-        select = self._journal.statements.by_idempotency_key
-        return await self._find(select, {"workspace_id": workspace_id, "idempotency_key": idempotency_key})
+        row = await self._journal.find(self._journal.statements.by_idempotency_key, workspace_id, idempotency_key)
+        return None if row is None else stored_run_of(row)
 
     async def get_by_flight_key(self, workspace_id: str, flight_key: str) -> StoredRun | None:
         """See `LLMRunRepo`."""
-        select = self._journal.statements.by_flight_key
-        return await self._find(select, {"workspace_id": workspace_id, "flight_key": flight_key})
+        row = await self._journal.find(self._journal.statements.by_flight_key, workspace_id, flight_key)
+        return None if row is None else stored_run_of(row)
 
     async def get_run(self, workspace_id: str, run_id: UUID) -> StoredRun | None:
         """See `LLMRunRepo`."""
-        return await self._find(self._journal.statements.by_id, {"workspace_id": workspace_id, "run_id": run_id})
-
-    async def _find(self, select: PreparedSelect, values: Mapping[str, Any]) -> StoredRun | None:
-        row = await self._journal.find(select, values)
+        statements = self._journal.statements
+        row = await self._journal.find(statements.by_id, workspace_id, statements.codec.uuid(run_id))
         return None if row is None else stored_run_of(row)
 
     async def create_started(self, start: RunStart) -> None:
@@ -308,7 +311,7 @@ class JournalLLMRunRepo:
 
     async def record_served(self, start: RunStart, success: RunSuccess) -> None:
         """See `LLMRunRepo`. Written within moments; `Journal.flush()` waits for it, and a failure is told later."""
-        await self._journal.perform_later(InsertFinished(self._journal.statements, start, success))
+        await self._journal.perform_later(InsertServed(start, success))
 
     async def annotate(self, workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> None:
         """See `LLMRunRepo`."""

@@ -98,6 +98,7 @@ ABANDONED_MESSAGE: Final = (
 )
 # An enumeration's own way to its value costs half a microsecond, and this is done for every call.
 STARTED, SUCCEEDED, FAILED = (str(status) for status in (RunStatus.STARTED, RunStatus.SUCCEEDED, RunStatus.FAILED))
+_STATUSES: Final = {str(status): status for status in RunStatus}
 STARTED_COLUMNS: Final = (
     "id",
     "workspace_id",
@@ -361,7 +362,7 @@ def _usage(usage: TokenUsage) -> Row:
 def stored_run_of(row: Sequence[Any]) -> StoredRun:
     """A run from the values of `STORED_RUN_COLUMNS`."""
     run_id, workspace_id, status, *others = row
-    return StoredRun(run_id, workspace_id, RunStatus(status), *others)
+    return StoredRun(run_id, workspace_id, _STATUSES[status], *others)
 
 
 def eval_run_values(run: EvalRun) -> Values:

@@ -133,8 +133,8 @@ class PreparedSelect(Prepared):
 
     __slots__ = ("_results",)
 
-    def __init__(self, statement: Select[Any], dialect: Dialect) -> None:
-        super().__init__(statement, dialect)
+    def __init__(self, statement: Select[Any], dialect: Dialect, columns: Sequence[str] = ()) -> None:
+        super().__init__(statement, dialect, columns)
         types = [column.type for column in statement.selected_columns]
         processors = enumerate(_result_processor(kind, dialect) for kind in types)
         self._results = [(index, process) for index, process in processors if process is not None]
@@ -283,9 +283,12 @@ class Statements:
         self.insert_eval_run = Prepared(
             insert_or_ignore(EVAL_RUNS, name).values(_parameters(EVAL_RUNS, EVAL_RUNS.columns.keys())), dialect
         )
-        self.by_idempotency_key = PreparedSelect(stored_run_select().where(holds_idempotency_key()), dialect)
-        self.by_flight_key = PreparedSelect(stored_run_select().where(holds_flight_key()), dialect)
-        self.by_id = PreparedSelect(stored_run_select().where(is_run()), dialect)
+        found = stored_run_select()
+        self.by_idempotency_key = PreparedSelect(
+            found.where(holds_idempotency_key()), dialect, ("workspace_id", "idempotency_key")
+        )
+        self.by_flight_key = PreparedSelect(found.where(holds_flight_key()), dialect, ("workspace_id", "flight_key"))
+        self.by_id = PreparedSelect(found.where(is_run()), dialect, ("workspace_id", "run_id"))
         run_id = RUNS.c.id == bindparam("run_id", type_=RUNS.c.id.type)
         self.outcome = PreparedSelect(
             select(RUNS.c.status, RUNS.c.finished_at_utc, RUNS.c.error_code).where(run_id), dialect

@@ -199,6 +199,15 @@ async def test_what_was_lost_behind_is_reported_once(home: JournalHome) -> None:
     await home.journal.flush()
 
 
+async def test_an_answer_that_cannot_be_recorded_behind_takes_no_other_with_it(home: JournalHome) -> None:
+    bad, good = a_start(stage="half \ud800"), a_start()
+    await home.repo.record_served(bad, served(bad.id))
+    await home.repo.record_served(good, served(good.id))
+    with pytest.raises(LLMStoreError, match=r"1 answers that cost nothing.*stage holds a character"):
+        await home.journal.flush()
+    assert [run["id"] for run in home.runs()] == [good.id]
+
+
 async def test_what_was_lost_behind_is_reported_at_closing(home: JournalHome) -> None:
     start = a_start(epoch=2**70)
     await home.repo.record_served(start, served(start.id))
