@@ -37,6 +37,7 @@ def sha256_of(value: Any) -> str:
 # Short ones are shown as they are, long ones told apart by a hash; messages, route and profile are known elsewhere.
 _SHORT_FIELDS = ("temperature", "max_output_tokens", "seed", "stop", "tool_choice")
 _LONG_FIELDS = ("tools", "response_format")
+_FIELDS = _SHORT_FIELDS + _LONG_FIELDS
 _SHORT_HASH = 16
 
 
@@ -57,7 +58,7 @@ def prompt_sha256(request: LLMRequest, default_profile: LLMProfile | None = None
         request: What is asked.
         default_profile: The profile of a request that names none.
     """
-    content = _given(request, _SHORT_FIELDS) | _given(request, _LONG_FIELDS)
+    content = _given(request, _FIELDS)
     content["form"] = REQUEST_FORM
     content["messages"] = [_said(message) for message in request.messages]
     if request.route is not None:
@@ -70,8 +71,12 @@ def prompt_sha256(request: LLMRequest, default_profile: LLMProfile | None = None
 
 def _given(request: LLMRequest, names: Iterable[str]) -> dict[str, Any]:
     """Those of the fields that were given, as plain data; their defaults are None and the empty tuple."""
-    values = {name: getattr(request, name) for name in names}
-    return {name: _plain(value) for name, value in values.items() if value is not None and value != ()}
+    given: dict[str, Any] = {}
+    for name in names:
+        value = getattr(request, name)
+        if value is not None and value != ():
+            given[name] = _plain(value)
+    return given
 
 
 def _plain(value: Any) -> Any:

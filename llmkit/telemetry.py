@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from types import ModuleType
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -203,15 +204,13 @@ class Telemetry:
             self._tokens.record(count, attributes | {"gen_ai.token.type": kind})
 
     def _trace(self, event: RunEvent, attributes: dict[str, str]) -> None:
-        from opentelemetry.trace import ProxyTracerProvider, SpanKind, StatusCode, get_tracer_provider
-
-        if isinstance(get_tracer_provider(), ProxyTracerProvider):
+        trace = self._trace_api
+        if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             return  # nobody has configured an SDK, and a span for nobody costs as much as reading the answer
-
         ended_ns = time.time_ns()
         span = self._tracer.start_span(
             f"chat {event.model or 'none'}",
-            kind=SpanKind.CLIENT,
+            kind=trace.SpanKind.CLIENT,
             start_time=ended_ns - int(event.latency_ms * 1e6),
             attributes=attributes,
         )
@@ -221,14 +220,18 @@ class Telemetry:
             span.set_attributes({f"llmkit.{name}": str(value) for name, value in own.items() if value is not None})
             span.set_attributes({f"gen_ai.usage.{kind}_tokens": count for kind, count in _billed_tokens(event)})
             if event.error_code is not None:
-                span.set_status(StatusCode.ERROR, event.error_code)
+                span.set_status(trace.StatusCode.ERROR, event.error_code)
         span.end(ended_ns)
 
     @cached_property
-    def _tracer(self) -> Tracer:
+    def _trace_api(self) -> ModuleType:
         from opentelemetry import trace
 
-        return trace.get_tracer("llmkit")
+        return trace
+
+    @cached_property
+    def _tracer(self) -> Tracer:
+        return self._trace_api.get_tracer("llmkit")  # type: ignore[no-any-return]
 
     @cached_property
     def _runs(self) -> Counter:

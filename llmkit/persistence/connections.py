@@ -18,7 +18,7 @@ from llmkit.persistence.statements import PreparedSelect
 __all__ = ["SqliteReader", "WriteConnection"]
 
 # How long a reader may go on with a file that was deleted: looking costs as much as a third of a read.
-LOOK_AGAIN_S: Final = 0.02
+LOOK_AGAIN_S: Final = 0.1
 
 T = TypeVar("T")
 
