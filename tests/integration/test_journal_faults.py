@@ -213,7 +213,10 @@ async def test_a_database_deleted_while_it_is_used(sqlite_url: str) -> None:
         assert len(home.runs()) == 1, "the new one is used"
 
 
-async def test_a_database_replaced_while_it_is_read(sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_database_replaced_while_it_is_read(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmkit.persistence.connections.LOOK_AGAIN_S", 0.0)
     with JournalHome(sqlite_url) as home:
         await home.repo.create_started(a_start(idempotency_key="old"))
         assert await home.repo.get_by_idempotency_key("lab", "old") is not None
