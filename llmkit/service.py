@@ -7,21 +7,19 @@ writes into the caller's transaction or makes each operation durable by itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeGuard, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 
-from llmkit.canonical import prompt_sha256, sha256_of
+from llmkit.canonical import sha256_of
+from llmkit.contract import conflict, in_progress, open_call, who_asks
 from llmkit.errors import (
     CANCELLED_CODE,
-    LLMBadRequest,
     LLMConfigurationError,
     LLMError,
-    LLMIdempotencyConflict,
-    LLMInProgress,
     LLMStoreError,
 )
 from llmkit.ledger import Call, Ledger
@@ -39,9 +37,6 @@ from llmkit.router import LLMRouter, Routed, plan_as_json
 from llmkit.settings import LLMSettings
 from llmkit.telemetry import Telemetry
 from llmkit.types import (
-    MAX_KEY_LENGTH,
-    RESERVED_METADATA_KEYS,
-    LLMProfile,
     LLMRequest,
     LLMResponse,
     Name,
@@ -49,7 +44,6 @@ from llmkit.types import (
     RoutePlan,
     RunStatus,
     ServedFrom,
-    utc_now,
 )
 
 __all__ = ["LLMService"]
@@ -137,7 +131,7 @@ class LLMService:
             LLMConfigurationError: Context and metadata disagree.
             LLMStoreError: The database failed; the answer is its `response`.
         """
-        workspace_id = _resolve_context(request.metadata, context).workspace_id
+        workspace_id = who_asks(request, context).workspace_id
         if response.run_id is None or workspace_id is None:
             return
         try:
@@ -161,7 +155,7 @@ class LLMService:
             LLMStoreError: The database failed; when that happened after the answer, the answer is its `response`.
             LLMError: What the provider or the router raised, with `run_id` and `attempts`.
         """
-        call = self._open(request, context)
+        call = open_call(request, context, self._settings.default_profile, recorded=self._runs is not None)
         for _ in range(CLAIM_TRIES):
             stored = await self._replay(call)
             if stored is not None:
@@ -181,25 +175,6 @@ class LLMService:
                 continue
         raise LLMStoreError(CHANGING_HANDS)
 
-    # --- contract -----------------------------------------------------------------------------------------------
-
-    def _open(self, request: LLMRequest, context: RequestContext | None) -> Call:
-        who = _resolve_context(request.metadata, context)
-        if self._runs is not None and who.workspace_id is None:
-            raise LLMConfigurationError(
-                "No workspace: pass RequestContext(workspace_id=...), or metadata={'workspace_id': ...}; "
-                "or switch LLM_PERSIST_RUNS off"
-            )
-        profile = request.profile or self._settings.default_profile
-        return Call(
-            request=request,
-            workspace_id=who.workspace_id or "",
-            pipeline_run_id=who.pipeline_run_id,
-            stage=who.stage,
-            profile=str(profile),
-            prompt_sha256=_hashed(request, profile),
-        )
-
     # --- idempotency --------------------------------------------------------------------------------------------
 
     async def _replay(self, call: Call) -> LLMResponse | None:
@@ -212,11 +187,11 @@ class LLMService:
             if stored is None:
                 return None
             if (stored.prompt_sha256, stored.epoch) != (call.prompt_sha256, call.request.epoch):
-                raise _conflict(key, stored)
+                raise conflict(key, stored)
             if stored.status is RunStatus.SUCCEEDED:
                 return await self._serve_stored(call, stored, ServedFrom.REPLAY)
             if not await self._settle(self._runs, stored):
-                raise _in_progress(key, stored)
+                raise in_progress(key, stored)
         raise LLMStoreError(CHANGING_HANDS)
 
     async def _settle(self, runs: LLMRunRepo, started: StoredRun) -> bool:
@@ -402,13 +377,6 @@ class LLMService:
         )
 
 
-def _hashed(request: LLMRequest, profile: LLMProfile) -> str:
-    try:
-        return prompt_sha256(request, profile)
-    except (TypeError, ValueError) as error:
-        raise LLMBadRequest(f"A tool's parameters or the response format hold what is not JSON: {error}") from None
-
-
 def _whole_characters(text: str) -> str:
     """The text with half characters replaced: a model may stop inside one, and neither JSON nor a database takes it."""
     if text.isascii():
@@ -422,65 +390,6 @@ def _as_follower(error: LLMError, run_id: UUID | None) -> LLMError:
     vars(own).update(vars(error))
     own.run_id, own.attempts = run_id, ()
     return own
-
-
-class _Who(NamedTuple):
-    """In the order of `RESERVED_METADATA_KEYS`."""
-
-    workspace_id: str | None
-    pipeline_run_id: str | None
-    stage: str | None
-
-
-def _resolve_context(metadata: Mapping[str, Any], context: RequestContext | None) -> _Who:
-    """Workspace, pipeline run and stage, from the context object or the reserved metadata keys.
-
-    Raises:
-        LLMConfigurationError: The two disagree, or a reserved key holds something else than a name.
-    """
-    if context is not None and not metadata:
-        return _Who(context.workspace_id, context.pipeline_run_id, context.stage)
-    found: list[str | None] = []
-    for name in RESERVED_METADATA_KEYS:
-        in_context = getattr(context, name) if context is not None else None
-        in_metadata = metadata.get(name)
-        if in_metadata is not None and not _is_name(in_metadata):
-            raise LLMConfigurationError(
-                f"metadata[{name!r}] must be one line of 1 to {MAX_KEY_LENGTH} characters, with no space at its ends"
-            )
-        if in_context is not None and in_metadata is not None and in_context != in_metadata:
-            raise LLMConfigurationError(
-                f"The context's {name} and metadata[{name!r}] disagree; give one of them, or the same in both"
-            )
-        found.append(in_context or in_metadata)
-    return _Who(*found)
-
-
-def _is_name(value: object) -> TypeGuard[str]:
-    try:
-        _NAME.validate_python(value, strict=True)
-    except ValidationError:
-        return False
-    return True
-
-
-def _conflict(key: str, stored: StoredRun) -> LLMIdempotencyConflict:
-    error = LLMIdempotencyConflict(
-        f"The idempotency key {key!r} belongs to run {stored.id} of a different request "
-        f"({stored.status}); use a new key, or send the same request"
-    )
-    error.run_id = stored.id
-    return error
-
-
-def _in_progress(key: str, stored: StoredRun) -> LLMInProgress:
-    age_s = max(0.0, (utc_now() - stored.created_at_utc).total_seconds())
-    return LLMInProgress(
-        f"A call with the idempotency key {key!r} is under way since {age_s:.0f} s (run {stored.id}); "
-        "wait for it, or use another key",
-        run_id=stored.id,
-        age_s=age_s,
-    )
 
 
 async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.cache import DiskContentCache
+from llmkit.contract import open_call
 from llmkit.errors import (
     LLMAuthenticationError,
     LLMConfigurationError,
@@ -24,7 +25,7 @@ from llmkit.service import LLMService
 from llmkit.settings import load_settings
 from llmkit.testing.memory import InMemoryLLMRunRepo, InMemoryRun
 from llmkit.testing.scripted import ScriptedClient, reply
-from llmkit.types import LLMRequest, LLMResponse, RequestContext, RunStatus, ServedFrom, utc_now
+from llmkit.types import LLMProfile, LLMRequest, LLMResponse, RequestContext, RunStatus, ServedFrom, utc_now
 
 HERE = RequestContext(workspace_id="here", pipeline_run_id="p1", stage="test")
 ELSEWHERE = "another-boot|pid:[1]|7|99"
@@ -135,7 +136,7 @@ async def test_a_key_in_flight_is_in_progress_with_run_and_age() -> None:
 
 async def _leave_started(bench: Bench, request: LLMRequest, age_s: float) -> RunStart:
     """A run whose process on another machine was last heard of `age_s` ago."""
-    call = bench.service._open(request, HERE)
+    call = open_call(request, HERE, LLMProfile.BALANCED, recorded=True)
     start = replace(
         bench.service._ledger._start(call, None), owner=ELSEWHERE, created_at_utc=utc_now() - timedelta(seconds=age_s)
     )

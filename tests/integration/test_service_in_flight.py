@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.cache import DiskContentCache
+from llmkit.contract import open_call
 from llmkit.errors import LLMAllRoutesFailed, LLMAuthenticationError, LLMError, LLMStoreError, LLMUnavailable
 from llmkit.ports import RunFailure, RunStart, RunSuccess
 from llmkit.router import LLMRouter
@@ -22,7 +23,7 @@ from llmkit.testing import Fault, OllamaServer, Reply
 from llmkit.testing.memory import InMemoryLLMRunRepo
 from llmkit.testing.queueing import Load
 from llmkit.testing.scripted import ScriptedClient, reply
-from llmkit.types import LLMConstraints, LLMResponse, RequestContext, Route, RunStatus, ServedFrom, utc_now
+from llmkit.types import LLMConstraints, LLMProfile, LLMResponse, RequestContext, Route, RunStatus, ServedFrom, utc_now
 from tests.integration.gates import GatedClient
 from tests.integration.workers import HERE, Worker, ask
 from tests.persistence.homes import JournalHome
@@ -109,7 +110,7 @@ def test_when_the_leading_process_is_killed_one_more_request_is_made(database_ur
 
 async def _leave_in_flight(bench: Bench, **changes: object) -> RunStart:
     """A STARTED run of the same question, as somebody else left it."""
-    call = bench.service._open(ask("q"), HERE)
+    call = open_call(ask("q"), HERE, LLMProfile.BALANCED, recorded=True)
     name = bench.service._flight_name(call, bench.service.router.explain(call.request))
     start = replace(bench.service._ledger._start(call, name), **changes)
     await bench.runs.create_started(start)

@@ -17,6 +17,7 @@ from uuid import UUID
 import pytest
 
 from llmkit.cache import DiskContentCache
+from llmkit.contract import open_call
 from llmkit.errors import LLMAuthenticationError, LLMError
 from llmkit.persistence.retention import erase_workspace
 from llmkit.ports import LLMRunRepo
@@ -25,7 +26,7 @@ from llmkit.service import LLMService
 from llmkit.settings import load_settings
 from llmkit.testing.memory import InMemoryLLMRunRepo
 from llmkit.testing.scripted import ScriptedClient, reply
-from llmkit.types import LLMRequest, RequestContext, Route, utc_now
+from llmkit.types import LLMProfile, LLMRequest, RequestContext, Route, utc_now
 from tests.integration.workers import ask
 from tests.persistence.homes import JournalHome
 
@@ -122,7 +123,7 @@ class World:
     async def _leave_started(self, step: Step) -> str:
         """A call of a process on another machine, which may have been silent for too long."""
         context = RequestContext(workspace_id=step.workspace)
-        call = self._service._open(self._request(step), context)
+        call = open_call(self._request(step), context, LLMProfile.BALANCED, recorded=True)
         if await self._runs.get_by_idempotency_key(step.workspace, step.key or "") is not None:
             return "held"
         age = timedelta(seconds=10**6 if step.fails else 0)
