@@ -169,7 +169,7 @@ class Clock:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.offset = timedelta()
-        for module in ("ledger", "liveness", "service", "persistence.journal"):
+        for module in ("ledger", "liveness", "contract", "persistence.journal"):
             patch.setattr(f"llmkit.{module}.utc_now", lambda: utc_now() + self.offset)
 
 
