@@ -25,7 +25,7 @@ AGAIN = "The same name with a larger budget goes on; what is done is not called 
 
 
 class Keeper:
-    """Guards all requests of one evaluation. Belongs to the event loop in which it is at work.
+    """Guards all requests of one evaluation. Belongs to the event loop in which it is made, and counts no other's.
 
     Args:
         budget: The limits.
@@ -52,6 +52,7 @@ class Keeper:
         self._clock = clock
         self._ends_s = math.inf
         self._slowest_s = 0.0
+        self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
         self._settled = asyncio.Event()
         self._stopped: tuple[Kind, str] | None = None
@@ -114,6 +115,8 @@ class Keeper:
             LLMBudgetExhausted: There is no room for it any more, and the run is stopped.
             LLMBadRequest: The request has no output limit.
         """
+        if asyncio.get_running_loop() is not self._loop:
+            return await send()  # a scorer's own session, in a loop of its own
         began_s = time.perf_counter()
         most = self._most(route, request)
         await self._hold(most)

@@ -18,7 +18,7 @@ from llmkit.evals.digests import digest_notes
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, STATUSES, SUCCEEDED, Work, fell_back
 from llmkit.evals.terminal import mean_text
 from llmkit.evals.views import MISSING_COLUMNS, REPEAT_COLUMNS, missing_rows, repeat_rows
-from llmkit.ports import DigestSeen, EvalResult, EvalRun, StoredRun
+from llmkit.ports import DigestSeen, EvalResult, EvalRun, Spent, StoredRun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,6 +79,7 @@ class EvalReport:
         stopped: Routes that are no longer called, and why.
         digests: The models behind the routes, as far as their servers identify them.
         budget: How much of its budget the run has used; None without one, and for a report from the store.
+        spent: What all requests of the run have taken, judges' included, by who answered; of a report from the store.
     """
 
     run: EvalRun
@@ -89,6 +90,7 @@ class EvalReport:
     stopped: Mapping[str, str] = field(default_factory=dict)
     digests: tuple[DigestSeen, ...] = ()
     budget: BudgetUse | None = None
+    spent: tuple[Spent, ...] = ()
 
     @property
     def has_failures(self) -> bool:
