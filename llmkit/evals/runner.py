@@ -235,6 +235,8 @@ class _Evaluation:
                 yield _Rescore(self.plan.dataset.by_id[key.sample_id], result)
 
     async def _rescore(self, job: _Rescore) -> None:
+        if self.keeper.stopped_by and self.plan.judges():
+            return
         try:
             fresh = scored(job.result, await self._scores_of_stored(job))
         except LLMBudgetExhausted:
@@ -361,5 +363,5 @@ class _Evaluation:
         if key_of(blank) in self.in_progress:
             return replace(blank, status=IN_PROGRESS, error_code=LLMInProgress.code)
         stopped_by = self.health[blank.route].stopped_by
-        code = LLMBudgetExhausted.code if self.keeper.stopped_by else stopped_by.code if stopped_by else None
+        code = stopped_by.code if stopped_by else LLMBudgetExhausted.code if self.keeper.stopped_by else None
         return replace(blank, status=NOT_RUN, error_code=code)

@@ -47,7 +47,7 @@ def test_a_provider_that_is_down_for_a_while_costs_the_calls_under_way_and_the_w
         sent = len(server.calls)
         again = session.evaluate(task_of(20), [OLLAMA], name="run", progress=False)
         repeated = asked_for(server.calls[sent:])
-    assert 1 <= len(failed) <= 4
+    assert 1 <= len(failed) <= 8
     assert first.counts["SUCCEEDED"] == 20 - len(failed)
     assert first.stopped == {}
     assert not again.has_failures
