@@ -26,7 +26,7 @@ _KEY_HEADERS = frozenset({"authorization", "x-goog-api-key", "x-api-key", "api-k
 # Of the connection, which is the pool's business; what it can decode is also the pool's to say.
 _HOP_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding"})
 KEEPALIVE_S = 30.0
-# Above this aiohttp wants something that it can send bit by bit, so that one request does not hold up all others.
+# A longer one is sent bit by bit, so that it does not hold up all others; else aiohttp warns.
 LARGE_BODY_BYTES = 2**20
 
 

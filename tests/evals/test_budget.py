@@ -281,7 +281,9 @@ def test_judges_are_paid_from_the_same_budget_and_no_answer_is_paid_twice_for_on
         assert report.counts["SCORER_FAILED"] == 0
         report = evaluated(session, task)
         assert len(server.calls) == 16
+        spent = {str(each.route): each.input_tokens + each.output_tokens for each in session.report("run").spent}
     assert not report.has_failures
+    assert spent == {OLLAMA: 8 * 240, "ollama/judge": 8 * 240}
 
 
 def test_what_a_scorer_of_one_s_own_asks_in_the_same_session_counts_too():
