@@ -21,6 +21,7 @@ __all__ = [  # noqa: F405
     "LLMAllRoutesFailed",
     "LLMAuthenticationError",
     "LLMBadRequest",
+    "LLMBudgetExhausted",
     "LLMConfigurationError",
     "LLMConstraints",
     "LLMContentBlocked",

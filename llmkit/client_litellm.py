@@ -27,6 +27,7 @@ from llmkit.limits import Limits
 from llmkit.ports import AttemptLog, ClientReply, Endpoint, ModelServer
 from llmkit.providers import PROVIDERS, ProviderSpec
 from llmkit.settings import LLMSettings
+from llmkit.spending import guarded
 from llmkit.telemetry import redact
 from llmkit.types import Attempt, AttemptStatus, LLMProvider, LLMRequest, Route, TokenUsage
 from llmkit.wire.exchange import Exchange
@@ -93,7 +94,8 @@ class LiteLLMClient:
         spec = self._callable_provider(route)
         async with self._limits.place(route, request, log) as place:
             await self._lanes.load()
-            send = partial(place.send, partial(self._request_once, spec, route, request, log))
+            once = guarded(route, request, log, partial(self._request_once, spec, route, request, log))
+            send = partial(place.send, once)
             first = await _tried(send)
             # Most calls need no retry, and its machinery is a third of all the work that is done here.
             return first if isinstance(first, ClientReply) else await self._retried(first, send)

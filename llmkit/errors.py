@@ -26,6 +26,7 @@
     ├── LLMNoRecording               no_recording           a replaying session has no recorded answer
     ├── LLMInProgress                in_progress            the key's call is under way elsewhere
     ├── LLMStoreError                store                  the database or the cache
+    ├── LLMBudgetExhausted           budget_exhausted       what is left of a budget is too little for the request
     └── LLMEvaluationError           evaluation             task, dataset or run cannot be used
         └── LLMDatasetError          dataset                a line or field of a dataset
 
@@ -46,6 +47,7 @@ __all__ = [
     "LLMAllRoutesFailed",
     "LLMAuthenticationError",
     "LLMBadRequest",
+    "LLMBudgetExhausted",
     "LLMConfigurationError",
     "LLMContentBlocked",
     "LLMContextOverflow",
@@ -304,6 +306,12 @@ class LLMStoreError(LLMError):
 
     code = "store"
     response: LLMResponse | None = None
+
+
+class LLMBudgetExhausted(LLMError):
+    """What is left of the budget of an evaluation is too little for the request; it was not sent."""
+
+    code = "budget_exhausted"
 
 
 class LLMEvaluationError(LLMError):

@@ -25,6 +25,7 @@ from llmkit.types import (
 )
 
 __all__ = [
+    "DOUBTFUL_STATUSES",
     "AttemptLog",
     "CacheKey",
     "ClientReply",
@@ -42,9 +43,13 @@ __all__ = [
     "RunFailure",
     "RunStart",
     "RunSuccess",
+    "Spent",
     "StoredRun",
     "UnitOfWork",
 ]
+
+DOUBTFUL_STATUSES = frozenset({408, 499, 504})
+"""Of the statuses from 400 on, which say that nothing was billed, those that do not: the model may have worked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,6 +429,26 @@ class DigestSeen:
     requests: int
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the requests took that an evaluation sent to one route. What was refused, and so not billed, is left out.
+
+    Attributes:
+        input_tokens: Of all requests that the provider counted the tokens of.
+        output_tokens: Of the same.
+        cost_usd: Of those of them that have a price; 0 when none has.
+        unpriced: How many of those have none.
+        uncounted: How many others there are: cut off, cancelled or too late, so that they may have been billed.
+    """
+
+    route: Route
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+    unpriced: int = 0
+    uncounted: int = 0
+
+
 class EvalStore(Protocol):
     """Evaluations and their results. Every method raises `LLMStoreError` when the database fails."""
 
@@ -453,4 +478,8 @@ class EvalStore(Protocol):
 
     async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
         """Every model digest that was recorded with requests of an evaluation, by route and first appearance."""
+        ...
+
+    async def spent(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
+        """What the requests of an evaluation took, by route. Those of calls that are in doubt are not recorded yet."""
         ...

@@ -54,7 +54,9 @@ def test_the_evaluation_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPat
     (tmp_path / "sentiment.py").write_text(_block("task = Task("), encoding="utf-8")
     line = {"input": "Great!", "target": "positive"}
     (tmp_path / "sentiment.jsonl").write_text(json.dumps(line), encoding="utf-8")
-    (command,) = [line for block in _blocks("sh") for line in block.splitlines() if "eval run" in line]
+    (command,) = [
+        line for block in _blocks("sh") for line in block.splitlines() if "eval run" in line and "--name first" in line
+    ]
     with OllamaServer() as ollama, GeminiServer(api_key="k") as gemini:
         monkeypatch.setenv("LLM_OLLAMA_API_BASE", ollama.url)
         monkeypatch.setenv("LLM_GEMINI_API_BASE", f"{gemini.url}/v1beta")

@@ -14,6 +14,9 @@ from llmkit.cli.output import (
     AsJson,
     JUnitFile,
     MarkdownFile,
+    MaxCostUsd,
+    MaxTimeS,
+    MaxTokens,
     Workspace,
     print_json,
     print_rich,
@@ -53,6 +56,9 @@ def eval_run(  # noqa: PLR0913 - options of a command
     epochs: Annotated[int, typer.Option(min=1, help="Repeats of every sample.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Most samples under way at once.")] = None,
+    max_tokens: MaxTokens = None,
+    max_cost_usd: MaxCostUsd = None,
+    max_time_s: MaxTimeS = None,
     junit: JUnitFile = None,
     markdown: MarkdownFile = None,
     workspace: Workspace = None,
@@ -60,16 +66,17 @@ def eval_run(  # noqa: PLR0913 - options of a command
 ) -> None:
     """Run every task of FILE over the routes, resume what was interrupted, and print the comparison.
 
-    Finished samples are not called again; failed ones are tried again. Exit code 1 when samples failed.
+    Finished samples are not called again; failed ones are tried again. Exit code 1 when samples failed, or when a
+    budget stopped the run: with a larger one, the same command goes on.
     """
-    from llmkit.evals import load_tasks
+    from llmkit.evals import Budget, load_tasks
     from llmkit.evals.for_ci import run_junit, run_markdown
     from llmkit.session import Session
 
     require_places(junit, markdown)
     tasks = load_tasks(file)
     labels = [route.strip() for route in routes.split(",") if route.strip()]
-    options: dict[str, Any] = {"epochs": epochs, "limit": limit}
+    options: dict[str, Any] = {"epochs": epochs, "limit": limit, "budget": Budget(max_tokens, max_cost_usd, max_time_s)}
     if concurrency is not None:
         options["concurrency"] = concurrency
     with Session(workspace) as session:

@@ -19,6 +19,9 @@ __all__ = [
     "AsJson",
     "JUnitFile",
     "MarkdownFile",
+    "MaxCostUsd",
+    "MaxTimeS",
+    "MaxTokens",
     "Workspace",
     "frame_table",
     "print_json",
@@ -38,6 +41,11 @@ Workspace = Annotated[
 
 JUnitFile = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file as well.")]
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write a Markdown summary to this file as well.")]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="Most tokens, in and out, that a run may take in all, judges included.")
+]
+MaxCostUsd = Annotated[float | None, typer.Option(help="Most US dollars that a run may cost in all.")]
+MaxTimeS = Annotated[float | None, typer.Option(help="Most seconds that a run may take now.")]
 
 
 def require_places(*files: Path | None) -> None:

@@ -1,5 +1,6 @@
 """The evaluation engine: tasks, scorers, runner, statistics, reports."""
 
+from llmkit.evals.budget import Budget
 from llmkit.evals.dataset import Dataset, Sample
 from llmkit.evals.loader import load_tasks
 from llmkit.evals.plan import EvaluateOptions
@@ -25,6 +26,7 @@ from llmkit.evals.task import Task
 from llmkit.evals.variant import Variant
 
 __all__ = [
+    "Budget",
     "Dataset",
     "EvalReport",
     "EvaluateOptions",

@@ -6,14 +6,19 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from llmkit.errors import LLMEvaluationError
+from llmkit.evals.budget import Budget
 from llmkit.evals.plan import FINAL_CODES
 from llmkit.evals.report import EvalReport
 from llmkit.evals.result import FAILED, SCORER_FAILED, SUCCEEDED
 from llmkit.evals.task import Task
+from llmkit.lanes.price_list import is_free, list_price
 from llmkit.ports import EvalResult
+from llmkit.types import Route
 
-__all__ = ["Forecast", "SampleSize", "forecast", "sample_size"]
+__all__ = ["Forecast", "Outlook", "SampleSize", "forecast", "outlook", "sample_size"]
 
 # Two independent coins differ no more than this.
 WIDEST_SPREAD = math.sqrt(0.5)
@@ -32,6 +37,8 @@ class Forecast:
         input_tokens: Of all calls; None when it is not known.
         output_tokens: The same for output.
         time_s: Seconds that this route takes of a run with this concurrency; None when it is not known.
+        cost_usd: US dollars, by list prices and by who answered before; 0 for a route that nobody charges for, None
+            when it is not known.
     """
 
     route: str
@@ -42,6 +49,26 @@ class Forecast:
     input_tokens: int | None
     output_tokens: int | None
     time_s: float | None
+    cost_usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """How one limit of a budget compares with a plan.
+
+    Attributes:
+        limit: `max_tokens`, `max_cost_usd` or `max_time_s`.
+        allowed: The limit itself.
+        spent: What the run that will be continued has spent of it.
+        planned: What the rest will take; None when it is not known for some route.
+        suffices: Whether spent and planned stay within what is allowed; None when it cannot be told.
+    """
+
+    limit: str
+    allowed: float
+    spent: float
+    planned: float | None
+    suffices: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +103,9 @@ def forecast(
     limit: int | None = None,
     concurrency: int = 8,
 ) -> tuple[Forecast, ...]:
-    """What an evaluation of these routes will take. Calls nothing.
+    """What an evaluation of these routes will take. Calls nothing; loads litellm, for prices, when a route is not free.
+
+    What judges take is not in it, nor are repairs and retries.
 
     Args:
         task: What will be asked.
@@ -126,7 +155,62 @@ def _of_route(
         input_tokens=_times(_mean(result.input_tokens for result in answered), calls),
         output_tokens=_times(_mean(result.output_tokens for result in answered), calls),
         time_s=None if latency is None else latency / 1_000 * calls / concurrency,
+        cost_usd=_cost_usd(route, answered, calls),
     )
+
+
+def _cost_usd(label: str, answered: Sequence[EvalResult], calls: int) -> float | None:
+    if not calls or _is_free(label):
+        return 0.0
+    each = [_cost_of(result) for result in answered]
+    mean = None if None in each else _mean(each)
+    return None if mean is None else mean * calls
+
+
+def _is_free(label: str) -> bool:
+    try:
+        return is_free(Route.parse(label.partition("@")[0]))
+    except ValidationError:  # a policy, or a label that somebody gave
+        return False
+
+
+def _cost_of(result: EvalResult) -> float | None:
+    price = None if result.served_route is None else list_price(Route.parse(result.served_route))
+    if price is None or result.input_tokens is None or result.output_tokens is None:
+        return None
+    return price.usual(result.input_tokens, result.output_tokens)
+
+
+def outlook(rows: Sequence[Forecast], budget: Budget, run: EvalReport | None = None) -> tuple[Outlook, ...]:
+    """How a budget compares with a plan, limit by limit.
+
+    Args:
+        rows: What `forecast` said.
+        budget: The limits.
+        run: The stored run that will be continued: what it has spent counts.
+    """
+    spent = () if run is None else run.spent
+    tokens = sum(each.input_tokens + each.output_tokens for each in spent)
+    counts = [_plus(row.input_tokens, row.output_tokens) for row in rows]
+    found = (
+        ("max_tokens", budget.max_tokens, tokens, _total(counts)),
+        ("max_cost_usd", budget.max_cost_usd, math.fsum(e.cost_usd for e in spent), _total(r.cost_usd for r in rows)),
+        ("max_time_s", budget.max_time_s, 0.0, _total(row.time_s for row in rows)),
+    )
+    return tuple(
+        Outlook(limit, allowed, used, planned, None if planned is None else used + planned <= allowed)
+        for limit, allowed, used, planned in found
+        if allowed is not None
+    )
+
+
+def _plus(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else a + b
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
 
 
 def _is_kept(result: EvalResult) -> bool:

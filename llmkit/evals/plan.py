@@ -11,6 +11,7 @@ from uuid_utils.compat import uuid7
 
 from llmkit.canonical import sha256_of
 from llmkit.errors import LLMError, LLMEvaluationError, LLMUnusableAnswer
+from llmkit.evals.budget import Budget
 from llmkit.evals.dataset import Dataset, Sample
 from llmkit.evals.progress import Progress
 from llmkit.evals.result import FAILED, ResultKey
@@ -50,6 +51,7 @@ class EvaluateOptions(TypedDict, total=False):
         scorer_timeout_s: Most seconds for one scorer on one sample, after which it is a scorer error; 60. A judge has a
             limit of its own. None for no limit.
         policies: Services that route by another policy, for routes written `policy:NAME`.
+        budget: Most tokens, US dollars and seconds that the run may take; None for no limit. See `Budget`.
         extract: Another extractor than `llmkit.pydanticai.extraction.extract`.
     """
 
@@ -62,6 +64,7 @@ class EvaluateOptions(TypedDict, total=False):
     repairs: int
     scorer_timeout_s: float | None
     policies: Mapping[str, LLMService]
+    budget: Budget | None
     extract: Extractor | None
 
 
@@ -81,6 +84,7 @@ class Plan:
     scorer_timeout_s: float | None
     retry_failed: bool | Literal["all"]
     progress: bool | Callable[[Progress], None]
+    budget: Budget
     extract: Extractor
     sample_digests: Mapping[str, str]
 
@@ -113,6 +117,7 @@ class Plan:
             scorer_timeout_s=_above_zero("scorer_timeout_s", options.get("scorer_timeout_s", DEFAULT_SCORER_TIMEOUT_S)),
             retry_failed=options.get("retry_failed", True),
             progress=options.get("progress", True),
+            budget=options.get("budget") or Budget(),
             extract=options.get("extract") or _default_extract(),
             sample_digests={sample.key: _sample_digest(sample) for sample in dataset},
         )

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals.aggregate import COMPARISON_COLUMNS, SUMMARY_COLUMNS, Cluster, comparison_rows, summary_rows
 from llmkit.evals.asked import asked_differently
+from llmkit.evals.budget import BudgetUse
 from llmkit.evals.dataset import Sample
 from llmkit.evals.digests import digest_notes
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, STATUSES, SUCCEEDED, Work, fell_back
 from llmkit.evals.terminal import mean_text
 from llmkit.evals.views import MISSING_COLUMNS, REPEAT_COLUMNS, missing_rows, repeat_rows
-from llmkit.ports import DigestSeen, EvalResult, EvalRun, StoredRun
+from llmkit.ports import DigestSeen, EvalResult, EvalRun, Spent, StoredRun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,6 +78,8 @@ class EvalReport:
         work: What was done now; None for a report from the store.
         stopped: Routes that are no longer called, and why.
         digests: The models behind the routes, as far as their servers identify them.
+        budget: How much of its budget the run has used; None without one, and for a report from the store.
+        spent: What all requests of the run have taken, judges' included, by who answered; of a report from the store.
     """
 
     run: EvalRun
@@ -86,6 +89,8 @@ class EvalReport:
     work: Work | None = None
     stopped: Mapping[str, str] = field(default_factory=dict)
     digests: tuple[DigestSeen, ...] = ()
+    budget: BudgetUse | None = None
+    spent: tuple[Spent, ...] = ()
 
     @property
     def has_failures(self) -> bool:
@@ -125,7 +130,7 @@ class EvalReport:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the numbers has to know, one sentence each; the warnings are among them."""
-        return (*_work_notes(self), *self.lasting_notes)
+        return (*_work_notes(self), *_budget_notes(self.budget), *self.lasting_notes)
 
     @property
     def lasting_notes(self) -> tuple[str, ...]:
@@ -258,6 +263,7 @@ class EvalReport:
         (status to number), `work` (reused, rescored, called, replayed, sent; null for a report from the store),
         `summary` (rows of `summary()`), `comparisons` (rows of `compare(a, b)` for all pairs of routes), `stopped`
         (route to reason), `in_doubt` (ids of calls), `judges` (metric to route, prompt, criteria, scale, parameters),
+        `budget` (budget with its limits, tokens, cost_usd, uncounted, stopped_by, why; null without one),
         `notes`, `warnings` (those of the notes that put a comparison in doubt).
         """
         run = self.run
@@ -279,6 +285,7 @@ class EvalReport:
             "stopped": dict(self.stopped),
             "in_doubt": [str(call.id) for call in self.in_doubt],
             "judges": self.judges,
+            "budget": asdict(self.budget) if self.budget else None,
             "notes": list(self.notes),
             "warnings": list(self.warnings),
         }
@@ -394,6 +401,17 @@ def _work_notes(report: EvalReport) -> Iterator[str]:
         yield f"{_many(work.rescored, 'stored output')} scored again without a call."
     if work.replayed:
         yield f"{_many(work.replayed, 'answer')} came from the store."
+
+
+def _budget_notes(use: BudgetUse | None) -> Iterator[str]:
+    if use is None:
+        return
+    if use.text:
+        yield f"The run has spent {use.text}."
+    if use.uncounted:
+        yield f"{_many(use.uncounted, 'earlier request')} with an unknown end counted as the most that one may take."
+    if use.why is not None:
+        yield use.why
 
 
 def _failure_notes(report: EvalReport) -> Iterator[str]:

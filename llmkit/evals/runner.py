@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 from llmkit.errors import (
+    LLMBudgetExhausted,
     LLMError,
     LLMEvaluationError,
     LLMInProgress,
@@ -15,6 +16,7 @@ from llmkit.errors import (
 )
 from llmkit.evals.dataset import Sample
 from llmkit.evals.health import RESTS_WITHOUT_ANSWER, Health
+from llmkit.evals.keeper import Keeper, require_countable
 from llmkit.evals.outcome import answered, failed, scored
 from llmkit.evals.plan import EvaluateOptions, Plan, call_name, name_prefix
 from llmkit.evals.progress import Progress, shown
@@ -69,10 +71,11 @@ async def evaluate(
         LLMStoreError: The database failed. What was finished before is kept.
     """
     plan = Plan.make(task, routes, service, options)
+    await require_countable(plan)
     run = await _opened(plan, store, workspace_id, task.name if name is None else name)
     stored = {key_of(result): result for result in await store.results(run.id)}
     plan.require_same_samples(run, stored)
-    evaluation = _Evaluation(plan, run, store, stored)
+    evaluation = _Evaluation(plan, run, store, stored, await Keeper.of(plan, run, store))
     await evaluation.work()
     return await evaluation.report()
 
@@ -97,7 +100,8 @@ async def load_report(store: EvalStore, workspace_id: str, name: str, *, task: T
     in_doubt = await store.in_doubt(workspace_id, name_prefix(run))
     samples = task.load().by_id if task else {}
     digests = await store.digests(workspace_id, name_prefix(run))
-    return EvalReport(run=run, results=results, dataset=samples, in_doubt=in_doubt, digests=digests)
+    spent = await store.spent(workspace_id, name_prefix(run))
+    return EvalReport(run=run, results=results, dataset=samples, in_doubt=in_doubt, digests=digests, spent=spent)
 
 
 async def _opened(plan: Plan, store: EvalStore, workspace_id: str, name: str) -> EvalRun:
@@ -154,6 +158,7 @@ class _Evaluation:
     run: EvalRun
     store: EvalStore
     stored: Mapping[ResultKey, EvalResult]
+    keeper: Keeper
     tally: _Tally = field(init=False)
     health: dict[str, Health] = field(init=False)
     in_progress: set[ResultKey] = field(default_factory=set)
@@ -172,8 +177,9 @@ class _Evaluation:
         """
         with shown(self.plan.progress, self.plan.total) as self.show:
             try:
-                await self._round(self._jobs())
-                await self._come_back()
+                async with self.keeper.at_work():
+                    await self._round(self._jobs())
+                    await self._come_back()
             except ExceptionGroup as errors:
                 # The first one stopped the others.
                 raise errors.exceptions[0] from None
@@ -187,7 +193,7 @@ class _Evaluation:
     async def _come_back(self) -> None:
         """Call what was put off while a route was left alone, until it is done or routes stay silent."""
         patience = RESTS_WITHOUT_ANSWER
-        while self.put_off and patience:
+        while self.put_off and patience and not self.keeper.stopped_by:
             await asyncio.sleep(max(health.rest() for health in self.health.values()))
             jobs, self.put_off = self.put_off, []
             answers = self._answers()
@@ -197,7 +203,7 @@ class _Evaluation:
                 await self._call(lane)
             await self._round(iter(jobs))
             patience = RESTS_WITHOUT_ANSWER if self._answers() > answers else patience - 1
-        for job in self.put_off:
+        for job in () if self.keeper.stopped_by else self.put_off:
             self.health[job.lane.label].give_up()
         self.tally.skipped += len(self.put_off)
 
@@ -229,7 +235,12 @@ class _Evaluation:
                 yield _Rescore(self.plan.dataset.by_id[key.sample_id], result)
 
     async def _rescore(self, job: _Rescore) -> None:
-        fresh = scored(job.result, await self._scores_of_stored(job))
+        if self.keeper.stopped_by and self.plan.judges():
+            return
+        try:
+            fresh = scored(job.result, await self._scores_of_stored(job))
+        except LLMBudgetExhausted:
+            return
         if fresh != job.result:
             await self.store.save_result(fresh)
         self.tally.rescored += 1
@@ -249,18 +260,22 @@ class _Evaluation:
 
     async def _call(self, job: _Call) -> None:
         health = self.health[job.lane.label]
-        if health.stopped_by is not None:
+        if health.stopped_by is not None or self.keeper.stopped_by:
             self.tally.skipped += 1
         elif health.resting_after is not None:
             self.put_off.append(job)
         else:
-            await self._ask(job, health)
+            try:
+                await self._ask(job, health)
+            except LLMBudgetExhausted as error:
+                self.tally.skipped += 1
+                self.tally.sent += len(error.attempts)
 
     async def _ask(self, job: _Call, health: Health) -> None:
         blank = self._blank(job)
         try:
             extraction = await self._extract(job, blank.pipeline_run_id)
-        except LLMStoreError:
+        except (LLMStoreError, LLMBudgetExhausted):
             raise
         except LLMInProgress:
             self.in_progress.add(key_of(blank))
@@ -308,10 +323,10 @@ class _Evaluation:
 
     async def _keep_answer(self, job: _Call, blank: EvalResult, extraction: Extraction[Any]) -> None:
         sent = sum(len(response.attempts) or 1 for response in extraction.responses if response.billed)
-        self.tally.called += 1
         self.tally.sent += sent
-        self.tally.replayed += not sent
         scores = await self._scores(blank, extraction.value, job.sample)
+        self.tally.called += 1
+        self.tally.replayed += not sent
         await self.store.save_result(scored(answered(blank, job.lane, extraction), scores))
 
     async def _keep_failure(self, blank: EvalResult, error: Exception) -> None:
@@ -334,6 +349,7 @@ class _Evaluation:
             in_doubt=await self.store.in_doubt(self.run.workspace_id, name_prefix(self.run)),
             digests=await self.store.digests(self.run.workspace_id, name_prefix(self.run)),
             work=self.tally.work(),
+            budget=self.keeper.use,
             stopped={label: str(health.stopped_by) for label, health in self.health.items() if health.stopped_by},
         )
 
@@ -347,4 +363,5 @@ class _Evaluation:
         if key_of(blank) in self.in_progress:
             return replace(blank, status=IN_PROGRESS, error_code=LLMInProgress.code)
         stopped_by = self.health[blank.route].stopped_by
-        return replace(blank, status=NOT_RUN, error_code=stopped_by.code if stopped_by else None)
+        code = stopped_by.code if stopped_by else LLMBudgetExhausted.code if self.keeper.stopped_by else None
+        return replace(blank, status=NOT_RUN, error_code=code)

@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Select, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, or_, select
 
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
 from llmkit.persistence.journal import Journal
 from llmkit.persistence.operations import OpenEvalRun, SaveEvalResult
 from llmkit.persistence.rows import eval_result_of, eval_run_of, stored_run_of
 from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS, stored_run_select
-from llmkit.ports import DigestSeen, EvalResult, EvalRun, StoredRun
+from llmkit.ports import DOUBTFUL_STATUSES, DigestSeen, EvalResult, EvalRun, Spent, StoredRun
 from llmkit.types import Route, RunStatus
 
 __all__ = ["SqlEvalStore"]
@@ -74,6 +74,11 @@ class SqlEvalStore:
         query = _digests(workspace_id, pipeline_run_id_prefix)
         return await self._journal.read(lambda connection: _digests_seen(connection, query))
 
+    async def spent(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
+        """See `EvalStore`."""
+        query = _spent(workspace_id, pipeline_run_id_prefix)
+        return await self._journal.read(lambda connection: _spendings(connection, query))
+
 
 def _digests(workspace_id: str, prefix: str) -> Select[Any]:
     sent = ATTEMPTS.c
@@ -84,6 +89,31 @@ def _digests(workspace_id: str, prefix: str) -> Select[Any]:
         .where(RUNS.c.workspace_id == workspace_id, _begins(prefix), sent.model_digest.is_not(None))
         .group_by(sent.provider, sent.model, sent.model_digest)
         .order_by(sent.provider, sent.model, first_at_utc)
+    )
+
+
+def _spent(workspace_id: str, prefix: str) -> Select[Any]:
+    sent = ATTEMPTS.c
+    counted = and_(sent.input_tokens.is_not(None), sent.output_tokens.is_not(None), sent.usage_estimated.is_(False))
+    doubtful = or_(sent.status_code.is_(None), sent.status_code < 400, sent.status_code.in_(DOUBTFUL_STATUSES))
+
+    def total(what: ColumnElement[Any] | int, where: ColumnElement[bool]) -> ColumnElement[Any]:
+        return func.coalesce(func.sum(case((where, what), else_=0)), 0)
+
+    return (
+        select(
+            sent.provider,
+            sent.model,
+            total(sent.input_tokens, counted),
+            total(sent.output_tokens, counted),
+            total(sent.cost_usd, and_(counted, sent.cost_usd.is_not(None))),
+            total(1, and_(counted, sent.cost_usd.is_(None))),
+            total(1, and_(~counted, doubtful)),
+        )
+        .join(RUNS, RUNS.c.id == sent.run_id)
+        .where(RUNS.c.workspace_id == workspace_id, _begins(prefix))
+        .group_by(sent.provider, sent.model)
+        .order_by(sent.provider, sent.model)
     )
 
 
@@ -114,4 +144,11 @@ def _digests_seen(connection: Connection, query: Select[Any]) -> tuple[DigestSee
     return tuple(
         DigestSeen(Route(provider=provider, model=model), digest, first_at_utc, requests)
         for provider, model, digest, first_at_utc, requests in connection.execute(query)
+    )
+
+
+def _spendings(connection: Connection, query: Select[Any]) -> tuple[Spent, ...]:
+    return tuple(
+        Spent(Route(provider=provider, model=model), int(taken), int(given), float(cost), int(unpriced), int(uncounted))
+        for provider, model, taken, given, cost, unpriced, uncounted in connection.execute(query)
     )

@@ -12,6 +12,7 @@ from llmkit.providers.base import (
     ReplyFacts,
     answers_on_this_machine,
     estimated_prompt_tokens,
+    most_prompt_tokens,
     smallest_prompt_tokens,
     surely_exceeds,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "ReplyFacts",
     "answers_on_this_machine",
     "estimated_prompt_tokens",
+    "most_prompt_tokens",
     "smallest_prompt_tokens",
     "surely_exceeds",
 ]

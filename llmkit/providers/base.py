@@ -31,6 +31,7 @@ __all__ = [
     "ReplyFacts",
     "answers_on_this_machine",
     "estimated_prompt_tokens",
+    "most_prompt_tokens",
     "openai_arguments",
     "smallest_prompt_tokens",
     "surely_exceeds",
@@ -43,6 +44,8 @@ BYTES_PER_TOKEN = 3
 # No tokenizer in use packs running text more tightly than this.
 MOST_CHARS_PER_TOKEN = 8
 TOKENS_PER_MESSAGE = 8
+# What a model's template writes around a conversation; how tools are called takes the longest of them about 200.
+TOKENS_OF_A_TEMPLATE = 256
 # What the models that cut an image into tiles take at most (LLaVA 1.6: 2,880); others take 256 and more.
 TOKENS_PER_IMAGE = 3_000
 # A page of a PDF is 258 tokens (https://ai.google.dev/gemini-api/docs/document-processing) and rarely below 5 kB.
@@ -192,6 +195,17 @@ def estimated_prompt_tokens(request: LLMRequest) -> int:
     """About how many tokens the prompt has, rather too many than too few: 3,000 for an image, 50 for a kB of PDF."""
     texts = _sent_bytes(request) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE * (len(request.messages) + 1)
     return texts + sum(_attachment_tokens(attachment) for attachment in request.attachments)
+
+
+def most_prompt_tokens(request: LLMRequest) -> int:
+    """Tokens that the prompt has at the very most, the output schema included; images and PDF as estimated.
+
+    No tokenizer makes more tokens of a text than it has bytes. A model's own template comes on top.
+    """
+    schema = request.response_format and request.response_format.json_schema
+    texts = _sent_bytes(request) + len(json.dumps(schema or {}).encode())
+    frame = TOKENS_OF_A_TEMPLATE + 2 * TOKENS_PER_MESSAGE * (len(request.messages) + len(request.tools))
+    return texts + frame + sum(_attachment_tokens(attachment) for attachment in request.attachments)
 
 
 def _attachment_tokens(attachment: Attachment) -> int:

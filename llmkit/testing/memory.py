@@ -9,7 +9,18 @@ from typing import Any
 from uuid import UUID
 
 from llmkit.errors import ABANDONED_CODE
-from llmkit.ports import DigestSeen, EvalResult, EvalRun, KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
+from llmkit.ports import (
+    DOUBTFUL_STATUSES,
+    DigestSeen,
+    EvalResult,
+    EvalRun,
+    KeyTaken,
+    RunFailure,
+    RunStart,
+    RunSuccess,
+    Spent,
+    StoredRun,
+)
 from llmkit.types import Attempt, Route, RunStatus, utc_now
 
 __all__ = ["InMemoryEvalStore", "InMemoryLLMRunRepo", "InMemoryRun"]
@@ -189,19 +200,43 @@ class InMemoryEvalStore:
 
     async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
         """See `EvalStore`."""
-        mine = [run for run in self._calls.runs if run.start.workspace_id == workspace_id]
-        prefixed = [run for run in mine if (run.start.pipeline_run_id or "").startswith(pipeline_run_id_prefix)]
+        prefixed = self._calls_of(workspace_id, pipeline_run_id_prefix)
         doubtful = [run for run in prefixed if run.status is RunStatus.STARTED or run.error_code == ABANDONED_CODE]
         ordered = sorted(doubtful, key=lambda run: (run.start.created_at_utc, run.start.id))
         return tuple(run.stored() for run in ordered)
 
     async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
         """See `EvalStore`."""
-        mine = [run for run in self._calls.runs if run.start.workspace_id == workspace_id]
-        prefixed = [run for run in mine if (run.start.pipeline_run_id or "").startswith(pipeline_run_id_prefix)]
+        prefixed = self._calls_of(workspace_id, pipeline_run_id_prefix)
         times: dict[tuple[Route, str], list[datetime]] = {}
         for attempt in (attempt for run in prefixed for attempt in run.attempts):
             if attempt.model_digest is not None:
                 times.setdefault((attempt.route, attempt.model_digest), []).append(attempt.started_at_utc)
         seen = [DigestSeen(route, digest, min(at), len(at)) for (route, digest), at in times.items()]
         return tuple(sorted(seen, key=lambda each: (each.route.provider, each.route.model, each.first_at_utc)))
+
+    async def spent(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
+        """See `EvalStore`."""
+        spent: dict[Route, Spent] = {}
+        for run in self._calls_of(workspace_id, pipeline_run_id_prefix):
+            for attempt in run.attempts:
+                spent[attempt.route] = _with(spent.get(attempt.route, Spent(attempt.route)), attempt)
+        return tuple(spent[route] for route in sorted(spent, key=lambda route: (route.provider, route.model)))
+
+    def _calls_of(self, workspace_id: str, prefix: str) -> list[InMemoryRun]:
+        mine = [run for run in self._calls.runs if run.start.workspace_id == workspace_id]
+        return [run for run in mine if (run.start.pipeline_run_id or "").startswith(prefix)]
+
+
+def _with(spent: Spent, attempt: Attempt) -> Spent:
+    usage, status = attempt.usage, attempt.status_code
+    if usage.input_tokens is None or usage.output_tokens is None or usage.estimated:
+        doubtful = status is None or status < 400 or status in DOUBTFUL_STATUSES
+        return replace(spent, uncounted=spent.uncounted + doubtful)
+    return replace(
+        spent,
+        input_tokens=spent.input_tokens + usage.input_tokens,
+        output_tokens=spent.output_tokens + usage.output_tokens,
+        cost_usd=spent.cost_usd + (attempt.cost_usd or 0.0),
+        unpriced=spent.unpriced + (attempt.cost_usd is None),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import ssl
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ _KEY_HEADERS = frozenset({"authorization", "x-goog-api-key", "x-api-key", "api-k
 # Of the connection, which is the pool's business; what it can decode is also the pool's to say.
 _HOP_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding"})
 KEEPALIVE_S = 30.0
+# A longer one is sent bit by bit, so that it does not hold up all others; else aiohttp warns.
+LARGE_BODY_BYTES = 2**20
 
 
 class NotAnsweredError(Exception):
@@ -55,7 +58,7 @@ class Pool:
             async with self._open_session().request(
                 method,
                 way,
-                data=body,
+                data=body if len(body) <= LARGE_BODY_BYTES else io.BytesIO(body),
                 headers=_headers_to_send(headers, send_key=exchange.arguments.send_key),
                 allow_redirects=False,
                 proxy=_proxy_for(url),

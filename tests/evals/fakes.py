@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from llmkit.errors import LLMInvalidOutput
 from llmkit.evals import Sample, Task, field_match
-from llmkit.ports import DigestSeen, EvalResult, EvalRun, StoredRun
+from llmkit.ports import DigestSeen, EvalResult, EvalRun, Spent, StoredRun
 from llmkit.pydanticai.extraction import Extraction
 from llmkit.types import (
     Attempt,
@@ -86,6 +86,9 @@ class MemoryStore:
     async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
         self.prefixes.append(pipeline_run_id_prefix)
         return self.doubtful
+
+    async def spent(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
+        return ()
 
     async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
         return ()

@@ -10,9 +10,11 @@ from llmkit.cli.main import _run as llmkit
 from llmkit.errors import LLMEvaluationError, LLMTimeout
 from llmkit.evals import statistics as s
 from llmkit.evals.forecast import WIDEST_SPREAD, forecast, sample_size
+from llmkit.testing import GeminiServer, Reply
 from tests.evals.fakes import FakeExtract, Sentiment, invalid, right, run, sentiment_task
 
 A, B = "ollama/a", "gemini/b"
+FLASH = "gemini/gemini-2.5-flash"
 
 
 def failing(call):
@@ -92,7 +94,41 @@ def test_the_command(tmp_path, capsys):
     assert llmkit([*arguments, "--metric", "exact_match", "--difference", "0.05", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert [row["calls"] for row in document["routes"]] == [6, 6]
+    # Nobody charges for one's own machine; what the other takes is not known.
+    assert [row["cost_usd"] for row in document["routes"]] == [0.0, None]
+    assert document["budget"] == []
     assert document["sample_size"]["samples"] == s.pairs_needed(0.05, WIDEST_SPREAD)
     assert llmkit(arguments) == 0
     assert "unknown" in capsys.readouterr().out
     assert llmkit([*arguments, "--metric", "exact_match"]) == 2
+    assert llmkit([*arguments, "--max-tokens", "500"]) == 0
+    assert "Whether --max-tokens 500 will do is unknown" in capsys.readouterr().out
+    assert llmkit([*arguments, "--max-time-s", "0"]) == 2
+
+
+def test_a_plan_tells_cost_and_whether_a_budget_will_do_from_a_pilot(tmp_path, monkeypatch, capsys):
+    (tmp_path / "t.yaml").write_text(
+        "name: t\ndataset: t.jsonl\nprompt: '{input}'\n"
+        "output_schema: {properties: {a: {type: string}}, required: [a]}\n"
+    )
+    (tmp_path / "t.jsonl").write_text("".join(f'{{"input": "x{number}"}}\n' for number in range(10)))
+    with GeminiServer(Reply('{"a": "b"}', input_tokens=1_000, output_tokens=100)) as server:
+        monkeypatch.setenv("LLM_GEMINI_API_BASE", server.url)
+        monkeypatch.setenv("LLM_GEMINI_API_KEY", "k")
+        task = ["t.yaml", "--routes", FLASH]
+        assert llmkit(["eval", "run", *task, "--name", "n", "--limit", "2"]) == 0
+        capsys.readouterr()
+        plan = ["eval", "plan", *task, "--name", "n", "--max-tokens", "11000", "--json"]
+        limits = ["--max-cost-usd", "0.005", "--max-time-s", "1e9"]
+        assert llmkit([*plan, *limits]) == 0
+        document = json.loads(capsys.readouterr().out)
+        billed = 1_000 * 0.3e-6 + 100 * 2.5e-6
+        assert document["routes"][0]["cost_usd"] == pytest.approx(8 * billed)
+        tokens, cost, time = document["budget"]
+        assert (tokens["allowed"], tokens["suffices"]) == (11_000, True)
+        assert (tokens["spent"], tokens["planned"]) == (2_200, 8_800)
+        assert (cost["spent"], cost["planned"]) == (pytest.approx(2 * billed), pytest.approx(8 * billed))
+        assert (cost["suffices"], time["suffices"]) == (False, True)
+        assert llmkit(plan[:-1]) == 0
+        assert "--max-tokens 11,000 should do: 2,200 spent and 8,800 to come" in capsys.readouterr().out
+        assert len(server.calls) == 2

@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llmkit.persistence.eval_store import SqlEvalStore
-from llmkit.ports import EvalStore, LLMRunRepo
+from llmkit.ports import EvalStore, LLMRunRepo, Spent
 from llmkit.testing.memory import InMemoryEvalStore, InMemoryLLMRunRepo
-from llmkit.types import utc_now
+from llmkit.types import Route, TokenUsage, utc_now
 from tests.persistence.homes import JournalHome
-from tests.persistence.values import a_failure, a_start, a_success, an_attempt, an_eval_result, an_eval_run, new_id
+from tests.persistence.values import (
+    USAGE,
+    a_failure,
+    a_start,
+    a_success,
+    an_attempt,
+    an_eval_result,
+    an_eval_run,
+    new_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,3 +159,28 @@ async def test_the_digests_of_an_evaluation_are_told_by_route_and_first_appearan
         ("a", 1, now + timedelta(seconds=1)),
     ]
     assert {each.route for each in found} == {an_attempt().route}
+
+
+async def test_what_an_evaluation_took_is_told_by_route_and_what_nobody_counted_apart(
+    stores: tuple[EvalStore, LLMRunRepo],
+) -> None:
+    store, runs = stores
+    unknown, flash = TokenUsage(), Route.parse("gemini/gemini-2.5-flash")
+    sent = [  # pipeline run, workspace, what was sent
+        ("eval_1/a", "lab", [an_attempt(1), an_attempt(2, cost_usd=0.5)]),
+        ("eval_1/b", "lab", [an_attempt(1, route=flash, cost_usd=0.25)]),
+        ("eval_1/c", "lab", [an_attempt(1, usage=unknown), an_attempt(2, usage=unknown, status_code=504)]),
+        ("eval_1/d", "lab", [an_attempt(1, usage=unknown, status_code=500), an_attempt(2, usage=unknown)]),
+        ("eval_1/e", "lab", [an_attempt(1, usage=USAGE.model_copy(update={"estimated": True}), status_code=200)]),
+        ("EVAL_1/a", "lab", [an_attempt(1)]),
+        ("eval_1/a", "other lab", [an_attempt(1)]),
+    ]
+    for pipeline_run_id, workspace_id, attempts in sent:
+        start = a_start(pipeline_run_id=pipeline_run_id, workspace_id=workspace_id)
+        await runs.create_started(start)
+        await runs.mark_succeeded(a_success(start.id, attempts=tuple(attempts)))
+    assert await store.spent("lab", "eval_1/") == (
+        Spent(flash, 11, 7, 0.25),
+        Spent(an_attempt().route, 22, 14, 0.5, unpriced=1, uncounted=4),
+    )
+    assert await store.spent("lab", "eval_2/") == ()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from threading import Thread
 from typing import Any
 
-from llmkit.errors import LLMStoreError
+from llmkit.errors import LLMBudgetExhausted, LLMStoreError
 from llmkit.evals.dataset import Sample
 from llmkit.evals.scorers.base import ContextScorer, FunctionScorer, Score, Scorer, Scores, ScoringContext
 
@@ -46,13 +46,14 @@ async def apply_scorers(
 
     Raises:
         LLMStoreError: A judge's call could not be recorded.
+        LLMBudgetExhausted: There was no budget left for a judge's call.
     """
     scores = Scores()
     for scorer in scorers:
         limit = getattr(scorer, "timeout_s", None) or timeout_s
         try:
             score = _checked(await _called(scorer, output, sample, context, limit))
-        except LLMStoreError:
+        except (LLMStoreError, LLMBudgetExhausted):
             raise
         except Exception as error:  # noqa: BLE001 (a scorer is the user's code: whatever it raises belongs to the sample)
             scores.errors[scorer.name] = f"{type(error).__name__}: {error}"[:LONGEST_ERROR]

@@ -1,0 +1,161 @@
+"""Budgets: the most that a run may take, and books in which it is set aside before it is spent. Pure.
+
+Nothing is sent before the most that it can come to was set aside, and the sum of what was spent and what is set aside
+is never above the limit. So no limit is exceeded, in whatever order requests begin and end, as long as no request takes
+more than was set aside for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Literal, NamedTuple
+
+from llmkit.errors import LLMEvaluationError
+
+__all__ = ["NOTHING", "Account", "Amount", "Books", "Budget", "BudgetUse", "Kind", "amount"]
+
+Kind = Literal["tokens", "cost", "time"]
+
+# Money is counted in whole parts of a dollar, rounded up: sums of floats are off in the last digit.
+PARTS_PER_USD = 10**12
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The most that a run may take. What is None has no limit.
+
+    Attributes:
+        max_tokens: Input and output tokens of all requests that the run ever sent, retries, repairs and judges
+            included.
+        max_cost_usd: What these cost, in US dollars.
+        max_time_s: Wall time of one call of `evaluate`, in seconds.
+
+    Raises:
+        LLMEvaluationError: A limit is not a number above 0.
+    """
+
+    max_tokens: int | None = None
+    max_cost_usd: float | None = None
+    max_time_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise LLMEvaluationError(f"The budget's {limit.name} is a number above 0, or None; got {value!r}.")
+
+    @property
+    def counts_requests(self) -> bool:
+        """Whether something has to be set aside for every request."""
+        return self.max_tokens is not None or self.max_cost_usd is not None
+
+
+class Amount(NamedTuple):
+    """What requests take: tokens, and money in `PARTS_PER_USD`."""
+
+    tokens: int
+    money: int
+
+
+NOTHING = Amount(0, 0)
+
+
+def amount(tokens: int, cost_usd: float) -> Amount:
+    """An amount of tokens and US dollars, no less than given."""
+    return Amount(tokens, math.ceil(cost_usd * PARTS_PER_USD))
+
+
+@dataclass(slots=True)
+class Account:
+    """What of one kind may be spent in all, was spent, and is set aside for what is under way."""
+
+    limit: int
+    spent: int = 0
+    held: int = 0
+
+    def has_room(self, most: int) -> bool:
+        """Whether so much can be set aside now."""
+        return self.spent + self.held + most <= self.limit
+
+    def may_have_room(self, most: int) -> bool:
+        """Whether so much could be set aside if nothing of what is held were spent."""
+        return self.spent + most <= self.limit
+
+
+@dataclass(slots=True)
+class Books:
+    """The accounts of a budget; what has no limit has no account."""
+
+    accounts: dict[Kind, Account] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, budget: Budget, spent: Amount = NOTHING) -> Books:
+        """Books of a budget of which so much is spent."""
+        accounts: dict[Kind, Account] = {}
+        if budget.max_tokens is not None:
+            accounts["tokens"] = Account(int(budget.max_tokens), spent.tokens)
+        if budget.max_cost_usd is not None:
+            accounts["cost"] = Account(round(budget.max_cost_usd * PARTS_PER_USD), spent.money)
+        return cls(accounts)
+
+    def hold(self, most: Amount) -> bool:
+        """Set an amount aside; False, and nothing is, when there is no room for it now."""
+        parts = list(self._parts(most))
+        if not all(account.has_room(part) for _, account, part in parts):
+            return False
+        for _, account, part in parts:
+            account.held += part
+        return True
+
+    def lacking(self, most: Amount) -> Kind | None:
+        """What this amount can never be set aside of, whatever comes of all that is held; None when it may yet."""
+        return next((kind for kind, account, part in self._parts(most) if not account.may_have_room(part)), None)
+
+    def settle(self, held: Amount, used: Amount) -> None:
+        """Put what was really used in the place of what was set aside for it."""
+        for (_, account, part), (_, _, taken) in zip(self._parts(held), self._parts(used), strict=True):
+            account.held -= part
+            account.spent += taken
+
+    def left(self, kind: Kind) -> int:
+        """What is neither spent nor set aside of a kind that has a limit; below 0 when earlier runs took more."""
+        account = self.accounts[kind]
+        return account.limit - account.spent - account.held
+
+    def _parts(self, of: Amount) -> Iterator[tuple[Kind, Account, int]]:
+        for kind, account in self.accounts.items():
+            yield kind, account, of.tokens if kind == "tokens" else of.money
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetUse:
+    """How much of its budget a run has used.
+
+    Attributes:
+        budget: The limits.
+        tokens: Spent by the run so far, earlier calls of `evaluate` included; None without a limit.
+        cost_usd: The same in US dollars.
+        uncounted: Requests of earlier calls that may have been billed without anybody knowing how much. Each counts as
+            the most that a first request of this run can take.
+        stopped_by: Which limit stopped the run; None when none did.
+        why: What happened and what to do, in words; None when nothing did.
+    """
+
+    budget: Budget
+    tokens: int | None = None
+    cost_usd: float | None = None
+    uncounted: int = 0
+    stopped_by: Kind | None = None
+    why: str | None = None
+
+    @property
+    def text(self) -> str:
+        """How much of each limit is spent, in words."""
+        parts = []
+        if self.tokens is not None:
+            parts.append(f"{self.tokens:,} of {self.budget.max_tokens:,} tokens")
+        if self.cost_usd is not None:
+            parts.append(f"${self.cost_usd:,.4f} of ${self.budget.max_cost_usd:,.4f}")
+        return " and ".join(parts)
