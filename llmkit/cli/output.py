@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsJson",
+    "HtmlFile",
     "JUnitFile",
     "MarkdownFile",
+    "Stable",
     "Workspace",
     "frame_table",
     "print_json",
@@ -38,6 +40,12 @@ Workspace = Annotated[
 
 JUnitFile = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file as well.")]
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write a Markdown summary to this file as well.")]
+HtmlFile = Annotated[
+    Path | None, typer.Option("--html", help="Write the whole report, with every sample, to this HTML file as well.")
+]
+Stable = Annotated[
+    bool, typer.Option("--stable", help="Leave ids, clock times and latencies out of --html and --json.")
+]
 
 
 def require_places(*files: Path | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,9 +15,10 @@ from llmkit.evals.asked import asked_differently
 from llmkit.evals.dataset import Sample
 from llmkit.evals.digests import digest_notes
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, STATUSES, SUCCEEDED, Work, fell_back
+from llmkit.evals.steady import steady
 from llmkit.evals.terminal import mean_text
 from llmkit.evals.views import MISSING_COLUMNS, REPEAT_COLUMNS, missing_rows, repeat_rows
-from llmkit.ports import DigestSeen, EvalResult, EvalRun, StoredRun
+from llmkit.ports import DigestSeen, EvalResult, EvalRun, RecordedCall, StoredRun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,6 +78,7 @@ class EvalReport:
         work: What was done now; None for a report from the store.
         stopped: Routes that are no longer called, and why.
         digests: The models behind the routes, as far as their servers identify them.
+        recorded: Reads the calls behind the results from the store; it is called when they are needed.
     """
 
     run: EvalRun
@@ -86,6 +88,7 @@ class EvalReport:
     work: Work | None = None
     stopped: Mapping[str, str] = field(default_factory=dict)
     digests: tuple[DigestSeen, ...] = ()
+    recorded: Callable[[], Sequence[RecordedCall]] = field(default=tuple, compare=False)
 
     @property
     def has_failures(self) -> bool:
@@ -110,6 +113,21 @@ class EvalReport:
     def judges(self) -> dict[str, Any]:
         """Route, prompt, criteria, scale and parameters of each judge, by the name of its metric."""
         return dict(self.run.spec.get("judges", {}))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What was run, without secrets, addresses and paths; parts that were not recorded are absent.
+
+        Keys: `task_sha256`, `dataset_sha256`, `scorers_sha256`, `samples` (in the dataset), `epochs`, `routes` (label
+        to route, prompt and parameters with the seed, to which each epoch adds one), `models` (route, digest,
+        requests; of servers that identify them), and `python`, `platform`, `packages`, `commit`, `settings` and
+        `options` of the process that began the run.
+        """
+        spec = self.run.spec
+        known = {name: spec[name] for name in ("scorers_sha256", "samples", "epochs", "routes") if name in spec}
+        models = [{"route": str(s.route), "digest": s.digest, "requests": s.requests} for s in self.digests]
+        hashes = {"task_sha256": self.run.task_sha256, "dataset_sha256": self.run.dataset_sha256}
+        return {**hashes, **known, "models": models, **spec.get("made_with", {})}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -251,17 +269,21 @@ class EvalReport:
         frame.attrs["warnings"] = list(_comparison_warnings(self, ours, theirs, other))
         return frame
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, *, stable: bool = False) -> dict[str, Any]:
         """The report as JSON-able data; what is unknown is null.
 
         Keys: `form`, `run` (id, name, workspace_id, task, task_sha256, dataset_sha256, created_at_utc), `counts`
         (status to number), `work` (reused, rescored, called, replayed, sent; null for a report from the store),
         `summary` (rows of `summary()`), `comparisons` (rows of `compare(a, b)` for all pairs of routes), `stopped`
         (route to reason), `in_doubt` (ids of calls), `judges` (metric to route, prompt, criteria, scale, parameters),
-        `notes`, `warnings` (those of the notes that put a comparison in doubt).
+        `notes`, `warnings` (those of the notes that put a comparison in doubt), `provenance` (see there).
+
+        Args:
+            stable: Leave out what differs between two runs with the same answers: `run.id`, `run.created_at_utc`,
+                `work`, `in_doubt`, latencies, and digits of numbers after the twelfth.
         """
         run = self.run
-        return {
+        document = {
             "form": JSON_FORM,
             "run": {
                 "id": str(run.id),
@@ -279,9 +301,32 @@ class EvalReport:
             "stopped": dict(self.stopped),
             "in_doubt": [str(call.id) for call in self.in_doubt],
             "judges": self.judges,
-            "notes": list(self.notes),
+            "notes": list(self.lasting_notes if stable else self.notes),
             "warnings": list(self.warnings),
+            "provenance": self.provenance,
         }
+        return steady(document) if stable else document
+
+    def to_html(self, file: str | Path, *, stable: bool = False) -> None:
+        """Write the report with every sample to one HTML file that needs no network, over an earlier one.
+
+        It holds inputs, targets, prompts and answers as far as they are at hand: see `docs/evaluation.md`.
+
+        Args:
+            file: Where to.
+            stable: As for `to_json`: the same answers give the same bytes.
+
+        Raises:
+            LLMEvaluationError: The file cannot be written.
+            LLMStoreError: The calls behind the results cannot be read.
+        """
+        from llmkit.evals.html_report import report_page
+
+        text = report_page(self, stable=stable)
+        try:
+            Path(file).expanduser().write_text(text, encoding="utf-8", errors="replace", newline="\n")
+        except OSError as error:
+            raise LLMEvaluationError(f"{file} cannot be written: {error.strerror or error}") from None
 
     def export(self, file: str | Path) -> None:
         """Write the run and its stored results to a new `.jsonl` or `.parquet` file, for `Session.import_run`.

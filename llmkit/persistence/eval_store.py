@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Select, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, case, func, or_, select
 
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
 from llmkit.persistence.journal import Journal
 from llmkit.persistence.operations import OpenEvalRun, SaveEvalResult
-from llmkit.persistence.rows import eval_result_of, eval_run_of, stored_run_of
+from llmkit.persistence.rows import eval_result_of, eval_run_of, recorded_call_of, stored_run_of
 from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS, stored_run_select
-from llmkit.ports import DigestSeen, EvalResult, EvalRun, StoredRun
+from llmkit.ports import DigestSeen, EvalResult, EvalRun, RecordedCall, StoredRun
 from llmkit.types import Route, RunStatus
 
 __all__ = ["SqlEvalStore"]
@@ -74,6 +76,25 @@ class SqlEvalStore:
         query = _digests(workspace_id, pipeline_run_id_prefix)
         return await self._journal.read(lambda connection: _digests_seen(connection, query))
 
+    async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
+        """See `EvalStore`."""
+        mine = (RUNS.c.workspace_id == workspace_id, _begins(pipeline_run_id_prefix))
+        calls = select(*[RUNS.c[name] for name in _CALL_COLUMNS], _tool_answer()).where(*mine)
+        calls = calls.order_by(RUNS.c.created_at_utc, RUNS.c.id)
+        sent = select(ATTEMPTS).join(RUNS, RUNS.c.id == ATTEMPTS.c.run_id).where(*mine).order_by(ATTEMPTS.c.number)
+        return await self._journal.read(lambda connection: _recorded_calls(connection, calls, sent))
+
+
+_CALL_COLUMNS = (
+    *("id", "pipeline_run_id", "stage", "status", "served_from", "request_preview", "response_preview"),
+    *("error_code", "error_message"),
+)
+
+
+def _tool_answer() -> ColumnElement[Any]:
+    """The stored answer of a call that has no text: it may be in the arguments of a tool."""
+    return case((RUNS.c.response_preview == "", RUNS.c.result_json)).label("result_json")
+
 
 def _digests(workspace_id: str, prefix: str) -> Select[Any]:
     sent = ATTEMPTS.c
@@ -115,3 +136,10 @@ def _digests_seen(connection: Connection, query: Select[Any]) -> tuple[DigestSee
         DigestSeen(Route(provider=provider, model=model), digest, first_at_utc, requests)
         for provider, model, digest, first_at_utc, requests in connection.execute(query)
     )
+
+
+def _recorded_calls(connection: Connection, calls: Select[Any], sent: Select[Any]) -> tuple[RecordedCall, ...]:
+    attempts: defaultdict[UUID, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in connection.execute(sent).mappings():
+        attempts[row["run_id"]].append(row)
+    return tuple(recorded_call_of(row, attempts[row["id"]]) for row in connection.execute(calls).mappings())

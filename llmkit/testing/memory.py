@@ -9,7 +9,18 @@ from typing import Any
 from uuid import UUID
 
 from llmkit.errors import ABANDONED_CODE
-from llmkit.ports import DigestSeen, EvalResult, EvalRun, KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
+from llmkit.ports import (
+    DigestSeen,
+    EvalResult,
+    EvalRun,
+    KeyTaken,
+    RecordedCall,
+    RunFailure,
+    RunStart,
+    RunSuccess,
+    StoredRun,
+)
+from llmkit.telemetry import tool_preview
 from llmkit.types import Attempt, Route, RunStatus, utc_now
 
 __all__ = ["InMemoryEvalStore", "InMemoryLLMRunRepo", "InMemoryRun"]
@@ -44,6 +55,22 @@ class InMemoryRun:
             created_at_utc=start.created_at_utc,
             heartbeat_at_utc=self.heartbeat_at_utc,
             result_json=None if self.success is None else self.success.result_json,
+        )
+
+    def recorded(self) -> RecordedCall:
+        """As the report of an evaluation shows it."""
+        success, failure = self.success, self.failure
+        text = None if success is None else success.response_preview
+        return RecordedCall(
+            pipeline_run_id=self.start.pipeline_run_id or "",
+            stage=self.start.stage,
+            status=self.status,
+            served_from=None if success is None else success.served_from,
+            prompt=self.start.request_preview,
+            answer=text or tool_preview(None if success is None else success.result_json) or text,
+            error_code=None if failure is None else failure.error_code,
+            error_message=None if failure is None else failure.error_message,
+            attempts=self.attempts,
         )
 
 
@@ -205,3 +232,10 @@ class InMemoryEvalStore:
                 times.setdefault((attempt.route, attempt.model_digest), []).append(attempt.started_at_utc)
         seen = [DigestSeen(route, digest, min(at), len(at)) for (route, digest), at in times.items()]
         return tuple(sorted(seen, key=lambda each: (each.route.provider, each.route.model, each.first_at_utc)))
+
+    async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
+        """See `EvalStore`."""
+        mine = [run for run in self._calls.runs if run.start.workspace_id == workspace_id]
+        prefixed = [run for run in mine if (run.start.pipeline_run_id or "").startswith(pipeline_run_id_prefix)]
+        ordered = sorted(prefixed, key=lambda run: (run.start.created_at_utc, run.start.id))
+        return tuple(run.recorded() for run in ordered)
