@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Select, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, case, func, or_, select
 
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
 from llmkit.persistence.journal import Journal
@@ -139,7 +138,7 @@ def _digests_seen(connection: Connection, query: Select[Any]) -> tuple[DigestSee
 
 
 def _recorded_calls(connection: Connection, calls: Select[Any], sent: Select[Any]) -> tuple[RecordedCall, ...]:
-    attempts: defaultdict[UUID, list[Mapping[str, Any]]] = defaultdict(list)
+    attempts: defaultdict[UUID, list[RowMapping]] = defaultdict(list)
     for row in connection.execute(sent).mappings():
         attempts[row["run_id"]].append(row)
     return tuple(recorded_call_of(row, attempts[row["id"]]) for row in connection.execute(calls).mappings())

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from sqlalchemy import RowMapping
+
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
 from llmkit.ports import EvalResult, EvalRun, RecordedCall, RunFailure, RunStart, RunSuccess, StoredRun
 from llmkit.telemetry import tool_preview
@@ -366,7 +368,7 @@ def stored_run_of(row: Sequence[Any]) -> StoredRun:
     return StoredRun(run_id, workspace_id, RunStatus(status), *others)
 
 
-def recorded_call_of(row: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> RecordedCall:
+def recorded_call_of(row: RowMapping, attempts: Sequence[RowMapping]) -> RecordedCall:
     """A call of an evaluation from its columns and those of its attempts.
 
     Args:
@@ -386,7 +388,7 @@ def recorded_call_of(row: Mapping[str, Any], attempts: Sequence[Mapping[str, Any
     )
 
 
-def _attempt_of(row: Mapping[str, Any]) -> Attempt:
+def _attempt_of(row: RowMapping) -> Attempt:
     values = {name: row[name] for name in Attempt.model_fields if name in row}
     usage = {name: row[name] for name in TokenUsage.model_fields if name in row}
     route = Route(provider=row["provider"], model=row["model"])

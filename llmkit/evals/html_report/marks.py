@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,12 +25,13 @@ class Scale:
     high: float
 
     @classmethod
-    def of(cls, values: Iterable[float | None], *, unit: bool = True) -> Scale:
-        """Wide enough for all the values; from 0 to 1 when `unit` and they are within."""
-        known = [value for value in values if value is not None]
-        low, high = min(known, default=0.0), max(known, default=1.0)
-        if unit and low >= 0 and high <= 1:
+    def of(cls, rows: Sequence[Mapping[str, float | None]]) -> Scale:
+        """From 0 to 1 when the means are within, wide enough for means and intervals otherwise."""
+        means = [row["mean"] for row in rows]
+        if all(mean is None or 0 <= mean <= 1 for mean in means):
             return cls(0.0, 1.0)
+        known = [row[name] for row in rows for name in ("mean", "ci_low", "ci_high")]
+        low, high = (pick(value for value in known if value is not None) for pick in (min, max))
         return cls(low, high) if high > low else cls(low - 0.5, low + 0.5)
 
     @classmethod

@@ -10,7 +10,7 @@
     for (const [name, value] of Object.entries(attributes || {})) {
       if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value === true ? "" : value);
     }
-    made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== ""));
+    made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== ""));
     return made;
   };
 
@@ -173,11 +173,10 @@
       const who = each.results.filter((result) => result.prompt === place).map((result) => routes[result.route]);
       const title = (each.prompts.length > 1 ? `Prompt of ${who.join(", ")}` : "Prompt") + (prompt.recorded === undefined ? "" : " (as recorded: its beginning, redacted, the latest message first)");
       const text = prompt.recorded === undefined ? prompt.turns.map(([role, said]) => `${role}:\n${said}`).join("\n\n") : prompt.recorded;
-      return node("details", { open: true }, node("summary", {}, title), node("pre", { class: "text" }, text));
+      return node("details", { open: each.input === undefined }, node("summary", {}, title), node("pre", { class: "text" }, text));
     });
-    if (named.length) return named;
-    const input = each.input === undefined ? [] : [node("h3", {}, "Input"), node("pre", { class: "text" }, each.input)];
-    return [...input, node("p", { class: "faint" }, "The prompt is not stored.")];
+    const input = each.input === undefined ? [] : [node("pre", { class: "text" }, each.input)];
+    return [...input, ...(named.length ? named : [node("p", { class: "faint" }, "The prompt is not stored.")])];
   };
 
   const trace = (each) => {
@@ -203,7 +202,7 @@
     node("details", {}, node("summary", {}, title), node("pre", { class: "text" }, text)));
 
   const detail = (each) => node("div", {},
-    node("h3", {}, "Asked"), prompts(each),
+    node("h3", {}, each.input === undefined ? "Asked" : "Input"), prompts(each),
     node("h3", {}, "Answers"), answers(each),
     node("h3", {}, "Trace"), trace(each));
 

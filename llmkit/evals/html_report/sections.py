@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,7 @@ def _main_metrics(report: EvalReport) -> tuple[str, ...]:
 def _leaderboard(rows: Sequence[Row], metric: str | None) -> Html:
     """The routes by their mean, the best first."""
     own = [row for row in rows if row["metric"] == metric]
-    scale = Scale.of(row[name] for row in own for name in ("mean", "ci_low", "ci_high"))
+    scale = Scale.of(own)
     ranked = sorted(own, key=lambda row: (row["mean"] is None, -(row["mean"] or 0.0)))
     headings = ("Route", "", "Mean [95 %]", "Failures as 0", "Scored", "Failed", "Not scored", "Valid at first try")
     return table(
@@ -199,7 +199,7 @@ def _missing(report: EvalReport, metrics: Sequence[str]) -> Iterator[Html]:
         yield section("missing", "Missing data", *tables)
 
 
-def _view(row: Row) -> Iterable[Any]:
+def _view(row: Row) -> Sequence[Any]:
     bounds = None if row["worst"] is None else f"{row['worst']:.3f} to {row['best']:.3f}"
     return (
         row["route"],

@@ -72,7 +72,7 @@ def spending(
 
 def _bills(
     report: EvalReport, rows: Sequence[Mapping[str, Any]], calls: Sequence[RecordedCall]
-) -> Iterator[Iterable[Any]]:
+) -> Iterator[Sequence[Any]]:
     route_of = {result.pipeline_run_id: result.route for result in report.results}
     sent: dict[str, list[Attempt]] = {label: [] for label in report.routes}
     judged: list[Attempt] = []
@@ -112,4 +112,7 @@ def _latency(rows: Sequence[Mapping[str, Any]]) -> Html:
 
 def _one_per_route(rows: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """Requests, tokens and latencies are the route's, so that every metric's row says the same."""
-    return iter({row["route"]: row for row in reversed(rows)}.values())
+    first: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        first.setdefault(row["route"], row)
+    return iter(first.values())
