@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmkit.evals.html_report.marks import count, definitions, section, table, unknown
+from llmkit.evals.html_report.marks import Section, count, definitions, section, table, unknown
 from llmkit.html import Html, html, joined
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["what_was_run"]
 
 
-def what_was_run(report: EvalReport, *, stable: bool) -> Html:
+def what_was_run(report: EvalReport, *, stable: bool) -> Section:
     """Everything that somebody needs who wants to run it again."""
     known = report.provenance
     return section(

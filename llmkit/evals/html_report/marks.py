@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from llmkit.html import Html, html, joined
 
-__all__ = ["Scale", "count", "definitions", "number", "ranged", "section", "signed", "table", "unknown"]
+__all__ = ["Scale", "Section", "count", "definitions", "number", "ranged", "section", "signed", "table", "unknown"]
 
 WIDTH: Final = 160
 HEIGHT: Final = 18
@@ -98,16 +98,33 @@ def _cell(place: int, value: Any) -> Html:
     return html("<td{}>{}</td>", Html(' class="number"' if numeric else ""), count(value) if numeric else value)
 
 
-def section(anchor: str, title: str, *parts: Html) -> Html:
+@dataclass(frozen=True, slots=True)
+class Section:
     """A part of the page."""
-    return html(
-        '<section id="{}" aria-labelledby="{}-title"><h2 id="{}-title">{}</h2>{}</section>',
-        anchor,
-        anchor,
-        anchor,
-        title,
-        joined(parts),
-    )
+
+    anchor: str
+    title: str
+    parts: tuple[Html, ...]
+
+    @property
+    def html(self) -> Html:
+        """As it stands on the page."""
+        return html(
+            '<section id="{a}" aria-labelledby="{a}-title"><h2 id="{a}-title">{title}</h2>{body}</section>',
+            a=self.anchor,
+            title=self.title,
+            body=joined(self.parts),
+        )
+
+    @property
+    def link(self) -> Html:
+        """What leads to it."""
+        return html('<a href="#{}">{}</a> ', self.anchor, self.title)
+
+
+def section(anchor: str, title: str, *parts: Html) -> Section:
+    """A part of the page from its pieces."""
+    return Section(anchor, title, parts)
 
 
 def definitions(pairs: Iterable[tuple[str, Any]]) -> Html:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llmkit.evals.html_report.cases import page_data
 from llmkit.evals.html_report.facts import what_was_run
 from llmkit.evals.html_report.sections import findings, heading
-from llmkit.html import html
+from llmkit.html import html, joined
 
 if TYPE_CHECKING:
     from llmkit.evals.report import EvalReport
@@ -36,6 +36,7 @@ def report_page(report: EvalReport, *, stable: bool = False) -> str:
     """
     calls = tuple(report.recorded())
     style, script = _own("report.css"), _own("report.js")
+    found, facts = findings(report, calls, stable=stable), what_was_run(report, stable=stable)
     return Template(_own("report.html")).substitute(
         title=html("{}", f"{report.run.name} - llmkit evaluation"),
         script_hash=_csp_hash(script),
@@ -43,8 +44,10 @@ def report_page(report: EvalReport, *, stable: bool = False) -> str:
         style=style,
         script=script,
         heading=heading(report, stable=stable),
-        findings=findings(report, calls, stable=stable),
-        facts=what_was_run(report, stable=stable),
+        links=joined(each.link for each in found),
+        findings=joined(each.html for each in found),
+        facts_link=facts.link,
+        facts=facts.html,
         data=_packed(page_data(report, calls, stable=stable)),
     )
 

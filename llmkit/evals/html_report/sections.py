@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
-from llmkit.evals.html_report.marks import Scale, count, number, ranged, section, signed, table, unknown
+from llmkit.evals.html_report.marks import Scale, Section, count, number, ranged, section, signed, table, unknown
 from llmkit.evals.html_report.mistakes import frequent_mistakes
 from llmkit.evals.html_report.spending import spending
 from llmkit.evals.report import plain_rows
@@ -42,11 +42,11 @@ def heading(report: EvalReport, *, stable: bool) -> Html:
     )
 
 
-def findings(report: EvalReport, calls: Sequence[RecordedCall], *, stable: bool) -> Html:
+def findings(report: EvalReport, calls: Sequence[RecordedCall], *, stable: bool) -> list[Section]:
     """All sections but the samples and what was run."""
     rows = plain_rows(report.summary())
     metrics = _main_metrics(report)
-    parts = [
+    return [
         section("leaderboard", "Leaderboard", *(_leaderboard(rows, metric) for metric in metrics or (None,))),
         *_comparisons(report, metrics),
         *_by_field(report, rows, metrics),
@@ -54,7 +54,6 @@ def findings(report: EvalReport, calls: Sequence[RecordedCall], *, stable: bool)
         *_missing(report, metrics),
         *_repeats(report, metrics),
     ]
-    return joined(parts)
 
 
 def _main_metrics(report: EvalReport) -> tuple[str, ...]:
@@ -88,7 +87,7 @@ def _leaderboard(rows: Sequence[Row], metric: str | None) -> Html:
     )
 
 
-def _comparisons(report: EvalReport, metrics: Sequence[str]) -> Iterator[Html]:
+def _comparisons(report: EvalReport, metrics: Sequence[str]) -> Iterator[Section]:
     """For each metric a matrix: the route of the row minus that of the column."""
     if len(report.routes) < 2 or not metrics:
         return
@@ -143,7 +142,7 @@ def _verdict(row: Row) -> tuple[str, str]:
     return ("better", "▲ ") if row["difference"] > 0 else ("worse", "▼ ")
 
 
-def _by_field(report: EvalReport, rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[Html]:
+def _by_field(report: EvalReport, rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[Section]:
     """How often each part of an answer was wrong, and what was said instead."""
     parts = [metric for metric in report.metrics if metric not in metrics]
     tables = [_error_shares(report, rows, parts or metrics)] if metrics else []
@@ -183,7 +182,7 @@ def _share(part: int, whole: int) -> Html:
     return html('<span class="number">{} of {} ({})</span> {}', count(part), count(whole), f"{share:.1%}", bar)
 
 
-def _missing(report: EvalReport, metrics: Sequence[str]) -> Iterator[Html]:
+def _missing(report: EvalReport, metrics: Sequence[str]) -> Iterator[Section]:
     """Three views of what has no score, and why it has none."""
     tables = []
     views = [row for row in plain_rows(report.missing()) if row["metric"] in metrics]
@@ -213,7 +212,7 @@ def _view(row: Row) -> Sequence[Any]:
     )
 
 
-def _repeats(report: EvalReport, metrics: Sequence[str]) -> Iterator[Html]:
+def _repeats(report: EvalReport, metrics: Sequence[str]) -> Iterator[Section]:
     epochs = 1 + max((result.epoch for result in report.results), default=0)
     if epochs < 2 or not metrics:
         return

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmkit.evals.html_report.marks import Scale, number, section, table, unknown
+from llmkit.evals.html_report.marks import Scale, Section, number, section, table, unknown
 from llmkit.html import Html, html
 from llmkit.ports import RecordedCall
 from llmkit.types import Attempt, AttemptStatus
@@ -61,7 +61,7 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 
 def spending(
     report: EvalReport, rows: Sequence[Mapping[str, Any]], calls: Sequence[RecordedCall], *, stable: bool
-) -> Html:
+) -> Section:
     """Cost, and latency unless it is to be left out."""
     headings = ("Route", "Requests", "of them failed", "Input tokens", "Output tokens", "Cost in USD")
     parts = [table(headings, _bills(report, rows, calls), caption="Requests, tokens and cost")]
