@@ -48,8 +48,8 @@ def run_junit(reports: Iterable[EvalReport]) -> str:
 def _run_suite(report: EvalReport) -> ET.Element:
     suite = _suite(f"llmkit evaluation: {report.run.name}")
     facts = ET.SubElement(suite, "properties")
-    for name, value in _what_was_run(report):
-        ET.SubElement(facts, "property", name=_legal(name), value=_legal(value))
+    for name, fact in _what_was_run(report):
+        ET.SubElement(facts, "property", name=_legal(name), value=_legal(fact))
     for result in report.results:
         case = _case(suite, f"{result.sample_id} (epoch {result.epoch + 1})", f"{report.run.task_name}.{result.route}")
         if result.scores:

@@ -87,17 +87,17 @@ def _git_dir(dot_git: Path) -> Path:
 
 def _head(git_dir: Path) -> str | None:
     head = (git_dir / "HEAD").read_text().strip()
-    if not head.startswith("ref:"):
-        return head if _COMMIT.fullmatch(head) else None
-    shared = git_dir / "commondir"
-    common = git_dir / shared.read_text().strip() if shared.is_file() else git_dir
-    return _reference(common, head.removeprefix("ref:").strip())
+    if head.startswith("ref:"):
+        shared = git_dir / "commondir"
+        common = git_dir / shared.read_text().strip() if shared.is_file() else git_dir
+        head = _reference(common, head.removeprefix("ref:").strip())
+    return head if _COMMIT.fullmatch(head) else None
 
 
-def _reference(git_dir: Path, name: str) -> str | None:
+def _reference(git_dir: Path, name: str) -> str:
+    """What a branch points to, in a file of its own or among the packed ones; empty when there is no such branch."""
     loose, packed = git_dir / name, git_dir / "packed-refs"
     if loose.is_file():
-        commit = loose.read_text().strip()
-        return commit if _COMMIT.fullmatch(commit) else None
+        return loose.read_text().strip()
     lines = packed.read_text().splitlines() if packed.is_file() else []
-    return next((line.partition(" ")[0] for line in lines if line.endswith(f" {name}")), None)
+    return next((line.partition(" ")[0] for line in lines if line.endswith(f" {name}")), "")

@@ -38,7 +38,9 @@ from tests.evals.fakes import (
 )
 
 ROUTES = ("ollama/llama3.2", "gemini/gemini-2.5-flash")
-HOSTILE = "</script><img src=x onerror=alert(1)>\u2028<!--\x00\ud83d{x}&amp;'\""
+HOSTILE = "</script><img src=x onerror=alert(1)>\u2028<!--{x}&amp;'\""
+# What only a scorer can say: a NUL, and half of a character.
+WORSE = f"{HOSTILE}\x00\ud83d"
 
 
 class Page(HTMLParser):
@@ -134,8 +136,8 @@ async def test_what_datasets_models_and_scorers_say_stays_text():
 
     def say(output, sample):
         if sample.id.endswith("1"):
-            raise ValueError(HOSTILE)
-        return Score(0.0, detail=HOSTILE)
+            raise ValueError(WORSE)
+        return Score(0.0, detail=WORSE)
 
     samples = [Sample(f"{HOSTILE}{n}", HOSTILE, id=f"{HOSTILE}{n}", group=HOSTILE) for n in range(3)]
     task = sentiment_task(dataset=samples, output_type=Free, scorers=[say], system=HOSTILE)
@@ -155,8 +157,8 @@ async def test_what_datasets_models_and_scorers_say_stays_text():
     assert (first["id"], first["input"], first["group"]) == (f"{HOSTILE}0", f"{HOSTILE}0", HOSTILE)
     assert first["target"] == [HOSTILE]
     assert first["results"][0]["values"] == [f"<b>{HOSTILE}"]
-    assert first["results"][0]["details"] == {"say": HOSTILE}
-    assert HOSTILE in second["results"][0]["problems"]["say"]
+    assert first["results"][0]["details"] == {"say": WORSE}
+    assert WORSE in second["results"][0]["problems"]["say"]
     assert HOSTILE in third["results"][0]["message"]
     assert "<script>alert(1)</script>" in page.visible
 
@@ -176,7 +178,7 @@ async def test_a_long_text_is_cut_and_says_so():
 
 
 async def test_a_file_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path):
-    with pytest.raises(LLMEvaluationError, match="missing/r.html cannot be written: No such file"):
+    with pytest.raises(LLMEvaluationError, match=r"missing/r\.html cannot be written: No such file"):
         (await small()).to_html(tmp_path / "missing" / "r.html")
 
 
@@ -379,6 +381,66 @@ def test_two_runs_on_identical_recordings_have_the_same_bytes(servers):
     page = Page(replays[0][-1].decode())
     assert len(page.data["cases"]) == 4
     assert not re.search(r"\bms\b|latency", page.visible)
+
+
+# --- the command line ---------------------------------------------------------------------------------------------
+
+TASK_FILE = """
+from typing import Literal
+from pydantic import BaseModel
+from llmkit.evals import Sample, Task, field_match
+
+class Sentiment(BaseModel):
+    label: Literal["positive", "negative"]
+
+task = Task(
+    name="sentiment",
+    dataset=[Sample("good", "positive", id="s0"), Sample("bad", "negative", id="s1")],
+    prompt="Text: {input}",
+    output_type=Sentiment,
+    scorers=[field_match("label")],
+)
+"""
+
+
+@pytest.fixture
+def commands(servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_OLLAMA_API_BASE", servers["ollama_api_base"])
+    Path("task.py").write_text(TASK_FILE)
+    parts = 'PARTS = {name: getattr(task, name) for name in ("dataset", "prompt", "output_type", "scorers")}'
+    Path("two.py").write_text(f'{TASK_FILE}\n{parts}\nother = Task(**PARTS, name="other")\n')
+    Path("other.py").write_text(TASK_FILE.replace('name="sentiment"', 'name="other"'))
+
+
+def test_the_file_of_a_run_can_be_written_again_from_the_store(commands, capsys):
+    run_it = ["eval", "run", "task.py", "--routes", ROUTES[0], "--name", "r"]
+    assert _run([*run_it, "--html", "run.html"]) == 0
+    assert _run(["eval", "report", "r", "--task", "task.py", "--html", "report.html", "--markdown", "r.md"]) == 0
+    assert Path("run.html").read_bytes() == Path("report.html").read_bytes()
+    assert len(Page(Path("run.html").read_text()).data["cases"]) == 2
+    assert "## r (sentiment)" in Path("r.md").read_text()
+    capsys.readouterr()
+    assert _run(["eval", "report", "r", "--json", "--stable"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["run"]["name"], "id" in document["run"], "work" in document) == ("r", False, False)
+    assert "latency_p50_ms" not in document["summary"][0]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["report", "missing", "--html", "r.html"], "There is no evaluation 'missing'"),
+        (["report", "r", "--html", "no/such/folder/r.html"], "name a file in a folder that exists"),
+        (["report", "r", "--task", "other.py"], "has no task 'sentiment', which the run is of; it has: other"),
+        (["run", "two.py", "--routes", ROUTES[0], "--name", "t", "--html", "r.html"], "the file has 2 tasks"),
+    ],
+)
+def test_a_report_that_cannot_be_written_says_why_and_nothing_is_sent(commands, capsys, command, said):
+    if command[1] == "r":
+        _run(["eval", "run", "task.py", "--routes", ROUTES[0], "--name", "r"])
+    assert _run(["eval", *command]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not Path("r.html").exists()
 
 
 # --- fields -------------------------------------------------------------------------------------------------------
