@@ -17,7 +17,7 @@ from llmkit.evals.digests import digest_notes
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, STATUSES, SUCCEEDED, Work, fell_back
 from llmkit.evals.steady import steady
 from llmkit.evals.terminal import mean_text
-from llmkit.evals.views import MISSING_COLUMNS, REPEAT_COLUMNS, missing_rows, repeat_rows
+from llmkit.evals.views import ATTEMPT_COLUMNS, MISSING_COLUMNS, REPEAT_COLUMNS, attempt_rows, missing_rows, repeat_rows
 from llmkit.ports import DigestSeen, EvalResult, EvalRun, RecordedCall, StoredRun
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "ATTEMPT_COLUMNS",
     "COMPARISON_COLUMNS",
     "MISSING_COLUMNS",
     "REPEAT_COLUMNS",
@@ -179,6 +180,17 @@ class EvalReport:
         columns = {**SAMPLE_COLUMNS, **{f"{SCORE_PREFIX}{name}": "float64" for name in self.metrics}}
         return _frame((_sample_row(result, self.dataset) for result in self.results), columns)
 
+    def attempts(self) -> pd.DataFrame:
+        """Every request that was sent for the results, judges' included, with the columns of `ATTEMPT_COLUMNS`.
+
+        `route` is the label that the sample was asked on, `sent_to` who got the request, `stage` is `sample` or
+        `judge`. Read from the store each time; empty for an imported run, whose calls are in another.
+
+        Raises:
+            LLMStoreError: The store cannot be read.
+        """
+        return _frame(attempt_rows(self.results, self.recorded()), ATTEMPT_COLUMNS)
+
     def repeats(self, k: int, *, right_from: float = 1.0) -> pd.DataFrame:
         """Chances over epochs: one row for each route and metric, with the columns of `REPEAT_COLUMNS`.
 
@@ -310,7 +322,8 @@ class EvalReport:
     def to_html(self, file: str | Path, *, stable: bool = False) -> None:
         """Write the report with every sample to one HTML file that needs no network, over an earlier one.
 
-        It holds inputs, targets, prompts and answers as far as they are at hand: see `docs/evaluation.md`.
+        It holds inputs, targets, prompts and answers as far as they are at hand: see `docs/evaluation.md`. The calls
+        are read from the store; those of a replaying session are there until it is closed.
 
         Args:
             file: Where to.

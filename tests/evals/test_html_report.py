@@ -11,6 +11,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from llmkit.evals import Sample, Score
 from llmkit.evals.for_ci import run_junit, run_markdown
 from llmkit.evals.html_report import report_page
 from llmkit.evals.html_report.fields import by_field, differs, shown
-from llmkit.evals.report import EvalReport
+from llmkit.evals.report import ATTEMPT_COLUMNS, EvalReport
 from llmkit.ports import RecordedCall
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply
 from llmkit.types import AttemptStatus, Route, RunStatus, ServedFrom
@@ -164,11 +165,11 @@ async def test_what_datasets_models_and_scorers_say_stays_text():
 
 
 async def test_the_file_of_many_samples_stays_small():
-    samples = [Sample(f"good coffee, number {n}", "positive", id=f"s{n}") for n in range(1_500)]
+    samples = [Sample(f"good coffee, number {n}", "positive", id=f"s{n}") for n in range(400)]
     report = await run(sentiment_task(dataset=samples), ("ollama/a", "gemini/b"))
     page = report_page(report)
-    assert len(Page(page).data["cases"]) == 1_500
-    assert len(page) < 200_000
+    assert len(Page(page).data["cases"]) == 400
+    assert len(page) < 80_000
 
 
 async def test_a_long_text_is_cut_and_says_so():
@@ -245,6 +246,30 @@ async def test_cost_is_the_sum_of_what_is_known_and_judges_stand_apart():
     cost = Page(text[text.index('<section id="cost"') : text.index('<section id="missing"')]).visible
     assert "1.000000 without 4 requests of unknown price" in cost
     assert "judges" in cost
+
+
+async def test_attempts_are_rows_with_the_sample_that_they_are_of():
+    report = await small()
+    assert list(report.attempts()) == list(ATTEMPT_COLUMNS)
+    sent = attempt(Route.parse("gemini/b")).model_copy(update={"cost_usd": 0.25, "model_digest": "d"})
+    names = [result.pipeline_run_id for result in report.of("gemini/b")]
+    calls = [
+        RecordedCall(name, stage, RunStatus.SUCCEEDED, ServedFrom.PROVIDER, "p", "a", None, None, (sent,))
+        for name, stage in [(names[1], "sample"), (names[0], "sample"), (names[0], "judge"), ("elsewhere", "sample")]
+    ]
+    frame = replace(report, recorded=lambda: calls).attempts()
+    assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == {
+        name: str(pd.Series([], dtype=dtype).dtype) for name, dtype in ATTEMPT_COLUMNS.items()
+    }
+    assert list(zip(frame["sample_id"], frame["stage"], strict=True)) == [
+        ("s1", "sample"),
+        ("s0", "sample"),
+        ("s0", "judge"),
+    ]
+    row = frame.iloc[0]
+    assert (row["route"], row["sent_to"], row["input_tokens"], row["cost_usd"]) == ("gemini/b", "gemini/b", 10, 0.25)
+    assert (row["status"], row["model_digest"]) == ("SUCCEEDED", "d")
+    assert pd.isna(row["error_code"])
 
 
 # --- the samples --------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def _routes(report: EvalReport, known: Mapping[str, Any]) -> Html:
 def _models(known: Mapping[str, Any]) -> Html:
     cells = [(model["route"], _code(model["digest"]), model["requests"]) for model in known["models"]]
     if not cells:
-        return html('<p class="faint">No server told the digest or version of its model.</p>')
+        return html('<p class="faint">No digest or version of a model is recorded.</p>')
     return table(("Route", "Digest or version", "Requests"), cells, caption="Models that answered")
 
 
