@@ -307,7 +307,7 @@ TASK = sentiment_task(system="Be brief.", parameters={"seed": 7, "temperature": 
 
 
 def evaluated(session: Session, **options) -> EvalReport:
-    return session.evaluate(TASK, list(ROUTES), name="run", progress=False, concurrency=1, **options)
+    return session.evaluate(TASK, list(ROUTES), **{"name": "run", "progress": False, "concurrency": 1} | options)
 
 
 def test_every_sample_has_its_prompt_answers_scores_and_trace(servers):
@@ -396,7 +396,7 @@ def test_two_runs_on_identical_recordings_have_the_same_bytes(servers):
     replays, unsteady = [], []
     for _ in range(2):
         with Session("w", replay="tape.jsonl") as session:
-            report = evaluated(session)
+            report = evaluated(session, concurrency=4)
             report.to_html("replay.html", stable=True)
             texts = [json.dumps(report.to_json(stable=True)), run_markdown([report]), run_junit([report])]
             replays.append([*texts, Path("replay.html").read_bytes()])
