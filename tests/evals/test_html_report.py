@@ -204,6 +204,9 @@ async def test_the_comparisons_are_those_of_compare_in_both_directions():
     assert f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]" in visible
     assert f"{-row['difference']:+.3f} [{-row['ci_high']:+.3f}, {-row['ci_low']:+.3f}]" in visible
     assert "3 pairs, 1 left out, mcnemar" in visible
+    same = page_of(await run(routes=("ollama/a", "gemini/b"))).visible
+    assert "+0.000" in same
+    assert "-0.000 [" not in same
 
 
 async def test_frequent_wrong_answers_are_counted_by_field():

@@ -106,7 +106,7 @@ def _comparisons(report: EvalReport, metrics: Sequence[str]) -> Iterator[Section
 
 def _mirrored(row: Row) -> Row:
     turned = {"difference": "difference", "ci_low": "ci_high", "ci_high": "ci_low", "effect": "effect"}
-    return {**row, **{name: None if row[of] is None else -row[of] for name, of in turned.items()}}
+    return {**row, **{name: None if row[of] is None else 0.0 - row[of] for name, of in turned.items()}}
 
 
 def _matrix(routes: Sequence[str], found: Mapping[tuple[str, str, str], Row], metric: str) -> Html:
