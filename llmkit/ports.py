@@ -40,6 +40,7 @@ __all__ = [
     "ModelClient",
     "ModelInquiry",
     "ModelServer",
+    "RecordedCall",
     "RunFailure",
     "RunStart",
     "RunSuccess",
@@ -449,6 +450,27 @@ class Spent:
     uncounted: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedCall:
+    """A call of an evaluation as it was recorded, and every request that was sent for it.
+
+    Attributes:
+        stage: `sample` for an answer, `judge` for a verdict.
+        prompt: Redacted and shortened, the latest message first; empty when the answer came from the store.
+        answer: Redacted and shortened; empty when the answer came from the store, None when there was none.
+    """
+
+    pipeline_run_id: str
+    stage: str | None
+    status: RunStatus
+    served_from: ServedFrom | None
+    prompt: str
+    answer: str | None
+    error_code: str | None
+    error_message: str | None
+    attempts: tuple[Attempt, ...]
+
+
 class EvalStore(Protocol):
     """Evaluations and their results. Every method raises `LLMStoreError` when the database fails."""
 
@@ -482,4 +504,8 @@ class EvalStore(Protocol):
 
     async def spent(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
         """What the requests of an evaluation took, by route. Those of calls that are in doubt are not recorded yet."""
+        ...
+
+    async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
+        """Every call of an evaluation, judges' included, oldest first."""
         ...

@@ -105,6 +105,11 @@ class LLMService:
         """The router, for `explain()` and its facts about models."""
         return self._router
 
+    @property
+    def settings(self) -> LLMSettings:
+        """The settings in force."""
+        return self._settings
+
     async def learn(self, request: LLMRequest) -> bool:
         """Find out about the models that could answer, where what is known of them is old. `chat` does so by itself.
 

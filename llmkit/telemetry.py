@@ -6,6 +6,7 @@ semantic conventions for generative AI.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Counter, Histogram
     from opentelemetry.trace import Tracer
 
-__all__ = ["RunEvent", "Telemetry", "preview", "redact", "request_preview"]
+__all__ = ["RunEvent", "Telemetry", "preview", "redact", "request_preview", "tool_preview"]
 
 PREVIEW_CHARS = 1000
 # A secret that straddles the cut is still whole this far behind it.
@@ -136,6 +137,12 @@ def request_preview(request: LLMRequest, secrets: Iterable[str] = ()) -> str:
     """
     lines = (f"{message.role}: {_shown(message)}" for message in reversed(request.messages[-8:]))
     return preview("\n".join(lines), secrets=secrets)
+
+
+def tool_preview(result_json: str | None) -> str:
+    """The redacted beginning of what a stored answer gave to tools; empty when it gave them nothing."""
+    calls = json.loads(result_json).get("tool_calls", ()) if result_json else ()
+    return preview("\n".join(f"{call['name']}({call['arguments']})" for call in calls))
 
 
 def _shown(message: Message) -> str:

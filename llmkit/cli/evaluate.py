@@ -12,18 +12,18 @@ from llmkit.cli.gates import eval_compare, eval_gate
 from llmkit.cli.interchange import eval_export, eval_import
 from llmkit.cli.output import (
     AsJson,
+    HtmlFile,
     JUnitFile,
     MarkdownFile,
     MaxCostUsd,
     MaxTimeS,
     MaxTokens,
+    Stable,
     Workspace,
-    print_json,
-    print_rich,
     require_places,
-    write_text,
 )
 from llmkit.cli.plan import eval_plan
+from llmkit.cli.reports import eval_report, print_reports, require_one_page, write_reports
 
 __all__ = ["eval_app"]
 
@@ -35,6 +35,7 @@ eval_app = typer.Typer(help="Run tasks over several routes and compare them.", n
 eval_app.command("compare")(eval_compare)
 eval_app.command("gate")(eval_gate)
 eval_app.command("plan")(eval_plan)
+eval_app.command("report")(eval_report)
 eval_app.command("export")(eval_export)
 eval_app.command("import")(eval_import)
 
@@ -61,6 +62,8 @@ def eval_run(  # noqa: PLR0913 - options of a command
     max_time_s: MaxTimeS = None,
     junit: JUnitFile = None,
     markdown: MarkdownFile = None,
+    html: HtmlFile = None,
+    stable: Stable = False,
     workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
@@ -70,11 +73,11 @@ def eval_run(  # noqa: PLR0913 - options of a command
     budget stopped the run: with a larger one, the same command goes on.
     """
     from llmkit.evals import Budget, load_tasks
-    from llmkit.evals.for_ci import run_junit, run_markdown
     from llmkit.session import Session
 
-    require_places(junit, markdown)
+    require_places(junit, markdown, html)
     tasks = load_tasks(file)
+    require_one_page(html, len(tasks))
     labels = [route.strip() for route in routes.split(",") if route.strip()]
     options: dict[str, Any] = {"epochs": epochs, "limit": limit, "budget": Budget(max_tokens, max_cost_usd, max_time_s)}
     if concurrency is not None:
@@ -83,14 +86,8 @@ def eval_run(  # noqa: PLR0913 - options of a command
         reports = [
             session.evaluate(task, labels, name=_run_name(name, task.name, len(tasks)), **options) for task in tasks
         ]
-    write_text(junit, run_junit(reports))
-    write_text(markdown, run_markdown(reports))
-    if as_json:
-        documents = [report.to_json() for report in reports]
-        print_json(documents[0] if len(documents) == 1 else documents)
-    else:
-        for report in reports:
-            print_rich(report.table())
+        write_reports(reports, junit=junit, markdown=markdown, html=html, stable=stable)
+    print_reports(reports, stable=stable, as_json=as_json)
     raise typer.Exit(EXIT_FAILED if any(report.has_failures for report in reports) else EXIT_OK)
 
 

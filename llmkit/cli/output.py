@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsJson",
+    "HtmlFile",
     "JUnitFile",
     "MarkdownFile",
     "MaxCostUsd",
     "MaxTimeS",
     "MaxTokens",
+    "Stable",
     "Workspace",
     "frame_table",
     "print_json",
@@ -46,6 +48,12 @@ MaxTokens = Annotated[
 ]
 MaxCostUsd = Annotated[float | None, typer.Option(help="Most US dollars that a run may cost in all.")]
 MaxTimeS = Annotated[float | None, typer.Option(help="Most seconds that a run may take now.")]
+HtmlFile = Annotated[
+    Path | None, typer.Option("--html", help="Write the whole report, with every sample, to this HTML file as well.")
+]
+Stable = Annotated[
+    bool, typer.Option("--stable", help="Leave ids, clock times and latencies out of --html and --json.")
+]
 
 
 def require_places(*files: Path | None) -> None:

@@ -47,6 +47,9 @@ def run_junit(reports: Iterable[EvalReport]) -> str:
 
 def _run_suite(report: EvalReport) -> ET.Element:
     suite = _suite(f"llmkit evaluation: {report.run.name}")
+    facts = ET.SubElement(suite, "properties")
+    for name, fact in _what_was_run(report):
+        ET.SubElement(facts, "property", name=_legal(name), value=_legal(fact))
     for result in report.results:
         case = _case(suite, f"{result.sample_id} (epoch {result.epoch + 1})", f"{report.run.task_name}.{result.route}")
         if result.scores:
@@ -55,6 +58,18 @@ def _run_suite(report: EvalReport) -> ET.Element:
                 ET.SubElement(properties, "property", name=_legal(metric), value=f"{value:.12g}")
         _verdict(case, result)
     return _counted(suite)
+
+
+def _what_was_run(report: EvalReport) -> Iterator[tuple[str, str]]:
+    known = report.provenance
+    yield "task", report.run.task_name
+    for name in ("task_sha256", "dataset_sha256", "scorers_sha256", "commit"):
+        if known.get(name) is not None:
+            yield name, known[name]
+    for package, version in known.get("packages", {}).items():
+        yield f"version of {package}", version
+    for model in known["models"]:
+        yield f"digest of {model['route']}", model["digest"]
 
 
 def _verdict(case: ET.Element, result: EvalResult) -> None:
@@ -139,6 +154,9 @@ def _run_lines(report: EvalReport) -> Iterator[str]:
     yield ""
     # What a run did now depends on what was there before; these notes do not.
     yield from _listed(report.lasting_notes)
+    facts = "; ".join(f"{_cell(name)}: {_cell(value)}" for name, value in _what_was_run(report))
+    yield f"What was run: {facts}"
+    yield ""
 
 
 def _summary_cells(row: Mapping[str, Any]) -> Sequence[str]:

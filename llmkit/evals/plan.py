@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from uuid_utils.compat import uuid7
@@ -14,6 +15,7 @@ from llmkit.errors import LLMError, LLMEvaluationError, LLMUnusableAnswer
 from llmkit.evals.budget import Budget
 from llmkit.evals.dataset import Dataset, Sample
 from llmkit.evals.progress import Progress
+from llmkit.evals.provenance import made_with
 from llmkit.evals.result import FAILED, ResultKey
 from llmkit.evals.scorers import DEFAULT_SCORER_TIMEOUT_S, Scorer
 from llmkit.evals.task import Task
@@ -25,7 +27,16 @@ if TYPE_CHECKING:
     from llmkit.pydanticai.extraction import Extraction
     from llmkit.service import LLMService
 
-__all__ = ["EvaluateOptions", "Extractor", "Plan", "call_name", "digests_of", "name_prefix", "require_unedited"]
+__all__ = [
+    "EvaluateOptions",
+    "Extractor",
+    "Plan",
+    "call_name",
+    "digests_of",
+    "name_prefix",
+    "require_unedited",
+    "with_repairs",
+]
 
 DEFAULT_CONCURRENCY = 8
 PART_LENGTH = 48
@@ -148,9 +159,15 @@ class Plan:
                 "routes": {lane.label: dict(lane.description) for lane in self.lanes},
                 "epochs": self.epochs,
                 "samples": len(self.dataset),
+                "made_with": made_with(self.service.settings, self._options(), self.task.base_dir or Path.cwd()),
                 "groups": {sample.key: sample.group for sample in self.dataset if sample.group is not None},
             },
         )
+
+    def _options(self) -> dict[str, Any]:
+        """What was asked for beside the task, for the record."""
+        names = ("concurrency", "repairs", "retry_failed", "scorer_timeout_s")
+        return {name: getattr(self, name) for name in names}
 
     def judges(self) -> dict[str, Any]:
         """Model, prompt and criteria of each judge, by the name of its metric."""
@@ -198,8 +215,7 @@ class Plan:
 
     def request_digest(self, lane: Lane, sample: Sample) -> str:
         """Short hash of what a lane sends for a sample, repairs included."""
-        digest = lane.digest(sample)
-        return digest if self.repairs == 1 else sha256_of([digest, self.repairs])[:DIGEST_LENGTH]
+        return with_repairs(lane.digest(sample), self.repairs)
 
     def is_open(self, result: EvalResult) -> bool:
         """Whether a stored result is to be replaced by calling again."""
@@ -219,6 +235,11 @@ class Plan:
     def total(self) -> int:
         """How many there are."""
         return self.epochs * len(self.selected) * len(self.lanes)
+
+
+def with_repairs(digest: str, repairs: int) -> str:
+    """The hash of what is sent, from that of the first request."""
+    return digest if repairs == 1 else sha256_of([digest, repairs])[:DIGEST_LENGTH]
 
 
 def _codes_of_final_outcomes(parent: type[LLMError]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,15 +16,17 @@ from llmkit.evals.budget import BudgetUse
 from llmkit.evals.dataset import Sample
 from llmkit.evals.digests import digest_notes
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, STATUSES, SUCCEEDED, Work, fell_back
+from llmkit.evals.steady import steady
 from llmkit.evals.terminal import mean_text
-from llmkit.evals.views import MISSING_COLUMNS, REPEAT_COLUMNS, missing_rows, repeat_rows
-from llmkit.ports import DigestSeen, EvalResult, EvalRun, Spent, StoredRun
+from llmkit.evals.views import ATTEMPT_COLUMNS, MISSING_COLUMNS, REPEAT_COLUMNS, attempt_rows, missing_rows, repeat_rows
+from llmkit.ports import DigestSeen, EvalResult, EvalRun, RecordedCall, Spent, StoredRun
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
 __all__ = [
+    "ATTEMPT_COLUMNS",
     "COMPARISON_COLUMNS",
     "MISSING_COLUMNS",
     "REPEAT_COLUMNS",
@@ -80,6 +82,7 @@ class EvalReport:
         digests: The models behind the routes, as far as their servers identify them.
         budget: How much of its budget the run has used; None without one, and for a report from the store.
         spent: What all requests of the run have taken, judges' included, by who answered; of a report from the store.
+        recorded: Reads the calls behind the results from the store; it is called when they are needed.
     """
 
     run: EvalRun
@@ -91,6 +94,7 @@ class EvalReport:
     digests: tuple[DigestSeen, ...] = ()
     budget: BudgetUse | None = None
     spent: tuple[Spent, ...] = ()
+    recorded: Callable[[], Sequence[RecordedCall]] = field(default=tuple, compare=False)
 
     @property
     def has_failures(self) -> bool:
@@ -115,6 +119,21 @@ class EvalReport:
     def judges(self) -> dict[str, Any]:
         """Route, prompt, criteria, scale and parameters of each judge, by the name of its metric."""
         return dict(self.run.spec.get("judges", {}))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What was run, without secrets, addresses and paths; parts that were not recorded are absent.
+
+        Keys: `task_sha256`, `dataset_sha256`, `scorers_sha256`, `samples` (in the dataset), `epochs`, `routes` (label
+        to route, prompt and parameters with the seed, to which each epoch adds one), `models` (route, digest,
+        requests; of servers that identify them), and `python`, `platform`, `packages`, `commit`, `settings` and
+        `options` of the process that began the run.
+        """
+        spec = self.run.spec
+        known = {name: spec[name] for name in ("scorers_sha256", "samples", "epochs", "routes") if name in spec}
+        models = [{"route": str(s.route), "digest": s.digest, "requests": s.requests} for s in self.digests]
+        hashes = {"task_sha256": self.run.task_sha256, "dataset_sha256": self.run.dataset_sha256}
+        return {**hashes, **known, "models": models, **spec.get("made_with", {})}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -165,6 +184,17 @@ class EvalReport:
         """
         columns = {**SAMPLE_COLUMNS, **{f"{SCORE_PREFIX}{name}": "float64" for name in self.metrics}}
         return _frame((_sample_row(result, self.dataset) for result in self.results), columns)
+
+    def attempts(self) -> pd.DataFrame:
+        """Every request that was sent for the results, judges' included, with the columns of `ATTEMPT_COLUMNS`.
+
+        `route` is the label that the sample was asked on, `sent_to` who got the request, `stage` is `sample` or
+        `judge`. Read from the store each time; empty for an imported run, whose calls are in another.
+
+        Raises:
+            LLMStoreError: The store cannot be read.
+        """
+        return _frame(attempt_rows(self.results, self.recorded()), ATTEMPT_COLUMNS)
 
     def repeats(self, k: int, *, right_from: float = 1.0) -> pd.DataFrame:
         """Chances over epochs: one row for each route and metric, with the columns of `REPEAT_COLUMNS`.
@@ -256,7 +286,7 @@ class EvalReport:
         frame.attrs["warnings"] = list(_comparison_warnings(self, ours, theirs, other))
         return frame
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, *, stable: bool = False) -> dict[str, Any]:
         """The report as JSON-able data; what is unknown is null.
 
         Keys: `form`, `run` (id, name, workspace_id, task, task_sha256, dataset_sha256, created_at_utc), `counts`
@@ -264,10 +294,14 @@ class EvalReport:
         `summary` (rows of `summary()`), `comparisons` (rows of `compare(a, b)` for all pairs of routes), `stopped`
         (route to reason), `in_doubt` (ids of calls), `judges` (metric to route, prompt, criteria, scale, parameters),
         `budget` (budget with its limits, tokens, cost_usd, uncounted, stopped_by, why; null without one),
-        `notes`, `warnings` (those of the notes that put a comparison in doubt).
+        `notes`, `warnings` (those of the notes that put a comparison in doubt), `provenance` (see there).
+
+        Args:
+            stable: Leave out what differs between two runs with the same answers: `run.id`, `run.created_at_utc`,
+                `work`, `in_doubt`, latencies, and digits of numbers after the twelfth.
         """
         run = self.run
-        return {
+        document = {
             "form": JSON_FORM,
             "run": {
                 "id": str(run.id),
@@ -286,9 +320,33 @@ class EvalReport:
             "in_doubt": [str(call.id) for call in self.in_doubt],
             "judges": self.judges,
             "budget": asdict(self.budget) if self.budget else None,
-            "notes": list(self.notes),
+            "notes": list(self.lasting_notes if stable else self.notes),
             "warnings": list(self.warnings),
+            "provenance": self.provenance,
         }
+        return steady(document) if stable else document
+
+    def to_html(self, file: str | Path, *, stable: bool = False) -> None:
+        """Write the report with every sample to one HTML file that needs no network, over an earlier one.
+
+        It holds inputs, targets, prompts and answers as far as they are at hand: see `docs/evaluation.md`. The calls
+        are read from the store; those of a replaying session are there until it is closed.
+
+        Args:
+            file: Where to.
+            stable: As for `to_json`: the same answers give the same bytes.
+
+        Raises:
+            LLMEvaluationError: The file cannot be written.
+            LLMStoreError: The calls behind the results cannot be read.
+        """
+        from llmkit.evals.html_report import report_page
+
+        text = report_page(self, stable=stable)
+        try:
+            Path(file).expanduser().write_text(text, encoding="utf-8", errors="replace", newline="\n")
+        except OSError as error:
+            raise LLMEvaluationError(f"{file} cannot be written: {error.strerror or error}") from None
 
     def export(self, file: str | Path) -> None:
         """Write the run and its stored results to a new `.jsonl` or `.parquet` file, for `Session.import_run`.

@@ -18,7 +18,7 @@ from llmkit.types import LLMConstraints, LLMProfile, LLMRequest, Message, Respon
 if TYPE_CHECKING:
     from llmkit.service import LLMService
 
-__all__ = ["Lane", "RouteLike", "Variant", "lanes"]
+__all__ = ["Lane", "RouteLike", "Variant", "asked_digest", "lanes"]
 
 POLICY_PREFIX = "policy:"
 DEFAULT_POLICY = "default"
@@ -74,9 +74,8 @@ class Lane:
 
     def digest(self, sample: Sample) -> str:
         """Short hash of everything that is sent for a sample, to notice that it changed."""
-        messages = [message.model_dump(mode="json", exclude_defaults=True) for message in self.messages(sample)]
         target = str(self.route) if self.route else f"{POLICY_PREFIX}{self.policy}"
-        return sha256_of([target, messages, dict(self.parameters)])[:DIGEST_LENGTH]
+        return asked_digest(target, self.messages(sample), self.parameters)
 
     def parameters_of(self, epoch: int) -> dict[str, Any]:
         """Parameters of one repeat: a seed moves on by one, or all repeats would be the same."""
@@ -84,6 +83,12 @@ class Lane:
         if parameters.get("seed") is not None:
             parameters["seed"] += epoch
         return parameters
+
+
+def asked_digest(target: str, messages: Sequence[Message], parameters: Mapping[str, Any]) -> str:
+    """Short hash of who is asked what, and how."""
+    said = [message.model_dump(mode="json", exclude_defaults=True) for message in messages]
+    return sha256_of([target, said, dict(parameters)])[:DIGEST_LENGTH]
 
 
 def lanes(

@@ -1,15 +1,16 @@
-"""Two further views of a report: what repeats tell, and what missing scores could change."""
+"""Further views of a report: what repeats tell, what missing scores could change, and every request that was sent."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llmkit.evals.result import FAILED
-from llmkit.ports import EvalResult
+from llmkit.ports import EvalResult, RecordedCall
+from llmkit.types import Attempt
 
-__all__ = ["MISSING_COLUMNS", "REPEAT_COLUMNS", "missing_rows", "repeat_rows"]
+__all__ = ["ATTEMPT_COLUMNS", "MISSING_COLUMNS", "REPEAT_COLUMNS", "attempt_rows", "missing_rows", "repeat_rows"]
 
 # A repeat is right from here on.
 PERFECT = 1.0
@@ -41,6 +42,28 @@ MISSING_COLUMNS: Mapping[str, str] = {
     "as_failures_high": "float64",
     "worst": "float64",
     "best": "float64",
+}
+
+ATTEMPT_COLUMNS: Mapping[str, str] = {
+    "sample_id": "str",
+    "route": "str",
+    "epoch": "int64",
+    "stage": "str",
+    "sent_to": "str",
+    "number": "int64",
+    "status": "str",
+    "started_at_utc": "datetime64[us, UTC]",
+    "latency_ms": "float64",
+    "input_tokens": "Int64",
+    "output_tokens": "Int64",
+    "finish_reason": "str",
+    "response_model": "str",
+    "model_digest": "str",
+    "cost_usd": "float64",
+    "status_code": "Int64",
+    "error_code": "str",
+    "error_message": "str",
+    "pipeline_run_id": "str",
 }
 
 
@@ -114,3 +137,20 @@ def _views(results: Sequence[EvalResult], metric: str, clusters: Mapping[str, Ha
         "worst": views.worst,
         "best": views.best,
     }
+
+
+def attempt_rows(results: Iterable[EvalResult], calls: Iterable[RecordedCall]) -> Iterator[dict[str, Any]]:
+    """One row for each request that was sent for the results, in the order of the calls."""
+    by_name = {result.pipeline_run_id: result for result in results}
+    for call in calls:
+        result = by_name.get(call.pipeline_run_id)
+        if result is not None:
+            yield from (_attempt_row(result, call, attempt) for attempt in call.attempts)
+
+
+def _attempt_row(result: EvalResult, call: RecordedCall, attempt: Attempt) -> dict[str, Any]:
+    known = {name: getattr(attempt, name) for name in ATTEMPT_COLUMNS if hasattr(attempt, name)}
+    sample = {name: getattr(result, name) for name in ("sample_id", "route", "epoch", "pipeline_run_id")}
+    tokens = {"input_tokens": attempt.usage.input_tokens, "output_tokens": attempt.usage.output_tokens}
+    told = {"stage": call.stage, "sent_to": str(attempt.route), "status": str(attempt.status)}
+    return known | sample | tokens | told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from llmkit.loop_thread import Interrupted
 if TYPE_CHECKING:
     from llmkit.evals import EvalReport, Progress, Task, Variant
     from llmkit.mapping import Meter
-    from llmkit.ports import EvalStore
+    from llmkit.ports import EvalStore, RecordedCall
 
 __all__ = ["EvaluatingFace"]
 
@@ -48,7 +49,7 @@ class EvaluatingFace(Face):
         from llmkit.evals import evaluate
 
         defaults = {"concurrency": self._settings.concurrency_limit}
-        return await evaluate(
+        report = await evaluate(
             task,
             routes,
             service=self._open.runtime().service,
@@ -56,6 +57,16 @@ class EvaluatingFace(Face):
             workspace_id=self.workspace,
             **defaults | parameters,
         )
+        return self._with_calls(report)
+
+    def _with_calls(self, report: EvalReport) -> EvalReport:
+        """The report, which reads the calls behind it when it needs them. It keeps this session."""
+        return replace(report, recorded=lambda: self._open.run(self._calls(report)))
+
+    async def _calls(self, report: EvalReport) -> Sequence[RecordedCall]:
+        from llmkit.evals.plan import name_prefix
+
+        return await self._eval_store().calls(self.workspace, name_prefix(report.run))
 
     def report(self, name: str, *, task: Task | None = None) -> EvalReport:
         """The report of a stored evaluation, without calling anything.
@@ -76,7 +87,7 @@ class EvaluatingFace(Face):
     async def _report(self, name: str, task: Task | None) -> EvalReport:
         from llmkit.evals import load_report
 
-        return await load_report(self._eval_store(), self.workspace, name, task=task)
+        return self._with_calls(await load_report(self._eval_store(), self.workspace, name, task=task))
 
     def import_run(self, file: str | Path, *, name: str | None = None) -> EvalReport:
         """Read an evaluation that `EvalReport.export` wrote into this workspace. The same file again changes nothing.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, case, func, or_, select
 
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
 from llmkit.persistence.journal import Journal
 from llmkit.persistence.operations import OpenEvalRun, SaveEvalResult
-from llmkit.persistence.rows import eval_result_of, eval_run_of, stored_run_of
+from llmkit.persistence.rows import eval_result_of, eval_run_of, recorded_call_of, stored_run_of
 from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS, stored_run_select
-from llmkit.ports import DOUBTFUL_STATUSES, DigestSeen, EvalResult, EvalRun, Spent, StoredRun
+from llmkit.ports import DOUBTFUL_STATUSES, DigestSeen, EvalResult, EvalRun, RecordedCall, Spent, StoredRun
 from llmkit.types import Route, RunStatus
 
 __all__ = ["SqlEvalStore"]
@@ -78,6 +79,25 @@ class SqlEvalStore:
         """See `EvalStore`."""
         query = _spent(workspace_id, pipeline_run_id_prefix)
         return await self._journal.read(lambda connection: _spendings(connection, query))
+
+    async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
+        """See `EvalStore`."""
+        mine = (RUNS.c.workspace_id == workspace_id, _begins(pipeline_run_id_prefix))
+        calls = select(*[RUNS.c[name] for name in _CALL_COLUMNS], _tool_answer()).where(*mine)
+        calls = calls.order_by(RUNS.c.created_at_utc, RUNS.c.id)
+        sent = select(ATTEMPTS).join(RUNS, RUNS.c.id == ATTEMPTS.c.run_id).where(*mine).order_by(ATTEMPTS.c.number)
+        return await self._journal.read(lambda connection: _recorded_calls(connection, calls, sent))
+
+
+_CALL_COLUMNS = (
+    *("id", "pipeline_run_id", "stage", "status", "served_from", "request_preview", "response_preview"),
+    *("error_code", "error_message"),
+)
+
+
+def _tool_answer() -> ColumnElement[Any]:
+    """The stored answer of a call that has no text: it may be in the arguments of a tool."""
+    return case((RUNS.c.response_preview == "", RUNS.c.result_json)).label("result_json")
 
 
 def _digests(workspace_id: str, prefix: str) -> Select[Any]:
@@ -152,3 +172,10 @@ def _spendings(connection: Connection, query: Select[Any]) -> tuple[Spent, ...]:
         Spent(Route(provider=provider, model=model), int(taken), int(given), float(cost), int(unpriced), int(uncounted))
         for provider, model, taken, given, cost, unpriced, uncounted in connection.execute(query)
     )
+
+
+def _recorded_calls(connection: Connection, calls: Select[Any], sent: Select[Any]) -> tuple[RecordedCall, ...]:
+    attempts: defaultdict[UUID, list[RowMapping]] = defaultdict(list)
+    for row in connection.execute(sent).mappings():
+        attempts[row["run_id"]].append(row)
+    return tuple(recorded_call_of(row, attempts[row["id"]]) for row in connection.execute(calls).mappings())

@@ -8,9 +8,12 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from sqlalchemy import RowMapping
+
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
-from llmkit.ports import EvalResult, EvalRun, RunFailure, RunStart, RunSuccess, StoredRun
-from llmkit.types import Attempt, RunStatus, TokenUsage
+from llmkit.ports import EvalResult, EvalRun, RecordedCall, RunFailure, RunStart, RunSuccess, StoredRun
+from llmkit.telemetry import tool_preview
+from llmkit.types import Attempt, Route, RunStatus, ServedFrom, TokenUsage
 
 __all__ = [
     "ABANDONED_MESSAGE",
@@ -37,6 +40,7 @@ __all__ = [
     "finished_row",
     "finished_values",
     "identity",
+    "recorded_call_of",
     "sqlite_time",
     "sqlite_uuid",
     "started_row",
@@ -363,6 +367,33 @@ def stored_run_of(row: Sequence[Any]) -> StoredRun:
     """A run from the values of `STORED_RUN_COLUMNS`."""
     run_id, workspace_id, status, *others = row
     return StoredRun(run_id, workspace_id, _STATUSES[status], *others)
+
+
+def recorded_call_of(row: RowMapping, attempts: Sequence[RowMapping]) -> RecordedCall:
+    """A call of an evaluation from its columns and those of its attempts.
+
+    Args:
+        row: Columns of the run; `result_json` is looked at only when the answer has no text.
+        attempts: Columns of its attempts, by number.
+    """
+    return RecordedCall(
+        pipeline_run_id=row["pipeline_run_id"],
+        stage=row["stage"],
+        status=RunStatus(row["status"]),
+        served_from=ServedFrom(row["served_from"]) if row["served_from"] else None,
+        prompt=row["request_preview"],
+        answer=row["response_preview"] or tool_preview(row["result_json"]) or row["response_preview"],
+        error_code=row["error_code"],
+        error_message=row["error_message"],
+        attempts=tuple(_attempt_of(each) for each in attempts),
+    )
+
+
+def _attempt_of(row: RowMapping) -> Attempt:
+    values = {name: row[name] for name in Attempt.model_fields if name in row}
+    usage = {name: row[name] for name in TokenUsage.model_fields if name in row}
+    route = Route(provider=row["provider"], model=row["model"])
+    return Attempt(**values, route=route, usage=TokenUsage(**usage, estimated=row["usage_estimated"]))
 
 
 def eval_run_values(run: EvalRun) -> Values:

@@ -15,12 +15,14 @@ from llmkit.ports import (
     EvalResult,
     EvalRun,
     KeyTaken,
+    RecordedCall,
     RunFailure,
     RunStart,
     RunSuccess,
     Spent,
     StoredRun,
 )
+from llmkit.telemetry import tool_preview
 from llmkit.types import Attempt, Route, RunStatus, utc_now
 
 __all__ = ["InMemoryEvalStore", "InMemoryLLMRunRepo", "InMemoryRun"]
@@ -55,6 +57,22 @@ class InMemoryRun:
             created_at_utc=start.created_at_utc,
             heartbeat_at_utc=self.heartbeat_at_utc,
             result_json=None if self.success is None else self.success.result_json,
+        )
+
+    def recorded(self) -> RecordedCall:
+        """As the report of an evaluation shows it."""
+        success, failure = self.success, self.failure
+        text = None if success is None else success.response_preview
+        return RecordedCall(
+            pipeline_run_id=self.start.pipeline_run_id or "",
+            stage=self.start.stage,
+            status=self.status,
+            served_from=None if success is None else success.served_from,
+            prompt=self.start.request_preview,
+            answer=text or tool_preview(None if success is None else success.result_json) or text,
+            error_code=None if failure is None else failure.error_code,
+            error_message=None if failure is None else failure.error_message,
+            attempts=self.attempts,
         )
 
 
@@ -222,6 +240,12 @@ class InMemoryEvalStore:
             for attempt in run.attempts:
                 spent[attempt.route] = _with(spent.get(attempt.route, Spent(attempt.route)), attempt)
         return tuple(spent[route] for route in sorted(spent, key=lambda route: (route.provider, route.model)))
+
+    async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
+        """See `EvalStore`."""
+        mine = self._calls_of(workspace_id, pipeline_run_id_prefix)
+        ordered = sorted(mine, key=lambda run: (run.start.created_at_utc, run.start.id))
+        return tuple(run.recorded() for run in ordered)
 
     def _calls_of(self, workspace_id: str, prefix: str) -> list[InMemoryRun]:
         mine = [run for run in self._calls.runs if run.start.workspace_id == workspace_id]

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from llmkit.errors import LLMInvalidOutput
 from llmkit.evals import Sample, Task, field_match
-from llmkit.ports import DigestSeen, EvalResult, EvalRun, Spent, StoredRun
+from llmkit.ports import DigestSeen, EvalResult, EvalRun, RecordedCall, Spent, StoredRun
 from llmkit.pydanticai.extraction import Extraction
 from llmkit.types import (
     Attempt,
@@ -93,6 +93,9 @@ class MemoryStore:
     async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
         return ()
 
+    async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
+        return ()
+
 
 class FakeRouter:
     def __init__(self, *candidates: str) -> None:
@@ -105,6 +108,8 @@ class FakeRouter:
 
 class FakeService:
     """Only what the runner itself looks at."""
+
+    settings = None
 
     def __init__(self, *candidates: str) -> None:
         self.router = FakeRouter(*(candidates or ("ollama/a", "gemini/b")))

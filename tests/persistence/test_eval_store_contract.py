@@ -184,3 +184,45 @@ async def test_what_an_evaluation_took_is_told_by_route_and_what_nobody_counted_
         Spent(an_attempt().route, 22, 14, 0.5, unpriced=1, uncounted=4),
     )
     assert await store.spent("lab", "eval_2/") == ()
+
+
+async def test_the_calls_of_an_evaluation_come_back_with_every_request(stores: tuple[EvalStore, LLMRunRepo]) -> None:
+    store, runs = stores
+    now = utc_now()
+    tool_call = '{"text": "", "tool_calls": [{"id": "1", "name": "final_result", "arguments": "{\\"n\\": 1}"}]}'
+    starts = [
+        a_start(
+            pipeline_run_id=pipeline_run_id,
+            workspace_id=workspace_id,
+            stage="sample",
+            request_preview=f"user: {second}",
+            created_at_utc=now + timedelta(seconds=second),
+        )
+        for second, (pipeline_run_id, workspace_id) in enumerate(
+            [
+                ("eval_1/a", "lab"),
+                ("eval_1/b", "lab"),
+                ("eval_1/c", "lab"),
+                ("eval_1/a", "other lab"),
+                ("EVAL_1/a", "lab"),
+            ]
+        )
+    ]
+    for start in reversed(starts):
+        await runs.create_started(start)
+    retried = (an_attempt(1, status="FAILED", error_code="timeout"), an_attempt(2, cost_usd=0.5, model_digest="d"))
+    await runs.mark_succeeded(a_success(starts[0].id, attempts=retried))
+    failure = a_failure(starts[1].id)
+    await runs.mark_failed(failure)
+    await runs.mark_succeeded(a_success(starts[2].id, response_preview="", result_json=tool_call))
+    first, second, third = await store.calls("lab", "eval_1/")
+    assert (first.pipeline_run_id, first.stage, first.prompt, first.answer) == (
+        "eval_1/a",
+        "sample",
+        "user: 0",
+        "hello",
+    )
+    assert (first.attempts, first.served_from) == (retried, "provider")
+    assert (second.status, second.error_code, second.answer) == ("FAILED", "timeout", None)
+    assert (second.attempts, second.served_from) == (failure.attempts, None)
+    assert third.answer == 'final_result({"n": 1})'
