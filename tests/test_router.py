@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from llmkit.errors import (
@@ -426,6 +427,7 @@ environments = st.fixed_dictionaries(
 )
 
 
+@hypothesis_settings(deadline=None)
 @given(requests, environments, st.booleans())
 def test_no_plan_breaks_a_constraint(request, environment, installed):
     settings = load_settings(**environment)
@@ -461,6 +463,7 @@ happenings = st.one_of(
 )
 
 
+@hypothesis_settings(max_examples=40, deadline=None)
 @given(st.lists(happenings, min_size=2, max_size=12), environments)
 def test_a_plan_that_is_kept_is_the_one_that_would_be_made(history, environment):
     settings, book, clock = load_settings(**environment), FactBook(), Clock()
