@@ -169,7 +169,7 @@ def _told(error: LLMError, route: Route | None, log: AttemptLog) -> LLMError:
 def plan_as_json(
     plan: RoutePlan, failures: Sequence[LLMError] = (), *, served_by: Route | None = None
 ) -> dict[str, Any]:
-    """The plan as it is kept with a run: JSON-able, without prompt or key.
+    """The plan as it is kept with a run: JSON-able, without prompt or key. All calls with this plan share its lists.
 
     Args:
         plan: What the router decided.

@@ -492,7 +492,9 @@ async def test_a_call_does_not_make_the_plan_of_the_last_one_anew():
     assert subject.explain(LLMRequest(messages="Hi", profile="quality")) is not first
 
 
-@given(st.lists(st.text(min_size=1), min_size=2, max_size=2), st.lists(st.sampled_from(LLMProvider), min_size=2))
+@given(
+    st.lists(st.text().filter(str.strip), min_size=2, max_size=2), st.lists(st.sampled_from(LLMProvider), min_size=2)
+)
 def test_routes_are_equal_by_content_and_equal_ones_are_one_key(models, providers):
     one, other = [Route(provider=provider, model=model) for provider, model in zip(providers, models, strict=False)]
     assert (one == other) is (str(one) == str(other))

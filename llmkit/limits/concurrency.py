@@ -109,9 +109,11 @@ class AdaptiveLimit:
 
     A slow answer may be just a long one, so rising latency is only a reason to try fewer at once. When fewer carry as
     much, the others had stood in the server's queue: the lower limit stays, at the capacity that this tells and a
-    quarter more. Else it is taken back, and the latency becomes the new base. The first search halves until then.
+    quarter more. Else it is taken back, as soon as there is no doubt, and the latency becomes the new base. The first
+    search halves until then.
 
-    A level at which requests were refused is not tried again for a while, and for longer each time.
+    A refusal after a step up takes the step back; one where none was met before takes away a quarter. A level at which
+    requests were refused is not tried again for a while, and for longer each time.
 
     A decision rests on a group of requests that began one after the other while every place was taken, and waits for
     the last of them: the first to be answered are the short ones, whatever the limit.
