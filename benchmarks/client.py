@@ -1,6 +1,6 @@
 """What a call through the client costs, against stock `litellm.acompletion` on the same stand-in server.
 
-    python benchmarks/client.py [--calls N] [--rounds N] [--callers N ...] [--latency-ms N ...]
+    python benchmarks/client.py [--part client router] [--calls N] [--rounds N] [--callers N ...] [--latency-ms N ...]
 
 The servers run in a process of their own, so CPU is that of the calling side alone: `process_time` over everything
 between two calls, threads included. Rounds of the contestants take turns, and figures are medians; read the ratios.
@@ -193,15 +193,17 @@ def measure(latency_s: float, asked: argparse.Namespace) -> None:
 def main() -> None:
     """Everything, in one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs="+", default=["client", "router"], choices=["client", "router"])
     parser.add_argument("--calls", type=int, default=200, help="calls in a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each contestant")
     parser.add_argument("--provider", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--callers", nargs="+", type=int, default=list(CALLERS), help="how many at once")
     parser.add_argument("--latency-ms", nargs="+", type=float, default=[1000 * one for one in LATENCIES_S])
     asked = parser.parse_args()
-    for latency_ms in asked.latency_ms:
+    for latency_ms in asked.latency_ms if "client" in asked.part else ():
         measure(latency_ms / 1000, asked)
-    asyncio.run(router())
+    if "router" in asked.part:
+        asyncio.run(router())
 
 
 if __name__ == "__main__":

@@ -62,12 +62,20 @@ class Outages:
         self._closed_until: dict[Route, float] = {}
         self._parked_until: dict[Route, float] = {}
 
+    @property
+    def any(self) -> bool:
+        """Whether any route may be left alone; False settles for all of them what `of` says."""
+        return bool(self._closed_until or self._parked_until)
+
     def of(self, route: Route) -> Outage | None:
         """The outage that keeps calls away now, or None."""
+        if not self.any:
+            return None
         now_s = self._clock()
         parked_s = self._parked_until.get(route, now_s) - now_s
         if parked_s > 0:
             return Outage(parked_s)
+        self._parked_until.pop(route, None)
         closed_s = self._closed_until.get(route, now_s) - now_s
         return Outage(closed_s, self._failures.get(route, self._limit)) if closed_s > 0 else None
 
@@ -92,5 +100,6 @@ class Outages:
 
     def answered(self, route: Route) -> None:
         """Note a call that was answered, with whatever."""
-        self._failures.pop(route, None)
-        self._closed_until.pop(route, None)
+        if self._failures:
+            self._failures.pop(route, None)
+            self._closed_until.pop(route, None)

@@ -5,9 +5,10 @@ Nothing here does I/O or knows another module of the package, but for what a mes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -131,6 +132,15 @@ class Route(Value):
             ValidationError: The text has no slash, no model, or names an unknown provider. It is a `ValueError`.
         """
         return cls.model_validate(text)
+
+    # Routes are keys of many tables, and pydantic's own ways take longer than all the rest of looking one up.
+    def __hash__(self) -> int:
+        return hash(self.model)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Route):
+            return NotImplemented
+        return self.model == other.model and self.provider is other.provider
 
     def __str__(self) -> str:
         return f"{self.provider}/{self.model}"
@@ -359,10 +369,30 @@ class RoutePlan(Value):
     policy: str
     entries: tuple[PlanEntry, ...]
 
-    @property
+    @cached_property
     def candidates(self) -> tuple[Route, ...]:
         """The routes that will be tried, in order."""
         return tuple(entry.route for entry in self.entries if entry.excluded_because is None)
+
+    @cached_property
+    def as_json(self) -> Mapping[str, Any]:
+        """JSON-able form: `policy`, `candidates` with route and reason, `excluded` with route and why.
+
+        Not to be changed: all calls with this plan share it.
+        """
+        return {
+            "policy": self.policy,
+            "candidates": [
+                {"route": str(entry.route), "reason": entry.reason}
+                for entry in self.entries
+                if entry.excluded_because is None
+            ],
+            "excluded": [
+                {"route": str(entry.route), "because": entry.excluded_because}
+                for entry in self.entries
+                if entry.excluded_because is not None
+            ],
+        }
 
     def __str__(self) -> str:
         rows = [

@@ -487,6 +487,7 @@ from llmkit.types import LLMRequest, Route
 async def main(lane):
     client = LiteLLMClient(load_settings(ollama_api_base=sys.argv[1], max_retries=0, lane=lane))
     loop, longest = asyncio.get_running_loop(), 0.0
+    loop.slow_callback_duration = 100.0  # else asyncio's debug mode shows, on many lines, whatever took a while
     warm = asyncio.create_task(client.warm_up())
     while not warm.done():
         began = loop.time()

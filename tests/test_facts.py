@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.errors import LLMContextOverflow, LLMUnsupported
@@ -153,6 +153,7 @@ def test_a_prompt_of_blanks_is_not_taken_for_a_long_one() -> None:
     assert router(book).explain(request).candidates == (OLLAMA,)
 
 
+@settings(deadline=None)
 @given(st.booleans(), st.booleans(), facts, facts)
 def test_the_same_facts_give_the_same_plan_whatever_was_known_before(
     tools: bool, schema: bool, before: ModelFacts, now: ModelFacts

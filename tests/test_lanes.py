@@ -256,7 +256,7 @@ def _another_release(monkeypatch) -> None:
 
 
 def _another_reading(monkeypatch) -> None:
-    monkeypatch.setattr(translation, "_REPLIES", {**translation._REPLIES, "gemini": '{"candidates": "none"}'})
+    monkeypatch.setattr(translation, "_REPLIES", {**translation._REPLIES, "gemini": ('{"candidates": "none"}',)})
 
 
 @pytest.mark.parametrize(

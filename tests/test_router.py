@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from llmkit.errors import (
@@ -25,6 +26,7 @@ from llmkit.errors import (
     LLMUnavailable,
     LLMUnsupported,
 )
+from llmkit.facts import Fact, FactBook, ModelFacts
 from llmkit.ports import AttemptLog, ClientReply
 from llmkit.providers import PROVIDERS
 from llmkit.router import PROVIDER_CAPABILITIES, LLMRouter, plan_as_json
@@ -425,6 +427,7 @@ environments = st.fixed_dictionaries(
 )
 
 
+@hypothesis_settings(deadline=None)
 @given(requests, environments, st.booleans())
 def test_no_plan_breaks_a_constraint(request, environment, installed):
     settings = load_settings(**environment)
@@ -448,6 +451,56 @@ def test_no_plan_breaks_a_constraint(request, environment, installed):
     assert all(entry.excluded_because != "" for entry in plan.entries)
     assert subject.explain(request) == plan
     assert plan_as_json(plan)["policy"] == plan.policy
+
+
+happenings = st.one_of(
+    requests.map(lambda request: ("ask", request)),
+    st.integers(1, 60_000).map(lambda chars: ("ask", LLMRequest(messages="ab" * chars))),
+    st.tuples(st.just("learn"), st.sampled_from(["ollama/llama3.2", "ollama/a"]), st.integers(100, 20_000)),
+    st.tuples(st.just("fail"), st.sampled_from(["ollama/llama3.2", "gemini/gemini-2.5-flash"])),
+    st.tuples(st.just("park"), st.sampled_from(["ollama/llama3.2", "gemini/gemini-2.5-flash"])),
+    st.integers(1, 40).map(lambda seconds: ("wait", seconds)),
+)
+
+
+@hypothesis_settings(max_examples=40, deadline=None)
+@given(st.lists(happenings, min_size=2, max_size=12), environments)
+def test_a_plan_that_is_kept_is_the_one_that_would_be_made(history, environment):
+    settings, book, clock = load_settings(**environment), FactBook(), Clock()
+    subject = LLMRouter(settings, Scripted(), WITH_LOCAL, clock, book)
+    for happening, *details in history:
+        if happening == "learn":
+            book.report(Route.parse(details[0]), ModelFacts(context_tokens=Fact(details[1], "reported")))
+        elif happening == "fail":
+            for _ in range(settings.cooldown_after_failures):
+                subject._outages.failed(Route.parse(details[0]))
+        elif happening == "park":
+            subject._outages.park(Route.parse(details[0]), 30)
+        elif happening == "wait":
+            clock.now += details[0]
+        else:
+            anew = LLMRouter(settings, Scripted(), WITH_LOCAL, clock, book)
+            anew._planner._outages = subject._outages
+            assert subject.explain(details[0]) == anew.explain(details[0])
+            assert subject.open_routes(details[0]) == anew.open_routes(details[0])
+
+
+async def test_a_call_does_not_make_the_plan_of_the_last_one_anew():
+    subject = router()
+    first, second = [subject.explain(LLMRequest(messages=text)) for text in ("Hi", "Ho")]
+    assert first is second
+    assert subject.explain(LLMRequest(messages="Hi", profile="quality")) is not first
+
+
+@given(
+    st.lists(st.text().filter(str.strip), min_size=2, max_size=2), st.lists(st.sampled_from(LLMProvider), min_size=2)
+)
+def test_routes_are_equal_by_content_and_equal_ones_are_one_key(models, providers):
+    one, other = [Route(provider=provider, model=model) for provider, model in zip(providers, models, strict=False)]
+    assert (one == other) is (str(one) == str(other))
+    assert one == Route.parse(str(one))
+    assert len({one, Route.parse(str(one))}) == 1
+    assert one != str(one)
 
 
 SCRIPT = """

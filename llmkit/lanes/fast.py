@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from llmkit.lanes.forms import Forms, kind_of
 from llmkit.lanes.library import LOADING, RELEASE, load_internals, surprises
 from llmkit.lanes.translation import Answer, Prepared, Translation, carries, rehearse, translations
 from llmkit.providers import CallArguments
@@ -86,18 +87,32 @@ class FastLane:
         self._pool = pool
         self._model_cost = parts.model_cost
         self._translations = parts.translations
+        self._forms = Forms(parts.model_cost)
 
     def prepare(self, arguments: CallArguments) -> Prepared | None:
         """The request on the wire, or None when the reference lane has to carry it."""
         provider, _, model = str(arguments.kwargs["model"]).partition("/")
         translation = self._translations.get(provider)
-        if translation is None or not carries(translation, arguments.kwargs) or not self._is_chat_model(arguments):
+        if translation is None or not self._is_chat_model(arguments):
             return None
         try:
-            prepared = translation.prepare(model, arguments.own_kwargs())
+            return self._prepared(translation, model, arguments)
         except Exception:  # noqa: BLE001 - the reference lane finds the same fault and has LiteLLM's words for it
             return None
-        return prepared if _is_plain(prepared.url) else None
+
+    def _prepared(self, translation: Translation, model: str, arguments: CallArguments) -> Prepared | None:
+        kind = kind_of(arguments.kwargs)
+        filled = self._forms.filled(kind, arguments, translation) if kind is not None else None
+        if filled is not None:
+            return filled
+        if not carries(translation, arguments.kwargs):
+            return None
+        prepared = translation.prepare(model, arguments.own_kwargs())
+        if not _is_plain(prepared.url):
+            return None
+        if kind is not None:
+            self._forms.learn(kind, arguments, translation, prepared)
+        return prepared
 
     def _is_chat_model(self, arguments: CallArguments) -> bool:
         """LiteLLM calls some models through another API of their provider."""
@@ -118,17 +133,19 @@ class FastLane:
         status = exchange.status or 0
         if exchange.reply_json is None or status not in _SUCCESS:
             raise NoAnswerError
-        return self._read(prepared, exchange, status)
+        provider = str(exchange.arguments.kwargs["model"]).partition("/")[0]
+        translation = self._translations[provider]
+        plain = translation.glance(prepared, exchange.reply_json, exchange.headers) if status == HTTP_OK else None
+        return plain if plain is not None else self._read(translation, prepared, exchange, status)
 
-    def _read(self, prepared: Prepared, exchange: Exchange, status: int) -> Any:
+    def _read(self, translation: Translation, prepared: Prepared, exchange: Exchange, status: int) -> Any:
         # A copy of its own: LiteLLM moves things about in it.
         reply = json.loads(exchange.body)
         if status == HTTP_OK:
             reply = exchange.spec.mend_reply(reply)
         facts = exchange.spec.reply_facts(reply)
         answer = Answer(status, exchange.headers, exchange.body, dict(reply), facts.counts_reported)
-        provider = str(exchange.arguments.kwargs["model"]).partition("/")[0]
-        return self._translations[provider].read(prepared, answer)
+        return translation.read(prepared, answer)
 
 
 def _is_plain(url: str) -> bool:

@@ -56,9 +56,16 @@ class Prices:
             reply: The answer's JSON.
             headers: The answer's HTTP headers.
         """
+        known = self.by_the_token_usd(completion, model, reply, headers)
+        return self.calculate(completion, model) if known is None else known
+
+    def by_the_token_usd(
+        self, completion: Any, model: str, reply: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> float | None:
+        """The same where it is a sum over plain tokens, else None."""
         units = self._units(model, str(completion.model)).usd if _is_plain(reply, headers) else None
         if units is None or completion.usage.prompt_tokens > PLAIN_TOKENS:
-            return self.calculate(completion, model)
+            return None
         return _sum(units, *_counts(completion.usage))
 
     def _units(self, model: str, served: str) -> _Units:

@@ -13,6 +13,8 @@ START = 16
 # Requests that one decision rests on: the latency of a single one says little. Fewer where few are under way at once.
 SMALLEST_GROUP, USUAL_GROUP = 8, 24
 TURNS = 3
+# A trial that goes wrong costs answers every second, and is broken off when one turn, or this many, leave no doubt.
+FEWEST_TOLD = 2
 # Latencies this much above the base are a reason to try fewer at once.
 TOLERANCE = 2.0
 # What is kept above the server's capacity as it was measured, so that its slots are never empty.
@@ -83,21 +85,23 @@ _NO_MATTER = Ticket(0, None)
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """A limit, and the mean latency under it with its standard error."""
+    """A limit, and the mean latency under it with its standard error and the standard deviation of single ones."""
 
     limit: int
     latency_s: float
     error_s: float = 0.0
+    spread_s: float = 0.0
 
     @property
     def rate(self) -> float:
         """Requests a second, by Little's law."""
         return self.limit / self.latency_s
 
-    @property
-    def sure_rate(self) -> float:
-        """The rate that it has at the least, but for bad luck."""
-        return self.limit / (self.latency_s + self.error_s)
+
+def _slowest_that_carries(before: _Level, limit: int) -> float:
+    """The latency up to which a lower limit carries about as much: halfway to what it would be if nobody had queued."""
+    expected_if_idle = limit / before.limit
+    return limit / ((1 + expected_if_idle) / 2 * before.rate)
 
 
 class AdaptiveLimit:
@@ -105,9 +109,11 @@ class AdaptiveLimit:
 
     A slow answer may be just a long one, so rising latency is only a reason to try fewer at once. When fewer carry as
     much, the others had stood in the server's queue: the lower limit stays, at the capacity that this tells and a
-    quarter more. Else it is taken back, and the latency becomes the new base. The first search halves until then.
+    quarter more. Else it is taken back, as soon as there is no doubt, and the latency becomes the new base. The first
+    search halves until then.
 
-    A level at which requests were refused is not tried again for a while, and for longer each time.
+    A refusal after a step up takes the step back; one where none was met before takes away a quarter. A level at which
+    requests were refused is not tried again for a while, and for longer each time.
 
     A decision rests on a group of requests that began one after the other while every place was taken, and waits for
     the last of them: the first to be answered are the short ones, whatever the limit.
@@ -163,13 +169,21 @@ class AdaptiveLimit:
         self._refused_at = min(self._limit, self._refused_at or self._limit)
         self._held = 0
         self._tried_from = None
-        self._move_to(int(self._limit * (AFTER_REFUSAL if self._borne else AFTER_FIRST_REFUSAL)))
+        if 0 < self._borne < self._limit:
+            # It was one step too many; that one less is borne is known.
+            self._move_to(self._borne)
+        else:
+            self._move_to(int(self._limit * (AFTER_REFUSAL if self._borne else AFTER_FIRST_REFUSAL)))
 
     def _ended(self, ticket: Ticket, latency_s: float | None) -> None:
         group = self._group
         if ticket.generation != self._generation or ticket.group != group.number:
             return
         group.leave(latency_s)
+        before = self._tried_from
+        if before is not None and group.surely_exceeds(_slowest_that_carries(before, self._limit), before.spread_s):
+            self._take_back(before, group.mean_s)
+            return
         if not group.is_complete:
             return
         seen = group.level(self._limit)
@@ -203,19 +217,23 @@ class AdaptiveLimit:
 
     def _judge(self, before: _Level, seen: _Level) -> None:
         """Whether the lower limit of a trial carries as much as the one before."""
-        self._tried_from = None
-        expected_if_idle = seen.limit / before.limit
-        if seen.sure_rate < (1 + expected_if_idle) / 2 * before.rate:
-            self._is_searching = False
-            self._trial_after = min(2 * self._trial_after, LONGEST_TRIAL_AFTER)
-            self._base_s = seen.latency_s
-            self._move_to(before.limit)
+        if seen.latency_s + seen.error_s > _slowest_that_carries(before, seen.limit):
+            self._take_back(before, seen.latency_s)
             return
+        self._tried_from = None
         self._doubles = False
         self._borne = seen.limit
         self._base_s = _towards_lower(self._base_s, seen.latency_s)
         if self._is_searching:
             self._try(seen, seen.limit // 2)
+
+    def _take_back(self, before: _Level, latency_s: float) -> None:
+        """End a trial in which fewer carried less."""
+        self._tried_from = None
+        self._is_searching = False
+        self._trial_after = min(2 * self._trial_after, LONGEST_TRIAL_AFTER)
+        self._base_s = latency_s
+        self._move_to(before.limit)
 
     def _bear(self, limit: int) -> None:
         self._is_calm = True
@@ -251,6 +269,7 @@ class _Group:
     def __init__(self, limit: int, number: int = 0) -> None:
         self.number = number
         self._size = max(limit, min(TURNS * limit, USUAL_GROUP), SMALLEST_GROUP)
+        self._turn = max(limit, FEWEST_TOLD)
         self._began = self._left = 0
         self._latencies_s: list[float] = []
 
@@ -270,14 +289,23 @@ class _Group:
     def is_complete(self) -> bool:
         return self._left >= self._size
 
+    @property
+    def mean_s(self) -> float:
+        return sum(self._latencies_s) / len(self._latencies_s)
+
+    def surely_exceeds(self, latency_s: float, spread_s: float) -> bool:
+        """Whether it can be told already: from a turn at the least, since the first may wait for those before them."""
+        count = len(self._latencies_s)
+        return count >= self._turn and self.mean_s - spread_s / math.sqrt(count) > latency_s
+
     def level(self, limit: int) -> _Level | None:
         """What the group saw; None when too few were answered."""
         count = len(self._latencies_s)
         if count < self._size // 2:
             return None
-        mean_s = sum(self._latencies_s) / count
-        variance = sum((latency_s - mean_s) ** 2 for latency_s in self._latencies_s) / (count - 1)
-        return _Level(limit, mean_s, math.sqrt(variance / count))
+        mean_s = self.mean_s
+        spread_s = math.sqrt(sum((latency_s - mean_s) ** 2 for latency_s in self._latencies_s) / (count - 1))
+        return _Level(limit, mean_s, spread_s / math.sqrt(count), spread_s)
 
 
 def _towards_lower(base_s: float | None, seen_s: float) -> float:

@@ -33,6 +33,9 @@ class Gate:
 
     async def enter(self, *, first: bool = False) -> None:
         """Wait for a place and take it, with `first` before all who wait. A cancelled caller has none."""
+        if not self._turns and self._inside < self._limit():
+            self._inside += 1
+            return
         turn = asyncio.get_running_loop().create_future()
         if first:
             self._turns.appendleft(turn)

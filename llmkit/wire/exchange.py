@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llmkit.canonical import sha256_of
-from llmkit.providers import CallArguments, ProviderSpec
+from llmkit.providers import CallArguments, ProviderSpec, ReplyFacts
 from llmkit.types import utc_now
 
 __all__ = ["Exchange", "current_exchange"]
@@ -66,6 +66,11 @@ class Exchange:
         return json_object(self.body)
 
     @cached_property
+    def facts(self) -> ReplyFacts:
+        """What the provider's own JSON says."""
+        return self.spec.reply_facts(self.reply_json or {})
+
+    @cached_property
     def _sent_json(self) -> Mapping[str, Any] | None:
         return json_object(self.sent_body)
 
@@ -77,7 +82,7 @@ class Exchange:
     @property
     def model_digest(self) -> str | None:
         """What identifies the model that was asked: its digest, or the version that the provider names."""
-        return self.arguments.model_digest or self.spec.reply_facts(self.reply_json or {}).model_version
+        return self.arguments.model_digest or self.facts.model_version
 
     @property
     def sent_schema(self) -> Mapping[str, Any] | None:
@@ -87,7 +92,8 @@ class Exchange:
     @property
     def schema_sha256(self) -> str | None:
         """Hash of the output schema that was really sent."""
-        return None if self.sent_schema is None else _hash(self.sent_schema)
+        schema = self.sent_schema
+        return None if schema is None else _hash(schema)
 
     @property
     def redirected_to(self) -> str | None:

@@ -41,7 +41,7 @@ def read_reply(completion: Any, exchange: Exchange, request: LLMRequest) -> Clie
         exchange: The record of the request.
         request: What was asked.
     """
-    facts = _facts(exchange)
+    facts = exchange.facts
     # A reply of Gemini's without candidates has no choice at all.
     choice = completion.choices[0] if completion.choices else None
     message = choice.message if choice is not None else None
@@ -61,7 +61,7 @@ def read_reply(completion: Any, exchange: Exchange, request: LLMRequest) -> Clie
 
 def verdict(reply: ClientReply, exchange: Exchange, request: LLMRequest) -> LLMError | None:
     """The error that this reply amounts to, or None when it is an answer."""
-    facts = _facts(exchange)
+    facts = exchange.facts
     model = str(exchange.arguments.kwargs["model"]).partition("/")[2]
     if facts.blocked or reply.finish_reason == "content_filter":
         kind: type[LLMUnusableAnswer] | None = LLMContentBlocked
@@ -120,10 +120,6 @@ def _prompt_was_cut(facts: ReplyFacts, exchange: Exchange, request: LLMRequest) 
     return counted % WINDOW_STEP_TOKENS == 0 and counted < smallest_prompt_tokens(request)
 
 
-def _facts(exchange: Exchange) -> ReplyFacts:
-    return exchange.spec.reply_facts(exchange.reply_json or {})
-
-
 def _with_warnings(reply: ClientReply, exchange: Exchange, request: LLMRequest, facts: ReplyFacts) -> ClientReply:
     warnings = []
     if reply.finish_reason == "length":
@@ -136,7 +132,7 @@ def _with_warnings(reply: ClientReply, exchange: Exchange, request: LLMRequest, 
             f"{exchange.spec.label} counted {facts.prompt_tokens} tokens, far fewer than the prompt should have: "
             "it may have left out the oldest messages."
         )
-    return replace(reply, warnings=tuple(warnings))
+    return replace(reply, warnings=tuple(warnings)) if warnings else reply
 
 
 def _fewer_than_sent(facts: ReplyFacts, request: LLMRequest) -> bool:

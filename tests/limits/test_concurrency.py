@@ -66,6 +66,37 @@ def test_a_server_with_a_long_queue_is_kept_busy(service, ceiling, capacity, see
     assert outcome.seconds <= at_best.seconds / 0.7
 
 
+@pytest.mark.parametrize("capacity", [2, 4, 8, 16])
+@pytest.mark.parametrize("queue_per_slot", [None, 0, 1])
+def test_nine_tenths_of_the_best_fixed_setting_are_reached_from_the_start(capacity, queue_per_slot):
+    server = {"capacity": capacity, "max_queue": None if queue_per_slot is None else queue_per_slot * capacity}
+    outcome = simulate(AdaptiveLimit(32), calls=20 * capacity, **server)
+    best = simulate(FixedLimit(capacity), calls=20 * capacity, **server)
+    assert best.seconds / outcome.seconds >= 0.9
+
+
+def test_a_step_too_many_is_taken_back_and_no_more():
+    limit = AdaptiveLimit(64)
+    simulate(limit, calls=400, capacity=24, max_queue=0)
+    while limit.limit <= 24:
+        limit.answered(limit.began(limit.limit), 1.0)
+    limit.refused(limit.began(limit.limit))
+    assert limit.limit == 24
+    limit.refused(limit.began(limit.limit))
+    assert limit.limit == 18
+
+
+def test_a_trial_that_goes_wrong_ends_before_its_group_does():
+    limit = AdaptiveLimit(16)
+    answers = 0
+    while limit.limit == 16:
+        limit.answered(limit.began(limit.limit), 1.0)
+    while limit.limit == 8:
+        limit.answered(limit.began(limit.limit), 1.0)
+        answers += 1
+    assert (limit.limit, answers) == (16, 8)
+
+
 @given(st.sampled_from([16, 64]), st.integers(1, 16))
 @settings(max_examples=25, deadline=None)
 def test_the_limit_settles_near_what_the_server_does_at_once(ceiling, capacity):

@@ -1,0 +1,165 @@
+"""The plainest answers, read without LiteLLM's objects, whose making costs more than the request itself.
+
+Only an answer of one text that ended by itself or at its limit, with plain counts; for everything else there is None,
+and LiteLLM reads it. What is read here is what LiteLLM reads: compared when the fast lane is loaded, and by tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+__all__ = ["READERS", "PlainCompletion", "as_plain"]
+
+Reply = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PlainMessage:
+    """What was said."""
+
+    content: str | None
+    tool_calls: None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlainChoice:
+    """What was said, and why it ended, in OpenAI's words."""
+
+    message: PlainMessage
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlainDetails:
+    """Parts of a count."""
+
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlainUsage:
+    """Token counts."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PlainDetails = PlainDetails()
+    completion_tokens_details: PlainDetails = PlainDetails()
+
+
+@dataclass(frozen=True, slots=True)
+class PlainCompletion:
+    """As much of LiteLLM's `ModelResponse` as is read of it, by the same names."""
+
+    choices: tuple[PlainChoice, ...]
+    model: str
+    usage: PlainUsage
+    _hidden_params: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+Reader = Callable[[str, Reply], PlainCompletion | None]
+
+_NO_DETAILS = PlainDetails()
+
+
+def _completion(text: str, finish_reason: str, model: str, usage: PlainUsage) -> PlainCompletion:
+    return PlainCompletion((PlainChoice(PlainMessage(text), finish_reason),), model, usage)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and value >= 0
+
+
+_OLLAMA_ENDS = {"stop": "stop", "length": "length"}
+
+
+def _ollama(model: str, reply: Reply) -> PlainCompletion | None:
+    message, end = reply.get("message"), reply.get("done_reason") or "stop"
+    prompt, written = reply.get("prompt_eval_count"), reply.get("eval_count")
+    if not isinstance(message, dict) or message.keys() != {"role", "content"} or message["role"] != "assistant":
+        return None
+    text = message["content"]
+    # LiteLLM takes reasoning out of a text that begins with `<think>`.
+    if not isinstance(text, str) or text[:1] in {"", "<"} or not isinstance(end, str) or end not in _OLLAMA_ENDS:
+        return None
+    if not _is_count(prompt) or not _is_count(written):
+        return None
+    return _completion(text, _OLLAMA_ENDS[end], f"ollama_chat/{model}", PlainUsage(prompt, written, prompt + written))
+
+
+_GEMINI_ENDS = {"STOP": "stop", "MAX_TOKENS": "length"}
+_GEMINI_REPLY = frozenset({"candidates", "usageMetadata", "modelVersion", "responseId"})
+_GEMINI_CANDIDATE = frozenset({"content", "finishReason", "index", "avgLogprobs"})
+_GEMINI_COUNTS = frozenset({"promptTokenCount", "candidatesTokenCount", "totalTokenCount", "thoughtsTokenCount"})
+
+
+def _gemini(model: str, reply: Reply) -> PlainCompletion | None:
+    candidates, version = reply.get("candidates"), reply.get("modelVersion")
+    if not reply.keys() <= _GEMINI_REPLY or not isinstance(candidates, list) or len(candidates) != 1:
+        return None
+    candidate, usage = candidates[0], _gemini_usage(reply.get("usageMetadata"))
+    if usage is None or not isinstance(candidate, dict) or not candidate.keys() <= _GEMINI_CANDIDATE:
+        return None
+    text, end = _gemini_text(candidate.get("content")), candidate.get("finishReason")
+    if text is None or not isinstance(end, str) or end not in _GEMINI_ENDS:
+        return None
+    served = version.split("@", 1)[0] if isinstance(version, str) and version else model
+    return _completion(text, _GEMINI_ENDS[end], served, usage)
+
+
+def _gemini_text(content: Any) -> str | None:
+    """The text of an answer that is nothing else."""
+    parts = content.get("parts") if isinstance(content, dict) and content.keys() <= {"parts", "role"} else None
+    if not isinstance(parts, list) or len(parts) != 1 or not isinstance(parts[0], dict) or parts[0].keys() != {"text"}:
+        return None
+    text = parts[0]["text"]
+    # LiteLLM takes sound for what it is wherever it stands.
+    return text if isinstance(text, str) and text and not text.startswith("data:") else None
+
+
+def _gemini_usage(counted: Any) -> PlainUsage | None:
+    if not isinstance(counted, dict) or "promptTokenCount" not in counted:
+        return None
+    counts = {name: value for name, value in counted.items() if name != "promptTokensDetails"}
+    if not counts.keys() <= _GEMINI_COUNTS or not all(map(_is_count, counts.values())):
+        return None
+    if not _is_all_text(counted.get("promptTokensDetails", [])):
+        return None
+    prompt, written, total = (counts.get(f"{part}TokenCount", 0) for part in ("prompt", "candidates", "total"))
+    thoughts = counts.get("thoughtsTokenCount")
+    # Some of Google's services count thoughts as part of the answer, and some beside it.
+    output = written if prompt + written == total else written + (thoughts or 0)
+    details = _NO_DETAILS if thoughts is None else PlainDetails(reasoning_tokens=thoughts)
+    return PlainUsage(prompt, output, total, completion_tokens_details=details)
+
+
+def _is_all_text(details: Any) -> bool:
+    return isinstance(details, list) and all(
+        isinstance(detail, dict) and detail.get("modality") == "TEXT" and _is_count(detail.get("tokenCount", 0))
+        for detail in details
+    )
+
+
+READERS: Mapping[str, Reader] = {"ollama_chat": _ollama, "gemini": _gemini}
+"""By LiteLLM's name of the provider: from the model that was asked and the answer's JSON to what it says, or None."""
+
+
+def as_plain(completion: Any) -> PlainCompletion:
+    """LiteLLM's reading of an answer of one choice, as far as it is used."""
+    choice, usage = completion.choices[0], completion.usage
+    prompt, output = usage.prompt_tokens_details, usage.completion_tokens_details
+    message = PlainMessage(choice.message.content, choice.message.tool_calls or None)
+    return PlainCompletion(
+        choices=(PlainChoice(message, str(choice.finish_reason)),),
+        model=str(completion.model),
+        usage=PlainUsage(
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.total_tokens,
+            PlainDetails(cached_tokens=getattr(prompt, "cached_tokens", None)),
+            PlainDetails(reasoning_tokens=getattr(output, "reasoning_tokens", None)),
+        ),
+    )
