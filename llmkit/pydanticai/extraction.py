@@ -13,7 +13,7 @@ from pydantic_ai.exceptions import AgentRunError, UnexpectedModelBehavior, UserE
 
 from llmkit.errors import LLMBadRequest, LLMError, LLMInvalidOutput, LLMUnavailable, describe_validation
 from llmkit.pydanticai.answer import Answer
-from llmkit.pydanticai.messages import as_model_messages, as_user_content
+from llmkit.pydanticai.asker import Asker
 from llmkit.pydanticai.model import PydanticAiLiteLLMModel
 from llmkit.pydanticai.reading import Reader
 from llmkit.service import LLMService
@@ -179,7 +179,7 @@ class _Task(Generic[T]):
     async def run(self, service: LLMService, model: PydanticAiLiteLLMModel, mode: OutputMode) -> Extraction[T]:
         """Ask in one mode."""
         reader = _AskingReader(model)
-        found = await self._found(model, reader, _agent(self.answer.wire_type, mode))
+        found = await self._found(model, reader, _asker(self.answer.wire_type, mode))
         outcome: Outcome = "reasked" if len(model.responses) > 1 else "repaired" if reader.is_repaired else "first_try"
         last = model.responses[-1]
         warnings = _warnings(service, model, last, is_repaired=reader.is_repaired)
@@ -196,13 +196,9 @@ class _Task(Generic[T]):
             warnings=warnings,
         )
 
-    async def _found(self, model: PydanticAiLiteLLMModel, reader: Reader, agent: Agent[None, Any]) -> Any:
-        history = as_model_messages(self.conversation[:-1])
-        prompt = as_user_content(self.conversation[-1])
+    async def _found(self, model: PydanticAiLiteLLMModel, reader: Reader, asker: Asker) -> Any:
         try:
-            result = await agent.run(
-                prompt, message_history=history, model=model, retries=self.retries, capabilities=[reader]
-            )
+            return await asker.ask(model, self.conversation, self.answer, reader, self.retries)
         except LLMError as error:
             raise _with_earlier(error, model.responses) from None
         except UnexpectedModelBehavior as error:
@@ -218,7 +214,6 @@ class _Task(Generic[T]):
             raise LLMBadRequest(str(error)) from None
         except AgentRunError as error:
             raise LLMUnavailable(f"Pydantic AI gave up: {error}") from None
-        return result.output
 
     def _invalid(self, responses: Sequence[LLMResponse], problems: tuple[str, ...]) -> LLMError:
         last = responses[-1] if responses else None
@@ -247,9 +242,9 @@ class _AskingReader(Reader):
 
 
 @lru_cache(maxsize=128)
-def _agent(wire_type: Any, mode: OutputMode) -> Agent[None, Any]:
-    """The agent of a type: it takes milliseconds to make and keeps nothing of a run."""
-    return Agent(output_type=_OUTPUTS[mode](wire_type))
+def _asker(wire_type: Any, mode: OutputMode) -> Asker:
+    """Who asks for a type: an agent takes milliseconds to make and keeps nothing of a run."""
+    return Asker(Agent(output_type=_OUTPUTS[mode](wire_type)), answers_in_text=mode != "tool")
 
 
 def _with_earlier(error: LLMError, earlier: Sequence[LLMResponse]) -> LLMError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from pydantic import JsonValue, ValidationError
 from pydantic_ai.exceptions import ContentFilterError, OutputTokenLimitExceeded, UserError
@@ -35,7 +35,9 @@ from llmkit.pydanticai.schema import CanonicalSchema
 from llmkit.service import LLMService
 from llmkit.types import MAX_KEY_LENGTH, LLMConstraints, LLMRequest, LLMResponse, RequestContext, Route
 
-__all__ = ["PydanticAiLiteLLMModel"]
+__all__ = ["Form", "PydanticAiLiteLLMModel"]
+
+Form: TypeAlias = tuple[ModelSettings | None, ModelRequestParameters]
 
 _PROFILE = ModelProfile(
     supports_tools=True,
@@ -77,6 +79,8 @@ class PydanticAiLiteLLMModel(Model[Any]):
         responses: The answers so far, in order.
         schema: The output schema of the last request; None for text.
         remarks: Added to the metadata of every further request.
+        form: What Pydantic AI asked the last request with: settings and parameters.
+        given: An answer that the next request gets without being sent.
     """
 
     _announces_lookalike_notes: ClassVar[bool] = False
@@ -108,6 +112,8 @@ class PydanticAiLiteLLMModel(Model[Any]):
         self.responses: list[LLMResponse] = []
         self.schema: CanonicalSchema | None = None
         self.remarks: dict[str, JsonValue] = {}
+        self.form: Form | None = None
+        self.given: ModelResponse | None = None
         # Agents may run side by side on one model: each answer has its row, and what was written there.
         self._rows: dict[str | None, tuple[LLMResponse, LLMRequest]] = {}
 
@@ -152,7 +158,11 @@ class PydanticAiLiteLLMModel(Model[Any]):
             LLMUnsupported: A part of the conversation cannot be sent.
             LLMError: Anything else, as `LLMService.chat`.
         """
+        if self.given is not None:
+            given, self.given = self.given, None
+            return given
         check_allow_model_requests()
+        self.form = (model_settings, model_request_parameters)
         refuse_settings(merge_model_settings(self.settings, model_settings))
         earlier: LLMError | None = None
         for request, schema in self._ways(messages, model_settings, model_request_parameters):
