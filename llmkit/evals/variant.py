@@ -72,11 +72,11 @@ class Lane:
         """What the sample is sent as."""
         return render(self.prompt, sample, self.system)
 
-    def digest(self, sample: Sample) -> str:
+    def digest(self, messages: Sequence[Message]) -> str:
         """Short hash of everything that is sent for a sample, to notice that it changed."""
-        messages = [message.model_dump(mode="json", exclude_defaults=True) for message in self.messages(sample)]
+        sent = [message.model_dump(mode="json", exclude_defaults=True) for message in messages]
         target = str(self.route) if self.route else f"{POLICY_PREFIX}{self.policy}"
-        return sha256_of([target, messages, dict(self.parameters)])[:DIGEST_LENGTH]
+        return sha256_of([target, sent, dict(self.parameters)])[:DIGEST_LENGTH]
 
     def parameters_of(self, epoch: int) -> dict[str, Any]:
         """Parameters of one repeat: a seed moves on by one, or all repeats would be the same."""

@@ -158,8 +158,8 @@ class _Queries:
         of_run = rows.eval_run_id == bindparam("of_run", type_=rows.eval_run_id.type)
         key = (rows[name] == bindparam(name, type_=rows[name].type) for name in ("sample_id", "route", "epoch"))
         # PostgreSQL's driver gives floats as they are; SQLAlchemy's reading of them needs its own cursor.
-        columns = [type_coerce(rows[name], NULLTYPE) if name == "latency_ms" else rows[name] for name in _RESULT_COLUMNS]
-        whole = select(*columns).where(of_run)
+        plain = {"latency_ms": type_coerce(rows.latency_ms, NULLTYPE)}
+        whole = select(*[plain.get(name, rows[name]) for name in _RESULT_COLUMNS]).where(of_run)
         self.results = PreparedSelect(whole, dialect)
         self.result = PreparedSelect(whole.where(*key), dialect)
         self.outcomes = PreparedSelect(

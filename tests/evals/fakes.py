@@ -116,6 +116,12 @@ class FakeService:
 
     def __init__(self, *candidates: str) -> None:
         self.router = FakeRouter(*(candidates or ("ollama/a", "gemini/b")))
+        self.warmed: list[Any] = []
+
+    async def chat(self, request: Any, context: Any = None) -> LLMResponse:
+        """Only warm-ups come here; samples go to the extractor."""
+        self.warmed.append((request, context))
+        return response(request.route)
 
 
 class Call(BaseModel, arbitrary_types_allowed=True):
