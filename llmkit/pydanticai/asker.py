@@ -79,8 +79,8 @@ class Asker:
 
 
 async def _first(model: PydanticAiLiteLLMModel, messages: list[ModelMessage], form: Form) -> ModelResponse:
-    settings, parameters = form
-    return await model.request(model.prepare_messages(messages, parameters), settings, parameters)
+    model.form = form
+    return await model.request(model.prepare_messages(messages, form.parameters), form.settings, form.parameters)
 
 
 def _read(response: ModelResponse, answer: Answer[Any]) -> Any:

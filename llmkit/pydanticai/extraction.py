@@ -105,10 +105,14 @@ async def extract(  # noqa: PLR0913 - the fields of a request, all by name
     task = _Task(answer, _conversation(messages), retries)
     request = {"context": context, "parameters": parameters, "epoch": epoch, "use_cache": use_cache}
     earlier: LLMError | None = None
-    if not service.router.explain(task.probe("schema", route, constraints or LLMConstraints())).candidates:
+    own = constraints or LLMConstraints()
+    strongest = task.probe(_MODES[0], route, own)
+    held = service.router.explain(strongest).candidates
+    if not held:
         # Which of the weaker modes there is depends on the model, and no call has asked about it yet.
-        await service.learn(task.probe("tool", route, constraints or LLMConstraints()))
-    for mode, allowed in _modes(service, task, route, constraints):
+        await service.learn(task.probe("tool", route, own))
+        held = service.router.explain(strongest).candidates
+    for mode, allowed in _modes(service, task, route, own, held):
         key = idempotency_key if earlier is None or idempotency_key is None else f"{idempotency_key}~{mode}"
         model = PydanticAiLiteLLMModel(service, route=route, constraints=allowed, idempotency_key=key, **request)  # type: ignore[arg-type]
         try:
@@ -136,14 +140,13 @@ _OUTPUTS: Mapping[OutputMode, Any] = {"schema": NativeOutput, "tool": ToolOutput
 
 
 def _modes(
-    service: LLMService, task: _Task[T], route: Route | None, constraints: LLMConstraints | None
+    service: LLMService, task: _Task[T], route: Route | None, own: LLMConstraints, strongest: Sequence[Route]
 ) -> Iterator[tuple[OutputMode, LLMConstraints]]:
     """The strongest mode that some route has; then, for when those routes fail, weaker ones of routes that lack it."""
-    own = constraints or LLMConstraints()
     seen: set[Route] = set()
     for mode in _MODES:
-        probe = task.probe(mode, route, own)
-        fresh = [candidate for candidate in service.router.explain(probe).candidates if candidate not in seen]
+        able = strongest if mode == _MODES[0] else service.router.explain(task.probe(mode, route, own)).candidates
+        fresh = [candidate for candidate in able if candidate not in seen]
         if fresh:
             yield mode, own if not seen else _only(own, fresh)
         seen.update(fresh)
