@@ -325,7 +325,7 @@ class Span:
         """Add an event for each score, as the semantic conventions have it."""
         if self._made.is_recording():
             for name, value in scores.items():
-                told = {"gen_ai.evaluation.name": name, "gen_ai.evaluation.score.value": value}
+                told: dict[str, str | float] = {"gen_ai.evaluation.name": name, "gen_ai.evaluation.score.value": value}
                 self._made.add_event("gen_ai.evaluation.result", told)
 
 

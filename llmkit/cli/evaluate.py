@@ -72,7 +72,9 @@ def eval_run(  # noqa: PLR0913 - options of a command
     options: dict[str, Any] = {"epochs": epochs, "limit": limit}
     if concurrency is not None:
         options["concurrency"] = concurrency
-    with Session(workspace) as session:
+    # Or the limit over all requests, 8 if nothing is set, would be what counts.
+    limits = {} if concurrency is None else {"concurrency_limit": concurrency}
+    with Session(workspace, **limits) as session:
         reports = [
             session.evaluate(task, labels, name=_run_name(name, task.name, len(tasks)), **options) for task in tasks
         ]

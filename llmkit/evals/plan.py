@@ -45,7 +45,7 @@ class EvaluateOptions(TypedDict, total=False):
         concurrency: Most samples under way at once; 8. "auto" is as many as the settings let be under way
             (`concurrency_limit`), of which each provider gets what it bears; of a session it is the default.
         warm_up: Whether each model that runs on your own machines is asked once, unmeasured, before its first sample,
-            so that its loading counts as nobody's latency; True.
+            so that its loading counts as nobody's latency, when 20 samples or more are open for a route; True.
         progress: True for a progress bar on stderr, False for none, or a function of `Progress`; True.
         retry_failed: True calls again for what failed without an answer of the model. An answer that does not fit, or
             was cut, is a result and stays: to repeat it until it fits would flatter the model. "all" repeats these too

@@ -98,9 +98,7 @@ class Tally:
 
     def work(self) -> Work:
         """What was done."""
-        return Work(
-            self._reused, self.rescored, self._called, self._replayed, self._sent, self._shared, self.warm_ups
-        )
+        return Work(self._reused, self.rescored, self._called, self._replayed, self._sent, self._shared, self.warm_ups)
 
 
 @contextmanager

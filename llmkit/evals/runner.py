@@ -26,7 +26,7 @@ from llmkit.evals.scoring import Scoring
 from llmkit.evals.sharing import Patience, Sharing
 from llmkit.evals.task import Task
 from llmkit.evals.variant import Lane, RouteLike
-from llmkit.evals.warming import cold, warm_up
+from llmkit.evals.warming import WARM_UP_FROM, cold, warm_up
 from llmkit.ports import EvalOutcome, EvalResult, EvalRun, EvalStore
 from llmkit.telemetry import Span, SpanValue, span
 from llmkit.types import Message, RequestContext, utc_now
@@ -186,8 +186,9 @@ class _Evaluation:
             self.show(self.tally.progress())
 
     async def _warm_up(self) -> None:
-        """Load the models, unless nothing is open or another process is at it already."""
-        if not self.plan.warm_up or not self.cells.open or self._sharing.are_others_at_work:
+        """Load the models, unless little is open or another process is at it already."""
+        open_each = self.cells.open / len(self.plan.lanes)
+        if not self.plan.warm_up or open_each < WARM_UP_FROM or self._sharing.are_others_at_work:
             return
         sample = next(iter(self.plan.selected))
         for route, lane in cold(self.plan, self._last_at_utc).items():

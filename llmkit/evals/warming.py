@@ -11,11 +11,12 @@ from llmkit.evals.plan import Plan
 from llmkit.evals.variant import Lane
 from llmkit.ports import EvalRun
 from llmkit.providers import PROVIDERS
-from llmkit.types import LLMConstraints, LLMRequest, RequestContext, ResponseFormat, Route, utc_now
+from llmkit.types import WARM_UP_STAGE, LLMConstraints, LLMRequest, RequestContext, ResponseFormat, Route, utc_now
 
-__all__ = ["STAGE", "cold", "warm_up"]
+__all__ = ["WARM_UP_FROM", "cold", "warm_up"]
 
-STAGE = "warm_up"
+# With fewer samples to ask of a route, one more would cost more time than it makes right.
+WARM_UP_FROM = 20
 # Ollama unloads a model that was not called for five minutes.
 STAYS_LOADED = timedelta(minutes=4)
 
@@ -59,7 +60,9 @@ async def warm_up(plan: Plan, run: EvalRun, lane: Lane, route: Route, sample: Sa
         use_cache=False,
         **lane.parameters_of(0),
     )
-    context = RequestContext(workspace_id=run.workspace_id, pipeline_run_id=f"{STAGE}:{run.id.hex}", stage=STAGE)
+    context = RequestContext(
+        workspace_id=run.workspace_id, pipeline_run_id=f"{WARM_UP_STAGE}:{run.id.hex}", stage=WARM_UP_STAGE
+    )
     try:
         await lane.service.chat(request, context)
     except LLMError as error:

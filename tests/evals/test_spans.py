@@ -8,6 +8,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
+from llmkit.errors import LLMStoreError
 from llmkit.evals import evaluate
 from llmkit.session import Session
 from llmkit.telemetry import Span, span
@@ -73,9 +74,9 @@ def test_spans_hold_neither_prompt_nor_answer(exporter):
 
 async def test_what_breaks_an_evaluation_off_is_told_by_its_kind_only(exporter):
     def broken(call):
-        raise KeyboardInterrupt("Text: good")
+        raise LLMStoreError("no room for Text: good")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(LLMStoreError):
         await evaluate(
             sentiment_task(),
             [ROUTE],
@@ -86,7 +87,7 @@ async def test_what_breaks_an_evaluation_off_is_told_by_its_kind_only(exporter):
             progress=False,
         )
     told = " ".join(each.to_json() for each in exporter.get_finished_spans())
-    assert "KeyboardInterrupt" in told
+    assert "LLMStoreError" in told
     assert "good" not in told
 
 
