@@ -73,8 +73,8 @@ def eval_run(  # noqa: PLR0913 - options of a command
     if concurrency is not None:
         options["concurrency"] = concurrency
     # Or the limit over all requests, 8 if nothing is set, would be what counts.
-    limits = {} if concurrency is None else {"concurrency_limit": concurrency}
-    with Session(workspace, **limits) as session:
+    opened = Session(workspace) if concurrency is None else Session(workspace, concurrency_limit=concurrency)
+    with opened as session:
         reports = [
             session.evaluate(task, labels, name=_run_name(name, task.name, len(tasks)), **options) for task in tasks
         ]

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmkit.evals.cells import Cells
@@ -114,6 +114,7 @@ def test_what_a_killed_process_left_is_done_by_the_other(server, started):
     assert len(report["in_doubt"]) >= len(asked_again)
 
 
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.integers(1, 60),
     st.lists(st.tuples(st.lists(st.integers(0, 59), max_size=4), st.floats(0, 1), st.integers(0, 9)), max_size=8),
