@@ -257,8 +257,8 @@ class EvalReport:
         Keys: `form`, `run` (id, name, workspace_id, task, task_sha256, dataset_sha256, created_at_utc), `counts`
         (status to number), `work` (reused, rescored, called, replayed, sent, shared, warm_ups; null for a report from
         the store), `summary` (rows of `summary()`), `comparisons` (rows of `compare(a, b)` for all pairs of routes),
-        `stopped` (route to reason), `in_doubt` (ids of calls), `judges` (metric to route, prompt, criteria, scale, parameters),
-        `notes`, `warnings` (those of the notes that put a comparison in doubt).
+        `stopped` (route to reason), `in_doubt` (ids of calls), `judges` (metric to route, prompt, criteria, scale,
+        parameters), `notes`, `warnings` (those of the notes that put a comparison in doubt).
         """
         run = self.run
         return {

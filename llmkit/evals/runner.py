@@ -216,7 +216,8 @@ class _Evaluation:
             patience = RESTS_WITHOUT_ANSWER if self._answers() > answers else patience - 1
         for job in self.put_off:
             self.health[job.lane.label].give_up()
-            self.tally.skip(job.lane.label)
+            if not self.cells.is_settled(job.place):
+                self.tally.skip(job.lane.label)
         self.put_off = []
 
     def _answers(self) -> int:
@@ -226,7 +227,7 @@ class _Evaluation:
         """Wait until other processes are done, or one has left something behind, which is to be called again."""
         pause_s = FIRST_PAUSE_S
         while self._sharing.waits:
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(max(pause_s, self._sharing.pause_s))
             await self._sharing.look()
             self.show(self.tally.progress())
             if left := self._sharing.left_behind():

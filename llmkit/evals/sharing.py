@@ -68,6 +68,7 @@ class Sharing:
 
     Attributes:
         silent: Cells that another process has begun and of which nothing is heard any more.
+        pause_s: After the last look, so that looking takes a small share of the time.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Sharing:
         self.silent: set[int] = set()
         self._is_looking = False
         self._looked_s = 0.0
-        self._pause_s = 0.0
+        self.pause_s = 0.0
         self._seen_s: float | None = None
 
     @property
@@ -150,7 +151,7 @@ class Sharing:
             await self.look()
 
     def _is_due(self, after_s: float) -> bool:
-        return not self._is_looking and time.monotonic() - self._looked_s >= max(after_s, self._pause_s)
+        return not self._is_looking and time.monotonic() - self._looked_s >= max(after_s, self.pause_s)
 
     async def look(self, *, move: bool = False) -> None:
         """Read what others have done and have under way.
@@ -175,7 +176,7 @@ class Sharing:
         finally:
             self._is_looking = False
             self._looked_s = time.monotonic()
-            self._pause_s = (self._looked_s - began_s) / SHARE_OF_LOOKING
+            self.pause_s = (self._looked_s - began_s) / SHARE_OF_LOOKING
 
     async def begin(self) -> None:
         """See whether others are at work already, and begin where they are not."""
