@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 from uuid import UUID
 
 from llmkit.types import (
@@ -28,10 +28,12 @@ __all__ = [
     "DOUBTFUL_STATUSES",
     "AttemptLog",
     "CacheKey",
+    "CallUnderWay",
     "ClientReply",
     "ContentCache",
     "DigestSeen",
     "Endpoint",
+    "EvalOutcome",
     "EvalResult",
     "EvalRun",
     "EvalStore",
@@ -471,6 +473,28 @@ class RecordedCall:
     attempts: tuple[Attempt, ...]
 
 
+class EvalOutcome(NamedTuple):
+    """What a run that goes on has to know of a stored result. `scores` names those that it has."""
+
+    sample_id: str
+    route: str
+    epoch: int
+    status: str
+    error_code: str | None
+    finished_at_utc: datetime
+    pipeline_run_id: str
+    has_output: bool
+    scores: frozenset[str]
+
+
+class CallUnderWay(NamedTuple):
+    """A call that has begun and not ended, who carries it, and its last sign of life."""
+
+    pipeline_run_id: str
+    owner: str
+    heartbeat_at_utc: datetime
+
+
 class EvalStore(Protocol):
     """Evaluations and their results. Every method raises `LLMStoreError` when the database fails."""
 
@@ -492,6 +516,18 @@ class EvalStore(Protocol):
 
     async def results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
         """All results of a run, ordered by sample, route and epoch."""
+        ...
+
+    async def result(self, eval_run_id: UUID, sample_id: str, route: str, epoch: int) -> EvalResult | None:
+        """One result, or None."""
+        ...
+
+    async def outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
+        """All results of a run in no order, without what fills memory: outputs, errors and reasons."""
+        ...
+
+    async def under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
+        """Calls of an evaluation that are STARTED, whoever made them."""
         ...
 
     async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:

@@ -10,20 +10,22 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 from uuid import UUID
 
 from llmkit.types import LLMRequest, Message, TokenUsage
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Counter, Histogram
+    from opentelemetry.trace import Span as OpenSpan
     from opentelemetry.trace import Tracer
 
-__all__ = ["RunEvent", "Telemetry", "preview", "redact", "request_preview", "tool_preview"]
+__all__ = ["RunEvent", "Span", "SpanValue", "Telemetry", "preview", "redact", "request_preview", "span", "tool_preview"]
 
 PREVIEW_CHARS = 1000
 # A secret that straddles the cut is still whole this far behind it.
@@ -279,6 +281,65 @@ class Telemetry:
             description="Tokens billed for one logical call.",
             explicit_bucket_boundaries_advisory=_TOKENS,
         )
+
+
+# The names of our own attributes; a list is one of labels.
+SpanValue: TypeAlias = str | int | float | list[str]
+
+
+@contextmanager
+def span(name: str, attributes: Mapping[str, SpanValue]) -> Iterator[Span]:
+    """A span around a block, current inside of it, so that the spans of calls made there are below it.
+
+    Args:
+        name: Of few kinds: a route, not a sample.
+        attributes: Without prompts, answers and keys.
+    """
+    from opentelemetry.trace import INVALID_SPAN, ProxyTracer, StatusCode, get_tracer
+
+    tracer = get_tracer("llmkit")
+    if isinstance(tracer, ProxyTracer):  # no SDK: a span that goes nowhere costs several times as much as none
+        yield Span(INVALID_SPAN)
+        return
+    # An exception's text may quote a prompt: only its kind is told.
+    with tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False) as made:
+        opened = Span(made)
+        opened.set(attributes)
+        try:
+            yield opened
+        except BaseException as error:
+            opened.fail(type(error).__name__)
+            raise
+        finally:
+            if opened.error_code is not None and made.is_recording():
+                made.set_attribute("error.type", opened.error_code)
+                made.set_status(StatusCode.ERROR, opened.error_code)
+
+
+class Span:
+    """A span that is open; without an SDK it does nothing."""
+
+    __slots__ = ("_made", "error_code")
+
+    def __init__(self, made: OpenSpan) -> None:
+        self._made = made
+        self.error_code: str | None = None
+
+    def set(self, attributes: Mapping[str, SpanValue | None]) -> None:
+        """Add attributes; None is left out."""
+        if self._made.is_recording():
+            self._made.set_attributes({name: value for name, value in attributes.items() if value is not None})
+
+    def fail(self, error_code: str) -> None:
+        """What the span is about ended badly."""
+        self.error_code = error_code
+
+    def scored(self, scores: Mapping[str, float]) -> None:
+        """Add an event for each score, as the semantic conventions have it."""
+        if self._made.is_recording():
+            for name, value in scores.items():
+                told: dict[str, str | float] = {"gen_ai.evaluation.name": name, "gen_ai.evaluation.score.value": value}
+                self._made.add_event("gen_ai.evaluation.result", told)
 
 
 def _attributes(event: RunEvent) -> dict[str, str]:

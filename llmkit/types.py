@@ -18,6 +18,7 @@ from llmkit.attachment import MAX_ATTACHED_BYTES, Attachment
 from llmkit.html import card, table
 
 __all__ = [
+    "WARM_UP_STAGE",
     "Attachment",
     "Attempt",
     "AttemptStatus",
@@ -46,6 +47,8 @@ __all__ = [
 
 MAX_KEY_LENGTH = 255
 RESERVED_METADATA_KEYS = ("workspace_id", "pipeline_run_id", "stage")
+# The stage of calls that load a model and whose answers nobody reads.
+WARM_UP_STAGE = "warm_up"
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "unknown"]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_KEY_LENGTH, pattern=r"^\S(.*\S)?$")]

@@ -82,7 +82,9 @@ def eval_run(  # noqa: PLR0913 - options of a command
     options: dict[str, Any] = {"epochs": epochs, "limit": limit, "budget": Budget(max_tokens, max_cost_usd, max_time_s)}
     if concurrency is not None:
         options["concurrency"] = concurrency
-    with Session(workspace) as session:
+    # Or the limit over all requests, 8 if nothing is set, would be what counts.
+    opened = Session(workspace) if concurrency is None else Session(workspace, concurrency_limit=concurrency)
+    with opened as session:
         reports = [
             session.evaluate(task, labels, name=_run_name(name, task.name, len(tasks)), **options) for task in tasks
         ]

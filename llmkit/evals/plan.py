@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
@@ -16,12 +16,12 @@ from llmkit.evals.budget import Budget
 from llmkit.evals.dataset import Dataset, Sample
 from llmkit.evals.progress import Progress
 from llmkit.evals.provenance import made_with
-from llmkit.evals.result import FAILED, ResultKey
+from llmkit.evals.result import FAILED
 from llmkit.evals.scorers import DEFAULT_SCORER_TIMEOUT_S, Scorer
 from llmkit.evals.task import Task
 from llmkit.evals.variant import DIGEST_LENGTH, Lane, RouteLike, lanes
-from llmkit.ports import EvalResult, EvalRun
-from llmkit.types import utc_now
+from llmkit.ports import EvalOutcome, EvalResult, EvalRun
+from llmkit.types import Message, utc_now
 
 if TYPE_CHECKING:
     from llmkit.pydanticai.extraction import Extraction
@@ -40,6 +40,8 @@ __all__ = [
 
 DEFAULT_CONCURRENCY = 8
 PART_LENGTH = 48
+AUTO: Literal["auto"] = "auto"
+_ILLEGIBLE = re.compile(r"[^\w./@+-]")
 
 
 # What `llmkit.pydanticai.extraction.extract` is.
@@ -52,7 +54,10 @@ class EvaluateOptions(TypedDict, total=False):
     Attributes:
         epochs: Repeats of every sample; 1. A seed grows by one from repeat to repeat.
         limit: Only the first samples of the dataset; all.
-        concurrency: Most samples under way at once; 8.
+        concurrency: Most samples under way at once; 8. "auto" is as many as the settings let be under way
+            (`concurrency_limit`), of which each provider gets what it bears; of a session it is the default.
+        warm_up: Whether each model that runs on your own machines is asked once, unmeasured, before its first sample,
+            so that its loading counts as nobody's latency, when 20 samples or more are open for a route; True.
         progress: True for a progress bar on stderr, False for none, or a function of `Progress`; True.
         retry_failed: True calls again for what failed without an answer of the model. An answer that does not fit, or
             was cut, is a result and stays: to repeat it until it fits would flatter the model. "all" repeats these too
@@ -68,7 +73,8 @@ class EvaluateOptions(TypedDict, total=False):
 
     epochs: int
     limit: int | None
-    concurrency: int
+    concurrency: int | Literal["auto"]
+    warm_up: bool
     progress: bool | Callable[[Progress], None]
     retry_failed: bool | Literal["all"]
     parameters: Mapping[str, Any] | None
@@ -98,6 +104,10 @@ class Plan:
     budget: Budget
     extract: Extractor
     sample_digests: Mapping[str, str]
+    warm_up: bool
+    # Of the selected samples by id, and of the lanes by label.
+    numbers: Mapping[str, int]
+    turns: Mapping[str, int]
 
     @classmethod
     def make(
@@ -109,21 +119,23 @@ class Plan:
     ) -> Plan:
         """Check task, routes and options, read the dataset, and render every prompt once."""
         dataset = task.load()
+        selected = dataset.limit(options.get("limit"))
+        resolved = lanes(
+            task,
+            routes,
+            service=service,
+            parameters=options.get("parameters") or {},
+            policies=options.get("policies", {}),
+        )
         plan = cls(
             task=task,
             service=service,
             dataset=dataset,
-            selected=dataset.limit(options.get("limit")),
-            lanes=lanes(
-                task,
-                routes,
-                service=service,
-                parameters=options.get("parameters") or {},
-                policies=options.get("policies", {}),
-            ),
+            selected=selected,
+            lanes=resolved,
             scorers=task.scorer_objects,
             epochs=_at_least("epochs", options.get("epochs", 1), 1),
-            concurrency=_at_least("concurrency", options.get("concurrency", DEFAULT_CONCURRENCY), 1),
+            concurrency=_concurrency(options.get("concurrency", AUTO)),
             repairs=_at_least("repairs", options.get("repairs", 1), 0),
             scorer_timeout_s=_above_zero("scorer_timeout_s", options.get("scorer_timeout_s", DEFAULT_SCORER_TIMEOUT_S)),
             retry_failed=options.get("retry_failed", True),
@@ -131,6 +143,9 @@ class Plan:
             budget=options.get("budget") or Budget(),
             extract=options.get("extract") or _default_extract(),
             sample_digests={sample.key: _sample_digest(sample) for sample in dataset},
+            warm_up=options.get("warm_up", True),
+            numbers={sample.key: number for number, sample in enumerate(selected)},
+            turns={lane.label: number for number, lane in enumerate(resolved)},
         )
         plan.require_renderable()
         return plan
@@ -185,11 +200,11 @@ class Plan:
             "Use another name, or undo the change."
         )
 
-    def require_same_samples(self, run: EvalRun, stored: Mapping[ResultKey, EvalResult]) -> None:
+    def require_same_samples(self, run: EvalRun, stored: Iterable[EvalOutcome]) -> None:
         """Refuse to mix samples, or prompts of one label, that were edited since their results were stored."""
-        finished = {key: result for key, result in stored.items() if not self.is_open(result)}
-        gone = {key.sample_id for key in finished} - self.sample_digests.keys()
-        edited = {key.sample_id for key, result in finished.items() if self._is_edited(key, result)} - gone
+        finished = [outcome for outcome in stored if not self.is_open(outcome)]
+        gone = {outcome.sample_id for outcome in finished} - self.sample_digests.keys()
+        edited = {outcome.sample_id for outcome in finished if self._is_edited(outcome)} - gone
         changes = [f"{what}: {_some(ids)}" for what, ids in (("removed", gone), ("edited", edited)) if ids]
         if changes:
             raise LLMEvaluationError(
@@ -198,38 +213,55 @@ class Plan:
             )
         self._require_same_lanes(run, finished)
 
-    def _is_edited(self, key: ResultKey, result: EvalResult) -> bool:
-        return digests_of(result.pipeline_run_id)[0] != self.sample_digests.get(key.sample_id)
+    def _is_edited(self, outcome: EvalOutcome) -> bool:
+        return digests_of(outcome.pipeline_run_id)[0] != self.sample_digests.get(outcome.sample_id)
 
-    def _require_same_lanes(self, run: EvalRun, finished: Mapping[ResultKey, EvalResult]) -> None:
-        for lane in self.lanes:
-            for key, result in finished.items():
-                sample = self.dataset.by_id[key.sample_id]
-                if key.route == lane.label and digests_of(result.pipeline_run_id)[1] != self.request_digest(
-                    lane, sample
-                ):
-                    raise LLMEvaluationError(
-                        f"In evaluation {run.name!r}, {lane.label} was asked something else: its prompt or parameters "
-                        f"have changed (first seen on sample {key.sample_id}). Use another name or label."
-                    )
+    def _require_same_lanes(self, run: EvalRun, finished: Iterable[EvalOutcome]) -> None:
+        lanes = {lane.label: lane for lane in self.lanes}
+        # Once for all epochs of a sample.
+        compared: set[tuple[str, str, str]] = set()
+        for outcome in finished:
+            lane, digest = lanes.get(outcome.route), digests_of(outcome.pipeline_run_id)[1]
+            if lane is None or (outcome.route, outcome.sample_id, digest) in compared:
+                continue
+            if digest != self.request_digest(lane, lane.messages(self.dataset.by_id[outcome.sample_id])):
+                raise LLMEvaluationError(
+                    f"In evaluation {run.name!r}, {lane.label} was asked something else: its prompt or parameters "
+                    f"have changed (first seen on sample {outcome.sample_id}). Use another name or label."
+                )
+            if self.epochs > 1:
+                compared.add((outcome.route, outcome.sample_id, digest))
 
-    def request_digest(self, lane: Lane, sample: Sample) -> str:
-        """Short hash of what a lane sends for a sample, repairs included."""
-        return with_repairs(lane.digest(sample), self.repairs)
+    def request_digest(self, lane: Lane, messages: Sequence[Message]) -> str:
+        """Short hash of what a lane sends, repairs included."""
+        return with_repairs(lane.digest(messages), self.repairs)
 
-    def is_open(self, result: EvalResult) -> bool:
+    def is_open(self, result: EvalOutcome) -> bool:
         """Whether a stored result is to be replaced by calling again."""
         if result.status != FAILED or self.retry_failed is False:
             return False
         return self.retry_failed == "all" or result.error_code not in FINAL_CODES
 
-    def cells(self) -> Iterator[tuple[Sample, Lane, int]]:
-        """All that is to be settled: every sample of an epoch on every route, the first route changing by turns."""
+    def cell(self, place: int) -> tuple[Sample, Lane, int]:
+        """One of all that is to be settled: every sample of an epoch on every route, the first changing by turns."""
         count = len(self.lanes)
-        for epoch in range(self.epochs):
-            for number, sample in enumerate(self.selected):
-                for turn in range(count):
-                    yield sample, self.lanes[(number + turn) % count], epoch
+        rest, turn = divmod(place, count)
+        epoch, number = divmod(rest, len(self.selected))
+        return self.selected.samples[number], self.lanes[(number + turn) % count], epoch
+
+    def cell_of(self, sample_id: str, route: str, epoch: int) -> int | None:
+        """The place of a result; None when it is not among what is to be settled."""
+        number, lane = self.numbers.get(sample_id), self.turns.get(route)
+        if number is None or lane is None or epoch >= self.epochs:
+            return None
+        return (epoch * len(self.numbers) + number) * len(self.turns) + (lane - number) % len(self.turns)
+
+    def place_of_name(self, name: str) -> int | None:
+        """Where the call of this name is about; None when its sample's id is not legible in it."""
+        number, epoch = self.numbers.get(_legible_id(name)), _epoch(name)
+        if number is None or epoch >= self.epochs:
+            return None
+        return (epoch * len(self.numbers) + number) * len(self.turns)
 
     @property
     def total(self) -> int:
@@ -257,6 +289,10 @@ def _default_extract() -> Extractor:
     from llmkit.pydanticai.extraction import extract
 
     return extract
+
+
+def _concurrency(given: int | Literal["auto"]) -> int:
+    return DEFAULT_CONCURRENCY if given == AUTO else _at_least("concurrency", given, 1)
 
 
 def _at_least(name: str, value: int, least: int) -> int:
@@ -292,9 +328,21 @@ def call_name(run: EvalRun, sample_id: str, label: str, epoch: int, digests: str
     At most 255 characters with the step added. The readable parts may be cut; the digests of content and of names keep
     it unique.
     """
-    parts = [re.sub(r"[^\w./@+-]", "_", text)[:PART_LENGTH] for text in (sample_id, label)]
+    parts = [_legible(text) for text in (sample_id, label)]
     names = sha256_of([sample_id, label])[:DIGEST_LENGTH]
     return f"{name_prefix(run)}{':'.join(parts)}:{epoch}:{names}:{digests}"
+
+
+def _legible(text: str) -> str:
+    return _ILLEGIBLE.sub("_", text)[:PART_LENGTH]
+
+
+def _legible_id(call_name: str) -> str:
+    return call_name.split(":")[2]
+
+
+def _epoch(call_name: str) -> int:
+    return int(call_name.split(":")[4])
 
 
 def require_unedited(results: Sequence[EvalResult], others: Sequence[EvalResult]) -> None:

@@ -1,13 +1,32 @@
-"""How far an evaluation is: told to a function, or drawn as a bar on stderr."""
+"""How far an evaluation is: counted, told to a function, or drawn as a bar on stderr."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ["Progress", "shown"]
+from llmkit.evals.result import Work
+
+__all__ = ["Progress", "RouteProgress", "Tally", "shown", "standing"]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteProgress:
+    """How far one route is.
+
+    Attributes:
+        route: Its label.
+        done: Samples x epochs that are settled.
+        total: All of them.
+        failed: How many of those done now ended without a valid output.
+    """
+
+    route: str
+    done: int
+    total: int
+    failed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +39,7 @@ class Progress:
         failed: How many of those done now ended without a valid output.
         reused: How many were there already.
         sent: Requests sent to providers so far.
+        routes: The same for each route, in the order in which they were named.
     """
 
     done: int
@@ -27,6 +47,61 @@ class Progress:
     failed: int
     reused: int
     sent: int
+    routes: tuple[RouteProgress, ...] = ()
+
+
+class Tally:
+    """Counts of one call of `evaluate`.
+
+    Args:
+        routes: Labels of the routes.
+        each: How many results each of them is to have.
+    """
+
+    def __init__(self, routes: Iterable[str], each: int) -> None:
+        self._done = dict.fromkeys(routes, 0)
+        self._failed = dict.fromkeys(self._done, 0)
+        self._each = each
+        self._reused = self._shared = self._called = self._replayed = self._sent = 0
+        self.rescored = 0
+        self.warm_ups = 0
+
+    def reuse(self, route: str) -> None:
+        """A result was there already."""
+        self._reused += 1
+        self._done[route] += 1
+
+    def share(self, route: str) -> None:
+        """Another process has made a result meanwhile."""
+        self._shared += 1
+        self._done[route] += 1
+
+    def skip(self, route: str) -> None:
+        """There will be no result."""
+        self._done[route] += 1
+
+    def send(self, requests: int) -> None:
+        """So many requests were sent, whatever comes of them."""
+        self._sent += requests
+
+    def call(self, route: str, *, replayed: bool, failed: bool) -> None:
+        """A sample has its result."""
+        self._called += 1
+        self._replayed += replayed
+        self._done[route] += 1
+        self._failed[route] += failed
+
+    def progress(self) -> Progress:
+        """How far all is."""
+        routes = tuple(
+            RouteProgress(route, done, self._each, self._failed[route]) for route, done in self._done.items()
+        )
+        done, failed = sum(self._done.values()), sum(self._failed.values())
+        return Progress(done, self._each * len(self._done), failed, self._reused, self._sent, routes)
+
+    def work(self) -> Work:
+        """What was done."""
+        return Work(self._reused, self.rescored, self._called, self._replayed, self._sent, self._shared, self.warm_ups)
 
 
 @contextmanager
@@ -48,10 +123,17 @@ def _progress_bar(total: int) -> Iterator[Callable[[Progress], None]]:
     with tqdm(total=total, unit="sample", mininterval=_interval_s()) as bar:
 
         def show(progress: Progress) -> None:
-            bar.set_postfix(failed=progress.failed, reused=progress.reused, sent=progress.sent, refresh=False)
+            bar.set_postfix(standing(progress), refresh=False)
             bar.update(progress.done - bar.n)
 
         yield show
+
+
+def standing(progress: Progress) -> dict[str, int]:
+    """What stands behind a bar: counts, and of several routes how many samples of each are done."""
+    shown = {"failed": progress.failed, "reused": progress.reused, "sent": progress.sent}
+    several = progress.routes if len(progress.routes) > 1 else ()
+    return shown | {each.route: each.done for each in several}
 
 
 def _interval_s() -> float:

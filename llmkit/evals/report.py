@@ -290,10 +290,10 @@ class EvalReport:
         """The report as JSON-able data; what is unknown is null.
 
         Keys: `form`, `run` (id, name, workspace_id, task, task_sha256, dataset_sha256, created_at_utc), `counts`
-        (status to number), `work` (reused, rescored, called, replayed, sent; null for a report from the store),
-        `summary` (rows of `summary()`), `comparisons` (rows of `compare(a, b)` for all pairs of routes), `stopped`
-        (route to reason), `in_doubt` (ids of calls), `judges` (metric to route, prompt, criteria, scale, parameters),
-        `budget` (budget with its limits, tokens, cost_usd, uncounted, stopped_by, why; null without one),
+        (status to number), `work` (reused, rescored, called, replayed, sent, shared, warm_ups; null for a report from
+        the store), `summary` (rows of `summary()`), `comparisons` (rows of `compare(a, b)` for all pairs of routes),
+        `stopped` (route to reason), `in_doubt` (ids of calls), `judges` (metric to route, prompt, criteria, scale,
+        parameters), `budget` (budget with its limits, tokens, cost_usd, uncounted, stopped_by, why; null without one),
         `notes`, `warnings` (those of the notes that put a comparison in doubt), `provenance` (see there).
 
         Args:
@@ -452,9 +452,11 @@ def _work_notes(report: EvalReport) -> Iterator[str]:
     work = report.work
     if work is None:
         return
-    total = work.reused + work.called
+    total = work.reused + work.called + work.shared
     reused = f"{work.reused:,} of {total:,} results were there already; " if work.reused else ""
     yield f"{reused}{_many(work.sent, 'request')} sent."
+    if work.shared:
+        yield f"{_many(work.shared, 'result')} made by another process meanwhile."
     if work.rescored:
         yield f"{_many(work.rescored, 'stored output')} scored again without a call."
     if work.replayed:

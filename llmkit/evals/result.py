@@ -59,7 +59,9 @@ class Work:
         rescored: Stored outputs that were scored again.
         called: Samples asked now, replayed ones included.
         replayed: Of those, answered wholly from the store.
-        sent: Requests sent to providers.
+        sent: Requests sent to providers for samples.
+        shared: Results that another process made meanwhile.
+        warm_ups: Unmeasured requests before the samples, so that models were loaded.
     """
 
     reused: int = 0
@@ -67,3 +69,5 @@ class Work:
     called: int = 0
     replayed: int = 0
     sent: int = 0
+    shared: int = 0
+    warm_ups: int = 0

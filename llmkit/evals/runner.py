@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Unpack
 
 from llmkit.errors import (
@@ -14,19 +15,23 @@ from llmkit.errors import (
     LLMInProgress,
     LLMStoreError,
 )
+from llmkit.evals.cells import Cells
 from llmkit.evals.dataset import Sample
 from llmkit.evals.health import RESTS_WITHOUT_ANSWER, Health
 from llmkit.evals.keeper import Keeper, require_countable
 from llmkit.evals.outcome import answered, failed, scored
 from llmkit.evals.plan import EvaluateOptions, Plan, call_name, name_prefix
-from llmkit.evals.progress import Progress, shown
+from llmkit.evals.progress import Progress, Tally, shown
 from llmkit.evals.report import EvalReport
-from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, ResultKey, Work, key_of
-from llmkit.evals.scorers import Scores, ScoringContext, apply_scorers
+from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, ResultKey
+from llmkit.evals.scoring import Scoring
+from llmkit.evals.sharing import Patience, Sharing
 from llmkit.evals.task import Task
 from llmkit.evals.variant import Lane, RouteLike
-from llmkit.ports import EvalResult, EvalRun, EvalStore
-from llmkit.types import RequestContext, utc_now
+from llmkit.evals.warming import WARM_UP_FROM, cold, warm_up
+from llmkit.ports import EvalOutcome, EvalResult, EvalRun, EvalStore
+from llmkit.telemetry import Span, SpanValue, span
+from llmkit.types import Message, RequestContext, utc_now
 
 if TYPE_CHECKING:
     from llmkit.pydanticai.extraction import Extraction
@@ -35,6 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "load_report"]
 
 STAGE = "sample"
+# How often what others have under way is looked at while nothing else is left to do, in seconds.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+PATIENCE = Patience()
 
 
 async def evaluate(
@@ -49,7 +57,8 @@ async def evaluate(
 ) -> EvalReport:
     """Run every sample on every route, and report on all that is stored under this name.
 
-    The same name continues: what is done is not called again; more samples, epochs or routes are added to it. Stored
+    The same name continues, and several processes may work under it at once: they share what is open, and each returns
+    when all of it is done. What is done is not called again; more samples, epochs or routes are added to it. Stored
     outputs are scored again, without a call, when a scorer failed, was added or edited. The content cache takes no
     part, so that latencies are real; resuming rests on idempotency keys.
 
@@ -73,10 +82,14 @@ async def evaluate(
     plan = Plan.make(task, routes, service, options)
     await require_countable(plan)
     run = await _opened(plan, store, workspace_id, task.name if name is None else name)
-    stored = {key_of(result): result for result in await store.results(run.id)}
+    stored = await store.outcomes(run.id)
     plan.require_same_samples(run, stored)
-    evaluation = _Evaluation(plan, run, store, stored, await Keeper.of(plan, run, store))
-    await evaluation.work()
+    evaluation = _Evaluation(plan, run, store, await Keeper.of(plan, run, store))
+    evaluation.go_on_from(stored)
+    del stored  # it grows with the run, and this call may take hours
+    with span(f"evaluation {plan.task.name}", _told_of(plan, run)) as opened:
+        await evaluation.work()
+        opened.set({f"llmkit.evaluation.{what}": count for what, count in asdict(evaluation.tally.work()).items()})
     return await evaluation.report()
 
 
@@ -112,65 +125,53 @@ async def _opened(plan: Plan, store: EvalStore, workspace_id: str, name: str) ->
     return run
 
 
-@dataclass(slots=True)
-class _Tally:
-    """Counts of this call of `evaluate`."""
-
-    total: int
-    reused: int = 0
-    rescored: int = 0
-    called: int = 0
-    replayed: int = 0
-    failed: int = 0
-    sent: int = 0
-    skipped: int = 0
-
-    def progress(self) -> Progress:
-        done = self.reused + self.called + self.skipped
-        return Progress(done, self.total, self.failed, self.reused, self.sent)
-
-    def work(self) -> Work:
-        return Work(self.reused, self.rescored, self.called, self.replayed, self.sent)
-
-
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One sample to be asked on one lane."""
+    """One sample to be asked on one lane. `place` is its cell's."""
 
+    place: int
     sample: Sample
     lane: Lane
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Rescore:
-    """One stored output to be scored again."""
-
-    sample: Sample
-    result: EvalResult
-
-
-@dataclass(slots=True)
 class _Evaluation:
     """One call of `evaluate` at work."""
 
-    plan: Plan
-    run: EvalRun
-    store: EvalStore
-    stored: Mapping[ResultKey, EvalResult]
-    keeper: Keeper
-    tally: _Tally = field(init=False)
-    health: dict[str, Health] = field(init=False)
-    in_progress: set[ResultKey] = field(default_factory=set)
-    put_off: list[_Call] = field(default_factory=list)
-    show: Callable[[Progress], None] = field(default=lambda _progress: None)
+    def __init__(self, plan: Plan, run: EvalRun, store: EvalStore, keeper: Keeper) -> None:
+        self.plan = plan
+        self.run = run
+        self.store = store
+        self.keeper = keeper
+        self.cells = Cells(plan.total)
+        self.tally = Tally(plan.turns, plan.total // len(plan.lanes))
+        self.health = {lane.label: Health() for lane in plan.lanes}
+        self.put_off: list[_Call] = []
+        self.show: Callable[[Progress], None] = lambda _progress: None
+        self._scoring = Scoring(plan, run, store, keeper)
+        self._stale: list[ResultKey] = []
+        self._before: dict[int, datetime] = {}
+        self._last_at_utc: dict[str, datetime] = {}
+        self._sharing = Sharing(plan, run, store, self.cells, self.tally, self._before, PATIENCE)
 
-    def __post_init__(self) -> None:
-        self.tally = _Tally(self.plan.total)
-        self.health = {lane.label: Health() for lane in self.plan.lanes}
+    def go_on_from(self, stored: Sequence[EvalOutcome]) -> None:
+        """Take note of what there is already: what stays, and what is to be scored or called again."""
+        for outcome in stored:
+            latest = self._last_at_utc.get(outcome.route, outcome.finished_at_utc)
+            self._last_at_utc[outcome.route] = max(latest, outcome.finished_at_utc)
+            if self._scoring.is_stale(outcome):
+                self._stale.append(ResultKey(outcome.sample_id, outcome.route, outcome.epoch))
+            place = self.plan.cell_of(outcome.sample_id, outcome.route, outcome.epoch)
+            if place is not None and self.plan.is_open(outcome):
+                self._before[place] = outcome.finished_at_utc
+            elif place is not None:
+                self.cells.settle(place)
+                self.tally.reuse(outcome.route)
+
+    # --- the order of work --------------------------------------------------------------------------------------
 
     async def work(self) -> None:
-        """Do all that is open, with bounded concurrency.
+        """Do all that is open, with bounded concurrency, and wait for what other processes have under way.
 
         Raises:
             LLMStoreError: Results cannot be kept any more.
@@ -178,14 +179,32 @@ class _Evaluation:
         with shown(self.plan.progress, self.plan.total) as self.show:
             try:
                 async with self.keeper.at_work():
-                    await self._round(self._jobs())
-                    await self._come_back()
+                    await self._everything()
             except ExceptionGroup as errors:
                 # The first one stopped the others.
                 raise errors.exceptions[0] from None
             self.show(self.tally.progress())
 
-    async def _round(self, jobs: Iterator[_Call | _Rescore]) -> None:
+    async def _everything(self) -> None:
+        await self._sharing.begin()
+        await self._warm_up()
+        await self._round(self._jobs())
+        await self._come_back()
+        while not self.keeper.stopped_by and (left := await self._left_by_others()):
+            await self._round(iter(left))
+            await self._come_back()
+
+    async def _warm_up(self) -> None:
+        """Load the models, unless little is open or another process is at it already."""
+        open_each = self.cells.open / len(self.plan.lanes)
+        if not self.plan.warm_up or open_each < WARM_UP_FROM or self._sharing.are_others_at_work:
+            return
+        sample = next(iter(self.plan.selected))
+        for route, lane in cold(self.plan, self._last_at_utc).items():
+            await warm_up(self.plan, self.run, lane, route, sample)
+            self.tally.warm_ups += 1
+
+    async def _round(self, jobs: Iterator[_Call | ResultKey]) -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(self.plan.concurrency):
                 group.create_task(self._worker(jobs))
@@ -195,7 +214,8 @@ class _Evaluation:
         patience = RESTS_WITHOUT_ANSWER
         while self.put_off and patience and not self.keeper.stopped_by:
             await asyncio.sleep(max(health.rest() for health in self.health.values()))
-            jobs, self.put_off = self.put_off, []
+            jobs = [job for job in self.put_off if not self.cells.is_settled(job.place)]
+            self.put_off = []
             answers = self._answers()
             # One call first: the router lets a single one through to see whether the route is back.
             for lane in {job.lane.label: job for job in reversed(jobs)}.values():
@@ -205,94 +225,93 @@ class _Evaluation:
             patience = RESTS_WITHOUT_ANSWER if self._answers() > answers else patience - 1
         for job in () if self.keeper.stopped_by else self.put_off:
             self.health[job.lane.label].give_up()
-        self.tally.skipped += len(self.put_off)
+            if not self.cells.is_settled(job.place):
+                self.tally.skip(job.lane.label)
+        self.put_off = []
 
     def _answers(self) -> int:
         return sum(health.answers for health in self.health.values())
 
-    async def _worker(self, jobs: Iterator[_Call | _Rescore]) -> None:
-        for job in jobs:
-            if isinstance(job, _Rescore):
-                await self._rescore(job)
-            else:
-                await self._call(job)
+    async def _left_by_others(self) -> list[_Call]:
+        """Wait until other processes are done, or one has left something behind, which is to be called again."""
+        pause_s = FIRST_PAUSE_S
+        while self._sharing.waits:
+            await asyncio.sleep(max(pause_s, self._sharing.pause_s))
+            await self._sharing.look()
             self.show(self.tally.progress())
+            if left := self._sharing.left_behind():
+                return [self._call_at(place) for place in left]
+            pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
+        return []
 
-    def _jobs(self) -> Iterator[_Call | _Rescore]:
-        yield from self._rescores()
-        for sample, lane, epoch in self.plan.cells():
-            stored = self.stored.get(ResultKey(sample.key, lane.label, epoch))
-            if stored is None or self.plan.is_open(stored):
-                yield _Call(sample, lane, epoch)
+    async def _worker(self, jobs: Iterator[_Call | ResultKey]) -> None:
+        for job in jobs:
+            if isinstance(job, _Call):
+                await self._call(job)
             else:
-                self.tally.reused += 1
+                is_rescored = await self._scoring.again(job)
+                self.tally.rescored += is_rescored
+            self.show(self.tally.progress())
+            await self._sharing.look_now_and_then()
 
-    def _rescores(self) -> Iterator[_Rescore]:
-        edited = self.run.spec.get("scorers_sha256") != self.plan.task.scorers_sha256
-        names = {scorer.name for scorer in self.plan.scorers}
-        for key, result in self.stored.items():
-            if result.output_json is not None and (edited or not names <= result.scores.keys()):
-                yield _Rescore(self.plan.dataset.by_id[key.sample_id], result)
+    def _jobs(self) -> Iterator[_Call | ResultKey]:
+        yield from self._stale
+        while (place := self.cells.take()) is not None:
+            yield self._call_at(place)
 
-    async def _rescore(self, job: _Rescore) -> None:
-        if self.keeper.stopped_by and self.plan.judges():
-            return
-        try:
-            fresh = scored(job.result, await self._scores_of_stored(job))
-        except LLMBudgetExhausted:
-            return
-        if fresh != job.result:
-            await self.store.save_result(fresh)
-        self.tally.rescored += 1
+    def _call_at(self, place: int) -> _Call:
+        return _Call(place, *self.plan.cell(place))
 
-    async def _scores_of_stored(self, job: _Rescore) -> Scores:
-        try:
-            output = self.plan.task.output_type.model_validate_json(job.result.output_json or "")
-        except Exception as error:  # noqa: BLE001 (a validator of the user's type that was edited may raise anything)
-            problem = f"the stored output does not fit any more: {type(error).__name__}"
-            return Scores(errors={scorer.name: problem for scorer in self.plan.scorers})
-        return await self._scores(job.result, output, job.sample)
-
-    async def _scores(self, result: EvalResult, output: Any, sample: Sample) -> Scores:
-        # One service for all: a judge is the same model whatever policy the answer came by.
-        context = ScoringContext(self.plan.service, self.plan.extract, self.run.workspace_id, result.pipeline_run_id)
-        return await apply_scorers(self.plan.scorers, output, sample, context, timeout_s=self.plan.scorer_timeout_s)
+    # --- asking -------------------------------------------------------------------------------------------------
 
     async def _call(self, job: _Call) -> None:
         health = self.health[job.lane.label]
         if health.stopped_by is not None or self.keeper.stopped_by:
-            self.tally.skipped += 1
+            self.tally.skip(job.lane.label)
         elif health.resting_after is not None:
             self.put_off.append(job)
         else:
             try:
                 await self._ask(job, health)
             except LLMBudgetExhausted as error:
-                self.tally.skipped += 1
-                self.tally.sent += len(error.attempts)
+                self.tally.skip(job.lane.label)
+                self.tally.send(len(error.attempts))
 
     async def _ask(self, job: _Call, health: Health) -> None:
-        blank = self._blank(job)
+        messages = job.lane.messages(job.sample)
+        blank = self._blank(job, messages)
+        self._sharing.began(blank.pipeline_run_id)
         try:
-            extraction = await self._extract(job, blank.pipeline_run_id)
+            with span(f"sample {job.lane.label}", self._told_of(blank)) as opened:
+                await self._settle(job, health, blank, messages, opened)
+        finally:
+            self._sharing.ended(blank.pipeline_run_id)
+
+    async def _settle(
+        self, job: _Call, health: Health, blank: EvalResult, messages: Sequence[Message], opened: Span
+    ) -> None:
+        try:
+            extraction = await self._extract(job, blank.pipeline_run_id, messages)
         except (LLMStoreError, LLMBudgetExhausted):
             raise
-        except LLMInProgress:
-            self.in_progress.add(key_of(blank))
-            self.tally.skipped += 1
+        except LLMInProgress as error:
+            opened.fail(error.code)
+            await self._sharing.met(job.place, blank.pipeline_run_id)
         except Exception as error:  # noqa: BLE001 (a validator of the user's type may raise anything: a row, not a crash)
             if health.is_left_alone(error):
+                opened.fail(LLMError.code)
                 await self._call(job)
             else:
                 health.failed(error)
-                await self._keep_failure(blank, error)
+                await self._keep_failure(job, blank, error, opened)
         else:
             health.answered()
-            await self._keep_answer(job, blank, extraction)
+            if _is_billed(extraction) or not await self._sharing.is_anothers(job.place, blank.pipeline_run_id):
+                await self._keep_answer(job, blank, extraction, opened)
 
-    def _blank(self, job: _Call) -> EvalResult:
+    def _blank(self, job: _Call, messages: Sequence[Message]) -> EvalResult:
         sample, lane = job.sample, job.lane
-        digests = self.plan.sample_digests[sample.key] + self.plan.request_digest(lane, sample)
+        digests = self.plan.sample_digests[sample.key] + self.plan.request_digest(lane, messages)
         return EvalResult(
             eval_run_id=self.run.id,
             route=lane.label,
@@ -304,13 +323,13 @@ class _Evaluation:
             pipeline_run_id=call_name(self.run, sample.key, lane.label, job.epoch, digests),
         )
 
-    async def _extract(self, job: _Call, name: str) -> Extraction[Any]:
+    async def _extract(self, job: _Call, name: str, messages: Sequence[Message]) -> Extraction[Any]:
         lane = job.lane
         context = RequestContext(workspace_id=self.run.workspace_id, pipeline_run_id=name, stage=STAGE)
         return await self.plan.extract(
             lane.service,
             self.plan.task.output_type,
-            lane.messages(job.sample),
+            messages,
             context=context,
             route=lane.route,
             constraints=lane.constraints,
@@ -321,26 +340,41 @@ class _Evaluation:
             retries=self.plan.repairs,
         )
 
-    async def _keep_answer(self, job: _Call, blank: EvalResult, extraction: Extraction[Any]) -> None:
+    async def _keep_answer(self, job: _Call, blank: EvalResult, extraction: Extraction[Any], opened: Span) -> None:
         sent = sum(len(response.attempts) or 1 for response in extraction.responses if response.billed)
-        self.tally.sent += sent
-        scores = await self._scores(blank, extraction.value, job.sample)
-        self.tally.called += 1
-        self.tally.replayed += not sent
-        await self.store.save_result(scored(answered(blank, job.lane, extraction), scores))
+        self.tally.send(sent)
+        scores = await self._scoring.scores(blank, extraction.value, job.sample)
+        await self._keep(job, scored(answered(blank, job.lane, extraction), scores), opened, replayed=not sent)
 
-    async def _keep_failure(self, blank: EvalResult, error: Exception) -> None:
-        attempts = error.attempts if isinstance(error, LLMError) else ()
-        self.tally.called += 1
-        self.tally.failed += 1
-        self.tally.sent += len(attempts)
-        await self.store.save_result(failed(blank, error))
+    async def _keep_failure(self, job: _Call, blank: EvalResult, error: Exception, opened: Span) -> None:
+        self.tally.send(len(error.attempts) if isinstance(error, LLMError) else 0)
+        await self._keep(job, failed(blank, error), opened)
+
+    async def _keep(self, job: _Call, result: EvalResult, opened: Span, *, replayed: bool = False) -> None:
+        await self.store.save_result(result)
+        self.cells.settle(job.place)
+        self.tally.call(job.lane.label, replayed=replayed, failed=result.status == FAILED)
+        opened.set({"llmkit.status": result.status, "llmkit.served_route": result.served_route})
+        opened.scored(result.scores)
+        if result.error_code is not None:
+            opened.fail(result.error_code)
+
+    def _told_of(self, blank: EvalResult) -> dict[str, SpanValue]:
+        return {
+            "llmkit.workspace_id": self.run.workspace_id,
+            "llmkit.evaluation.name": self.run.name,
+            "llmkit.evaluation.route": blank.route,
+            "llmkit.evaluation.sample_id": blank.sample_id,
+            "llmkit.evaluation.epoch": blank.epoch,
+        }
+
+    # --- the report ---------------------------------------------------------------------------------------------
 
     async def report(self) -> EvalReport:
         """Everything under the run's name, whoever made it, and what of this call is not there."""
         known = self.plan.dataset.by_id
         results = [result for result in await self.store.results(self.run.id) if result.sample_id in known]
-        results += self._absent({key_of(result) for result in results})
+        results += self._absent(results)
         return EvalReport(
             # Scorers may have been edited since the run was opened.
             run=replace(self.run, spec={**self.run.spec, "judges": self.plan.judges()}),
@@ -353,15 +387,34 @@ class _Evaluation:
             stopped={label: str(health.stopped_by) for label, health in self.health.items() if health.stopped_by},
         )
 
-    def _absent(self, present: set[ResultKey]) -> Iterator[EvalResult]:
-        for sample, lane, epoch in self.plan.cells():
-            key = ResultKey(sample.key, lane.label, epoch)
-            if key not in present:
-                yield self._unsettled(self._blank(_Call(sample, lane, epoch)))
+    def _absent(self, results: Sequence[EvalResult]) -> list[EvalResult]:
+        missing = Cells(self.plan.total)
+        for result in results:
+            place = self.plan.cell_of(result.sample_id, result.route, result.epoch)
+            if place is not None:
+                missing.settle(place)
+        return [self._unsettled(place) for place in iter(missing.take, None)]
 
-    def _unsettled(self, blank: EvalResult) -> EvalResult:
-        if key_of(blank) in self.in_progress:
+    def _unsettled(self, place: int) -> EvalResult:
+        job = self._call_at(place)
+        blank = self._blank(job, job.lane.messages(job.sample))
+        if place in self._sharing.silent:
             return replace(blank, status=IN_PROGRESS, error_code=LLMInProgress.code)
         stopped_by = self.health[blank.route].stopped_by
         code = stopped_by.code if stopped_by else LLMBudgetExhausted.code if self.keeper.stopped_by else None
         return replace(blank, status=NOT_RUN, error_code=code)
+
+
+def _is_billed(extraction: Extraction[Any]) -> bool:
+    return any(response.billed for response in extraction.responses)
+
+
+def _told_of(plan: Plan, run: EvalRun) -> dict[str, SpanValue]:
+    return {
+        "llmkit.workspace_id": run.workspace_id,
+        "llmkit.evaluation.name": run.name,
+        "llmkit.evaluation.task": plan.task.name,
+        "llmkit.evaluation.routes": [lane.label for lane in plan.lanes],
+        "llmkit.evaluation.samples": len(plan.selected),
+        "llmkit.evaluation.epochs": plan.epochs,
+    }

@@ -72,10 +72,10 @@ class Lane:
         """What the sample is sent as."""
         return render(self.prompt, sample, self.system)
 
-    def digest(self, sample: Sample) -> str:
+    def digest(self, messages: Sequence[Message]) -> str:
         """Short hash of everything that is sent for a sample, to notice that it changed."""
         target = str(self.route) if self.route else f"{POLICY_PREFIX}{self.policy}"
-        return asked_digest(target, self.messages(sample), self.parameters)
+        return asked_digest(target, messages, self.parameters)
 
     def parameters_of(self, epoch: int) -> dict[str, Any]:
         """Parameters of one repeat: a seed moves on by one, or all repeats would be the same."""

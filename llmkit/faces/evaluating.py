@@ -48,11 +48,15 @@ class EvaluatingFace(Face):
     async def _evaluate(self, task: Task, routes: Sequence[str | Variant], parameters: dict[str, Any]) -> EvalReport:
         from llmkit.evals import evaluate
 
-        defaults = {"concurrency": self._settings.concurrency_limit}
+        runtime = self._open.runtime()
+        if parameters.get("concurrency", "auto") == "auto":
+            parameters = {**parameters, "concurrency": self._settings.concurrency_limit}
+        # A recording loads no model, and holds no answer to a warm-up.
+        defaults = {"warm_up": runtime.cassette is None}
         report = await evaluate(
             task,
             routes,
-            service=self._open.runtime().service,
+            service=runtime.service,
             store=self._eval_store(),
             workspace_id=self.workspace,
             **defaults | parameters,
@@ -137,12 +141,13 @@ class _Evaluating:
         self._latest = progress
 
     def _meter(self) -> Meter | None:
+        from llmkit.evals.progress import standing
         from llmkit.mapping import Meter
 
         now = self._latest
         if now is None:
             return None
-        return Meter(now.done, now.total, {"failed": now.failed, "reused": now.reused, "sent": now.sent})
+        return Meter(now.done, now.total, standing(now))
 
     def bar(self) -> AbstractContextManager[Callable[[], None] | None]:
         """What draws it."""

@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, case, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Dialect,
+    RowMapping,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    or_,
+    select,
+    type_coerce,
+)
+from sqlalchemy.types import NULLTYPE
 
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
 from llmkit.persistence.journal import Journal
 from llmkit.persistence.operations import OpenEvalRun, SaveEvalResult
-from llmkit.persistence.rows import eval_result_of, eval_run_of, recorded_call_of, stored_run_of
-from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS, stored_run_select
-from llmkit.ports import DOUBTFUL_STATUSES, DigestSeen, EvalResult, EvalRun, RecordedCall, Spent, StoredRun
+from llmkit.persistence.rows import eval_run_of, recorded_call_of, stored_run_of
+from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS, PreparedSelect, stored_run_select
+from llmkit.ports import (
+    DOUBTFUL_STATUSES,
+    CallUnderWay,
+    DigestSeen,
+    EvalOutcome,
+    EvalResult,
+    EvalRun,
+    RecordedCall,
+    Spent,
+    StoredRun,
+)
 from llmkit.types import Route, RunStatus
 
 __all__ = ["SqlEvalStore"]
+
+# `{}` and `[]`, which most rows have.
+EMPTY_JSON = 2
 
 
 class SqlEvalStore:
@@ -60,33 +90,64 @@ class SqlEvalStore:
 
     async def results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
         """See `EvalStore`."""
-        query = select(EVAL_RESULTS).where(EVAL_RESULTS.c.eval_run_id == eval_run_id)
-        found = await self._journal.read(lambda connection: _eval_results(connection, query))
+        query = self._queries.results
+        found = await self._journal.read(lambda connection: _results(connection, query, eval_run_id))
         # Sorted here: databases sort text by rules of their own.
         return tuple(sorted(found, key=lambda result: (result.sample_id, result.route, result.epoch)))
 
+    async def result(self, eval_run_id: UUID, sample_id: str, route: str, epoch: int) -> EvalResult | None:
+        """See `EvalStore`."""
+        run_id = self._journal.statements.codec.uuid(eval_run_id)
+        row = await self._journal.find(self._queries.result, run_id, sample_id, route, epoch)
+        return None if row is None else _result(eval_run_id, row, {})
+
+    async def outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
+        """See `EvalStore`."""
+        query = self._queries.outcomes
+        return await self._journal.read(lambda connection: _outcomes(connection, query, eval_run_id))
+
+    async def under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
+        """See `EvalStore`."""
+        started = RUNS.c.status == RunStatus.STARTED.value
+        query = select(RUNS.c.pipeline_run_id, RUNS.c.owner, RUNS.c.heartbeat_at_utc).where(
+            RUNS.c.workspace_id == workspace_id, self._begins(pipeline_run_id_prefix), started
+        )
+        return await self._journal.read(lambda connection: [CallUnderWay(*row) for row in connection.execute(query)])
+
     async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
         """See `EvalStore`. Oldest first."""
-        query = _in_doubt(workspace_id, pipeline_run_id_prefix)
+        query = _in_doubt(workspace_id, self._begins(pipeline_run_id_prefix))
         return await self._journal.read(lambda connection: _stored_runs(connection, query))
 
     async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
         """See `EvalStore`."""
-        query = _digests(workspace_id, pipeline_run_id_prefix)
+        query = _digests(workspace_id, self._begins(pipeline_run_id_prefix))
         return await self._journal.read(lambda connection: _digests_seen(connection, query))
 
     async def spent(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
         """See `EvalStore`."""
-        query = _spent(workspace_id, pipeline_run_id_prefix)
+        query = _spent(workspace_id, self._begins(pipeline_run_id_prefix))
         return await self._journal.read(lambda connection: _spendings(connection, query))
 
     async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
         """See `EvalStore`."""
-        mine = (RUNS.c.workspace_id == workspace_id, _begins(pipeline_run_id_prefix))
+        mine = (RUNS.c.workspace_id == workspace_id, self._begins(pipeline_run_id_prefix))
         calls = select(*[RUNS.c[name] for name in _CALL_COLUMNS], _tool_answer()).where(*mine)
         calls = calls.order_by(RUNS.c.created_at_utc, RUNS.c.id)
         sent = select(ATTEMPTS).join(RUNS, RUNS.c.id == ATTEMPTS.c.run_id).where(*mine).order_by(ATTEMPTS.c.number)
         return await self._journal.read(lambda connection: _recorded_calls(connection, calls, sent))
+
+    def _begins(self, prefix: str) -> ColumnElement[bool]:
+        name = RUNS.c.pipeline_run_id
+        if self._journal.address.is_sqlite:
+            # Its order of text is that of the bytes, so that the index is of use.
+            return and_(name >= prefix, name < prefix[:-1] + chr(ord(prefix[-1]) + 1))
+        # Not LIKE, for `_` and `%` are in names.
+        return func.substr(name, 1, len(prefix)) == prefix
+
+    @cached_property
+    def _queries(self) -> _Queries:
+        return _Queries(self._journal.engine.dialect)
 
 
 _CALL_COLUMNS = (
@@ -100,19 +161,116 @@ def _tool_answer() -> ColumnElement[Any]:
     return case((RUNS.c.response_preview == "", RUNS.c.result_json)).label("result_json")
 
 
-def _digests(workspace_id: str, prefix: str) -> Select[Any]:
+# In the order of `EvalResult`, without the run.
+_RESULT_COLUMNS: Final = (
+    "route",
+    "sample_id",
+    "epoch",
+    "status",
+    "finished_at_utc",
+    "pipeline_run_id",
+    "served_route",
+    "output_json",
+    "output_mode",
+    "scores_json",
+    "scorer_errors_json",
+    "score_details_json",
+    "valid_first_try",
+    "outcome",
+    "schema_sha256",
+    "sample_group",
+    "error_code",
+    "error_message",
+    "input_tokens",
+    "output_tokens",
+    "latency_ms",
+    "requests",
+    "warnings_json",
+)
+_JSON: Final = tuple(
+    _RESULT_COLUMNS.index(name) for name in ("scores_json", "scorer_errors_json", "score_details_json", "warnings_json")
+)
+_WARNINGS: Final = _RESULT_COLUMNS.index("warnings_json")
+# Of a run most rows have the same: kept once.
+_REPEATED: Final = tuple(
+    _RESULT_COLUMNS.index(name)
+    for name in ("route", "status", "served_route", "output_mode", "outcome", "schema_sha256", "error_code")
+)
+
+
+class _Queries:
+    """Queries compiled once: through Core a row costs ten times as much."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        rows = EVAL_RESULTS.c
+        of_run = rows.eval_run_id == bindparam("of_run", type_=rows.eval_run_id.type)
+        key = (rows[name] == bindparam(name, type_=rows[name].type) for name in ("sample_id", "route", "epoch"))
+        # PostgreSQL's driver gives floats as they are; SQLAlchemy's reading of them needs its own cursor.
+        plain = {"latency_ms": type_coerce(rows.latency_ms, NULLTYPE)}
+        whole = select(*[plain.get(name, rows[name]) for name in _RESULT_COLUMNS]).where(of_run)
+        self.results = PreparedSelect(whole, dialect)
+        self.result = PreparedSelect(whole.where(*key), dialect, ("of_run", "sample_id", "route", "epoch"))
+        self.outcomes = PreparedSelect(
+            select(
+                rows.sample_id,
+                rows.route,
+                rows.epoch,
+                rows.status,
+                rows.error_code,
+                rows.finished_at_utc,
+                rows.pipeline_run_id,
+                rows.output_json.is_not(None),
+                rows.scores_json,
+            ).where(of_run),
+            dialect,
+        )
+
+
+def _rows(connection: Connection, query: PreparedSelect, eval_run_id: UUID) -> Iterator[list[Any]]:
+    for row in connection.exec_driver_sql(query.sql, query.row({"of_run": eval_run_id})):
+        yield query.values(row)
+
+
+def _results(connection: Connection, query: PreparedSelect, eval_run_id: UUID) -> list[EvalResult]:
+    known: dict[Any, Any] = {}
+    return [_result(eval_run_id, row, known) for row in _rows(connection, query, eval_run_id)]
+
+
+def _result(eval_run_id: UUID, row: list[Any], known: dict[Any, Any]) -> EvalResult:
+    for place in _JSON:
+        row[place] = json.loads(row[place]) if len(row[place]) > EMPTY_JSON else {}
+    row[_WARNINGS] = tuple(row[_WARNINGS])
+    for place in _REPEATED:
+        row[place] = known.setdefault(row[place], row[place])
+    return EvalResult(eval_run_id, *row)
+
+
+def _outcomes(connection: Connection, query: PreparedSelect, eval_run_id: UUID) -> list[EvalOutcome]:
+    known: dict[Any, Any] = {}
+    found = []
+    for sample_id, route, epoch, status, error, at_utc, name, has_output, scores in _rows(
+        connection, query, eval_run_id
+    ):
+        names = frozenset(json.loads(scores)) if len(scores) > EMPTY_JSON else frozenset()
+        repeated = (known.setdefault(value, value) for value in (route, status, names))
+        route, status, names = repeated  # noqa: PLW2901
+        found.append(EvalOutcome(sample_id, route, epoch, status, error, at_utc, name, bool(has_output), names))
+    return found
+
+
+def _digests(workspace_id: str, begins: ColumnElement[bool]) -> Select[Any]:
     sent = ATTEMPTS.c
     first_at_utc = func.min(sent.started_at_utc)
     return (
         select(sent.provider, sent.model, sent.model_digest, first_at_utc, func.count())
         .join(RUNS, RUNS.c.id == sent.run_id)
-        .where(RUNS.c.workspace_id == workspace_id, _begins(prefix), sent.model_digest.is_not(None))
+        .where(RUNS.c.workspace_id == workspace_id, begins, sent.model_digest.is_not(None))
         .group_by(sent.provider, sent.model, sent.model_digest)
         .order_by(sent.provider, sent.model, first_at_utc)
     )
 
 
-def _spent(workspace_id: str, prefix: str) -> Select[Any]:
+def _spent(workspace_id: str, begins: ColumnElement[bool]) -> Select[Any]:
     sent = ATTEMPTS.c
     counted = and_(sent.input_tokens.is_not(None), sent.output_tokens.is_not(None), sent.usage_estimated.is_(False))
     doubtful = or_(sent.status_code.is_(None), sent.status_code < 400, sent.status_code.in_(DOUBTFUL_STATUSES))
@@ -131,29 +289,20 @@ def _spent(workspace_id: str, prefix: str) -> Select[Any]:
             total(1, and_(~counted, doubtful)),
         )
         .join(RUNS, RUNS.c.id == sent.run_id)
-        .where(RUNS.c.workspace_id == workspace_id, _begins(prefix))
+        .where(RUNS.c.workspace_id == workspace_id, begins)
         .group_by(sent.provider, sent.model)
         .order_by(sent.provider, sent.model)
     )
 
 
-def _begins(prefix: str) -> ColumnElement[bool]:
-    # Not LIKE, which on SQLite takes upper and lower case for the same.
-    return func.substr(RUNS.c.pipeline_run_id, 1, len(prefix)) == prefix
-
-
-def _in_doubt(workspace_id: str, prefix: str) -> Select[Any]:
+def _in_doubt(workspace_id: str, begins: ColumnElement[bool]) -> Select[Any]:
     unfinished = or_(RUNS.c.status == RunStatus.STARTED.value, RUNS.c.error_code == ABANDONED_CODE)
-    query = stored_run_select().where(RUNS.c.workspace_id == workspace_id, _begins(prefix), unfinished)
+    query = stored_run_select().where(RUNS.c.workspace_id == workspace_id, begins, unfinished)
     return query.order_by(RUNS.c.created_at_utc, RUNS.c.id)
 
 
 def _eval_runs(connection: Connection, query: Select[Any]) -> tuple[EvalRun, ...]:
     return tuple(eval_run_of(row._asdict()) for row in connection.execute(query))
-
-
-def _eval_results(connection: Connection, query: Select[Any]) -> tuple[EvalResult, ...]:
-    return tuple(eval_result_of(row._asdict()) for row in connection.execute(query))
 
 
 def _stored_runs(connection: Connection, query: Select[Any]) -> tuple[StoredRun, ...]:

@@ -12,7 +12,7 @@ from llmkit.cassette import Recording, redacted_answer
 from llmkit.errors import ABANDONED_CODE, CANCELLED_CODE, LLMInProgress, LLMNoRecording, LLMStoreError
 from llmkit.persistence.engines import DatabaseAddress, reading
 from llmkit.persistence.statements import RUNS
-from llmkit.types import LLMResponse, RunStatus, ServedFrom
+from llmkit.types import WARM_UP_STAGE, LLMResponse, RunStatus, ServedFrom
 
 __all__ = ["asked_keys", "recordings"]
 
@@ -32,7 +32,7 @@ def recordings(
 ) -> list[Recording]:
     """Every call of a workspace that a provider answered, oldest first, redacted.
 
-    A call that failed is among them when the same call never succeeded.
+    A call that failed is among them when the same call never succeeded; warm-ups are not.
 
     Args:
         engine: From `make_engine`.
@@ -45,6 +45,7 @@ def recordings(
         LLMStoreError: The database cannot be read, or an answer was not stored.
     """
     query = select(RUNS).where(RUNS.c.workspace_id == workspace_id, RUNS.c.status != str(RunStatus.STARTED))
+    query = query.where(RUNS.c.stage.is_distinct_from(WARM_UP_STAGE))
     if pipeline_run_id is not None:
         query = query.where(RUNS.c.pipeline_run_id == pipeline_run_id)
     with reading(engine, address) as connection:

@@ -32,7 +32,6 @@ __all__ = [
     "annotation_values",
     "attempt_row",
     "attempt_values",
-    "eval_result_of",
     "eval_result_values",
     "eval_run_of",
     "eval_run_values",
@@ -452,15 +451,3 @@ def eval_result_values(result: EvalResult) -> Values:
         "warnings_json": _json(result.warnings),
         "output_json": _storable_or_none(result.output_json),
     }
-
-
-def eval_result_of(row: Mapping[str, Any]) -> EvalResult:
-    """A result from its columns."""
-    values = dict(row)
-    return EvalResult(
-        scores=json.loads(values.pop("scores_json")),
-        scorer_errors=json.loads(values.pop("scorer_errors_json")),
-        score_details=json.loads(values.pop("score_details_json")),
-        warnings=tuple(json.loads(values.pop("warnings_json"))),
-        **values,
-    )

@@ -13,7 +13,7 @@ from pydantic_ai.exceptions import AgentRunError, UnexpectedModelBehavior, UserE
 
 from llmkit.errors import LLMBadRequest, LLMError, LLMInvalidOutput, LLMUnavailable, describe_validation
 from llmkit.pydanticai.answer import Answer
-from llmkit.pydanticai.messages import as_model_messages, as_user_content
+from llmkit.pydanticai.asker import Asker
 from llmkit.pydanticai.model import PydanticAiLiteLLMModel
 from llmkit.pydanticai.reading import Reader
 from llmkit.service import LLMService
@@ -105,10 +105,14 @@ async def extract(  # noqa: PLR0913 - the fields of a request, all by name
     task = _Task(answer, _conversation(messages), retries)
     request = {"context": context, "parameters": parameters, "epoch": epoch, "use_cache": use_cache}
     earlier: LLMError | None = None
-    if not service.router.explain(task.probe("schema", route, constraints or LLMConstraints())).candidates:
+    own = constraints or LLMConstraints()
+    strongest = task.probe(_MODES[0], route, own)
+    held = service.router.explain(strongest).candidates
+    if not held:
         # Which of the weaker modes there is depends on the model, and no call has asked about it yet.
-        await service.learn(task.probe("tool", route, constraints or LLMConstraints()))
-    for mode, allowed in _modes(service, task, route, constraints):
+        await service.learn(task.probe("tool", route, own))
+        held = service.router.explain(strongest).candidates
+    for mode, allowed in _modes(service, task, route, own, held):
         key = idempotency_key if earlier is None or idempotency_key is None else f"{idempotency_key}~{mode}"
         model = PydanticAiLiteLLMModel(service, route=route, constraints=allowed, idempotency_key=key, **request)  # type: ignore[arg-type]
         try:
@@ -136,14 +140,13 @@ _OUTPUTS: Mapping[OutputMode, Any] = {"schema": NativeOutput, "tool": ToolOutput
 
 
 def _modes(
-    service: LLMService, task: _Task[T], route: Route | None, constraints: LLMConstraints | None
+    service: LLMService, task: _Task[T], route: Route | None, own: LLMConstraints, strongest: Sequence[Route]
 ) -> Iterator[tuple[OutputMode, LLMConstraints]]:
     """The strongest mode that some route has; then, for when those routes fail, weaker ones of routes that lack it."""
-    own = constraints or LLMConstraints()
     seen: set[Route] = set()
     for mode in _MODES:
-        probe = task.probe(mode, route, own)
-        fresh = [candidate for candidate in service.router.explain(probe).candidates if candidate not in seen]
+        able = strongest if mode == _MODES[0] else service.router.explain(task.probe(mode, route, own)).candidates
+        fresh = [candidate for candidate in able if candidate not in seen]
         if fresh:
             yield mode, own if not seen else _only(own, fresh)
         seen.update(fresh)
@@ -179,7 +182,7 @@ class _Task(Generic[T]):
     async def run(self, service: LLMService, model: PydanticAiLiteLLMModel, mode: OutputMode) -> Extraction[T]:
         """Ask in one mode."""
         reader = _AskingReader(model)
-        found = await self._found(model, reader, _agent(self.answer.wire_type, mode))
+        found = await self._found(model, reader, _asker(self.answer.wire_type, mode))
         outcome: Outcome = "reasked" if len(model.responses) > 1 else "repaired" if reader.is_repaired else "first_try"
         last = model.responses[-1]
         warnings = _warnings(service, model, last, is_repaired=reader.is_repaired)
@@ -196,13 +199,9 @@ class _Task(Generic[T]):
             warnings=warnings,
         )
 
-    async def _found(self, model: PydanticAiLiteLLMModel, reader: Reader, agent: Agent[None, Any]) -> Any:
-        history = as_model_messages(self.conversation[:-1])
-        prompt = as_user_content(self.conversation[-1])
+    async def _found(self, model: PydanticAiLiteLLMModel, reader: Reader, asker: Asker) -> Any:
         try:
-            result = await agent.run(
-                prompt, message_history=history, model=model, retries=self.retries, capabilities=[reader]
-            )
+            return await asker.ask(model, self.conversation, self.answer, reader, self.retries)
         except LLMError as error:
             raise _with_earlier(error, model.responses) from None
         except UnexpectedModelBehavior as error:
@@ -218,7 +217,6 @@ class _Task(Generic[T]):
             raise LLMBadRequest(str(error)) from None
         except AgentRunError as error:
             raise LLMUnavailable(f"Pydantic AI gave up: {error}") from None
-        return result.output
 
     def _invalid(self, responses: Sequence[LLMResponse], problems: tuple[str, ...]) -> LLMError:
         last = responses[-1] if responses else None
@@ -247,9 +245,9 @@ class _AskingReader(Reader):
 
 
 @lru_cache(maxsize=128)
-def _agent(wire_type: Any, mode: OutputMode) -> Agent[None, Any]:
-    """The agent of a type: it takes milliseconds to make and keeps nothing of a run."""
-    return Agent(output_type=_OUTPUTS[mode](wire_type))
+def _asker(wire_type: Any, mode: OutputMode) -> Asker:
+    """Who asks for a type: an agent takes milliseconds to make and keeps nothing of a run."""
+    return Asker(Agent(output_type=_OUTPUTS[mode](wire_type)), answers_in_text=mode != "tool")
 
 
 def _with_earlier(error: LLMError, earlier: Sequence[LLMResponse]) -> LLMError:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import JsonValue, ValidationError
 from pydantic_ai.exceptions import ContentFilterError, OutputTokenLimitExceeded, UserError
 from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models import Model, ModelRequestParameters, check_allow_model_requests
+from pydantic_ai.output import StructuredOutputMode
 from pydantic_ai.profiles import ModelProfile
 from pydantic_ai.settings import ModelSettings, merge_model_settings
 
@@ -35,7 +36,7 @@ from llmkit.pydanticai.schema import CanonicalSchema
 from llmkit.service import LLMService
 from llmkit.types import MAX_KEY_LENGTH, LLMConstraints, LLMRequest, LLMResponse, RequestContext, Route
 
-__all__ = ["PydanticAiLiteLLMModel"]
+__all__ = ["Form", "PydanticAiLiteLLMModel"]
 
 _PROFILE = ModelProfile(
     supports_tools=True,
@@ -48,6 +49,38 @@ _PROFILE = ModelProfile(
     supports_video_input=False,
     default_structured_output_mode="native",
 )
+
+
+class _Prepared(NamedTuple):
+    settings: ModelSettings | None
+    parameters: ModelRequestParameters
+    schema: CanonicalSchema | None
+
+
+class Form:
+    """What Pydantic AI asks a request with, and its canonical form, which takes longer to make than the rest.
+
+    Args:
+        settings: Of the request.
+        parameters: Tools and output.
+    """
+
+    def __init__(self, settings: ModelSettings | None, parameters: ModelRequestParameters) -> None:
+        self.settings = settings
+        self.parameters = parameters
+        self._prepared: dict[StructuredOutputMode, _Prepared] = {}
+
+    def is_of(self, settings: ModelSettings | None, parameters: ModelRequestParameters) -> bool:
+        """Whether it is the form of these very objects."""
+        return self.settings is settings and self.parameters is parameters
+
+    def prepared(self, model: PydanticAiLiteLLMModel, mode: StructuredOutputMode) -> _Prepared:
+        """As the model sends it in an output mode, made once; for models with the same settings of their own."""
+        if mode not in self._prepared:
+            chosen = self.parameters.with_default_output_mode(mode)
+            schema = asked_schema(chosen)
+            self._prepared[mode] = _Prepared(*model.prepare_request(self.settings, chosen), schema)
+        return self._prepared[mode]
 
 
 class PydanticAiLiteLLMModel(Model[Any]):
@@ -77,6 +110,8 @@ class PydanticAiLiteLLMModel(Model[Any]):
         responses: The answers so far, in order.
         schema: The output schema of the last request; None for text.
         remarks: Added to the metadata of every further request.
+        form: What Pydantic AI asked the last request with.
+        given: An answer that the next request gets without being sent.
     """
 
     _announces_lookalike_notes: ClassVar[bool] = False
@@ -108,6 +143,8 @@ class PydanticAiLiteLLMModel(Model[Any]):
         self.responses: list[LLMResponse] = []
         self.schema: CanonicalSchema | None = None
         self.remarks: dict[str, JsonValue] = {}
+        self.form: Form | None = None
+        self.given: ModelResponse | None = None
         # Agents may run side by side on one model: each answer has its row, and what was written there.
         self._rows: dict[str | None, tuple[LLMResponse, LLMRequest]] = {}
 
@@ -152,10 +189,15 @@ class PydanticAiLiteLLMModel(Model[Any]):
             LLMUnsupported: A part of the conversation cannot be sent.
             LLMError: Anything else, as `LLMService.chat`.
         """
+        if self.given is not None:
+            given, self.given = self.given, None
+            return given
         check_allow_model_requests()
+        if self.form is None or not self.form.is_of(model_settings, model_request_parameters):
+            self.form = Form(model_settings, model_request_parameters)
         refuse_settings(merge_model_settings(self.settings, model_settings))
         earlier: LLMError | None = None
-        for request, schema in self._ways(messages, model_settings, model_request_parameters):
+        for request, schema in self._ways(messages, self.form):
             self.schema = schema
             try:
                 response = await self._asked(request)
@@ -183,19 +225,20 @@ class PydanticAiLiteLLMModel(Model[Any]):
             self._rows[str(response.run_id)] = (response, request)
         return as_model_response(response)
 
-    def _ways(
-        self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
-    ) -> Iterator[tuple[LLMRequest, CanonicalSchema | None]]:
+    def _ways(self, messages: list[ModelMessage], form: Form) -> Iterator[tuple[LLMRequest, CanonicalSchema | None]]:
         """The request in the output mode that the user chose; else in the strongest that some route has.
 
         Then, for when those routes fail, in weaker ones for routes that lack the stronger.
         """
+        modes = modes_of(form.parameters)
         seen: set[Route] = set()
         first: tuple[LLMRequest, CanonicalSchema | None] | None = None
-        for mode in modes_of(parameters):
-            chosen = parameters.with_default_output_mode(mode)
-            schema = asked_schema(chosen)
-            request = self._request(messages, *self.prepare_request(settings, chosen), schema)
+        for mode in modes:
+            settings, chosen, schema = form.prepared(self, mode)
+            request = self._request(messages, settings, chosen, schema)
+            if len(modes) == 1:
+                yield request, schema
+                return
             first = first or (request, schema)
             fresh = [each for each in self._service.router.explain(request).candidates if each not in seen]
             if fresh:

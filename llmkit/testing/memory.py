@@ -11,7 +11,9 @@ from uuid import UUID
 from llmkit.errors import ABANDONED_CODE
 from llmkit.ports import (
     DOUBTFUL_STATUSES,
+    CallUnderWay,
     DigestSeen,
+    EvalOutcome,
     EvalResult,
     EvalRun,
     KeyTaken,
@@ -25,7 +27,7 @@ from llmkit.ports import (
 from llmkit.telemetry import tool_preview
 from llmkit.types import Attempt, Route, RunStatus, utc_now
 
-__all__ = ["InMemoryEvalStore", "InMemoryLLMRunRepo", "InMemoryRun"]
+__all__ = ["InMemoryEvalStore", "InMemoryLLMRunRepo", "InMemoryRun", "outcome_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,21 @@ class InMemoryLLMRunRepo:
         return (run for run in self._runs.values() if run.start.workspace_id == workspace_id)
 
 
+def outcome_of(result: EvalResult) -> EvalOutcome:
+    """The part of a result that `EvalStore.outcomes` tells."""
+    return EvalOutcome(
+        sample_id=result.sample_id,
+        route=result.route,
+        epoch=result.epoch,
+        status=result.status,
+        error_code=result.error_code,
+        finished_at_utc=result.finished_at_utc,
+        pipeline_run_id=result.pipeline_run_id,
+        has_output=result.output_json is not None,
+        scores=frozenset(result.scores),
+    )
+
+
 class InMemoryEvalStore:
     """`EvalStore` in dictionaries.
 
@@ -215,6 +232,22 @@ class InMemoryEvalStore:
         """See `EvalStore`."""
         mine = [result for result in self._results.values() if result.eval_run_id == eval_run_id]
         return tuple(sorted(mine, key=lambda result: (result.sample_id, result.route, result.epoch)))
+
+    async def result(self, eval_run_id: UUID, sample_id: str, route: str, epoch: int) -> EvalResult | None:
+        """See `EvalStore`."""
+        return self._results.get((eval_run_id, route, sample_id, epoch))
+
+    async def outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
+        """See `EvalStore`."""
+        return [outcome_of(result) for result in self._results.values() if result.eval_run_id == eval_run_id]
+
+    async def under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
+        """See `EvalStore`."""
+        return [
+            CallUnderWay(run.start.pipeline_run_id or "", run.start.owner, run.heartbeat_at_utc)
+            for run in self._calls_of(workspace_id, pipeline_run_id_prefix)
+            if run.status is RunStatus.STARTED
+        ]
 
     async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
         """See `EvalStore`."""

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 
 from llmkit.errors import LLMInvalidOutput
 from llmkit.evals import Sample, Task, field_match
-from llmkit.ports import DigestSeen, EvalResult, EvalRun, RecordedCall, Spent, StoredRun
+from llmkit.ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, RecordedCall, Spent, StoredRun
 from llmkit.pydanticai.extraction import Extraction
+from llmkit.testing.memory import outcome_of
 from llmkit.types import (
     Attempt,
     AttemptStatus,
@@ -61,6 +62,7 @@ class MemoryStore:
         self.rows: dict[tuple[UUID, str, str, int], EvalResult] = {}
         self.saves = 0
         self.doubtful: tuple[StoredRun, ...] = ()
+        self.begun: list[CallUnderWay] = []
         self.prefixes: list[str] = []
         self.before_save: Callable[[EvalResult], None] = lambda result: None
 
@@ -82,6 +84,15 @@ class MemoryStore:
 
     async def results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
         return tuple(row for key, row in sorted(self.rows.items(), key=str) if key[0] == eval_run_id)
+
+    async def result(self, eval_run_id: UUID, sample_id: str, route: str, epoch: int) -> EvalResult | None:
+        return self.rows.get((eval_run_id, sample_id, route, epoch))
+
+    async def outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
+        return [outcome_of(row) for key, row in sorted(self.rows.items(), key=str) if key[0] == eval_run_id]
+
+    async def under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
+        return self.begun
 
     async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
         self.prefixes.append(pipeline_run_id_prefix)
@@ -113,6 +124,12 @@ class FakeService:
 
     def __init__(self, *candidates: str) -> None:
         self.router = FakeRouter(*(candidates or ("ollama/a", "gemini/b")))
+        self.warmed: list[Any] = []
+
+    async def chat(self, request: Any, context: Any = None) -> LLMResponse:
+        """Only warm-ups come here; samples go to the extractor."""
+        self.warmed.append((request, context))
+        return response(request.route)
 
 
 class Call(BaseModel, arbitrary_types_allowed=True):

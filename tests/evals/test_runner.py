@@ -18,7 +18,10 @@ from llmkit.errors import (
     LLMUnavailable,
 )
 from llmkit.evals import Dataset, Sample, Variant, field_match, load_report
-from llmkit.types import LLMProvider, Route, ServedFrom
+from llmkit.evals.sharing import Patience
+from llmkit.liveness import current_owner
+from llmkit.ports import CallUnderWay
+from llmkit.types import LLMProvider, Route, ServedFrom, utc_now
 from tests.evals.fakes import (
     SAMPLES,
     FakeExtract,
@@ -300,19 +303,92 @@ async def test_nobody_waits_for_a_server_that_never_answered():
     assert {row.error_message for row in store.rows.values()} == {"Ollama does not answer"}
 
 
-async def test_a_call_under_way_elsewhere_is_listed_and_not_stored():
-    def busy(call):
-        if "good" in call.text:
-            raise LLMInProgress("elsewhere", run_id=uuid4(), age_s=1.0)
-        return right(call)
+def elsewhere(call):
+    if "good" in call.text:
+        raise LLMInProgress("elsewhere", run_id=uuid4(), age_s=1.0)
+    return right(call)
 
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Nobody waits for long."""
+    patience = Patience(least_s=0, usual_s=0, recent_s=0.2, result_s=0.05, silence_s=0.3)
+    monkeypatch.setattr("llmkit.evals.runner.PATIENCE", patience)
+    monkeypatch.setattr("llmkit.evals.runner.FIRST_PAUSE_S", 0.01)
+
+
+async def test_a_call_elsewhere_of_which_nothing_is_heard_is_listed_and_not_stored(hasty):
     store = MemoryStore()
     store.doubtful = (stored_call(),)
-    report = await run(store=store, extract=FakeExtract(busy))
+    report = await run(store=store, extract=FakeExtract(elsewhere))
     assert report.counts["IN_PROGRESS"] == 1
     assert len(store.rows) == 3
     assert report.in_doubt == store.doubtful
     assert store.prefixes == [f"eval:{report.run.id.hex}:"]
+
+
+async def test_what_another_process_has_under_way_is_waited_for():
+    store, other = MemoryStore(), MemoryStore()
+    await run(store=other, limit=1)
+    (theirs,) = other.rows.values()
+
+    def busy(call):
+        asyncio.get_running_loop().call_later(0.05, arrive)
+        return elsewhere(call)
+
+    def arrive():
+        (opened,) = store.runs.values()
+        store.rows[opened.id, theirs.sample_id, theirs.route, 0] = replace(theirs, eval_run_id=opened.id)
+
+    extract = FakeExtract(busy)
+    report = await run(store=store, extract=extract)
+    assert report.counts["SUCCEEDED"] == 4
+    assert (report.work.shared, report.work.called) == (1, 3)
+    assert len(extract.calls) == 4
+
+
+async def test_what_another_process_left_behind_is_called_again(hasty):
+    store, refusals = MemoryStore(), iter([LLMInProgress("elsewhere", run_id=uuid4(), age_s=1.0)])
+
+    def left(call):
+        if "good" in call.text and (refusal := next(refusals, None)):
+            raise refusal
+        return right(call)
+
+    report = await run(store=store, extract=FakeExtract(left))
+    assert report.counts["SUCCEEDED"] == 4
+    assert (report.work.shared, report.work.called) == (0, 4)
+
+
+async def test_who_joins_a_run_begins_where_nobody_is():
+    store, samples = MemoryStore(), [Sample(f"good {number}", "positive", id=str(number)) for number in range(100)]
+    task = sentiment_task(dataset=samples)
+    here, first = FakeExtract(), FakeExtract()
+    await run(task, store=MemoryStore(), extract=first, limit=4)
+    begun = CallUnderWay(first.calls[3].key, current_owner(), utc_now())
+    store.begun = [begun]
+    await run(task, store=store, extract=here, concurrency=1)
+    order = [int(call.text.removeprefix("Text: good ")) for call in here.calls]
+    assert 40 <= order[0] <= 65
+    assert sorted(order) == list(range(100))
+
+
+async def test_a_failure_that_another_process_met_meanwhile_is_not_called_again(hasty):
+    store = MemoryStore()
+
+    def fail_elsewhere(call):
+        if "good" in call.text:
+            (opened,) = store.runs.values()
+            bad = next(iter(failing.rows.values()))
+            store.rows[opened.id, "s1", "ollama/a", 0] = replace(bad, eval_run_id=opened.id, sample_id="s1")
+        return elsewhere(call)
+
+    failing = MemoryStore()
+    await run(store=failing, extract=FakeExtract(lambda call: (_ for _ in ()).throw(LLMTimeout("slow"))), limit=1)
+    extract = FakeExtract(fail_elsewhere)
+    report = await run(store=store, extract=extract, concurrency=1)
+    assert "Text: bad" not in [call.text for call in extract.calls]
+    assert report.counts["FAILED"] == 1
 
 
 async def test_cancelling_keeps_what_is_done():

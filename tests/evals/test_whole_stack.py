@@ -36,7 +36,8 @@ from llmkit.evals import load_tasks
 from llmkit.session import Session
 
 with Session("w") as session:
-    report = session.evaluate(*load_tasks("task.py"), ["ollama/llama3.2"], name="run", progress=False, concurrency=2)
+    options = {"name": "run", "progress": False, "concurrency": 2, "warm_up": False}
+    report = session.evaluate(*load_tasks("task.py"), ["ollama/llama3.2"], **options)
 print(json.dumps(report.to_json()))
 """
 

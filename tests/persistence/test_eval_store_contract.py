@@ -10,7 +10,7 @@ import pytest
 
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.ports import EvalStore, LLMRunRepo, Spent
-from llmkit.testing.memory import InMemoryEvalStore, InMemoryLLMRunRepo
+from llmkit.testing.memory import InMemoryEvalStore, InMemoryLLMRunRepo, outcome_of
 from llmkit.types import Route, TokenUsage, utc_now
 from tests.persistence.homes import JournalHome
 from tests.persistence.values import (
@@ -226,3 +226,41 @@ async def test_the_calls_of_an_evaluation_come_back_with_every_request(stores: t
     assert (second.status, second.error_code, second.answer) == ("FAILED", "timeout", None)
     assert (second.attempts, second.served_from) == (failure.attempts, None)
     assert third.answer == 'final_result({"n": 1})'
+
+
+async def test_one_result_comes_back_by_its_key(store: EvalStore) -> None:
+    run = await store.open_run(an_eval_run())
+    results = [
+        an_eval_result(run.id, sample_id="a"),
+        an_eval_result(run.id, sample_id="b"),
+        an_eval_result(run.id, sample_id="a", epoch=1),
+    ]
+    for result in results:
+        await store.save_result(result)
+    assert [await store.result(run.id, each.sample_id, each.route, each.epoch) for each in results] == results
+    assert await store.result(run.id, "c", results[0].route, 0) is None
+
+
+async def test_outcomes_are_the_results_in_short(store: EvalStore) -> None:
+    run = await store.open_run(an_eval_run())
+    results = [
+        an_eval_result(run.id, sample_id="scored", scores={"x": 1.0, "y": 0.5}),
+        an_eval_result(run.id, sample_id="failed", status="FAILED", error_code="timeout", output_json=None, scores={}),
+    ]
+    for result in results:
+        await store.save_result(result)
+    expected = {outcome_of(result) for result in await store.results(run.id)}
+    assert set(await store.outcomes(run.id)) == expected
+    assert {outcome.has_output for outcome in expected} == {True, False}
+
+
+async def test_calls_under_way_are_those_that_have_not_ended(stores: tuple[EvalStore, LLMRunRepo]) -> None:
+    store, calls = stores
+    begun, ended = a_start(pipeline_run_id="eval:1:a"), a_start(pipeline_run_id="eval:1:b")
+    others = [a_start(pipeline_run_id="eval:2:a"), a_start(pipeline_run_id="eval:1:a", workspace_id="other lab")]
+    for start in (begun, ended, *others):
+        await calls.create_started(start)
+    await calls.mark_failed(a_failure(ended.id))
+    found = await store.under_way("lab", "eval:1:")
+    assert [(call.pipeline_run_id, call.owner) for call in found] == [("eval:1:a", begun.owner)]
+    assert found[0].heartbeat_at_utc == begun.created_at_utc

@@ -1,0 +1,77 @@
+"""What of an evaluation is still to be asked, as one byte for each sample on each route in each epoch. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["Cells"]
+
+OPEN, TAKEN, SETTLED = range(3)
+
+
+class Cells:
+    """Which cells are open, and where the walk over them stands. It goes round, from wherever it was sent.
+
+    Args:
+        total: How many cells there are; all are open.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._states = bytearray(total)
+        self._at = 0
+
+    def take(self) -> int | None:
+        """The next open cell, which is then taken; None when there is none."""
+        found = self._states.find(OPEN, self._at)
+        if found < 0:
+            found = self._states.find(OPEN, 0, self._at)
+        if found < 0:
+            return None
+        self._states[found] = TAKEN
+        self._at = found + 1
+        return found
+
+    def settle(self, cell: int) -> None:
+        """There is a result of the cell."""
+        self._states[cell] = SETTLED
+
+    def is_settled(self, cell: int) -> bool:
+        """Whether there is a result of the cell."""
+        return self._states[cell] == SETTLED
+
+    @property
+    def open(self) -> int:
+        """How many are open."""
+        return self._states.count(OPEN)
+
+    def move_away(self, occupied: Iterable[int], share: float = 0.5) -> None:
+        """Go on in the longest stretch of open cells between those where others are at work.
+
+        They walk in the same direction, so whoever is behind meets the beginning of the other's part when both are
+        done with theirs.
+
+        Args:
+            occupied: Where others are; none for no change.
+            share: How far into that stretch, from 0 to 1.
+        """
+        stretches = [(self._open_between(start, end), start) for start, end in _pairs(sorted(set(occupied)))]
+        count, start = max(stretches, default=(0, 0))
+        if not count:
+            return
+        self._at = start + 1
+        for _ in range(int(count * share)):
+            self._skip()
+
+    def _open_between(self, start: int, end: int) -> int:
+        if start < end:
+            return self._states.count(OPEN, start + 1, end)
+        return self._states.count(OPEN, start + 1) + self._states.count(OPEN, 0, end)
+
+    def _skip(self) -> None:
+        found = self._states.find(OPEN, self._at)
+        self._at = (found if found >= 0 else self._states.find(OPEN)) + 1
+
+
+def _pairs(places: list[int]) -> Iterable[tuple[int, int]]:
+    """Each place and the next, the last and the first included; a single one and itself."""
+    return zip(places, [*places[1:], *places[:1]], strict=True)
