@@ -3,7 +3,7 @@
     python benchmarks/evaluation.py [--rounds 2] [--samples 500] [--without promptfoo] [--only llmkit]
 
 500 samples, 64 at once, 50 ms latency, every sample durable. Each harness runs in a process of its own, one after the
-other, and measures from the call of its `evaluate` to its return, without its start and imports. Then a finished
+other, and measures from the call of its `evaluate` to its return, after one sample for what it loads late. Then a finished
 evaluation is asked for again: by llmkit under the same name, by inspect-ai with its cache. Medians of the rounds are
 printed, with ratios to llmkit. It ends by itself: at most five minutes for each process.
 
@@ -189,7 +189,7 @@ def measured(harness: Harness, url: str, samples: int) -> dict[str, Figure]:
     if done.returncode:
         raise RuntimeError((done.stderr or done.stdout).strip()[-2000:])
     parts = {part: Figure(**figure) for part, figure in json.loads(done.stdout.strip().splitlines()[-1]).items()}
-    called = sum(figure.samples for part, figure in parts.items() if part not in {"replay", "cached"})
+    called = 1 + sum(figure.samples for part, figure in parts.items() if part not in {"replay", "cached"})
     if (answers := asked(url)) != called:
         raise RuntimeError(f"the server was asked {answers} times for {called} samples")
     return parts
@@ -215,9 +215,8 @@ def all_rounds(harnesses: list[Harness], url: str, *, rounds: int, samples: int)
 
 def show(figures: Figures, samples: int) -> None:
     """A row for each part, then the ratios against the goals."""
-    print(
-        f"\n{samples} samples, {CONCURRENCY} at once, {LATENCY_S * 1000:.0f} ms: at most {CONCURRENCY / LATENCY_S:,.0f} /s"
-    )
+    floor = CONCURRENCY / LATENCY_S
+    print(f"\n{samples} samples, {CONCURRENCY} at once, {LATENCY_S * 1000:.0f} ms: at most {floor:,.0f} /s")
     rates = {name: statistics.median(figure.per_s for figure in several) for name, several in figures.items()}
     for name, several in figures.items():
         cpu_ms = statistics.median(figure.cpu_ms for figure in several)

@@ -23,15 +23,15 @@ def main(url: str, folder: str, samples: int, concurrency: int) -> dict[str, dic
     from inspect_ai.scorer import exact
     from inspect_ai.solver import generate
 
-    def task(*, cache: bool) -> Task:
+    def task(samples: int, *, cache: bool) -> Task:
         question = "Is the review positive or negative? Answer as JSON.\nParcel {} came in time."
         dataset = [Sample(question.format(number), target='{"label": "positive"}') for number in range(samples)]
         return Task(dataset=dataset, solver=generate(cache=cache), scorer=exact())
 
-    def measured(name: str, *, cache: bool, **options: bool) -> dict[str, float]:
+    def measured(name: str, samples: int = samples, *, cache: bool, **options: bool) -> dict[str, float]:
         wall_s, cpu_s = time.perf_counter(), time.process_time()
         (log,) = eval(
-            task(cache=cache),
+            task(samples, cache=cache),
             model="ollama/stand-in",
             model_base_url=f"{url}/v1",
             max_connections=concurrency,
@@ -46,6 +46,7 @@ def main(url: str, folder: str, samples: int, concurrency: int) -> dict[str, dic
         assert log.results.scores[0].metrics["mean"].value == 1.0
         return figures
 
+    measured("warm-up", 1, cache=False)
     return {
         "durable": measured("durable", cache=False),
         "leanest": measured("leanest", cache=False, **LEAN),

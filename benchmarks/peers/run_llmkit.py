@@ -47,6 +47,7 @@ def main(url: str, folder: str, samples: int, concurrency: int) -> dict[str, dic
     os.chdir(Path(folder))
     figures = {}
     with Session("peers", ollama_api_base=url, ollama_model="stand-in", concurrency_limit=concurrency) as session:
+        measured(session, 1, 1, "warm-up")
         figures["run"], report = measured(session, samples, concurrency, "run")
         assert report.summary()["mean"].tolist() == [1.0], report.notes
         figures["replay"], report = measured(session, samples, concurrency, "run")

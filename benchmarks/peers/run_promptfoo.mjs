@@ -27,9 +27,11 @@ const suite = {
   tests,
   writeLatestResults: true,
 };
+const options = { maxConcurrency: Number(concurrency), cache: false, showProgressBar: false };
+await promptfoo.evaluate({ ...suite, tests: tests.slice(0, 1) }, options);
 const before = process.cpuUsage();
 const started = performance.now();
-const done = await promptfoo.evaluate(suite, { maxConcurrency: Number(concurrency), cache: false, showProgressBar: false });
+const done = await promptfoo.evaluate(suite, options);
 const wall_s = (performance.now() - started) / 1000;
 const { user, system } = process.cpuUsage(before);
 const summary = await done.toEvaluateSummary();
