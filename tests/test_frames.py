@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine
 
@@ -290,6 +290,7 @@ CELLS = st.tuples(
 KINDS: dict[str, Kind] = {"id": "uuid", "text": "string", "count": "Int64", "share": "Float64", "flag": "boolean"}
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(CELLS, max_size=5))
 def test_a_frame_is_the_same_with_and_without_pyarrow(rows: list[tuple[object, ...]]) -> None:
     fast = frame_of(rows, KINDS)
