@@ -160,7 +160,7 @@ USAGE_COLUMNS: Final[Columns] = {
     "billed_cost_usd": "Float64",
 }
 TIME_DTYPE: Final = "datetime64[us, UTC]"
-ROWS_AT_ONCE = 1_000
+ROWS_AT_ONCE = 300
 HEX_DIGITS = 32
 
 

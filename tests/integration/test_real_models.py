@@ -202,6 +202,7 @@ def test_a_small_evaluation_on_the_embedded_model(on_local: Session) -> None:
 @pytest.mark.local
 @pytest.mark.ollama
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_an_ollama_that_is_killed_in_the_middle_of_a_comparison_costs_only_the_wait(own_ollama: RealOllama) -> None:
     routes = ["local/gemma-3-270m", f"ollama/{own_ollama.model}"]
     (task,) = load_tasks(TASK)
