@@ -5,7 +5,7 @@
 500 samples, 64 at once, 50 ms latency, every sample durable. Each harness runs in a process of its own, one after the
 other, and measures from the call of its `evaluate` to its return, after one sample for what it loads late. Then a finished
 evaluation is asked for again: by llmkit under the same name, by inspect-ai with its cache. Medians of the rounds are
-printed, with ratios to llmkit. It ends by itself: at most five minutes for each process.
+printed, with ratios to llmkit. It ends by itself: at most ten minutes for each process.
 
 Settings, each harness at its documented best:
 
@@ -40,7 +40,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmk
 LATENCY_S, CONCURRENCY = 0.05, 64
 REPLAYED = 10_000
 LARGE_REPLAY = "llmkit-large replay"
-PROCESS_LIMIT_S = 300
+PROCESS_LIMIT_S = 600
 INSTALL_LIMIT_S = 1200
 # Least ratios of llmkit's rate to a peer's.
 GOALS = {"inspect-ai durable": 10, "inspect-ai leanest": 10, "promptfoo run": 3, "inspect-ai cached": 100}
