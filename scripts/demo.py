@@ -12,6 +12,7 @@ from llmkit.evals import load_tasks
 
 ROOT = Path(__file__).parents[1]
 RUN = "demo"
+SAMPLES = 50
 HOW_TO_GET = {
     "ollama": "start Ollama (`make ollama`, then `.venv/bin/python scripts/build_ollama.py --start`)",
     "gemini": "set LLM_GEMINI_API_KEY",
@@ -28,9 +29,9 @@ def main() -> int:
     there = usable_routes(tuple(checks.values()))
     (task,) = load_tasks(ROOT / "evals" / "sentiment" / "task.py")
     routes = [label for route in sorted(there, reverse=True) for label in (route, f"{route}@zero-shot")]
-    console.print(f"Evaluating {len(task.load())} samples of task [b]{task.name}[/] on {', '.join(routes)}")
+    console.print(f"Evaluating {SAMPLES} samples of task [b]{task.name}[/] on {', '.join(routes)}")
     with Session(settings=settings) as session:
-        report = session.evaluate(task, routes, name=RUN)
+        report = session.evaluate(task, routes, name=RUN, limit=SAMPLES)
     console.print(report.table())
     console.print(f"\nRoutes that ran: {', '.join(there)}.")
     for name, check in checks.items():

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
+from unittest import mock
+from uuid import UUID
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import create_engine
 
 from llmkit.frames import (
     ATTEMPT_COLUMNS,
     EVAL_RESULT_COLUMNS,
     EVAL_RUN_COLUMNS,
+    ROWS_AT_ONCE,
     RUN_COLUMNS,
+    Kind,
     attempts_frame,
     eval_results_frame,
     eval_runs_frame,
@@ -28,6 +36,7 @@ from tests.persistence.values import a_failure, a_start, a_success, an_attempt, 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 # The contract as users rely on it, written out once more.
 RUN_DTYPES = """
@@ -269,3 +278,51 @@ def test_every_column_is_shown_or_left_out_on_purpose(table: str, columns: dict[
     stored = set(METADATA.tables[table].columns.keys())
     assert stored - set(columns) == left_out
     assert set(columns) - stored <= {"pipeline_run_id"}
+
+
+CELLS = st.tuples(
+    st.none() | st.uuids() | st.uuids().map(str) | st.uuids().map(lambda value: value.hex),
+    st.none() | st.text(st.characters(exclude_categories=["Cs"])),
+    st.none() | st.integers(-(2**63), 2**63 - 1),
+    st.none() | st.floats() | st.integers(-1000, 1000),
+    st.none() | st.booleans() | st.sampled_from([0, 1]),
+)
+KINDS: dict[str, Kind] = {"id": "uuid", "text": "string", "count": "Int64", "share": "Float64", "flag": "boolean"}
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(CELLS, max_size=5))
+def test_a_frame_is_the_same_with_and_without_pyarrow(rows: list[tuple[object, ...]]) -> None:
+    fast = frame_of(rows, KINDS)
+    with mock.patch.dict(sys.modules, {"pyarrow": None}):
+        plain = frame_of(rows, KINDS)
+    pd.testing.assert_frame_equal(fast, plain, check_exact=True)
+    for made in (fast, plain):
+        assert [str(dtype) for dtype in made.dtypes] == ["string", "string", "Int64", "Float64", "boolean"]
+
+
+def test_values_that_pyarrow_does_not_take_as_text_become_text_as_without_it() -> None:
+    frame = frame_of([(7,), (Route.parse("ollama/m"),)], {"text": "string"})
+    assert frame.text.tolist() == ["7", "ollama/m"]
+
+
+def test_more_rows_than_are_read_at_once_keep_their_order_and_their_values(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/many.db")
+    names = (*ATTEMPT_COLUMNS, "id", "created_at_utc")
+    number = 2 * ROWS_AT_ONCE + 1
+    with engine.begin() as connection:
+        for table in ("llm_runs", "llm_attempts"):
+            connection.exec_driver_sql(f"CREATE TABLE {table} ({', '.join(names)})")
+        ids = [UUID(int=each).hex for each in range(number)]
+        connection.exec_driver_sql(
+            "INSERT INTO llm_runs (id, workspace_id, created_at_utc) VALUES (?, 'lab', ?)",
+            [(key, f"2026-01-01 00:00:00.{each:06}") for each, key in enumerate(ids)],
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO llm_attempts (run_id, number, workspace_id, input_tokens) VALUES (?, 1, 'lab', ?)",
+            [(key, each) for each, key in enumerate(ids)],
+        )
+        frame = attempts_frame(connection, "lab")
+    engine.dispose()
+    assert frame.input_tokens.tolist() == list(reversed(range(number)))
+    assert frame.run_id.tolist() == [str(UUID(hex=key)) for key in reversed(ids)]

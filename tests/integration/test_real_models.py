@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from llmkit import LLMContextOverflow, LLMModelNotFound, LLMUnavailable, LLMUnsupported, Session
 from llmkit.doctor import CheckState, examine
 from llmkit.embedded import embedded_model
-from llmkit.evals import load_tasks
+from llmkit.evals import Progress, load_tasks
 from llmkit.settings import load_settings
 from llmkit.types import ToolDefinition
 from tests.ollama_server import RealOllama
@@ -196,3 +197,33 @@ def test_chat_and_extraction_on_the_embedded_model(on_local: Session) -> None:
 @pytest.mark.slow
 def test_a_small_evaluation_on_the_embedded_model(on_local: Session) -> None:
     assert _accuracy(on_local, "local/gemma-3-270m") >= 0.75
+
+
+@pytest.mark.local
+@pytest.mark.ollama
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_ollama_that_is_killed_in_the_middle_of_a_comparison_costs_only_the_wait(own_ollama: RealOllama) -> None:
+    routes = ["local/gemma-3-270m", f"ollama/{own_ollama.model}"]
+    (task,) = load_tasks(TASK)
+    killed = []
+
+    def kill_once(progress: Progress) -> None:
+        if progress.sent >= 4 and not killed:
+            own_ollama.kill()
+            killed.append(progress.done)
+
+    with Session("real", ollama_api_base=own_ollama.url, max_retries=0, cooldown_s=1) as session:
+        run = partial(session.evaluate, task, routes, name="servers", limit=4, concurrency=2)
+        broken = run(progress=kill_once)
+        own_ollama.restart()
+        report = run(progress=False)
+        attempts = session.attempts()
+    assert killed
+    assert {result.route for result in broken.results if result.status != "SUCCEEDED"} == {routes[1]}
+    assert report.counts["SUCCEEDED"] == 8
+    answered = attempts[attempts.status == "SUCCEEDED"]
+    assert answered.pipeline_run_id.is_unique
+    assert len(answered) == 8
+    assert set(attempts.error_code.dropna()) <= {"unavailable", "malformed_reply"}
+    assert len(report.compare(*routes)) == 1

@@ -1,0 +1,255 @@
+"""The evaluation harness against its peers: the same samples, the same stand-in server, the same run.
+
+    python benchmarks/evaluation.py [--rounds 2] [--samples 500] [--without promptfoo] [--only llmkit]
+
+500 samples, 64 at once, 50 ms latency, every sample durable. Each harness runs in a process of its own, one after the
+other, and measures from the call of its `evaluate` to its return, after one sample for what it loads late. Then a finished
+evaluation is asked for again: by llmkit under the same name, by inspect-ai with its cache. Medians of the rounds are
+printed, with ratios to llmkit. It ends by itself: at most ten minutes for each process.
+
+Settings, each harness at its documented best:
+
+| harness | installed into the user's cache | settings |
+|---|---|---|
+| llmkit | this folder | `Session(concurrency_limit=64)`, `evaluate(concurrency=64)`; typed output, schema sent, retries on |
+| inspect-ai | a virtual environment, by uv | `eval(max_connections=64, max_samples=64, display="none", log_format="eval")`; "leanest" also `log_realtime=False`, `log_model_api=False`, `log_images=False`, `score_display=False`, with which a killed run loses what is not flushed; "cached" is `generate(cache=True)` |
+| pydantic-evals | a virtual environment, by uv | an `Agent` with `NativeOutput`, `evaluate_sync(max_concurrency=64, progress=False)`, a line of JSON in `CaseLifecycle.teardown` |
+| promptfoo | a folder, by npm | `evaluate(suite, {maxConcurrency: 64, cache: false, showProgressBar: false})` with `writeLatestResults`, `ollama:chat:MODEL` |
+
+promptfoo brings 1.4 GB the first time; what cannot be installed is left out, with the reason.
+"""  # noqa: E501 - a table
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent / "peers"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmkit" / "benchmarks"
+LATENCY_S, CONCURRENCY = 0.05, 64
+REPLAYED = 10_000
+LARGE_REPLAY = "llmkit-large replay"
+PROCESS_LIMIT_S = 600
+INSTALL_LIMIT_S = 1200
+# Least ratios of llmkit's rate to a peer's.
+GOALS = {"inspect-ai durable": 10, "inspect-ai leanest": 10, "promptfoo run": 3, "inspect-ai cached": 100}
+
+
+class NotInstalledError(Exception):
+    """A peer cannot be installed here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Harness:
+    """One of those compared.
+
+    Attributes:
+        name: As printed.
+        program: File in `peers/` that runs it.
+        packages: Exactly what is installed for it; none for llmkit.
+        samples: How many, when it is not what is asked for; such a one runs in the first round only.
+    """
+
+    name: str
+    program: str
+    packages: tuple[str, ...] = ()
+    samples: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where it is installed, by what is installed."""
+        return CACHE / "-".join(self.packages).replace("[", "-").replace("]", "")
+
+    def command(self) -> list[str]:
+        """What runs it, installed first where it is not.
+
+        Raises:
+            NotInstalledError: That fails.
+        """
+        if not self.packages:
+            return [sys.executable, str(HERE / self.program)]
+        if not (self.folder / "complete").exists():
+            self._install()
+        if self.program.endswith(".mjs"):
+            return ["node", "--no-warnings", str(HERE / self.program)]
+        return [str(self.folder / "bin" / "python"), str(HERE / self.program)]
+
+    def _install(self) -> None:
+        print(f"Installing {', '.join(self.packages)} into {self.folder} ...", file=sys.stderr)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        for command in self._installing():
+            if shutil.which(command[0]) is None:
+                raise NotInstalledError(f"{command[0]} is not there")
+            try:
+                done = subprocess.run(
+                    command, cwd=self.folder, capture_output=True, text=True, timeout=INSTALL_LIMIT_S, check=False
+                )
+            except subprocess.TimeoutExpired as error:
+                raise NotInstalledError(f"not done after {INSTALL_LIMIT_S} s") from error
+            if done.returncode:
+                raise NotInstalledError(done.stderr.strip()[-300:])
+        (self.folder / "complete").touch()
+
+    def _installing(self) -> Iterator[list[str]]:
+        if self.program.endswith(".mjs"):
+            (self.folder / "package.json").write_text('{"private": true}', encoding="utf-8")
+            yield ["npm", "install", "--no-audit", "--no-fund", *self.packages]
+        else:
+            uv = str(Path(sys.executable).with_name("uv"))
+            yield [uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, "."]
+            yield [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", "bin/python", *self.packages]
+
+
+HARNESSES = (
+    Harness("llmkit", "run_llmkit.py"),
+    Harness("inspect-ai", "run_inspect.py", ("inspect-ai==0.3.285", "openai==3.54.0")),
+    Harness("pydantic-evals", "run_pydantic_evals.py", ("pydantic-evals==2.62.0", "pydantic-ai-slim[openai]==2.62.0")),
+    Harness("promptfoo", "run_promptfoo.mjs", ("promptfoo@0.121.20",)),
+    Harness("llmkit-large", "run_llmkit.py", samples=REPLAYED),
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured part of one process."""
+
+    wall_s: float
+    cpu_s: float
+    samples: int
+
+    @property
+    def per_s(self) -> float:
+        """Samples a second by the wall clock."""
+        return self.samples / self.wall_s
+
+    @property
+    def cpu_ms(self) -> float:
+        """Milliseconds of CPU for each sample."""
+        return self.cpu_s / self.samples * 1000
+
+
+Figures = dict[str, list[Figure]]
+
+
+@contextmanager
+def stand_in() -> Iterator[str]:
+    """The address of the server, in a process of its own that ends with this one."""
+    command = [sys.executable, str(HERE / "stand_in.py"), str(LATENCY_S)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.stdin.close()
+            process.wait(30)
+
+
+def asked(url: str) -> int:
+    """How many answers the server gave since the last time."""
+    with urllib.request.urlopen(f"{url}/asked") as reply:
+        return int(reply.read())
+
+
+def measured(harness: Harness, url: str, samples: int) -> dict[str, Figure]:
+    """One run of a harness in a new folder: its parts by name.
+
+    Raises:
+        NotInstalledError: The peer is not there and cannot be installed.
+        RuntimeError: It failed, or took too long; with the end of what it wrote.
+    """
+    command = harness.command()
+    with tempfile.TemporaryDirectory() as folder:
+        command += [url, folder, str(samples), str(CONCURRENCY)]
+        environment = os.environ | {"PEER_FOLDER": str(harness.folder)}
+        try:
+            done = subprocess.run(
+                command,
+                env=environment,
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                timeout=PROCESS_LIMIT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"not done after {PROCESS_LIMIT_S} s") from error
+    if done.returncode:
+        raise RuntimeError((done.stderr or done.stdout).strip()[-2000:])
+    parts = {part: Figure(**figure) for part, figure in json.loads(done.stdout.strip().splitlines()[-1]).items()}
+    called = 1 + sum(figure.samples for part, figure in parts.items() if part not in {"replay", "cached"})
+    if (answers := asked(url)) != called:
+        raise RuntimeError(f"the server was asked {answers} times for {called} samples")
+    return parts
+
+
+def all_rounds(harnesses: list[Harness], url: str, *, rounds: int, samples: int) -> Figures:
+    """Every harness once in each round; one that fails is told and left out from then on."""
+    figures: Figures = {}
+    for number in range(rounds):
+        for harness in [each for each in harnesses if not number or each.samples is None]:
+            print(f"round {number + 1} of {rounds}: {harness.name}", file=sys.stderr)
+            asked(url)
+            try:
+                parts = measured(harness, url, harness.samples or samples)
+            except (NotInstalledError, RuntimeError) as error:
+                print(f"{harness.name} is left out: {error}")
+                harnesses.remove(harness)
+                continue
+            for part, figure in parts.items():
+                figures.setdefault(f"{harness.name} {part}", []).append(figure)
+    return figures
+
+
+def show(figures: Figures, samples: int) -> None:
+    """A row for each part, then the ratios against the goals."""
+    floor = CONCURRENCY / LATENCY_S
+    print(f"\n{samples} samples, {CONCURRENCY} at once, {LATENCY_S * 1000:.0f} ms: at most {floor:,.0f} /s")
+    rates = {name: statistics.median(figure.per_s for figure in several) for name, several in figures.items()}
+    for name, several in figures.items():
+        cpu_ms = statistics.median(figure.cpu_ms for figure in several)
+        size = several[0].samples
+        print(f"{name:24} {size:7,} samples {rates[name]:10,.1f} /s {cpu_ms:9.3f} ms CPU a sample")
+    for name, goal in GOALS.items():
+        ours = LARGE_REPLAY if name.endswith("cached") else "llmkit run"
+        if name in rates and ours in rates:
+            cpu = _cpu(figures[name]) / _cpu(figures[ours])
+            print(f"{ours} : {name:20} {rates[ours] / rates[name]:6.1f} x by rate (goal {goal}), {cpu:6.1f} x by CPU")
+    if LARGE_REPLAY in figures:
+        wall_s = statistics.median(figure.wall_s for figure in figures[LARGE_REPLAY])
+        print(f"{REPLAYED:,} samples resumed in {wall_s:.2f} s (goal: under 2 s)")
+
+
+def _cpu(several: list[Figure]) -> float:
+    return statistics.median(figure.cpu_ms for figure in several)
+
+
+def main() -> None:
+    """Parse what is wanted, measure and print."""
+    names = [harness.name for harness in HARNESSES]
+    parser = argparse.ArgumentParser(description="llmkit's evaluation harness against its peers.")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--only", nargs="*", choices=names, default=names)
+    parser.add_argument("--without", nargs="*", choices=names, default=[])
+    options = parser.parse_args()
+    chosen = [each for each in HARNESSES if each.name in options.only and each.name not in options.without]
+    with stand_in() as url:
+        figures = all_rounds(chosen, url, rounds=options.rounds, samples=options.samples)
+    show(figures, options.samples)
+
+
+if __name__ == "__main__":
+    main()
