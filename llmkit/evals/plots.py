@@ -163,6 +163,8 @@ def _quality_against(report: EvalReport, kind: str, metric: str, prices: Prices,
     ax.set_ylabel(f"{metric}: {_INTERVAL}")
     right = ax.get_xlim()[1]
     ax.set_xlim(-0.02 * right, right)
+    if kind != "cost":
+        ax.xaxis.set_major_formatter("{x:,.0f}")
     _unit_range(ax, list(rows.values()), "y")
     _finish(report, ax, "both")
     key(ax, is_own=is_own)

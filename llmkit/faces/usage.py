@@ -22,7 +22,7 @@ __all__ = ["Timeline", "UsageFrame", "UsagePlot", "read_usage"]
 # Equal parts of the time from the first request to the last; more could not be told apart on a page.
 SLOTS: Final = 200
 _LINE_INCHES: Final = 0.22
-_LABELS: Final = {"tokens": "billed tokens so far, prompts and answers", "cost": "billed cost so far (USD)"}
+_LABELS: Final = {"tokens": "billed tokens so far", "cost": "billed cost so far (USD)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,10 @@ class UsagePlot(PlotAccessor):
     def __call__(self, kind: str = "tokens", *, ax: Axes | None = None, **pandas_options: Any) -> Any:
         """Draw what was billed so far, over time: a line for each route.
 
-        Sums are over what is known; a route of which nothing is known has no line and says so beside its name. Times
-        are in UTC, in 200 equal parts from the first request to the last. Nothing is shown and no default changed:
-        a notebook shows the figure, a script saves it by `ax.figure.savefig(...)`.
+        Tokens are those of prompts and answers. Sums are over what is known; a route of which nothing is known has no
+        line and says so beside its name. Times are in UTC, in 200 equal parts from the first request to the last.
+        Nothing is shown and no default changed: a notebook shows the figure, a script saves it by
+        `ax.figure.savefig(...)`.
 
         Args:
             kind: `tokens`, `cost` (USD), or one of pandas' own kinds, which then does the rest.
@@ -213,7 +214,6 @@ def _named(route: str, kind: str, timeline: Timeline, *, is_known: bool) -> str:
 
 def _label(ax: Axes, kind: str, *, is_empty: bool) -> None:
     from matplotlib import dates
-    from matplotlib.ticker import StrMethodFormatter
 
     ax.set_xlabel("time (UTC)")
     ax.set_ylabel(_LABELS[kind])
@@ -226,6 +226,6 @@ def _label(ax: Axes, kind: str, *, is_empty: bool) -> None:
         ax.xaxis.set_major_formatter(untyped.ConciseDateFormatter(locator, tz=UTC))
         ax.set_ylim(bottom=0)
         if kind == "tokens":
-            ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            ax.yaxis.set_major_formatter("{x:,.0f}")
     ax.grid(color=GREY, alpha=0.3)
     ax.set_axisbelow(True)
