@@ -164,9 +164,10 @@ async def test_what_cannot_be_plotted_is_said_with_what_can() -> None:
 
 async def test_without_matplotlib_the_error_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     report = await reported()
-    with monkeypatch.context() as patch, pytest.raises(LLMConfigurationError, match=r"pip install 'llmkit\[plot\]'"):
+    with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)
-        report.plot()
+        with pytest.raises(LLMConfigurationError, match=r"pip install 'llmkit\[plot\]'"):
+            report.plot()
 
 
 def _luminance(colour: str) -> float:
