@@ -102,7 +102,7 @@ async def test_what_is_unknown_has_no_line_and_is_named(home: JournalHome) -> No
     )
     ax = usage.plot()
     assert ax.get_legend_handles_labels()[1] == [
-        "gemini/b (1 requests of unknown tokens left out)",
+        "gemini/b (1 of unknown tokens left out)",
         "ollama/a (tokens unknown)",
     ]
     assert [points[-1][1] for points in lines(ax).values()] == [15]
@@ -115,7 +115,7 @@ async def test_nothing_sent_is_said(home: JournalHome) -> None:
     ax = (await billed(home)).plot()
     assert [text.get_text() for text in ax.texts] == ["Nothing was sent."]
     ax = (await billed(home, ("ollama/a", 0, tokens(1, 1), None))).plot("cost")
-    assert [text.get_text() for text in ax.texts] == ["The cost of these requests are unknown."]
+    assert [text.get_text() for text in ax.texts] == ["Cost of these requests: unknown."]
 
 
 async def test_only_what_came_since_is_drawn(home: JournalHome) -> None:

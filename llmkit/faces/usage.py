@@ -198,7 +198,7 @@ def _drawn(timeline: Timeline, kind: str, ax: Axes | None) -> Axes:
         ax.plot(line, sums, color=mark.colour, linestyle=mark.line, drawstyle="steps-post", label=label)
         ax.plot(line[-1:], sums[-1:], mark.marker, color=mark.colour)
     if not known:
-        nothing = "Nothing was sent." if not routes else f"The {kind} of these requests are unknown."
+        nothing = "Nothing was sent." if not routes else f"{kind.capitalize()} of these requests: unknown."
         ax.text(0.5, 0.5, nothing, transform=ax.transAxes, color=GREY, ha="center", va="center")
     _label(ax, kind, is_empty=not known)
     key(ax, is_own=is_own)
@@ -209,7 +209,7 @@ def _named(route: str, kind: str, timeline: Timeline, *, is_known: bool) -> str:
     if not is_known:
         return f"{short(route)} ({kind} unknown)"
     left_out = timeline.unknown(route, kind)
-    return f"{short(route)} ({left_out:,} requests of unknown {kind} left out)" if left_out else short(route)
+    return f"{short(route)} ({left_out:,} of unknown {kind} left out)" if left_out else short(route)
 
 
 def _label(ax: Axes, kind: str, *, is_empty: bool) -> None:
