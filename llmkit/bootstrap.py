@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -9,21 +10,20 @@ from tempfile import mkdtemp
 
 from llmkit.cache import DiskContentCache
 from llmkit.cassette import Cassette, CassetteClient, always_set_up, replaying
-from llmkit.client_litellm import LiteLLMClient
 from llmkit.embedded import embedded_model, model_names, shared_server
 from llmkit.facts import Fact, FactBook, ModelFacts
 from llmkit.inquiry import OllamaInquiry, ProbeFile, recall_probes
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
-from llmkit.ports import ModelClient, ModelServer
+from llmkit.ports import AttemptLog, ClientReply, ModelClient, ModelServer
 from llmkit.probe import Prober
 from llmkit.providers import PROVIDERS
 from llmkit.providers.informed import informed
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import LLMSettings
-from llmkit.types import LLMProvider, Route
+from llmkit.types import LLMProvider, LLMRequest, Route
 
 __all__ = ["Runtime", "open_runtime", "warm_up"]
 
@@ -35,7 +35,7 @@ class Runtime:
     settings: LLMSettings
     service: LLMService
     prober: Prober
-    client: LiteLLMClient
+    client: ModelClient
     servers: dict[LLMProvider, ModelServer]
     journal: Journal | None
     eval_store: SqlEvalStore | None
@@ -78,7 +78,7 @@ def open_runtime(settings: LLMSettings, replay: Path | None = None) -> Runtime:
     journal = _open_journal(settings)
     servers: dict[LLMProvider, ModelServer] = {LLMProvider.LOCAL: shared_server(settings)}
     facts = _embedded_facts()
-    client = LiteLLMClient(settings, servers, providers=informed(PROVIDERS, facts))
+    client = _FirstUseClient(settings, servers, facts)
     runs = JournalLLMRunRepo(journal) if journal is not None else None
     answering: ModelClient = client if cassette is None else CassetteClient(cassette, settings)
     providers = PROVIDERS if cassette is None else always_set_up(PROVIDERS)
@@ -101,7 +101,31 @@ def open_runtime(settings: LLMSettings, replay: Path | None = None) -> Runtime:
 
 def warm_up(settings: LLMSettings) -> None:
     """Load what a first call would have to wait for, in the calling thread. Takes 3 to 6 s, once per process."""
+    from llmkit.client_litellm import LiteLLMClient
+
     LiteLLMClient(settings).warm_up_here()
+
+
+class _FirstUseClient:
+    """The client of all providers, imported and made with the first call: a stored answer needs none."""
+
+    def __init__(self, settings: LLMSettings, servers: Mapping[LLMProvider, ModelServer], facts: FactBook) -> None:
+        self._parts = (settings, servers, facts)
+        self._made: ModelClient | None = None
+
+    async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
+        """See `ModelClient`."""
+        if self._made is None:
+            from llmkit.client_litellm import LiteLLMClient
+
+            settings, servers, facts = self._parts
+            self._made = LiteLLMClient(settings, servers, providers=informed(PROVIDERS, facts))
+        return await self._made.call(route, request, log)
+
+    async def close(self) -> None:
+        """See `ModelClient`."""
+        if self._made is not None:
+            await self._made.close()
 
 
 def _open_journal(settings: LLMSettings) -> Journal | None:

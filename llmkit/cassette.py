@@ -215,6 +215,7 @@ class CassetteClient:
             response_model=recording.response_model,
             cost_usd=recording.cost_usd,
             warnings=recording.warnings,
+            latency_ms=recording.latency_ms,
         )
 
     async def close(self) -> None:

@@ -42,6 +42,7 @@ __all__ = [
     "eval_results_frame",
     "eval_runs_frame",
     "frame_of",
+    "moment",
     "runs_frame",
     "stored_answers",
     "usage_frame",
@@ -193,7 +194,7 @@ def runs_frame(
         if wanted is not None:
             query = query.where(_col(name) == wanted)
     if since is not None:
-        query = query.where(_col("created_at_utc") >= _moment(since, dialect))
+        query = query.where(_col("created_at_utc") >= moment(since, dialect))
     newest_first = query.order_by(_col("created_at_utc").desc(), _col("id").desc()).limit(limit)
     return _fetched(connection, newest_first, RUN_COLUMNS)
 
@@ -220,7 +221,7 @@ def attempts_frame(
     if pipeline_run_id is not None:
         query = query.where(runs.c.pipeline_run_id == pipeline_run_id)
     if since is not None:
-        query = query.where(runs.c.created_at_utc >= _moment(since, dialect))
+        query = query.where(runs.c.created_at_utc >= moment(since, dialect))
     ordered = query.order_by(runs.c.created_at_utc.desc(), runs.c.id.desc(), attempts.c.number).limit(limit)
     return _fetched(connection, ordered, ATTEMPT_COLUMNS)
 
@@ -259,7 +260,7 @@ def usage_frame(connection: Connection, workspace_id: str, *, since: datetime | 
     runs = table("llm_runs", *[column(name) for name in _USAGE_OF_RUNS])
     mine = [runs.c.workspace_id == workspace_id]
     if since is not None:
-        mine.append(runs.c.created_at_utc >= _moment(since, connection.dialect.name))
+        mine.append(runs.c.created_at_utc >= moment(since, connection.dialect.name))
     by_call = _by_route(connection, _served(runs).where(*mine))
     by_request = _by_route(connection, _sent(runs).where(*mine))
     no_call, no_request = (0, 0, 0, None, None), (0, 0, 0, None, None, None)
@@ -410,7 +411,7 @@ def _shown(source: ColumnElement[Any], name: str, kind: Kind, dialect: str) -> C
     return cast(source, Text).label(name) if kind == "uuid" and dialect != "sqlite" else source
 
 
-def _moment(value: datetime, dialect: str) -> Any:
+def moment(value: datetime, dialect: str) -> Any:
     """The time as it is stored."""
     if value.utcoffset() is None:
         raise ValueError("since needs a time zone, for example datetime.now(UTC) - timedelta(hours=1)")

@@ -256,7 +256,11 @@ class AttemptLog:
 
 @dataclass(frozen=True, slots=True)
 class ClientReply:
-    """A usable answer of one route."""
+    """A usable answer of one route.
+
+    Attributes:
+        latency_ms: How long it took when it was recorded; None for one that was just given.
+    """
 
     text: str
     tool_calls: tuple[ToolCall, ...]
@@ -265,6 +269,7 @@ class ClientReply:
     response_model: str | None
     cost_usd: float | None = None
     warnings: tuple[str, ...] = ()
+    latency_ms: float | None = None
 
 
 class ModelClient(Protocol):

@@ -373,7 +373,7 @@ class LLMService:
             route=routed.route,
             requested_route=call.request.route,
             response_model=reply.response_model,
-            latency_ms=call.elapsed_ms() - log.queued_ms,
+            latency_ms=call.elapsed_ms() - log.queued_ms if reply.latency_ms is None else reply.latency_ms,
             cost_usd=reply.cost_usd,
             run_id=self._ledger.run_id(call),
             attempts=log.attempts,

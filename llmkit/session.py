@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from llmkit import accessor
 from llmkit.attachment import attached
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, describe_validation
+from llmkit.faces.agents import AgentFace
 from llmkit.faces.evaluating import EvaluatingFace
 from llmkit.faces.knowing import KnowingFace
 from llmkit.faces.opened import Opened
@@ -28,7 +29,7 @@ __all__ = ["Session"]
 T = TypeVar("T")
 
 
-class Session(TalkingFace, EvaluatingFace, KnowingFace):
+class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
     """A workspace open for work: chat, typed extraction, evaluation, and every call back as a DataFrame.
 
     Everything starts with the first call; only litellm, which takes seconds, is loaded before, in the first quiet

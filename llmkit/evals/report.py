@@ -23,7 +23,10 @@ from llmkit.ports import DigestSeen, EvalResult, EvalRun, RecordedCall, Spent, S
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from rich.table import Table
+
+    from llmkit.evals.plots import PlotKind, Prices
 
 __all__ = [
     "ATTEMPT_COLUMNS",
@@ -359,6 +362,35 @@ class EvalReport:
 
         stored = [result for result in self.results if result.status not in (NOT_RUN, IN_PROGRESS)]
         export_run(self.run, stored, file)
+
+    def plot(
+        self,
+        kind: PlotKind = "score",
+        *,
+        metric: str | Sequence[str] | None = None,
+        prices: Prices | None = None,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Draw the routes side by side. Nothing is shown and no default of matplotlib changed.
+
+        A notebook shows the figure at the end of its cell, a script saves it by `ax.figure.savefig(...)`. A hollow mark
+        has no interval. A route without a score, or with an unknown latency, token count or cost, has no mark and is
+        named with what is missing: nothing unknown is drawn as 0.
+
+        Args:
+            kind: `score`: means with 95 % intervals by route and metric. `latency`, `tokens`, `cost`: one metric
+                against the latency of a sample in ms, its tokens, or the cost of 1,000 samples in USD.
+            metric: Those to draw, of one scale; all when None. Against something else it is the first of them.
+            prices: For `cost`: by route, what a million tokens of prompts and of answers cost in USD.
+            ax: Axes to draw into; a new figure when None.
+
+        Raises:
+            LLMConfigurationError: matplotlib is not installed (`pip install 'llmkit[plot]'`).
+            LLMEvaluationError: The kind, a metric or a route of `prices` is unknown; the message lists those known.
+        """
+        from llmkit.evals.plots import plot_report
+
+        return plot_report(self, kind, metric, prices, ax)
 
     def table(self) -> Table:
         """The summary for a terminal, the notes below it; 80 columns are enough for one metric."""

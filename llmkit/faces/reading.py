@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from sqlalchemy import Connection
 
+    from llmkit.faces.usage import UsageFrame
+
 __all__ = ["ReadingFace"]
 
 T = TypeVar("T")
@@ -51,8 +53,11 @@ class ReadingFace(Face):
 
         return self._read(lambda connection: attempts_frame(connection, self.workspace, **filters))
 
-    def usage(self, *, since: datetime | None = None) -> pd.DataFrame:
+    def usage(self, *, since: datetime | None = None) -> UsageFrame:
         """What each route served and what it billed: calls, requests, tokens, cost.
+
+        `s.usage().plot()` draws the billed tokens over time, `s.usage().plot("cost")` their cost where it is known
+        (`pip install 'llmkit[plot]'`).
 
         Args:
             since: Only calls from then on; an aware datetime.
@@ -60,9 +65,9 @@ class ReadingFace(Face):
         Returns:
             A frame with the columns of `llmkit.frames.USAGE_COLUMNS`, one row for each route.
         """
-        from llmkit.frames import usage_frame
+        from llmkit.faces.usage import read_usage
 
-        return self._read(lambda connection: usage_frame(connection, self.workspace, since=since))
+        return self._read(lambda connection: read_usage(connection, self.workspace, since=since))
 
     def recordings(self) -> pd.DataFrame:
         """What the cassette of a replaying session holds, and how often each entry was asked for.
@@ -88,7 +93,7 @@ class ReadingFace(Face):
         """`attempts` for async code, which it does not block."""
         return await asyncio.to_thread(self.attempts, **filters)
 
-    async def ausage(self, *, since: datetime | None = None) -> pd.DataFrame:
+    async def ausage(self, *, since: datetime | None = None) -> UsageFrame:
         """`usage` for async code, which it does not block."""
         return await asyncio.to_thread(self.usage, since=since)
 

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from llmkit.errors import LLMConfigurationError, LLMStoreError
 from llmkit.persistence.faults import cannot_open, store_error
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = [
     "DATABASE_ERRORS",
@@ -144,6 +146,8 @@ def make_engine(address: DatabaseAddress, *, busy_timeout_s: float = SQLITE_BUSY
 
 def make_async_engine(address: DatabaseAddress, *, busy_timeout_s: float = SQLITE_BUSY_TIMEOUT_S) -> AsyncEngine:
     """An engine for one event loop, for callers that hold a database session of their own; as `make_engine`."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+
     drivername = "sqlite+aiosqlite" if address.is_sqlite else address.url.drivername
     options = _options(address, busy_timeout_s)
     try:

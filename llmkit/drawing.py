@@ -1,0 +1,83 @@
+"""What plots have in common: where they are drawn, and marks that differ in more than their colour.
+
+matplotlib is the extra `plot`. A plot never shows itself, and changes neither the backend nor a default of the user's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, Final
+
+from llmkit.errors import LLMConfigurationError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["COLOURS", "GREY", "Mark", "axes", "key", "marks", "short"]
+
+# After Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with any colour vision tell apart; darkened or
+# lightened until each has a contrast of at least 3 to a white page and to a black one.
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#B56A97", "#A67C00", "#7F7F7F")
+# Seven of them and six colours: 42 marks before one comes again.
+_MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
+_LINES: Final = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+GREY: Final = "#7F7F7F"
+WIDTH_INCHES: Final = 7.0
+LONGEST_NAME: Final = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How one series is drawn: no two differ by their colour alone."""
+
+    colour: str
+    marker: str
+    line: Any
+
+
+def marks() -> Iterator[Mark]:
+    """Marks in a fixed order, without end."""
+    for colour, marker, line in zip(cycle(COLOURS), cycle(_MARKERS), cycle(_LINES), strict=False):
+        yield Mark(colour, marker, line)
+
+
+def axes(ax: Axes | None, height_inches: float) -> Axes:
+    """The given axes, or those of a new pyplot figure, which a notebook shows at the end of its cell.
+
+    Args:
+        ax: Taken as they are; their figure is not touched.
+        height_inches: Of a new figure.
+
+    Raises:
+        LLMConfigurationError: matplotlib is not installed.
+    """
+    if ax is not None:
+        return ax
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        raise LLMConfigurationError("Plots need matplotlib: pip install 'llmkit[plot]'") from None
+    _, made = pyplot.subplots(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+    made.spines[["top", "right"]].set_visible(False)
+    return made
+
+
+def key(ax: Axes, *, is_own: bool) -> None:
+    """What each mark stands for: below a figure of our own, where long names have room, else inside the axes."""
+    handles, labels = ax.get_legend_handles_labels()
+    if not handles:
+        return
+    if is_own and ax.figure is not None:
+        ax.figure.legend(handles, labels, loc="outside lower left", frameon=False, fontsize="small")
+    else:
+        ax.legend(handles, labels, fontsize="small")
+
+
+def short(name: str) -> str:
+    """The name, without its middle when it is too long for a line."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    half = (LONGEST_NAME - 1) // 2
+    return f"{name[:half]}…{name[-half:]}"

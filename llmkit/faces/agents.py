@@ -1,0 +1,48 @@
+"""A session's model for agents of one's own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from llmkit.errors import LLMBadRequest, describe_validation
+from llmkit.faces.opened import Face
+from llmkit.types import RequestContext, Route
+
+if TYPE_CHECKING:
+    from llmkit.pydanticai import PydanticAiLiteLLMModel
+
+__all__ = ["AgentFace"]
+
+
+class AgentFace(Face):
+    """Lends its service to agents."""
+
+    def model(self, route: str | None = None, **parameters: Any) -> PydanticAiLiteLLMModel:
+        """A model for agents of Pydantic AI, every request of which is a call of this session and a row of `runs()`.
+
+        `await Agent(s.model(...)).run(...)` works in a notebook and in any event loop, `run_sync` in a script.
+
+        Args:
+            route: A pinned one; None lets the router choose.
+            **parameters: `pipeline_run_id` and `stage`, and those of `llmkit.pydanticai.PydanticAiLiteLLMModel`:
+                `constraints`, `parameters` (temperature and the like), `idempotency_key`, `epoch`, `use_cache`,
+                `settings`.
+
+        Raises:
+            LLMBadRequest: The route is not written `provider/model`.
+        """
+        from llmkit.faces.hopping import HoppingModel
+
+        try:
+            pinned = None if route is None else Route.parse(route)
+        except ValidationError as error:
+            raise LLMBadRequest("; ".join(describe_validation(error))) from None
+        context, fields = self._split(parameters)
+        return HoppingModel(self._open, self._open.runtime().service, context=context, route=pinned, **fields)
+
+    @abstractmethod
+    def _split(self, parameters: dict[str, Any]) -> tuple[RequestContext, dict[str, Any]]:
+        """Part what belongs to the context from the rest."""

@@ -1,0 +1,70 @@
+"""A session lends its model to agents: in scripts and in event loops, recorded, and replayed by key."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from pydantic_ai import Agent
+
+from llmkit import LLMBadRequest, Session
+from llmkit.testing import GeminiServer, Reply, ToolCall
+
+PIN = "gemini/gemini-2.5-flash"
+
+
+@pytest.fixture
+def gemini() -> Iterator[GeminiServer]:
+    script = [Reply(tool_calls=[ToolCall("add", {"a": 2, "b": 3})]), Reply("It is 5.")]
+    with GeminiServer(script) as server:
+        yield server
+
+
+@pytest.fixture
+def session(gemini: GeminiServer) -> Iterator[Session]:
+    with Session("agents", gemini_api_base=gemini.url, gemini_api_key="a-key-of-no-use") as session:
+        yield session
+
+
+def adder(session: Session, **how: object) -> Agent[None, str]:
+    agent = Agent(session.model(PIN, **how))
+
+    @agent.tool_plain
+    def add(a: int, b: int) -> int:
+        """Sum."""
+        return a + b
+
+    return agent
+
+
+@pytest.fixture
+def _loop_of_a_script() -> Iterator[None]:
+    """Pydantic AI's `run_sync` would leave the one that it makes open."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+@pytest.mark.usefixtures("_loop_of_a_script")
+def test_an_agent_runs_in_a_script_and_every_step_is_a_row(session: Session, gemini: GeminiServer) -> None:
+    agent = adder(session, pipeline_run_id="sum", stage="adding", idempotency_key="sum-1")
+    assert agent.run_sync("2 + 3?").output == "It is 5."
+    rows = session.runs(pipeline_run_id="sum")
+    assert rows["status"].tolist() == ["SUCCEEDED", "SUCCEEDED"]
+    assert set(rows["stage"]) == {"adding"}
+    again = adder(session, pipeline_run_id="sum", stage="adding", idempotency_key="sum-1")
+    assert again.run_sync("2 + 3?").output == "It is 5."
+    assert len(gemini.calls) == 2
+
+
+async def test_an_agent_is_awaited_in_a_running_loop(session: Session, gemini: GeminiServer) -> None:
+    assert (await adder(session).run("2 + 3?")).output == "It is 5."
+    assert len(gemini.calls) == 2
+
+
+def test_a_route_that_cannot_be_read_is_refused(session: Session) -> None:
+    with pytest.raises(LLMBadRequest, match="provider/model"):
+        session.model("gemini-2.5-flash")
