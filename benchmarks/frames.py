@@ -5,7 +5,7 @@
 Read from one SQLite file, interleaved, medians of the rounds. `read_sql` gets the same rows and columns, and its
 result is what comes out of SQLite: numbers with holes are floats, flags are numbers and times are text. Ours is typed.
 "to the same types" is `read_sql` and then the casts that a user would have to add. ADBC is left out, for the reason in
-docs/decisions/0015. Under a minute on an idle machine.
+docs/decisions/0011. Under a minute on an idle machine.
 """
 
 from __future__ import annotations

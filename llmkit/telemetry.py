@@ -214,8 +214,8 @@ class Telemetry:
 
     def _trace(self, event: RunEvent, attributes: dict[str, str]) -> None:
         trace = self._trace_api
-        if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-            return  # nobody has configured an SDK, and a span for nobody costs as much as reading the answer
+        if not _is_traced(trace):
+            return
         ended_ns = time.time_ns()
         span = self._tracer.start_span(
             f"chat {event.model or 'none'}",
@@ -295,12 +295,12 @@ def span(name: str, attributes: Mapping[str, SpanValue]) -> Iterator[Span]:
         name: Of few kinds: a route, not a sample.
         attributes: Without prompts, answers and keys.
     """
-    from opentelemetry.trace import INVALID_SPAN, ProxyTracer, StatusCode, get_tracer
+    from opentelemetry import trace
 
-    tracer = get_tracer("llmkit")
-    if isinstance(tracer, ProxyTracer):  # no SDK: a span that goes nowhere costs several times as much as none
-        yield Span(INVALID_SPAN)
+    if not _is_traced(trace):
+        yield Span(trace.INVALID_SPAN)
         return
+    tracer: Tracer = trace.get_tracer("llmkit")
     # An exception's text may quote a prompt: only its kind is told.
     with tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False) as made:
         opened = Span(made)
@@ -313,7 +313,12 @@ def span(name: str, attributes: Mapping[str, SpanValue]) -> Iterator[Span]:
         finally:
             if opened.error_code is not None and made.is_recording():
                 made.set_attribute("error.type", opened.error_code)
-                made.set_status(StatusCode.ERROR, opened.error_code)
+                made.set_status(trace.StatusCode.ERROR, opened.error_code)
+
+
+def _is_traced(trace: ModuleType) -> bool:
+    """Whether somebody has configured an SDK: a span that goes nowhere costs as much as reading an answer."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 class Span:

@@ -42,13 +42,13 @@ def test_a_provider_that_is_down_for_a_while_costs_the_calls_under_way_and_the_w
     down = []
     resting = {"cooldown_after_failures": 2, "cooldown_s": 1.0}
     with OllamaServer(Reply(GOOD), models=["llama3.2"]) as server, session_on(server, **resting) as session:
-        first = session.evaluate(task_of(20), [OLLAMA], name="run", concurrency=2, progress=outage)
+        first = session.evaluate(task_of(19), [OLLAMA], name="run", concurrency=2, progress=outage)
         failed = {result.sample_id for result in first.results if result.status == "FAILED"}
         sent = len(server.calls)
-        again = session.evaluate(task_of(20), [OLLAMA], name="run", progress=False)
+        again = session.evaluate(task_of(19), [OLLAMA], name="run", progress=False)
         repeated = asked_for(server.calls[sent:])
     assert 1 <= len(failed) <= 8
-    assert first.counts["SUCCEEDED"] == 20 - len(failed)
+    assert first.counts["SUCCEEDED"] == 19 - len(failed)
     assert first.stopped == {}
     assert not again.has_failures
     assert sorted(repeated) == sorted(f"Text: good {each[1:]}" for each in failed)
@@ -134,15 +134,15 @@ def test_two_runs_of_one_name_at_once_send_nothing_twice():
         sent = len(server.calls)
         with ThreadPoolExecutor() as pool:
             runs = [
-                pool.submit(each.evaluate, task_of(20), [OLLAMA], name="run", concurrency=4, progress=False)
+                pool.submit(each.evaluate, task_of(19), [OLLAMA], name="run", concurrency=4, progress=False)
                 for each in (one, other)
             ]
             for run in runs:
                 run.result(HANG_BOUND_S)
         texts = asked_for(server.calls[sent:])
-        report = one.evaluate(task_of(20), [OLLAMA], name="run", progress=False)
-        assert len(server.calls) == sent + 20
-    assert sorted(texts) == sorted(f"Text: good {number}" for number in range(20))
+        report = one.evaluate(task_of(19), [OLLAMA], name="run", progress=False)
+        assert len(server.calls) == sent + 19
+    assert sorted(texts) == sorted(f"Text: good {number}" for number in range(19))
     assert not report.has_failures
 
 
