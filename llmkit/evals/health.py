@@ -16,11 +16,16 @@ from llmkit.errors import (
     LLMUnsupported,
 )
 
-__all__ = ["FAILURES_BEFORE_STOP", "RESTS_WITHOUT_ANSWER", "Health"]
+__all__ = ["FAILURES_BEFORE_STOP", "LONGEST_SILENCE_S", "SHORTEST_REST_S", "TRIES_OF_A_SAMPLE", "Health"]
 
 FAILURES_BEFORE_STOP = 3
-RESTS_WITHOUT_ANSWER = 3
+# A server that breaks off at the same sample again and again does so because of it.
+TRIES_OF_A_SAMPLE = 4
+# Routes that rest are waited for as long as this without an answer of any.
+LONGEST_SILENCE_S = 90.0
 LONGEST_REST_S = 60.0
+# As which a rest counts that takes no time.
+SHORTEST_REST_S = 1.0
 # When an error does not say how long the route is left alone.
 USUAL_REST_S = 5.0
 
@@ -75,6 +80,18 @@ class Health:
         self.resting_after = error
         if not self.answers:
             self.give_up()
+        return True
+
+    def has_lost_contact(self, error: Exception) -> bool:
+        """Whether a server that has answered before broke off or cannot be reached: it may be back in a moment.
+
+        Then the route rests. An error that the server itself sent is no such thing: it is there.
+        """
+        if type(error) is not LLMUnavailable or not self.answers:
+            return False
+        if not error.attempts or error.attempts[-1].status_code is not None:
+            return False
+        self.resting_after = error
         return True
 
     def rest(self) -> float:

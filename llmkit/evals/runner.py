@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -14,10 +15,11 @@ from llmkit.errors import (
     LLMEvaluationError,
     LLMInProgress,
     LLMStoreError,
+    LLMUnavailable,
 )
 from llmkit.evals.cells import Cells
 from llmkit.evals.dataset import Sample
-from llmkit.evals.health import RESTS_WITHOUT_ANSWER, Health
+from llmkit.evals.health import LONGEST_SILENCE_S, SHORTEST_REST_S, TRIES_OF_A_SAMPLE, Health
 from llmkit.evals.keeper import Keeper, require_countable
 from llmkit.evals.outcome import answered, failed, scored
 from llmkit.evals.plan import EvaluateOptions, Plan, call_name, name_prefix
@@ -147,6 +149,7 @@ class _Evaluation:
         self.tally = Tally(plan.turns, plan.total // len(plan.lanes))
         self.health = {lane.label: Health() for lane in plan.lanes}
         self.put_off: list[_Call] = []
+        self._losses: Counter[int] = Counter()
         self.show: Callable[[Progress], None] = lambda _progress: None
         self._scoring = Scoring(plan, run, store, keeper)
         self._stale: list[ResultKey] = []
@@ -211,9 +214,10 @@ class _Evaluation:
 
     async def _come_back(self) -> None:
         """Call what was put off while a route was left alone, until it is done or routes stay silent."""
-        patience = RESTS_WITHOUT_ANSWER
-        while self.put_off and patience and not self.keeper.stopped_by:
-            await asyncio.sleep(max(health.rest() for health in self.health.values()))
+        silence_s = 0.0
+        while self.put_off and silence_s < LONGEST_SILENCE_S and not self.keeper.stopped_by:
+            rest_s = max(health.rest() for health in self.health.values())
+            await asyncio.sleep(rest_s)
             jobs = [job for job in self.put_off if not self.cells.is_settled(job.place)]
             self.put_off = []
             answers = self._answers()
@@ -222,7 +226,7 @@ class _Evaluation:
                 jobs.remove(lane)
                 await self._call(lane)
             await self._round(iter(jobs))
-            patience = RESTS_WITHOUT_ANSWER if self._answers() > answers else patience - 1
+            silence_s = 0.0 if self._answers() > answers else silence_s + max(rest_s, SHORTEST_REST_S)
         for job in () if self.keeper.stopped_by else self.put_off:
             self.health[job.lane.label].give_up()
             if not self.cells.is_settled(job.place):
@@ -301,6 +305,11 @@ class _Evaluation:
             if health.is_left_alone(error):
                 opened.fail(LLMError.code)
                 await self._call(job)
+            elif self._losses[job.place] + 1 < TRIES_OF_A_SAMPLE and health.has_lost_contact(error):
+                opened.fail(LLMUnavailable.code)
+                self._losses[job.place] += 1
+                self.tally.send(len(error.attempts) if isinstance(error, LLMError) else 0)
+                self.put_off.append(job)
             else:
                 health.failed(error)
                 await self._keep_failure(job, blank, error, opened)

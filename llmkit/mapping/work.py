@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import LLMBadRequest, LLMError, LLMInProgress, LLMStoreError
-from llmkit.evals.health import RESTS_WITHOUT_ANSWER, Health
+from llmkit.evals.health import LONGEST_SILENCE_S, SHORTEST_REST_S, TRIES_OF_A_SAMPLE, Health
 from llmkit.mapping.bar import Meter
 from llmkit.mapping.frame import FAILED, IN_PROGRESS, NOT_RUN, SUCCEEDED, FieldColumns, Outcome, map_frame
 from llmkit.mapping.rows import Rows
@@ -59,6 +60,7 @@ class Mapping:
         self._sizes = rows.sizes()
         self._health = Health()
         self._put_off: list[int] = []
+        self._losses: Counter[int] = Counter()
         self.tally = Tally(total=len(rows.codes), done=rows.skipped)
 
     async def work(self) -> None:
@@ -99,15 +101,16 @@ class Mapping:
 
     async def _come_back(self) -> None:
         """Ask again what was put off while the route was left alone, until it is done or the route stays silent."""
-        patience = RESTS_WITHOUT_ANSWER
-        while self._put_off and patience:
-            await asyncio.sleep(self._health.rest())
+        silence_s = 0.0
+        while self._put_off and silence_s < LONGEST_SILENCE_S:
+            rest_s = self._health.rest()
+            await asyncio.sleep(rest_s)
             codes, self._put_off = self._put_off, []
             answers = self._health.answers
             # One call first: the router lets a single one through to see whether the route is back.
             await self._settle(codes[0])
             await self._round(iter(codes[1:]))
-            patience = RESTS_WITHOUT_ANSWER if self._health.answers > answers else patience - 1
+            silence_s = 0.0 if self._health.answers > answers else silence_s + max(rest_s, SHORTEST_REST_S)
         if self._put_off:
             self._health.give_up()
 
@@ -137,6 +140,10 @@ class Mapping:
             if self._health.is_left_alone(error):
                 if self._health.stopped_by is None:
                     self._put_off.append(code)
+                return None
+            if self._losses[code] + 1 < TRIES_OF_A_SAMPLE and self._health.has_lost_contact(error):
+                self._losses[code] += 1
+                self._put_off.append(code)
                 return None
             self._health.failed(error)
             return _failure(FAILED, error)
