@@ -424,7 +424,7 @@ async def test_retry_after_can_be_a_date(client, ollama, waits):
 
 
 async def test_no_more_than_the_limit_at_once(make, ollama):
-    ollama.script(Fault.delay(0.05))
+    ollama.script(Fault.delay(0.2))
     client = make(ollama_api_base=ollama.url, concurrency_limit=3)
     await asyncio.gather(*(client.call(OLLAMA, LLMRequest(messages=f"Hi {n}"), AttemptLog()) for n in range(9)))
     assert ollama.max_in_flight == 3
@@ -436,7 +436,7 @@ async def test_the_deadline_covers_an_answer_that_never_pauses(client, ollama):
     began = time.monotonic()
     with pytest.raises(LLMTimeout, match=r"within 0\.3 s"):
         await client.call(OLLAMA, LLMRequest(messages="Hi", timeout_s=0.3), AttemptLog())
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 25
 
 
 # -- cancellation and the end ----------------------------------------------------------------------
@@ -454,7 +454,7 @@ async def test_cancelling_ends_the_request_and_records_it(client, ollama):
         await task
     assert [attempt.status for attempt in log.attempts] == [AttemptStatus.CANCELLED]
     assert log.attempts[0].error_code == "cancelled"
-    assert await asyncio.to_thread(ollama.wait_until_idle, 2.0)
+    assert await asyncio.to_thread(ollama.wait_until_idle, 60)
     assert ollama.calls[-1].outcome == "client_left"
 
 
@@ -466,7 +466,7 @@ async def test_cancelling_at_any_moment_frees_the_slot(make, ollama):
         await asyncio.sleep(step * 0.001)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert (await client.call(OLLAMA, LLMRequest(messages="Hi"), AttemptLog())).text
 
 
@@ -512,7 +512,7 @@ def test_a_process_of_its_own_stays_quiet(ollama):
         [sys.executable, "-W", "error", "-X", "dev", "-W", "ignore::DeprecationWarning", "-c", SCRIPT, ollama.url],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
         check=False,
     )
     lines = ran.stdout.split()

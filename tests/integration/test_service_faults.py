@@ -203,7 +203,7 @@ async def test_a_dead_process_from_before_the_clock_was_set_back_is_found_dead(d
     with OllamaServer(Fault.hang()) as server, JournalHome(database_url) as home:
         with Worker("batch", database=database_url, url=server.url, keys=["k"], concurrency=1) as worker:
             worker.go()
-            assert server.wait_until_in_flight(1, 30)
+            assert server.wait_until_in_flight(1, 100)
         clock.offset = timedelta(hours=-1)
         settings = load_settings(cache_enabled=False)
         service = LLMService(router=LLMRouter(settings, ScriptedClient()), settings=settings, runs=home.repo)
@@ -244,7 +244,7 @@ def test_a_session_closed_under_a_call_leaves_no_key_blocked(database_url: str) 
 
         caller = threading.Thread(target=call)
         caller.start()
-        assert server.wait_until_in_flight(1, 30)
+        assert server.wait_until_in_flight(1, 100)
         session.close()
         caller.join(20)
         assert [type(error) for error in ended] == [LLMError]
