@@ -72,3 +72,9 @@ def _offline() -> Iterator[None]:
     patch.setattr(socket.socket, "connect_ex", guarded(connect_ex))
     yield
     patch.undo()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow ones, in whatever order the rest is: else one process works on the last of them alone."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

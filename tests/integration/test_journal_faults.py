@@ -356,7 +356,7 @@ async def test_postgresql_restarted_in_the_middle(own_postgres: PostgresServer) 
                 done += 1
 
         async def more_than(count: int) -> None:
-            while done <= count:
+            while done <= count:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
         callers = [asyncio.ensure_future(caller()) for _ in range(8)]
