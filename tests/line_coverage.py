@@ -74,7 +74,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     lines = config.stash[_RESULT]
     terminalreporter.section("lines of llmkit")
-    slipcover.print_coverage(lines, outfile=terminalreporter._tw, missing_width=100, skip_covered=True)
+    slipcover.print_coverage(lines, outfile=terminalreporter._tw, skip_covered=True)
     enough = _percent(lines) >= AT_LEAST_PERCENT
     terminalreporter.line(
         f"{_percent(lines):.1f} % of the lines of llmkit ran; at least {AT_LEAST_PERCENT} % have to.", red=not enough

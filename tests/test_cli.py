@@ -73,6 +73,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", ["llmkit", *arguments])
+        patch.setattr(sys, "stdin", io.StringIO())
         for name, value in environment.items():
             patch.setenv(name, value)
         with pytest.raises(SystemExit) as ended:

@@ -252,7 +252,7 @@ def scene() -> Any:
 
 @pytest.mark.slow
 def test_generated_replies_leave_only_documented_exceptions(scene: _Scene) -> None:
-    @settings(max_examples=1000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(text=REPLIES)
     def check(text: str) -> None:
         scene.read(text)
