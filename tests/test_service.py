@@ -244,7 +244,7 @@ async def test_when_the_leader_is_cancelled_another_one_takes_its_turn() -> None
 
 
 async def test_followers_share_the_leaders_error_and_each_is_a_row() -> None:
-    bench = Bench(ScriptedClient([LLMAuthenticationError("no")], latency_s=0.05), cache=True)
+    bench = Bench(ScriptedClient([LLMAuthenticationError("no")], latency_s=0.5), cache=True)
     outcomes = await asyncio.gather(*(bench.ask() for _ in range(5)), return_exceptions=True)
     assert all(isinstance(outcome, LLMAuthenticationError) for outcome in outcomes)
     assert len(bench.client.calls) == 1

@@ -180,7 +180,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.mark.parametrize("hours", [-1, 1])
 async def test_a_clock_that_is_set_during_a_call_changes_nothing(database_url: str, clock: Clock, hours: int) -> None:
-    settings = load_settings(cache_enabled=False, abandoned_after_s=0.2)
+    settings = load_settings(cache_enabled=False, abandoned_after_s=10.0)
     client = GatedClient()
     with JournalHome(database_url) as home:
         service = LLMService(router=LLMRouter(settings, client), settings=settings, runs=home.repo)
@@ -191,8 +191,8 @@ async def test_a_clock_that_is_set_during_a_call_changes_nothing(database_url: s
             await service.chat(ask("q", idempotency_key="k"), HERE)
         assert caught.value.age_s >= 0
         client.gate.set()
-        answer = await asyncio.wait_for(call, 10)
-        assert 0 <= answer.latency_ms < 10_000
+        answer = await asyncio.wait_for(call, 60)
+        assert 0 <= answer.latency_ms < 60_000
         replay = await service.chat(ask("q", idempotency_key="k"), HERE)
         assert (replay.served_from, replay.source_run_id) == ("replay", answer.run_id)
         await home.journal.flush()
