@@ -117,7 +117,7 @@ async def test_a_store_that_takes_no_writes_any_more_is_said_with_the_answer(pos
             )
         client.gate.set()
         with pytest.raises(LLMStoreError, match="read-only") as caught:
-            await asyncio.wait_for(call, 30)
+            await asyncio.wait_for(call, 60)
         assert caught.value.response.text == "ok"
         with pytest.raises(LLMStoreError, match="read-only"):
             await service.chat(ask("another"), HERE)
