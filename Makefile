@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.run
 DEV_STAMP := $(VENV)/.dev
+# What tests write stays in memory where there is room: each commit would wait for the disk (measured: 7 ms against 0.006),
+# and processes are killed in tests, never the machine.
+ROOMY = $(shell df --output=avail --block-size=M /dev/shm 2>/dev/null | awk 'NR == 2 && $$1 + 0 >= 4096 {print "/dev/shm"}')
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
 .PHONY: help demo test notebooks lint types bench ollama migration lock check-pth clean
@@ -32,9 +35,8 @@ $(DEV_STAMP): requirements/dev.txt pyproject.toml | $(BIN)/uv
 demo: $(RUN_STAMP) ## evaluate few-shot against zero-shot on a real model in this machine, and compare
 	$(BIN)/python scripts/demo.py
 
-test: $(DEV_STAMP) ## run every test, offline
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --cov --cov-report=term --cov-fail-under=80
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow --durations=10
+test: $(DEV_STAMP) ## run every test, offline; fails below 80 % of the lines
+	$(if $(ROOMY),PYTEST_DEBUG_TEMPROOT=$(ROOMY)) $(BIN)/python -m pytest -n 2 --dist worksteal -p tests.line_coverage --durations=10
 
 notebooks: $(DEV_STAMP) ## execute the notebooks from their recordings, offline
 	$(BIN)/python -m pytest --nbmake -p no:randomly notebooks

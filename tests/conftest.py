@@ -9,8 +9,17 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.databases", "tests.no_pickle", "tests.ollama_server"]
+
+# The same examples in every run and no clock on them: what fails, fails again, on the slowest machine too.
+# `--hypothesis-profile=search` looks for new ones.
+settings.register_profile(
+    "steady", max_examples=50, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("search", max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 _LOCAL_NAMES = {"localhost", "", None}
 
@@ -63,3 +72,9 @@ def _offline() -> Iterator[None]:
     patch.setattr(socket.socket, "connect_ex", guarded(connect_ex))
     yield
     patch.undo()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow ones, in whatever order the rest is: else one process works on the last of them alone."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from types import ModuleType
 
-START_DEADLINE_S = 30
-SETTLE_DEADLINE_S = 60
-STOP_DEADLINE_S = 10
+START_DEADLINE_S = 120
+SETTLE_DEADLINE_S = 120
+STOP_DEADLINE_S = 60
 
 # The shell leads a process group of its own. It kills that group when the server ends, and when its standard input
 # closes, which happens when the test process dies in whatever way; PR_SET_PDEATHSIG would miss the server's children.

@@ -109,7 +109,9 @@ def test_a_planted_pickle_is_a_miss_and_is_not_run(cache: DiskContentCache, tmp_
 
 
 @given(garbage=st.text(max_size=200) | st.binary(max_size=200) | st.integers(-(2**62), 2**62) | st.none())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_a_tampered_value_is_a_miss(cache: DiskContentCache, tmp_path: Path, garbage: object) -> None:
     cache.put(KEY, ANSWER)
     rows = _rows(tmp_path)

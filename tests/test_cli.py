@@ -1,7 +1,12 @@
-"""The command line as people run it: real processes, exit codes, stdout and stderr apart."""
+"""The command line as people run it: exit codes, stdout and stderr apart.
+
+What takes no more than a call is run in this process, by the same door; where a process or a signal matters, in one.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -14,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from llmkit.cli import main
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply, refused_url
 
 LLMKIT = [sys.executable, "-m", "llmkit"]
@@ -55,10 +61,24 @@ def task_file(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command as a process of its own, which takes seconds to import what it needs."""
     return subprocess.run(
-        [*LLMKIT, *arguments], capture_output=True, text=True, timeout=100, check=False, env=os.environ | environment
+        [*LLMKIT, *arguments], capture_output=True, text=True, timeout=250, check=False, env=os.environ | environment
     )
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in this process, by the door that `llmkit` and `python -m llmkit` go through."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["llmkit", *arguments])
+        patch.setattr(sys, "stdin", io.StringIO())
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 @pytest.mark.parametrize(
@@ -73,7 +93,7 @@ def test_every_command_has_help_worth_reading(command: list[str]) -> None:
 
 def test_chat_prints_the_answer_alone_on_stdout(servers: tuple[OllamaServer, GeminiServer]) -> None:
     servers[0].script([Reply("Rome", input_tokens=5, output_tokens=1)])
-    done = run("chat", "Capital of Italy?", "--route", "ollama/llama3.2")
+    done = run_process("chat", "Capital of Italy?", "--route", "ollama/llama3.2")
     assert (done.returncode, done.stdout) == (0, "Rome\n")
     assert "5 + 1 tokens" in done.stderr
     again = json.loads(run("chat", "Capital of Italy?", "--route", "ollama/llama3.2", "--json").stdout)
@@ -92,7 +112,7 @@ def test_the_command_line_of_the_specification_compares_two_routes(
     servers: tuple[OllamaServer, GeminiServer], task_file: Path
 ) -> None:
     options = ["--routes", "ollama/llama3.2,gemini/gemini-2.5-flash", "--name", "first"]
-    done = run("eval", "run", str(task_file), *options)
+    done = run_process("eval", "run", str(task_file), *options)
     assert done.returncode == 0, done.stderr
     assert "ollama/llama3.2" in done.stdout
     assert "gemini/gemini-2.5-flash" in done.stdout
@@ -111,7 +131,6 @@ def test_limit_epochs_and_concurrency_are_taken(servers: tuple[OllamaServer, Gem
     assert servers[0].max_in_flight == 1
 
 
-@pytest.mark.slow
 def test_failed_samples_exit_with_1_and_the_same_command_tries_them_again(
     servers: tuple[OllamaServer, GeminiServer], task_file: Path
 ) -> None:
@@ -187,7 +206,15 @@ def test_a_bad_dataset_line_is_named_by_file_and_number(
 
 
 def test_debug_shows_the_traceback(servers: tuple[OllamaServer, GeminiServer]) -> None:
-    assert "Traceback" in run("--debug", "chat", "x", "--route", "ollama/missing").stderr
+    assert "Traceback" in run_process("--debug", "chat", "x", "--route", "ollama/missing").stderr
+
+
+def _wait_for_calls(server: OllamaServer, count: int) -> None:
+    """When the last two hang, what came before is done: of two places none is free before its answer is recorded."""
+    deadline = time.monotonic() + 200
+    while len(server.calls) < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert server.wait_until_in_flight(2, 60)
 
 
 @pytest.mark.slow
@@ -197,10 +224,9 @@ def test_ctrl_c_in_an_evaluation_exits_cleanly_and_the_next_run_continues(
     servers[0].script([Reply(POSITIVE)] * 4 + [Fault.hang()])
     command = ["eval", "run", str(task_file), "--routes", "ollama/llama3.2", "--name", "n", "--concurrency", "2"]
     process = subprocess.Popen([*LLMKIT, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert servers[0].wait_until_in_flight(2, 60)
-    time.sleep(0.2)
+    _wait_for_calls(servers[0], 6)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=200)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
     sent = len(servers[0].calls)
@@ -216,8 +242,7 @@ def test_kill_9_in_an_evaluation_loses_nothing_and_repeats_only_what_was_in_flig
     servers[0].script([Reply(POSITIVE)] * 5 + [Fault.hang()])
     command = ["eval", "run", str(task_file), "--routes", "ollama/llama3.2", "--name", "n", "--concurrency", "2"]
     process = subprocess.Popen([*LLMKIT, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert servers[0].wait_until_in_flight(2, 60)
-    time.sleep(0.3)
+    _wait_for_calls(servers[0], 7)
     process.kill()
     process.wait()
     sent = len(servers[0].calls)

@@ -106,10 +106,10 @@ async def test_ollama_model_without_tools(client, route):
 @pytest.mark.slow
 async def test_ollama_reads_a_prompt_that_its_own_default_would_cut(client, route):
     """The default window of this version is 2,048 tokens."""
-    request = LLMRequest(messages="one two three four " * 575, max_output_tokens=2, temperature=0)
+    request = LLMRequest(messages="one two three four " * 525, max_output_tokens=2, temperature=0, timeout_s=280)
     reply = await client.call(route, request, AttemptLog())
     assert reply.usage.input_tokens is not None
-    assert 2300 <= reply.usage.input_tokens < 2320
+    assert 2100 <= reply.usage.input_tokens < 2120
     assert reply.warnings == ("The answer stops at the limit of 2 tokens.",)
 
 
@@ -138,7 +138,7 @@ async def test_ollama_is_free_again_after_a_cancellation(client, route):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert log.attempts[-1].status is AttemptStatus.CANCELLED
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await client.call(route, LLMRequest(messages="Hi", max_output_tokens=2), AttemptLog())
 
 

@@ -62,7 +62,7 @@ def test_the_evaluation_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("LLM_GEMINI_API_BASE", f"{gemini.url}/v1beta")
         monkeypatch.setenv("LLM_GEMINI_API_KEY", "k")
         arguments = [sys.executable, "-m", *shlex.split(command)]
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=100)
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 0, done.stderr
     assert "gemini/gemini-2.5-flash" in done.stdout
 

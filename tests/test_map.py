@@ -297,7 +297,7 @@ def test_an_interrupted_map_keeps_what_is_done_cancels_the_rest_and_goes_on_from
     with pytest.raises(KeyboardInterrupt, match="the same call does the rest"):
         session.map(City, data, name="n", concurrency=2, progress=False)
     watcher.join()
-    assert ollama.wait_until_idle(2)
+    assert ollama.wait_until_idle(60)
     assert sum(call.client_disconnected for call in ollama.calls) == 2
     done = session.partial
     assert isinstance(done, pd.DataFrame)
@@ -325,7 +325,7 @@ async def test_the_async_twin_gives_the_same_frame_and_keeps_a_part_when_cancell
     with pytest.raises(asyncio.CancelledError):
         await task
     assert session.partial["status"].tolist() == ["SUCCEEDED", "NOT_RUN"]
-    assert await asyncio.to_thread(ollama.wait_until_idle, 2)
+    assert await asyncio.to_thread(ollama.wait_until_idle, 60)
 
 
 def test_the_bar_says_rows_failures_and_tokens(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
@@ -349,7 +349,7 @@ def _plan(data: object, chat: Callable[..., object], concurrency: int = 4) -> Ma
 
 
 @pytest.mark.slow
-async def test_a_hundred_thousand_rows_take_a_few_tasks_and_little_memory() -> None:
+async def test_twenty_thousand_rows_take_a_few_tasks_and_little_memory() -> None:
     most_tasks = 0
 
     async def chat(text: str, _parameters: dict[str, object]) -> LLMResponse:
@@ -360,7 +360,7 @@ async def test_a_hundred_thousand_rows_take_a_few_tasks_and_little_memory() -> N
         return answer
 
     answer = _reply("yes")
-    data = pd.Series([f"row {number}" for number in range(100_000)])
+    data = pd.Series([f"row {number}" for number in range(20_000)])
     mapping = _plan(data, chat, concurrency=8)
     gc.collect()
     tracemalloc.start()
@@ -420,5 +420,5 @@ def test_a_session_loads_no_pandas_and_registers_the_accessor_when_it_is_there()
         "import sys, llmkit; s = llmkit.Session(); assert 'pandas' not in sys.modules;"
         "import pandas; t = llmkit.Session(); assert hasattr(pandas.Series, 'llm')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 0, done.stderr

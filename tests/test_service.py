@@ -121,9 +121,10 @@ async def test_a_succeeded_key_with_another_request_is_a_conflict(other: dict[st
 
 
 async def test_a_key_in_flight_is_in_progress_with_run_and_age() -> None:
-    bench = Bench(ScriptedClient(latency_s=0.2))
+    bench = Bench(ScriptedClient(latency_s=1.0))
     leader = asyncio.create_task(bench.ask(idempotency_key="k"))
-    await asyncio.sleep(0.05)
+    while not bench.client.calls:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
     with pytest.raises(LLMInProgress) as caught:
         await bench.ask(idempotency_key="k")
     with pytest.raises(LLMIdempotencyConflict):
@@ -232,9 +233,10 @@ async def test_equal_requests_of_two_services_on_one_store_are_one_call() -> Non
 
 
 async def test_when_the_leader_is_cancelled_another_one_takes_its_turn() -> None:
-    bench = Bench(ScriptedClient(latency_s=0.1), cache=True)
+    bench = Bench(ScriptedClient(latency_s=0.5), cache=True)
     leader = asyncio.create_task(bench.ask())
-    await asyncio.sleep(0.02)
+    while not bench.client.calls:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
     follower = asyncio.create_task(bench.ask())
     await asyncio.sleep(0.02)
     leader.cancel()
@@ -243,7 +245,7 @@ async def test_when_the_leader_is_cancelled_another_one_takes_its_turn() -> None
 
 
 async def test_followers_share_the_leaders_error_and_each_is_a_row() -> None:
-    bench = Bench(ScriptedClient([LLMAuthenticationError("no")], latency_s=0.05), cache=True)
+    bench = Bench(ScriptedClient([LLMAuthenticationError("no")], latency_s=0.5), cache=True)
     outcomes = await asyncio.gather(*(bench.ask() for _ in range(5)), return_exceptions=True)
     assert all(isinstance(outcome, LLMAuthenticationError) for outcome in outcomes)
     assert len(bench.client.calls) == 1
@@ -263,9 +265,10 @@ async def test_a_fallbacks_answer_is_not_served_for_the_first_choice() -> None:
 
 
 async def test_a_cancelled_call_is_recorded_with_what_it_had_sent() -> None:
-    bench = Bench(ScriptedClient(latency_s=5))
+    bench = Bench(ScriptedClient(latency_s=100))
     task = asyncio.create_task(bench.ask(idempotency_key="k"))
-    await asyncio.sleep(0.05)
+    while not bench.client.calls:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -306,9 +309,10 @@ async def test_an_answer_that_cannot_be_recorded_is_in_the_error(monkeypatch: py
 
 
 async def test_a_long_call_keeps_its_heart_beating() -> None:
-    bench = Bench(ScriptedClient(latency_s=0.3), abandoned_after_s=0.2)
+    bench = Bench(ScriptedClient(latency_s=1.0), abandoned_after_s=0.2)
     task = asyncio.create_task(bench.ask(idempotency_key="k"))
-    await asyncio.sleep(0.02)
+    while not bench.client.calls:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
     (first,) = [run.heartbeat_at_utc for run in bench.runs.runs]
     await task
     (last,) = [run.heartbeat_at_utc for run in bench.runs.runs]

@@ -92,5 +92,5 @@ else:
 @pytest.mark.parametrize(("ending", "said"), [("exit", "loading"), ("fork", "0")])
 def test_a_process_can_end_or_fork_in_the_middle_of_it(ending: str, said: str):
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", SCRIPT, ending]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, said, "")

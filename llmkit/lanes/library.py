@@ -126,14 +126,14 @@ def load_library() -> Library:
 
 def _import_library() -> Library:
     prepare_litellm_environment()
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
+        # At DEBUG it logs whole prompts, and it switches propagation on by itself. It says things while it is imported.
+        logging.getLogger(name).disabled = True
     import litellm
     from litellm._internal_context import is_internal_call
     from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
 
     litellm.suppress_debug_info = True
-    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
-        # At DEBUG it logs whole prompts, and it switches propagation on by itself.
-        logging.getLogger(name).disabled = True
     return Library(litellm.acompletion, AsyncHTTPHandler, litellm.model_cost, is_internal_call)
 
 

@@ -118,13 +118,13 @@ def user_script(text: str) -> subprocess.Popen[str]:
 def finish(script: subprocess.Popen[str]) -> tuple[str, str]:
     """Wait for the end of a user's process; one that hangs is ended with everything that it forked."""
     try:
-        return script.communicate(timeout=30)
+        return script.communicate(timeout=200)
     except subprocess.TimeoutExpired:
         os.killpg(script.pid, signal.SIGKILL)
         return script.communicate()
 
 
-async def until(condition: object, seconds: float = 5) -> None:
+async def until(condition: object, seconds: float = 60) -> None:
     """Wait until `condition()` is true."""
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]

@@ -159,7 +159,7 @@ DOCUMENTS = st.fixed_dictionaries(
 
 
 @given(DOCUMENTS)
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_the_model_accepts_what_the_schema_accepts(document):
     accepted = Draft202012Validator(SCHEMA).is_valid(document)
     model = model_of_schema(SCHEMA)

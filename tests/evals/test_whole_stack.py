@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -106,21 +107,24 @@ def test_what_failed_is_all_that_is_sent_again():
 def test_killed_in_the_middle_and_started_again(tmp_path):
     (tmp_path / "task.py").write_text(TASK_FILE)
 
-    def slow(request):
-        return Fault.delay(0.05, Reply(json.dumps({"label": "positive"})))
+    dead = threading.Event()
 
-    with OllamaServer(slow, models=["llama3.2"]) as server:
+    def until_the_twelfth(request):
+        return answer(request) if dead.is_set() or len(server.calls) <= 10 else Fault.hang()
+
+    with OllamaServer(until_the_twelfth, models=["llama3.2"]) as server:
         environment = {"LLM_OLLAMA_API_BASE": server.url, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
         command = [sys.executable, "-c", PROGRAM]
         victim = subprocess.Popen(command, cwd=tmp_path, env=environment)
-        deadline = time.monotonic() + 60
-        while len(server.calls) < 10 and time.monotonic() < deadline:
+        deadline = time.monotonic() + 200
+        while len(server.calls) < 12 and time.monotonic() < deadline:
             time.sleep(0.01)
         victim.kill()
         victim.wait()
+        dead.set()
         before = len(server.calls)
-        assert 10 <= before < SAMPLES
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True, timeout=100)
+        assert before == 12
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True, timeout=250)
         report = json.loads(done.stdout)
         sent_again = len(server.calls) - SAMPLES
 

@@ -167,7 +167,7 @@ async def test_what_was_in_flight_is_listed_as_in_doubt_until_and_after_it_is_as
     ):
         batch = Batch(nursery, server, home, database_url)
         process = batch.start()
-        assert server.wait_until_in_flight(CONCURRENCY, 30)
+        assert server.wait_until_in_flight(CONCURRENCY, 100)
         batch.kill(process)
         store = SqlEvalStore(home.journal)
         in_flight = {run.id for run in await store.in_doubt("lab", "batch")}

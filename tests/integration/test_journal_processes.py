@@ -29,7 +29,7 @@ def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[
     processes = [SPAWN.Process(target=_report, args=(work, number, outcomes, arguments)) for number in range(count)]
     for process in processes:
         process.start()
-    found = [outcomes.get(timeout=100) for _ in processes]
+    found = [outcomes.get(timeout=250) for _ in processes]
     for process in processes:
         process.join()
     return found
@@ -159,7 +159,7 @@ asyncio.run(main())
 @pytest.mark.parametrize("end", ["", "sys.exit(3)", "raise RuntimeError('an error of the user')", "del home"])
 def test_the_end_of_the_interpreter_flushes(sqlite_url: str, end: str) -> None:
     with python(SERVER.format(end=end), sqlite_url, stderr=subprocess.PIPE) as process:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=200)
     assert "Exception ignored" not in errors
     assert "llmkit" not in errors
     with JournalHome(sqlite_url) as home:
@@ -171,7 +171,7 @@ def test_an_idle_journal_does_not_keep_a_process_alive(sqlite_url: str) -> None:
         end="import threading; print([t.name for t in threading.enumerate() if t.name != 'MainThread'])"
     )
     with python(code, sqlite_url) as process:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=200)
     assert (process.returncode, output.strip()) == (0, "['llmkit-journal']")
 
 
@@ -197,7 +197,7 @@ if child:
 
 def test_a_forked_child_writes_for_itself(database_url: str) -> None:
     with python(FORK, database_url, stderr=subprocess.PIPE) as process:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=200)
     assert (process.returncode, errors) == (0, "")
     with JournalHome(database_url) as home:
         assert {run["idempotency_key"] for run in home.runs()} == {"parent", "parent again", "child"}

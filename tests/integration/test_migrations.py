@@ -284,7 +284,7 @@ def test_eight_processes_that_open_a_new_database_at_once(new_database_url: str)
     processes = [context.Process(target=open_together, args=(new_database_url, barrier, outcomes)) for _ in range(8)]
     for process in processes:
         process.start()
-    found = [outcomes.get(timeout=100) for _ in processes]
+    found = [outcomes.get(timeout=250) for _ in processes]
     for process in processes:
         process.join()
     assert set(found) <= {"empty", "current"}, found

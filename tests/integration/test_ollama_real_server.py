@@ -155,7 +155,7 @@ def test_closing_the_connection_stops_the_generation(interrupted_ollama: RealOll
     wait_until(lambda: cpu_share(interrupted_ollama) < 0.05, "it still generates for nobody")
 
 
-def wait_until(condition: Callable[[], bool], complaint: str, within_s: float = 10) -> None:
+def wait_until(condition: Callable[[], bool], complaint: str, within_s: float = 60) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, complaint

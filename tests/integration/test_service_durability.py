@@ -70,7 +70,7 @@ def _watched(watch: WriteTransactionWatch, held: list[object], answer: Reply) ->
 
     def reply(_request: RecordedRequest) -> object:
         numbers = {transaction.number for transaction in watch.open_transactions}
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while still := [each for each in watch.open_transactions if each.number in numbers]:
             if time.monotonic() > deadline:
                 held.append(still)

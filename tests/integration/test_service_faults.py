@@ -117,7 +117,7 @@ async def test_a_store_that_takes_no_writes_any_more_is_said_with_the_answer(pos
             )
         client.gate.set()
         with pytest.raises(LLMStoreError, match="read-only") as caught:
-            await asyncio.wait_for(call, 30)
+            await asyncio.wait_for(call, 60)
         assert caught.value.response.text == "ok"
         with pytest.raises(LLMStoreError, match="read-only"):
             await service.chat(ask("another"), HERE)
@@ -180,7 +180,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.mark.parametrize("hours", [-1, 1])
 async def test_a_clock_that_is_set_during_a_call_changes_nothing(database_url: str, clock: Clock, hours: int) -> None:
-    settings = load_settings(cache_enabled=False, abandoned_after_s=0.2)
+    settings = load_settings(cache_enabled=False, abandoned_after_s=10.0)
     client = GatedClient()
     with JournalHome(database_url) as home:
         service = LLMService(router=LLMRouter(settings, client), settings=settings, runs=home.repo)
@@ -191,8 +191,8 @@ async def test_a_clock_that_is_set_during_a_call_changes_nothing(database_url: s
             await service.chat(ask("q", idempotency_key="k"), HERE)
         assert caught.value.age_s >= 0
         client.gate.set()
-        answer = await asyncio.wait_for(call, 10)
-        assert 0 <= answer.latency_ms < 10_000
+        answer = await asyncio.wait_for(call, 60)
+        assert 0 <= answer.latency_ms < 60_000
         replay = await service.chat(ask("q", idempotency_key="k"), HERE)
         assert (replay.served_from, replay.source_run_id) == ("replay", answer.run_id)
         await home.journal.flush()
@@ -203,7 +203,7 @@ async def test_a_dead_process_from_before_the_clock_was_set_back_is_found_dead(d
     with OllamaServer(Fault.hang()) as server, JournalHome(database_url) as home:
         with Worker("batch", database=database_url, url=server.url, keys=["k"], concurrency=1) as worker:
             worker.go()
-            assert server.wait_until_in_flight(1, 30)
+            assert server.wait_until_in_flight(1, 100)
         clock.offset = timedelta(hours=-1)
         settings = load_settings(cache_enabled=False)
         service = LLMService(router=LLMRouter(settings, ScriptedClient()), settings=settings, runs=home.repo)
@@ -244,7 +244,7 @@ def test_a_session_closed_under_a_call_leaves_no_key_blocked(database_url: str) 
 
         caller = threading.Thread(target=call)
         caller.start()
-        assert server.wait_until_in_flight(1, 30)
+        assert server.wait_until_in_flight(1, 100)
         session.close()
         caller.join(20)
         assert [type(error) for error in ended] == [LLMError]

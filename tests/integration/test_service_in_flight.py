@@ -88,7 +88,7 @@ def test_processes_that_ask_the_same_make_one_request(database_url: str) -> None
 def test_when_the_leading_process_is_killed_one_more_request_is_made(database_url: str) -> None:
     with OllamaServer([Fault.hang(), Reply("the answer")]) as server, ExitStack() as stack:
         workers = _crowd(stack, database_url, server)
-        assert server.wait_until_in_flight(1, 30)
+        assert server.wait_until_in_flight(1, 100)
         with JournalHome(database_url) as home:
             (started,) = home.runs()
             leader_pid = int(started["owner"].split("|")[-2])
@@ -121,7 +121,7 @@ async def test_nobody_waits_longer_for_a_leader_than_its_heart_may_be_silent() -
     """Its process lives but does not work on it any more: the store failed when it was to write the end."""
     bench = Bench(ScriptedClient(), abandoned_after_s=0.1)
     await _leave_in_flight(bench)
-    answer = await asyncio.wait_for(bench.chat(), 5)
+    answer = await asyncio.wait_for(bench.chat(), 60)
     assert answer.billed
     assert [status for status, _ in bench.outcomes] == ["STARTED", "SUCCEEDED"]
 
@@ -130,14 +130,14 @@ async def test_a_leader_whose_clock_is_an_hour_ahead_is_not_waited_for_an_hour()
     bench = Bench(ScriptedClient(), abandoned_after_s=0.1)
     owner = "another-boot|pid:[1]|7|99"
     await _leave_in_flight(bench, owner=owner, created_at_utc=utc_now() + timedelta(hours=1))
-    assert (await asyncio.wait_for(bench.chat(), 5)).billed
+    assert (await asyncio.wait_for(bench.chat(), 60)).billed
 
 
 async def test_a_leader_whose_heart_beats_is_waited_for() -> None:
-    bench = Bench(ScriptedClient(), abandoned_after_s=0.2)
+    bench = Bench(ScriptedClient(), abandoned_after_s=1.0)
     start = await _leave_in_flight(bench)
     follower = bench.chat()
-    for _ in range(6):
+    for _ in range(12):
         await asyncio.sleep(0.1)
         await bench.runs.heartbeat([start.id], utc_now())
     assert not follower.done()

@@ -140,7 +140,7 @@ async def test_a_dying_writer_tells_everybody_and_a_new_one_starts(home: Journal
     assert {run["id"] for run in home.runs()} == kept
     dead = home.journal._here().writer._thread
     if dead is not None and not any(outcome is None for outcome in created):
-        dead.join(10)
+        dead.join(60)
     await pair(home)
     assert len(home.runs()) == len(kept) + 1
 
@@ -177,7 +177,7 @@ def test_closing_from_several_threads(home: JournalHome) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
 
 

@@ -91,12 +91,12 @@ def test_stopping_is_quick_and_ends_what_is_under_way(server, fault):
     callers = [threading.Thread(target=call) for _ in range(8)]
     for caller in callers:
         caller.start()
-    assert server.wait_until_in_flight(8)
+    assert server.wait_until_in_flight(8, 60)
     began = time.perf_counter()
     server.stop()
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 25
     for caller in callers:
-        caller.join(5)
+        caller.join(60)
     assert len(problems) == 8
     assert {call.outcome for call in server.calls} == {"stopped"}
     assert server.usage == Usage()
@@ -208,7 +208,7 @@ def test_bad_scripts_are_refused():
 async def answer_to(server, path, body, fault):
     server.script(fault)
     async with (
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(5)) as session,
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60)) as session,
         session.post(server.url + path, json=body, allow_redirects=False) as response,
     ):
         return response.status, response.headers, await response.read()
@@ -301,7 +301,7 @@ async def run(server, calls):
 async def test_capacity_and_latency(server):
     server.load = Load(latency_s=0.05, capacity=4)
     took, statuses = await run(server, 12)
-    assert 0.15 <= took < 10
+    assert 0.15 <= took < 60
     assert statuses == [200] * 12
     assert (server.max_in_flight, server.in_flight) == (12, 0)
 
@@ -318,14 +318,15 @@ async def test_waiting_calls_are_served_in_order(server):
         tasks = []
         for number in range(6):
             tasks.append(asyncio.create_task(call(number)))
-            assert await asyncio.to_thread(server.wait_until_in_flight, number + 1)
+            while server.call_count <= number:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
         await asyncio.gather(*tasks)
     assert ended == [call.json["number"] for call in server.calls] == list(range(6))
 
 
 @pytest.mark.parametrize("overload_status", [429, 503])
 async def test_a_full_queue_refuses(server, overload_status):
-    server.load = Load(latency_s=0.2, capacity=2, max_queue=3, overload_status=overload_status)
+    server.load = Load(latency_s=0.5, capacity=2, max_queue=3, overload_status=overload_status)
     _, statuses = await run(server, 8)
     assert sorted(statuses) == [200] * 5 + [overload_status] * 3
     assert server.usage.answers == 5
@@ -335,7 +336,8 @@ async def test_a_waiting_client_that_leaves_frees_its_place(server):
     server.load = Load(latency_s=0.2, capacity=1)
     async with aiohttp.ClientSession() as session:
         first, second, third = [asyncio.create_task(_read(session, server.url + "/api/chat", CHAT)) for _ in range(3)]
-        assert await asyncio.to_thread(server.wait_until_in_flight, 3)
+        while server.call_count < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
         second.cancel()
         assert [status for status, _ in await asyncio.gather(first, third)] == [200, 200]
     assert sorted(call.outcome for call in server.calls) == ["answered", "answered", "client_left"]
