@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -22,6 +23,10 @@ settings.register_profile("search", max_examples=1000, deadline=None, suppress_h
 settings.load_profile("steady")
 
 _LOCAL_NAMES = {"localhost", "", None}
+
+# A shell's background jobs are started deaf to Ctrl-C, which some tests send to themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -47,12 +47,14 @@ class Health:
 
     Attributes:
         answers: How many got an answer.
+        failures: How many failed.
         in_a_row: Hopeless failures since the last other outcome.
         resting_after: The error that said that the route is left alone for a while.
         stopped_by: The error after which the route is not called any more.
     """
 
     answers: int = 0
+    failures: int = 0
     in_a_row: int = 0
     resting_after: LLMError | None = None
     stopped_by: LLMError | None = None
@@ -64,6 +66,7 @@ class Health:
 
     def failed(self, error: Exception) -> None:
         """Note a failure, and stop after several hopeless ones in a row."""
+        self.failures += 1
         self.in_a_row = self.in_a_row + 1 if isinstance(error, HOPELESS) else 0
         if self.in_a_row >= FAILURES_BEFORE_STOP and isinstance(error, LLMError):
             self.stopped_by = self.stopped_by or error
@@ -71,14 +74,14 @@ class Health:
     def is_left_alone(self, error: Exception) -> bool:
         """Whether nothing was sent, because the route failed too often just before.
 
-        Then it rests; a route that has not answered once is stopped instead, so that nobody waits for a server that
-        is not there.
+        Then it rests; a route that has failed and not answered once is stopped instead, so that nobody waits for a
+        server that is not there. One that failed before this began may be back, and gets its rest.
         """
         # Its subclasses tell of a request that was sent, whether or not they know their attempts.
         if type(error) is not LLMUnavailable or error.attempts:
             return False
         self.resting_after = error
-        if not self.answers:
+        if self.failures and not self.answers:
             self.give_up()
         return True
 

@@ -690,3 +690,16 @@ async def test_output_json_reads_back_into_the_type():
     await run(store=store)
     for result in store.rows.values():
         assert Sentiment.model_validate_json(result.output_json)
+
+
+async def test_a_route_that_failed_before_the_evaluation_began_gets_its_rest():
+    asked = []
+
+    def answer(call):
+        asked.append(call.text)
+        if len(asked) == 1:
+            raise left_alone()
+        return right(call)
+
+    report = await run(extract=FakeExtract(answer), concurrency=1)
+    assert report.counts["SUCCEEDED"] == 4

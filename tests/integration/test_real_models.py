@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -204,15 +204,12 @@ def test_an_ollama_that_is_killed_in_the_middle_of_a_comparison_costs_only_the_w
         if progress.sent >= 4 and not killed:
             own_ollama.kill()
             killed.append(progress.done)
+            threading.Timer(1.0, own_ollama.restart).start()
 
     with Session("real", ollama_api_base=own_ollama.url, max_retries=0, cooldown_s=1) as session:
-        run = partial(session.evaluate, task, routes, name="servers", limit=4, concurrency=2)
-        broken = run(progress=kill_once)
-        own_ollama.restart()
-        report = run(progress=False)
+        report = session.evaluate(task, routes, name="servers", limit=4, concurrency=2, progress=kill_once)
         attempts = session.attempts()
     assert killed
-    assert {result.route for result in broken.results if result.status != "SUCCEEDED"} == {routes[1]}
     assert report.counts["SUCCEEDED"] == 8
     answered = attempts[attempts.status == "SUCCEEDED"]
     assert answered.pipeline_run_id.is_unique
