@@ -25,7 +25,8 @@ from uuid import UUID
 import uuid_utils.compat as uuid_utils
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from llmkit.persistence.engines import DatabaseAddress, make_async_engine
+from llmkit.persistence.addresses import DatabaseAddress
+from llmkit.persistence.engines import make_async_engine
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
 from llmkit.persistence.models import LLMAttemptRow, LLMRunRow

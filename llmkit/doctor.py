@@ -20,7 +20,7 @@ from llmkit.errors import LLMError
 from llmkit.facts import Fact
 from llmkit.inquiry import OllamaServerState, ProbeFile, PulledModel, look_at_server
 from llmkit.lanes.library import RELEASE
-from llmkit.persistence.engines import DatabaseAddress
+from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.migrate import SchemaStatus, current_state
 from llmkit.providers import PROVIDERS
 from llmkit.providers.local import EMBEDDED_MODELS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection
 
-from llmkit.persistence.engines import DatabaseAddress
+from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.migrate import migration_connection
 from llmkit.persistence.models import METADATA
 from llmkit.settings import load_settings

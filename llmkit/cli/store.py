@@ -29,7 +29,7 @@ Named = Annotated[str, typer.Option("--workspace", "-w", help="Whose rows.")]
 @db_app.command("upgrade")
 def db_upgrade() -> None:
     """Bring the database to the newest schema; sessions do it by themselves when they open."""
-    from llmkit.persistence.engines import DatabaseAddress
+    from llmkit.persistence.addresses import DatabaseAddress
     from llmkit.persistence.migrate import upgrade
 
     settings = load_settings()
@@ -143,7 +143,7 @@ def open_store(settings: LLMSettings) -> Iterator[Journal]:
 
 def _journal(settings: LLMSettings) -> Journal:
     """The store as it is; a new one is not made for somebody who only wants to look."""
-    from llmkit.persistence.engines import DatabaseAddress
+    from llmkit.persistence.addresses import DatabaseAddress
     from llmkit.persistence.journal import Journal
     from llmkit.persistence.migrate import upgrade
 

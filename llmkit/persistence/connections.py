@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
-from sqlalchemy import Connection, Engine, PoolProxiedConnection
-
-from llmkit.persistence.engines import DatabaseAddress, begin_immediate
+from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.faults import database_gone, store_error
 from llmkit.persistence.fork import ForkGate
-from llmkit.persistence.statements import PreparedSelect
+from llmkit.persistence.prepared import PreparedSelect
+from llmkit.persistence.sqlite_files import open_sqlite
+from llmkit.persistence.watch import write_began, write_ended
 
-__all__ = ["SqliteReader", "WriteConnection"]
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+__all__ = ["ServerWriter", "SqliteReader", "SqliteWriter", "WriteConnection", "Writer"]
 
 # How long a reader may go on with a file that was deleted: looking costs as much as a third of a read.
 LOOK_AGAIN_S: Final = 0.1
@@ -53,22 +57,111 @@ class FileGuard:
         return found.st_dev, found.st_ino
 
 
+Row: TypeAlias = tuple[Any, ...]
+
+
+class Writer(Protocol):
+    """A connection that writes, one transaction at a time."""
+
+    def begin(self) -> None:
+        """Begin a transaction; SQLite's has the write lock from its beginning."""
+        ...
+
+    def commit(self) -> None:
+        """Make it durable."""
+        ...
+
+    def execute_many(self, sql: str, rows: Sequence[Row]) -> int:
+        """How many rows the statement changed, over all the given parameters."""
+        ...
+
+    def first(self, sql: str, parameters: Row) -> Row | None:
+        """The first row of a query."""
+        ...
+
+    def close(self) -> None:
+        """Give it up, whatever state it is in; what is not committed is rolled back."""
+        ...
+
+
+class SqliteWriter:
+    """A `Writer` on an SQLite file. SQLAlchemy would take as long as SQLite itself for a batch of one."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def begin(self) -> None:
+        """See `Writer`."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        write_began(self, "BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        """See `Writer`."""
+        self._connection.execute("COMMIT")
+        write_ended(self)
+
+    def execute_many(self, sql: str, rows: Sequence[Row]) -> int:
+        """See `Writer`."""
+        return self._connection.executemany(sql, rows).rowcount
+
+    def first(self, sql: str, parameters: Row) -> Row | None:
+        """See `Writer`."""
+        rows: list[Row] = self._connection.execute(sql, parameters).fetchall()
+        return rows[0] if rows else None
+
+    def close(self) -> None:
+        """See `Writer`."""
+        self._connection.close()
+        write_ended(self)
+
+
+class ServerWriter:
+    """A `Writer` on a PostgreSQL server."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._connection = engine.connect()
+
+    def begin(self) -> None:
+        """See `Writer`."""
+        self._connection.begin()
+
+    def commit(self) -> None:
+        """See `Writer`."""
+        self._connection.commit()
+
+    def execute_many(self, sql: str, rows: Sequence[Row]) -> int:
+        """See `Writer`."""
+        return self._connection.exec_driver_sql(sql, list(rows)).rowcount
+
+    def first(self, sql: str, parameters: Row) -> Row | None:
+        """See `Writer`."""
+        row = self._connection.exec_driver_sql(sql, parameters).first()
+        return None if row is None else tuple(row)
+
+    def close(self) -> None:
+        """See `Writer`."""
+        try:
+            self._connection.invalidate()
+        finally:
+            self._connection.close()
+
+
 class WriteConnection:
     """A connection for one thread, opened on first use and anew after any failure.
 
     Args:
-        engine: Where it comes from.
-        address: Of the same database.
+        opener: Opens it.
+        path: The file, for SQLite.
         gate: Shut while the process forks.
     """
 
-    def __init__(self, engine: Engine, address: DatabaseAddress, gate: ForkGate) -> None:
-        self._engine = engine
-        self._address = address
+    def __init__(self, opener: Callable[[], Writer], path: Path | None, gate: ForkGate) -> None:
+        self._opener = opener
+        self._path = path
         self._gate = gate
-        self._open: tuple[Connection, FileGuard] | None = None
+        self._open: tuple[Writer, FileGuard] | None = None
 
-    def transact(self, work: Callable[[Connection], T]) -> T:
+    def transact(self, work: Callable[[Writer], T]) -> T:
         """Run `work` in one transaction of its own, durable on return.
 
         Raises:
@@ -83,18 +176,18 @@ class WriteConnection:
                 self.discard()
                 raise
 
-    def _transacted(self, work: Callable[[Connection], T]) -> T:
-        connection, guard = self._opened()
+    def _transacted(self, work: Callable[[Writer], T]) -> T:
+        writer, guard = self._opened()
         guard.check()
-        with connection.begin():
-            result = work(connection)
+        writer.begin()
+        result = work(writer)
+        writer.commit()
         guard.check()
         return result
 
-    def _opened(self) -> tuple[Connection, FileGuard]:
+    def _opened(self) -> tuple[Writer, FileGuard]:
         if self._open is None:
-            connection = begin_immediate(self._engine.connect())
-            self._open = connection, FileGuard(self._address.path)
+            self._open = self._opener(), FileGuard(self._path)
         return self._open
 
     def close(self) -> None:
@@ -104,13 +197,9 @@ class WriteConnection:
 
     def discard(self) -> None:
         """As `close`, for whoever has shut the gate."""
-        if self._open is None:
-            return
-        connection, self._open = self._open[0], None
-        try:
-            connection.invalidate()
-        finally:
-            connection.close()
+        if self._open is not None:
+            writer, self._open = self._open[0], None
+            writer.close()
 
 
 class SqliteReader:
@@ -119,12 +208,12 @@ class SqliteReader:
     Each statement is read to its end, so that no read transaction stays open and the next one sees the newest commit.
     """
 
-    def __init__(self, engine: Engine, address: DatabaseAddress, gate: ForkGate) -> None:
-        self._engine = engine
+    def __init__(self, address: DatabaseAddress, busy_timeout_s: float, gate: ForkGate) -> None:
         self._address = address
+        self._busy_timeout_s = busy_timeout_s
         self._gate = gate
         self._lock = Lock()
-        self._open: tuple[PoolProxiedConnection, Any, FileGuard] | None = None
+        self._open: tuple[sqlite3.Connection, FileGuard] | None = None
 
     def one(self, select: PreparedSelect, parameters: Sequence[Any]) -> list[Any] | None:
         """The values of the first row, or None.
@@ -142,15 +231,14 @@ class SqliteReader:
                 raise store_error(error, self._address.label, self._address.path) from None
         return None if row is None else select.values(row)
 
-    def _first(self, sql: str, parameters: Sequence[Any]) -> tuple[Any, ...] | None:
-        _, driver, guard = self._open or self._opened()
+    def _first(self, sql: str, parameters: Sequence[Any]) -> Row | None:
+        connection, guard = self._open or self._opened()
         guard.check(at_most_old_s=LOOK_AGAIN_S)
-        rows: list[tuple[Any, ...]] = driver.execute(sql, parameters).fetchall()
+        rows: list[Row] = connection.execute(sql, parameters).fetchall()
         return rows[0] if rows else None
 
-    def _opened(self) -> tuple[PoolProxiedConnection, Any, FileGuard]:
-        pooled = self._engine.raw_connection()
-        self._open = pooled, pooled.driver_connection, FileGuard(self._address.path)
+    def _opened(self) -> tuple[sqlite3.Connection, FileGuard]:
+        self._open = open_sqlite(self._address, self._busy_timeout_s), FileGuard(self._address.path)
         return self._open
 
     def close(self) -> None:
@@ -162,4 +250,4 @@ class SqliteReader:
         """As `close`, for whoever has shut the gate."""
         if self._open is not None:
             connection, self._open = self._open[0], None
-            connection.invalidate()
+            connection.close()

@@ -29,8 +29,9 @@ from sqlalchemy.types import NULLTYPE
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
 from llmkit.persistence.journal import Journal
 from llmkit.persistence.operations import OpenEvalRun, SaveEvalResult
+from llmkit.persistence.prepared import PreparedSelect
 from llmkit.persistence.rows import eval_run_of, recorded_call_of, stored_run_of
-from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS, PreparedSelect, stored_run_select
+from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS, compiled, stored_run_select
 from llmkit.ports import (
     DOUBTFUL_STATUSES,
     CallUnderWay,
@@ -208,22 +209,20 @@ class _Queries:
         # PostgreSQL's driver gives floats as they are; SQLAlchemy's reading of them needs its own cursor.
         plain = {"latency_ms": type_coerce(rows.latency_ms, NULLTYPE)}
         whole = select(*[plain.get(name, rows[name]) for name in _RESULT_COLUMNS]).where(of_run)
-        self.results = PreparedSelect(whole, dialect)
-        self.result = PreparedSelect(whole.where(*key), dialect, ("of_run", "sample_id", "route", "epoch"))
-        self.outcomes = PreparedSelect(
-            select(
-                rows.sample_id,
-                rows.route,
-                rows.epoch,
-                rows.status,
-                rows.error_code,
-                rows.finished_at_utc,
-                rows.pipeline_run_id,
-                rows.output_json.is_not(None),
-                rows.scores_json,
-            ).where(of_run),
-            dialect,
-        )
+        self.results = PreparedSelect(compiled(whole, dialect))
+        self.result = PreparedSelect(compiled(whole.where(*key), dialect), ("of_run", "sample_id", "route", "epoch"))
+        outcomes = select(
+            rows.sample_id,
+            rows.route,
+            rows.epoch,
+            rows.status,
+            rows.error_code,
+            rows.finished_at_utc,
+            rows.pipeline_run_id,
+            rows.output_json.is_not(None),
+            rows.scores_json,
+        ).where(of_run)
+        self.outcomes = PreparedSelect(compiled(outcomes, dialect))
 
 
 def _rows(connection: Connection, query: PreparedSelect, eval_run_id: UUID) -> Iterator[list[Any]]:

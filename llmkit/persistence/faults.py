@@ -14,9 +14,6 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Final, TypeVar
 
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-
 from llmkit.errors import LLMStoreError
 
 __all__ = ["Fault", "cannot_open", "classify", "database_gone", "patiently", "store_error"]
@@ -99,7 +96,7 @@ def _may_pass(error: Exception, cause: BaseException) -> bool:
         return code in SQLITE_TRANSIENT
     if state is not None:
         return state.startswith(POSTGRES_TRANSIENT)
-    return isinstance(error, PoolTimeoutError) or _connection_lost(error, cause)
+    return _is_of_sqlalchemy(error, "TimeoutError") or _connection_lost(error, cause)
 
 
 def _is_about_values(cause: BaseException) -> bool:
@@ -202,9 +199,8 @@ def _by_sqlstate(state: str) -> str | None:
 
 
 def _driver_error(error: Exception) -> BaseException:
-    if isinstance(error, StatementError) and error.orig is not None:
-        return error.orig
-    return error
+    wrapped = getattr(error, "orig", None) if _is_of_sqlalchemy(error, "StatementError") else None
+    return wrapped if isinstance(wrapped, BaseException) else error
 
 
 def _sqlite_code(cause: BaseException) -> int | None:
@@ -221,7 +217,13 @@ def _sqlstate(cause: BaseException) -> str | None:
 
 def _connection_lost(error: Exception, cause: BaseException) -> bool:
     broken = _sqlstate(cause) is None and _is_psycopg_operational(cause)
-    return broken or (isinstance(error, DBAPIError) and error.connection_invalidated)
+    return broken or bool(getattr(error, "connection_invalidated", False))
+
+
+def _is_of_sqlalchemy(error: BaseException, name: str) -> bool:
+    # By name: a process that only reads a stored answer does not load the library.
+    kinds = type(error).__mro__
+    return any(kind.__name__ == name and kind.__module__ == "sqlalchemy.exc" for kind in kinds)
 
 
 def _is_psycopg_operational(cause: BaseException) -> bool:
@@ -234,7 +236,7 @@ def _described(cause: BaseException) -> str:
     name = type(cause).__name__
     if isinstance(cause, sqlite3.Error):
         return f"{_first_line(cause)} ({name})"
-    if isinstance(cause, SQLAlchemyError):
+    if _is_of_sqlalchemy(cause, "SQLAlchemyError"):
         return name
     constraint = getattr(getattr(cause, "diag", None), "constraint_name", None)
     state = _sqlstate(cause)

@@ -8,21 +8,13 @@ import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from logging import getLogger
-from typing import Any, Final, TypeVar
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine
-from sqlalchemy.pool import QueuePool
-
 from llmkit.errors import LLMStoreError
-from llmkit.persistence.connections import SqliteReader, WriteConnection
-from llmkit.persistence.engines import (
-    DATABASE_ERRORS,
-    SQLITE_BUSY_TIMEOUT_S,
-    DatabaseAddress,
-    make_engine,
-    snapshot,
-)
+from llmkit.persistence.addresses import DatabaseAddress
+from llmkit.persistence.connections import ServerWriter, SqliteReader, SqliteWriter, WriteConnection, Writer
 from llmkit.persistence.faults import patiently, store_error
 from llmkit.persistence.fork import ForkGate, pause_around_forks
 from llmkit.persistence.operations import (
@@ -36,11 +28,15 @@ from llmkit.persistence.operations import (
     MarkFailed,
     MarkSucceeded,
 )
+from llmkit.persistence.prepared import PreparedSelect, Statements, sqlite_statements
 from llmkit.persistence.rows import stored_run_of
-from llmkit.persistence.statements import PreparedSelect, Statements
+from llmkit.persistence.sqlite_files import SQLITE_BUSY_TIMEOUT_S, open_sqlite
 from llmkit.persistence.writer import GroupWriter, Operation
 from llmkit.ports import RunFailure, RunStart, RunSuccess, StoredRun
 from llmkit.types import utc_now
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
 
 __all__ = ["Journal", "JournalLLMRunRepo"]
 
@@ -54,15 +50,33 @@ class _Resources:
 
     def __init__(self, address: DatabaseAddress, busy_timeout_s: float, patience_s: float) -> None:
         self.pid = os.getpid()
-        self.engine = make_engine(address, busy_timeout_s=busy_timeout_s)
-        self.statements = Statements(self.engine.dialect)
         self.gate = ForkGate()
         self.open_in_child = False
-        self._connection = WriteConnection(self.engine, address, self.gate)
+        self._address = address
+        self._busy_timeout_s = busy_timeout_s
+        self._engine: Engine | None = None
+        self._lock = Lock()
+        self.statements = sqlite_statements() if address.is_sqlite else _compiled_for(self.engine)
+        self._connection = WriteConnection(self._open_writer, address.path, self.gate)
         self.writer = GroupWriter(self._connection, self.statements, address, patience_s)
-        self.reader = SqliteReader(self.engine, address, self.gate) if address.is_sqlite else None
+        self.reader = SqliteReader(address, busy_timeout_s, self.gate) if address.is_sqlite else None
         if address.is_sqlite:
             pause_around_forks(self)
+
+    @property
+    def engine(self) -> Engine:
+        """Made when it is first wanted: for keyed reads and for writes, an SQLite file needs none."""
+        with self._lock:
+            if self._engine is None:
+                from llmkit.persistence.engines import make_engine
+
+                self._engine = make_engine(self._address, busy_timeout_s=self._busy_timeout_s)
+            return self._engine
+
+    def _open_writer(self) -> Writer:
+        if self._address.is_sqlite:
+            return SqliteWriter(open_sqlite(self._address, self._busy_timeout_s))
+        return ServerWriter(self.engine)
 
     def pause(self, patience_s: float) -> None:
         """Close the SQLite file for a fork. What cannot be closed in time makes the database unusable in the child."""
@@ -74,10 +88,10 @@ class _Resources:
         self._connection.discard()
         if self.reader is not None:
             self.reader.discard()
-        # What somebody borrowed from the engine directly stays open.
-        pool = self.engine.pool
-        self.open_in_child = isinstance(pool, QueuePool) and pool.checkedout() > 0
-        self.engine.dispose()
+        if self._engine is not None:
+            # What somebody borrowed from the engine directly stays open.
+            self.open_in_child = _is_lent(self._engine)
+            self._engine.dispose()
 
     def resume(self) -> None:
         """Go on after a fork, in the parent."""
@@ -91,7 +105,20 @@ class _Resources:
         self.writer.close()
         if self.reader is not None:
             self.reader.close()
-        self.engine.dispose()
+        if self._engine is not None:
+            self._engine.dispose()
+
+
+def _compiled_for(engine: Engine) -> Statements:
+    from llmkit.persistence.statements import compile_all
+
+    return Statements(compile_all(engine.dialect))
+
+
+def _is_lent(engine: Engine) -> bool:
+    from sqlalchemy.pool import QueuePool
+
+    return isinstance(engine.pool, QueuePool) and engine.pool.checkedout() > 0
 
 
 # Inherited over a fork and never touched: a server's connection is shared with the parent, and a lock may be held.
@@ -225,6 +252,8 @@ class Journal:
 
     def read_here(self, work: Callable[[Connection], T]) -> T:
         """As `read`, on the calling thread."""
+        from llmkit.persistence.engines import DATABASE_ERRORS, snapshot
+
         self._refuse_when_closed()
 
         def once() -> T:

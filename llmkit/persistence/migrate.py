@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -16,26 +16,21 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import Connection, inspect
-from sqlalchemy.engine.interfaces import DBAPICursor
-from sqlalchemy.exc import SQLAlchemyError
-
 from llmkit.errors import LLMConfigurationError, LLMStoreError
-from llmkit.persistence.engines import (
-    SQLITE_PAGE_SIZE,
-    DatabaseAddress,
-    begin_immediate,
-    create_database_file,
-    make_engine,
-)
+from llmkit.persistence.addresses import DatabaseAddress, create_database_file
 from llmkit.persistence.faults import Fault, classify, store_error
+from llmkit.persistence.sqlite_files import SQLITE_PAGE_SIZE, open_sqlite
 
 if TYPE_CHECKING:
     from alembic.config import Config
+    from sqlalchemy import Connection
+    from sqlalchemy.engine.interfaces import DBAPICursor
 
 __all__ = ["SchemaState", "SchemaStatus", "current_state", "downgrade", "migration_connection", "upgrade"]
 
 VERSION_TABLE: Final = "alembic_version"
+SELECT_REVISION: Final = f"SELECT version_num FROM {VERSION_TABLE}"  # noqa: S608
+HAS_SQLITE_TABLE: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
 # Any number will do, as long as every version of llmkit uses the same one.
 POSTGRES_LOCK: Final = 7_313_202_611_221
 WAL_PATIENCE_S: Final = 30.0
@@ -116,6 +111,10 @@ def migration_connection(address: DatabaseAddress) -> Iterator[Connection]:
     Raises:
         LLMStoreError: What the database raised inside, translated.
     """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from llmkit.persistence.engines import begin_immediate, make_engine
+
     engine = make_engine(address)
     try:
         with engine.connect() as connection:
@@ -190,6 +189,12 @@ def _refuse_unknown(state: SchemaState, address: DatabaseAddress) -> None:
 
 
 def _read_state(address: DatabaseAddress) -> SchemaState:
+    if address.is_sqlite:
+        return _state_of(_sqlite_revision(address))
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from llmkit.persistence.engines import make_engine
+
     engine = make_engine(address)
     try:
         with engine.connect() as connection:
@@ -200,18 +205,31 @@ def _read_state(address: DatabaseAddress) -> SchemaState:
         engine.dispose()
 
 
+def _sqlite_revision(address: DatabaseAddress) -> str | None:
+    """As `_revision`, without SQLAlchemy: all that most processes ever want to know of the schema."""
+    try:
+        with closing(open_sqlite(address)) as connection:
+            if not connection.execute(HAS_SQLITE_TABLE, (VERSION_TABLE,)).fetchall():
+                return None
+            found = connection.execute(SELECT_REVISION).fetchone()
+    except DRIVER_ERRORS as error:
+        raise store_error(error, address.label, address.path) from None
+    return None if found is None else str(found[0])
+
+
 def _revision(connection: Connection) -> str | None:
     if not _has_version_table(connection):
         return None
-    revision = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()  # noqa: S608
+    revision = connection.exec_driver_sql(SELECT_REVISION).scalar()
     return None if revision is None else str(revision)
 
 
 def _has_version_table(connection: Connection) -> bool:
     if connection.dialect.name != "sqlite":
+        from sqlalchemy import inspect
+
         return inspect(connection).has_table(VERSION_TABLE)
-    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
-    return connection.exec_driver_sql(query, (VERSION_TABLE,)).scalar() is not None
+    return connection.exec_driver_sql(HAS_SQLITE_TABLE, (VERSION_TABLE,)).scalar() is not None
 
 
 def _prepare(connection: Connection, address: DatabaseAddress) -> None:

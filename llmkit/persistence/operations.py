@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Any, ClassVar, Self
 from uuid import UUID
 
-from sqlalchemy import Connection
-
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
+from llmkit.persistence.connections import Writer
+from llmkit.persistence.prepared import Prepared, Statements
 from llmkit.persistence.rows import (
     FAILED,
     SUCCEEDED,
@@ -24,7 +24,6 @@ from llmkit.persistence.rows import (
     started_row,
     success_row,
 )
-from llmkit.persistence.statements import Prepared, Statements
 from llmkit.persistence.writer import Operation
 from llmkit.ports import EvalResult, EvalRun, KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
 from llmkit.types import Attempt
@@ -46,9 +45,9 @@ __all__ = [
 Rows = list[tuple[Any, ...]]
 
 
-def _execute(connection: Connection, statement: Prepared, rows: Rows) -> int:
+def _execute(connection: Writer, statement: Prepared, rows: Rows) -> int:
     """How many rows changed."""
-    return connection.exec_driver_sql(statement.sql, rows).rowcount
+    return connection.execute_many(statement.sql, rows)
 
 
 def _attempt_rows(statements: Statements, run_id: UUID, attempts: Sequence[Attempt]) -> Rows:
@@ -56,21 +55,21 @@ def _attempt_rows(statements: Statements, run_id: UUID, attempts: Sequence[Attem
     return [insert.arranged(attempt_row(run_id, attempt, codec)) for attempt in attempts]
 
 
-def _insert_attempts(connection: Connection, statements: Statements, operations: Sequence[_Insert | _Mark]) -> None:
+def _insert_attempts(connection: Writer, statements: Statements, operations: Sequence[_Insert | _Mark]) -> None:
     rows = [row for each in operations for row in each.attempt_rows]
     if rows:
         _execute(connection, statements.insert_attempt, rows)
 
 
-def _taken(connection: Connection, statements: Statements, run_id: UUID) -> KeyTaken | None:
+def _taken(connection: Writer, statements: Statements, run_id: UUID) -> KeyTaken | None:
     present = _outcome_of(connection, statements, run_id) is not None
     return None if present else KeyTaken("another run of the workspace holds the key")
 
 
-def _outcome_of(connection: Connection, statements: Statements, run_id: UUID) -> list[Any] | None:
+def _outcome_of(connection: Writer, statements: Statements, run_id: UUID) -> list[Any] | None:
     """Status, end and error code of a run as they are now."""
     select = statements.outcome
-    row = connection.exec_driver_sql(select.sql, select.row({"run_id": run_id})).first()
+    row = connection.first(select.sql, select.row({"run_id": run_id}))
     return None if row is None else select.values(row)
 
 
@@ -92,7 +91,7 @@ class _Insert(Operation):
         """The statement of this class."""
 
     @classmethod
-    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+    def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
         """Insert all; a row that was there before under the same id is this very one, of a first application."""
         inserted = _execute(connection, cls.statement(statements), [each.row for each in operations])
         outcomes: list[Any] = [None] * len(operations)
@@ -144,7 +143,7 @@ class InsertServed(Operation):
         self.success = success
 
     @classmethod
-    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+    def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
         """Insert those that can be stored; the others fail alone."""
         outcomes: list[Any] = []
         inserts: list[InsertFinished] = []
@@ -177,7 +176,7 @@ class _Mark(Operation):
         """The statement of this class."""
 
     @classmethod
-    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+    def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
         """Update all, and ask for those that did not change: they may have been changed by a first application."""
         changed = _execute(connection, cls.statement(statements), [each.row for each in operations])
         if changed == len(operations):
@@ -253,7 +252,7 @@ class Annotate(Operation):
         self.lock_key = run_id.hex
 
     @classmethod
-    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+    def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
         """Update all, the later of two for one run last."""
         _execute(connection, statements.annotate, [each.row for each in operations])
         return [None] * len(operations)
@@ -271,7 +270,7 @@ class Beat(Operation):
         self.lock_key = ids[0].hex if ids else ""
 
     @classmethod
-    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+    def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
         """Update those that are still STARTED."""
         rows = [row for each in operations for row in each.rows]
         if rows:
@@ -290,7 +289,7 @@ class OpenEvalRun(Operation):
         self.lock_key = f"{run.workspace_id}\0{run.name}"
 
     @classmethod
-    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+    def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
         """Insert those that are new."""
         _execute(connection, statements.insert_eval_run, [each.row for each in operations])
         return [None] * len(operations)
@@ -308,7 +307,7 @@ class SaveEvalResult(Operation):
         self.lock_key = "\0".join(key)
 
     @classmethod
-    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+    def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
         """Write all, the later of two for one key last."""
         _execute(connection, statements.upsert_result, [each.row for each in operations])
         return [None] * len(operations)
@@ -322,7 +321,7 @@ class Flush(Operation):
     lock_key = ""
 
     @classmethod
-    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+    def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
         """Change nothing."""
         del connection, statements
         return [None] * len(operations)

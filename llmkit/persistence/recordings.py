@@ -10,7 +10,8 @@ from sqlalchemy import Engine, RowMapping, select
 
 from llmkit.cassette import Recording, redacted_answer
 from llmkit.errors import ABANDONED_CODE, CANCELLED_CODE, LLMInProgress, LLMNoRecording, LLMStoreError
-from llmkit.persistence.engines import DatabaseAddress, reading
+from llmkit.persistence.addresses import DatabaseAddress
+from llmkit.persistence.engines import reading
 from llmkit.persistence.statements import RUNS
 from llmkit.types import WARM_UP_STAGE, LLMResponse, RunStatus, ServedFrom
 

@@ -12,7 +12,7 @@ from sqlalchemy import Select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from llmkit.persistence.engines import label_of, path_of
+from llmkit.persistence.addresses import label_of, path_of
 from llmkit.persistence.faults import store_error
 from llmkit.persistence.rows import (
     FINISHED_COLUMNS,

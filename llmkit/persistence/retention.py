@@ -16,7 +16,8 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, delete, exists, func, or_, select
 
-from llmkit.persistence.engines import DatabaseAddress, reading, writing
+from llmkit.persistence.addresses import DatabaseAddress
+from llmkit.persistence.engines import reading, writing
 from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS
 from llmkit.types import RunStatus, utc_now
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
-
-from sqlalchemy import RowMapping
 
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
 from llmkit.ports import EvalResult, EvalRun, RecordedCall, RunFailure, RunStart, RunSuccess, StoredRun
 from llmkit.telemetry import tool_preview
 from llmkit.types import Attempt, Route, RunStatus, ServedFrom, TokenUsage
+
+if TYPE_CHECKING:
+    from sqlalchemy import RowMapping
 
 __all__ = [
     "ABANDONED_MESSAGE",

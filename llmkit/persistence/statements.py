@@ -1,13 +1,11 @@
-"""SQL of the journal, compiled once per database instead of once per call.
+"""The journal's statements, made from the tables, and their translation for the drivers.
 
-Executing a Core statement costs about 60 us, ten times what SQLite needs to run it. So each is compiled here to the
-driver's own SQL, and rows become parameter tuples.
+After a change here or in the tables: `python -m tests.sqlite_statements`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
@@ -28,11 +26,9 @@ from sqlalchemy.types import TypeEngine
 from sqlmodel.sql.sqltypes import UTCDateTime
 
 from llmkit.persistence.models import EvalResultRow, EvalRunRow, LLMAttemptRow, LLMRunRow, table_of
+from llmkit.persistence.prepared import Compiled, Processor
 from llmkit.persistence.rows import (
-    AS_IT_IS,
-    ATTEMPT_COLUMNS,
     FINISHED_COLUMNS,
-    SQLITE_CODEC,
     STARTED_COLUMNS,
     STORED_RUN_COLUMNS,
     SUCCESS_COLUMNS,
@@ -51,11 +47,10 @@ __all__ = [
     "EVAL_RUNS",
     "FAILURE_COLUMNS",
     "RUNS",
-    "Prepared",
-    "PreparedSelect",
-    "Statements",
     "abandon_run",
     "annotate_run",
+    "compile_all",
+    "compiled",
     "finish_run",
     "holds_flight_key",
     "holds_idempotency_key",
@@ -83,9 +78,6 @@ FAILURE_COLUMNS: Final = (
 ABANDONED_COLUMNS: Final = ("status", "finished_at_utc", "error_code", "error_message")
 EVAL_RESULT_KEY: Final = ("eval_run_id", "route", "sample_id", "epoch")
 
-Processor = Callable[[Any], Any]
-
-
 # psycopg takes every one of our types as it is, and so does SQLite but for two.
 SQLITE_PROCESSORS: Final[Mapping[type[TypeEngine[Any]], Processor]] = {
     UTCDateTime: sqlite_time,
@@ -97,73 +89,25 @@ SQLITE_RESULTS: Final[Mapping[type[TypeEngine[Any]], Processor]] = {
 }
 
 
-class Prepared:
-    """One statement of one database, ready for the driver.
-
-    Args:
-        columns: The order of rows that are made without a mapping, for `arranged`.
-
-    Attributes:
-        sql: With the driver's positional placeholders.
-    """
-
-    __slots__ = ("_order", "_pick", "_processed", "sql")
-
-    def __init__(self, statement: Executable, dialect: Dialect, columns: Sequence[str] = ()) -> None:
-        compiled = _compile(statement, dialect)
-        self.sql = compiled.string
-        names = list(compiled.positiontup or ())
-        self._order = itemgetter(*map(columns.index, names)) if columns and names != list(columns) else None
-        self._pick = itemgetter(*names) if len(names) > 1 else _first_of(names)
-        processors = enumerate(_bind_processor(compiled, name) for name in names)
-        self._processed = [(index, process) for index, process in processors if process is not None]
-
-    def row(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The parameters of one execution."""
-        row = list(self._pick(values))
-        for index, process in self._processed:
-            row[index] = process(row[index])
-        return tuple(row)
-
-    def arranged(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The parameters of one execution, from encoded values in the order of `columns`."""
-        return row if self._order is None else self._order(row)
-
-
-class PreparedSelect(Prepared):
-    """A query, and how its rows become Python values."""
-
-    __slots__ = ("_results",)
-
-    def __init__(self, statement: Select[Any], dialect: Dialect, columns: Sequence[str] = ()) -> None:
-        super().__init__(statement, dialect, columns)
-        types = [column.type for column in statement.selected_columns]
-        processors = enumerate(_result_processor(kind, dialect) for kind in types)
-        self._results = [(index, process) for index, process in processors if process is not None]
-
-    def values(self, row: Sequence[Any]) -> list[Any]:
-        """The values of one row, typed."""
-        values = list(row)
-        for index, process in self._results:
-            values[index] = process(values[index])
-        return values
-
-
-def _first_of(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
-    return lambda values: tuple(values[name] for name in names)
-
-
-def _compile(statement: Executable, dialect: Dialect) -> SQLCompiler:
+def compiled(statement: Executable, dialect: Dialect) -> Compiled:
+    """The statement in the words of a database."""
     positional = "qmark" if dialect.name == "sqlite" else "format"
     # A dialect of its own: the engine's is set to named parameters on PostgreSQL.
-    compiled = statement.compile(dialect=type(dialect)(paramstyle=positional))  # type: ignore[attr-defined, call-arg]
-    assert isinstance(compiled, SQLCompiler)
-    return compiled
+    made = statement.compile(dialect=type(dialect)(paramstyle=positional))  # type: ignore[attr-defined, call-arg]
+    assert isinstance(made, SQLCompiler)
+    names = tuple(made.positiontup or ())
+    ours = SQLITE_PROCESSORS if dialect.name == "sqlite" else {}
+    columns = [column.type for column in statement.selected_columns] if isinstance(statement, Select) else []
+    return Compiled(
+        sql=made.string,
+        names=names,
+        encoders=_by_position(ours.get(type(made.binds[name].type)) for name in names),
+        decoders=_by_position(_result_processor(kind, dialect) for kind in columns),
+    )
 
 
-def _bind_processor(compiled: SQLCompiler, name: str) -> Processor | None:
-    is_sqlite = compiled.dialect.name == "sqlite"
-    return SQLITE_PROCESSORS.get(type(compiled.binds[name].type)) if is_sqlite else None
+def _by_position(processors: Iterable[Processor | None]) -> dict[int, Processor]:
+    return {index: process for index, process in enumerate(processors) if process is not None}
 
 
 def _result_processor(kind: TypeEngine[Any], dialect: Dialect) -> Processor | None:
@@ -273,32 +217,26 @@ def is_run() -> Any:
     )
 
 
-class Statements:
-    """Every statement of the journal for one database."""
-
-    def __init__(self, dialect: Dialect) -> None:
-        name = dialect.name
-        self.dialect_name = name
-        self.codec = SQLITE_CODEC if name == "sqlite" else AS_IT_IS
-        self.insert_started = Prepared(insert_run(name, STARTED_COLUMNS), dialect, STARTED_COLUMNS)
-        self.insert_finished = Prepared(insert_run(name, FINISHED_COLUMNS), dialect, FINISHED_COLUMNS)
-        self.insert_attempt = Prepared(insert_attempt(name), dialect, ATTEMPT_COLUMNS)
-        self.mark_succeeded = Prepared(finish_run(SUCCESS_COLUMNS), dialect, (*SUCCESS_COLUMNS, "run_id"))
-        self.mark_failed = Prepared(finish_run(FAILURE_COLUMNS), dialect)
-        self.mark_abandoned = Prepared(abandon_run(), dialect)
-        self.annotate = Prepared(annotate_run(), dialect)
-        self.beat = Prepared(_beat(), dialect)
-        self.upsert_result = Prepared(_upsert_result(name), dialect)
-        self.insert_eval_run = Prepared(
-            insert_or_ignore(EVAL_RUNS, name).values(_parameters(EVAL_RUNS, EVAL_RUNS.columns.keys())), dialect
-        )
-        found = stored_run_select()
-        self.by_idempotency_key = PreparedSelect(
-            found.where(holds_idempotency_key()), dialect, ("workspace_id", "idempotency_key")
-        )
-        self.by_flight_key = PreparedSelect(found.where(holds_flight_key()), dialect, ("workspace_id", "flight_key"))
-        self.by_id = PreparedSelect(found.where(is_run()), dialect, ("workspace_id", "run_id"))
-        run_id = RUNS.c.id == bindparam("run_id", type_=RUNS.c.id.type)
-        self.outcome = PreparedSelect(
-            select(RUNS.c.status, RUNS.c.finished_at_utc, RUNS.c.error_code).where(run_id), dialect
-        )
+def compile_all(dialect: Dialect) -> dict[str, Compiled]:
+    """Every statement of the journal for one database, by name."""
+    name = dialect.name
+    found = stored_run_select()
+    run_id = RUNS.c.id == bindparam("run_id", type_=RUNS.c.id.type)
+    new_evaluation = insert_or_ignore(EVAL_RUNS, name).values(_parameters(EVAL_RUNS, EVAL_RUNS.columns.keys()))
+    statements: dict[str, Executable] = {
+        "insert_started": insert_run(name, STARTED_COLUMNS),
+        "insert_finished": insert_run(name, FINISHED_COLUMNS),
+        "insert_attempt": insert_attempt(name),
+        "mark_succeeded": finish_run(SUCCESS_COLUMNS),
+        "mark_failed": finish_run(FAILURE_COLUMNS),
+        "mark_abandoned": abandon_run(),
+        "annotate": annotate_run(),
+        "beat": _beat(),
+        "upsert_result": _upsert_result(name),
+        "insert_eval_run": new_evaluation,
+        "by_idempotency_key": found.where(holds_idempotency_key()),
+        "by_flight_key": found.where(holds_flight_key()),
+        "by_id": found.where(is_run()),
+        "outcome": select(RUNS.c.status, RUNS.c.finished_at_utc, RUNS.c.error_code).where(run_id),
+    }
+    return {key: compiled(statement, dialect) for key, statement in statements.items()}

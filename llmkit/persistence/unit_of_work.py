@@ -9,7 +9,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from llmkit.errors import LLMStoreError
-from llmkit.persistence.engines import IMMEDIATE_OPTIONS, label_of, path_of
+from llmkit.persistence.addresses import label_of, path_of
+from llmkit.persistence.engines import IMMEDIATE_OPTIONS
 from llmkit.persistence.faults import store_error
 from llmkit.persistence.repo import SqlLLMRunRepo
 

@@ -9,9 +9,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, event
-
-__all__ = ["OpenTransaction", "WriteTransactionWatch"]
+__all__ = ["OpenTransaction", "WriteTransactionWatch", "write_began", "write_ended"]
 
 WRITES = ("INSERT", "UPDATE", "DELETE", "REPLACE", "BEGIN IMMEDIATE", "BEGIN EXCLUSIVE", "CREATE", "ALTER", "DROP")
 
@@ -32,7 +30,9 @@ class OpenTransaction:
 
 
 class WriteTransactionWatch:
-    """Knows which write transactions are open, on every engine of this process, inside its `with` block.
+    """Knows which write transactions are open in this process inside its `with` block.
+
+    Those of every engine of SQLAlchemy's, and those of journals.
 
     A test calls `assert_none_held` where a request leaves for a provider (spec 3.3):
 
@@ -42,10 +42,13 @@ class WriteTransactionWatch:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._open: dict[Connection, OpenTransaction] = {}
+        self._open: dict[object, OpenTransaction] = {}
         self._count = 0
 
     def __enter__(self) -> Self:
+        from sqlalchemy import Engine, event
+
+        _WATCHES.append(self)
         for name, listener in self._listeners():
             event.listen(Engine, name, listener)
         return self
@@ -53,14 +56,17 @@ class WriteTransactionWatch:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        from sqlalchemy import Engine, event
+
+        _WATCHES.remove(self)
         for name, listener in self._listeners():
             event.remove(Engine, name, listener)
 
     def _listeners(self) -> tuple[tuple[str, Any], ...]:
         return (
             ("before_cursor_execute", self._on_statement),
-            ("commit", self._on_end),
-            ("rollback", self._on_end),
+            ("commit", self.ended),
+            ("rollback", self.ended),
         )
 
     @property
@@ -93,13 +99,34 @@ class WriteTransactionWatch:
                 raise AssertionError(f"a write transaction is open across a call: {held}")
             await asyncio.sleep(0.001)
 
-    def _on_statement(self, connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
+    def _on_statement(self, connection: object, _cursor: Any, statement: str, *_rest: Any) -> None:
         if statement.lstrip().upper().startswith(WRITES):
-            with self._lock:
-                if connection not in self._open:
-                    self._count += 1
-                    self._open[connection] = OpenTransaction(self._count, current_thread().name, statement[:80])
+            self.began(connection, statement)
 
-    def _on_end(self, connection: Connection) -> None:
+    def began(self, connection: object, statement: str) -> None:
+        """A statement that writes was executed on a connection."""
+        with self._lock:
+            if connection not in self._open:
+                self._count += 1
+                self._open[connection] = OpenTransaction(self._count, current_thread().name, statement[:80])
+
+    def ended(self, connection: object) -> None:
+        """The transaction of a connection is over."""
         with self._lock:
             self._open.pop(connection, None)
+
+
+# Of the `with` blocks that are open: the journal's own connections tell them.
+_WATCHES: list[WriteTransactionWatch] = []
+
+
+def write_began(connection: object, statement: str) -> None:
+    """Tell the watches that a connection holds a write transaction."""
+    for watch in _WATCHES:
+        watch.began(connection, statement)
+
+
+def write_ended(connection: object) -> None:
+    """Tell the watches that it is over."""
+    for watch in _WATCHES:
+        watch.ended(connection)

@@ -12,13 +12,11 @@ from queue import Empty, SimpleQueue
 from threading import Lock, Thread, current_thread
 from typing import Any, ClassVar, Final, Self, TypeAlias
 
-from sqlalchemy import Connection
-
 from llmkit.errors import LLMStoreError
-from llmkit.persistence.connections import WriteConnection
-from llmkit.persistence.engines import DatabaseAddress
+from llmkit.persistence.addresses import DatabaseAddress
+from llmkit.persistence.connections import WriteConnection, Writer
 from llmkit.persistence.faults import Fault, classify, patiently, store_error
-from llmkit.persistence.statements import Statements
+from llmkit.persistence.prepared import Statements
 
 __all__ = ["GroupWriter", "Operation"]
 
@@ -46,7 +44,7 @@ class Operation(ABC):
 
     @classmethod
     @abstractmethod
-    def apply_all(cls, connection: Connection, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+    def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
         """Apply operations of this class inside the open transaction.
 
         Returns:
@@ -223,7 +221,7 @@ class GroupWriter:
         finally:
             self._in_transaction = False
 
-    def _apply(self, connection: Connection, batch: list[_Request]) -> list[Any]:
+    def _apply(self, connection: Writer, batch: list[_Request]) -> list[Any]:
         groups: dict[type[Operation], list[int]] = defaultdict(list)
         for index, request in enumerate(batch):
             groups[type(request[0])].append(index)

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import event, make_url
+from sqlalchemy import make_url
 
 from llmkit.errors import LLMStoreError
-from llmkit.persistence.engines import create_database_file
+from llmkit.persistence import sqlite_files
+from llmkit.persistence.addresses import create_database_file
 from llmkit.persistence.migrate import current_state, upgrade
 from llmkit.types import utc_now
 from tests.databases import execute
@@ -45,13 +46,10 @@ def path_of(home: JournalHome) -> Path:
     return home.journal.address.path
 
 
-def limit_pages(home: JournalHome, pages: int) -> None:
+def limit_pages(monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
     """A disk that takes no more than so many pages: SQLite answers as it does when a write finds no space."""
-
-    def limit(connection: Any, _record: object) -> None:
-        connection.execute(f"PRAGMA max_page_count={pages}")
-
-    event.listen(home.journal.engine, "connect", limit)
+    limited = (*sqlite_files.SQLITE_PRAGMAS, f"PRAGMA max_page_count={pages}")
+    monkeypatch.setattr(sqlite_files, "SQLITE_PRAGMAS", limited)
 
 
 async def fill(home: JournalHome, confirmed: list[UUID]) -> None:
@@ -66,11 +64,11 @@ async def create_all(home: JournalHome, keys: range) -> None:
         await home.repo.create_started(a_start(idempotency_key=str(key)))
 
 
-async def test_a_full_disk(sqlite_url: str) -> None:
-    with JournalHome(sqlite_url) as home:
+async def test_a_full_disk(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with JournalHome(sqlite_url) as home, monkeypatch.context() as patch:
         used = home.journal.read_here(lambda connection: connection.exec_driver_sql("PRAGMA page_count").scalar_one())
         home.journal.engine.dispose()
-        limit_pages(home, used + 20)
+        limit_pages(patch, used + 20)
         confirmed: list[UUID] = []
         with pytest.raises(LLMStoreError, match=r"The disk of the database .* is full\. Free some space") as caught:
             await fill(home, confirmed)

@@ -19,7 +19,8 @@ from sqlalchemy import Connection, create_engine, inspect, text
 
 from llmkit.errors import LLMConfigurationError, LLMStoreError
 from llmkit.persistence import migrate
-from llmkit.persistence.engines import DatabaseAddress, create_database_file, make_engine, writing
+from llmkit.persistence.addresses import DatabaseAddress, create_database_file
+from llmkit.persistence.engines import make_engine, writing
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.migrate import SchemaStatus, current_state, downgrade, upgrade
 from llmkit.persistence.models import METADATA

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from llmkit.cache import DiskContentCache
 from llmkit.errors import LLMInProgress, LLMUnavailable
-from llmkit.persistence.engines import DatabaseAddress, make_async_engine
+from llmkit.persistence.addresses import DatabaseAddress
+from llmkit.persistence.engines import make_async_engine
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.unit_of_work import SqlUnitOfWork
 from llmkit.ports import AttemptLog, ClientReply, LLMRunRepo

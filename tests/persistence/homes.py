@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from llmkit.persistence.engines import DatabaseAddress, make_async_engine
+from llmkit.persistence.addresses import DatabaseAddress
+from llmkit.persistence.engines import make_async_engine
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.models import LLMAttemptRow, LLMRunRow, table_of
 from llmkit.persistence.unit_of_work import SqlUnitOfWork

@@ -12,14 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmkit.errors import LLMConfigurationError, LLMStoreError
-from llmkit.persistence.engines import (
-    DatabaseAddress,
-    create_database_file,
-    make_async_engine,
-    make_engine,
-    reading,
-    writing,
-)
+from llmkit.persistence.addresses import DatabaseAddress, create_database_file
+from llmkit.persistence.engines import make_async_engine, make_engine, reading, writing
 from llmkit.persistence.migrate import upgrade
 
 SECRET = "s3cr3t/pass word"
@@ -40,7 +34,10 @@ def test_a_relative_file_is_where_the_process_was(tmp_path: Path, monkeypatch: p
     assert address.label == str(tmp_path / "runs.db")
 
 
-@pytest.mark.parametrize("url", ["mysql://x/y", "sqlite://", "sqlite:///:memory:", "nonsense", "://"])
+@pytest.mark.parametrize(
+    "url",
+    ["mysql://x/y", "sqlite://", "sqlite:///:memory:", "sqlite://file.db", "sqlite://host/file.db", "nonsense", "://"],
+)
 def test_other_urls_are_refused_without_being_repeated(url: str) -> None:
     with pytest.raises(LLMConfigurationError, match="LLM_DATABASE_URL") as caught:
         DatabaseAddress.parse(url)
@@ -101,7 +98,7 @@ async def test_async_connections_are_set_up_too(sqlite_url: str) -> None:
 
 def test_names_with_odd_characters(tmp_path: Path) -> None:
     path = tmp_path / "my runs #1 100%?.db"
-    address = DatabaseAddress._sqlite(str(path))
+    address = DatabaseAddress.of_file(path)
     create_database_file(path)
     engine = make_engine(address)
     with writing(engine, address) as connection:

@@ -11,7 +11,8 @@ import pytest
 
 from llmkit.errors import LLMStoreError
 from llmkit.persistence import retention
-from llmkit.persistence.engines import DatabaseAddress, make_engine
+from llmkit.persistence.addresses import DatabaseAddress
+from llmkit.persistence.engines import make_engine
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.retention import compact, erase_workspace, export_workspace, prune, store_stats
 from llmkit.types import utc_now

@@ -8,7 +8,9 @@ from contextlib import closing
 import pytest
 from sqlalchemy import create_engine, inspect
 
-from llmkit.persistence.engines import DatabaseAddress
+from llmkit.persistence.addresses import DatabaseAddress
+from llmkit.persistence.prepared import sqlite_statements
+from tests import sqlite_statements as sqlite_file
 
 COLUMNS = {
     "llm_runs": """
@@ -218,11 +220,11 @@ def test_partial_indexes_are_worded_so(sqlite_url: str) -> None:
     ],
 )
 def test_keyed_reads_use_their_index(sqlite_url: str, column: str, value: str, index: str) -> None:
-    from llmkit.persistence.engines import make_engine
-    from llmkit.persistence.statements import Statements
-
-    statements = Statements(make_engine(DatabaseAddress.parse(sqlite_url)).dialect)
-    sql = getattr(statements, f"by_{column}").sql
+    sql = getattr(sqlite_statements(), f"by_{column}").sql
     with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as connection:
         plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}", ("lab", value)).fetchall()
     assert [row[-1] for row in plan] == [f"SEARCH llm_runs USING INDEX {index} (workspace_id=? AND {column}=?)"]
+
+
+def test_the_statements_for_sqlite_follow_the_tables() -> None:
+    assert sqlite_file.FILE.read_text("utf-8") == sqlite_file.current(), "run python -m tests.sqlite_statements"

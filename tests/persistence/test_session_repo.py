@@ -7,7 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from llmkit.errors import LLMStoreError
-from llmkit.persistence.engines import DatabaseAddress, create_database_file
+from llmkit.persistence.addresses import DatabaseAddress, create_database_file
 from llmkit.persistence.repo import SqlLLMRunRepo
 from llmkit.persistence.unit_of_work import SqlUnitOfWork
 from llmkit.ports import KeyTaken
