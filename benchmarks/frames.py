@@ -28,11 +28,11 @@ from sqlmodel import create_engine, select
 from uuid_utils.compat import uuid7
 
 from llmkit import Session
+from llmkit.eval_ports import EvalResult, EvalRun
 from llmkit.evals.report import EvalReport
 from llmkit.frames import ATTEMPT_COLUMNS
 from llmkit.persistence.migrate import upgrade
 from llmkit.persistence.models import LLMAttemptRow
-from llmkit.ports import EvalResult, EvalRun
 
 WORKSPACE = "bench"
 SHA256 = "0123456789abcdef" * 4

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
@@ -98,8 +98,8 @@ def next_values() -> Values:
     run_id = uuid_utils.uuid7()
     key = run_id.hex
     digest = hashlib.sha256(run_id.bytes).hexdigest()
-    start = replace(START, id=run_id, prompt_sha256=digest, idempotency_key=key, flight_key=key)
-    return start, replace(SUCCESS, run_id=run_id)
+    start = START._replace(id=run_id, prompt_sha256=digest, idempotency_key=key, flight_key=key)
+    return start, SUCCESS._replace(run_id=run_id)
 
 
 async def measure(pair: Pair, callers: int, pairs: int) -> Rate:

@@ -1,23 +1,25 @@
-"""The composition root: the one place that names concrete adapters and joins them."""
+"""The composition root: the one place that names concrete adapters and joins them.
+
+What an answer from the store does not need is imported where it is first wanted: most of such an answer is imports.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
+from typing import TYPE_CHECKING
 
 from llmkit.cache import DiskContentCache
-from llmkit.cassette import Cassette, CassetteClient, always_set_up, replaying
-from llmkit.embedded import embedded_model, model_names, shared_server
+from llmkit.embedded.models import embedded_model, model_names
 from llmkit.facts import Fact, FactBook, ModelFacts
-from llmkit.inquiry import OllamaInquiry, ProbeFile, recall_probes
-from llmkit.persistence.eval_store import SqlEvalStore
+from llmkit.inquiry.finder import OllamaInquiry
+from llmkit.inquiry.probe_file import ProbeFile, recall_probes
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
-from llmkit.ports import AttemptLog, ClientReply, ModelClient, ModelServer
-from llmkit.probe import Prober
+from llmkit.ports import AttemptLog, ClientReply, ModelClient, ModelInquiry, ModelServer
 from llmkit.providers import PROVIDERS
 from llmkit.providers.informed import informed
 from llmkit.router import LLMRouter
@@ -25,29 +27,46 @@ from llmkit.service import LLMService
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider, LLMRequest, Route
 
+if TYPE_CHECKING:
+    from llmkit.cassette import Cassette
+    from llmkit.persistence.eval_store import SqlEvalStore
+    from llmkit.probe import Prober
+
 __all__ = ["Runtime", "open_runtime", "warm_up"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Runtime:
     """Everything that a session needs, joined and open."""
 
     settings: LLMSettings
     service: LLMService
-    prober: Prober
+    facts: FactBook
     client: ModelClient
-    servers: dict[LLMProvider, ModelServer]
     journal: Journal | None
-    eval_store: SqlEvalStore | None
     cache: DiskContentCache | None
     cassette: Cassette | None = None
     scratch: Path | None = None
 
+    @cached_property
+    def prober(self) -> Prober:
+        """Tries models out."""
+        from llmkit.probe import Prober
+
+        return Prober(self.service, self.facts, _addresses(self.settings), _probe_file(self.settings))
+
+    @cached_property
+    def eval_store(self) -> SqlEvalStore | None:
+        """Where evaluations are kept; made, with all that it loads, when it is first wanted."""
+        if self.journal is None:
+            return None
+        from llmkit.persistence.eval_store import SqlEvalStore
+
+        return SqlEvalStore(self.journal, stores_payloads=self.settings.store_payloads)
+
     async def close(self) -> None:
         """Finish what is written, then release everything. Idempotent."""
         await self.client.close()
-        for server in self.servers.values():
-            await server.close()
         if self.journal is not None:
             self.journal.close()
         if self.cache is not None:
@@ -69,34 +88,34 @@ def open_runtime(settings: LLMSettings, replay: Path | None = None) -> Runtime:
         LLMStoreError: The database or the cache cannot be used.
         LLMConfigurationError: A package is missing.
     """
-    cassette = None if replay is None else Cassette.read(replay)
-    scratch = None
-    if cassette is not None:
-        scratch = None if "database_url" in settings.model_fields_set else Path(mkdtemp(prefix="llmkit-replay-"))
-        settings = replaying(settings, scratch)
+    if replay is not None:
+        return _replaying_runtime(settings, replay)
+    facts = _known_facts(settings)
+    client = _FirstUseClient(settings, facts)
+    router = LLMRouter(settings, client, PROVIDERS, facts=facts)
+    return _joined(settings, router, client, facts, inquiry=OllamaInquiry(settings, facts))
+
+
+def _replaying_runtime(settings: LLMSettings, replay: Path) -> Runtime:
+    from llmkit.cassette import Cassette, CassetteClient, always_set_up, replaying
+
+    cassette = Cassette.read(replay)
+    scratch = None if "database_url" in settings.model_fields_set else Path(mkdtemp(prefix="llmkit-replay-"))
+    settings = replaying(settings, scratch)
+    facts = _known_facts(settings)
+    client = CassetteClient(cassette, settings)
+    router = LLMRouter(settings, client, always_set_up(PROVIDERS), facts=facts)
+    return replace(_joined(settings, router, client, facts, inquiry=None), cassette=cassette, scratch=scratch)
+
+
+def _joined(
+    settings: LLMSettings, router: LLMRouter, client: ModelClient, facts: FactBook, inquiry: ModelInquiry | None
+) -> Runtime:
     cache = _open_cache(settings)
     journal = _open_journal(settings)
-    servers: dict[LLMProvider, ModelServer] = {LLMProvider.LOCAL: shared_server(settings)}
-    facts = _embedded_facts()
-    client = _FirstUseClient(settings, servers, facts)
     runs = JournalLLMRunRepo(journal) if journal is not None else None
-    answering: ModelClient = client if cassette is None else CassetteClient(cassette, settings)
-    providers = PROVIDERS if cassette is None else always_set_up(PROVIDERS)
-    router = LLMRouter(settings, answering, providers, facts=facts)
-    asking = OllamaInquiry(settings, facts) if cassette is None else None
-    service = LLMService(router=router, settings=settings, runs=runs, cache=cache, inquiry=asking)
-    return Runtime(
-        settings=settings,
-        service=service,
-        prober=_prober(settings, service, facts),
-        client=client,
-        servers=servers,
-        journal=journal,
-        eval_store=SqlEvalStore(journal, stores_payloads=settings.store_payloads) if journal is not None else None,
-        cache=cache,
-        cassette=cassette,
-        scratch=scratch,
-    )
+    service = LLMService(router=router, settings=settings, runs=runs, cache=cache, inquiry=inquiry)
+    return Runtime(settings=settings, service=service, facts=facts, client=client, journal=journal, cache=cache)
 
 
 def warm_up(settings: LLMSettings) -> None:
@@ -107,25 +126,30 @@ def warm_up(settings: LLMSettings) -> None:
 
 
 class _FirstUseClient:
-    """The client of all providers, imported and made with the first call: a stored answer needs none."""
+    """The client of all providers and our own model server, imported and made with the first call."""
 
-    def __init__(self, settings: LLMSettings, servers: Mapping[LLMProvider, ModelServer], facts: FactBook) -> None:
-        self._parts = (settings, servers, facts)
+    def __init__(self, settings: LLMSettings, facts: FactBook) -> None:
+        self._settings = settings
+        self._facts = facts
+        self._servers: dict[LLMProvider, ModelServer] = {}
         self._made: ModelClient | None = None
 
     async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
         """See `ModelClient`."""
         if self._made is None:
             from llmkit.client_litellm import LiteLLMClient
+            from llmkit.embedded.server import shared_server
 
-            settings, servers, facts = self._parts
-            self._made = LiteLLMClient(settings, servers, providers=informed(PROVIDERS, facts))
+            self._servers[LLMProvider.LOCAL] = shared_server(self._settings)
+            self._made = LiteLLMClient(self._settings, self._servers, providers=informed(PROVIDERS, self._facts))
         return await self._made.call(route, request, log)
 
     async def close(self) -> None:
         """See `ModelClient`."""
         if self._made is not None:
             await self._made.close()
+        for server in self._servers.values():
+            await server.close()
 
 
 def _open_journal(settings: LLMSettings) -> Journal | None:
@@ -145,18 +169,21 @@ def _open_cache(settings: LLMSettings) -> DiskContentCache | None:
     )
 
 
-def _embedded_facts() -> FactBook:
-    """A book that knows the embedded models by the hash of their weights."""
+def _known_facts(settings: LLMSettings) -> FactBook:
+    """A book that knows the embedded models by the hash of their weights, and what earlier trials have shown."""
     facts = FactBook()
     for name in model_names():
         digest = Fact(embedded_model(name).sha256, "declared")
         facts.report(Route(provider=LLMProvider.LOCAL, model=name), ModelFacts(digest=digest))
+    file = _probe_file(settings)
+    if file is not None:
+        recall_probes(file, facts, _addresses(settings))
     return facts
 
 
-def _prober(settings: LLMSettings, service: LLMService, facts: FactBook) -> Prober:
-    addresses = {name: spec.address(settings) or "" for name, spec in PROVIDERS.items()}
-    file = ProbeFile(settings.cache_dir) if settings.cache_enabled else None
-    if file is not None:
-        recall_probes(file, facts, addresses)
-    return Prober(service, facts, addresses, file)
+def _probe_file(settings: LLMSettings) -> ProbeFile | None:
+    return ProbeFile(settings.cache_dir) if settings.cache_enabled else None
+
+
+def _addresses(settings: LLMSettings) -> dict[LLMProvider, str]:
+    return {name: spec.address(settings) or "" for name, spec in PROVIDERS.items()}

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from llmkit.cache import DiskContentCache
 from llmkit.errors import LLMError
 from llmkit.facts import Fact
-from llmkit.inquiry import OllamaServerState, ProbeFile, PulledModel, look_at_server
+from llmkit.inquiry.ollama import OllamaServerState, PulledModel, look_at_server
+from llmkit.inquiry.probe_file import ProbeFile
 from llmkit.lanes.library import RELEASE
 from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.migrate import SchemaStatus, current_state

@@ -6,8 +6,8 @@ Pure: outages, which change by themselves, are the planner's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from llmkit.errors import LLMConfigurationError, LLMContextOverflow, LLMError, LLMNoRoute, LLMUnsupported
 from llmkit.facts import Fact, ModelFacts
@@ -32,16 +32,14 @@ OPEN_TO_FACTS = frozenset({Kind.CAPABILITY, Kind.WINDOW})
 """More facts may lift them, or bring them about; nothing else that keeps a route out depends on its model."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exclusion:
+class Exclusion(NamedTuple):
     """One reason against a route."""
 
     kind: Kind
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(NamedTuple):
     """What comes of the facts of one route, for as long as they stay as they are."""
 
     facts: ModelFacts
@@ -49,8 +47,7 @@ class Page:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(NamedTuple):
     """One route and one request.
 
     Attributes:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from threading import Lock
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from llmkit.types import ProviderCaps, Route
 
@@ -127,8 +127,7 @@ def _shown(value: bool | int | str) -> str:
     return f"{value:,} tokens" if isinstance(value, int) else value[:SHOWN_DIGEST_CHARS]
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     reported: ModelFacts = NOTHING_KNOWN
     probed: ModelFacts = NOTHING_KNOWN
     probed_digest: str | None = None
@@ -169,7 +168,7 @@ class FactBook:
 
     def _change(self, route: Route, **changes: Any) -> None:
         with self._lock:
-            entry = replace(self._entries.get(route, _Entry()), **changes)
+            entry = self._entries.get(route, _Entry())._replace(**changes)
             self._entries[route] = entry
             self._known[route] = _merged(entry)
             self.version += 1

@@ -48,17 +48,24 @@ def _world() -> str:
 
 def _start_time(pid: int) -> str | None:
     """When the process started, in the kernel's own ticks where it has them: the wall clock may be set."""
+    if not Path("/proc/self/stat").exists():
+        return _start_time_without_proc(pid)
+    try:
+        found = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name in the second field may hold anything, so counting begins behind it.
+    state, *others = found.rpartition(")")[2].split()
+    return None if state == "Z" else others[18]
+
+
+def _start_time_without_proc(pid: int) -> str | None:
     import psutil
 
     try:
         process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        ticks = Path(f"/proc/{pid}/stat")
-        if ticks.exists():
-            return ticks.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-        return f"{process.create_time():.2f}"
-    except (psutil.Error, OSError):
+        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+    except psutil.Error:
         return None
 
 

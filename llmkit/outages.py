@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmkit.errors import LLMError, LLMQuotaExhausted, LLMUnavailable
 from llmkit.types import Route, utc_now
@@ -13,8 +12,7 @@ from llmkit.types import Route, utc_now
 __all__ = ["Outage", "Outages"]
 
 
-@dataclass(frozen=True, slots=True)
-class Outage:
+class Outage(NamedTuple):
     """Why a route is left alone for `wait_s` seconds more: it failed so often, or, with 0, its quota is used up."""
 
     wait_s: float

@@ -7,7 +7,8 @@ the clock, so they are looked at every time.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from llmkit.errors import LLMError, LLMNoRoute, LLMUnavailable
 from llmkit.exclusions import OPEN_TO_FACTS, Case, Exclusion, Kind, Page, first_exclusion, pinned_error
@@ -40,16 +41,14 @@ _PINNED = "pinned"
 _MOST_KEPT = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class _Considered:
+class _Considered(NamedTuple):
     route: Route
     reason: str
     page: Page
     exclusion: Exclusion | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Weighed:
+class _Weighed(NamedTuple):
     """What requests that are alike come to while nothing is known of an outage.
 
     Attributes:
@@ -191,7 +190,7 @@ class Planner:
 
     def _cooled(self, item: _Considered) -> _Considered:
         outage = self._outages.of(item.route) if item.exclusion is None else None
-        return item if outage is None else replace(item, exclusion=Exclusion(Kind.COOLING, outage.why))
+        return item if outage is None else item._replace(exclusion=Exclusion(Kind.COOLING, outage.why))
 
     def _in_order(self, request: LLMRequest) -> Iterator[tuple[Route, str]]:
         """The pinned route, or the default route of every provider, the preferred ones first; and why."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 from uuid import UUID
 
@@ -28,25 +28,17 @@ __all__ = [
     "DOUBTFUL_STATUSES",
     "AttemptLog",
     "CacheKey",
-    "CallUnderWay",
     "ClientReply",
     "ContentCache",
-    "DigestSeen",
     "Endpoint",
-    "EvalOutcome",
-    "EvalResult",
-    "EvalRun",
-    "EvalStore",
     "KeyTaken",
     "LLMRunRepo",
     "ModelClient",
     "ModelInquiry",
     "ModelServer",
-    "RecordedCall",
     "RunFailure",
     "RunStart",
     "RunSuccess",
-    "Spent",
     "StoredRun",
     "UnitOfWork",
 ]
@@ -55,8 +47,7 @@ DOUBTFUL_STATUSES = frozenset({408, 499, 504})
 """Of the statuses from 400 on, which say that nothing was billed, those that do not: the model may have worked."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunStart:
+class RunStart(NamedTuple):
     """A logical call as it is about to begin: one new row of `llm_runs`.
 
     Attributes:
@@ -78,11 +69,10 @@ class RunStart:
     idempotency_key: str | None = None
     flight_key: str | None = None
     request_preview: str = ""
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class RunSuccess:
+class RunSuccess(NamedTuple):
     """How a call ended well.
 
     Attributes:
@@ -107,8 +97,7 @@ class RunSuccess:
     attempts: tuple[Attempt, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RunFailure:
+class RunFailure(NamedTuple):
     """How a call ended badly. `error_message` is redacted."""
 
     run_id: UUID
@@ -120,8 +109,7 @@ class RunFailure:
     attempts: tuple[Attempt, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class StoredRun:
+class StoredRun(NamedTuple):
     """What the store knows of a run that holds a key."""
 
     id: UUID
@@ -328,8 +316,7 @@ class ModelServer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class CacheKey:
+class CacheKey(NamedTuple):
     """Name of one cached answer. `route` is the one that gave, or would be asked for, the answer."""
 
     workspace_id: str
@@ -360,193 +347,4 @@ class ContentCache(Protocol):
 
     def close(self) -> None:
         """Release files. Idempotent."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class EvalRun:
-    """One named evaluation of a workspace: what is asked, so that a later process can tell whether it is the same.
-
-    Attributes:
-        spec: JSON-able description for people: routes, epochs, scorers, versions. Not compared.
-        task_sha256: Hash of prompts, output schema and parameters.
-        dataset_sha256: Hash of all samples.
-    """
-
-    id: UUID
-    workspace_id: str
-    name: str
-    task_name: str
-    task_sha256: str
-    dataset_sha256: str
-    created_at_utc: datetime
-    spec: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class EvalResult:
-    """The outcome of one sample on one route in one epoch.
-
-    Attributes:
-        route: Label of the route or variant as assigned.
-        served_route: Who answered; None when nobody did.
-        status: `SUCCEEDED` (a valid output, scored), `FAILED` (provider error or invalid output), `SCORER_FAILED`.
-        output_json: The validated output as JSON.
-        scores: Scorer name to score; a scorer that failed is absent here and in `scorer_errors`.
-        valid_first_try: Whether the first answer fitted the output type; None when there was no answer.
-        outcome: `first_try`, `repaired` or `reasked`: what it took to get a valid output; None when there is none.
-        schema_sha256: Hash of the output schema that the answering provider got; None when it got none.
-        sample_group: Group of the sample, by which standard errors are clustered.
-        score_details: Scorer name to why it gave its score, in words; empty ones are left out.
-        latency_ms: Wall time over all steps of the sample; that of the recorded calls when they were replayed.
-    """
-
-    eval_run_id: UUID
-    route: str
-    sample_id: str
-    epoch: int
-    status: str
-    finished_at_utc: datetime
-    pipeline_run_id: str
-    served_route: str | None = None
-    output_json: str | None = None
-    output_mode: str | None = None
-    scores: dict[str, float] = field(default_factory=dict)
-    scorer_errors: dict[str, str] = field(default_factory=dict)
-    score_details: dict[str, str] = field(default_factory=dict)
-    valid_first_try: bool | None = None
-    outcome: str | None = None
-    schema_sha256: str | None = None
-    sample_group: str | None = None
-    error_code: str | None = None
-    error_message: str | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    latency_ms: float | None = None
-    requests: int = 0
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class DigestSeen:
-    """One digest, or version, of the model behind a route, since when, and how many requests it was recorded with."""
-
-    route: Route
-    digest: str
-    first_at_utc: datetime
-    requests: int
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """What the requests took that an evaluation sent to one route. What was refused, and so not billed, is left out.
-
-    Attributes:
-        input_tokens: Of all requests that the provider counted the tokens of.
-        output_tokens: Of the same.
-        cost_usd: Of those of them that have a price; 0 when none has.
-        unpriced: How many of those have none.
-        uncounted: How many others there are: cut off, cancelled or too late, so that they may have been billed.
-    """
-
-    route: Route
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_usd: float = 0.0
-    unpriced: int = 0
-    uncounted: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedCall:
-    """A call of an evaluation as it was recorded, and every request that was sent for it.
-
-    Attributes:
-        stage: `sample` for an answer, `judge` for a verdict.
-        prompt: Redacted and shortened, the latest message first; empty when the answer came from the store.
-        answer: Redacted and shortened; empty when the answer came from the store, None when there was none.
-    """
-
-    pipeline_run_id: str
-    stage: str | None
-    status: RunStatus
-    served_from: ServedFrom | None
-    prompt: str
-    answer: str | None
-    error_code: str | None
-    error_message: str | None
-    attempts: tuple[Attempt, ...]
-
-
-class EvalOutcome(NamedTuple):
-    """What a run that goes on has to know of a stored result. `scores` names those that it has."""
-
-    sample_id: str
-    route: str
-    epoch: int
-    status: str
-    error_code: str | None
-    finished_at_utc: datetime
-    pipeline_run_id: str
-    has_output: bool
-    scores: frozenset[str]
-
-
-class CallUnderWay(NamedTuple):
-    """A call that has begun and not ended, who carries it, and its last sign of life."""
-
-    pipeline_run_id: str
-    owner: str
-    heartbeat_at_utc: datetime
-
-
-class EvalStore(Protocol):
-    """Evaluations and their results. Every method raises `LLMStoreError` when the database fails."""
-
-    async def open_run(self, run: EvalRun) -> EvalRun:
-        """Insert the run, or return the one that its workspace has under this name; two callers get the same one."""
-        ...
-
-    async def get_run(self, workspace_id: str, name: str) -> EvalRun | None:
-        """The run of this name, or None."""
-        ...
-
-    async def list_runs(self, workspace_id: str) -> tuple[EvalRun, ...]:
-        """All runs of the workspace, newest first."""
-        ...
-
-    async def save_result(self, result: EvalResult) -> None:
-        """Insert the result, or replace an earlier one of the same run, route, sample and epoch. Durable on return."""
-        ...
-
-    async def results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
-        """All results of a run, ordered by sample, route and epoch."""
-        ...
-
-    async def result(self, eval_run_id: UUID, sample_id: str, route: str, epoch: int) -> EvalResult | None:
-        """One result, or None."""
-        ...
-
-    async def outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
-        """All results of a run in no order, without what fills memory: outputs, errors and reasons."""
-        ...
-
-    async def under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
-        """Calls of an evaluation that are STARTED, whoever made them."""
-        ...
-
-    async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
-        """Calls of an evaluation that are STARTED, or were declared abandoned: they may have been billed."""
-        ...
-
-    async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
-        """Every model digest that was recorded with requests of an evaluation, by route and first appearance."""
-        ...
-
-    async def spent(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
-        """What the requests of an evaluation took, by route. Those of calls that are in doubt are not recorded yet."""
-        ...
-
-    async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
-        """Every call of an evaluation, judges' included, oldest first."""
         ...

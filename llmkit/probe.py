@@ -8,7 +8,7 @@ from typing import Any
 
 from llmkit.errors import LLMBadRequest, LLMError, LLMOutputTruncated, LLMUnsupported
 from llmkit.facts import NOTHING_KNOWN, FactBook, ModelFacts
-from llmkit.inquiry import ProbeFile, StoredProbe
+from llmkit.inquiry.probe_file import ProbeFile, StoredProbe
 from llmkit.service import LLMService
 from llmkit.types import (
     LLMConstraints,

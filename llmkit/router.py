@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmkit.errors import LLMAllRoutesFailed, LLMError, LLMQuotaExhausted, LLMUnavailable
 from llmkit.facts import FactBook, ModelFacts
@@ -22,8 +21,7 @@ PROVIDER_CAPABILITIES: dict[LLMProvider, ProviderCaps] = {name: spec.caps for na
 """What each provider can do, as declared. LiteLLM's own flags are wrong for Ollama."""
 
 
-@dataclass(frozen=True, slots=True)
-class Routed:
+class Routed(NamedTuple):
     """An answer, who gave it, and the way there.
 
     Attributes:

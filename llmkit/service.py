@@ -24,15 +24,7 @@ from llmkit.errors import (
 )
 from llmkit.ledger import Call, Ledger
 from llmkit.liveness import BEATS_PER_LIMIT, Heartbeat, Listener, looks_abandoned
-from llmkit.ports import (
-    AttemptLog,
-    CacheKey,
-    ContentCache,
-    KeyTaken,
-    LLMRunRepo,
-    ModelInquiry,
-    StoredRun,
-)
+from llmkit.ports import AttemptLog, CacheKey, ContentCache, KeyTaken, LLMRunRepo, ModelInquiry, StoredRun
 from llmkit.router import LLMRouter, Routed, plan_as_json
 from llmkit.settings import LLMSettings
 from llmkit.telemetry import Telemetry

@@ -206,3 +206,8 @@ def child_environment(**extra: str) -> dict[str, str]:
     """Environment for a child process of ours: this one's without provider keys, plus `extra`."""
     keep = {name: value for name, value in os.environ.items() if not name.upper().endswith(("_API_KEY", "_TOKEN"))}
     return keep | extra
+
+
+def is_in_environment(*names: str) -> bool:
+    """Whether one of these variables is set."""
+    return any(name in os.environ for name in names)

@@ -27,7 +27,7 @@ import build_ollama
 from rich.console import Console
 
 from llmkit import LLMError, Session
-from llmkit.embedded import embedded_model
+from llmkit.embedded.models import embedded_model
 from llmkit.evals import EvalReport, Progress, load_tasks
 
 if TYPE_CHECKING:

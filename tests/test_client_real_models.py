@@ -168,7 +168,7 @@ async def test_ollama_killed_and_restarted(own_ollama):
 
 @pytest.mark.local
 async def test_the_embedded_model():
-    from llmkit.embedded import shared_server
+    from llmkit.embedded.server import shared_server
 
     settings = load_settings(local_context_tokens=512)
     server = shared_server(settings)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from llmkit import LLMContextOverflow, LLMPromptTruncated, LLMUnavailable, LLMUnsupported, Session
 from llmkit.facts import ModelFacts
-from llmkit.inquiry import ProbeFile, StoredProbe
+from llmkit.inquiry.probe_file import ProbeFile, StoredProbe
 from llmkit.probe import EXPECTED, holds_to_schema
 from llmkit.settings import load_settings
 from llmkit.testing import Fault, GeminiServer, OllamaModel, OllamaServer, Reply

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -138,9 +137,8 @@ async def test_a_key_in_flight_is_in_progress_with_run_and_age() -> None:
 async def _leave_started(bench: Bench, request: LLMRequest, age_s: float) -> RunStart:
     """A run whose process on another machine was last heard of `age_s` ago."""
     call = open_call(request, HERE, LLMProfile.BALANCED, recorded=True)
-    start = replace(
-        bench.service._ledger._start(call, None), owner=ELSEWHERE, created_at_utc=utc_now() - timedelta(seconds=age_s)
-    )
+    created_at_utc = utc_now() - timedelta(seconds=age_s)
+    start = bench.service._ledger._start(call, None)._replace(owner=ELSEWHERE, created_at_utc=created_at_utc)
     await bench.runs.create_started(start)
     return start
 

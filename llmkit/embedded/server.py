@@ -13,8 +13,9 @@ import threading
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
+from llmkit.embedded.models import embedded_model
 from llmkit.embedded.process import ModelProcess, ServeOrder
-from llmkit.embedded.weights import embedded_model, require_installed, weights_path
+from llmkit.embedded.weights import require_installed, weights_path
 from llmkit.errors import LLMError, LLMUnavailable
 from llmkit.ports import Endpoint
 from llmkit.settings import LLMSettings

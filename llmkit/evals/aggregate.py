@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from llmkit.eval_ports import EvalResult
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, SUCCEEDED, fell_back
-from llmkit.ports import EvalResult
 
 if TYPE_CHECKING:
     from llmkit.evals.statistics import PairedDifference

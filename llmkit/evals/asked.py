@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-from llmkit.ports import EvalResult
+from llmkit.eval_ports import EvalResult
 
 __all__ = ["asked_differently"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from llmkit.ports import DigestSeen
+from llmkit.eval_ports import DigestSeen
 from llmkit.types import Route
 
 __all__ = ["digest_notes"]

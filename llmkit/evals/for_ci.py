@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from llmkit.eval_ports import EvalResult
 from llmkit.evals.gate import Check, GateReport
 from llmkit.evals.report import EvalReport, plain_rows
 from llmkit.evals.result import FAILED, SCORER_FAILED, SUCCEEDED
 from llmkit.evals.terminal import mean_text
-from llmkit.ports import EvalResult
 
 __all__ = ["gate_junit", "gate_markdown", "run_junit", "run_markdown"]
 

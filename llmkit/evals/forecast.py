@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from llmkit.errors import LLMEvaluationError
+from llmkit.eval_ports import EvalResult
 from llmkit.evals.budget import Budget
 from llmkit.evals.plan import FINAL_CODES
 from llmkit.evals.report import EvalReport
 from llmkit.evals.result import FAILED, SCORER_FAILED, SUCCEEDED
 from llmkit.evals.task import Task
 from llmkit.lanes.price_list import is_free, list_price
-from llmkit.ports import EvalResult
 from llmkit.types import Route
 
 __all__ = ["Forecast", "Outlook", "SampleSize", "forecast", "outlook", "sample_size"]

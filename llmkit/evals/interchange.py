@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from uuid_utils.compat import uuid7
 
 from llmkit.errors import LLMConfigurationError, LLMEvaluationError, describe_validation
-from llmkit.ports import EvalResult, EvalRun, EvalStore
+from llmkit.eval_ports import EvalResult, EvalRun, EvalStore
 
 __all__ = ["export_run", "import_run"]
 

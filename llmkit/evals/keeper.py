@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 
 from llmkit.errors import LLMBadRequest, LLMBudgetExhausted, LLMEvaluationError
+from llmkit.eval_ports import EvalRun, EvalStore, Spent
 from llmkit.evals.budget import NOTHING, PARTS_PER_USD, Amount, Books, Budget, BudgetUse, Kind, amount
 from llmkit.evals.plan import Plan, name_prefix
 from llmkit.lanes.price_list import FREE, ListPrice, list_price
-from llmkit.ports import DOUBTFUL_STATUSES, AttemptLog, ClientReply, EvalRun, EvalStore, Spent
+from llmkit.ports import DOUBTFUL_STATUSES, AttemptLog, ClientReply
 from llmkit.providers import most_prompt_tokens
 from llmkit.spending import Send, watched_by
 from llmkit.types import Attempt, LLMRequest, ResponseFormat, Route

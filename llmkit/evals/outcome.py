@@ -12,10 +12,10 @@ from llmkit.errors import (
     LLMReasoningExhausted,
     LLMUnusableAnswer,
 )
+from llmkit.eval_ports import EvalResult
 from llmkit.evals.result import FALLBACK_WARNING, SCORER_FAILED, SUCCEEDED
 from llmkit.evals.scorers import Scores
 from llmkit.evals.variant import Lane
-from llmkit.ports import EvalResult
 from llmkit.telemetry import redact
 from llmkit.types import TokenUsage, utc_now
 

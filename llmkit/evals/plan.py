@@ -12,6 +12,7 @@ from uuid_utils.compat import uuid7
 
 from llmkit.canonical import sha256_of
 from llmkit.errors import LLMError, LLMEvaluationError, LLMUnusableAnswer
+from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun
 from llmkit.evals.budget import Budget
 from llmkit.evals.dataset import Dataset, Sample
 from llmkit.evals.progress import Progress
@@ -20,7 +21,6 @@ from llmkit.evals.result import FAILED
 from llmkit.evals.scorers import DEFAULT_SCORER_TIMEOUT_S, Scorer
 from llmkit.evals.task import Task
 from llmkit.evals.variant import DIGEST_LENGTH, Lane, RouteLike, lanes
-from llmkit.ports import EvalOutcome, EvalResult, EvalRun
 from llmkit.types import Message, utc_now
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from llmkit.drawing import GREY, Mark, axes, key, marks, short
 from llmkit.errors import LLMEvaluationError
-from llmkit.ports import EvalResult
+from llmkit.eval_ports import EvalResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.errors import LLMEvaluationError
+from llmkit.eval_ports import DigestSeen, EvalResult, EvalRun, RecordedCall, Spent
 from llmkit.evals.aggregate import COMPARISON_COLUMNS, SUMMARY_COLUMNS, Cluster, comparison_rows, summary_rows
 from llmkit.evals.asked import asked_differently
 from llmkit.evals.budget import BudgetUse
@@ -19,7 +20,7 @@ from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, STA
 from llmkit.evals.steady import steady
 from llmkit.evals.terminal import mean_text
 from llmkit.evals.views import ATTEMPT_COLUMNS, MISSING_COLUMNS, REPEAT_COLUMNS, attempt_rows, missing_rows, repeat_rows
-from llmkit.ports import DigestSeen, EvalResult, EvalRun, RecordedCall, Spent, StoredRun
+from llmkit.ports import StoredRun
 
 if TYPE_CHECKING:
     import pandas as pd

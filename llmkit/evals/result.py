@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from llmkit.ports import EvalResult
+from llmkit.eval_ports import EvalResult
 
 __all__ = [
     "FAILED",

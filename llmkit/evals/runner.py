@@ -17,6 +17,7 @@ from llmkit.errors import (
     LLMStoreError,
     LLMUnavailable,
 )
+from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun, EvalStore
 from llmkit.evals.cells import Cells
 from llmkit.evals.dataset import Sample
 from llmkit.evals.health import LONGEST_SILENCE_S, SHORTEST_REST_S, TRIES_OF_A_SAMPLE, Health
@@ -31,7 +32,6 @@ from llmkit.evals.sharing import Patience, Sharing
 from llmkit.evals.task import Task
 from llmkit.evals.variant import Lane, RouteLike
 from llmkit.evals.warming import WARM_UP_FROM, cold, warm_up
-from llmkit.ports import EvalOutcome, EvalResult, EvalRun, EvalStore
 from llmkit.telemetry import Span, SpanValue, span
 from llmkit.types import Message, RequestContext, utc_now
 

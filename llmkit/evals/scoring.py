@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from llmkit.errors import LLMBudgetExhausted
+from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun, EvalStore
 from llmkit.evals.dataset import Sample
 from llmkit.evals.keeper import Keeper
 from llmkit.evals.outcome import scored
 from llmkit.evals.plan import Plan
 from llmkit.evals.result import ResultKey
 from llmkit.evals.scorers import Scores, ScoringContext, apply_scorers
-from llmkit.ports import EvalOutcome, EvalResult, EvalRun, EvalStore
 
 __all__ = ["Scoring"]
 

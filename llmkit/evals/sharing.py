@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from llmkit.eval_ports import CallUnderWay, EvalOutcome, EvalRun, EvalStore
 from llmkit.evals.cells import Cells
 from llmkit.evals.plan import Plan, name_prefix
 from llmkit.evals.progress import Tally
 from llmkit.liveness import looks_abandoned
-from llmkit.ports import CallUnderWay, EvalOutcome, EvalRun, EvalStore
 
 __all__ = ["Patience", "Sharing"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from llmkit.ports import EvalRun
+from llmkit.eval_ports import EvalRun
 
 if TYPE_CHECKING:
     from rich.table import Table

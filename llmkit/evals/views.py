@@ -6,8 +6,8 @@ import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from llmkit.eval_ports import EvalResult, RecordedCall
 from llmkit.evals.result import FAILED
-from llmkit.ports import EvalResult, RecordedCall
 from llmkit.types import Attempt
 
 __all__ = ["ATTEMPT_COLUMNS", "MISSING_COLUMNS", "REPEAT_COLUMNS", "attempt_rows", "missing_rows", "repeat_rows"]

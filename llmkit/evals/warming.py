@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from llmkit.errors import LLMError, LLMStoreError
+from llmkit.eval_ports import EvalRun
 from llmkit.evals.dataset import Sample
 from llmkit.evals.plan import Plan
 from llmkit.evals.variant import Lane
 from llmkit.lanes.price_list import is_free
-from llmkit.ports import EvalRun
 from llmkit.types import WARM_UP_STAGE, LLMConstraints, LLMRequest, RequestContext, ResponseFormat, Route, utc_now
 
 __all__ = ["WARM_UP_FROM", "cold", "warm_up"]

@@ -13,9 +13,9 @@ from llmkit.faces.opened import Face
 from llmkit.loop_thread import Interrupted
 
 if TYPE_CHECKING:
+    from llmkit.eval_ports import EvalStore, RecordedCall
     from llmkit.evals import EvalReport, Progress, Task, Variant
     from llmkit.mapping import Meter
-    from llmkit.ports import EvalStore, RecordedCall
 
 __all__ = ["EvaluatingFace"]
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmkit import accessor
-from llmkit.cassette import RECORDING_COLUMNS
 from llmkit.errors import LLMBadRequest, LLMConfigurationError
 from llmkit.faces.opened import Face
 
@@ -81,6 +80,7 @@ class ReadingFace(Face):
         cassette = self._open.runtime().cassette
         if cassette is None:
             raise LLMConfigurationError("This session replays nothing: open one with Session(replay=...)")
+        from llmkit.cassette import RECORDING_COLUMNS
         from llmkit.frames import frame_of
 
         return frame_of(cassette.rows(), RECORDING_COLUMNS)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmkit.errors import LLMBadRequest
 from llmkit.faces.mapping import MappingFace
@@ -53,8 +52,7 @@ class TalkingFace(MappingFace, ReadingFace):
         return Conversation(opener, id=id, system=system, turns=turns, parameters=parameters)
 
 
-@dataclass(frozen=True, slots=True)
-class Opener:
+class Opener(NamedTuple):
     """What a conversation gets of its session."""
 
     opened: Opened

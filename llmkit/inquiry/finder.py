@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable
 
 from llmkit.facts import FactBook
-from llmkit.inquiry.ollama import look_at_model
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider, Route
 
@@ -59,6 +58,8 @@ class OllamaInquiry:
         return task
 
     async def _take_a_look(self, route: Route) -> None:
+        from llmkit.inquiry.ollama import look_at_model
+
         found = await look_at_model(self._base, route.model)
         if found is not None:
             self._facts.report(route, found)

@@ -8,13 +8,12 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llmkit.errors import LLMConfigurationError, LLMStoreError
 from llmkit.persistence.addresses import DatabaseAddress, create_database_file
@@ -46,8 +45,7 @@ class SchemaStatus(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class SchemaState:
+class SchemaState(NamedTuple):
     """The revision of a database, None for a new one, and the one that this version of llmkit works with."""
 
     revision: str | None

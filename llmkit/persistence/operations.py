@@ -17,15 +17,13 @@ from llmkit.persistence.rows import (
     abandoned_values,
     annotation_values,
     attempt_row,
-    eval_result_values,
-    eval_run_values,
     failure_values,
     finished_row,
     started_row,
     success_row,
 )
 from llmkit.persistence.writer import Operation
-from llmkit.ports import EvalResult, EvalRun, KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
+from llmkit.ports import KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
 from llmkit.types import Attempt
 
 __all__ = [
@@ -38,14 +36,13 @@ __all__ = [
     "InsertStarted",
     "MarkFailed",
     "MarkSucceeded",
-    "OpenEvalRun",
-    "SaveEvalResult",
+    "execute",
 ]
 
 Rows = list[tuple[Any, ...]]
 
 
-def _execute(connection: Writer, statement: Prepared, rows: Rows) -> int:
+def execute(connection: Writer, statement: Prepared, rows: Rows) -> int:
     """How many rows changed."""
     return connection.execute_many(statement.sql, rows)
 
@@ -58,7 +55,7 @@ def _attempt_rows(statements: Statements, run_id: UUID, attempts: Sequence[Attem
 def _insert_attempts(connection: Writer, statements: Statements, operations: Sequence[_Insert | _Mark]) -> None:
     rows = [row for each in operations for row in each.attempt_rows]
     if rows:
-        _execute(connection, statements.insert_attempt, rows)
+        execute(connection, statements.insert_attempt, rows)
 
 
 def _taken(connection: Writer, statements: Statements, run_id: UUID) -> KeyTaken | None:
@@ -93,7 +90,7 @@ class _Insert(Operation):
     @classmethod
     def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
         """Insert all; a row that was there before under the same id is this very one, of a first application."""
-        inserted = _execute(connection, cls.statement(statements), [each.row for each in operations])
+        inserted = execute(connection, cls.statement(statements), [each.row for each in operations])
         outcomes: list[Any] = [None] * len(operations)
         if inserted < len(operations):
             outcomes = [_taken(connection, statements, each.run_id) for each in operations]
@@ -178,7 +175,7 @@ class _Mark(Operation):
     @classmethod
     def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
         """Update all, and ask for those that did not change: they may have been changed by a first application."""
-        changed = _execute(connection, cls.statement(statements), [each.row for each in operations])
+        changed = execute(connection, cls.statement(statements), [each.row for each in operations])
         if changed == len(operations):
             _insert_attempts(connection, statements, operations)
             return [True] * changed
@@ -254,7 +251,7 @@ class Annotate(Operation):
     @classmethod
     def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
         """Update all, the later of two for one run last."""
-        _execute(connection, statements.annotate, [each.row for each in operations])
+        execute(connection, statements.annotate, [each.row for each in operations])
         return [None] * len(operations)
 
 
@@ -274,42 +271,7 @@ class Beat(Operation):
         """Update those that are still STARTED."""
         rows = [row for each in operations for row in each.rows]
         if rows:
-            _execute(connection, statements.beat, rows)
-        return [None] * len(operations)
-
-
-class OpenEvalRun(Operation):
-    """Insert an evaluation unless its workspace has one of this name."""
-
-    __slots__ = ("row",)
-    rank = 0
-
-    def __init__(self, statements: Statements, run: EvalRun) -> None:
-        self.row = statements.insert_eval_run.row(eval_run_values(run))
-        self.lock_key = f"{run.workspace_id}\0{run.name}"
-
-    @classmethod
-    def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
-        """Insert those that are new."""
-        _execute(connection, statements.insert_eval_run, [each.row for each in operations])
-        return [None] * len(operations)
-
-
-class SaveEvalResult(Operation):
-    """Insert a result or replace the one before."""
-
-    __slots__ = ("row",)
-    rank = 1
-
-    def __init__(self, statements: Statements, result: EvalResult) -> None:
-        self.row = statements.upsert_result.row(eval_result_values(result))
-        key = (result.eval_run_id.hex, result.route, result.sample_id, f"{result.epoch:09}")
-        self.lock_key = "\0".join(key)
-
-    @classmethod
-    def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
-        """Write all, the later of two for one key last."""
-        _execute(connection, statements.upsert_result, [each.row for each in operations])
+            execute(connection, statements.beat, rows)
         return [None] * len(operations)
 
 

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
-from llmkit.ports import EvalResult, EvalRun, RecordedCall, RunFailure, RunStart, RunSuccess, StoredRun
-from llmkit.telemetry import tool_preview
-from llmkit.types import Attempt, Route, RunStatus, ServedFrom, TokenUsage
+from llmkit.ports import RunFailure, RunStart, RunSuccess, StoredRun
+from llmkit.types import Attempt, RunStatus, TokenUsage
 
 if TYPE_CHECKING:
-    from sqlalchemy import RowMapping
+    pass
 
 __all__ = [
     "ABANDONED_MESSAGE",
@@ -31,21 +30,19 @@ __all__ = [
     "Codec",
     "abandoned_values",
     "annotation_values",
+    "as_json",
     "attempt_row",
     "attempt_values",
-    "eval_result_values",
-    "eval_run_of",
-    "eval_run_values",
     "failure_values",
     "finished_row",
     "finished_values",
     "identity",
-    "recorded_call_of",
     "sqlite_time",
     "sqlite_uuid",
     "started_row",
     "started_values",
     "storable",
+    "storable_or_none",
     "stored_run_of",
     "success_row",
     "success_values",
@@ -208,7 +205,8 @@ def _identity_or_none(text: str | None, name: str) -> str | None:
     return text if text is None or _is_plain(text) else identity(text, name)
 
 
-def _storable_or_none(text: str | None) -> str | None:
+def storable_or_none(text: str | None) -> str | None:
+    """As `storable`; None stays None."""
     return text if text is None or _is_plain(text) else storable(text)
 
 
@@ -216,7 +214,8 @@ def _is_plain(text: str) -> bool:
     return text.isascii() and "\0" not in text
 
 
-def _json(value: Mapping[str, Any] | Sequence[Any]) -> str:
+def as_json(value: Mapping[str, Any] | Sequence[Any]) -> str:
+    """As it is stored; what JSON does not know becomes text."""
     if not value:
         return "{}" if isinstance(value, Mapping) else "[]"
     return _ENCODER.encode(value)
@@ -238,14 +237,14 @@ def started_row(start: RunStart, codec: Codec) -> Row:
         start.owner,
         created_at,
         created_at,
-        _storable_or_none(start.requested_route),
+        storable_or_none(start.requested_route),
         start.profile,
         start.epoch,
         _identity_or_none(start.idempotency_key, "idempotency_key"),
         _identity_or_none(start.flight_key, "flight_key"),
         start.prompt_sha256,
         storable(start.request_preview),
-        _json(start.metadata),
+        as_json(start.metadata),
     )
 
 
@@ -261,7 +260,7 @@ def success_row(success: RunSuccess, codec: Codec) -> Row:
         codec.time(success.finished_at_utc),
         str(success.route.provider),
         storable(success.route.model),
-        _storable_or_none(success.response_model),
+        storable_or_none(success.response_model),
         str(success.served_from),
         codec.uuid(success.source_run_id),
         success.finish_reason,
@@ -270,14 +269,14 @@ def success_row(success: RunSuccess, codec: Codec) -> Row:
         success.latency_ms,
         len(success.attempts),
         storable(success.response_preview),
-        None if success.plan is None else _json(success.plan),
-        _storable_or_none(success.result_json),
+        None if success.plan is None else as_json(success.plan),
+        storable_or_none(success.result_json),
     )
 
 
 def annotation_values(workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> Values:
     """Values of an UPDATE of a run's metadata."""
-    return {"in_workspace": workspace_id, "run_id": run_id, "metadata_json": _json(metadata)}
+    return {"in_workspace": workspace_id, "run_id": run_id, "metadata_json": as_json(metadata)}
 
 
 def success_values(success: RunSuccess) -> Values:
@@ -294,7 +293,7 @@ def failure_values(failure: RunFailure) -> Values:
         "attempts": len(failure.attempts),
         "error_code": failure.error_code,
         "error_message": storable(failure.error_message),
-        "plan_json": None if failure.plan is None else _json(failure.plan),
+        "plan_json": None if failure.plan is None else as_json(failure.plan),
     }
 
 
@@ -336,12 +335,12 @@ def attempt_row(run_id: UUID, attempt: Attempt, codec: Codec) -> Row:
         attempt.schema_sha256,
         *_usage(attempt.usage),
         attempt.finish_reason,
-        _storable_or_none(attempt.response_model),
-        _storable_or_none(attempt.model_digest),
+        storable_or_none(attempt.response_model),
+        storable_or_none(attempt.model_digest),
         attempt.cost_usd,
         attempt.status_code,
         attempt.error_code,
-        _storable_or_none(attempt.error_message),
+        storable_or_none(attempt.error_message),
     )
 
 
@@ -367,88 +366,3 @@ def stored_run_of(row: Sequence[Any]) -> StoredRun:
     """A run from the values of `STORED_RUN_COLUMNS`."""
     run_id, workspace_id, status, *others = row
     return StoredRun(run_id, workspace_id, _STATUSES[status], *others)
-
-
-def recorded_call_of(row: RowMapping, attempts: Sequence[RowMapping]) -> RecordedCall:
-    """A call of an evaluation from its columns and those of its attempts.
-
-    Args:
-        row: Columns of the run; `result_json` is looked at only when the answer has no text.
-        attempts: Columns of its attempts, by number.
-    """
-    return RecordedCall(
-        pipeline_run_id=row["pipeline_run_id"],
-        stage=row["stage"],
-        status=RunStatus(row["status"]),
-        served_from=ServedFrom(row["served_from"]) if row["served_from"] else None,
-        prompt=row["request_preview"],
-        answer=row["response_preview"] or tool_preview(row["result_json"]) or row["response_preview"],
-        error_code=row["error_code"],
-        error_message=row["error_message"],
-        attempts=tuple(_attempt_of(each) for each in attempts),
-    )
-
-
-def _attempt_of(row: RowMapping) -> Attempt:
-    values = {name: row[name] for name in Attempt.model_fields if name in row}
-    usage = {name: row[name] for name in TokenUsage.model_fields if name in row}
-    route = Route(provider=row["provider"], model=row["model"])
-    return Attempt(**values, route=route, usage=TokenUsage(**usage, estimated=row["usage_estimated"]))
-
-
-def eval_run_values(run: EvalRun) -> Values:
-    """Columns of an evaluation.
-
-    Raises:
-        LLMStoreError: As for `identity`.
-    """
-    return {
-        "id": run.id,
-        "workspace_id": identity(run.workspace_id, "workspace_id"),
-        "name": identity(run.name, "the name of the evaluation"),
-        "task_name": storable(run.task_name),
-        "task_sha256": run.task_sha256,
-        "dataset_sha256": run.dataset_sha256,
-        "created_at_utc": run.created_at_utc,
-        "spec_json": _json(run.spec),
-    }
-
-
-def eval_run_of(row: Mapping[str, Any]) -> EvalRun:
-    """An evaluation from its columns."""
-    values = dict(row)
-    return EvalRun(spec=json.loads(values.pop("spec_json")), **values)
-
-
-def eval_result_values(result: EvalResult) -> Values:
-    """Columns of a result.
-
-    Raises:
-        LLMStoreError: As for `identity`.
-    """
-    return {
-        "eval_run_id": result.eval_run_id,
-        "route": identity(result.route, "the route"),
-        "sample_id": identity(result.sample_id, "the sample's id"),
-        "epoch": result.epoch,
-        "status": result.status,
-        "finished_at_utc": result.finished_at_utc,
-        "pipeline_run_id": identity(result.pipeline_run_id, "pipeline_run_id"),
-        "served_route": _storable_or_none(result.served_route),
-        "output_mode": result.output_mode,
-        "valid_first_try": result.valid_first_try,
-        "outcome": result.outcome,
-        "schema_sha256": result.schema_sha256,
-        "sample_group": _storable_or_none(result.sample_group),
-        "input_tokens": result.input_tokens,
-        "output_tokens": result.output_tokens,
-        "latency_ms": result.latency_ms,
-        "requests": result.requests,
-        "error_code": result.error_code,
-        "error_message": _storable_or_none(result.error_message),
-        "scores_json": _json(result.scores),
-        "scorer_errors_json": _json(result.scorer_errors),
-        "score_details_json": _json(result.score_details),
-        "warnings_json": _json(result.warnings),
-        "output_json": _storable_or_none(result.output_json),
-    }

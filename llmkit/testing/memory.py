@@ -9,21 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from llmkit.errors import ABANDONED_CODE
-from llmkit.ports import (
-    DOUBTFUL_STATUSES,
-    CallUnderWay,
-    DigestSeen,
-    EvalOutcome,
-    EvalResult,
-    EvalRun,
-    KeyTaken,
-    RecordedCall,
-    RunFailure,
-    RunStart,
-    RunSuccess,
-    Spent,
-    StoredRun,
-)
+from llmkit.eval_ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, RecordedCall, Spent
+from llmkit.ports import DOUBTFUL_STATUSES, KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
 from llmkit.telemetry import tool_preview
 from llmkit.types import Attempt, Route, RunStatus, utc_now
 
@@ -134,7 +121,7 @@ class InMemoryLLMRunRepo:
 
     async def save_result_for_idempotency_key(self, start: RunStart, success: RunSuccess) -> None:
         """See `LLMRunRepo`."""
-        self._refuse_taken(replace(start, flight_key=None))
+        self._refuse_taken(start._replace(flight_key=None))
         self._runs[start.id] = InMemoryRun(start, RunStatus.SUCCEEDED, start.created_at_utc, success=success)
         self._add_attempts(start.id, success.attempts)
 
@@ -146,7 +133,7 @@ class InMemoryLLMRunRepo:
         """See `LLMRunRepo`."""
         run = self._runs.get(run_id)
         if run is not None and run.start.workspace_id == workspace_id:
-            self._runs[run_id] = replace(run, start=replace(run.start, metadata=dict(metadata)))
+            self._runs[run_id] = replace(run, start=run.start._replace(metadata=dict(metadata)))
 
     async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
         """See `LLMRunRepo`."""

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import llmkit.embedded.server as server_module
-from llmkit.embedded import EmbeddedModelServer
+from llmkit.embedded.server import EmbeddedModelServer
 
 # Stands in for the package `xllamacpp` in the child: everything else there is the real program.
 FAKE_RUNTIME = """

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from llmkit.embedded import EmbeddedModelServer
+from llmkit.embedded.server import EmbeddedModelServer
 from llmkit.ports import Endpoint
 from llmkit.settings import load_settings, prepare_litellm_environment
 from tests.embedded.conftest import gone_within

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 import llmkit.embedded.server as server_module
-from llmkit.embedded import EmbeddedModelServer, shared_server
 from llmkit.embedded.process import ModelProcess, ServeOrder
+from llmkit.embedded.server import EmbeddedModelServer, shared_server
 from llmkit.errors import LLMConfigurationError, LLMUnavailable
 from llmkit.ports import ModelServer
 from llmkit.settings import load_settings

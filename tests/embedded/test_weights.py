@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.embedded import embedded_model, has_model, model_names
-from llmkit.embedded.weights import EmbeddedModel, require_installed, weights_path
+from llmkit.embedded.models import EmbeddedModel, embedded_model, has_model, model_names
+from llmkit.embedded.weights import require_installed, weights_path
 from llmkit.errors import LLMConfigurationError
 from llmkit.providers.local import EMBEDDED_MODELS
 

@@ -11,8 +11,9 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel
 
 from llmkit.errors import LLMInvalidOutput
+from llmkit.eval_ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, RecordedCall, Spent
 from llmkit.evals import Sample, Task, field_match
-from llmkit.ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, RecordedCall, Spent, StoredRun
+from llmkit.ports import StoredRun
 from llmkit.pydanticai.extraction import Extraction
 from llmkit.testing.memory import outcome_of
 from llmkit.types import (

@@ -8,9 +8,9 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from llmkit import Session
+from llmkit.eval_ports import DigestSeen
 from llmkit.evals import Sample, Task, field_match
 from llmkit.evals.digests import digest_notes
-from llmkit.ports import DigestSeen
 from llmkit.testing import OllamaModel, OllamaServer
 from llmkit.types import Route
 

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from llmkit import Session
 from llmkit.cli.main import _run
 from llmkit.errors import LLMEvaluationError
+from llmkit.eval_ports import RecordedCall
 from llmkit.evals import Sample, Score
 from llmkit.evals.for_ci import run_junit, run_markdown
 from llmkit.evals.html_report import report_page
 from llmkit.evals.html_report.fields import by_field, differs, shown
 from llmkit.evals.report import ATTEMPT_COLUMNS, EvalReport
-from llmkit.ports import RecordedCall
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply
 from llmkit.types import AttemptStatus, Route, RunStatus, ServedFrom
 from tests.evals.fakes import (

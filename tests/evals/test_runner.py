@@ -17,10 +17,10 @@ from llmkit.errors import (
     LLMTimeout,
     LLMUnavailable,
 )
+from llmkit.eval_ports import CallUnderWay
 from llmkit.evals import Dataset, Sample, Variant, field_match, load_report
 from llmkit.evals.sharing import Patience
 from llmkit.liveness import current_owner
-from llmkit.ports import CallUnderWay
 from llmkit.types import LLMProvider, Route, ServedFrom, utc_now
 from tests.evals.fakes import (
     SAMPLES,

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkit.facts import NOTHING_KNOWN, Fact, FactBook, ModelFacts
-from llmkit.inquiry import OllamaInquiry, look_at_server
 from llmkit.inquiry import ollama as asking
+from llmkit.inquiry.finder import OllamaInquiry
+from llmkit.inquiry.ollama import look_at_server
 from llmkit.providers.ollama import reported_facts, tagged
 from llmkit.settings import load_settings
 from llmkit.testing import Fault, OllamaModel, OllamaServer, Reply, refused_url

@@ -12,7 +12,7 @@ import pytest
 
 from llmkit import LLMContextOverflow, LLMModelNotFound, LLMUnavailable, LLMUnsupported, Session
 from llmkit.doctor import CheckState, examine
-from llmkit.embedded import embedded_model
+from llmkit.embedded.models import embedded_model
 from llmkit.evals import Progress, load_tasks
 from llmkit.settings import load_settings
 from llmkit.types import ToolDefinition

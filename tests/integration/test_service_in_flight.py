@@ -6,7 +6,6 @@ import asyncio
 import gc
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -112,7 +111,7 @@ async def _leave_in_flight(bench: Bench, **changes: object) -> RunStart:
     """A STARTED run of the same question, as somebody else left it."""
     call = open_call(ask("q"), HERE, LLMProfile.BALANCED, recorded=True)
     name = bench.service._flight_name(call, bench.service.router.explain(call.request))
-    start = replace(bench.service._ledger._start(call, name), **changes)
+    start = bench.service._ledger._start(call, name)._replace(**changes)
     await bench.runs.create_started(start)
     return start
 

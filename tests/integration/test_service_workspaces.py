@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
@@ -127,7 +127,7 @@ class World:
         if await self._runs.get_by_idempotency_key(step.workspace, step.key or "") is not None:
             return "held"
         age = timedelta(seconds=10**6 if step.fails else 0)
-        start = replace(self._service._ledger._start(call, None), owner=DEAD, created_at_utc=utc_now() - age)
+        start = self._service._ledger._start(call, None)._replace(owner=DEAD, created_at_utc=utc_now() - age)
         await self._runs.create_started(start)
         return "left"
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from llmkit.eval_ports import EvalStore, Spent
 from llmkit.persistence.eval_store import SqlEvalStore
-from llmkit.ports import EvalStore, LLMRunRepo, Spent
+from llmkit.ports import LLMRunRepo
 from llmkit.testing.memory import InMemoryEvalStore, InMemoryLLMRunRepo, outcome_of
 from llmkit.types import Route, TokenUsage, utc_now
 from tests.persistence.homes import JournalHome

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -69,7 +68,7 @@ class Twins:
         start = self.random.choice(self.starts)
         seen = await self.both(lambda repo: repo.get_run(start.workspace_id, start.id))
         if self.random.random() < 0.3:
-            seen = replace(seen, heartbeat_at_utc=utc_now())
+            seen = seen._replace(heartbeat_at_utc=utc_now())
         await self.both(lambda repo: repo.mark_abandoned(seen))
 
     async def beat(self) -> None:

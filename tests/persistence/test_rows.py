@@ -13,7 +13,7 @@ from sqlalchemy import insert
 from sqlalchemy.dialects import sqlite
 
 from llmkit.errors import LLMStoreError
-from llmkit.persistence.rows import _json, attempt_values, finished_values, identity, started_values, storable
+from llmkit.persistence.rows import as_json, attempt_values, finished_values, identity, started_values, storable
 from llmkit.persistence.statements import SQLITE_PROCESSORS
 from llmkit.types import AttemptStatus, ServedFrom
 from tests.persistence.homes import ATTEMPTS, RUNS, JournalHome
@@ -51,14 +51,14 @@ def test_json_survives_being_made_storable(text: str) -> None:
 @unhurried
 @given(st.dictionaries(ANY_TEXT, st.none() | st.booleans() | st.integers() | ANY_TEXT | st.lists(ANY_TEXT), max_size=4))
 def test_metadata_comes_back(metadata: dict[str, Any]) -> None:
-    kept = _json(metadata)
+    kept = as_json(metadata)
     assert kept.isascii()
     assert "\0" not in kept
     assert json.loads(kept) == metadata
 
 
 def test_strange_metadata_does_not_cost_the_record() -> None:
-    assert json.loads(_json({"at": datetime(2026, 1, 2, tzinfo=UTC)})) == {"at": "2026-01-02 00:00:00+00:00"}
+    assert json.loads(as_json({"at": datetime(2026, 1, 2, tzinfo=UTC)})) == {"at": "2026-01-02 00:00:00+00:00"}
 
 
 @unhurried

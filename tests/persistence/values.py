@@ -7,7 +7,8 @@ from uuid import UUID
 
 import uuid_utils.compat as uuid_utils
 
-from llmkit.ports import EvalResult, EvalRun, RunFailure, RunStart, RunSuccess
+from llmkit.eval_ports import EvalResult, EvalRun
+from llmkit.ports import RunFailure, RunStart, RunSuccess
 from llmkit.types import Attempt, AttemptStatus, Route, ServedFrom, TokenUsage, utc_now
 
 ROUTE = Route.parse("ollama/llama3.2")

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmkit.eval_ports import EvalResult, RecordedCall
 from llmkit.evals.html_report.fields import Fields, by_field, differs, shown
 from llmkit.evals.html_report.prompts import AskedPrompts
 from llmkit.evals.result import IN_PROGRESS, NOT_RUN, fell_back
-from llmkit.ports import EvalResult, RecordedCall
 from llmkit.types import Attempt, ServedFrom
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmkit.errors import LLMEvaluationError
+from llmkit.eval_ports import EvalResult
 from llmkit.evals.plan import digests_of, with_repairs
 from llmkit.evals.prompt import Template, render
 from llmkit.evals.variant import asked_digest
-from llmkit.ports import EvalResult
 
 if TYPE_CHECKING:
     from llmkit.evals.dataset import Sample

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
+from llmkit.eval_ports import RecordedCall
 from llmkit.evals.html_report.marks import Scale, Section, count, number, ranged, section, signed, table, unknown
 from llmkit.evals.html_report.mistakes import frequent_mistakes
 from llmkit.evals.html_report.spending import spending
@@ -14,7 +15,6 @@ from llmkit.evals.report import plain_rows
 from llmkit.evals.result import FAILED
 from llmkit.evals.terminal import mean_text
 from llmkit.html import Html, html, joined
-from llmkit.ports import RecordedCall
 
 if TYPE_CHECKING:
     from llmkit.evals.report import EvalReport

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmkit.eval_ports import RecordedCall
 from llmkit.evals.html_report.marks import Scale, Section, number, section, table, unknown
 from llmkit.html import Html, html
-from llmkit.ports import RecordedCall
 from llmkit.types import Attempt, AttemptStatus
 
 if TYPE_CHECKING:

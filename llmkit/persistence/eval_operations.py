@@ -1,0 +1,50 @@
+"""The changes of evaluations; see `operations`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from llmkit.eval_ports import EvalResult, EvalRun
+from llmkit.persistence.connections import Writer
+from llmkit.persistence.eval_rows import eval_result_values, eval_run_values
+from llmkit.persistence.operations import execute
+from llmkit.persistence.prepared import Statements
+from llmkit.persistence.writer import Operation
+
+__all__ = ["OpenEvalRun", "SaveEvalResult"]
+
+
+class OpenEvalRun(Operation):
+    """Insert an evaluation unless its workspace has one of this name."""
+
+    __slots__ = ("row",)
+    rank = 0
+
+    def __init__(self, statements: Statements, run: EvalRun) -> None:
+        self.row = statements.insert_eval_run.row(eval_run_values(run))
+        self.lock_key = f"{run.workspace_id}\0{run.name}"
+
+    @classmethod
+    def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+        """Insert those that are new."""
+        execute(connection, statements.insert_eval_run, [each.row for each in operations])
+        return [None] * len(operations)
+
+
+class SaveEvalResult(Operation):
+    """Insert a result or replace the one before."""
+
+    __slots__ = ("row",)
+    rank = 1
+
+    def __init__(self, statements: Statements, result: EvalResult) -> None:
+        self.row = statements.upsert_result.row(eval_result_values(result))
+        key = (result.eval_run_id.hex, result.route, result.sample_id, f"{result.epoch:09}")
+        self.lock_key = "\0".join(key)
+
+    @classmethod
+    def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+        """Write all, the later of two for one key last."""
+        execute(connection, statements.upsert_result, [each.row for each in operations])
+        return [None] * len(operations)
