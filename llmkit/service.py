@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 from uuid import UUID
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from llmkit.canonical import sha256_of
 from llmkit.contract import conflict, in_progress, open_call, who_asks
@@ -31,7 +31,6 @@ from llmkit.telemetry import Telemetry
 from llmkit.types import (
     LLMRequest,
     LLMResponse,
-    Name,
     RequestContext,
     RoutePlan,
     RunStatus,
@@ -47,8 +46,6 @@ CLAIM_TRIES = 100
 CHANGING_HANDS = "The call's key keeps changing hands between other callers; try again"
 
 T = TypeVar("T")
-
-_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 class LLMService:

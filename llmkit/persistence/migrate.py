@@ -5,12 +5,12 @@ Revisions are numbered: `0001` is the first, the highest file name in the migrat
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from enum import StrEnum
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SchemaState", "SchemaStatus", "current_state", "downgrade", "migration_connection", "upgrade"]
 
+PACKAGE: Final = Path(__file__).parent.parent
+SQLITE_SCHEMA_FILE: Final = "sqlite_schema.json"
 VERSION_TABLE: Final = "alembic_version"
 SELECT_REVISION: Final = f"SELECT version_num FROM {VERSION_TABLE}"  # noqa: S608
 HAS_SQLITE_TABLE: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
@@ -71,7 +73,7 @@ def upgrade(database_url: str) -> SchemaState:
         create_database_file(address.path)
     state = _read_state(address)
     _refuse_unknown(state, address)
-    if state.status is not SchemaStatus.CURRENT:
+    if not (state.status is SchemaStatus.CURRENT or _created(state, address)):
         _migrate(address, "head")
     return state
 
@@ -127,6 +129,33 @@ def migration_connection(address: DatabaseAddress) -> Iterator[Connection]:
         engine.dispose()
 
 
+def _created(state: SchemaState, address: DatabaseAddress) -> bool:
+    """Whether an SQLite file without our tables now has those of the head, without Alembic, whose import takes longer.
+
+    What the migrations make of a new file is kept in a file of the package; a test compares the two.
+    """
+    if state.status is not SchemaStatus.EMPTY or not address.is_sqlite:
+        return False
+    made = json.loads(Path(__file__).with_name(SQLITE_SCHEMA_FILE).read_text("utf-8"))
+    return made["revision"] == state.head and _create(address, made["statements"])
+
+
+def _create(address: DatabaseAddress, statements: Sequence[str]) -> bool:
+    """Run them in one transaction, unless another process was first."""
+    try:
+        with closing(open_sqlite(address)) as connection:
+            _shape_file(connection.cursor())
+            connection.execute("BEGIN IMMEDIATE")
+            if connection.execute(HAS_SQLITE_TABLE, (VERSION_TABLE,)).fetchall():
+                return False
+            for statement in statements:
+                connection.execute(statement)
+            connection.execute("COMMIT")
+    except DRIVER_ERRORS as error:
+        raise store_error(error, address.label, address.path) from None
+    return True
+
+
 def _migrate(address: DatabaseAddress, target: str) -> None:
     # Imported before the lock is taken, so that others wait for the migration only.
     from alembic import command
@@ -155,8 +184,7 @@ def _alembic_config(address: DatabaseAddress) -> Config:
 
 def migrations_folder() -> Path:
     """Where the revisions are: inside the package when it is installed, beside it in a checkout."""
-    package = Path(str(files("llmkit")))
-    for folder in (package / "migrations", package.parent / "migrations"):
+    for folder in (PACKAGE / "migrations", PACKAGE.parent / "migrations"):
         if (folder / "env.py").is_file():
             return folder
     raise LLMConfigurationError("llmkit's migrations are missing from its installation; install it again.")
@@ -239,15 +267,19 @@ def _prepare(connection: Connection, address: DatabaseAddress) -> None:
     try:
         # A table that is rebuilt is dropped in between, and what refers to it must not be deleted with it.
         cursor.execute("PRAGMA foreign_keys=OFF")
-        cursor.execute(f"PRAGMA page_size={SQLITE_PAGE_SIZE}")
-        _switch_to_wal(cursor)
+        _shape_file(cursor)
     except DRIVER_ERRORS as error:
         raise store_error(error, address.label, address.path) from None
     finally:
         cursor.close()
 
 
-def _switch_to_wal(cursor: DBAPICursor) -> None:
+def _shape_file(cursor: DBAPICursor | sqlite3.Cursor) -> None:
+    cursor.execute(f"PRAGMA page_size={SQLITE_PAGE_SIZE}")
+    _switch_to_wal(cursor)
+
+
+def _switch_to_wal(cursor: DBAPICursor | sqlite3.Cursor) -> None:
     # The busy timeout does not cover this switch: processes that open a new file together get an error at once.
     deadline = monotonic() + WAL_PATIENCE_S
     while True:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from llmkit.persistence.rows import (
@@ -167,7 +167,7 @@ class Statements:
 @cache
 def sqlite_statements() -> Statements:
     """Those for SQLite files, from the file that was compiled ahead."""
-    text = files("llmkit.persistence").joinpath(SQLITE_STATEMENTS_FILE).read_text("utf-8")
+    text = Path(__file__).with_name(SQLITE_STATEMENTS_FILE).read_text("utf-8")
     return Statements({name: _of_json(entry) for name, entry in json.loads(text).items()}, SQLITE_CODEC)
 
 

@@ -1,6 +1,6 @@
 """The journal's statements, made from the tables, and their translation for the drivers.
 
-After a change here or in the tables: `python -m tests.sqlite_statements`.
+After a change here or in the tables: `python -m tests.compiled_ahead`.
 """
 
 from __future__ import annotations

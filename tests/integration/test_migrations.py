@@ -220,7 +220,7 @@ def test_a_database_of_somebody_else_keeps_its_tables(new_database_url: str) -> 
 
 
 def test_missing_migrations_are_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(migrate, "files", lambda _package: tmp_path / "llmkit")
+    monkeypatch.setattr(migrate, "PACKAGE", tmp_path / "llmkit")
     with pytest.raises(LLMConfigurationError, match="install it again"):
         migrate.migrations_folder()
 
@@ -228,7 +228,7 @@ def test_missing_migrations_are_one_clear_error(monkeypatch: pytest.MonkeyPatch,
 def test_an_installed_package_carries_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     inside = tmp_path / "llmkit" / "migrations"
     shutil.copytree(CHECKOUT / "migrations", inside, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(migrate, "files", lambda _package: tmp_path / "llmkit")
+    monkeypatch.setattr(migrate, "PACKAGE", tmp_path / "llmkit")
     assert migrate.migrations_folder() == inside
     upgrade(f"sqlite:///{tmp_path / 'x.db'}")
 
@@ -245,6 +245,7 @@ def test_a_migration_that_fails_leaves_nothing_half_done(
     with monkeypatch.context() as patch:
         # The last of the first revision's tables exist by then.
         patch.setattr(op, "f", failing_upgrade)
+        patch.setattr(migrate, "_created", lambda *_arguments: False)
         with pytest.raises(RuntimeError, match="a bug in a migration"):
             upgrade(new_database_url)
     assert schema(new_database_url) == {}
@@ -252,17 +253,44 @@ def test_a_migration_that_fails_leaves_nothing_half_done(
     assert current_state(new_database_url).status is SchemaStatus.CURRENT
 
 
+DYING_MIGRATION = """
+import os
+from alembic import op
+create = op.create_index
+op.create_index = lambda name, *rest, **named: os._exit(9) if "flight" in name else create(name, *rest, **named)
+from llmkit.persistence import migrate
+migrate._created = lambda *_: False
+migrate.upgrade({url!r})
+"""
+DYING_CREATION = """
+import os
+from llmkit.persistence import migrate, sqlite_files
+
+class Connection(sqlite_files.sqlite3.Connection):
+    def execute(self, sql, *rest):
+        return os._exit(9) if "flight_key ON" in sql else super().execute(sql, *rest)
+
+connect = sqlite_files.sqlite3.connect
+sqlite_files.sqlite3.connect = lambda *given, **named: connect(*given, factory=Connection, **named)
+migrate.upgrade({url!r})
+"""
+
+
 @pytest.mark.slow
-def test_a_process_that_dies_in_the_middle_leaves_nothing_half_done(new_database_url: str) -> None:
-    code = (
-        "import os; from alembic import op; create = op.create_index;"
-        "op.create_index = lambda name, *a, **k: os._exit(9) if 'flight' in name else create(name, *a, **k);"
-        f"from llmkit.persistence.migrate import upgrade; upgrade({new_database_url!r})"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
-    assert schema(new_database_url) == {}
-    upgrade(new_database_url)
-    assert current_state(new_database_url).status is SchemaStatus.CURRENT
+def test_a_process_that_dies_in_the_middle_of_a_migration_leaves_nothing_half_done(new_database_url: str) -> None:
+    die_and_go_on(DYING_MIGRATION, new_database_url)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_while_it_makes_a_new_file_leaves_nothing_half_done(new_sqlite_url: str) -> None:
+    die_and_go_on(DYING_CREATION, new_sqlite_url)
+
+
+def die_and_go_on(code: str, url: str) -> None:
+    assert subprocess.run([sys.executable, "-c", code.format(url=url)], check=False).returncode == 9
+    assert schema(url) == {}
+    upgrade(url)
+    assert current_state(url).status is SchemaStatus.CURRENT
 
 
 def open_together(url: str, barrier: Any, outcomes: Any) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, inspect
 
-from llmkit.persistence.addresses import DatabaseAddress
+from llmkit.persistence import migrate
+from llmkit.persistence.addresses import DatabaseAddress, create_database_file
 from llmkit.persistence.prepared import sqlite_statements
-from tests import sqlite_statements as sqlite_file
+from tests import compiled_ahead
 
 COLUMNS = {
     "llm_runs": """
@@ -226,5 +230,35 @@ def test_keyed_reads_use_their_index(sqlite_url: str, column: str, value: str, i
     assert [row[-1] for row in plan] == [f"SEARCH llm_runs USING INDEX {index} (workspace_id=? AND {column}=?)"]
 
 
-def test_the_statements_for_sqlite_follow_the_tables() -> None:
-    assert sqlite_file.FILE.read_text("utf-8") == sqlite_file.current(), "run python -m tests.sqlite_statements"
+@pytest.mark.parametrize("name", compiled_ahead.FILES)
+def test_what_is_compiled_ahead_follows_the_tables_and_the_migrations(name: str) -> None:
+    kept = (compiled_ahead.FOLDER / name).read_text("utf-8")
+    assert kept == compiled_ahead.FILES[name](), "run python -m tests.compiled_ahead"
+
+
+def test_a_new_file_is_what_the_migrations_make(new_sqlite_url: str, tmp_path: Path) -> None:
+    migrated = tmp_path / "migrated.db"
+    create_database_file(migrated)
+    migrate._migrate(DatabaseAddress.of_file(migrated), "head")
+    migrate.upgrade(new_sqlite_url)
+    assert "alembic" not in open_and_list_modules(tmp_path / "other.db")
+    found = [everything_in(path) for path in (migrated, Path(new_sqlite_url.removeprefix("sqlite:///")))]
+    assert found[0] == found[1]
+
+
+def everything_in(path: Path) -> list[object]:
+    """Tables and indexes, the revision, and what the file was told when it was new."""
+    with closing(sqlite3.connect(path)) as connection:
+        queries = ("SELECT name, sql FROM sqlite_master ORDER BY name", "SELECT * FROM alembic_version")
+        pragmas = ("page_size", "journal_mode", "auto_vacuum", "encoding")
+        found: list[object] = [connection.execute(query).fetchall() for query in queries]
+        return found + [connection.execute(f"PRAGMA {pragma}").fetchone() for pragma in pragmas]
+
+
+def open_and_list_modules(path: Path) -> set[str]:
+    """The modules of a process after it has made a new database."""
+    code = (
+        f"import sys; from llmkit.persistence.migrate import upgrade; upgrade('sqlite:///{path}'); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
