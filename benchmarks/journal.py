@@ -165,8 +165,11 @@ def floor_rate(url: str, seconds: float) -> Rate:
     batches = []
     for _ in range(100):
         values = [next_values() for _ in range(64)]
-        starts = [InsertStarted(statements, start) for start, _ in values]
-        batches.append((starts, [MarkSucceeded(statements, success) for _, success in values]))
+        starts = [InsertStarted(start) for start, _ in values]
+        marks = [MarkSucceeded(success) for _, success in values]
+        for operation in (*starts, *marks):
+            operation.prepare(statements)
+        batches.append((starts, marks))
     journal.close()
     done, end = 0, time.monotonic() + seconds
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as connection:

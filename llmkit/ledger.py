@@ -241,6 +241,8 @@ class Ledger:
         error_code: str | None = None,
         requests: int = 0,
     ) -> None:
+        if not self._telemetry.is_heard:
+            return
         route = response.route if response else call.request.route
         provider = route.provider if route else error.provider if error else None
         model = route.model if route else error.model if error else None

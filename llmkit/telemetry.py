@@ -208,6 +208,11 @@ _TOKENS = tuple(4**power for power in range(14))
 class Telemetry:
     """Emits one log line, the metrics and one span of every finished call."""
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody listens. Who tells of thousands of calls a second asks before."""
+        return _log.isEnabledFor(logging.INFO) or self._may_be_heard
+
     def run_finished(self, event: RunEvent) -> None:
         """Tell of a call that succeeded or failed, in the context of its caller."""
         if _log.isEnabledFor(logging.INFO):

@@ -18,12 +18,17 @@ __all__ = ["OpenEvalRun", "SaveEvalResult"]
 class OpenEvalRun(Operation):
     """Insert an evaluation unless its workspace has one of this name."""
 
-    __slots__ = ("row",)
+    __slots__ = ("row", "run")
     rank = 0
+    row: tuple[Any, ...]
 
-    def __init__(self, statements: Statements, run: EvalRun) -> None:
-        self.row = statements.insert_eval_run.row(eval_run_values(run))
+    def __init__(self, run: EvalRun) -> None:
+        self.run = run
         self.lock_key = f"{run.workspace_id}\0{run.name}"
+
+    def prepare(self, statements: Statements) -> None:
+        """See `Operation`."""
+        self.row = statements.insert_eval_run.row(eval_run_values(self.run))
 
     @classmethod
     def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
@@ -35,13 +40,18 @@ class OpenEvalRun(Operation):
 class SaveEvalResult(Operation):
     """Insert a result or replace the one before."""
 
-    __slots__ = ("row",)
+    __slots__ = ("result", "row")
     rank = 1
+    row: tuple[Any, ...]
 
-    def __init__(self, statements: Statements, result: EvalResult) -> None:
-        self.row = statements.upsert_result.row(eval_result_values(result))
+    def __init__(self, result: EvalResult) -> None:
+        self.result = result
         key = (result.eval_run_id.hex, result.route, result.sample_id, f"{result.epoch:09}")
         self.lock_key = "\0".join(key)
+
+    def prepare(self, statements: Statements) -> None:
+        """See `Operation`."""
+        self.row = statements.upsert_result.row(eval_result_values(self.result))
 
     @classmethod
     def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:

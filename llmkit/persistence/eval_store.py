@@ -57,7 +57,7 @@ class SqlEvalStore:
 
     async def open_run(self, run: EvalRun) -> EvalRun:
         """See `EvalStore`."""
-        await self._journal.perform(OpenEvalRun(self._journal.statements, run))
+        await self._journal.perform(OpenEvalRun(run))
         found = await self.get_run(run.workspace_id, run.name)
         if found is None:
             raise LLMStoreError(f"The evaluation {run.name!r} was erased while it was opened. Start it again.")
@@ -79,7 +79,7 @@ class SqlEvalStore:
         """See `EvalStore`."""
         if not self._stores_payloads:
             result = replace(result, output_json=None, score_details={})
-        await self._journal.perform(SaveEvalResult(self._journal.statements, result))
+        await self._journal.perform(SaveEvalResult(result))
 
     async def results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
         """See `EvalStore`."""

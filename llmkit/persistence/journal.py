@@ -23,7 +23,6 @@ from llmkit.persistence.operations import (
     Beat,
     Flush,
     InsertFinished,
-    InsertServed,
     InsertStarted,
     MarkFailed,
     MarkSucceeded,
@@ -207,13 +206,13 @@ class Journal:
         """
         return self._here().writer.perform(operation)
 
-    async def perform_later(self, operation: Operation) -> None:
+    def perform_later(self, operation: Operation) -> Awaitable[None]:
         """Queue a change that may be lost in a power cut.
 
-        Raises:
-            LLMStoreError: An earlier one of this kind failed.
+        Returns:
+            To be awaited: done when it is queued. It raises `LLMStoreError` when an earlier one of this kind failed.
         """
-        await self._here().writer.perform_later(operation)
+        return self._here().writer.perform_later(operation)
 
     async def flush(self) -> None:
         """Wait until all that was queued before is durable.
@@ -317,36 +316,36 @@ class JournalLLMRunRepo:
 
     async def create_started(self, start: RunStart) -> None:
         """See `LLMRunRepo`."""
-        await self._journal.perform(InsertStarted(self._journal.statements, start))
+        await self._journal.perform(InsertStarted(start))
 
     async def mark_succeeded(self, success: RunSuccess) -> bool:
         """See `LLMRunRepo`. A run that was erased meanwhile stays so: False, and nothing is written."""
-        changed: bool = await self._journal.perform(MarkSucceeded(self._journal.statements, success))
+        changed: bool = await self._journal.perform(MarkSucceeded(success))
         return changed
 
     async def mark_failed(self, failure: RunFailure) -> bool:
         """See `LLMRunRepo`."""
-        changed: bool = await self._journal.perform(MarkFailed(self._journal.statements, failure))
+        changed: bool = await self._journal.perform(MarkFailed(failure))
         return changed
 
     async def mark_abandoned(self, run: StoredRun) -> bool:
         """See `LLMRunRepo`."""
-        changed: bool = await self._journal.perform(AbandonRun(self._journal.statements, run, utc_now()))
+        changed: bool = await self._journal.perform(AbandonRun(run, utc_now()))
         return changed
 
     async def save_result_for_idempotency_key(self, start: RunStart, success: RunSuccess) -> None:
         """See `LLMRunRepo`."""
-        await self._journal.perform(InsertFinished(self._journal.statements, start, success))
+        await self._journal.perform(InsertFinished(start, success))
 
     async def record_served(self, start: RunStart, success: RunSuccess) -> None:
         """See `LLMRunRepo`. Written within moments; `Journal.flush()` waits for it, and a failure is told later."""
-        await self._journal.perform_later(InsertServed(start, success))
+        await self._journal.perform_later(InsertFinished(start, success))
 
     async def annotate(self, workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> None:
         """See `LLMRunRepo`."""
-        await self._journal.perform(Annotate(self._journal.statements, workspace_id, run_id, metadata))
+        await self._journal.perform(Annotate(workspace_id, run_id, metadata))
 
     async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
         """See `LLMRunRepo`."""
         if run_ids:
-            await self._journal.perform(Beat(self._journal.statements, run_ids, at_utc))
+            await self._journal.perform(Beat(run_ids, at_utc))

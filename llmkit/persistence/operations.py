@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 from uuid import UUID
 
-from llmkit.errors import ABANDONED_CODE, LLMStoreError
+from llmkit.errors import ABANDONED_CODE
 from llmkit.persistence.connections import Writer
 from llmkit.persistence.prepared import Prepared, Statements
 from llmkit.persistence.rows import (
@@ -32,7 +32,6 @@ __all__ = [
     "Beat",
     "Flush",
     "InsertFinished",
-    "InsertServed",
     "InsertStarted",
     "MarkFailed",
     "MarkSucceeded",
@@ -73,14 +72,15 @@ def _outcome_of(connection: Writer, statements: Statements, run_id: UUID) -> lis
 class _Insert(Operation):
     """Insert a run, or say `KeyTaken`."""
 
-    __slots__ = ("attempt_rows", "row", "run_id")
+    __slots__ = ("attempt_rows", "row", "run_id", "start")
     rank = 0
+    row: tuple[Any, ...]
+    attempt_rows: Rows
 
-    def __init__(self, start: RunStart, row: tuple[Any, ...], attempt_rows: Rows) -> None:
+    def __init__(self, start: RunStart) -> None:
+        self.start = start
         self.run_id = start.id
-        self.row = row
-        self.attempt_rows = attempt_rows
-        self.lock_key = "\0".join((start.workspace_id, start.idempotency_key or "", start.flight_key or ""))
+        self.lock_key = f"{start.workspace_id}\0{start.idempotency_key}\0{start.flight_key}"
 
     @staticmethod
     @abstractmethod
@@ -104,8 +104,10 @@ class InsertStarted(_Insert):
 
     __slots__ = ()
 
-    def __init__(self, statements: Statements, start: RunStart) -> None:
-        super().__init__(start, statements.insert_started.arranged(started_row(start, statements.codec)), [])
+    def prepare(self, statements: Statements) -> None:
+        """See `Operation`."""
+        self.row = statements.insert_started.arranged(started_row(self.start, statements.codec))
+        self.attempt_rows = []
 
     @staticmethod
     def statement(statements: Statements) -> Prepared:
@@ -116,11 +118,16 @@ class InsertStarted(_Insert):
 class InsertFinished(_Insert):
     """A run that is over when it is first written."""
 
-    __slots__ = ()
+    __slots__ = ("success",)
 
-    def __init__(self, statements: Statements, start: RunStart, success: RunSuccess) -> None:
-        row = statements.insert_finished.arranged(finished_row(start, success, statements.codec))
-        super().__init__(start, row, _attempt_rows(statements, start.id, success.attempts))
+    def __init__(self, start: RunStart, success: RunSuccess) -> None:
+        super().__init__(start)
+        self.success = success
+
+    def prepare(self, statements: Statements) -> None:
+        """See `Operation`."""
+        self.row = statements.insert_finished.arranged(finished_row(self.start, self.success, statements.codec))
+        self.attempt_rows = _attempt_rows(statements, self.run_id, self.success.attempts)
 
     @staticmethod
     def statement(statements: Statements) -> Prepared:
@@ -128,43 +135,16 @@ class InsertFinished(_Insert):
         return statements.insert_finished
 
 
-class InsertServed(Operation):
-    """A run that cost nothing and that nobody waits for: the writer makes its row, many in a row, at half the cost."""
-
-    __slots__ = ("start", "success")
-    rank = 0
-    lock_key = ""  # without a key, no two of them wait for each other
-
-    def __init__(self, start: RunStart, success: RunSuccess) -> None:
-        self.start = start
-        self.success = success
-
-    @classmethod
-    def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
-        """Insert those that can be stored; the others fail alone."""
-        outcomes: list[Any] = []
-        inserts: list[InsertFinished] = []
-        for each in operations:
-            try:
-                inserts.append(InsertFinished(statements, each.start, each.success))
-                outcomes.append(None)
-            except LLMStoreError as error:
-                outcomes.append(error)
-        inserted = iter(InsertFinished.apply_all(connection, statements, inserts) if inserts else ())
-        return [next(inserted) if outcome is None else outcome for outcome in outcomes]
-
-
 class _Mark(Operation):
     """Take a run out of STARTED; the outcome says whether it was this operation that did."""
 
     __slots__ = ("attempt_rows", "expected", "row", "run_id")
-    status: ClassVar[str]
+    row: tuple[Any, ...]
+    expected: list[Any]
+    attempt_rows: Rows
 
-    def __init__(self, run_id: UUID, row: tuple[Any, ...], expected: list[Any], attempt_rows: Rows) -> None:
+    def __init__(self, run_id: UUID) -> None:
         self.run_id = run_id
-        self.row = row
-        self.expected = expected
-        self.attempt_rows = attempt_rows
         self.lock_key = run_id.hex
 
     @staticmethod
@@ -189,14 +169,19 @@ class _Mark(Operation):
 class MarkSucceeded(_Mark):
     """A good end."""
 
-    __slots__ = ()
+    __slots__ = ("success",)
     rank = 1
 
-    def __init__(self, statements: Statements, success: RunSuccess) -> None:
-        values = success_row(success, statements.codec)
-        row = statements.mark_succeeded.arranged((*values, statements.codec.uuid(success.run_id)))
-        expected = [SUCCEEDED, success.finished_at_utc, None]
-        super().__init__(success.run_id, row, expected, _attempt_rows(statements, success.run_id, success.attempts))
+    def __init__(self, success: RunSuccess) -> None:
+        super().__init__(success.run_id)
+        self.success = success
+
+    def prepare(self, statements: Statements) -> None:
+        """See `Operation`."""
+        values = success_row(self.success, statements.codec)
+        self.row = statements.mark_succeeded.arranged((*values, statements.codec.uuid(self.run_id)))
+        self.expected = [SUCCEEDED, self.success.finished_at_utc, None]
+        self.attempt_rows = _attempt_rows(statements, self.run_id, self.success.attempts)
 
     @staticmethod
     def statement(statements: Statements) -> Prepared:
@@ -207,13 +192,18 @@ class MarkSucceeded(_Mark):
 class MarkFailed(_Mark):
     """A bad end."""
 
-    __slots__ = ()
+    __slots__ = ("failure",)
     rank = 1
 
-    def __init__(self, statements: Statements, failure: RunFailure) -> None:
-        row = statements.mark_failed.row(failure_values(failure) | {"run_id": failure.run_id})
-        expected = [FAILED, failure.finished_at_utc, failure.error_code]
-        super().__init__(failure.run_id, row, expected, _attempt_rows(statements, failure.run_id, failure.attempts))
+    def __init__(self, failure: RunFailure) -> None:
+        super().__init__(failure.run_id)
+        self.failure = failure
+
+    def prepare(self, statements: Statements) -> None:
+        """See `Operation`."""
+        self.row = statements.mark_failed.row(failure_values(self.failure) | {"run_id": self.run_id})
+        self.expected = [FAILED, self.failure.finished_at_utc, self.failure.error_code]
+        self.attempt_rows = _attempt_rows(statements, self.run_id, self.failure.attempts)
 
     @staticmethod
     def statement(statements: Statements) -> Prepared:
@@ -224,13 +214,20 @@ class MarkFailed(_Mark):
 class AbandonRun(_Mark):
     """The end of a run whose process died, unless the run has stirred since it was looked at."""
 
-    __slots__ = ()
+    __slots__ = ("at_utc", "run")
     rank = 2
 
-    def __init__(self, statements: Statements, run: StoredRun, at_utc: datetime) -> None:
-        seen = {"run_id": run.id, "seen_at_utc": run.heartbeat_at_utc}
-        row = statements.mark_abandoned.row(abandoned_values(at_utc) | seen)
-        super().__init__(run.id, row, [FAILED, at_utc, ABANDONED_CODE], [])
+    def __init__(self, run: StoredRun, at_utc: datetime) -> None:
+        super().__init__(run.id)
+        self.run = run
+        self.at_utc = at_utc
+
+    def prepare(self, statements: Statements) -> None:
+        """See `Operation`."""
+        seen = {"run_id": self.run_id, "seen_at_utc": self.run.heartbeat_at_utc}
+        self.row = statements.mark_abandoned.row(abandoned_values(self.at_utc) | seen)
+        self.expected = [FAILED, self.at_utc, ABANDONED_CODE]
+        self.attempt_rows = []
 
     @staticmethod
     def statement(statements: Statements) -> Prepared:
@@ -241,12 +238,17 @@ class AbandonRun(_Mark):
 class Annotate(Operation):
     """Other metadata of a run."""
 
-    __slots__ = ("row",)
+    __slots__ = ("row", "values")
     rank = 2
+    row: tuple[Any, ...]
 
-    def __init__(self, statements: Statements, workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> None:
-        self.row = statements.annotate.row(annotation_values(workspace_id, run_id, metadata))
+    def __init__(self, workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> None:
+        self.values = (workspace_id, run_id, metadata)
         self.lock_key = run_id.hex
+
+    def prepare(self, statements: Statements) -> None:
+        """See `Operation`."""
+        self.row = statements.annotate.row(annotation_values(*self.values))
 
     @classmethod
     def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
@@ -258,13 +260,19 @@ class Annotate(Operation):
 class Beat(Operation):
     """A sign of life of some runs."""
 
-    __slots__ = ("rows",)
+    __slots__ = ("at_utc", "rows", "run_ids")
     rank = 3
+    rows: Rows
 
-    def __init__(self, statements: Statements, run_ids: Sequence[UUID], at_utc: datetime) -> None:
-        ids = sorted(run_ids)
-        self.rows = [statements.beat.row({"run_id": run_id, "heartbeat_at_utc": at_utc}) for run_id in ids]
-        self.lock_key = ids[0].hex if ids else ""
+    def __init__(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
+        self.run_ids = sorted(run_ids)
+        self.at_utc = at_utc
+        self.lock_key = self.run_ids[0].hex if run_ids else ""
+
+    def prepare(self, statements: Statements) -> None:
+        """See `Operation`."""
+        beat = statements.beat
+        self.rows = [beat.row({"run_id": run_id, "heartbeat_at_utc": self.at_utc}) for run_id in self.run_ids]
 
     @classmethod
     def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
@@ -281,6 +289,9 @@ class Flush(Operation):
     __slots__ = ()
     rank = 4
     lock_key = ""
+
+    def prepare(self, statements: Statements) -> None:
+        """See `Operation`."""
 
     @classmethod
     def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:

@@ -42,6 +42,14 @@ class Operation(ABC):
     rank: ClassVar[int]
     lock_key: str
 
+    @abstractmethod
+    def prepare(self, statements: Statements) -> None:
+        """Make the rows that `apply_all` writes: many in a row, on the writer's thread, cost half as much as singly.
+
+        Raises:
+            LLMStoreError: Something in it cannot be stored. That concerns this operation alone.
+        """
+
     @classmethod
     @abstractmethod
     def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
@@ -133,6 +141,8 @@ class GroupWriter:
         Raises:
             LLMStoreError: There are some.
         """
+        if not self._lost:  # nearly always, and the lock is taken for every answer
+            return
         with self._lock:
             lost, self._lost = self._lost, 0
         if lost:
@@ -190,6 +200,9 @@ class GroupWriter:
                 self._bell.get(timeout=longest_s)
 
     def _carry_out(self, batch: list[_Request]) -> None:
+        batch = self._prepared(batch)
+        if not batch:
+            return
         try:
             outcomes = self._outcomes(batch)
         except BaseException as error:
@@ -198,6 +211,21 @@ class GroupWriter:
                 raise
         else:
             self._deliver(batch, outcomes)
+
+    def _prepared(self, batch: list[_Request]) -> list[_Request]:
+        """Those that can be stored; the others fail alone."""
+        refused: list[_Request] = []
+        errors: list[Exception] = []
+        for request in batch:
+            try:
+                request[0].prepare(self._statements)
+            except Exception as error:  # noqa: BLE001 it is handed to the one who asked
+                refused.append(request)
+                errors.append(_copy(error, self._address))
+        if not refused:
+            return batch
+        self._deliver(refused, errors)
+        return [request for request in batch if request not in refused]
 
     def _outcomes(self, batch: list[_Request]) -> list[Any]:
         try:

@@ -64,6 +64,17 @@ async def test_an_operation_that_the_database_refuses_fails_alone(database_url: 
         assert {run["id"] for run in home.runs()} == {start.id for start in good}
 
 
+async def test_an_operation_that_cannot_be_written_down_fails_alone(home: JournalHome) -> None:
+    good, bad = [a_start() for _ in range(5)], a_start(idempotency_key="half a \ud800 pair")
+    outcomes = await asyncio.gather(
+        *[home.repo.create_started(start) for start in (*good, bad)], return_exceptions=True
+    )
+    assert outcomes[:5] == [None] * 5
+    with pytest.raises(LLMStoreError, match="idempotency_key holds a character that cannot be stored"):
+        raise outcomes[5]
+    assert {run["id"] for run in home.runs()} == {start.id for start in good}
+
+
 def test_threads_with_loops_of_their_own(database_url: str) -> None:
     with JournalHome(database_url) as home:
 
@@ -252,10 +263,10 @@ async def test_applying_a_batch_again_changes_nothing(database_url: str, times: 
         from llmkit.types import utc_now
 
         operations = [
-            InsertStarted(journal.statements, a_start(idempotency_key="k", flight_key="f")),
-            InsertFinished(journal.statements, done, served(done.id)),
-            MarkSucceeded(journal.statements, a_success(running.id)),
-            AbandonRun(journal.statements, seen, utc_now()),
+            InsertStarted(a_start(idempotency_key="k", flight_key="f")),
+            InsertFinished(done, served(done.id)),
+            MarkSucceeded(a_success(running.id)),
+            AbandonRun(seen, utc_now()),
         ]
         outcomes = [[await journal.perform(operation) for operation in operations] for _ in range(times)]
         assert outcomes == [[None, None, True, True]] * times
