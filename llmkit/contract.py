@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import NamedTuple, TypeGuard
 
 from pydantic import TypeAdapter, ValidationError
+from uuid_utils.compat import uuid7
 
 from llmkit.canonical import prompt_sha256
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMIdempotencyConflict, LLMInProgress
@@ -54,6 +56,8 @@ def open_call(
         stage=who.stage,
         profile=str(profile),
         prompt_sha256=_hashed(request, profile),
+        run_id=uuid7(),
+        started_s=perf_counter(),
     )
 
 

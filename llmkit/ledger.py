@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
-
-from uuid_utils.compat import uuid7
 
 from llmkit.canonical import request_parameters
 from llmkit.errors import LLMAllRoutesFailed, LLMError, LLMStoreError
@@ -30,8 +27,7 @@ from llmkit.types import (
 __all__ = ["Call", "Ledger"]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One logical call after its contract was checked."""
 
     request: LLMRequest
@@ -40,8 +36,8 @@ class Call:
     stage: str | None
     profile: str
     prompt_sha256: str
-    run_id: UUID = field(default_factory=uuid7)
-    started_s: float = field(default_factory=time.perf_counter)
+    run_id: UUID
+    started_s: float
 
     def elapsed_ms(self) -> float:
         """Milliseconds since the call began."""

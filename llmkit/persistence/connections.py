@@ -208,11 +208,11 @@ class SqliteReader:
     Each statement is read to its end, so that no read transaction stays open and the next one sees the newest commit.
     """
 
-    def __init__(self, address: DatabaseAddress, busy_timeout_s: float, gate: ForkGate) -> None:
+    def __init__(self, address: DatabaseAddress, busy_timeout_s: float) -> None:
         self._address = address
         self._busy_timeout_s = busy_timeout_s
-        self._gate = gate
         self._lock = Lock()
+        self._is_shut = False
         self._open: tuple[sqlite3.Connection, FileGuard] | None = None
 
     def one(self, select: PreparedSelect, parameters: Sequence[Any]) -> list[Any] | None:
@@ -221,11 +221,11 @@ class SqliteReader:
         Raises:
             LLMStoreError: The database cannot be read.
         """
-        with self._gate, self._lock:
+        with self._lock:
             try:
                 row = self._first(select.sql, parameters)
             except BaseException as error:
-                self.discard()
+                self._discard()
                 if not isinstance(error, Exception):
                     raise
                 raise store_error(error, self._address.label, self._address.path) from None
@@ -243,11 +243,23 @@ class SqliteReader:
 
     def close(self) -> None:
         """Close the file. The next use opens it again."""
-        with self._gate, self._lock:
-            self.discard()
+        with self._lock:
+            self._discard()
 
-    def discard(self) -> None:
-        """As `close`, for whoever has shut the gate."""
+    def shut(self, patience_s: float) -> bool:
+        """Close the file and let nobody read until `reopen`; False when the reader inside did not leave in time."""
+        self._is_shut = self._lock.acquire(timeout=patience_s)
+        if self._is_shut:
+            self._discard()
+        return self._is_shut
+
+    def reopen(self) -> None:
+        """Let in those who wait, if it is shut."""
+        if self._is_shut:
+            self._is_shut = False
+            self._lock.release()
+
+    def _discard(self) -> None:
         if self._open is not None:
             connection, self._open = self._open[0], None
             connection.close()

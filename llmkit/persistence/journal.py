@@ -58,7 +58,7 @@ class _Resources:
         self.statements = sqlite_statements() if address.is_sqlite else _compiled_for(self.engine)
         self._connection = WriteConnection(self._open_writer, address.path, self.gate)
         self.writer = GroupWriter(self._connection, self.statements, address, patience_s)
-        self.reader = SqliteReader(address, busy_timeout_s, self.gate) if address.is_sqlite else None
+        self.reader = SqliteReader(address, busy_timeout_s) if address.is_sqlite else None
         if address.is_sqlite:
             pause_around_forks(self)
 
@@ -81,12 +81,11 @@ class _Resources:
         """Close the SQLite file for a fork. What cannot be closed in time makes the database unusable in the child."""
         if self.pid != os.getpid():
             return
-        self.open_in_child = not self.gate.shut(patience_s)
+        are_shut = [each.shut(patience_s) for each in (self.gate, self.reader) if each is not None]
+        self.open_in_child = not all(are_shut)
         if self.open_in_child:
             return
         self._connection.discard()
-        if self.reader is not None:
-            self.reader.discard()
         if self._engine is not None:
             # What somebody borrowed from the engine directly stays open.
             self.open_in_child = _is_lent(self._engine)
@@ -96,6 +95,8 @@ class _Resources:
         """Go on after a fork, in the parent."""
         if self.pid == os.getpid():
             self.gate.open()
+            if self.reader is not None:
+                self.reader.reopen()
 
     def close(self) -> None:
         """Flush, then close everything. Only in the process that opened it."""
