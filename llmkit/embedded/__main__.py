@@ -108,8 +108,8 @@ def _load(order: dict[str, Any]) -> Any:
     params.cache_ram_mib = 0  # by default up to 8 GB of old prompts are kept; each slot keeps its last one anyway
     params.fit_params = False  # loads the model twice to see whether it fits
     params.warmup = False
-    # For 100 MB, what a prompt shares with the one before it, as examples are, is not read again: most layers look only at
-    # the newest 512 tokens, and else nothing of theirs can be used twice.
+    # For 100 MB, what a prompt shares with the one before it, as examples are, is not read again: most layers look only
+    # at the newest 512 tokens, and else nothing of theirs can be used twice.
     params.swa_full = True
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _threads()
     return xllamacpp.Server(params)
