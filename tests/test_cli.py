@@ -107,12 +107,12 @@ def test_runs_lists_calls_as_a_table_and_as_json(servers: tuple[OllamaServer, Ge
     assert "SUCCEEDED" in run("runs").stdout
 
 
-@pytest.mark.slow
 def test_the_command_line_of_the_specification_compares_two_routes(
     servers: tuple[OllamaServer, GeminiServer], task_file: Path
 ) -> None:
+    """As a process of its own it is in `test_docs.py`."""
     options = ["--routes", "ollama/llama3.2,gemini/gemini-2.5-flash", "--name", "first"]
-    done = run_process("eval", "run", str(task_file), *options)
+    done = run("eval", "run", str(task_file), *options)
     assert done.returncode == 0, done.stderr
     assert "ollama/llama3.2" in done.stdout
     assert "gemini/gemini-2.5-flash" in done.stdout
