@@ -280,24 +280,24 @@ def _recording(path: Path, number: int, line: str) -> Recording:
 
 
 def _error(recording: Recording, route: Route) -> LLMError | None:
-    """The recorded failure, or why this route has no answer."""
+    """The recorded failure, or why this route has no answer. Nobody has to wait before asking a file again."""
+    where: dict[str, Any] = {"provider": route.provider, "model": route.model, "retry_after_s": 0.0}
     if recording.error_code is None:
         if recording.route == route:
             return None
         return LLMUnavailable(
             f"{route} did not answer when this was recorded, {recording.route} did; a session that replays it needs "
             "the same default models",
-            provider=route.provider,
-            model=route.model,
+            **where,
         )
     kinds = (getattr(errors, name) for name in errors.__all__)
     by_code = {kind.code: kind for kind in kinds if isinstance(kind, type) and issubclass(kind, LLMError)}
     kind = by_code.get(recording.error_code, LLMError)
     message = recording.error_message or "failed when it was recorded"
     try:
-        return kind(message, provider=route.provider, model=route.model)
+        return kind(message, **where)
     except TypeError:  # one that is made of other errors
-        return LLMUnavailable(message, provider=route.provider, model=route.model)
+        return LLMUnavailable(message, **where)
 
 
 def _attempt(recording: Recording, route: Route, log: AttemptLog, error: LLMError | None) -> Attempt:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.databases", "tests.no_pickle", "tests.ollama_server"]
+pytest_plugins = ["tests.databases", "tests.no_pickle", "tests.ollama_server", "tests.open_connections"]
 
 # The same examples in every run and no clock on them: what fails, fails again, on the slowest machine too.
 # `--hypothesis-profile=search` looks for new ones.

@@ -144,6 +144,16 @@ class RealOllama:
                     raise RuntimeError(message)
                 time.sleep(0.1)
 
+    @contextlib.contextmanager
+    def model_that_reads(self, tokens: int) -> Iterator[str]:
+        """A name for the same model with another default window, for the time of the block."""
+        name = f"{self.model}-{tokens}"
+        with httpx.Client(base_url=self.url, trust_env=False, timeout=SETTLE_DEADLINE_S) as http:
+            body = {"model": name, "from": self.model, "parameters": {"num_ctx": tokens}, "stream": False}
+            http.post("/api/create", json=body).raise_for_status()
+            yield name
+            http.request("DELETE", "/api/delete", json={"model": name}).raise_for_status()
+
     def processes(self) -> list[psutil.Process]:
         """Return the server and its runners, without the shell that watches over them."""
         if self._leash is None:

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from llmkit import LLMBadRequest, LLMConfigurationError, LLMModelNotFound, LLMNoRecording, ResponseFormat, Session
+from llmkit import (
+    LLMBadRequest,
+    LLMConfigurationError,
+    LLMModelNotFound,
+    LLMNoRecording,
+    LLMUnavailable,
+    ResponseFormat,
+    Session,
+)
 from llmkit.cassette import Cassette, redacted_answer
 from llmkit.cli.main import _run
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply
@@ -133,6 +141,19 @@ def test_repeats_come_in_the_order_in_which_they_were_recorded() -> None:
         assert [session.chat("Again?", use_cache=False).text for _ in range(3)] == ["one", "two", "two"]
         with pytest.raises(LLMModelNotFound):
             session.chat("Gone?", **PIN)
+
+
+def test_nobody_is_asked_to_wait_before_a_recorded_failure_is_replayed_again() -> None:
+    with OllamaServer(Fault.status(503)) as ollama, Session("s", ollama_api_base=ollama.url, max_retries=0) as session:
+        with pytest.raises(LLMUnavailable) as failed:
+            session.chat("Down?", **PIN)
+        assert failed.value.retry_after_s is None
+    assert _run(["cassette", "record", "t.jsonl", "-w", "s"]) == 0
+    with Session("s", replay="t.jsonl") as session:
+        with pytest.raises(LLMUnavailable) as replayed:
+            session.chat("Down?", **PIN)
+        # An evaluation waits for a route that cannot be reached, unless it is told that it need not.
+        assert replayed.value.retry_after_s == 0
 
 
 def test_a_route_without_its_package_or_key_is_replayed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,12 +107,12 @@ def test_runs_lists_calls_as_a_table_and_as_json(servers: tuple[OllamaServer, Ge
     assert "SUCCEEDED" in run("runs").stdout
 
 
-@pytest.mark.slow
 def test_the_command_line_of_the_specification_compares_two_routes(
     servers: tuple[OllamaServer, GeminiServer], task_file: Path
 ) -> None:
+    """As a process of its own it is in `test_docs.py`."""
     options = ["--routes", "ollama/llama3.2,gemini/gemini-2.5-flash", "--name", "first"]
-    done = run_process("eval", "run", str(task_file), *options)
+    done = run("eval", "run", str(task_file), *options)
     assert done.returncode == 0, done.stderr
     assert "ollama/llama3.2" in done.stdout
     assert "gemini/gemini-2.5-flash" in done.stdout
@@ -206,7 +206,9 @@ def test_a_bad_dataset_line_is_named_by_file_and_number(
 
 
 def test_debug_shows_the_traceback(servers: tuple[OllamaServer, GeminiServer]) -> None:
-    assert "Traceback" in run_process("--debug", "chat", "x", "--route", "ollama/missing").stderr
+    arguments = ("chat", "x", "--route", "ollama/missing")
+    assert "Traceback" in run("--debug", *arguments).stderr
+    assert "Traceback" not in run(*arguments).stderr
 
 
 def _wait_for_calls(server: OllamaServer, count: int) -> None:
@@ -250,7 +252,10 @@ def test_kill_9_in_an_evaluation_loses_nothing_and_repeats_only_what_was_in_flig
     done = run(*command, "--json")
     assert done.returncode == 0, done.stderr
     assert len(servers[0].calls) == sent + 5
-    assert "in_doubt" in json.loads(done.stdout)
+    report = json.loads(done.stdout)
+    assert report["counts"]["SUCCEEDED"] == 10
+    assert report["work"]["reused"] == 5
+    assert len(report["in_doubt"]) == 2
 
 
 def test_doctor_says_what_mends_what(servers: tuple[OllamaServer, GeminiServer]) -> None:

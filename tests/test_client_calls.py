@@ -307,6 +307,13 @@ async def test_gemini_without_a_key_names_the_variable(make, gemini):
     assert (gemini.request_count, log.attempts) == (0, ())
 
 
+async def test_a_name_that_litellm_takes_for_another_model_is_unknown_to_gemini(make, gemini):
+    route, log = Route(provider=LLMProvider.GEMINI, model="responses/gemini-2.5-flash"), AttemptLog()
+    with pytest.raises(LLMModelNotFound, match="Gemini has no model 'responses/"):
+        await make(gemini_api_base=gemini.url, gemini_api_key="k").call(route, LLMRequest(messages="Hi"), log)
+    assert (gemini.request_count, log.attempts) == (0, ())
+
+
 async def test_a_model_that_cannot_be_embedded_is_unknown(make):
     class Never:
         async def ensure_running(self) -> Endpoint:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 MAX_LOG_BYTES = 1 << 20
 MAX_THREADS = 8
+MAX_TOKENS_KEPT_WHOLE = 16_384  # 15 kB each
 PARENT_POLL_S = 0.5
 PR_SET_PDEATHSIG = 1
 WARNINGS_AND_ERRORS = 2  # a log level of llama.cpp; the next one writes a few lines per request
@@ -108,6 +109,9 @@ def _load(order: dict[str, Any]) -> Any:
     params.cache_ram_mib = 0  # by default up to 8 GB of old prompts are kept; each slot keeps its last one anyway
     params.fit_params = False  # loads the model twice to see whether it fits
     params.warmup = False
+    # What a prompt shares with the one before it, as examples are, is not read again, for 100 MB at the usual window:
+    # most layers look only at the newest 512 tokens, and else nothing of theirs can be used twice.
+    params.swa_full = params.n_ctx <= MAX_TOKENS_KEPT_WHOLE
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _threads()
     return xllamacpp.Server(params)
 

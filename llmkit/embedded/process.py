@@ -190,7 +190,7 @@ def _close(stream: Any) -> None:
 
 def _unavailable(order: ServeOrder, what: str, log_tail: str) -> LLMUnavailable:
     message = (
-        f"The embedded model {order.model} {what}. It needs 500 MB of free memory; try again, or use another route."
+        f"The embedded model {order.model} {what}. It needs 600 MB of free memory; try again, or use another route."
     )
     if log_tail:
         message += f" The end of its log:\n{log_tail}"

@@ -1,6 +1,6 @@
 """The embedded model as a `ModelServer`: one child process for all sessions of a process.
 
-The child is the one thing in llmkit that a whole process shares: it holds 400 MB and both processors, so a second one
+The child is the one thing in llmkit that a whole process shares: it holds 600 MB and both processors, so a second one
 for the same settings would only take memory and time from the first.
 """
 

@@ -116,9 +116,8 @@ class FastLane:
 
     def _is_chat_model(self, arguments: CallArguments) -> bool:
         """LiteLLM calls some models through another API of their provider."""
-        name = str(arguments.kwargs["model"])
-        entry = self._model_cost.get(name, {})
-        return entry.get("mode", "chat") == "chat" and "/responses/" not in name
+        entry = self._model_cost.get(str(arguments.kwargs["model"]), {})
+        return bool(entry.get("mode", "chat") == "chat")
 
     async def complete(self, prepared: Prepared, exchange: Exchange) -> Any:
         """Send it, and read the answer into LiteLLM's `ModelResponse`.

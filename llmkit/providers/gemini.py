@@ -74,6 +74,13 @@ def _configuration_problem(settings: LLMSettings) -> str | None:
     return None if _key(settings).strip() else "no key: set LLM_GEMINI_API_KEY"
 
 
+def _model_problem(_settings: LLMSettings, model: str) -> str | None:
+    # LiteLLM would ask the model behind the prefix instead, over a connection of its own.
+    if not model.startswith("responses/"):
+        return None
+    return f"Gemini has no model {model!r}: check the name; names begin with gemini-, gemma- or tunedModels/."
+
+
 def _call_arguments(
     settings: LLMSettings, route: Route, request: LLMRequest, _endpoint: Endpoint | None
 ) -> CallArguments:
@@ -135,6 +142,7 @@ SPEC = ProviderSpec(
     context_tokens=lambda _settings, _model: CONTEXT_TOKENS,
     address=_address,
     configuration_problem=_configuration_problem,
+    model_problem=_model_problem,
     call_arguments=_call_arguments,
     calls_tools_beside_json=_calls_tools_beside_json,
     reply_facts=_reply_facts,

@@ -115,9 +115,10 @@ def _call_arguments(
     )
 
 
-# Without an entry LiteLLM asks the server with a blocking call on the event loop.
+# Without an entry LiteLLM asks the server with a blocking call on the event loop; without this provider in it, it takes
+# `responses/x` for the model `x` behind another API, and calls that past our transport.
 _PRICE_ENTRY: Mapping[str, Any] = MappingProxyType(
-    {"litellm_provider": "ollama", "mode": "chat", "input_cost_per_token": 0.0, "output_cost_per_token": 0.0}
+    {"litellm_provider": "ollama_chat", "mode": "chat", "input_cost_per_token": 0.0, "output_cost_per_token": 0.0}
 )
 
 

@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -26,6 +27,8 @@ __all__ = ["StandInServer", "refused_url"]
 _BACKLOG = 4096
 _MAX_BODY_BYTES = 256 * 1024**2
 _JOIN_TIMEOUT_S = 10.0
+# Of the event loop, from accepting a connection to its protocol's being told: three, and one to be sure.
+_TURNS_TO_KNOW_A_CONNECTION = 4
 
 
 def refused_url() -> str:
@@ -41,6 +44,17 @@ def refused_url() -> str:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 return f"http://127.0.0.1:{port}"
     raise RuntimeError("something listens on every reserved port")
+
+
+async def _stop_accepting(listener: asyncio.Server) -> None:
+    """Close the door behind those who have come in: asyncio forgets to close one that a closed listener accepted."""
+    loop = asyncio.get_running_loop()
+    for door in listener.sockets:
+        with suppress(NotImplementedError):  # loops of Windows accept in another way
+            loop.remove_reader(door.fileno())
+    for _ in range(_TURNS_TO_KNOW_A_CONNECTION):
+        await asyncio.sleep(0)
+    listener.close()
 
 
 class StandInServer(ABC):
@@ -252,7 +266,7 @@ class StandInServer(ABC):
         listener = await loop.create_server(http, "127.0.0.1", self._port, backlog=_BACKLOG)
         listening.set_result(listener.sockets[0].getsockname()[1])
         await self._stop_asked.wait()
-        listener.close()
+        await _stop_accepting(listener)
         for connection in http.connections:
             if connection.transport is not None:
                 connection.transport.abort()  # unlike close(), does not wait for a client that reads slowly

@@ -99,6 +99,12 @@ def test_a_prompt_beyond_the_context_is_an_error_and_not_cut(endpoint: Endpoint)
     assert reply["error"]["n_ctx"] == 512
 
 
+def test_what_two_prompts_share_is_read_once(endpoint: Endpoint) -> None:
+    first, second = [post(endpoint, one_message(review), max_tokens=1)["usage"] for review in ("It broke.", "I like.")]
+    assert first["prompt_tokens"] > 50
+    assert second["prompt_tokens_details"]["cached_tokens"] > 0.8 * second["prompt_tokens"]
+
+
 def test_nothing_is_answered_without_the_key(endpoint: Endpoint) -> None:
     assert post(endpoint, one_message("Fine."), key="wrong", max_tokens=1)["error"]["code"] == 401
 

@@ -34,14 +34,14 @@ task = Task(
     scorers=[field_match("label")],
 )
 with Session("w") as session:
-    session.runs()
+    session.chat("load what a call takes", route="ollama/llama3.2")
     print("ready", flush=True)
-    sys.stdin.readline()
-    report = session.evaluate(
-        task, ["ollama/llama3.2"], name="run", progress=False, concurrency={CONCURRENCY}, warm_up=False
-    )
-    samples = report.samples().drop(columns="finished_at_utc")
-    print(json.dumps([report.to_json(), samples.to_json(orient="records")]))
+    for name in sys.stdin:
+        report = session.evaluate(
+            task, ["ollama/llama3.2"], name=name.strip(), progress=False, concurrency={CONCURRENCY}, warm_up=False
+        )
+        samples = report.samples().drop(columns="finished_at_utc")
+        print(json.dumps([report.to_json(), samples.to_json(orient="records")]), flush=True)
 """
 
 
@@ -53,15 +53,18 @@ def asked(server):
 
 @pytest.fixture
 def server():
+    """Slow until both processes are there, so that one that begins late finds something left."""
+
     def slow(request):
-        return Fault.delay(0.05, Reply(json.dumps({"label": "positive"})))
+        alone = running.max_in_flight <= CONCURRENCY
+        return Fault.delay(0.5 if alone else 0.03, Reply(json.dumps({"label": "positive"})))
 
     with OllamaServer(slow, models=["llama3.2"]) as running:
         yield running
 
 
 @pytest.fixture
-def started(server, tmp_path):
+def both(server, tmp_path):
     """Two processes that have done all but begin."""
     environment = {"LLM_OLLAMA_API_BASE": server.url, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -73,9 +76,6 @@ def started(server, tmp_path):
     try:
         for process in processes:
             assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            process.stdin.write("go\n")
-            process.stdin.flush()
         yield processes
     finally:
         for process in processes:
@@ -83,12 +83,22 @@ def started(server, tmp_path):
             process.communicate()
 
 
+def begin(processes, server, name):
+    server.clear()
+    for process in processes:
+        process.stdin.write(f"{name}\n")
+        process.stdin.flush()
+
+
+def told(process):
+    return json.loads(process.stdout.readline())
+
+
 @pytest.mark.slow
-def test_two_processes_share_a_run_and_no_sample_is_sent_twice(server, started):
-    (first, first_samples), (second, second_samples) = [
-        json.loads(process.communicate(timeout=120)[0]) for process in started
-    ]
-    assert asked(server) == {f"number {number}.": 1 for number in range(SAMPLES)}
+def test_two_processes_share_a_run_and_what_a_killed_one_left_is_done_by_the_other(server, both):
+    begin(both, server, "shared")
+    (first, first_samples), (second, second_samples) = map(told, both)
+    assert asked(server) == {f"number {number}.": 1 for number in range(SAMPLES)}, "no sample is sent twice"
     assert first_samples == second_samples
     assert first["counts"] == second["counts"]
     assert first["counts"]["SUCCEEDED"] == SAMPLES
@@ -97,15 +107,13 @@ def test_two_processes_share_a_run_and_no_sample_is_sent_twice(server, started):
     assert sum(each["sent"] for each in work) == SAMPLES
     assert all(each["sent"] > 0 for each in work), "both make progress"
 
-
-@pytest.mark.slow
-def test_what_a_killed_process_left_is_done_by_the_other(server, started):
-    victim, survivor = started
+    victim, survivor = both
+    begin(both, server, "left")
     deadline = time.monotonic() + 60
     while len(server.calls) < 15 and time.monotonic() < deadline:
         time.sleep(0.01)
     victim.kill()
-    report, _samples = json.loads(survivor.communicate(timeout=120)[0])
+    report, _samples = told(survivor)
     assert report["counts"]["SUCCEEDED"] == SAMPLES
     asked_again = {text: times for text, times in asked(server).items() if times > 1}
     # Only what was under way when the process died may be sent again, and is listed.

@@ -1,46 +1,12 @@
-"""An evaluation through the session, the service, LiteLLM, HTTP and the database, killed and continued."""
+"""An evaluation through the session, the service, LiteLLM, HTTP and the database; `test_cli.py` kills one."""
 
 import json
-import subprocess
-import sys
-import threading
-import time
 
 import pytest
 
 from llmkit.session import Session
 from llmkit.testing import Fault, OllamaServer, Reply
 from tests.evals.fakes import sentiment_task
-
-SAMPLES = 30
-
-TASK_FILE = """
-from typing import Literal
-from pydantic import BaseModel
-from llmkit.evals import Sample, Task, field_match
-
-class Sentiment(BaseModel):
-    label: Literal["positive", "negative"]
-
-task = Task(
-    name="sentiment",
-    dataset=[Sample(f"good {number}", "positive") for number in range(30)],
-    prompt="Text: {input}",
-    output_type=Sentiment,
-    scorers=[field_match("label")],
-)
-"""
-
-PROGRAM = """
-import json, sys
-from llmkit.evals import load_tasks
-from llmkit.session import Session
-
-with Session("w") as session:
-    options = {"name": "run", "progress": False, "concurrency": 2, "warm_up": False}
-    report = session.evaluate(*load_tasks("task.py"), ["ollama/llama3.2"], **options)
-print(json.dumps(report.to_json()))
-"""
 
 
 def session_for(server, **settings):
@@ -101,35 +67,3 @@ def test_what_failed_is_all_that_is_sent_again():
         assert len(server.calls) == sent + 1
     assert first.counts["FAILED"] == 1
     assert not second.has_failures
-
-
-@pytest.mark.slow
-def test_killed_in_the_middle_and_started_again(tmp_path):
-    (tmp_path / "task.py").write_text(TASK_FILE)
-
-    dead = threading.Event()
-
-    def until_the_twelfth(request):
-        return answer(request) if dead.is_set() or len(server.calls) <= 10 else Fault.hang()
-
-    with OllamaServer(until_the_twelfth, models=["llama3.2"]) as server:
-        environment = {"LLM_OLLAMA_API_BASE": server.url, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-        command = [sys.executable, "-c", PROGRAM]
-        victim = subprocess.Popen(command, cwd=tmp_path, env=environment)
-        deadline = time.monotonic() + 200
-        while len(server.calls) < 12 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        victim.kill()
-        victim.wait()
-        dead.set()
-        before = len(server.calls)
-        assert before == 12
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True, timeout=250)
-        report = json.loads(done.stdout)
-        sent_again = len(server.calls) - SAMPLES
-
-    assert report["counts"]["SUCCEEDED"] == SAMPLES
-    # At most the two calls that were under way when the process died are in doubt, and only they are sent again.
-    assert 0 <= sent_again <= 2
-    assert len(report["in_doubt"]) <= 2
-    assert report["work"]["reused"] >= before - 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,19 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llmkit.ports import KeyTaken
+from tests.forked import FORKED
 from tests.persistence.homes import JournalHome
 from tests.persistence.values import a_start, a_success, served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SPAWN = multiprocessing.get_context("spawn")
-
 
 def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What `work(number, *arguments)` returns, or raises as text, in each of `count` processes at once."""
-    outcomes = SPAWN.Queue()
-    processes = [SPAWN.Process(target=_report, args=(work, number, outcomes, arguments)) for number in range(count)]
+    outcomes = FORKED.Queue()
+    processes = [FORKED.Process(target=_report, args=(work, number, outcomes, arguments)) for number in range(count)]
     for process in processes:
         process.start()
     found = [outcomes.get(timeout=250) for _ in processes]

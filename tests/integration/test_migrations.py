@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import shutil
 import sqlite3
@@ -24,6 +23,7 @@ from llmkit.persistence.engines import make_engine, writing
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.migrate import SchemaStatus, current_state, downgrade, upgrade
 from llmkit.persistence.models import METADATA
+from tests.forked import FORKED
 from tests.persistence.homes import JournalHome
 from tests.persistence.values import a_failure, a_start, a_success, an_eval_result, an_eval_run
 
@@ -308,9 +308,8 @@ def open_together(url: str, barrier: Any, outcomes: Any) -> None:
 
 @pytest.mark.slow
 def test_eight_processes_that_open_a_new_database_at_once(new_database_url: str) -> None:
-    context = multiprocessing.get_context("spawn")
-    barrier, outcomes = context.Barrier(8), context.Queue()
-    processes = [context.Process(target=open_together, args=(new_database_url, barrier, outcomes)) for _ in range(8)]
+    barrier, outcomes = FORKED.Barrier(8), FORKED.Queue()
+    processes = [FORKED.Process(target=open_together, args=(new_database_url, barrier, outcomes)) for _ in range(8)]
     for process in processes:
         process.start()
     found = [outcomes.get(timeout=250) for _ in processes]

@@ -24,7 +24,7 @@ from llmkit.testing.queueing import Load
 from llmkit.testing.scripted import ScriptedClient, reply
 from llmkit.types import LLMConstraints, LLMProfile, LLMResponse, RequestContext, Route, RunStatus, ServedFrom, utc_now
 from tests.integration.gates import GatedClient
-from tests.integration.workers import HERE, Worker, ask
+from tests.integration.workers import HERE, Nest, Worker, ask
 from tests.persistence.homes import JournalHome
 
 PROCESSES, TASKS = 4, 8
@@ -64,7 +64,8 @@ async def _settled(condition: object) -> None:
 
 def _crowd(stack: ExitStack, database: str, server: OllamaServer) -> list[Worker]:
     arguments = {"database": database, "url": server.url, "cache_dir": "cache", "tasks": TASKS}
-    workers = [stack.enter_context(Worker("equal", **arguments)) for _ in range(PROCESSES)]
+    nest = stack.enter_context(Nest())
+    workers = [stack.enter_context(nest.hatch("equal", **arguments)) for _ in range(PROCESSES)]
     for worker in workers:
         worker.wait_until_ready()
     for worker in workers:

@@ -24,7 +24,7 @@ from llmkit.testing import OllamaServer
 from llmkit.testing.queueing import Load
 from llmkit.testing.scripted import ScriptedClient
 from tests.integration.gates import GatedClient
-from tests.integration.workers import HERE, Worker, ask
+from tests.integration.workers import HERE, Nest, ask
 from tests.persistence.homes import JournalHome, async_engine
 
 PROCESSES, THREADS, TASKS, SESSIONS = 3, 2, 4, 2
@@ -50,7 +50,8 @@ def test_racing_threads_processes_and_sessions_make_one_request(database_url: st
     with OllamaServer("the answer", load=Load(latency_s=0.1)) as server, ExitStack() as stack:
         arguments = {"database": database_url, "url": server.url, "key": "k"}
         crowd = {"threads": THREADS, "tasks": TASKS, "sessions": SESSIONS}
-        workers = [stack.enter_context(Worker("race", **arguments, **crowd)) for _ in range(PROCESSES)]
+        nest = stack.enter_context(Nest())
+        workers = [stack.enter_context(nest.hatch("race", **arguments, **crowd)) for _ in range(PROCESSES)]
         for worker in workers:
             worker.wait_until_ready()
         for worker in workers:

@@ -7,15 +7,22 @@ one line of JSON. It calls the stand-in server without LiteLLM, whose import wou
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+import psutil
 
 from llmkit.cache import DiskContentCache
 from llmkit.errors import LLMInProgress, LLMUnavailable
@@ -59,13 +66,14 @@ class Worker:
         **arguments: What the job takes.
     """
 
-    def __init__(self, job: str, **arguments: Any) -> None:
+    def __init__(self, job: str, *, pass_fds: Sequence[int] = (), **arguments: Any) -> None:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.integration.workers", job, json.dumps(arguments)],
             env=os.environ | {"PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            pass_fds=pass_fds,
             text=True,
         )
 
@@ -106,6 +114,57 @@ class Worker:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(word) + "\n")
         self._process.stdin.flush()
+
+
+class Hatchling(Worker):
+    """A child of a `Nest`, at its job."""
+
+    def __init__(self, talk: socket.socket, pid: int) -> None:
+        self._talk, self._pid = talk, pid
+        self._lines = talk.makefile("r", encoding="utf-8")
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    def __exit__(self, *_error: object) -> None:
+        self.kill()
+        self._lines.close()
+        self._talk.close()
+
+    def result(self) -> Any:
+        return json.loads(self._lines.readline())
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        while psutil.pid_exists(self._pid):
+            time.sleep(0.001)
+
+    def say(self, word: Any) -> None:
+        self._talk.sendall((json.dumps(word) + "\n").encode())
+
+
+class Nest(Worker):
+    """Hatches workers that have everything imported, any number at once: only the nest itself takes long to start."""
+
+    def __init__(self) -> None:
+        self._hand, taker = socket.socketpair()
+        with taker:
+            super().__init__("nest", pass_fds=(taker.fileno(),), descriptor=taker.fileno())
+        self.wait_until_ready()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._hand.close()
+
+    def hatch(self, job: str, **arguments: Any) -> Hatchling:
+        """Start a worker; the arguments are those of `Worker`."""
+        near, far = socket.socketpair()
+        with far:
+            socket.send_fds(self._hand, [b"."], [far.fileno()])
+            self.say([job, arguments])
+            return Hatchling(near, self.result())
 
 
 class Nursery(Worker):
@@ -315,12 +374,43 @@ def nursery() -> None:
         _tell({"pid": child})
 
 
+def nest(descriptor: int) -> None:
+    """Fork a child for each job that is asked for, with a socket of its own to talk over."""
+    import aiohttp  # noqa: F401 before the first fork
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody has to wait for the dead
+    hand = socket.socket(fileno=descriptor)
+    _tell("ready")
+    for line in sys.stdin:
+        _, (talk,), _, _ = socket.recv_fds(hand, 1, 1)
+        child = os.fork()
+        if child == 0:
+            _hatch(talk, *json.loads(line))
+        os.close(talk)
+        _tell(child)
+
+
+def _hatch(talk: int, job: str, arguments: dict[str, Any]) -> NoReturn:
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for stream in (0, 1):
+            os.dup2(talk, stream)
+        os.close(talk)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+        run(job, arguments)
+    except BaseException:  # noqa: BLE001 - it must not come back to the nest
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
 JOBS: dict[str, Callable[..., Any]] = {
     "race": race,
     "equal": equal,
     "one_by_one": one_by_one,
     "batch": batch,
     "nursery": nursery,
+    "nest": nest,
 }
 
 

@@ -20,6 +20,7 @@ from pydantic_ai.messages import ModelMessagesTypeAdapter
 from sqlalchemy import create_engine, text
 
 from llmkit.testing import Fault, OllamaServer, Reply, ToolCall
+from tests.pydanticai.one_agent import weather
 from tests.pydanticai.wires import Wire, opened_wire
 
 
@@ -124,65 +125,26 @@ async def test_a_recursive_tool_parameter_arrives(wire: Wire) -> None:
 
 # --- a process that dies ------------------------------------------------------------------------------------------
 
-CHILD = """
-import asyncio, sys
-from pydantic_ai import Agent
-from llmkit.bootstrap import open_runtime
-from llmkit.pydanticai import PydanticAiLiteLLMModel
-from llmkit.settings import load_settings
-from llmkit.types import RequestContext, Route
-
-url, database, log = sys.argv[1:]
-
-async def main():
-    settings = load_settings(ollama_api_base=url, database_url=database, cache_enabled=False, max_retries=0)
-    runtime = open_runtime(settings)
-    model = PydanticAiLiteLLMModel(
-        runtime.service,
-        context=RequestContext(workspace_id="w", pipeline_run_id="p"),
-        route=Route.parse("ollama/llama3.2"),
-        idempotency_key="agent",
-    )
-    agent = Agent(model)
-
-    @agent.tool_plain
-    def look_up(city: str) -> str:
-        return "sunny"
-
-    found = await agent.run("Weather?")
-    print(found.output, flush=True)
-    await runtime.close()
-
-asyncio.run(main())
-"""
-
-
-def _child(server: OllamaServer, folder: Path) -> subprocess.Popen[str]:
-    database = f"sqlite:///{folder / 'runs.db'}"
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, server.url, database, "x"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-
 
 @pytest.mark.slow
 def test_an_agent_killed_in_its_second_step_goes_on_without_repeating_the_first(tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'runs.db'}"
     first = Reply(tool_calls=[ToolCall("look_up", {"city": "Rome"})])
     with OllamaServer([first, Fault.hang(), Reply("It is sunny.")], models=["llama3.2"]) as server:
-        killed = _child(server, tmp_path)
+        killed = subprocess.Popen(
+            [sys.executable, "-m", "tests.pydanticai.one_agent", server.url, database],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )
         deadline = time.monotonic() + 200
         while len(server.calls) < 2 and time.monotonic() < deadline and killed.poll() is None:
             time.sleep(0.02)
         os.kill(killed.pid, signal.SIGKILL)
-        killed.communicate()
+        killed.wait()
         assert killed.returncode == -signal.SIGKILL
         assert len(server.calls) == 2
-        out, err = _child(server, tmp_path).communicate(timeout=200)
+        said = asyncio.run(weather(server.url, database))
         asked = [json.dumps(call.json["messages"]) for call in server.calls]
-    assert out.strip() == "It is sunny.", err
+    assert said == "It is sunny."
     assert len(asked) == 3
     assert asked[1] == asked[2]
     assert "sunny" in asked[2]

@@ -1,9 +1,11 @@
 """Life, accounting, transport faults and load of the stand-in servers, seen through plain HTTP."""
 
 import asyncio
+import contextlib
 import errno
 import http.client
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -100,6 +102,15 @@ def test_stopping_is_quick_and_ends_what_is_under_way(server, fault):
     assert len(problems) == 8
     assert {call.outcome for call in server.calls} == {"stopped"}
     assert server.usage == Usage()
+
+
+def test_who_comes_in_while_it_stops_is_sent_away():
+    for _ in range(5):
+        with OllamaServer() as server:
+            late = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=60)
+        # Reset, if it still stood in front of the door.
+        with late, contextlib.suppress(ConnectionResetError):
+            assert late.recv(1) == b""
 
 
 def test_a_port_that_refuses():
