@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
 
+from llmkit.compact_json import compact_encoder
 from llmkit.types import LLMProfile, LLMRequest, Message
 
 __all__ = ["canonical_json", "prompt_sha256", "request_parameters", "sha256_of"]
@@ -16,7 +16,7 @@ __all__ = ["canonical_json", "prompt_sha256", "request_parameters", "sha256_of"]
 # Part of every hash: a change of what is hashed, or how, must not find the answers of another meaning.
 REQUEST_FORM = "llmkit-request-1"
 
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+_encode = compact_encoder(sort_keys=True, allow_nan=False)
 
 
 def canonical_json(value: Any) -> str:
@@ -26,7 +26,7 @@ def canonical_json(value: Any) -> str:
         ValueError: The value holds NaN or an infinity.
         TypeError: The value is not JSON-able.
     """
-    return _ENCODER.encode(value)
+    return _encode(value)
 
 
 def sha256_of(value: Any) -> str:

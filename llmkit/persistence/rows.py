@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
+from llmkit.compact_json import compact_encoder
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
 from llmkit.ports import RunFailure, RunStart, RunSuccess, StoredRun
 from llmkit.types import Attempt, RunStatus, TokenUsage
@@ -92,7 +92,7 @@ AS_IT_IS: Final = Codec(_unchanged, _unchanged)
 SQLITE_CODEC: Final = Codec(sqlite_time, sqlite_uuid)
 
 # ASCII: NUL and lone surrogates become escapes. `default`: a strange value must not cost a paid call its record.
-_ENCODER: Final = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), default=str)
+_encode: Final = compact_encoder(default=str)
 
 ABANDONED_MESSAGE: Final = (
     "The process that made this call died before it could record the outcome; it may have been billed."
@@ -218,7 +218,7 @@ def as_json(value: Mapping[str, Any] | Sequence[Any]) -> str:
     """As it is stored; what JSON does not know becomes text."""
     if not value:
         return "{}" if isinstance(value, Mapping) else "[]"
-    return _ENCODER.encode(value)
+    return _encode(value)
 
 
 def started_row(start: RunStart, codec: Codec) -> Row:
