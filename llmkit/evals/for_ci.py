@@ -8,8 +8,9 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from llmkit.evals.gate import Check, GateReport
-from llmkit.evals.report import EvalReport, plain_rows
+from llmkit.evals.report import EvalReport
 from llmkit.evals.result import FAILED, SCORER_FAILED, SUCCEEDED
+from llmkit.evals.tabular import plain_rows
 from llmkit.evals.terminal import mean_text
 from llmkit.ports import EvalResult
 

@@ -12,7 +12,7 @@ from llmkit.evals.html_report.fields import by_field, differs, shown
 from llmkit.html import html
 
 if TYPE_CHECKING:
-    from llmkit.evals.report import EvalReport
+    from llmkit.evals.findings import Findings
 
 __all__ = ["frequent_mistakes"]
 
@@ -23,7 +23,7 @@ LONGEST_VALUE: Final = 120
 ABSENT: Final = html('<span class="faint">absent</span>')
 
 
-def frequent_mistakes(report: EvalReport) -> Iterator[tuple[Any, ...]]:
+def frequent_mistakes(report: Findings) -> Iterator[tuple[Any, ...]]:
     """Field, route, target, answer and how many times, of what happened more than once; the most frequent first."""
     counted: Counter[tuple[str, str, str, str | None]] = Counter()
     only_field = single_field(report)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from llmkit.evals.html_report.marks import Scale, Section, count, number, ranged, section, signed, table, unknown
 from llmkit.evals.html_report.mistakes import frequent_mistakes
 from llmkit.evals.html_report.spending import spending
-from llmkit.evals.report import plain_rows
 from llmkit.evals.result import FAILED
+from llmkit.evals.tabular import plain_rows
 from llmkit.evals.terminal import mean_text
 from llmkit.html import Html, html, joined
 from llmkit.ports import RecordedCall
 
 if TYPE_CHECKING:
-    from llmkit.evals.report import EvalReport
+    from llmkit.evals.findings import Findings
 
 __all__ = ["findings", "heading"]
 
@@ -26,7 +26,7 @@ Row = Mapping[str, Any]
 SIGNIFICANT = 0.05
 
 
-def heading(report: EvalReport, *, stable: bool) -> Html:
+def heading(report: Findings, *, stable: bool) -> Html:
     """Name, counts, and what a reader of the numbers has to know."""
     run, counts = report.run, report.counts
     samples = len({result.sample_id for result in report.results})
@@ -42,7 +42,7 @@ def heading(report: EvalReport, *, stable: bool) -> Html:
     )
 
 
-def findings(report: EvalReport, calls: Sequence[RecordedCall], *, stable: bool) -> list[Section]:
+def findings(report: Findings, calls: Sequence[RecordedCall], *, stable: bool) -> list[Section]:
     """All sections but the samples and what was run."""
     rows = plain_rows(report.summary())
     metrics = _main_metrics(report)
@@ -56,7 +56,7 @@ def findings(report: EvalReport, calls: Sequence[RecordedCall], *, stable: bool)
     ]
 
 
-def _main_metrics(report: EvalReport) -> tuple[str, ...]:
+def _main_metrics(report: Findings) -> tuple[str, ...]:
     """Those that are a scorer's verdict; the others are parts of one."""
     named = report.run.spec.get("scorers", ())
     return tuple(metric for metric in report.metrics if metric in named) or report.metrics
@@ -87,7 +87,7 @@ def _leaderboard(rows: Sequence[Row], metric: str | None) -> Html:
     )
 
 
-def _comparisons(report: EvalReport, metrics: Sequence[str]) -> Iterator[Section]:
+def _comparisons(report: Findings, metrics: Sequence[str]) -> Iterator[Section]:
     """For each metric a matrix: the route of the row minus that of the column."""
     if len(report.routes) < 2 or not metrics:
         return
@@ -142,7 +142,7 @@ def _verdict(row: Row) -> tuple[str, str]:
     return ("better", "▲ ") if row["difference"] > 0 else ("worse", "▼ ")
 
 
-def _by_field(report: EvalReport, rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[Section]:
+def _by_field(report: Findings, rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[Section]:
     """How often each part of an answer was wrong, and what was said instead."""
     parts = [metric for metric in report.metrics if metric not in metrics]
     tables = [_error_shares(report, rows, parts or metrics)] if metrics else []
@@ -159,7 +159,7 @@ def _by_field(report: EvalReport, rows: Sequence[Row], metrics: Sequence[str]) -
         yield section("fields", "Errors by field", *tables)
 
 
-def _error_shares(report: EvalReport, rows: Sequence[Row], metrics: Sequence[str]) -> Html:
+def _error_shares(report: Findings, rows: Sequence[Row], metrics: Sequence[str]) -> Html:
     wrong = Counter(
         (metric, result.route)
         for result in report.results
@@ -182,7 +182,7 @@ def _share(part: int, whole: int) -> Html:
     return html('<span class="number">{} of {} ({})</span> {}', count(part), count(whole), f"{share:.1%}", bar)
 
 
-def _missing(report: EvalReport, metrics: Sequence[str]) -> Iterator[Section]:
+def _missing(report: Findings, metrics: Sequence[str]) -> Iterator[Section]:
     """Three views of what has no score, and why it has none."""
     tables = []
     views = [row for row in plain_rows(report.missing()) if row["metric"] in metrics]
@@ -212,7 +212,7 @@ def _view(row: Row) -> Sequence[Any]:
     )
 
 
-def _repeats(report: EvalReport, metrics: Sequence[str]) -> Iterator[Section]:
+def _repeats(report: Findings, metrics: Sequence[str]) -> Iterator[Section]:
     epochs = 1 + max((result.epoch for result in report.results), default=0)
     if epochs < 2 or not metrics:
         return
