@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmkit.cli.output import (
-    AsJson,
-    JUnitFile,
-    MarkdownFile,
-    Workspace,
-    print_json,
-    print_rich,
-    require_places,
-    table,
-    write_text,
-)
+from llmkit.cli.options import GateOutput, grouped
+from llmkit.cli.output import print_json, print_rich, table, write_text
 from llmkit.errors import LLMBadRequest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from llmkit.evals.gate import GateReport, GateRules
 
 __all__ = ["eval_compare", "eval_gate"]
@@ -32,97 +23,85 @@ Run = Annotated[str, typer.Argument(help="Name of the run.")]
 Baseline = Annotated[
     str | None, typer.Argument(help="Name of the run to compare with; none compares two routes of RUN.")
 ]
-RouteOption = Annotated[str | None, typer.Option("--route", help="Route of RUN; default all.")]
-BaselineRoute = Annotated[
-    str | None, typer.Option("--baseline-route", help="What it is compared with; default the route of the same name.")
-]
-Metrics = Annotated[list[str] | None, typer.Option("--metric", help="Only this metric; may stand several times.")]
-Margin = Annotated[
-    float | None,
-    typer.Option(min=0, help="Largest loss that is accepted: the comparison has to show that there is no larger one."),
-]
-Alpha = Annotated[float, typer.Option(help="Chance of a wrong verdict.")]
-Failures = Annotated[
-    Literal["as-zero", "excluded"], typer.Option(help="Whether failed answers count as 0 or are left out.")
-]
-MaxLeftOut = Annotated[
-    float, typer.Option(min=0, max=1, help="Largest share of samples that only one side has a score for.")
-]
 
 
-def eval_compare(  # noqa: PLR0913 - options of a command
-    run: Run,
-    baseline: Baseline = None,
-    route: RouteOption = None,
-    baseline_route: BaselineRoute = None,
-    metric: Metrics = None,
-    margin: Margin = None,
-    alpha: Alpha = 0.05,
-    failures: Failures = "as-zero",
-    max_left_out: MaxLeftOut = 0.1,
-    junit: JUnitFile = None,
-    markdown: MarkdownFile = None,
-    workspace: Workspace = None,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What is compared with what, and by which rules."""
+
+    route: Annotated[str | None, typer.Option(help="Route of RUN; default all.")] = None
+    baseline_route: Annotated[
+        str | None, typer.Option(help="What it is compared with; default the route of the same name.")
+    ] = None
+    metric: Annotated[list[str] | None, typer.Option(help="Only this metric; may stand several times.")] = None
+    margin: Annotated[
+        float | None,
+        typer.Option(min=0, help="Largest loss that is accepted: it has to be shown that there is no larger one."),
+    ] = None
+    alpha: Annotated[float, typer.Option(help="Chance of a wrong verdict.")] = 0.05
+    failures: Annotated[
+        Literal["as-zero", "excluded"], typer.Option(help="Whether failed answers count as 0 or are left out.")
+    ] = "as-zero"
+    max_left_out: Annotated[
+        float, typer.Option(min=0, max=1, help="Largest share of samples that only one side has a score for.")
+    ] = 0.1
+
+    def rules(self, minimums: Mapping[str, float] | None = None, max_failed: float | None = None) -> GateRules:
+        """What is asked of the run.
+
+        Raises:
+            LLMEvaluationError: A number is out of range.
+        """
+        from llmkit.evals.gate import GateRules
+
+        return GateRules(
+            metrics=tuple(self.metric or ()),
+            margin=self.margin,
+            minimums=minimums or {},
+            max_failed=max_failed,
+            max_left_out=self.max_left_out,
+            alpha=self.alpha,
+            failures=self.failures,
+        )
+
+
+@grouped
+def eval_compare(run: Run, comparison: Comparison, output: GateOutput, baseline: Baseline = None) -> None:
     """Compare two runs, or two routes of one run, on the same samples. Calls nothing.
 
     With --margin it is a gate too: exit code 1 when it is not shown that the loss is within the margin.
     """
-    from llmkit.evals.gate import GateRules
-
-    require_places(junit, markdown)
-    rules = GateRules(
-        metrics=tuple(metric or ()), margin=margin, max_left_out=max_left_out, alpha=alpha, failures=failures
-    )
-    gate = _checked(workspace, run, baseline, rules, (route, baseline_route), is_compared=True)
-    _tell(gate, junit, markdown, as_json=as_json)
-    raise typer.Exit(EXIT_FAILED if margin is not None and not gate.passed else EXIT_OK)
+    output.require_places()
+    gate = _checked(run, baseline, comparison, comparison.rules(), output, is_compared=True)
+    _tell(gate, output)
+    raise typer.Exit(EXIT_FAILED if comparison.margin is not None and not gate.passed else EXIT_OK)
 
 
-def eval_gate(  # noqa: PLR0913 - options of a command
+@grouped
+def eval_gate(
     run: Run,
+    comparison: Comparison,
+    output: GateOutput,
     baseline: Baseline = None,
-    route: RouteOption = None,
-    baseline_route: BaselineRoute = None,
-    metric: Metrics = None,
-    margin: Margin = None,
     minimum: Annotated[
         list[str] | None, typer.Option("--min", help="METRIC=VALUE: least mean; may stand several times.")
     ] = None,
     max_failed: Annotated[
         float | None, typer.Option(min=0, max=1, help="Largest share of samples that may have failed.")
     ] = None,
-    alpha: Alpha = 0.05,
-    failures: Failures = "as-zero",
-    max_left_out: MaxLeftOut = 0.1,
-    junit: JUnitFile = None,
-    markdown: MarkdownFile = None,
-    workspace: Workspace = None,
-    as_json: AsJson = False,
 ) -> None:
     """Check a run, for CI. Exit code 0 when all holds, 1 when something does not. Calls nothing.
 
     Against a baseline: without --margin, no metric may be significantly worse; with it, every comparison has to show
     that the loss is within the margin.
     """
-    from llmkit.evals.gate import GateRules
-
-    require_places(junit, markdown)
-    is_compared = baseline is not None or baseline_route is not None
+    output.require_places()
+    is_compared = baseline is not None or comparison.baseline_route is not None
     if not is_compared and not minimum and max_failed is None:
         raise LLMBadRequest("A gate needs a BASELINE, --baseline-route, --min or --max-failed")
-    rules = GateRules(
-        metrics=tuple(metric or ()),
-        margin=margin,
-        minimums=dict(_minimum(text) for text in minimum or ()),
-        max_failed=max_failed,
-        max_left_out=max_left_out,
-        alpha=alpha,
-        failures=failures,
-    )
-    gate = _checked(workspace, run, baseline, rules, (route, baseline_route), is_compared=is_compared)
-    _tell(gate, junit, markdown, as_json=as_json)
+    rules = comparison.rules(dict(_minimum(text) for text in minimum or ()), max_failed)
+    gate = _checked(run, baseline, comparison, rules, output, is_compared=is_compared)
+    _tell(gate, output)
     raise typer.Exit(EXIT_OK if gate.passed else EXIT_FAILED)
 
 
@@ -135,30 +114,24 @@ def _minimum(text: str) -> tuple[str, float]:
 
 
 def _checked(
-    workspace: str | None,
-    run: str,
-    baseline: str | None,
-    rules: GateRules,
-    routes: tuple[str | None, str | None],
-    *,
-    is_compared: bool,
+    run: str, baseline: str | None, comparison: Comparison, rules: GateRules, output: GateOutput, *, is_compared: bool
 ) -> GateReport:
     from llmkit.evals.gate import check_gate, matched_routes
     from llmkit.session import Session
 
-    with Session(workspace) as session:
+    with Session(output.workspace) as session:
         report = session.report(run)
         other = None if baseline is None else session.report(baseline)
-    pairs = matched_routes(report, other, *routes) if is_compared else ()
+    pairs = matched_routes(report, other, comparison.route, comparison.baseline_route) if is_compared else ()
     return check_gate(report, rules, baseline=other, routes=pairs)
 
 
-def _tell(gate: GateReport, junit: Path | None, markdown: Path | None, *, as_json: bool) -> None:
+def _tell(gate: GateReport, output: GateOutput) -> None:
     from llmkit.evals.for_ci import gate_junit, gate_markdown
 
-    write_text(junit, gate_junit(gate))
-    write_text(markdown, gate_markdown(gate))
-    if as_json:
+    write_text(output.junit, gate_junit(gate))
+    write_text(output.markdown, gate_markdown(gate))
+    if output.as_json:
         print_json(gate.to_json())
         return
     _print(gate)
