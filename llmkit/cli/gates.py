@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["eval_compare", "eval_gate"]
 
 EXIT_OK, EXIT_FAILED = 0, 1
+SHOWN_DIGITS = 12
+SHOWN_HASHES = {"task": "task_sha256", "dataset": "dataset_sha256", "scorers": "scorers_sha256", "commit": "commit"}
 
 Run = Annotated[str, typer.Argument(help="Name of the run.")]
 Baseline = Annotated[
@@ -46,7 +48,12 @@ class Comparison:
         float, typer.Option(min=0, max=1, help="Largest share of samples that only one side has a score for.")
     ] = 0.1
 
-    def rules(self, minimums: Mapping[str, float] | None = None, max_failed: float | None = None) -> GateRules:
+    def rules(
+        self,
+        minimums: Mapping[str, float] | None = None,
+        maximums: Mapping[str, float] | None = None,
+        max_failed: float | None = None,
+    ) -> GateRules:
         """What is asked of the run.
 
         Raises:
@@ -58,6 +65,7 @@ class Comparison:
             metrics=tuple(self.metric or ()),
             margin=self.margin,
             minimums=minimums or {},
+            maximums=maximums or {},
             max_failed=max_failed,
             max_left_out=self.max_left_out,
             alpha=self.alpha,
@@ -86,6 +94,10 @@ def eval_gate(
     minimum: Annotated[
         list[str] | None, typer.Option("--min", help="METRIC=VALUE: least mean; may stand several times.")
     ] = None,
+    maximum: Annotated[
+        list[str] | None,
+        typer.Option("--max", help="METRIC=VALUE: largest mean, where less is better; may stand several times."),
+    ] = None,
     max_failed: Annotated[
         float | None, typer.Option(min=0, max=1, help="Largest share of samples that may have failed.")
     ] = None,
@@ -97,20 +109,24 @@ def eval_gate(
     """
     output.require_places()
     is_compared = baseline is not None or comparison.baseline_route is not None
-    if not is_compared and not minimum and max_failed is None:
-        raise LLMBadRequest("A gate needs a BASELINE, --baseline-route, --min or --max-failed")
-    rules = comparison.rules(dict(_minimum(text) for text in minimum or ()), max_failed)
+    if not is_compared and not minimum and not maximum and max_failed is None:
+        raise LLMBadRequest("A gate needs a BASELINE, --baseline-route, --min, --max or --max-failed")
+    rules = comparison.rules(_means("--min", minimum), _means("--max", maximum), max_failed)
     gate = _checked(run, baseline, comparison, rules, output, is_compared=is_compared)
     _tell(gate, output)
     raise typer.Exit(EXIT_OK if gate.passed else EXIT_FAILED)
 
 
-def _minimum(text: str) -> tuple[str, float]:
+def _means(option: str, texts: Sequence[str] | None) -> dict[str, float]:
+    return dict(_mean(option, text) for text in texts or ())
+
+
+def _mean(option: str, text: str) -> tuple[str, float]:
     metric, _, value = text.rpartition("=")
     try:
         return metric.strip(), float(value)
     except ValueError:
-        raise LLMBadRequest(f"--min is written METRIC=VALUE; got {text!r}") from None
+        raise LLMBadRequest(f"{option} is written METRIC=VALUE; got {text!r}") from None
 
 
 def _checked(
@@ -151,6 +167,17 @@ def _print(gate: GateReport) -> None:
     print_rich(checks)
     for note in gate.notes:
         print_rich(escape(note))
+    for line in _compared(gate):
+        print_rich(escape(line))
+
+
+def _compared(gate: GateReport) -> Iterator[str]:
+    """What each side is, in a line: a hash by its beginning."""
+    names = {"run": gate.run, "baseline": gate.baseline}
+    for side, told in gate.sides.items():
+        hashes = ", ".join(f"{what} {told[key][:SHOWN_DIGITS]}" for what, key in SHOWN_HASHES.items() if key in told)
+        release = told.get("version of llmkit", "unknown")
+        yield f"{side} {names[side]}: task {told['task']} ({hashes}), llmkit {release}"
 
 
 def _cells(row: Any) -> list[str]:

@@ -12,8 +12,17 @@ from llmkit.evals.asked import asked_differently
 from llmkit.evals.budget import BudgetUse
 from llmkit.evals.dataset import Sample
 from llmkit.evals.digests import digest_notes
-from llmkit.evals.notes import budget_notes, doubt_notes, failure_notes, fallback_notes, stop_notes, work_notes
+from llmkit.evals.notes import (
+    budget_notes,
+    direction_notes,
+    doubt_notes,
+    failure_notes,
+    fallback_notes,
+    stop_notes,
+    work_notes,
+)
 from llmkit.evals.plan import require_unedited
+from llmkit.evals.provenance import short_facts
 from llmkit.evals.result import STATUSES, SUCCEEDED, Work
 from llmkit.evals.tabular import SAMPLE_COLUMNS, SCORE_PREFIX, frame_of, sample_row
 from llmkit.evals.views import ATTEMPT_COLUMNS, MISSING_COLUMNS, REPEAT_COLUMNS, attempt_rows, missing_rows, repeat_rows
@@ -73,6 +82,12 @@ class Findings:
         return tuple(sorted(names, key=lambda name: (_place(name, order), name)))
 
     @property
+    def lower_is_better(self) -> frozenset[str]:
+        """The metrics of which less is better, as their scorers declare it; parts go with their scorer."""
+        declared = self.run.spec.get("lower_is_better", ())
+        return frozenset(m for m in self.metrics if any(m == name or m.startswith(f"{name}.") for name in declared))
+
+    @property
     def judges(self) -> dict[str, Any]:
         """Route, prompt, criteria, scale and parameters of each judge, by the name of its metric."""
         return dict(self.run.spec.get("judges", {}))
@@ -91,6 +106,11 @@ class Findings:
         models = [{"route": str(s.route), "digest": s.digest, "requests": s.requests} for s in self.digests]
         hashes = {"task_sha256": self.run.task_sha256, "dataset_sha256": self.run.dataset_sha256}
         return {**hashes, **known, "models": models, **spec.get("made_with", {})}
+
+    @property
+    def what_was_run(self) -> dict[str, str]:
+        """The short form of `provenance`, by name: task, hashes, commit, versions of packages, digests of models."""
+        return {"task": self.run.task_name, **dict(short_facts(self.provenance))}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -112,16 +132,18 @@ class Findings:
     def lasting_notes(self) -> tuple[str, ...]:
         """The notes but for what was done now."""
         without_score = (*stop_notes(self.stopped), *failure_notes(self.results), *doubt_notes(len(self.in_doubt)))
-        return (*without_score, *self.warnings, *fallback_notes(self.results), *digest_notes(self.digests))
+        moved = (*fallback_notes(self.results), *digest_notes(self.digests))
+        return (*without_score, *self.warnings, *moved, *direction_notes(sorted(self.lower_is_better)))
 
     def summary(self, by: Literal["route", "served_route"] = "route") -> pd.DataFrame:
         """One row for each route and metric, with the columns and dtypes of `SUMMARY_COLUMNS`.
 
         `mean` and its 95 % interval are over scored samples, errors excluded; `mean_failures_as_zero` counts FAILED as
-        0. A scorer's own failure, NOT_RUN and IN_PROGRESS are left out of both. `interval` names the method: with
-        repeats or groups it is clustered. `valid_first_try` is a share of the samples that got an answer; so are
-        `first_try`, `repaired` and `reasked`, and what is left of them got no valid output. Tokens are sums over what
-        is known, latencies are of samples with a valid output.
+        0, or where less is better (`lower_is_better`) as 1, if all scores are within 0 and 1: else the worst is not
+        known, and nor is this mean. A scorer's own failure, NOT_RUN and IN_PROGRESS are left out of both. `interval`
+        names the method: with repeats or groups it is clustered. `valid_first_try` is a share of the samples that got
+        an answer; so are `first_try`, `repaired` and `reasked`, and what is left of them got no valid output. Tokens
+        are sums over what is known, latencies are of samples with a valid output.
 
         Args:
             by: `route` groups as assigned, `served_route` by who answered.
@@ -131,7 +153,7 @@ class Findings:
             label = result.route if by == "route" else result.served_route
             if label is not None:
                 groups.setdefault(label, []).append(result)
-        return frame_of(summary_rows(groups, self.metrics, self.clusters), SUMMARY_COLUMNS)
+        return frame_of(summary_rows(groups, self.metrics, self.clusters, self.lower_is_better), SUMMARY_COLUMNS)
 
     def samples(self) -> pd.DataFrame:
         """One row for each result: `SAMPLE_COLUMNS`, then a float64 column `score_NAME` for each metric.
@@ -153,7 +175,7 @@ class Findings:
         """
         return frame_of(attempt_rows(self.results, self.recorded()), ATTEMPT_COLUMNS)
 
-    def repeats(self, k: int, *, right_from: float = 1.0) -> pd.DataFrame:
+    def repeats(self, k: int, *, right_from: float | None = None) -> pd.DataFrame:
         """Chances over epochs: one row for each route and metric, with the columns of `REPEAT_COLUMNS`.
 
         `pass_at_k` is the chance that at least one of `k` repeats of a sample is right, `pass_hat_k` that all are:
@@ -162,14 +184,15 @@ class Findings:
 
         Args:
             k: How many repeats, at most the number of epochs.
-            right_from: The score from which a repeat is right.
+            right_from: The score from which a repeat is right, or where less is better down from which; 1 and 0 when
+                None.
 
         Raises:
             LLMEvaluationError: `k` is below 1.
         """
         if k < 1:
             raise LLMEvaluationError(f"repeats(k) needs k of at least 1; got {k}.")
-        rows = repeat_rows(self._by_route(), self.metrics, self.clusters, k, right_from)
+        rows = repeat_rows(self._by_route(), self.metrics, self.clusters, k, right_from, self.lower_is_better)
         return frame_of(rows, REPEAT_COLUMNS)
 
     def missing(self) -> pd.DataFrame:
@@ -177,9 +200,12 @@ class Findings:
 
         Every result counts that is not scored, whatever the reason. Three views: `mean_excluded` without them,
         `mean_as_failures` with 0 for them, each with its 95 % interval; and between `worst` (0 for all) and `best` (1
-        for all) lies the mean whatever they would have been. For scores outside of 0 to 1 only the first is known.
+        for all) lies the mean whatever they would have been. Where less is better, 0 and 1 change places. For scores
+        outside of 0 to 1 only the first is known.
         """
-        return frame_of(missing_rows(self._by_route(), self.metrics, self.clusters), MISSING_COLUMNS)
+        return frame_of(
+            missing_rows(self._by_route(), self.metrics, self.clusters, self.lower_is_better), MISSING_COLUMNS
+        )
 
     @property
     def clusters(self) -> dict[str, Cluster]:
@@ -214,8 +240,9 @@ class Findings:
 
         Pairs are the samples and epochs that both have a score for; `left_out` counts the others. Zeros and ones on
         independent samples get McNemar's exact test, anything else a paired t test, clustered by group, or by sample
-        over its epochs. `p_holm` is adjusted for the number of metrics in the frame, `effect` is Cohen's d_z. The
-        frame's `attrs["warnings"]` lists what puts the comparison in doubt.
+        over its epochs. The difference is that of the numbers, also where less is better (`lower_is_better`). `p_holm`
+        is adjusted for the number of metrics in the frame, `effect` is Cohen's d_z. The frame's `attrs["warnings"]`
+        lists what puts the comparison in doubt.
 
         Args:
             a: Label of a route.
@@ -236,7 +263,7 @@ class Findings:
             metrics = [_known("metric", metric, metrics)]
         ours, theirs = self.of(a), other.of(b)
         require_unedited(ours, theirs)
-        rows = comparison_rows(ours, theirs, metrics, {**other.clusters, **self.clusters})
+        rows = comparison_rows(ours, theirs, metrics, {**other.clusters, **self.clusters}, self.lower_is_better)
         frame = frame_of(({**row, "a": a, "b": b} for row in rows), COMPARISON_COLUMNS)
         frame.attrs["warnings"] = list(_comparison_warnings(self, ours, theirs, other))
         return frame

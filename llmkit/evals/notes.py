@@ -8,7 +8,15 @@ from llmkit.evals.budget import BudgetUse
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, Work, fell_back
 from llmkit.ports import EvalResult
 
-__all__ = ["budget_notes", "doubt_notes", "failure_notes", "fallback_notes", "stop_notes", "work_notes"]
+__all__ = [
+    "budget_notes",
+    "direction_notes",
+    "doubt_notes",
+    "failure_notes",
+    "fallback_notes",
+    "stop_notes",
+    "work_notes",
+]
 
 
 def work_notes(work: Work | None) -> Iterator[str]:
@@ -64,6 +72,12 @@ def doubt_notes(calls: int) -> Iterator[str]:
     """How many calls are in doubt."""
     if calls:
         yield f"{_many(calls, 'call')} in doubt: begun and never ended, perhaps billed."
+
+
+def direction_notes(lower: Sequence[str]) -> Iterator[str]:
+    """Of which metrics less is better."""
+    if lower:
+        yield f"Less is better: {', '.join(lower)}."
 
 
 def fallback_notes(results: Sequence[EvalResult]) -> Iterator[str]:

@@ -77,6 +77,10 @@ def _require_routes(report: Findings, prices: Prices) -> None:
         raise LLMEvaluationError(f"There is no route {unknown[0]!r} to price; there are: {', '.join(report.routes)}.")
 
 
+def _told(report: Findings, metric: str) -> str:
+    return f"{metric} (less is better)" if metric in report.lower_is_better else metric
+
+
 def _rows(report: Findings, metric: str) -> list[dict[str, Any]]:
     frame = report.summary()
     return [
@@ -96,13 +100,13 @@ def _scores(report: Findings, metrics: Sequence[str], ax: Axes | None) -> Axes:
     by_metric = {name: _rows(report, name) for name in metrics}
     for number, (name, mark) in enumerate(zip(metrics, marks(), strict=False)):
         shift = (number + 0.5) / len(metrics) * _DOTS_SHARE + 0.5 - _DOTS_SHARE
-        _dots(ax, by_metric[name], shift, mark, name)
+        _dots(ax, by_metric[name], shift, mark, _told(report, name))
     for place, route in enumerate(routes):
         at = ax.get_yaxis_transform()
         ax.text(0.01, place - 0.45, _route_label(route, by_metric), transform=at, va="top", fontsize="small")
     ax.set_yticks([])
     ax.set_ylim(len(routes) - 0.5, -0.5)
-    ax.set_xlabel(f"{metrics[0]}: {_INTERVAL}" if len(metrics) == 1 else f"score: {_INTERVAL}")
+    ax.set_xlabel(f"{_told(report, metrics[0])}: {_INTERVAL}" if len(metrics) == 1 else f"score: {_INTERVAL}")
     _unit_range(ax, [row for rows in by_metric.values() for row in rows], "x")
     _finish(report, ax, "x")
     if key_lines:
@@ -160,7 +164,7 @@ def _quality_against(report: Findings, kind: str, metric: str, prices: Prices, a
     if not any(_is_known(rows[route], taken[route]) for route in routes):
         ax.text(0.5, 0.5, _nothing(kind), transform=ax.transAxes, color=GREY, ha="center", va="center")
     ax.set_xlabel(KINDS[kind])
-    ax.set_ylabel(f"{metric}: {_INTERVAL}")
+    ax.set_ylabel(f"{_told(report, metric)}: {_INTERVAL}")
     right = ax.get_xlim()[1]
     ax.set_xlim(-0.02 * right, right)
     if kind != "cost":

@@ -26,10 +26,11 @@ SAMPLE_STAGE = "sample"
 
 def page_data(report: Findings, calls: Iterable[RecordedCall], *, stable: bool) -> dict[str, Any]:
     """Routes, metrics, and one case for each sample and epoch; what is unknown or empty is left out of a case."""
-    builder = _Cases.of(report, calls, stable=stable)
+    builder, lower = _Cases.of(report, calls, stable=stable), report.lower_is_better
     return {
         "routes": list(report.routes),
         "metrics": list(report.metrics),
+        "lower": [number for number, metric in enumerate(report.metrics) if metric in lower],
         "epochs": 1 + max((result.epoch for result in report.results), default=0),
         "cases": [builder.case(results) for results in _grouped(report)],
     }

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
+from llmkit.evals.direction import is_right
 from llmkit.evals.html_report.marks import Scale, Section, count, number, ranged, section, signed, table, unknown
 from llmkit.evals.html_report.mistakes import frequent_mistakes
 from llmkit.evals.html_report.spending import spending
@@ -24,6 +25,7 @@ __all__ = ["findings", "heading"]
 Row = Mapping[str, Any]
 
 SIGNIFICANT = 0.05
+LOWER = " (less is better)"
 
 
 def heading(report: Findings, *, stable: bool) -> Html:
@@ -66,8 +68,11 @@ def _leaderboard(rows: Sequence[Row], metric: str | None) -> Html:
     """The routes by their mean, the best first."""
     own = [row for row in rows if row["metric"] == metric]
     scale = Scale.of(own)
-    ranked = sorted(own, key=lambda row: (row["mean"] is None, -(row["mean"] or 0.0)))
-    headings = ("Route", "", "Mean [95 %]", "Failures as 0", "Scored", "Failed", "Not scored", "Valid at first try")
+    is_lower = any(row["lower_is_better"] for row in own)
+    sign = 1 if is_lower else -1
+    ranked = sorted(own, key=lambda row: (row["mean"] is None, sign * (row["mean"] or 0.0)))
+    failures = "Failures as 1" if is_lower else "Failures as 0"
+    headings = ("Route", "", "Mean [95 %]", failures, "Scored", "Failed", "Not scored", "Valid at first try")
     return table(
         headings,
         (
@@ -83,7 +88,7 @@ def _leaderboard(rows: Sequence[Row], metric: str | None) -> Html:
             )
             for row in ranked
         ),
-        caption=metric or "No scorer",
+        caption=f"{metric or 'No scorer'}{LOWER if is_lower else ''}",
     )
 
 
@@ -113,7 +118,9 @@ def _matrix(routes: Sequence[str], found: Mapping[tuple[str, str, str], Row], me
     own = {(a, b): found[metric, a, b] for a, b in permutations(routes, 2)}
     scale = Scale.around_zero(row[name] for row in own.values() for name in ("difference", "ci_low", "ci_high"))
     cells = ([a, *(_difference(own.get((a, b)), scale) for b in routes)] for a in routes)
-    return table(("", *(html("minus {}", label) for label in routes)), cells, caption=metric)
+    is_lower = any(row["lower_is_better"] for row in own.values())
+    headings = ("", *(html("minus {}", label) for label in routes))
+    return table(headings, cells, caption=f"{metric}{LOWER if is_lower else ''}")
 
 
 def _difference(row: Row | None, scale: Scale) -> Html:
@@ -139,7 +146,8 @@ def _verdict(row: Row) -> tuple[str, str]:
     """Style and mark of a difference: never told by colour alone."""
     if row["p_holm"] >= SIGNIFICANT or not row["difference"]:
         return "same", ""
-    return ("better", "▲ ") if row["difference"] > 0 else ("worse", "▼ ")
+    arrow = "▲ " if row["difference"] > 0 else "▼ "
+    return ("better" if (row["difference"] > 0) != row["lower_is_better"] else "worse", arrow)
 
 
 def _by_field(report: Findings, rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[Section]:
@@ -160,17 +168,18 @@ def _by_field(report: Findings, rows: Sequence[Row], metrics: Sequence[str]) -> 
 
 
 def _error_shares(report: Findings, rows: Sequence[Row], metrics: Sequence[str]) -> Html:
+    lower = report.lower_is_better
     wrong = Counter(
         (metric, result.route)
         for result in report.results
         for metric, value in result.scores.items()
-        if metric in metrics and value < 1
+        if metric in metrics and not is_right(value, lower_is_better=metric in lower)
     )
     scored = {(row["metric"], row["route"]): row["scored"] for row in rows}
     return table(
         ("Score", *report.routes),
         ([metric, *(_share(wrong[metric, r], scored[metric, r]) for r in report.routes)] for metric in metrics),
-        caption="Scores below 1",
+        caption="Scores below 1, or above 0 where less is better" if lower else "Scores below 1",
     )
 
 
