@@ -70,16 +70,17 @@ def eval_run(  # noqa: PLR0913 - options of a command
         options["concurrency"] = concurrency
     # Or the limit over all requests, 8 if nothing is set, would be what counts.
     settings: dict[str, Any] = {} if concurrency is None else {"concurrency_limit": concurrency}
+    if name is None:
+        name = _new_name(tasks[0].name if len(tasks) == 1 else file.stem)
+        # Or nobody could go on with it when it is interrupted.
+        typer.echo(f"To go on with this run, give --name {name}", err=True)
+    names = [name if len(tasks) == 1 else f"{name}-{task.name}" for task in tasks]
     with Session(output.workspace, **settings) as session:
-        reports = [
-            session.evaluate(task, labels, name=_run_name(name, task.name, len(tasks)), **options) for task in tasks
-        ]
+        reports = [session.evaluate(task, labels, name=run, **options) for task, run in zip(tasks, names, strict=True)]
         write_reports(reports, output)
     print_reports(reports, output)
     raise typer.Exit(EXIT_FAILED if any(report.has_failures for report in reports) else EXIT_OK)
 
 
-def _run_name(name: str | None, task_name: str, tasks: int) -> str:
-    if name is None:
-        return f"{task_name}-{datetime.now():%Y%m%d-%H%M%S}"  # noqa: DTZ005 - a person's own clock
-    return name if tasks == 1 else f"{name}-{task_name}"
+def _new_name(what: str) -> str:
+    return f"{what}-{datetime.now():%Y%m%d-%H%M%S}"  # noqa: DTZ005 - a person's own clock

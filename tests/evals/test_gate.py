@@ -314,3 +314,14 @@ async def test_a_report_from_the_store_gates_as_one_that_was_just_made():
     loaded = await load_report(store, "w", "run")
     base = await report(wrong=1)
     assert gate(loaded, base).to_json() == gate(made, base).to_json()
+
+
+def test_a_run_without_a_name_says_how_to_go_on_with_it(folder, monkeypatch, capsys):
+    monkeypatch.setenv("LLM_DATABASE_URL", f"sqlite:///{folder / 'a.db'}")
+    with OllamaServer(json.dumps({"label": "positive"}), models=["llama3.2"]) as server:
+        monkeypatch.setenv("LLM_OLLAMA_API_BASE", server.url)
+        command = ["eval", "run", "task.yaml", "--routes", "ollama/llama3.2", "--limit", "3"]
+        assert llmkit(command) == 0
+        (name,) = re.findall(r"give --name (sentiment-\S+)", capsys.readouterr().err)
+        assert llmkit([*command, "--name", name]) == 0
+    assert len(server.calls) == 3
