@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llmkit.errors import LLMUnavailable
+from llmkit.errors import LLMTimeout
 from llmkit.evals import Sample
 from tests.evals.fakes import FakeExtract, Sentiment, run, sentiment_task
 
@@ -24,7 +24,7 @@ def script(monkeypatch):
 def answers(wrong_a, wrong_b, failing=()):
     def answer(call):
         if call.route.model in failing:
-            raise LLMUnavailable("away")
+            raise LLMTimeout("slow")
         number = int(call.text.rpartition(" ")[2])
         wrong = wrong_a if call.route.model == "a" else wrong_b
         return Sentiment(label="negative" if number in wrong else "positive")
