@@ -181,12 +181,8 @@ def _nested(row: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Turn columns `target.amount` into one object `target`; an empty cell is a field that is not there."""
     record: dict[str, Any] = {}
     for name, value in row.items():
-        if value is None:
-            continue
-        if "." not in name:
-            record[name] = _metadata(value, place) if name == "metadata" else value
-        else:
-            _put(record, name, value, place)
+        if value is not None:
+            _put(record, name, _metadata(value, place) if name == "metadata" else value, place)
     return record
 
 

@@ -167,6 +167,8 @@ def test_dotted_columns_fill_objects_within_objects(tmp_path):
     assert Dataset.load(path).samples[0].target == {"address": {"city": "Bonn", "zip": "53111"}, "name": "x"}
     path = write(tmp_path, "e.csv", "input,target.address.city,target.address\na,Bonn,b\n")
     assert error_of(path) == "e.csv, line 2: target.address: there is a column that fills it already"
+    path = write(tmp_path, "f.csv", "input.q,input\na,b\n")
+    assert error_of(path) == "f.csv, line 2: input: there is a column that fills it already"
 
 
 def test_parquet_without_its_package_names_the_command(tmp_path, monkeypatch):
