@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -93,7 +94,10 @@ class LiteLLMClient:
         """
         spec = self._callable_provider(route)
         async with self._limits.place(route, request, log) as place:
+            began_s = time.perf_counter()
             await self._lanes.load()
+            # Several seconds in a new process, which say nothing of the provider.
+            log.queued_ms += (time.perf_counter() - began_s) * 1000
             once = guarded(route, request, log, partial(self._request_once, spec, route, request, log))
             send = partial(place.send, once)
             first = await _tried(send)

@@ -220,7 +220,8 @@ class AttemptLog:
     Filled while the call runs, so that a cancelled call still knows what it had sent.
 
     Attributes:
-        queued_ms: Time the call spent waiting for a place under our own limits, which says nothing of the provider.
+        queued_ms: Time the call spent waiting for a place under our own limits, or for the client to be loaded, which
+            says nothing of the provider.
     """
 
     def __init__(self) -> None:

@@ -11,6 +11,7 @@ same command again calls nothing: the run has a name (`--name`), and its store i
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import subprocess
@@ -191,6 +192,8 @@ def explained(report: EvalReport, a: str, b: str) -> str:
 
 
 def _verdict(low: float, high: float) -> str:
+    if math.isnan(low) or math.isnan(high):
+        return "There is no interval: too few samples have an answer of both."
     if low > 0 or high < 0:
         return f"The interval excludes 0: the {'first' if low > 0 else 'second'} is better."
     within = max(-low, high)
@@ -205,7 +208,8 @@ def _verdict(low: float, high: float) -> str:
 def _disagreements(report: EvalReport, a: str, b: str) -> str:
     frame = report.samples()
     outputs = frame[frame["status"] == "SUCCEEDED"].pivot_table("output", ["sample_id", "epoch"], "route", "first")
-    both = outputs[[a, b]].dropna()
+    # A server that answered nothing has no column.
+    both = outputs.reindex(columns=[a, b]).dropna()
     return f"The answers differ on {int((both[a] != both[b]).sum())} of {len(both)} samples."
 
 

@@ -231,6 +231,7 @@ def test_ctrl_c_in_an_evaluation_exits_cleanly_and_the_next_run_continues(
     _, stderr = process.communicate(timeout=200)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
+    assert "the same command continues" in stderr
     sent = len(servers[0].calls)
     servers[0].script([Reply(POSITIVE)])
     assert run(*command).returncode == 0

@@ -124,6 +124,16 @@ async def test_ollama_gets_all_that_was_asked(client, ollama):
     assert body["stream"] is False
 
 
+async def test_loading_the_client_is_no_part_of_a_call_s_latency(client, ollama, monkeypatch):
+    async def load():
+        await asyncio.sleep(0.05)
+
+    monkeypatch.setattr(client._lanes, "load", load)
+    log = AttemptLog()
+    await client.call(OLLAMA, LLMRequest(messages="Hi"), log)
+    assert log.queued_ms >= 50
+
+
 async def test_gemini_gets_all_that_was_asked(client, gemini):
     request = LLMRequest(
         messages=(Message(role="system", content="Be brief."), Message(role="user", content="Hi")),

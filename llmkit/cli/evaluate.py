@@ -10,18 +10,8 @@ import typer
 
 from llmkit.cli.gates import eval_compare, eval_gate
 from llmkit.cli.interchange import eval_export, eval_import
-from llmkit.cli.output import (
-    AsJson,
-    HtmlFile,
-    JUnitFile,
-    MarkdownFile,
-    MaxCostUsd,
-    MaxTimeS,
-    MaxTokens,
-    Stable,
-    Workspace,
-    require_places,
-)
+from llmkit.cli.options import RunOutput, grouped
+from llmkit.cli.output import MaxCostUsd, MaxTimeS, MaxTokens
 from llmkit.cli.plan import eval_plan
 from llmkit.cli.reports import eval_report, print_reports, require_one_page, write_reports
 
@@ -46,11 +36,13 @@ def _evaluations() -> None:
 
 
 @eval_app.command("run")
+@grouped
 def eval_run(  # noqa: PLR0913 - options of a command
     file: Annotated[
         Path, typer.Argument(help="A Python file with module-level tasks, a YAML task, or the folder of one.")
     ],
     routes: Annotated[str, typer.Option(help="Routes to compare, separated by commas: provider/model.")],
+    output: RunOutput,
     name: Annotated[
         str | None, typer.Option(help="Name of the run; the same name again finishes what is missing.")
     ] = None,
@@ -60,12 +52,6 @@ def eval_run(  # noqa: PLR0913 - options of a command
     max_tokens: MaxTokens = None,
     max_cost_usd: MaxCostUsd = None,
     max_time_s: MaxTimeS = None,
-    junit: JUnitFile = None,
-    markdown: MarkdownFile = None,
-    html: HtmlFile = None,
-    stable: Stable = False,
-    workspace: Workspace = None,
-    as_json: AsJson = False,
 ) -> None:
     """Run every task of FILE over the routes, resume what was interrupted, and print the comparison.
 
@@ -75,25 +61,26 @@ def eval_run(  # noqa: PLR0913 - options of a command
     from llmkit.evals import Budget, load_tasks
     from llmkit.session import Session
 
-    require_places(junit, markdown, html)
+    output.require_places()
     tasks = load_tasks(file)
-    require_one_page(html, len(tasks))
+    require_one_page(output.html, len(tasks))
     labels = [route.strip() for route in routes.split(",") if route.strip()]
     options: dict[str, Any] = {"epochs": epochs, "limit": limit, "budget": Budget(max_tokens, max_cost_usd, max_time_s)}
     if concurrency is not None:
         options["concurrency"] = concurrency
     # Or the limit over all requests, 8 if nothing is set, would be what counts.
-    opened = Session(workspace) if concurrency is None else Session(workspace, concurrency_limit=concurrency)
-    with opened as session:
-        reports = [
-            session.evaluate(task, labels, name=_run_name(name, task.name, len(tasks)), **options) for task in tasks
-        ]
-        write_reports(reports, junit=junit, markdown=markdown, html=html, stable=stable)
-    print_reports(reports, stable=stable, as_json=as_json)
+    settings: dict[str, Any] = {} if concurrency is None else {"concurrency_limit": concurrency}
+    if name is None:
+        name = _new_name(tasks[0].name if len(tasks) == 1 else file.stem)
+        # Or nobody could go on with it when it is interrupted.
+        typer.echo(f"To go on with this run, give --name {name}", err=True)
+    names = [name if len(tasks) == 1 else f"{name}-{task.name}" for task in tasks]
+    with Session(output.workspace, **settings) as session:
+        reports = [session.evaluate(task, labels, name=run, **options) for task, run in zip(tasks, names, strict=True)]
+        write_reports(reports, output)
+    print_reports(reports, output)
     raise typer.Exit(EXIT_FAILED if any(report.has_failures for report in reports) else EXIT_OK)
 
 
-def _run_name(name: str | None, task_name: str, tasks: int) -> str:
-    if name is None:
-        return f"{task_name}-{datetime.now():%Y%m%d-%H%M%S}"  # noqa: DTZ005 - a person's own clock
-    return name if tasks == 1 else f"{name}-{task_name}"
+def _new_name(what: str) -> str:
+    return f"{what}-{datetime.now():%Y%m%d-%H%M%S}"  # noqa: DTZ005 - a person's own clock

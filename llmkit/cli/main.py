@@ -146,8 +146,7 @@ def _run(arguments: list[str]) -> int:
     try:
         outcome = app(args=[each for each in arguments if each != "--debug"], standalone_mode=False)
     except KeyboardInterrupt:
-        typer.echo("Interrupted. What is finished is kept; the same command continues.", err=True)
-        return EXIT_INTERRUPTED
+        return _interrupted()
     except typer.Abort:
         typer.echo("Nothing was done.", err=True)
         return EXIT_BAD_INPUT
@@ -157,7 +156,15 @@ def _run(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         return _report(error)
+    # Typer turns an interrupt into its exit code.
+    if outcome == EXIT_INTERRUPTED:
+        return _interrupted()
     return outcome if isinstance(outcome, int) else EXIT_OK
+
+
+def _interrupted() -> int:
+    typer.echo("\nInterrupted. What is finished is kept; the same command continues.", err=True)
+    return EXIT_INTERRUPTED
 
 
 def _report(error: Exception) -> int:

@@ -8,18 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmkit.cli.output import (
-    AsJson,
-    HtmlFile,
-    JUnitFile,
-    MarkdownFile,
-    Stable,
-    Workspace,
-    print_json,
-    print_rich,
-    require_places,
-    write_text,
-)
+from llmkit.cli.options import RunOutput, grouped
+from llmkit.cli.output import print_json, print_rich, write_text
 from llmkit.errors import LLMBadRequest
 
 if TYPE_CHECKING:
@@ -28,28 +18,24 @@ if TYPE_CHECKING:
 __all__ = ["eval_report", "print_reports", "require_one_page", "write_reports"]
 
 
+@grouped
 def eval_report(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
+    output: RunOutput,
     task: Annotated[
         Path | None, typer.Option("--task", help="The file of its task: adds inputs, targets and whole prompts.")
     ] = None,
-    junit: JUnitFile = None,
-    markdown: MarkdownFile = None,
-    html: HtmlFile = None,
-    stable: Stable = False,
-    workspace: Workspace = None,
-    as_json: AsJson = False,
 ) -> None:
     """Report on a stored run. Calls nothing."""
     from llmkit.session import Session
 
-    require_places(junit, markdown, html)
-    with Session(workspace) as session:
+    output.require_places()
+    with Session(output.workspace) as session:
         report = session.report(run)
         if task is not None:
             report = session.report(run, task=_task_of(report, task))
-        write_reports([report], junit=junit, markdown=markdown, html=html, stable=stable)
-    print_reports([report], stable=stable, as_json=as_json)
+        write_reports([report], output)
+    print_reports([report], output)
 
 
 def _task_of(report: EvalReport, file: Path) -> Task:
@@ -74,23 +60,21 @@ def require_one_page(html: Path | None, tasks: int) -> None:
         )
 
 
-def write_reports(
-    reports: Sequence[EvalReport], *, junit: Path | None, markdown: Path | None, html: Path | None, stable: bool
-) -> None:
+def write_reports(reports: Sequence[EvalReport], output: RunOutput) -> None:
     """Write the files that were asked for, over earlier ones."""
     from llmkit.evals.for_ci import run_junit, run_markdown
 
-    write_text(junit, run_junit(reports))
-    write_text(markdown, run_markdown(reports))
-    if html is not None:
+    write_text(output.junit, run_junit(reports))
+    write_text(output.markdown, run_markdown(reports))
+    if output.html is not None:
         (report,) = reports
-        report.to_html(html, stable=stable)
+        report.to_html(output.html, stable=output.stable)
 
 
-def print_reports(reports: Sequence[EvalReport], *, stable: bool, as_json: bool) -> None:
+def print_reports(reports: Sequence[EvalReport], output: RunOutput) -> None:
     """Tables, or one JSON document: a list when there are several reports."""
-    if as_json:
-        documents = [report.to_json(stable=stable) for report in reports]
+    if output.as_json:
+        documents = [report.to_json(stable=output.stable) for report in reports]
         print_json(documents[0] if len(documents) == 1 else documents)
         return
     for report in reports:

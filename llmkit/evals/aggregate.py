@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmkit.eval_ports import EvalResult
+from llmkit.evals.direction import worst_score
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, SUCCEEDED, fell_back
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = [
     "pairs_of",
     "scores_of",
     "summary_rows",
+    "worst_of",
 ]
 
 # What results of one kind have in common and are not independent of: a group, or a sample over its epochs.
@@ -57,6 +59,7 @@ SUMMARY_COLUMNS: Mapping[str, str] = {
     "output_tokens": "Int64",
     "latency_p50_ms": "float64",
     "latency_p95_ms": "float64",
+    "lower_is_better": "bool",
 }
 
 COMPARISON_COLUMNS: Mapping[str, str] = {
@@ -77,17 +80,29 @@ COMPARISON_COLUMNS: Mapping[str, str] = {
     "method": "str",
     "clusters": "int64",
     "difference_failures_as_zero": "float64",
+    "lower_is_better": "bool",
 }
 
 
 def summary_rows(
-    groups: Mapping[str, Sequence[EvalResult]], metrics: Sequence[str], clusters: ClusterOf
+    groups: Mapping[str, Sequence[EvalResult]], metrics: Sequence[str], clusters: ClusterOf, lower: Set[str]
 ) -> Iterator[dict[str, Any]]:
-    """One row for each label and metric; one without a metric for a label of a task that has no scorers."""
+    """One row for each label and metric; one without a metric for a label of a task that has no scorers.
+
+    Of the metrics in `lower`, less is better.
+    """
+    worst = {metric: worst_of(groups.values(), metric, lower) for metric in metrics}
     for label, results in groups.items():
         shared = {"route": label, **_counts(results), **_costs(results)}
         for metric in metrics or (None,):
-            yield {**shared, "metric": metric, **_score(results, metric, clusters)}
+            scores = _score(results, metric, clusters, worst.get(metric or "", math.nan))
+            yield {**shared, "metric": metric, **scores, "lower_is_better": metric in lower}
+
+
+def worst_of(groups: Iterable[Iterable[EvalResult]], metric: str, lower: Set[str]) -> float:
+    """What a FAILED answer counts as, by all scores of the metric; NaN where that cannot be known."""
+    scores = (result.scores[metric] for results in groups for result in results if metric in result.scores)
+    return worst_score(scores, lower_is_better=metric in lower)
 
 
 def _counts(results: Sequence[EvalResult]) -> dict[str, Any]:
@@ -130,7 +145,7 @@ def _known_sum(counts: Iterable[int | None]) -> int | None:
     return sum(known) if known else None
 
 
-def _score(results: Sequence[EvalResult], metric: str | None, clusters: ClusterOf) -> dict[str, Any]:
+def _score(results: Sequence[EvalResult], metric: str | None, clusters: ClusterOf, worst: float) -> dict[str, Any]:
     from llmkit.evals.statistics import mean_of
 
     if metric is None:
@@ -138,7 +153,7 @@ def _score(results: Sequence[EvalResult], metric: str | None, clusters: ClusterO
     scored = [result for result in results if metric in result.scores]
     values = [result.scores[metric] for result in scored]
     found = mean_of(values, [clusters[result.sample_id] for result in scored])
-    failed = sum(result.status == FAILED for result in results)
+    failed = [worst for result in results if result.status == FAILED]
     return {
         "scored": len(values),
         "scorer_failed": sum(_scorer_failed(result, metric) for result in results),
@@ -147,7 +162,7 @@ def _score(results: Sequence[EvalResult], metric: str | None, clusters: ClusterO
         "ci_high": found.high,
         "standard_error": found.standard_error,
         "interval": found.method,
-        "mean_failures_as_zero": sum(values) / (len(values) + failed) if values or failed else math.nan,
+        "mean_failures_as_zero": _mean([*values, *failed]),
     }
 
 
@@ -167,12 +182,16 @@ class Pairs:
 
 
 def comparison_rows(
-    a: Sequence[EvalResult], b: Sequence[EvalResult], metrics: Sequence[str], clusters: ClusterOf
+    a: Sequence[EvalResult], b: Sequence[EvalResult], metrics: Sequence[str], clusters: ClusterOf, lower: Set[str]
 ) -> list[dict[str, Any]]:
     """One row for each metric that both have, `a` minus `b`; p-values adjusted by Holm over the rows."""
     from llmkit.evals.statistics import holm
 
-    rows = [_compared(by_sample(a), by_sample(b), metric, clusters) for metric in metrics]
+    worst = {metric: worst_of((a, b), metric, lower) for metric in metrics}
+    rows = [
+        _compared(by_sample(a), by_sample(b), metric, clusters, worst[metric]) | {"lower_is_better": metric in lower}
+        for metric in metrics
+    ]
     adjusted = holm([row["p_value"] for row in rows])
     return [{**row, "p_holm": float(value)} for row, value in zip(rows, adjusted, strict=True)]
 
@@ -183,10 +202,14 @@ def by_sample(results: Sequence[EvalResult]) -> dict[PairKey, EvalResult]:
 
 
 def _compared(
-    a: Mapping[PairKey, EvalResult], b: Mapping[PairKey, EvalResult], metric: str, clusters: ClusterOf
+    a: Mapping[PairKey, EvalResult],
+    b: Mapping[PairKey, EvalResult],
+    metric: str,
+    clusters: ClusterOf,
+    worst: float,
 ) -> dict[str, Any]:
     strict = pairs_of(scores_of(a, metric), scores_of(b, metric), clusters)
-    lenient = pairs_of(scores_of(a, metric, failed=0.0), scores_of(b, metric, failed=0.0), clusters)
+    lenient = pairs_of(scores_of(a, metric, failed=worst), scores_of(b, metric, failed=worst), clusters)
     found = _difference(strict)
     return {
         "metric": metric,

@@ -13,13 +13,22 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from llmkit.canonical import sha256_of
 from llmkit.errors import LLMDatasetError, describe_validation
-from llmkit.evals.records import Record, existing, file_records, frame_records, is_frame
+from llmkit.evals.records import SAMPLE_FIELDS, Record, existing, file_records, frame_records, is_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +89,15 @@ def _text(value: Any) -> Any:
 
 
 Json = Annotated[JsonValue, BeforeValidator(_jsonable)]
-Label = Annotated[str, Field(min_length=1, max_length=255), BeforeValidator(_text)]
+
+
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("holds the character NUL, which databases refuse")
+    return text
+
+
+Label = Annotated[str, Field(min_length=1, max_length=255), BeforeValidator(_text), AfterValidator(_storable)]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
@@ -240,10 +257,17 @@ def _parted(samples: Sequence[Sample], shares: Mapping[str, float], seed: int) -
 
 def _samples(records: Iterable[Record]) -> Iterator[tuple[str, Sample]]:
     for place, record in records:
+        unknown = [name for name in record if name not in SAMPLE_FIELDS]
+        if unknown:
+            known = ", ".join(SAMPLE_FIELDS)
+            raise LLMDatasetError(f"{place}: {unknown[0]}: unknown field; known fields: {known}")
         try:
-            yield place, _SAMPLE.validate_python(dict(record))
+            sample = _SAMPLE.validate_python(dict(record))
         except ValidationError as error:
             raise LLMDatasetError(f"{place}: {'; '.join(describe_validation(error))}") from None
+        except RecursionError:
+            raise LLMDatasetError(f"{place}: lists or objects within each other, too deep to be read") from None
+        yield place, sample
 
 
 def _given(samples: Iterable[Any]) -> Iterator[tuple[str, Sample]]:

@@ -9,8 +9,9 @@ from xml.etree import ElementTree as ET
 
 from llmkit.eval_ports import EvalResult
 from llmkit.evals.gate import Check, GateReport
-from llmkit.evals.report import EvalReport, plain_rows
+from llmkit.evals.report import EvalReport
 from llmkit.evals.result import FAILED, SCORER_FAILED, SUCCEEDED
+from llmkit.evals.tabular import plain_rows
 from llmkit.evals.terminal import mean_text
 
 __all__ = ["gate_junit", "gate_markdown", "run_junit", "run_markdown"]
@@ -24,6 +25,10 @@ LONGEST_TEXT = 2_000
 def gate_junit(gate: GateReport) -> str:
     """One test case for each check; one that does not hold is a failure with its numbers."""
     suite = _suite(f"llmkit gate: {gate.run}")
+    facts = ET.SubElement(suite, "properties")
+    for side, told in gate.sides.items():
+        for name, fact in {"name": gate.run if side == "run" else gate.baseline or "", **told}.items():
+            ET.SubElement(facts, "property", name=_legal(f"{side}: {name}"), value=_legal(fact))
     for check in gate.checks:
         case = _case(suite, check.title, f"{gate.task}.{check.name}")
         if not check.passed:
@@ -48,7 +53,7 @@ def run_junit(reports: Iterable[EvalReport]) -> str:
 def _run_suite(report: EvalReport) -> ET.Element:
     suite = _suite(f"llmkit evaluation: {report.run.name}")
     facts = ET.SubElement(suite, "properties")
-    for name, fact in _what_was_run(report):
+    for name, fact in report.what_was_run.items():
         ET.SubElement(facts, "property", name=_legal(name), value=_legal(fact))
     for result in report.results:
         case = _case(suite, f"{result.sample_id} (epoch {result.epoch + 1})", f"{report.run.task_name}.{result.route}")
@@ -58,18 +63,6 @@ def _run_suite(report: EvalReport) -> ET.Element:
                 ET.SubElement(properties, "property", name=_legal(metric), value=f"{value:.12g}")
         _verdict(case, result)
     return _counted(suite)
-
-
-def _what_was_run(report: EvalReport) -> Iterator[tuple[str, str]]:
-    known = report.provenance
-    yield "task", report.run.task_name
-    for name in ("task_sha256", "dataset_sha256", "scorers_sha256", "commit"):
-        if known.get(name) is not None:
-            yield name, known[name]
-    for package, version in known.get("packages", {}).items():
-        yield f"version of {package}", version
-    for model in known["models"]:
-        yield f"digest of {model['route']}", model["digest"]
 
 
 def _verdict(case: ET.Element, result: EvalResult) -> None:
@@ -128,7 +121,16 @@ def gate_markdown(gate: GateReport) -> str:
         lines += [*_table(header, (_comparison_cells(row) for row in gate.comparisons)), ""]
     if gate.checks:
         lines += [*_table(("", "Check", "Numbers"), (_check_cells(check) for check in gate.checks)), ""]
-    return "\n".join([*lines, *_listed(gate.notes)]).rstrip() + "\n"
+    return "\n".join([*lines, *_listed(gate.notes), *_compared(gate)]).rstrip() + "\n"
+
+
+def _compared(gate: GateReport) -> Iterator[str]:
+    """What each side is, a fact a row."""
+    sides = gate.sides
+    names = list(dict.fromkeys(name for told in sides.values() for name in told))
+    header = ("What was compared" if len(sides) > 1 else "What was checked", *(side.capitalize() for side in sides))
+    rows = [("name", gate.run, gate.baseline or "")[: 1 + len(sides)]]
+    yield from _table(header, [*rows, *((name, *(told.get(name, "-") for told in sides.values())) for name in names)])
 
 
 def _comparison_cells(row: Mapping[str, Any]) -> Sequence[str]:
@@ -154,7 +156,7 @@ def _run_lines(report: EvalReport) -> Iterator[str]:
     yield ""
     # What a run did now depends on what was there before; these notes do not.
     yield from _listed(report.lasting_notes)
-    facts = "; ".join(f"{_cell(name)}: {_cell(value)}" for name, value in _what_was_run(report))
+    facts = "; ".join(f"{_cell(name)}: {_cell(value)}" for name, value in report.what_was_run.items())
     yield f"What was run: {facts}"
     yield ""
 

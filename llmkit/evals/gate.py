@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from llmkit.errors import LLMEvaluationError
-from llmkit.evals.aggregate import Pairs, by_sample, pairs_of, scores_of
+from llmkit.eval_ports import EvalResult
+from llmkit.evals.aggregate import Pairs, by_sample, pairs_of, scores_of, worst_of
+from llmkit.evals.notes import direction_notes
 from llmkit.evals.plan import require_unedited
 from llmkit.evals.report import EvalReport
 from llmkit.evals.result import FAILED
@@ -30,11 +32,13 @@ class GateRules:
         metrics: Which metrics are compared with the baseline; none means all that both have.
         margin: Largest loss that is accepted, in the metric's own unit: every comparison has to show that there is no
             larger one. None asks only that no loss is significant.
-        minimums: Least mean by metric.
+        minimums: Least mean by metric, of which more is better.
+        maximums: Largest mean by metric, of which less is better.
         max_failed: Largest share of a route's results that may be FAILED; None for any.
         max_left_out: Largest share of samples (times epochs) that only one side has a score for.
         alpha: Chance of a wrong verdict: of passing a loss beyond the margin, or of failing where there is none.
-        failures: Whether a FAILED answer counts as 0 or is left out, in comparisons and minimums.
+        failures: Whether a FAILED answer counts as 0 (where less is better as 1) or is left out, in comparisons,
+            minimums and maximums.
 
     Raises:
         LLMEvaluationError: A number is out of range; the message names it.
@@ -43,6 +47,7 @@ class GateRules:
     metrics: tuple[str, ...] = ()
     margin: float | None = None
     minimums: Mapping[str, float] = field(default_factory=dict)
+    maximums: Mapping[str, float] = field(default_factory=dict)
     max_failed: float | None = None
     max_left_out: float = DEFAULT_MAX_LEFT_OUT
     alpha: float = 0.05
@@ -59,18 +64,13 @@ class GateRules:
             if not fits:
                 raise LLMEvaluationError(f"A gate cannot have {name}={value!r}.")
 
-    @property
-    def failed_as(self) -> float | None:
-        """The score of a FAILED answer; None where it is left out."""
-        return 0.0 if self.failures == "as-zero" else None
-
 
 @dataclass(frozen=True, slots=True)
 class Check:
     """One thing that was asked.
 
     Attributes:
-        name: `regression`, `non_inferiority`, `coverage`, `minimum` or `failed_share`.
+        name: `regression`, `non_inferiority`, `coverage`, `minimum`, `maximum` or `failed_share`.
         route: Who was checked.
         baseline: Route of the baseline; None where there is none.
         metric: Name of the metric; None where it is about all.
@@ -104,6 +104,8 @@ class GateReport:
         comparisons: Rows of numbers, one for each pair of routes and metric.
         checks: The verdicts.
         notes: What a reader of them has to know.
+        sides: What identifies the `run`, and the `baseline` where it is another run: task, hashes, commit, versions and
+            digests, by name.
     """
 
     run: str
@@ -113,6 +115,7 @@ class GateReport:
     comparisons: tuple[Mapping[str, Any], ...]
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
+    sides: Mapping[str, Mapping[str, str]]
 
     @property
     def passed(self) -> bool:
@@ -122,9 +125,12 @@ class GateReport:
     def to_json(self) -> dict[str, Any]:
         """The verdict as JSON-able data, without clocks, ids and latencies; what is unknown is null.
 
-        Keys: `form`, `passed`, `run`, `baseline`, `task`, `rules` (as `GateRules`), `comparisons` (metric, route,
-        baseline, pairs, left_out, mean, baseline_mean, difference, ci_low, ci_high, p_value, p_holm, lower_bound
-        (one-sided, null without a margin), method), `checks` (name, route, baseline, metric, passed, detail), `notes`.
+        Keys: `form`, `passed`, `run`, `baseline`, `task`, `rules` (as `GateRules`), `comparisons` (metric,
+        lower_is_better, route, baseline, pairs, left_out, mean, baseline_mean, difference, ci_low, ci_high, p_value,
+        p_holm, lower_bound (of the gain, which is the difference, or minus it where less is better; one-sided, null
+        without a margin), method), `checks` (name, route, baseline, metric, passed, detail), `notes`, `sides` (`run`
+        and, of another run, `baseline`: task, task_sha256, dataset_sha256, scorers_sha256, commit, `version of ...`,
+        `digest of ...`).
         """
         return {
             "form": GATE_FORM,
@@ -132,10 +138,11 @@ class GateReport:
             "run": self.run,
             "baseline": self.baseline,
             "task": self.task,
-            "rules": asdict(self.rules) | {"metrics": list(self.rules.metrics), "minimums": dict(self.rules.minimums)},
+            "rules": asdict(self.rules) | {"metrics": list(self.rules.metrics)},
             "comparisons": [{name: _rounded(value) for name, value in row.items()} for row in self.comparisons],
             "checks": [asdict(check) for check in self.checks],
             "notes": list(self.notes),
+            "sides": {side: dict(told) for side, told in self.sides.items()},
         }
 
 
@@ -171,7 +178,8 @@ def check_gate(
         rules=rules,
         comparisons=tuple(rows),
         checks=tuple(checks),
-        notes=tuple(_notes(report, other)) if routes else (),
+        notes=(*(_notes(report, other) if routes else ()), *direction_notes(sorted(report.lower_is_better))),
+        sides={"run": report.what_was_run} | ({} if other is report else {"baseline": other.what_was_run}),
     )
 
 
@@ -209,32 +217,49 @@ def matched_routes(
 
 def _compared(report: EvalReport, other: EvalReport, pair: RoutePair, rules: GateRules) -> Iterator[dict[str, Any]]:
     route, against = pair
-    require_unedited(report.of(route), other.of(against))
-    a, b = by_sample(report.of(route)), by_sample(other.of(against))
+    ours, theirs = report.of(route), other.of(against)
+    require_unedited(ours, theirs)
+    a, b = by_sample(ours), by_sample(theirs)
     shared = [metric for metric in report.metrics if metric in other.metrics]
+    lower, clusters = report.lower_is_better, {**other.clusters, **report.clusters}
     for metric in rules.metrics or shared:
         if metric not in shared:
             known = ", ".join(shared) or "none"
             raise LLMEvaluationError(f"There is no metric {metric!r} in both runs; there are: {known}.")
-        found = pairs_of(
-            scores_of(a, metric, failed=rules.failed_as),
-            scores_of(b, metric, failed=rules.failed_as),
-            {**other.clusters, **report.clusters},
-        )
+        is_lower = metric in lower
+        failed = _failed_as(rules, metric, (ours, theirs), is_lower=is_lower)
+        found = pairs_of(scores_of(a, metric, failed=failed), scores_of(b, metric, failed=failed), clusters)
         if not found.a:
             raise LLMEvaluationError(f"{route} and {against} have no sample in common that is scored by {metric}.")
-        row = {"metric": metric, "route": route, "baseline": against, "pairs": len(found.a)}
-        yield row | {"left_out": len(a.keys() | b.keys()) - len(found.a)} | _numbers(found, rules)
+        row = {"metric": metric, "lower_is_better": is_lower, "route": route, "baseline": against}
+        row |= {"pairs": len(found.a), "left_out": len(a.keys() | b.keys()) - len(found.a)}
+        yield row | _numbers(found, rules, is_lower=is_lower)
 
 
-def _numbers(found: Pairs, rules: GateRules) -> dict[str, Any]:
+def _failed_as(
+    rules: GateRules, metric: str, groups: Sequence[Sequence[EvalResult]], *, is_lower: bool
+) -> float | None:
+    """The score of a FAILED answer; None where it is left out."""
+    if rules.failures == "excluded":
+        return None
+    worst = worst_of(groups, metric, {metric} if is_lower else frozenset())
+    if math.isnan(worst) and any(result.status == FAILED for results in groups for result in results):
+        raise LLMEvaluationError(
+            f"Less is better of {metric}, and its scores are not all within 0 and 1, so that nobody knows what a "
+            "FAILED answer counts as: leave failures out (--failures excluded) and limit their share (--max-failed)."
+        )
+    return worst
+
+
+def _numbers(found: Pairs, rules: GateRules, *, is_lower: bool) -> dict[str, Any]:
     from llmkit.evals.statistics import non_inferiority, paired
 
     clusters: Sequence[Hashable] = found.clusters
     difference = paired(found.a, found.b, clusters)
     bound = None
     if rules.margin is not None:
-        bound = non_inferiority(found.a, found.b, rules.margin, clusters, rules.alpha).low
+        better, worse = (found.b, found.a) if is_lower else (found.a, found.b)
+        bound = non_inferiority(better, worse, rules.margin, clusters, rules.alpha).low
     return {
         "mean": math.fsum(found.a) / len(found.a),
         "baseline_mean": math.fsum(found.b) / len(found.b),
@@ -259,11 +284,12 @@ def _comparison_checks(row: Mapping[str, Any], rules: GateRules) -> Iterator[Che
     means = f"{row['mean']:.4g} against {row['baseline_mean']:.4g} on {row['pairs']} pairs, difference "
     means += f"{row['difference']:+.4g} [{row['ci_low']:+.4g}, {row['ci_high']:+.4g}]"
     if rules.margin is None:
-        regressed = bool(row["difference"] < 0 and row["p_holm"] < rules.alpha)
+        gain = -row["difference"] if row["lower_is_better"] else row["difference"]
+        regressed = bool(gain < 0 and row["p_holm"] < rules.alpha)
         yield Check("regression", route, against, metric, not regressed, f"{means}, p {row['p_holm']:.3g} (Holm)")
     else:
         shown = bool(row["lower_bound"] > -rules.margin)
-        detail = f"{means}, lower bound {row['lower_bound']:+.4g}, margin {rules.margin:g}"
+        detail = f"{means}, lower bound of the gain {row['lower_bound']:+.4g}, margin {rules.margin:g}"
         yield Check("non_inferiority", route, against, metric, shown, detail)
     share = row["left_out"] / (row["left_out"] + row["pairs"])
     detail = f"{row['left_out']} of {row['left_out'] + row['pairs']} have no partner; at most {rules.max_left_out:.0%}"
@@ -273,16 +299,30 @@ def _comparison_checks(row: Mapping[str, Any], rules: GateRules) -> Iterator[Che
 def _own_checks(report: EvalReport, label: str, rules: GateRules) -> Iterator[Check]:
     results = report.of(label)
     for metric, least in rules.minimums.items():
-        if metric not in report.metrics:
-            known = ", ".join(report.metrics) or "none"
-            raise LLMEvaluationError(f"There is no metric {metric!r}; there are: {known}.")
-        scores = scores_of(by_sample(results), metric, failed=rules.failed_as)
-        mean = math.fsum(scores.values()) / len(scores) if scores else math.nan
+        mean = _mean_of(report, results, metric, rules, is_lower=False)
         yield Check("minimum", label, None, metric, mean >= least, f"mean {mean:.4g}, at least {least:g}")
+    for metric, most in rules.maximums.items():
+        mean = _mean_of(report, results, metric, rules, is_lower=True)
+        yield Check("maximum", label, None, metric, mean <= most, f"mean {mean:.4g}, at most {most:g}")
     if rules.max_failed is not None:
         failed = sum(result.status == FAILED for result in results)
         detail = f"{failed} of {len(results)} failed; at most {rules.max_failed:.0%}"
         yield Check("failed_share", label, None, None, failed <= rules.max_failed * len(results), detail)
+
+
+def _mean_of(
+    report: EvalReport, results: Sequence[EvalResult], metric: str, rules: GateRules, *, is_lower: bool
+) -> float:
+    """The mean of a metric that is better in this direction; NaN without a score."""
+    if metric not in report.metrics:
+        known = ", ".join(report.metrics) or "none"
+        raise LLMEvaluationError(f"There is no metric {metric!r}; there are: {known}.")
+    if is_lower != (metric in report.lower_is_better):
+        said = "more is better: ask for a minimum (--min)" if is_lower else "less is better: ask for a maximum (--max)"
+        raise LLMEvaluationError(f"Of {metric} {said}. A scorer says which by lower_is_better.")
+    failed = _failed_as(rules, metric, (results,), is_lower=is_lower)
+    scores = scores_of(by_sample(results), metric, failed=failed)
+    return math.fsum(scores.values()) / len(scores) if scores else math.nan
 
 
 def _notes(report: EvalReport, other: EvalReport) -> Iterator[str]:
@@ -295,6 +335,9 @@ def _notes(report: EvalReport, other: EvalReport) -> Iterator[str]:
         yield f"The task has changed since the baseline: {', '.join(changed)}."
     if ours.dataset_sha256 != theirs.dataset_sha256:
         yield "The datasets differ; only samples that both have are compared."
+    turned = sorted((report.lower_is_better ^ other.lower_is_better) & set(report.metrics) & set(other.metrics))
+    if turned:
+        yield f"The baseline says otherwise whether less is better of {', '.join(turned)}; the run's word counts."
     if ours.spec.get("scorers_sha256") != theirs.spec.get("scorers_sha256"):
         yield "The scorers differ: a difference may be theirs."
 

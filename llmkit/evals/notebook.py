@@ -9,14 +9,14 @@ from llmkit.evals.terminal import mean_text
 from llmkit.html import table
 
 if TYPE_CHECKING:
-    from llmkit.evals.report import EvalReport
+    from llmkit.evals.findings import Findings
 
 __all__ = ["report_html"]
 
 _HEADINGS = ("route", "metric", "mean [95 % interval]", "scored", "failed", "first try", "tokens", "median ms")
 
 
-def report_html(report: EvalReport) -> str:
+def report_html(report: Findings) -> str:
     """Summary and notes as HTML, everything escaped."""
     run = report.run
     title = run.name if run.name == run.task_name else f"{run.name} ({run.task_name})"

@@ -18,7 +18,7 @@ from llmkit.evals.dataset import Dataset, Sample
 from llmkit.evals.progress import Progress
 from llmkit.evals.provenance import made_with
 from llmkit.evals.result import FAILED
-from llmkit.evals.scorers import DEFAULT_SCORER_TIMEOUT_S, Scorer
+from llmkit.evals.scorers import DEFAULT_SCORER_TIMEOUT_S, Scorer, declares_lower
 from llmkit.evals.task import Task
 from llmkit.evals.variant import DIGEST_LENGTH, Lane, RouteLike, lanes
 from llmkit.types import Message, utc_now
@@ -171,6 +171,7 @@ class Plan:
                 "scorers": [scorer.name for scorer in self.scorers],
                 "scorers_sha256": self.task.scorers_sha256,
                 "judges": self.judges(),
+                "lower_is_better": [scorer.name for scorer in self.scorers if declares_lower(scorer)],
                 "routes": {lane.label: dict(lane.description) for lane in self.lanes},
                 "epochs": self.epochs,
                 "samples": len(self.dataset),

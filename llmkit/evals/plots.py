@@ -14,7 +14,7 @@ from llmkit.eval_ports import EvalResult
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from llmkit.evals.report import EvalReport
+    from llmkit.evals.findings import Findings
 
 __all__ = ["KINDS", "PlotKind", "Prices", "plot_report"]
 
@@ -46,7 +46,7 @@ class _Price:
 
 
 def plot_report(
-    report: EvalReport,
+    report: Findings,
     kind: str,
     metric: str | Sequence[str] | None,
     prices: Prices | None,
@@ -62,7 +62,7 @@ def plot_report(
     return _quality_against(report, kind, metrics[0], prices or {}, ax)
 
 
-def _chosen(report: EvalReport, metric: str | Sequence[str] | None) -> tuple[str, ...]:
+def _chosen(report: Findings, metric: str | Sequence[str] | None) -> tuple[str, ...]:
     wanted = (metric,) if isinstance(metric, str) else tuple(metric or report.metrics)
     unknown = [name for name in wanted if name not in report.metrics]
     if unknown or not wanted:
@@ -71,13 +71,17 @@ def _chosen(report: EvalReport, metric: str | Sequence[str] | None) -> tuple[str
     return wanted
 
 
-def _require_routes(report: EvalReport, prices: Prices) -> None:
+def _require_routes(report: Findings, prices: Prices) -> None:
     unknown = [label for label in prices if label not in report.routes]
     if unknown:
         raise LLMEvaluationError(f"There is no route {unknown[0]!r} to price; there are: {', '.join(report.routes)}.")
 
 
-def _rows(report: EvalReport, metric: str) -> list[dict[str, Any]]:
+def _told(report: Findings, metric: str) -> str:
+    return f"{metric} (less is better)" if metric in report.lower_is_better else metric
+
+
+def _rows(report: Findings, metric: str) -> list[dict[str, Any]]:
     frame = report.summary()
     return [
         {str(name): value for name, value in row.items()} for row in frame[frame["metric"] == metric].to_dict("records")
@@ -87,7 +91,7 @@ def _rows(report: EvalReport, metric: str) -> list[dict[str, Any]]:
 # --- scores -------------------------------------------------------------------------------------------------------
 
 
-def _scores(report: EvalReport, metrics: Sequence[str], ax: Axes | None) -> Axes:
+def _scores(report: Findings, metrics: Sequence[str], ax: Axes | None) -> Axes:
     """Routes from top to bottom, each with its name above a dot for every metric."""
     routes = report.routes
     key_lines = len(metrics) if len(metrics) > 1 else 0
@@ -96,13 +100,13 @@ def _scores(report: EvalReport, metrics: Sequence[str], ax: Axes | None) -> Axes
     by_metric = {name: _rows(report, name) for name in metrics}
     for number, (name, mark) in enumerate(zip(metrics, marks(), strict=False)):
         shift = (number + 0.5) / len(metrics) * _DOTS_SHARE + 0.5 - _DOTS_SHARE
-        _dots(ax, by_metric[name], shift, mark, name)
+        _dots(ax, by_metric[name], shift, mark, _told(report, name))
     for place, route in enumerate(routes):
         at = ax.get_yaxis_transform()
         ax.text(0.01, place - 0.45, _route_label(route, by_metric), transform=at, va="top", fontsize="small")
     ax.set_yticks([])
     ax.set_ylim(len(routes) - 0.5, -0.5)
-    ax.set_xlabel(f"{metrics[0]}: {_INTERVAL}" if len(metrics) == 1 else f"score: {_INTERVAL}")
+    ax.set_xlabel(f"{_told(report, metrics[0])}: {_INTERVAL}" if len(metrics) == 1 else f"score: {_INTERVAL}")
     _unit_range(ax, [row for rows in by_metric.values() for row in rows], "x")
     _finish(report, ax, "x")
     if key_lines:
@@ -149,7 +153,7 @@ def _has_interval(row: Mapping[str, Any]) -> bool:
 # --- quality against latency, tokens and cost ---------------------------------------------------------------------
 
 
-def _quality_against(report: EvalReport, kind: str, metric: str, prices: Prices, ax: Axes | None) -> Axes:
+def _quality_against(report: Findings, kind: str, metric: str, prices: Prices, ax: Axes | None) -> Axes:
     """A mark for each route that has both; what the others miss is said beside their names."""
     routes = report.routes
     is_own, ax = ax is None, axes(ax, 3.6 + _LINE_INCHES * len(routes))
@@ -160,7 +164,7 @@ def _quality_against(report: EvalReport, kind: str, metric: str, prices: Prices,
     if not any(_is_known(rows[route], taken[route]) for route in routes):
         ax.text(0.5, 0.5, _nothing(kind), transform=ax.transAxes, color=GREY, ha="center", va="center")
     ax.set_xlabel(KINDS[kind])
-    ax.set_ylabel(f"{metric}: {_INTERVAL}")
+    ax.set_ylabel(f"{_told(report, metric)}: {_INTERVAL}")
     right = ax.get_xlim()[1]
     ax.set_xlim(-0.02 * right, right)
     if kind != "cost":
@@ -242,7 +246,7 @@ def _unit_range(ax: Axes, rows: Sequence[Mapping[str, Any]], axis: Literal["x", 
         (ax.set_xlim if axis == "x" else ax.set_ylim)(-0.02, 1.02)
 
 
-def _finish(report: EvalReport, ax: Axes, grid: Literal["x", "both"]) -> None:
+def _finish(report: Findings, ax: Axes, grid: Literal["x", "both"]) -> None:
     ax.set_title(report.run.name, loc="left")
     ax.grid(axis=grid, color=GREY, alpha=0.3)
     ax.set_axisbelow(True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from llmkit.settings import LLMSettings
 
-__all__ = ["commit_of", "made_with"]
+__all__ = ["commit_of", "made_with", "short_facts"]
 
 # Whose release can change an answer, a score or a number of the report.
 PACKAGES: Final = (
@@ -49,6 +49,17 @@ def made_with(settings: LLMSettings | None, options: Mapping[str, Any], folder: 
         "settings": {name: known[name] for name in SETTINGS if name in known},
         "options": dict(options),
     }
+
+
+def short_facts(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and text of what identifies a run, as far as it was recorded."""
+    for name in ("task_sha256", "dataset_sha256", "scorers_sha256", "commit"):
+        if provenance.get(name) is not None:
+            yield name, provenance[name]
+    for package, release in provenance.get("packages", {}).items():
+        yield f"version of {package}", release
+    for model in provenance["models"]:
+        yield f"digest of {model['route']}", model["digest"]
 
 
 @cache

@@ -13,12 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, validate_cal
 
 from llmkit.errors import LLMError, LLMEvaluationError
 from llmkit.evals.schema_type import SchemaProblem, model_of_schema
-from llmkit.evals.scorers import SCORERS, Scorer
+from llmkit.evals.scorers import SCORERS, Scorer, lower_is_better
 from llmkit.evals.task import Task
 
 __all__ = ["load_task_data"]
 
 Place: TypeAlias = tuple[str | int, ...]
+# An option of every scorer.
+LOWER = "lower_is_better"
 
 
 class _TaskData(BaseModel):
@@ -158,14 +160,18 @@ def _scorer(document: _Document, item: str | dict[str, Any], number: int) -> Sco
     if name not in SCORERS:
         raise document.problem(f"unknown scorer {name!r}; known scorers: {', '.join(SCORERS)}", place)
     fields, options = _arguments(options)
+    is_lower = options.pop(LOWER, False)
+    if not isinstance(is_lower, bool):
+        raise document.problem(f"{name}: true or false", (*place, name, LOWER))
     try:
-        return validate_call(SCORERS[name])(*fields, **options)
+        made = validate_call(SCORERS[name])(*fields, **options)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = [str(part) for part in first["loc"]]
         raise document.problem(f"{name}: {first['msg']}", (*place, name, *where)) from None
     except LLMError as error:
         raise document.problem(str(error), place) from None
+    return lower_is_better(made) if is_lower else made
 
 
 def _arguments(options: Any) -> tuple[list[Any], dict[Any, Any]]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
+from functools import partial
 from typing import Any
 
 from llmkit.eval_ports import EvalResult, RecordedCall
+from llmkit.evals.direction import is_right
 from llmkit.evals.result import FAILED
 from llmkit.types import Attempt
 
 __all__ = ["ATTEMPT_COLUMNS", "MISSING_COLUMNS", "REPEAT_COLUMNS", "attempt_rows", "missing_rows", "repeat_rows"]
-
-# A repeat is right from here on.
-PERFECT = 1.0
 
 REPEAT_COLUMNS: Mapping[str, str] = {
     "route": "str",
@@ -72,16 +71,22 @@ def repeat_rows(
     metrics: Sequence[str],
     clusters: Mapping[str, Hashable],
     k: int,
-    right_from: float = PERFECT,
+    right_from: float | None = None,
+    lower: Set[str] = frozenset(),
 ) -> Iterator[dict[str, Any]]:
     """One row for each route and metric: the mean chances over samples that have at least `k` repeats."""
     for label, results in groups.items():
         for metric in metrics:
-            yield {"route": label, "metric": metric, "k": k, **_chances(results, metric, clusters, k, right_from)}
+            verdict = partial(is_right, lower_is_better=metric in lower, limit=right_from)
+            yield {"route": label, "metric": metric, "k": k, **_chances(results, metric, clusters, k, verdict)}
 
 
 def _chances(
-    results: Sequence[EvalResult], metric: str, clusters: Mapping[str, Hashable], k: int, right_from: float
+    results: Sequence[EvalResult],
+    metric: str,
+    clusters: Mapping[str, Hashable],
+    k: int,
+    verdict: Callable[[float], bool],
 ) -> dict[str, Any]:
     from llmkit.evals.statistics import mean_of, pass_at_k, pass_hat_k
 
@@ -89,7 +94,8 @@ def _chances(
     for result in results:
         if metric in result.scores or result.status == FAILED:
             # An answer that cannot be used is a wrong one here.
-            counts.setdefault(result.sample_id, []).append(result.scores.get(metric, -math.inf) >= right_from)
+            is_right_now = metric in result.scores and verdict(result.scores[metric])
+            counts.setdefault(result.sample_id, []).append(is_right_now)
     enough = {sample: tries for sample, tries in counts.items() if len(tries) >= k}
     among = [clusters[sample] for sample in enough]
     some = mean_of([pass_at_k(len(tries), sum(tries), k) for tries in enough.values()], among)
@@ -107,15 +113,20 @@ def _chances(
 
 
 def missing_rows(
-    groups: Mapping[str, Sequence[EvalResult]], metrics: Sequence[str], clusters: Mapping[str, Hashable]
+    groups: Mapping[str, Sequence[EvalResult]],
+    metrics: Sequence[str],
+    clusters: Mapping[str, Hashable],
+    lower: Set[str] = frozenset(),
 ) -> Iterator[dict[str, Any]]:
     """One row for each route and metric: the mean of all results in three views of those without a score."""
     for label, results in groups.items():
         for metric in metrics:
-            yield {"route": label, "metric": metric, **_views(results, metric, clusters)}
+            yield {"route": label, "metric": metric, **_views(results, metric, clusters, is_lower=metric in lower)}
 
 
-def _views(results: Sequence[EvalResult], metric: str, clusters: Mapping[str, Hashable]) -> dict[str, Any]:
+def _views(
+    results: Sequence[EvalResult], metric: str, clusters: Mapping[str, Hashable], *, is_lower: bool
+) -> dict[str, Any]:
     from llmkit.evals.statistics import mean_of, mean_with_missing
 
     values = [result.scores.get(metric, math.nan) for result in results]
@@ -126,7 +137,7 @@ def _views(results: Sequence[EvalResult], metric: str, clusters: Mapping[str, Ha
         # Nobody knows the worst of a score that has no bounds.
         found = mean_of([values[number] for number in there], [among[number] for number in there])
         return counts | {"mean_excluded": found.value, "excluded_low": found.low, "excluded_high": found.high}
-    views = mean_with_missing(values, among)
+    views = mean_with_missing(values, among, lower_is_better=is_lower)
     return counts | {
         "mean_excluded": views.excluded.value,
         "excluded_low": views.excluded.low,

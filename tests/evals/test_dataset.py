@@ -3,6 +3,7 @@
 import builtins
 import json
 import random
+import sys
 from datetime import date
 
 import numpy as np
@@ -47,12 +48,18 @@ def test_json_lines_with_a_mark_blank_lines_and_windows_line_ends(tmp_path):
         ('["a"]', "d.jsonl, line 2: a sample is a JSON object with the field input; got list"),
         ('{"target": 1}', "d.jsonl, line 2: input: Field required"),
         ('{"input": 3}', "d.jsonl, line 2: input: must be text or a JSON object; got int"),
-        ('{"input": "a", "label": 1}', "d.jsonl, line 2: label: Unexpected keyword argument"),
+        (
+            '{"input": "a", "label": 1}',
+            "d.jsonl, line 2: label: unknown field; known fields: input, target, id, group, metadata",
+        ),
         ('{"input": "a", "metadata": 1}', "d.jsonl, line 2: metadata: Input should be a valid dictionary"),
         ('{"input": "a", "id": ""}', "d.jsonl, line 2: id: String should have at least 1 character"),
         ('{"input": "a", "target": NaN}', "d.jsonl, line 2: not JSON: NaN is not a JSON value"),
         ('{"input": "\\ud800"}', "d.jsonl, line 2: input: holds half of a character (a lone surrogate)"),
         ("[" * 100_000, "d.jsonl, line 2: not JSON"),
+        ('{"input": {"a": ' + "[" * 900 + "]" * 900 + "}}", "d.jsonl, line 2: lists or objects within each other, too"),
+        ('{"input": {"a": 1, "a": 2}}', "d.jsonl, line 2: not JSON: the field 'a' stands twice in one object"),
+        ('{"input": "a", "id": "x\\u0000"}', "d.jsonl, line 2: id: holds the character NUL"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path, line, message):
@@ -135,11 +142,37 @@ def test_parquet(tmp_path):
     assert "not a Parquet file" in error_of(write(tmp_path, "bad.parquet", "no"))
 
 
-def test_parquet_without_its_package_names_the_command(tmp_path, monkeypatch):
-    def read(path):
-        raise ImportError("Unable to find a usable engine")
+def test_parquet_keeps_whole_numbers_whole_where_others_are_missing(tmp_path):
+    rows = [
+        {"input": {"n": 12, "q": "a"}, "target": 3, "id": 7},
+        {"input": {"n": None, "q": "b"}, "target": None, "id": None},
+    ]
+    table = pytest.importorskip("pyarrow").Table.from_pylist(rows)
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "d.parquet")
+    first, second = Dataset.load(tmp_path / "d.parquet")
+    assert (json.dumps(first.input), json.dumps(first.target), first.id) == ('{"n": 12, "q": "a"}', "3", "7")
+    assert (second.input["n"], second.target) == (None, None)
 
-    monkeypatch.setattr(pd, "read_parquet", read)
+
+def test_the_index_of_a_frame_is_no_field_of_its_file_unless_it_has_a_name(tmp_path):
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"input": ["a", "b"], "id": ["x", "y"]}, index=[5, 3])
+    for name, kept in (("d.parquet", frame), ("e.parquet", frame.set_index("id"))):
+        kept.to_parquet(tmp_path / name)
+        assert [sample.id for sample in Dataset.load(tmp_path / name)] == ["x", "y"]
+
+
+def test_dotted_columns_fill_objects_within_objects(tmp_path):
+    path = write(tmp_path, "d.csv", "input,target.address.city,target.address.zip,target.name\na,Bonn,53111,x\n")
+    assert Dataset.load(path).samples[0].target == {"address": {"city": "Bonn", "zip": "53111"}, "name": "x"}
+    path = write(tmp_path, "e.csv", "input,target.address.city,target.address\na,Bonn,b\n")
+    assert error_of(path) == "e.csv, line 2: target.address: there is a column that fills it already"
+    path = write(tmp_path, "f.csv", "input.q,input\na,b\n")
+    assert error_of(path) == "f.csv, line 2: input: there is a column that fills it already"
+
+
+def test_parquet_without_its_package_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(LLMConfigurationError, match=r"pip install 'llmkit\[parquet\]'"):
         Dataset.load(write(tmp_path, "d.parquet", "x"))
 

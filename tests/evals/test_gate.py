@@ -1,6 +1,7 @@
 """Gates pass what they should and nothing else, and write the same bytes for the same results."""
 
 import json
+import re
 from dataclasses import replace
 from xml.etree import ElementTree as ET
 
@@ -177,6 +178,22 @@ async def test_two_runs_with_the_same_answers_give_the_same_bytes():
     assert documents[0] == documents[1]
 
 
+async def test_a_verdict_names_what_was_compared():
+    made, baseline = await report(), await report(samples=SAMPLES[:59], name="base")
+    found = gate(made, baseline)
+    assert found.sides["run"]["dataset_sha256"] != found.sides["baseline"]["dataset_sha256"]
+    for text in (gate_junit(found), gate_markdown(found).replace("\\", ""), json.dumps(found.to_json())):
+        for side in (made, baseline):
+            assert side.run.name in text
+            assert side.run.task_sha256 in text
+            assert side.run.dataset_sha256 in text
+        assert made.run.spec["made_with"]["packages"]["llmkit"] in text
+        assert "version of llmkit" in text
+    of_one = check_gate(made, GateRules(max_failed=0.0))
+    assert list(of_one.sides) == ["run"]
+    assert "| What was checked | Run |" in gate_markdown(of_one)
+
+
 async def test_junit_of_a_gate():
     found = gate(await report(wrong=30), await report(wrong=2, name="base"))
     suite = ET.fromstring(gate_junit(found))
@@ -265,6 +282,7 @@ def test_runs_are_compared_and_gated_by_exit_codes(folder, monkeypatch, capsys):
     assert {arguments: llmkit(["eval", *arguments]) for arguments in codes} == codes
     shown = capsys.readouterr()
     assert "FAIL" in shown.out
+    assert re.search(r"baseline base: task sentiment \(task \w{12}, dataset \w{12}, .*\), llmkit \d", shown.out)
     assert "there are: worse, base" in shown.err
 
 
@@ -283,7 +301,7 @@ def test_identical_answers_give_byte_identical_documents(folder, monkeypatch, ca
     assert found[0] == found[1]
     document = json.loads(found[0][0])
     assert list(document) == [
-        "form", "passed", "run", "baseline", "task", "rules", "comparisons", "checks", "notes",
+        "form", "passed", "run", "baseline", "task", "rules", "comparisons", "checks", "notes", "sides",
     ]  # fmt: skip
     assert document["comparisons"][0]["difference"] == -0.125
 
@@ -296,3 +314,14 @@ async def test_a_report_from_the_store_gates_as_one_that_was_just_made():
     loaded = await load_report(store, "w", "run")
     base = await report(wrong=1)
     assert gate(loaded, base).to_json() == gate(made, base).to_json()
+
+
+def test_a_run_without_a_name_says_how_to_go_on_with_it(folder, monkeypatch, capsys):
+    monkeypatch.setenv("LLM_DATABASE_URL", f"sqlite:///{folder / 'a.db'}")
+    with OllamaServer(json.dumps({"label": "positive"}), models=["llama3.2"]) as server:
+        monkeypatch.setenv("LLM_OLLAMA_API_BASE", server.url)
+        command = ["eval", "run", "task.yaml", "--routes", "ollama/llama3.2", "--limit", "3"]
+        assert llmkit(command) == 0
+        (name,) = re.findall(r"give --name (sentiment-\S+)", capsys.readouterr().err)
+        assert llmkit([*command, "--name", name]) == 0
+    assert len(server.calls) == 3

@@ -338,3 +338,15 @@ def test_a_scorer_that_ends_the_program_is_a_scorer_error(is_async):
 
 def test_a_judge_alone_says_where_it_works():
     assert "works in an evaluation only" in problem(judge("Is it polite?"), Answer(text="a"))
+
+
+def test_equal_texts_are_wholly_similar_by_every_measure():
+    for measure in ("levenshtein", "jaro_winkler", "token_sort", "token_set"):
+        for text in ("", "?!", "a"):
+            assert scores(text_similarity(measure=measure), Answer(text=text), text).values["text_similarity"] == 1
+
+
+@pytest.mark.parametrize("text", ["NaN", '{"a": Infinity}', "[" * 100_000])
+def test_what_only_looks_like_json_is_invalid_and_no_scorer_s_error(text):
+    found = scores(json_schema_valid({}, "text"), Answer(text=text), None)
+    assert (found.values, found.errors) == ({"json_schema_valid": 0}, {})

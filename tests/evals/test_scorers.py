@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmkit.errors import LLMEvaluationError
-from llmkit.evals import Sample, Score, Task, exact_match, field_match, numeric_tolerance, set_f1
+from llmkit.evals import Sample, Score, Task, exact_match, field_match, numeric_tolerance, ranked_list, set_f1
 from llmkit.evals.scorers import apply_scorers, as_scorer
 
 
@@ -247,3 +247,38 @@ def test_editing_a_scorer_changes_its_hash():
     assert make_task(scorers=[field_match("label", normalise=True)]).scorers_sha256 != (
         make_task(scorers=[field_match("label")]).scorers_sha256
     )
+
+
+class Anything(BaseModel):
+    value: object = None
+
+
+class Optionals(BaseModel):
+    tags: list[str] | None = None
+
+
+@pytest.mark.parametrize("given", ["12 kg", "", [12], {"n": 12}])
+def test_a_text_of_the_model_that_is_no_number_is_wrong_and_no_scorer_s_error(given):
+    assert value(numeric_tolerance("value", absolute=1), Anything(value=given), {"value": 12}) == 0
+    errors = scores(numeric_tolerance("value", absolute=1), Anything(value=12), {"value": "12 kg"})[1]
+    assert "12 kg" in errors["numeric_tolerance"]
+
+
+def test_numbers_that_no_float_can_hold_are_compared():
+    huge = 10**400
+    assert value(field_match(), Anything(value=huge), {"value": huge}) == 1
+    assert value(field_match(), Anything(value=huge), {"value": 1.5}) == 0
+    assert value(numeric_tolerance("value", relative=0.1), Anything(value=-huge), {"value": 1.5}) == 0
+
+
+def test_a_target_of_nothing_is_an_empty_collection():
+    for scorer in (set_f1(), ranked_list()):
+        assert value(scorer, Optionals(), {"tags": None}) == 1
+        assert value(scorer, Optionals(tags=["a"]), {"tags": None}) == 0
+
+
+def test_a_detail_of_another_type_ends_no_run():
+    def odd(output, sample):
+        return Score(1.0, detail={"why": 3})
+
+    assert scores(odd, Anything(), None) == ({"odd": 1.0}, {})

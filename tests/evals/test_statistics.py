@@ -149,6 +149,35 @@ def test_what_cannot_be_known_is_nan():
         s.clustered_mean([1.0], "ab")
 
 
+def test_a_few_equal_differences_are_not_certain():
+    sure = s.paired([1] * 6, [0] * 6, ["a"] * 3 + ["b"] * 3)
+    assert (sure.p_value, sure.method) == (0.5, "no spread seen")
+    assert sure.low < 0
+    assert s.paired([0.5, 0.75], [0.25, 0.5]).p_value == 0.5
+    # Scores whose differences are equal but for rounding.
+    assert s.paired([0.3, 0.7, 0.1], [0.2, 0.6, 0.0]).p_value == 0.25
+    for a, clusters in (([1] * 6, ["a"] * 3 + ["b"] * 3), ([0.5, 0.7], None), ([200.0, 300.0], None)):
+        assert not s.non_inferiority(a, a, 0.1, clusters).is_shown
+    assert s.non_inferiority([0.5] * 200, [0.5] * 200, 0.05).is_shown
+    assert not s.non_inferiority([50.0, 90.0] * 20, [50.0, 90.0] * 20, 0.05).is_shown
+
+
+def test_shares_that_every_cluster_has_count_a_cluster_once():
+    thirds = s.mean_of([1, 0, 0] * 10, [number // 3 for number in range(30)])
+    halves = s.mean_of([1, 0] * 10, [number // 2 for number in range(20)])
+    assert thirds.high - thirds.low > 0.5
+    assert halves.high - halves.low > 0.5
+
+
+def test_tests_of_nothing_or_of_what_is_missing_are_nan():
+    for test in (s.mcnemar_exact, s.sign_flip, s.wilcoxon):
+        assert np.isnan(test([], []))
+        assert np.isnan(test([np.nan, 1, 1], [0, 0, 0]))
+    assert np.isnan(s.paired([], []).p_value)
+    # A metric without pairs does not make the others' p-values larger.
+    assert s.holm([s.paired([], []).p_value, 0.03])[1] == 0.03
+
+
 def test_wilson_is_scipy_s():
     for k, n in [(0, 5), (3, 7), (60, 60), (123, 1_000)]:
         found, expected = s.wilson(k, n, 0.9), stats.binomtest(k, n).proportion_ci(0.9, method="wilson")

@@ -121,7 +121,7 @@ def test_a_file_that_is_no_task_is_refused(tmp_path, text):
 
 def test_a_bad_line_of_its_dataset_is_named(tmp_path):
     (task,) = load_tasks(write(tmp_path, TASK, {"inputs": "x"}))
-    with pytest.raises(LLMDatasetError, match=r"invoices\.jsonl, line 1: input: "):
+    with pytest.raises(LLMDatasetError, match=r"invoices\.jsonl, line 1: inputs: unknown field"):
         task.load()
 
 

@@ -16,7 +16,7 @@ from llmkit.types import Attempt, ServedFrom
 
 if TYPE_CHECKING:
     from llmkit.evals.dataset import Sample
-    from llmkit.evals.report import EvalReport
+    from llmkit.evals.findings import Findings
 
 __all__ = ["page_data", "single_field"]
 
@@ -24,18 +24,19 @@ SHOWN_DIGEST = 12
 SAMPLE_STAGE = "sample"
 
 
-def page_data(report: EvalReport, calls: Iterable[RecordedCall], *, stable: bool) -> dict[str, Any]:
+def page_data(report: Findings, calls: Iterable[RecordedCall], *, stable: bool) -> dict[str, Any]:
     """Routes, metrics, and one case for each sample and epoch; what is unknown or empty is left out of a case."""
-    builder = _Cases.of(report, calls, stable=stable)
+    builder, lower = _Cases.of(report, calls, stable=stable), report.lower_is_better
     return {
         "routes": list(report.routes),
         "metrics": list(report.metrics),
+        "lower": [number for number, metric in enumerate(report.metrics) if metric in lower],
         "epochs": 1 + max((result.epoch for result in report.results), default=0),
         "cases": [builder.case(results) for results in _grouped(report)],
     }
 
 
-def _grouped(report: EvalReport) -> list[list[EvalResult]]:
+def _grouped(report: Findings) -> list[list[EvalResult]]:
     """The results of each sample and epoch, in the order of the dataset as far as it is known."""
     place = {sample_id: number for number, sample_id in enumerate(report.dataset)}
     routes = {label: number for number, label in enumerate(report.routes)}
@@ -45,7 +46,7 @@ def _grouped(report: EvalReport) -> list[list[EvalResult]]:
     return [sorted(groups[key], key=lambda result: routes[result.route]) for key in sorted(groups)]
 
 
-def single_field(report: EvalReport) -> str | None:
+def single_field(report: Findings) -> str | None:
     """Name of the field of an output type that has only one."""
     names = list(report.run.spec.get("task", {}).get("output schema", {}).get("properties", {}))
     return names[0] if len(names) == 1 else None
@@ -62,7 +63,7 @@ class _Cases:
     stable: bool
 
     @classmethod
-    def of(cls, report: EvalReport, calls: Iterable[RecordedCall], *, stable: bool) -> _Cases:
+    def of(cls, report: Findings, calls: Iterable[RecordedCall], *, stable: bool) -> _Cases:
         by_name: defaultdict[str, list[RecordedCall]] = defaultdict(list)
         for call in calls:
             by_name[call.pipeline_run_id].append(call)

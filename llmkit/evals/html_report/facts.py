@@ -10,12 +10,12 @@ from llmkit.evals.html_report.marks import Section, count, definitions, section,
 from llmkit.html import Html, html, joined
 
 if TYPE_CHECKING:
-    from llmkit.evals.report import EvalReport
+    from llmkit.evals.findings import Findings
 
 __all__ = ["what_was_run"]
 
 
-def what_was_run(report: EvalReport, *, stable: bool) -> Section:
+def what_was_run(report: Findings, *, stable: bool) -> Section:
     """Everything that somebody needs who wants to run it again."""
     known = report.provenance
     return section(
@@ -28,7 +28,7 @@ def what_was_run(report: EvalReport, *, stable: bool) -> Section:
     )
 
 
-def _facts(report: EvalReport, known: Mapping[str, Any], *, stable: bool) -> Iterator[tuple[str, Any]]:
+def _facts(report: Findings, known: Mapping[str, Any], *, stable: bool) -> Iterator[tuple[str, Any]]:
     run = report.run
     yield "Run", run.name
     if not stable:
@@ -63,7 +63,7 @@ def _listed(values: Mapping[str, Any]) -> Any:
     return joined(html('<code class="item">{} {}</code> ', name, value) for name, value in values.items())
 
 
-def _routes(report: EvalReport, known: Mapping[str, Any]) -> Html:
+def _routes(report: Findings, known: Mapping[str, Any]) -> Html:
     described = known.get("routes", {})
     described = described if isinstance(described, Mapping) else {}
     cells = []
@@ -82,7 +82,7 @@ def _models(known: Mapping[str, Any]) -> Html:
     return table(("Route", "Digest or version", "Requests"), cells, caption="Models that answered")
 
 
-def _texts(report: EvalReport, known: Mapping[str, Any]) -> Iterator[Html]:
+def _texts(report: Findings, known: Mapping[str, Any]) -> Iterator[Html]:
     task = report.run.spec.get("task", {})
     if task.get("system"):
         yield _text("System message", task["system"])

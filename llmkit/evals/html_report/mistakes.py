@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from llmkit.evals.direction import is_right
 from llmkit.evals.html_report.cases import single_field
 from llmkit.evals.html_report.fields import by_field, differs, shown
 from llmkit.html import html
 
 if TYPE_CHECKING:
-    from llmkit.evals.report import EvalReport
+    from llmkit.evals.findings import Findings
 
 __all__ = ["frequent_mistakes"]
 
@@ -23,13 +24,13 @@ LONGEST_VALUE: Final = 120
 ABSENT: Final = html('<span class="faint">absent</span>')
 
 
-def frequent_mistakes(report: EvalReport) -> Iterator[tuple[Any, ...]]:
+def frequent_mistakes(report: Findings) -> Iterator[tuple[Any, ...]]:
     """Field, route, target, answer and how many times, of what happened more than once; the most frequent first."""
     counted: Counter[tuple[str, str, str, str | None]] = Counter()
-    only_field = single_field(report)
+    only_field, lower = single_field(report), report.lower_is_better
     for result in report.results:
         sample = report.dataset.get(result.sample_id)
-        is_wrong = any(value < 1 for value in result.scores.values())
+        is_wrong = not all(is_right(score, lower_is_better=metric in lower) for metric, score in result.scores.items())
         if sample is not None and sample.target is not None and result.output_json is not None and is_wrong:
             counted.update(_differences(sample.target, result.output_json, result.route, only_field))
     frequent = sorted((-times, key) for key, times in counted.items() if times >= LEAST_TIMES)

@@ -16,7 +16,7 @@ from llmkit.evals.html_report.sections import findings, heading
 from llmkit.html import html, joined
 
 if TYPE_CHECKING:
-    from llmkit.evals.report import EvalReport
+    from llmkit.evals.findings import Findings
 
 __all__ = ["report_page"]
 
@@ -24,7 +24,7 @@ __all__ = ["report_page"]
 COMPRESSION_LEVEL: Final = 6
 
 
-def report_page(report: EvalReport, *, stable: bool = False) -> str:
+def report_page(report: Findings, *, stable: bool = False) -> str:
     """The report as the text of one HTML file. The same report gives the same text.
 
     The file loads nothing and its policy forbids it to: only its own script and style sheet, named by their hashes,

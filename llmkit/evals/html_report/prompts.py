@@ -13,7 +13,7 @@ from llmkit.evals.variant import asked_digest
 
 if TYPE_CHECKING:
     from llmkit.evals.dataset import Sample
-    from llmkit.evals.report import EvalReport
+    from llmkit.evals.findings import Findings
 
 __all__ = ["AskedPrompts"]
 
@@ -23,7 +23,7 @@ Turns: TypeAlias = list[list[str]]
 class AskedPrompts:
     """Renders the prompts of a run, as far as its routes have templates and its dataset is at hand."""
 
-    def __init__(self, report: EvalReport) -> None:
+    def __init__(self, report: Findings) -> None:
         spec = report.run.spec
         routes = spec.get("routes", {})
         self._dataset = report.dataset

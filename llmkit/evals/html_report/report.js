@@ -38,11 +38,12 @@
     at("problem").textContent = `The samples cannot be unpacked by this browser: ${error.message}`;
     return;
   }
-  const { routes, metrics, cases, epochs } = data;
+  const { routes, metrics, lower, cases, epochs } = data;
   const state = { rows: cases, page: 0, metric: 0, open: new Set() };
 
+  const isRight = (number, metric) => (lower.includes(metric) ? number <= 0 : number >= 1);
   const value = (result) => (result.scores || [])[state.metric] ?? null;
-  const verdictOf = (result) => (value(result) === null ? "none" : value(result) >= 1 ? "right" : "wrong");
+  const verdictOf = (result) => (value(result) === null ? "none" : isRight(value(result), state.metric) ? "right" : "wrong");
   const rounded = (number) => String(Math.round(number * 1000) / 1000);
   const statusOf = (result) => (result.code ? `${result.status}: ${result.code}` : result.status);
 
@@ -164,7 +165,7 @@
     const number = (result.scores || [])[place] ?? null;
     const detail = (result.details || {})[metric], problem = (result.problems || {})[metric];
     if (number === null) return problem ? node("span", { class: "failed" }, `scorer failed: ${problem}`) : null;
-    const kind = number >= 1 ? "right" : "wrong";
+    const kind = isRight(number, place) ? "right" : "wrong";
     return [node("span", { class: kind }, rounded(number)), detail ? node("span", { class: "faint" }, ` ${detail}`) : null];
   };
 
@@ -213,7 +214,7 @@
     if (!result) return node("td", { class: "faint" }, "–");
     const number = value(result), verdict = verdictOf(result);
     const text = (result.values || []).filter((part) => part !== null).join(" · ");
-    const mark = { right: ["✓", "right"], wrong: [number > 0 ? "◐" : "✗", "wrong"], none: [result.status === "SUCCEEDED" ? "·" : "!", "failed"] }[verdict];
+    const mark = { right: ["✓", "right"], wrong: [number > 0 && number < 1 ? "◐" : "✗", "wrong"], none: [result.status === "SUCCEEDED" ? "·" : "!", "failed"] }[verdict];
     const label = verdict === "none" ? statusOf(result) : rounded(number);
     return node("td", {}, node("span", { class: mark[1] }, node("span", { "aria-hidden": "true" }, `${mark[0]} `), verdict === "none" ? null : node("span", { class: "hidden" }, `${verdict} `), label),
       node("span", { class: "snippet faint", title: text.slice(0, 500) }, text.slice(0, 200)));
@@ -268,7 +269,7 @@
   choices("route", [["", "any"], ...routes.map((name) => [name, name])]);
   choices("status", [["", "any"], ...[...statuses].sort().map((name) => [name, name])]);
   choices("metric", metrics.length ? metrics.map((name) => [name, name]) : [["", "none"]]);
-  choices("verdict", [["", "any"], ["right", "right (at least 1)"], ["wrong", "wrong (below 1)"], ["none", "no score"], ...(routes.length > 1 ? [["differ", "routes differ"]] : [])]);
+  choices("verdict", [["", "any"], ["right", lower.length ? "right (at least 1, or at most 0)" : "right (at least 1)"], ["wrong", lower.length ? "wrong" : "wrong (below 1)"], ["none", "no score"], ...(routes.length > 1 ? [["differ", "routes differ"]] : [])]);
   at("cases").tHead.replaceChildren(node("tr", {}, node("th", { scope: "col", class: "id" }, "Sample"), node("th", { scope: "col" }, "Input and target"), routes.map((name) => node("th", { scope: "col" }, name))));
 
   let timer;

@@ -8,25 +8,27 @@ from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 from llmkit.eval_ports import RecordedCall
+from llmkit.evals.direction import is_right
 from llmkit.evals.html_report.marks import Scale, Section, count, number, ranged, section, signed, table, unknown
 from llmkit.evals.html_report.mistakes import frequent_mistakes
 from llmkit.evals.html_report.spending import spending
-from llmkit.evals.report import plain_rows
 from llmkit.evals.result import FAILED
+from llmkit.evals.tabular import plain_rows
 from llmkit.evals.terminal import mean_text
 from llmkit.html import Html, html, joined
 
 if TYPE_CHECKING:
-    from llmkit.evals.report import EvalReport
+    from llmkit.evals.findings import Findings
 
 __all__ = ["findings", "heading"]
 
 Row = Mapping[str, Any]
 
 SIGNIFICANT = 0.05
+LOWER = " (less is better)"
 
 
-def heading(report: EvalReport, *, stable: bool) -> Html:
+def heading(report: Findings, *, stable: bool) -> Html:
     """Name, counts, and what a reader of the numbers has to know."""
     run, counts = report.run, report.counts
     samples = len({result.sample_id for result in report.results})
@@ -42,7 +44,7 @@ def heading(report: EvalReport, *, stable: bool) -> Html:
     )
 
 
-def findings(report: EvalReport, calls: Sequence[RecordedCall], *, stable: bool) -> list[Section]:
+def findings(report: Findings, calls: Sequence[RecordedCall], *, stable: bool) -> list[Section]:
     """All sections but the samples and what was run."""
     rows = plain_rows(report.summary())
     metrics = _main_metrics(report)
@@ -56,7 +58,7 @@ def findings(report: EvalReport, calls: Sequence[RecordedCall], *, stable: bool)
     ]
 
 
-def _main_metrics(report: EvalReport) -> tuple[str, ...]:
+def _main_metrics(report: Findings) -> tuple[str, ...]:
     """Those that are a scorer's verdict; the others are parts of one."""
     named = report.run.spec.get("scorers", ())
     return tuple(metric for metric in report.metrics if metric in named) or report.metrics
@@ -66,8 +68,11 @@ def _leaderboard(rows: Sequence[Row], metric: str | None) -> Html:
     """The routes by their mean, the best first."""
     own = [row for row in rows if row["metric"] == metric]
     scale = Scale.of(own)
-    ranked = sorted(own, key=lambda row: (row["mean"] is None, -(row["mean"] or 0.0)))
-    headings = ("Route", "", "Mean [95 %]", "Failures as 0", "Scored", "Failed", "Not scored", "Valid at first try")
+    is_lower = any(row["lower_is_better"] for row in own)
+    sign = 1 if is_lower else -1
+    ranked = sorted(own, key=lambda row: (row["mean"] is None, sign * (row["mean"] or 0.0)))
+    failures = "Failures as 1" if is_lower else "Failures as 0"
+    headings = ("Route", "", "Mean [95 %]", failures, "Scored", "Failed", "Not scored", "Valid at first try")
     return table(
         headings,
         (
@@ -83,11 +88,11 @@ def _leaderboard(rows: Sequence[Row], metric: str | None) -> Html:
             )
             for row in ranked
         ),
-        caption=metric or "No scorer",
+        caption=f"{metric or 'No scorer'}{LOWER if is_lower else ''}",
     )
 
 
-def _comparisons(report: EvalReport, metrics: Sequence[str]) -> Iterator[Section]:
+def _comparisons(report: Findings, metrics: Sequence[str]) -> Iterator[Section]:
     """For each metric a matrix: the route of the row minus that of the column."""
     if len(report.routes) < 2 or not metrics:
         return
@@ -113,7 +118,9 @@ def _matrix(routes: Sequence[str], found: Mapping[tuple[str, str, str], Row], me
     own = {(a, b): found[metric, a, b] for a, b in permutations(routes, 2)}
     scale = Scale.around_zero(row[name] for row in own.values() for name in ("difference", "ci_low", "ci_high"))
     cells = ([a, *(_difference(own.get((a, b)), scale) for b in routes)] for a in routes)
-    return table(("", *(html("minus {}", label) for label in routes)), cells, caption=metric)
+    is_lower = any(row["lower_is_better"] for row in own.values())
+    headings = ("", *(html("minus {}", label) for label in routes))
+    return table(headings, cells, caption=f"{metric}{LOWER if is_lower else ''}")
 
 
 def _difference(row: Row | None, scale: Scale) -> Html:
@@ -139,10 +146,11 @@ def _verdict(row: Row) -> tuple[str, str]:
     """Style and mark of a difference: never told by colour alone."""
     if row["p_holm"] >= SIGNIFICANT or not row["difference"]:
         return "same", ""
-    return ("better", "▲ ") if row["difference"] > 0 else ("worse", "▼ ")
+    arrow = "▲ " if row["difference"] > 0 else "▼ "
+    return ("better" if (row["difference"] > 0) != row["lower_is_better"] else "worse", arrow)
 
 
-def _by_field(report: EvalReport, rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[Section]:
+def _by_field(report: Findings, rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[Section]:
     """How often each part of an answer was wrong, and what was said instead."""
     parts = [metric for metric in report.metrics if metric not in metrics]
     tables = [_error_shares(report, rows, parts or metrics)] if metrics else []
@@ -159,18 +167,19 @@ def _by_field(report: EvalReport, rows: Sequence[Row], metrics: Sequence[str]) -
         yield section("fields", "Errors by field", *tables)
 
 
-def _error_shares(report: EvalReport, rows: Sequence[Row], metrics: Sequence[str]) -> Html:
+def _error_shares(report: Findings, rows: Sequence[Row], metrics: Sequence[str]) -> Html:
+    lower = report.lower_is_better
     wrong = Counter(
         (metric, result.route)
         for result in report.results
         for metric, value in result.scores.items()
-        if metric in metrics and value < 1
+        if metric in metrics and not is_right(value, lower_is_better=metric in lower)
     )
     scored = {(row["metric"], row["route"]): row["scored"] for row in rows}
     return table(
         ("Score", *report.routes),
         ([metric, *(_share(wrong[metric, r], scored[metric, r]) for r in report.routes)] for metric in metrics),
-        caption="Scores below 1",
+        caption="Scores below 1, or above 0 where less is better" if lower else "Scores below 1",
     )
 
 
@@ -182,7 +191,7 @@ def _share(part: int, whole: int) -> Html:
     return html('<span class="number">{} of {} ({})</span> {}', count(part), count(whole), f"{share:.1%}", bar)
 
 
-def _missing(report: EvalReport, metrics: Sequence[str]) -> Iterator[Section]:
+def _missing(report: Findings, metrics: Sequence[str]) -> Iterator[Section]:
     """Three views of what has no score, and why it has none."""
     tables = []
     views = [row for row in plain_rows(report.missing()) if row["metric"] in metrics]
@@ -212,7 +221,7 @@ def _view(row: Row) -> Sequence[Any]:
     )
 
 
-def _repeats(report: EvalReport, metrics: Sequence[str]) -> Iterator[Section]:
+def _repeats(report: Findings, metrics: Sequence[str]) -> Iterator[Section]:
     epochs = 1 + max((result.epoch for result in report.results), default=0)
     if epochs < 2 or not metrics:
         return

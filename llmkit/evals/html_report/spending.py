@@ -12,7 +12,7 @@ from llmkit.html import Html, html
 from llmkit.types import Attempt, AttemptStatus
 
 if TYPE_CHECKING:
-    from llmkit.evals.report import EvalReport
+    from llmkit.evals.findings import Findings
 
 __all__ = ["spending"]
 
@@ -60,7 +60,7 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 
 
 def spending(
-    report: EvalReport, rows: Sequence[Mapping[str, Any]], calls: Sequence[RecordedCall], *, stable: bool
+    report: Findings, rows: Sequence[Mapping[str, Any]], calls: Sequence[RecordedCall], *, stable: bool
 ) -> Section:
     """Cost, and latency unless it is to be left out."""
     headings = ("Route", "Requests", "of them failed", "Input tokens", "Output tokens", "Cost in USD")
@@ -71,7 +71,7 @@ def spending(
 
 
 def _bills(
-    report: EvalReport, rows: Sequence[Mapping[str, Any]], calls: Sequence[RecordedCall]
+    report: Findings, rows: Sequence[Mapping[str, Any]], calls: Sequence[RecordedCall]
 ) -> Iterator[Sequence[Any]]:
     route_of = {result.pipeline_run_id: result.route for result in report.results}
     sent: dict[str, list[Attempt]] = {label: [] for label in report.routes}

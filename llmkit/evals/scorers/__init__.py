@@ -15,6 +15,8 @@ from llmkit.evals.scorers.base import (
     Scores,
     ScoringContext,
     as_scorer,
+    declares_lower,
+    lower_is_better,
     scorer_definition,
 )
 from llmkit.evals.scorers.judging import judge
@@ -40,10 +42,12 @@ __all__ = [
     "apply_scorers",
     "as_scorer",
     "date_tolerance",
+    "declares_lower",
     "exact_match",
     "field_match",
     "json_schema_valid",
     "judge",
+    "lower_is_better",
     "numeric_tolerance",
     "ranked_list",
     "regex_match",

@@ -138,7 +138,9 @@ async def _exits_caught(work: Awaitable[Any]) -> Any:
 
 def _checked(raw: Any) -> Score:
     score = raw if isinstance(raw, Score) else Score(_number(raw))
-    return Score(_number(score.value), score.detail, {part: _number(value) for part, value in score.parts.items()})
+    return Score(
+        _number(score.value), str(score.detail or ""), {part: _number(value) for part, value in score.parts.items()}
+    )
 
 
 def _number(raw: Any) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from llmkit.errors import LLMEvaluationError
@@ -27,6 +27,8 @@ __all__ = [
     "Scores",
     "ScoringContext",
     "as_scorer",
+    "declares_lower",
+    "lower_is_better",
     "scorer_definition",
 ]
 
@@ -51,7 +53,10 @@ ScoreLike: TypeAlias = Score | float | bool
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Something with a name that scores an output. It may be asynchronous."""
+    """Something with a name that scores an output. It may be asynchronous.
+
+    An attribute `lower_is_better = True` says that less is better of its score and of the parts of it.
+    """
 
     @property
     def name(self) -> str:
@@ -107,6 +112,7 @@ class FunctionScorer:
 
     name: str
     function: Callable[[Any, Sample], ScoreLike | Awaitable[ScoreLike]]
+    lower_is_better: bool = False
 
     def __call__(self, output: Any, sample: Sample, /) -> ScoreLike | Awaitable[ScoreLike]:
         """Call the function."""
@@ -119,6 +125,7 @@ class Options:
 
     Attributes:
         is_quick: Never takes noticeable time, so that it is called where it stands and not in a thread.
+        lower_is_better: Whether less is better. Not in the definition: the scores are the same.
     """
 
     is_quick: ClassVar[bool] = True
@@ -126,6 +133,7 @@ class Options:
     name: str
     fields: tuple[str, ...] = ()
     normalise: bool = False
+    lower_is_better: bool = field(default=False, repr=False, kw_only=True)
 
     def check(self, output_type: type[BaseModel]) -> None:
         """Refuse a field that the output type does not have.
@@ -153,6 +161,26 @@ def as_scorer(candidate: ScorerLike) -> Scorer:
     if not callable(candidate) or not name.isidentifier():
         raise LLMEvaluationError(f"A scorer is a named function (output, sample) or has a name; got {candidate!r}.")
     return FunctionScorer(name, candidate)
+
+
+def lower_is_better(scorer: ScorerLike) -> Scorer:
+    """The scorer, declared as one of which less is better; a decorator of functions too.
+
+    Comparisons, gates and rankings follow it, for the parts of its scores as well. An answer that FAILED counts as 1
+    where all scores are within 0 and 1; else it has no worst score, and is left out or makes a mean unknown.
+
+    Raises:
+        LLMEvaluationError: It is no scorer, or one of a class of your own: give that an attribute `lower_is_better`.
+    """
+    made = as_scorer(scorer)
+    if isinstance(made, FunctionScorer | Options):
+        return replace(made, lower_is_better=True)
+    raise LLMEvaluationError(f"Give {type(made).__name__} the attribute lower_is_better = True; it is your own class.")
+
+
+def declares_lower(scorer: Scorer) -> bool:
+    """Whether less is better of its scores."""
+    return getattr(scorer, "lower_is_better", False) is True
 
 
 def scorer_definition(scorer: Scorer) -> list[str]:

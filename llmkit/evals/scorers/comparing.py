@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from llmkit.canonical import sha256_of
 from llmkit.evals.dataset import Sample
 
-__all__ = ["at", "equal", "expected", "folded", "is_default", "item", "items", "only_field", "reached"]
+__all__ = ["at", "equal", "expected", "folded", "is_default", "item", "items", "number", "only_field", "reached"]
 
 FLOAT_TOLERANCE = 1e-9
 
@@ -100,7 +100,7 @@ def equal(got: Any, wanted: Any, *, normalise: bool) -> bool:
     if isinstance(got, frozenset) and isinstance(wanted, frozenset):
         return set(items(got, normalise)) == set(items(wanted, normalise))
     if _is_number(got) and _is_number(wanted):
-        return math.isclose(got, wanted, rel_tol=FLOAT_TOLERANCE)
+        return got == wanted or math.isclose(number(got), number(wanted), rel_tol=FLOAT_TOLERANCE)
     return type(got) is type(wanted) and bool(got == wanted)
 
 
@@ -117,6 +117,20 @@ def _plain(value: Any) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+
+
+def number(value: Any) -> float:
+    """A value as a float, infinite where it is too large for one.
+
+    Raises:
+        ValueError: It is no number.
+    """
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+    except TypeError:
+        raise ValueError(f"{value!r} is no number") from None
 
 
 def folded(text: str) -> str:

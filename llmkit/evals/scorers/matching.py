@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals.dataset import Sample
 from llmkit.evals.scorers.base import Options, Score, Scorer
-from llmkit.evals.scorers.comparing import at, equal, expected, is_default, item, items, only_field, reached
+from llmkit.evals.scorers.comparing import at, equal, expected, is_default, item, items, number, only_field, reached
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -88,8 +88,12 @@ class _NumericTolerance(SingleField):
         got, wanted = self.got(output), self.wanted(output, sample)
         if got is None or wanted is None:
             return absent(got, wanted)
-        distance = float(got) - float(wanted)
-        allowed = max(self.absolute, self.relative * abs(float(wanted)))
+        target = number(wanted)
+        try:
+            distance = number(got) - target
+        except ValueError:
+            return Score(0.0, f"{got!r} is no number")
+        allowed = max(self.absolute, self.relative * abs(target))
         return Score(float(abs(distance) <= allowed), f"off by {distance:g}")
 
 
@@ -112,7 +116,7 @@ class _DateTolerance(SingleField):
 class _SetF1(SingleField):
     def __call__(self, output: Any, sample: Sample, /) -> Score:
         got = frozenset(items(self.got(output) or (), self.normalise))
-        wanted = frozenset(items(self.wanted(output, sample), self.normalise))
+        wanted = frozenset(items(_nothing_as_empty(self.wanted(output, sample)), self.normalise))
         precision, recall = _share(got & wanted, got, wanted), _share(got & wanted, wanted, got)
         f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
         return Score(f1, "", {"precision": precision, "recall": recall})
@@ -123,7 +127,7 @@ class _RankedList(SingleField):
     k: int = 10
 
     def __call__(self, output: Any, sample: Sample, /) -> Score:
-        gains = self._gains(self.wanted(output, sample))
+        gains = self._gains(_nothing_as_empty(self.wanted(output, sample)))
         # What is named twice is found once.
         ranked = list(dict.fromkeys(items(self.got(output) or (), self.normalise)))
         found = [gains.get(item, 0.0) for item in ranked]
@@ -140,6 +144,11 @@ class _RankedList(SingleField):
         if any(float(gain) < 0 for gain in wanted.values()):
             raise ValueError("the relevance of an item in the target is below 0")
         return {item(key, self.normalise): float(gain) for key, gain in wanted.items()}
+
+
+def _nothing_as_empty(wanted: Any) -> Any:
+    """A target that says that there is nothing is an empty collection, as it is of an answer."""
+    return () if wanted is None else wanted
 
 
 def _discounted(gains: Sequence[float]) -> float:
@@ -211,7 +220,8 @@ def numeric_tolerance(
     """1 when the number is within `max(absolute, relative * |target|)` of the target, else 0.
 
     Args:
-        field: Name or dotted path; None for an output type with one field.
+        field: Name or dotted path; None for an output type with one field. A text of the model that is no number scores
+            0.
         absolute: Allowed distance in the number's own unit.
         relative: Allowed distance as a share of the target.
         name: Name of the metric.

@@ -62,7 +62,8 @@ class _TextSimilarity(SingleField):
         a, b = (folded(_text(value)) if self.normalise else _text(value) for value in (got, wanted))
         if max(len(a), len(b)) > LONGEST_TEXT:
             raise ValueError(f"texts of more than {LONGEST_TEXT:,} characters are not compared; shorten them")
-        return Score(_measures()[self.measure](a, b))
+        # The measure of words finds nothing in common between two texts without words.
+        return Score(1.0 if a == b else _measures()[self.measure](a, b))
 
 
 @lru_cache(maxsize=1)
@@ -121,11 +122,19 @@ class _JsonSchemaValid(Options):
     def __call__(self, output: Any, _sample: Sample, /) -> Score:
         value = reached(output, self.fields[0]) if self.fields else output
         try:
-            document = json.loads(value) if isinstance(value, str) else to_jsonable_python(value, by_alias=True)
-        except ValueError as error:
+            document = _read(value) if isinstance(value, str) else to_jsonable_python(value, by_alias=True)
+        except (ValueError, RecursionError) as error:
             return Score(0.0, f"not JSON: {error}")
         problems = list(_problems(document, self.schema_json))
         return Score(float(not problems), "; ".join(problems))
+
+
+def _read(text: str) -> Any:
+    return json.loads(text, parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _problems(document: Any, schema_json: str) -> Iterator[str]:

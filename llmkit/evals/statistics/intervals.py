@@ -12,6 +12,7 @@ from scipy import special, stats
 
 __all__ = [
     "DEFAULT_LEVEL",
+    "NO_SPREAD",
     "Estimate",
     "Numbers",
     "as_array",
@@ -30,6 +31,8 @@ __all__ = [
 DEFAULT_LEVEL = 0.95
 BOOTSTRAP_SEED = 20_240_601
 BOOTSTRAP_RESAMPLES = 9_999
+# Below this a standard error is what rounding left of none.
+NO_SPREAD = 1e-12
 
 Numbers = NDArray[np.float64]
 
@@ -130,8 +133,8 @@ def clustered_mean(values: ArrayLike, clusters: Sequence[Hashable], level: float
 def clustered_proportion(values: ArrayLike, clusters: Sequence[Hashable], level: float = DEFAULT_LEVEL) -> Estimate:
     """Share of ones with Wilson's interval at the effective sample size `p(1-p) / SE²`.
 
-    At shares of 0 and 1, where no spread can be seen, each cluster counts once. The quantile is Student's with `G - 1`
-    degrees of freedom.
+    Where no spread between clusters can be seen, as at shares of 0 and 1, each cluster counts once. The quantile is
+    Student's with `G - 1` degrees of freedom.
 
     Source: N. Dean and M. Pagano, "Evaluating Confidence Interval Methods for Binomial Proportions in Clustered
     Surveys", Journal of Survey Statistics and Methodology 3 (2015).
@@ -141,7 +144,8 @@ def clustered_proportion(values: ArrayLike, clusters: Sequence[Hashable], level:
     if count < 2:
         return Estimate(share, error, np.nan, np.nan, len(x), "clustered wilson")
     variance = share * (1 - share)
-    effective = min(len(x), variance / error**2) if error > 0 and variance > 0 else float(count)
+    seen = error > NO_SPREAD and variance > 0
+    effective = min(len(x), variance / error**2) if seen else float(count)
     low, high = _score_interval(share, effective, float(special.stdtrit(count - 1, (1 + level) / 2)))
     return Estimate(share, error, low, high, len(x), "clustered wilson")
 

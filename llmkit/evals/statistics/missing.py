@@ -20,9 +20,9 @@ class MissingMean:
 
     Attributes:
         excluded: Over what is there: right only if scores are missing by chance.
-        as_failures: What is missing counts as the lowest score.
-        worst: The mean if every missing score were the lowest.
-        best: The mean if every missing score were the highest. The true mean of these samples is between the two.
+        as_failures: What is missing counts as the worst score: the lowest, or the highest where less is better.
+        worst: The mean if every missing score were the worst.
+        best: The mean if every missing score were the best. The true mean of these samples is between the two.
         n: How many values, missing ones included.
         missing: How many of them are missing.
     """
@@ -58,6 +58,7 @@ def mean_with_missing(
     low: float = 0.0,
     high: float = 1.0,
     level: float = DEFAULT_LEVEL,
+    lower_is_better: bool = False,
 ) -> MissingMean:
     """The mean of values of which some are NaN, in three views; intervals as `mean_of` makes them.
 
@@ -70,18 +71,20 @@ def mean_with_missing(
         low: The lowest score there can be.
         high: The highest.
         level: Of the intervals.
+        lower_is_better: Whether the highest score is the worst one.
 
     Raises:
         ValueError: A score is outside of `low` and `high`.
     """
+    worst, best = (high, low) if lower_is_better else (low, high)
     x = _bounded(values, low, high)
     absent = np.isnan(x)
     there = None if clusters is None else [each for each, gone in zip(clusters, absent, strict=True) if not gone]
     return MissingMean(
         excluded=mean_of(x[~absent], there, level),
-        as_failures=mean_of(_filled(x, low), clusters, level),
-        worst=average(_filled(x, low)),
-        best=average(_filled(x, high)),
+        as_failures=mean_of(_filled(x, worst), clusters, level),
+        worst=average(_filled(x, worst)),
+        best=average(_filled(x, best)),
         n=len(x),
         missing=int(absent.sum()),
     )

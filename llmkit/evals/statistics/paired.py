@@ -11,6 +11,7 @@ from scipy import special, stats
 
 from llmkit.evals.statistics.intervals import (
     DEFAULT_LEVEL,
+    NO_SPREAD,
     Numbers,
     as_array,
     average,
@@ -50,7 +51,7 @@ class PairedDifference:
         effect: Mean difference over the standard deviation of the differences (Cohen's d_z).
         n: How many pairs.
         clusters: How many independent clusters of pairs.
-        method: `paired t`, `clustered paired t` or `mcnemar`.
+        method: `paired t`, `clustered paired t`, `mcnemar`, or `no spread seen`.
     """
 
     difference: float
@@ -108,7 +109,9 @@ def paired_difference(
     """Mean of `a - b` on the same samples, with its t interval and test.
 
     Clusters (samples repeated over epochs, or groups of samples) enter through the clustered standard error and `G - 1`
-    degrees of freedom.
+    degrees of freedom. Where all clusters differ by the same, or by nothing, that would be certain whatever their
+    number: there the p-value is that of flipped signs, `2 ** (1 - G)`, and the interval counts two clusters more, which
+    differ by all there is, one each way, as `paired_proportions` does; that is the range of the scores, at least 1.
 
     Source: E. Miller, "Adding Error Bars to Evals" (2024), arXiv:2411.00640; the standard error as
     `clustered_standard_error`.
@@ -117,10 +120,14 @@ def paired_difference(
         ValueError: `a` and `b` differ in length.
     """
     d = _differences(a, b)
-    count = len(d) if clusters is None else len(set(clusters))
-    error = clustered_standard_error(d, range(len(d)) if clusters is None else clusters)
+    names = range(len(d)) if clusters is None else clusters
+    count = len(set(names))
+    error = clustered_standard_error(d, names)
+    p_value = _t_test(average(d), error, count - 1)
+    if error <= NO_SPREAD:
+        largest = max(1.0, float(np.ptp(np.concatenate([as_array(a), as_array(b)]))))
+        return _without_spread(d, names, largest, level, p_value)
     found = t_estimate(average(d), error, count - 1, len(d), level, "t")
-    p_value = _t_test(found.value, error, count - 1)
     method = "paired t" if count == len(d) else "clustered paired t"
     return PairedDifference(found.value, error, found.low, found.high, p_value, _effect(d), len(d), count, method)
 
@@ -148,8 +155,24 @@ def paired_proportions(a: ArrayLike, b: ArrayLike, level: float = DEFAULT_LEVEL)
     return PairedDifference(average(d), error, low, high, p_value, _effect(d), n, n, "mcnemar")
 
 
+def _without_spread(
+    d: Numbers, clusters: Sequence[Hashable], largest: float, level: float, p_value: float
+) -> PairedDifference:
+    """All clusters differ by the same: the interval counts two more, which differ wholly, one each way."""
+    count = len(set(clusters))
+    same, size = average(d), len(d) / count
+    sums = np.append(np.full(count, same * size), [largest * size, -largest * size])
+    middle = float(sums.mean() / size)
+    error = float(sums.std() / np.sqrt(len(sums)) / size)
+    reach = float(special.stdtrit(count - 1, (1 + level) / 2)) * error
+    low, high = max(-largest, middle - reach), min(largest, middle + reach)
+    return PairedDifference(same, error, low, high, p_value, _effect(d), len(d), count, "no spread seen")
+
+
 def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
     """Two-sided exact p-value for two sets of zeros and ones on the same samples; 1 when they never disagree.
+
+    NaN of no samples, and where a value is missing.
 
     Source: Q. McNemar, "Note on the Sampling Error of the Difference between Correlated Proportions or Percentages",
     Psychometrika 12 (1947); the disagreements follow a binomial distribution with p = 1/2.
@@ -158,6 +181,8 @@ def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
         ValueError: `a` and `b` differ in length.
     """
     d = _differences(a, b)
+    if not len(d) or np.isnan(d).any():
+        return np.nan
     up, down = int(np.sum(d > 0)), int(np.sum(d < 0))
     return float(stats.binomtest(up, up + down, 0.5).pvalue) if up + down else 1.0
 
@@ -191,7 +216,8 @@ def sign_flip(
     """Two-sided p-value of the permutation test that flips the signs of the differences; the same for the same seed.
 
     Assumes nothing of the differences but symmetry around 0. The differences of one cluster flip together. All flips
-    are tried where there are at most `flips` of them, else a random choice.
+    are tried where there are at most `flips` of them, else a random choice. NaN of no pairs, and where a value is
+    missing.
 
     Source: R. A. Fisher, The Design of Experiments (1935), section 21; whole clusters as in A. M. Winkler et al.,
     "Multi-level Block Permutation", NeuroImage 123 (2015).
@@ -202,6 +228,8 @@ def sign_flip(
     d = _differences(a, b)
     if clusters is not None:
         d = _sums(d, clusters)
+    if np.isnan(d).any():
+        return np.nan
     if not d.any():
         return 1.0 if len(d) else np.nan
     if len(d) == 1:
@@ -267,8 +295,9 @@ def _sums(d: Numbers, clusters: Sequence[Hashable]) -> Numbers:
 def _t_test(difference: float, error: float, freedom: int) -> float:
     if freedom < 1 or np.isnan(error):
         return np.nan
-    if error == 0:
-        return 1.0 if difference == 0 else 0.0
+    if error <= NO_SPREAD:
+        # All flips of signs but two are less extreme.
+        return 1.0 if abs(difference) <= NO_SPREAD else 2.0**-freedom
     return float(2 * special.stdtr(freedom, -abs(difference) / error))
 
 
