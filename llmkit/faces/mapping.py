@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit import accessor
 from llmkit.faces.opened import Face
-from llmkit.loop_thread import Interrupted
+from llmkit.loop_thread import Interrupted, aside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +78,7 @@ class MappingFace(Face):
             LLMBadRequest: An argument cannot be used. Nothing was sent.
             LLMStoreError: Calls cannot be recorded any more; what is done is in `partial`.
         """
-        accessor.register()
+        aside(_load).result()
         with self._mapping(what, data, template, name, concurrency, parameters) as mapping:
             from llmkit.mapping import bar
 
@@ -87,6 +88,7 @@ class MappingFace(Face):
 
     async def amap(self, what: Any, data: Any, *, progress: bool = True, **parameters: Any) -> pd.DataFrame:
         """`map` for async code, in any event loop. After a cancellation what is done is in `partial`."""
+        await asyncio.wrap_future(aside(_load))
         own = [parameters.pop(key, None) for key in ("template", "name", "concurrency")]
         with self._mapping(what, data, own[0], own[1], own[2], parameters) as mapping:
             from llmkit.mapping import bar
@@ -108,17 +110,20 @@ class MappingFace(Face):
         """A map to be worked on; when that breaks off, what is done is kept."""
         from llmkit.mapping import plan_map
 
-        self._check_of_map(what, parameters)
-        mapping = plan_map(
-            what,
-            data,
-            template=template,
-            name=name,
-            concurrency=self._settings.concurrency_limit if concurrency is None else concurrency,
-            parameters={"profile": self._settings.default_profile, **parameters},
-            chat=self._chat,
-            extract=self._extraction,
-        )
+        try:
+            self._check_of_map(what, parameters)
+            mapping = plan_map(
+                what,
+                data,
+                template=template,
+                name=name,
+                concurrency=self._settings.concurrency_limit if concurrency is None else concurrency,
+                parameters={"profile": self._settings.default_profile, **parameters},
+                chat=self._chat,
+                extract=self._extraction,
+            )
+        except KeyboardInterrupt:
+            raise Interrupted("the rows were still being read; nothing was sent") from None
         self._partial = None
         try:
             yield mapping
@@ -127,3 +132,10 @@ class MappingFace(Face):
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(mapping.told_when_interrupted()) from None
             raise
+
+
+def _load() -> None:
+    """What a first map imports, where an interruption cannot break it off."""
+    from llmkit import mapping  # noqa: F401 - loaded for those who need it next
+
+    accessor.register()
