@@ -16,6 +16,7 @@ from llmkit.types import LLMResponse, Message
 __all__ = ["Conversation", "Turn"]
 
 STAGE = "conversation"
+OWN_PARAMETERS = ("system", "pipeline_run_id", "idempotency_key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Conversation:
         self.turns = tuple(turns)
         self._opener = opener
         self._parameters = dict(parameters or {})
+        _refuse_own(self._parameters)
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -96,7 +98,8 @@ class Conversation:
 
         Args:
             text: What to say.
-            **parameters: As for `Session.chat`, on top of those of the conversation; for this turn only.
+            **parameters: As for `Session.chat`, but for `system`, `pipeline_run_id` and `idempotency_key`, on top of
+                those of the conversation; for this turn only.
 
         Raises:
             LLMIdempotencyConflict: Somebody else has gone on with this conversation: reopen it.
@@ -111,12 +114,13 @@ class Conversation:
     async def _say(self, text: str, parameters: Mapping[str, Any]) -> LLMResponse:
         if not isinstance(text, str) or not text.strip():
             raise LLMBadRequest("say takes a text that is not empty")
+        _refuse_own(parameters)
         number = len(self.turns) + 1
         fields: dict[str, Any] = {"stage": STAGE, **self._parameters, **parameters}
         fields |= {"pipeline_run_id": self.id, "idempotency_key": f"{self.id}#{number}"}
         if self._opener.stores_payloads:
             kept = {"turn": number, "said": text, "system": self.system}
-            fields["metadata"] = {**fields.get("metadata", {}), STAGE: kept}
+            fields["metadata"] = {**_mapping("metadata", fields.get("metadata", {})), STAGE: kept}
         answer = await self._opener.chat((*self.messages, Message(role="user", content=text)), fields)
         self.turns = (*self.turns, Turn(text, answer))
         return answer
@@ -139,6 +143,19 @@ class Conversation:
         for turn in self.turns:
             shown += [("user", turn.said, ()), (str(turn.answer.route), turn.answer.text, turn.answer.facts[1:])]
         return chat(shown, self.id)
+
+
+def _refuse_own(parameters: Mapping[str, Any]) -> None:
+    """Refuse what a conversation gives its turns by itself."""
+    own = [name for name in OWN_PARAMETERS if name in parameters]
+    if own:
+        raise LLMBadRequest(f"{own[0]} is what a conversation sets by itself; leave it out")
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise LLMBadRequest(f"{name} must be a dictionary; got {type(value).__name__}")
+    return value
 
 
 def turns_of(id: str, rows: Sequence[tuple[str, str | None]]) -> tuple[str | None, list[Turn]]:  # noqa: A002

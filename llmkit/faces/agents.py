@@ -5,16 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from llmkit.errors import LLMBadRequest, describe_validation
+from llmkit.faces.arguments import CONTEXT_NAMES, checked_names, route_of
 from llmkit.faces.opened import Face
-from llmkit.types import RequestContext, Route
+from llmkit.types import RequestContext
 
 if TYPE_CHECKING:
     from llmkit.pydanticai import PydanticAiLiteLLMModel
 
 __all__ = ["AgentFace"]
+
+_NAMES = CONTEXT_NAMES | {"constraints", "parameters", "idempotency_key", "epoch", "use_cache", "settings"}
 
 
 class AgentFace(Face):
@@ -32,14 +32,12 @@ class AgentFace(Face):
                 `settings`.
 
         Raises:
-            LLMBadRequest: The route is not written `provider/model`.
+            LLMBadRequest: The route is not written `provider/model`, or a parameter is unknown.
         """
         from llmkit.faces.hopping import HoppingModel
 
-        try:
-            pinned = None if route is None else Route.parse(route)
-        except ValidationError as error:
-            raise LLMBadRequest("; ".join(describe_validation(error))) from None
+        checked_names(parameters, _NAMES)
+        pinned = None if route is None else route_of(route)
         context, fields = self._split(parameters)
         return HoppingModel(self._open, self._open.runtime().service, context=context, route=pinned, **fields)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.errors import LLMConfigurationError, LLMError
+from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError
+from llmkit.faces.arguments import checked_count, checked_names
 from llmkit.faces.opened import Face
 from llmkit.loop_thread import Interrupted
+from llmkit.types import Route
 
 if TYPE_CHECKING:
     from llmkit.evals import EvalReport, Progress, Task, Variant
@@ -28,6 +30,7 @@ class EvaluatingFace(Face):
 
         After an interruption the report of what is done is in `partial`, and the same call does the rest.
         """
+        _check(task, routes, parameters)
         evaluating = _Evaluating(parameters)
         self._partial = None
         try:
@@ -41,6 +44,7 @@ class EvaluatingFace(Face):
 
     async def aevaluate(self, task: Task, routes: Sequence[str | Variant], **parameters: Any) -> EvalReport:
         """`evaluate` for async code, in any event loop. After a cancellation, `areport` has what is done."""
+        _check(task, routes, parameters)
         evaluating = _Evaluating(parameters)
         with evaluating.bar() as draw:
             return await self._open.hop(self._evaluate(task, routes, evaluating.parameters), draw)
@@ -154,3 +158,40 @@ class _Evaluating:
         from llmkit.mapping import bar
 
         return bar(self._meter, unit="sample", shown=self._shown)
+
+
+_COUNTS: Mapping[str, int] = {"epochs": 1, "limit": 1, "concurrency": 1, "repairs": 0}
+
+
+def _check(task: Any, routes: Any, parameters: Mapping[str, Any]) -> None:
+    """Refuse what a slip of the fingers makes of a call.
+
+    Raises:
+        LLMEvaluationError: Task and routes are something else, or an option is unknown or not of its kind.
+    """
+    from llmkit.evals import Task, Variant
+    from llmkit.evals.plan import EvaluateOptions
+
+    if not isinstance(task, Task):
+        raise LLMEvaluationError(
+            f"evaluate takes a Task first, then routes; got {type(task).__name__}. The tasks of a file are read by "
+            "llmkit.evals.load_tasks(path)"
+        )
+    given = routes if isinstance(routes, list | tuple) else () if isinstance(routes, Iterable) else (routes,)
+    wrong = [each for each in given if not isinstance(each, str | Route | Variant)]
+    if wrong:
+        raise LLMEvaluationError(f"routes are a list such as ['ollama/llama3.2']; got {type(wrong[0]).__name__}")
+    checked_names(parameters, {"name", *EvaluateOptions.__annotations__}, LLMEvaluationError, "option")
+    if not isinstance(parameters.get("name"), str | None):
+        raise LLMEvaluationError(f"name must be a text; got {type(parameters['name']).__name__}")
+    for option, least in _COUNTS.items():
+        _check_count(option, parameters.get(option), least)
+
+
+def _check_count(option: str, count: Any, least: int) -> None:
+    if count is None or (option == "concurrency" and count == "auto"):
+        return
+    try:
+        checked_count(option, count, least)
+    except LLMBadRequest as error:
+        raise LLMEvaluationError(str(error)) from None

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llmkit import accessor
+from llmkit.faces.arguments import CHAT_NAMES, EXTRACT_NAMES, checked_count, checked_names, checked_text
 from llmkit.faces.opened import Face
 from llmkit.loop_thread import Interrupted, aside
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from llmkit.types import LLMResponse
 
 __all__ = ["MappingFace"]
+
+_NAMES = {"template", "name", "concurrency", "progress"}
 
 
 class MappingFace(Face):
@@ -110,6 +113,11 @@ class MappingFace(Face):
         """A map to be worked on; when that breaks off, what is done is kept."""
         from llmkit.mapping import plan_map
 
+        checked_names(parameters, _NAMES | (CHAT_NAMES if isinstance(what, str) else EXTRACT_NAMES))
+        checked_text("template", template)
+        checked_text("name", name)
+        if concurrency is not None:
+            checked_count("concurrency", concurrency, 1)
         try:
             self._check_of_map(what, parameters)
             mapping = plan_map(

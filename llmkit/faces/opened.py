@@ -75,7 +75,7 @@ class Opened:
             raise
 
     def _opened(self) -> Future[Runtime]:
-        """The opening, under way or done. It reads files, which neither the loop's thread nor a caller's loop should."""
+        """The opening, under way or done. It reads files, which no event loop should wait for."""
         with self._lock:
             if self._pid != os.getpid():  # a forked child opens its own
                 INHERITED.append(self._opening)
