@@ -176,7 +176,7 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
         checked_output_type(output_type)
         attachments = attachments_of(fields)
         shots = {name: fields.pop(name) for name in ("instructions", "examples") if name in fields}
-        if text == "" and not attachments:
+        if isinstance(text, str) and not text.strip() and not attachments:
             raise LLMBadRequest("There is nothing to read: give a text, images=... or files=...")
         messages = extraction_prompt(output_type, text, attachments=attachments, **shots)
         retries = fields.pop("retries", 1)

@@ -147,9 +147,19 @@ def request_of(prompt: Any, fields: Mapping[str, Any], known: Collection[str] = 
     if isinstance(values.get("stop"), str):
         values["stop"] = (values["stop"],)
     try:
-        return LLMRequest(messages=messages, **values)
+        request = LLMRequest(messages=messages, **values)
     except ValidationError as error:
         raise LLMBadRequest("; ".join(describe_validation(error))) from None
+    for message in request.messages:
+        _check_whole(message.content)
+    return request
+
+
+def _check_whole(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise LLMBadRequest("The prompt holds half of a character (a lone surrogate)") from None
 
 
 def _messages(prompt: Any, fields: Mapping[str, Any]) -> tuple[Any, ...]:
