@@ -120,7 +120,7 @@ class Conversation:
         fields |= {"pipeline_run_id": self.id, "idempotency_key": f"{self.id}#{number}"}
         if self._opener.stores_payloads:
             kept = {"turn": number, "said": text, "system": self.system}
-            fields["metadata"] = {**_mapping("metadata", fields.get("metadata", {})), STAGE: kept}
+            fields["metadata"] = {**_mapping("metadata", fields.get("metadata") or {}), STAGE: kept}
         answer = await self._opener.chat((*self.messages, Message(role="user", content=text)), fields)
         self.turns = (*self.turns, Turn(text, answer))
         return answer

@@ -13,7 +13,10 @@ from llmkit import accessor
 from llmkit.errors import LLMBadRequest, LLMConfigurationError
 from llmkit.faces.agents import AgentFace
 from llmkit.faces.arguments import (
+    CHAT_SHOWN,
     EXTRACT_NAMES,
+    EXTRACT_SHOWN,
+    accepting,
     attachments_of,
     checked_count,
     checked_output_type,
@@ -103,27 +106,38 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
 
     # --- chat -----------------------------------------------------------------------------------------------------
 
+    @accepting(*CHAT_SHOWN)
     def chat(self, prompt: str | Sequence[Message], **parameters: Any) -> LLMResponse:
         """Ask one question, or continue a conversation.
 
         Args:
             prompt: A text, or messages from oldest to newest.
-            **parameters: `system` (a text put in front), `images` (PNG, JPEG, WebP) and `files` (PDF) that go with the
-                last message, one or several, each a path, bytes or an `Attachment`, 15 MB in all; `stage`,
-                `pipeline_run_id`, and the fields of `LLMRequest`: `route` (`"ollama/llama3.2"`), `profile`,
-                `temperature` (0 to 2), `max_output_tokens`, `seed`, `stop`, `timeout_s`, `idempotency_key`,
-                `use_cache`, `constraints`, `metadata`.
+            **parameters: All of them optional, None as good as left out:
+                `system`: a text put in front;
+                `images` (PNG, JPEG, WebP) and `files` (PDF): go with the last message; one or several, each a path,
+                bytes or an `Attachment`, 15 MB in all;
+                `route`: `"ollama/llama3.2"`, pinned; by default the router chooses;
+                `profile`: `fast`, `balanced` or `quality`; default `LLM_DEFAULT_PROFILE`;
+                `temperature`: 0 to 2, `seed`, `stop` (a text or several): default the provider's;
+                `max_output_tokens`: above which the answer is cut, which is an error; default the provider's;
+                `timeout_s`: seconds that one request may take; default `LLM_DEFAULT_TIMEOUT_S`;
+                `idempotency_key`: the call of this name is sent once, ever;
+                `use_cache`: whether an equal call may be answered from the cache; True;
+                `constraints`: `LLMConstraints`, what a route must fulfil;
+                `stage`, `pipeline_run_id`, `metadata`: kept with the run.
 
         Returns:
             The answer; `str()` of it is its text.
 
         Raises:
+            LLMBadRequest: An argument cannot be used. Nothing was sent.
             LLMError: See `llmkit.errors`; the message says what to do.
         """
         return self._open.run(self._chat(prompt, parameters))
 
+    @accepting(*CHAT_SHOWN)
     async def achat(self, prompt: str | Sequence[Message], **parameters: Any) -> LLMResponse:
-        """`chat` for async code, in any event loop."""
+        """`chat` for async code, in any event loop: the same arguments, result and errors."""
         return await self._open.hop(self._chat(prompt, parameters))
 
     async def _chat(self, prompt: str | Sequence[Message], parameters: dict[str, Any]) -> LLMResponse:
@@ -131,8 +145,20 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
         request = request_of(prompt, fields)
         return await self._open.runtime().service.chat(request, context)
 
+    @accepting(*CHAT_SHOWN)
     def explain(self, prompt: str | Sequence[Message] = "?", **parameters: Any) -> RoutePlan:
-        """Which routes a call would try, in which order, and why the others are passed over. Sends nothing."""
+        """Which routes a call would try, in which order, and why the others are passed over. Sends nothing.
+
+        Args:
+            prompt: As for `chat`; what it needs of a model counts, not what it says.
+            **parameters: As for `chat`.
+
+        Returns:
+            The plan, which shows as a table in a notebook.
+
+        Raises:
+            LLMBadRequest: An argument cannot be used.
+        """
         _, fields = self._split(parameters)
         return self._open.runtime().service.router.explain(request_of(prompt, fields))
 
@@ -142,6 +168,7 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
     def extract(self, output_type: type[T], text: str = "", **parameters: Any) -> T: ...
     @overload
     def extract(self, output_type: Any, text: str = "", **parameters: Any) -> Any: ...
+    @accepting(*EXTRACT_SHOWN)
     def extract(self, output_type: Any, text: str = "", **parameters: Any) -> Any:
         """Read a typed value out of a text, images or files.
 
@@ -161,8 +188,9 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
         """
         return self._open.run(self._extract(output_type, text, parameters))
 
+    @accepting(*EXTRACT_SHOWN)
     async def aextract(self, output_type: type[T], text: str = "", **parameters: Any) -> T:
-        """`extract` for async code, in any event loop."""
+        """`extract` for async code, in any event loop: the same arguments, result and errors."""
         value: T = await self._open.hop(self._extract(output_type, text, parameters))
         return value
 

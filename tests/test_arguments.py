@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from pydantic import BaseModel
 
 from llmkit import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError, Session
 from llmkit.evals import Sample, Task
+from llmkit.evals.plan import EvaluateOptions
+from llmkit.faces.arguments import CHAT_NAMES
 from llmkit.testing import OllamaServer
 
 
@@ -69,7 +72,7 @@ def session(ollama: OllamaServer) -> Iterator[Session]:
         (lambda s: s.map(City, FRAME, name=5), "name must be a text"),
         (lambda s: s.map(City, FRAME, concurrency="4"), "concurrency must be a whole number; got str"),
         (lambda s: s.map(City, FRAME, templat="{a}"), "did you mean template?"),
-        (lambda s: s.map(City, FRAME, retries=None), "retries must be a whole number; got NoneType"),
+        (lambda s: s.map(City, FRAME, retries=0.5), "retries must be a whole number; got float"),
         (lambda s: FRAME["a"].llm.chat("x", session="s"), "llmkit.Session; got str"),
         (lambda s: s.conversation(system=5), "system must be a text"),
         (lambda s: s.conversation(id=5), "id must be a text"),
@@ -130,6 +133,50 @@ async def test_a_slip_in_an_evaluation_is_one_line_too(
 def test_a_session_says_what_it_cannot_be_made_of(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(LLMConfigurationError, match=said):
         Session(**arguments)
+
+
+def test_none_is_as_good_as_left_out(session: Session, ollama: OllamaServer) -> None:
+    assert session.chat("x", max_output_tokens=None, constraints=None, use_cache=None, metadata=None).billed
+    assert not session.chat("x").billed
+    session.map("Say {text}", ["x"], name="n", progress=False)
+    session.map("Say {text}", ["x"], name="n", temperature=None, template=None, progress=False)
+    assert len(ollama.calls) == 2
+    assert session.conversation(metadata=None).say("y").text
+    assert session.evaluate(TASK, ROUTES, epochs=None, policies=None, progress=False).counts["SUCCEEDED"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("chat", "temperature"),
+        ("achat", "timeout_s"),
+        ("extract", "retries"),
+        ("aextract", "examples"),
+        ("map", "system"),
+        ("amap", "template"),
+        ("conversation", "temperature"),
+        ("evaluate", "epochs"),
+        ("aevaluate", "budget"),
+        ("explain", "constraints"),
+        ("model", "parameters"),
+    ],
+)
+def test_a_signature_names_every_argument_so_that_a_notebook_completes_it(name: str, told: str) -> None:
+    shown = inspect.signature(getattr(Session, name)).parameters
+    assert told in shown
+    assert all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in shown.values())
+
+
+def test_every_option_of_an_evaluation_is_shown_and_told() -> None:
+    shown = set(inspect.signature(Session.evaluate).parameters) - {"self", "task", "routes", "name"}
+    assert shown == set(EvaluateOptions.__annotations__)
+    assert all(f"`{name}`" in (Session.evaluate.__doc__ or "") for name in shown)
+
+
+def test_every_argument_of_a_call_is_shown_and_told() -> None:
+    shown = set(inspect.signature(Session.chat).parameters) - {"self", "prompt"}
+    assert CHAT_NAMES - shown == {"tools", "tool_choice", "response_format", "epoch"}  # of agents and evaluations
+    assert all(f"`{name}`" in (Session.chat.__doc__ or "") for name in shown)
 
 
 def test_what_people_mean_is_understood(session: Session, ollama: OllamaServer) -> None:

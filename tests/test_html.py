@@ -140,7 +140,7 @@ def test_a_value_is_never_a_template(value: str) -> None:
 
 
 def test_completion_shows_units_defaults_and_what_is_raised() -> None:
-    for name in ("chat", "extract", "map", "conversation"):
+    for name in ("chat", "extract", "map", "conversation", "evaluate", "explain", "facts", "probe", "model", "report"):
         shown = getattr(Session, name).__doc__ or ""
         assert "Args:" in shown, name
         assert "Raises:" in shown, name

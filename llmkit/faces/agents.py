@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from llmkit.faces.arguments import CONTEXT_NAMES, checked_names, route_of
+from llmkit.faces.arguments import CONTEXT_NAMES, accepting, checked_names, route_of
 from llmkit.faces.opened import Face
 from llmkit.types import RequestContext
 
@@ -20,6 +20,7 @@ _NAMES = CONTEXT_NAMES | {"constraints", "parameters", "idempotency_key", "epoch
 class AgentFace(Face):
     """Lends its service to agents."""
 
+    @accepting("constraints", "parameters", "idempotency_key", "epoch", "use_cache", "settings", *sorted(CONTEXT_NAMES))
     def model(self, route: str | None = None, **parameters: Any) -> PydanticAiLiteLLMModel:
         """A model for agents of Pydantic AI, every request of which is a call of this session and a row of `runs()`.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,8 +15,13 @@ from llmkit.types import Attachment, LLMRequest, Message, RequestContext, Route
 
 __all__ = [
     "CHAT_NAMES",
+    "CHAT_SHOWN",
     "CONTEXT_NAMES",
     "EXTRACT_NAMES",
+    "EXTRACT_SHOWN",
+    "MAP_SHOWN",
+    "TURN_SHOWN",
+    "accepting",
     "attachments_of",
     "checked_count",
     "checked_names",
@@ -26,9 +32,19 @@ __all__ = [
     "route_of",
 ]
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 CONTEXT_NAMES: Final = frozenset({"pipeline_run_id", "stage"})
-CHAT_NAMES: Final = frozenset({*LLMRequest.model_fields, *CONTEXT_NAMES, "system", "images", "files"}) - {"messages"}
+_SHOWN: Final = (
+    *("system", "images", "files", "route", "profile", "temperature", "max_output_tokens", "seed", "stop", "timeout_s"),
+    *("idempotency_key", "use_cache", "constraints", "stage", "pipeline_run_id", "metadata"),
+)
+CHAT_NAMES: Final = frozenset({*LLMRequest.model_fields, *_SHOWN}) - {"messages"}
 EXTRACT_NAMES: Final = CHAT_NAMES | {"instructions", "examples", "retries"}
+CHAT_SHOWN: Final = _SHOWN
+EXTRACT_SHOWN: Final = ("instructions", "examples", "retries", *_SHOWN)
+MAP_SHOWN: Final = tuple(name for name in EXTRACT_SHOWN if name != "idempotency_key")
+TURN_SHOWN: Final = tuple(name for name in _SHOWN if name not in {"system", "idempotency_key", "pipeline_run_id"})
 
 # How the same things are called elsewhere.
 _ELSEWHERE: Final[Mapping[str, str]] = {
@@ -45,7 +61,38 @@ _ELSEWHERE: Final[Mapping[str, str]] = {
     "system_prompt": "system",
     "max_retries": "retries",
 }
+# What stands in a signature where leaving out is not None.
+_DEFAULTS: Final[Mapping[str, Any]] = {
+    "retries": 1,
+    "use_cache": True,
+    "epoch": 0,
+    "epochs": 1,
+    "concurrency": "auto",
+    "repairs": 1,
+    "retry_failed": True,
+    "scorer_timeout_s": 60,
+    "warm_up": True,
+    "progress": True,
+}
 _VALUES: Final = (str, bytes, int, float, list, tuple, dict, set, BaseModel)
+
+
+def accepting(*names: str) -> Callable[[F], F]:
+    """Name in the signature what `**parameters` takes, so that a notebook completes it and shows it.
+
+    A decorator: how the function is called stays as it is.
+    """
+
+    def named(function: F) -> F:
+        signature = inspect.signature(function)
+        own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        further = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS.get(name)) for name in names
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *further])  # type: ignore[attr-defined]
+        return function
+
+    return named
 
 
 def checked_names(
@@ -130,13 +177,13 @@ def context_of(workspace_id: str, **names: Any) -> RequestContext:
 
 
 def request_of(prompt: Any, fields: Mapping[str, Any], known: Collection[str] = CHAT_NAMES) -> LLMRequest:
-    """Build a request from what a person typed.
+    """Build a request from what a person typed; None is as good as left out.
 
     Raises:
         LLMBadRequest: A field is unknown or has a bad value; the message names it.
     """
     checked_names(fields, known)
-    values = dict(fields)
+    values = {name: value for name, value in fields.items() if value is not None}
     system = values.pop("system", None)
     checked_text("system", system)
     messages = _attach(_messages(prompt, values), attachments_of(values))

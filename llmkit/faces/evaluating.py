@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError
-from llmkit.faces.arguments import checked_count, checked_names
+from llmkit.faces.arguments import accepting, checked_count, checked_names
 from llmkit.faces.opened import Face
 from llmkit.loop_thread import Interrupted
 from llmkit.types import Route
@@ -21,14 +21,46 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluatingFace"]
 
+_SHOWN = (
+    *("name", "epochs", "limit", "concurrency", "budget", "retry_failed", "repairs", "parameters", "scorer_timeout_s"),
+    *("warm_up", "progress", "policies", "extract"),
+)
+
 
 class EvaluatingFace(Face):
     """Compares routes on a task."""
 
+    @accepting(*_SHOWN)
     def evaluate(self, task: Task, routes: Sequence[str | Variant], **parameters: Any) -> EvalReport:
-        """Run a task over several routes and compare them. See `llmkit.evals.evaluate` for the parameters.
+        """Run a task over several routes and compare them: every sample on every route, in turns.
 
-        After an interruption the report of what is done is in `partial`, and the same call does the rest.
+        The same name goes on where it was left, and calls nothing again that has succeeded. After an interruption the
+        report of what is done is in `partial`, and the same call does the rest.
+
+        Args:
+            task: What is asked and how answers are scored.
+            routes: `provider/model` (pinned), `provider/model@prompt`, `policy:NAME`, or `Variant`s of these.
+            **parameters: All of them optional:
+                `name`: of the run; the task's;
+                `epochs`: repeats of every sample; 1;
+                `limit`: only the first samples; all;
+                `concurrency`: most samples under way at once; `"auto"`, as many as the settings and providers bear;
+                `budget`: a `Budget` of tokens, US dollars and seconds; none;
+                `retry_failed`: whether to call again for what failed without an answer of the model; True, or `"all"`;
+                `repairs`: how often a model is asked again with what was wrong; 1;
+                `parameters`: generation parameters on top of the task's;
+                `scorer_timeout_s`: most seconds for one scorer on one sample; 60;
+                `warm_up`: whether to load each model beforehand, unmeasured; True, in a replay False;
+                `progress`: whether to draw a bar, or a function that is told; True;
+                `policies` and `extract`: see `llmkit.evals.plan.EvaluateOptions`.
+
+        Returns:
+            The report of all that is stored under this name. A failing sample is a row with an error code.
+
+        Raises:
+            LLMEvaluationError: Task, route or option cannot be used, or the run of this name was of another task or
+                other samples. Nothing was sent.
+            LLMStoreError: Results cannot be recorded any more; what is done is kept.
         """
         _check(task, routes, parameters)
         evaluating = _Evaluating(parameters)
@@ -42,8 +74,12 @@ class EvaluatingFace(Face):
                 raise
             raise Interrupted("what is done is in .partial of the session; the same call does the rest") from None
 
+    @accepting(*_SHOWN)
     async def aevaluate(self, task: Task, routes: Sequence[str | Variant], **parameters: Any) -> EvalReport:
-        """`evaluate` for async code, in any event loop. After a cancellation, `areport` has what is done."""
+        """`evaluate` for async code, in any event loop: the same arguments, result and errors.
+
+        After a cancellation, `areport` has what is done.
+        """
         _check(task, routes, parameters)
         evaluating = _Evaluating(parameters)
         with evaluating.bar() as draw:
@@ -135,7 +171,10 @@ class _Evaluating:
     """Progress of an evaluation, told in the loop's thread and drawn in the waiting one."""
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
-        self.parameters = dict(parameters)
+        # None is as good as left out, but for this one, where it is no limit.
+        self.parameters = {
+            name: value for name, value in parameters.items() if value is not None or name == "scorer_timeout_s"
+        }
         self._shown = self.parameters.get("progress", True) is True
         self._latest: Progress | None = None
         if self._shown:

@@ -23,6 +23,12 @@ class KnowingFace(Face):
         """What is known of a model: tools, schema, images, context in tokens, digest; each with source and time.
 
         Asks the server when that is Ollama; sends nothing to a model.
+
+        Args:
+            route: `provider/model`.
+
+        Raises:
+            LLMBadRequest: It is not written so.
         """
         return self._open.run(self._facts(route))
 
@@ -41,7 +47,11 @@ class KnowingFace(Face):
         What it shows is used from now on, in other processes too when the cache is on, until the model's digest
         changes, for 30 days at most.
 
+        Args:
+            route: `provider/model`.
+
         Raises:
+            LLMBadRequest: It is not written so.
             LLMError: The trial could not be carried out.
         """
         return self._open.run(self._probe(route))

@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llmkit import accessor
-from llmkit.faces.arguments import CHAT_NAMES, EXTRACT_NAMES, checked_count, checked_names, checked_text
+from llmkit.faces.arguments import (
+    CHAT_NAMES,
+    EXTRACT_NAMES,
+    MAP_SHOWN,
+    accepting,
+    checked_count,
+    checked_names,
+    checked_text,
+)
 from llmkit.faces.opened import Face
 from llmkit.loop_thread import Interrupted, aside
 
@@ -42,6 +50,7 @@ class MappingFace(Face):
     ) -> Coroutine[Any, Any, Extraction[Any]]:
         """Read one text."""
 
+    @accepting(*MAP_SHOWN)
     def map(
         self,
         what: Any,
@@ -89,11 +98,24 @@ class MappingFace(Face):
                 self._open.run(mapping.work(), draw)
             return mapping.frame()
 
-    async def amap(self, what: Any, data: Any, *, progress: bool = True, **parameters: Any) -> pd.DataFrame:
-        """`map` for async code, in any event loop. After a cancellation what is done is in `partial`."""
+    @accepting(*MAP_SHOWN)
+    async def amap(
+        self,
+        what: Any,
+        data: Any,
+        *,
+        template: str | None = None,
+        name: str | None = None,
+        concurrency: int | None = None,
+        progress: bool = True,
+        **parameters: Any,
+    ) -> pd.DataFrame:
+        """`map` for async code, in any event loop: the same arguments, result and errors.
+
+        After a cancellation what is done is in `partial`.
+        """
         await asyncio.wrap_future(aside(_load))
-        own = [parameters.pop(key, None) for key in ("template", "name", "concurrency")]
-        with self._mapping(what, data, own[0], own[1], own[2], parameters) as mapping:
+        with self._mapping(what, data, template, name, concurrency, parameters) as mapping:
             from llmkit.mapping import bar
 
             with bar(mapping.meter, unit="row", shown=progress) as draw:
@@ -113,6 +135,7 @@ class MappingFace(Face):
         """A map to be worked on; when that breaks off, what is done is kept."""
         from llmkit.mapping import plan_map
 
+        parameters = {name: value for name, value in parameters.items() if value is not None}
         checked_names(parameters, _NAMES | (CHAT_NAMES if isinstance(what, str) else EXTRACT_NAMES))
         checked_text("template", template)
         checked_text("name", name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import LLMBadRequest
-from llmkit.faces.arguments import CHAT_NAMES, checked_names, checked_text
+from llmkit.faces.arguments import CHAT_NAMES, TURN_SHOWN, accepting, checked_names, checked_text
 from llmkit.faces.mapping import MappingFace
 from llmkit.faces.opened import Opened
 from llmkit.faces.reading import ReadingFace
@@ -22,6 +22,7 @@ __all__ = ["TalkingFace"]
 class TalkingFace(MappingFace, ReadingFace):
     """Conversations that remember."""
 
+    @accepting(*TURN_SHOWN)
     def conversation(
         self,
         *,
