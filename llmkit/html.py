@@ -44,7 +44,8 @@ def card(text: str, facts: Sequence[str], warnings: Sequence[str] = ()) -> Html:
     """A text with a line of facts below it, and a line for each warning."""
     body = html('<div dir="auto" style="white-space:pre-wrap;overflow-wrap:anywhere">{}</div>', _cut(text))
     return html(
-        '<div class="{as_it_is}" style="border-left:3px solid {accent};padding:2px 0 2px 12px;margin:4px 0">{body}{warnings}{facts}</div>',
+        '<div class="{as_it_is}" style="border-left:3px solid {accent};padding:2px 0 2px 12px;margin:4px 0">'
+        "{body}{warnings}{facts}</div>",
         as_it_is=_AS_IT_IS,
         accent=Html(_ACCENT),
         body=body,
@@ -71,7 +72,8 @@ def table(
     budget = max(40, MAX_CHARS // max(1, len(shown) * len(headings)))
     left_out = [f"{len(rows) - MAX_ROWS} more rows"] if len(rows) > MAX_ROWS else []
     return html(
-        '<div class="{as_it_is}" style="overflow-x:auto">{caption}<table style="border-collapse:collapse;color:inherit;font:inherit">'
+        '<div class="{as_it_is}" style="overflow-x:auto">{caption}'
+        '<table style="border-collapse:collapse;color:inherit;font:inherit">'
         "<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}</div>",
         as_it_is=_AS_IT_IS,
         caption=html('<div style="font-weight:600;margin-bottom:4px">{}</div>', caption) if caption else Html(),

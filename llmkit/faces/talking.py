@@ -36,7 +36,7 @@ class TalkingFace(MappingFace, ReadingFace):
             system: What the model is told first.
             id: Reopen a stored one; its system message and turns come back, its parameters do not.
             **parameters: As for `chat`, but for `pipeline_run_id` and `idempotency_key`, which a conversation makes by
-                itself; for every turn.
+                itself; for every turn, but `images` and `files`, which go with the first and stay in view.
 
         Raises:
             LLMBadRequest: There is none of this id, both `id` and `system` are given, or a parameter is unknown.
