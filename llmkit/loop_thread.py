@@ -93,6 +93,8 @@ class LoopThread:
             while tick is not None and not job.ended.wait(TICK_S):
                 tick()
             return job.outcome.result()
+        except LLMError as error:
+            raise _bare(error) from error.__cause__
         except CancelledError:
             raise LLMError(
                 "The session was closed while this call was under way; it is recorded as cancelled"
@@ -117,6 +119,8 @@ class LoopThread:
                 while tick is not None and not (await asyncio.wait((future,), timeout=TICK_S))[0]:
                     tick()
                 return await future
+        except LLMError as error:
+            raise _bare(error) from error.__cause__
         finally:
             future.cancel()  # no effect when it is done
 
@@ -141,6 +145,11 @@ class LoopThread:
                 self._thread = threading.Thread(target=_serve, args=(self._loop,), name="llmkit-loop", daemon=True)
                 self._thread.start()
             return self._loop
+
+
+def _bare(error: LLMError) -> LLMError:
+    """The error without the frames of the other thread, which are other libraries' too: its message says all."""
+    return error.with_traceback(None)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from llmkit import (
     LLMBadRequest,
     LLMConfigurationError,
     LLMEvaluationError,
+    LLMModelNotFound,
     LLMResponse,
     LLMStoreError,
     LLMUnavailable,
@@ -271,6 +273,16 @@ if "raise" in sys.argv:
 def _run_script(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-X", "dev", "-c", SCRIPT, url, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+
+
+async def test_a_traceback_leads_through_no_other_library(session: Session) -> None:
+    with pytest.raises(LLMModelNotFound) as sync:
+        session.chat("x", route="ollama/missing")
+    with pytest.raises(LLMModelNotFound) as awaited:
+        await session.achat("x", route="ollama/missing")
+    for caught in (sync, awaited):
+        files = {Path(frame.filename).name for frame in traceback.extract_tb(caught.value.__traceback__)}
+        assert files == {"test_session.py", "session.py", "opened.py", "loop_thread.py"}
 
 
 # Presses Ctrl-C in the middle of what the first call imports.
