@@ -24,6 +24,7 @@ TICK_S = 0.1
 # Between two turns of a loop in which somebody waits, in seconds.
 BEAT_S = 0.5
 _AWAITED: WeakKeyDictionary[asyncio.AbstractEventLoop, int] = WeakKeyDictionary()
+_BEATS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.TimerHandle] = WeakKeyDictionary()
 
 # What a forked child has of its parent's. Finalising any of it would touch descriptors that both share, the parent's
 # epoll among them, and the parent would wait for ever: so the child keeps it.
@@ -170,11 +171,12 @@ def _awake() -> Iterator[None]:
         yield
     finally:
         _AWAITED[loop] -= 1
+        if not _AWAITED[loop]:
+            _BEATS.pop(loop).cancel()
 
 
 def _beat(loop: asyncio.AbstractEventLoop) -> None:
-    if _AWAITED[loop]:
-        loop.call_later(BEAT_S, _beat, loop)
+    _BEATS[loop] = loop.call_later(BEAT_S, _beat, loop)
 
 
 class _Job(Generic[T]):

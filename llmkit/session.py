@@ -209,9 +209,8 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
         messages = extraction_prompt(output_type, text, attachments=attachments, **shots)
         retries = fields.pop("retries", 1)
         checked_count("retries", retries, 0)
-        request = request_of(
-            messages, fields, EXTRACT_NAMES
-        )  # refuses unknown or bad fields before anything else happens
+        # Refuses unknown or bad fields before anything else happens.
+        request = request_of(messages, fields, EXTRACT_NAMES)
         own = {name: getattr(request, name) for name in _EXTRACT_FIELDS}
         rest = {name: getattr(request, name) for name in fields if name not in (*_EXTRACT_FIELDS, _LED_BY)}
         return await extract(
@@ -241,8 +240,8 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
             request_of(messages, fields, EXTRACT_NAMES)
 
     def _split(self, parameters: dict[str, Any]) -> tuple[RequestContext, dict[str, Any]]:
-        """Part what belongs to the context from the fields of the request."""
-        fields = dict(parameters)
+        """Part what belongs to the context from the fields of the request; None is as good as left out."""
+        fields = {name: value for name, value in parameters.items() if value is not None}
         given = {name: fields.pop(name) for name in ("pipeline_run_id", "stage") if name in fields}
         return (context_of(self.workspace, **given) if given else self._context), fields
 

@@ -142,6 +142,7 @@ def test_none_is_as_good_as_left_out(session: Session, ollama: OllamaServer) -> 
     session.map("Say {text}", ["x"], name="n", temperature=None, template=None, progress=False)
     assert len(ollama.calls) == 2
     assert session.conversation(metadata=None).say("y").text
+    assert session.extract(City, "x", retries=None, examples=None, instructions=None, stage=None)
     assert session.evaluate(TASK, ROUTES, epochs=None, policies=None, progress=False).counts["SUCCEEDED"] == 1
 
 

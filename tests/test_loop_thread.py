@@ -92,6 +92,13 @@ async def test_a_waiting_loop_turns_so_that_what_a_signal_puts_on_it_is_done(loo
     assert time.monotonic() - started < 50
 
 
+async def test_waiting_again_and_again_leaves_no_timers_behind(loop: LoopThread) -> None:
+    mine = asyncio.get_running_loop()
+    for _ in range(20):
+        await asyncio.gather(*(loop.hop(_value(1)) for _ in range(3)))
+    assert [each for each in mine._scheduled if "_beat" in repr(each) and not each.cancelled()] == []
+
+
 def test_work_aside_is_not_interrupted_with_its_caller() -> None:
     goes_on, ended = threading.Event(), threading.Event()
 

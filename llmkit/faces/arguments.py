@@ -177,13 +177,13 @@ def context_of(workspace_id: str, **names: Any) -> RequestContext:
 
 
 def request_of(prompt: Any, fields: Mapping[str, Any], known: Collection[str] = CHAT_NAMES) -> LLMRequest:
-    """Build a request from what a person typed; None is as good as left out.
+    """Build a request from what a person typed.
 
     Raises:
         LLMBadRequest: A field is unknown or has a bad value; the message names it.
     """
     checked_names(fields, known)
-    values = {name: value for name, value in fields.items() if value is not None}
+    values = dict(fields)
     system = values.pop("system", None)
     checked_text("system", system)
     messages = _attach(_messages(prompt, values), attachments_of(values))
