@@ -10,7 +10,7 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmkit.errors import LLMConfigurationError
+from llmkit.errors import LLMBadRequest, LLMConfigurationError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,20 +49,20 @@ class LLMAccessor:
             LLMConfigurationError: There is no session.
             LLMError: As `Session.map`.
         """
-        return (session or latest_session()).map(output_type, self._data, **parameters)
+        return _asking(session).map(output_type, self._data, **parameters)
 
     def chat(self, prompt: str, *, session: Asks | None = None, **parameters: Any) -> pd.DataFrame:
         """Ask a prompt about every row, which goes where it says `{text}`, or below it; raises as `extract`."""
-        return (session or latest_session()).map(prompt, self._data, **parameters)
+        return _asking(session).map(prompt, self._data, **parameters)
 
 
-_made: weakref.ref[Asks] | None = None
+# Oldest first; one that is forgotten takes itself out.
+_made: list[weakref.ref[Asks]] = []
 
 
 def remember(session: Asks) -> None:
     """Make this the session of calls that name none, and register the accessor if pandas is loaded."""
-    global _made  # noqa: PLW0603 - a column knows no session; this is the one place that must
-    _made = weakref.ref(session)
+    _made.append(weakref.ref(session, _made.remove))
     if "pandas" in sys.modules:
         register()
 
@@ -77,13 +77,21 @@ def register() -> None:
         register_dataframe_accessor(NAME)(LLMAccessor)
 
 
+def _asking(session: Asks | None) -> Asks:
+    if session is None:
+        return latest_session()
+    if not hasattr(session, "map"):
+        raise LLMBadRequest(f"session must be a llmkit.Session; got {type(session).__name__}")
+    return session
+
+
 def latest_session() -> Asks:
     """The session that was made last and still exists.
 
     Raises:
         LLMConfigurationError: There is none.
     """
-    session = _made() if _made is not None else None
+    session = next((found for reference in reversed(_made) if (found := reference()) is not None), None)
     if session is None:
         raise LLMConfigurationError("There is no session: make one first, s = llmkit.Session(), or give session=...")
     return session

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from uuid_utils.compat import uuid7
 
+from llmkit.attachment import Attachment, attached
 from llmkit.errors import LLMBadRequest, LLMStoreError
 from llmkit.html import chat
 from llmkit.types import LLMResponse, Message
@@ -16,14 +17,17 @@ from llmkit.types import LLMResponse, Message
 __all__ = ["Conversation", "Turn"]
 
 STAGE = "conversation"
+ATTACHING = ("images", "files")
+OWN_PARAMETERS = ("system", "pipeline_run_id", "idempotency_key")
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a person said, and the answer."""
+    """What a person said, with what was attached to it, and the answer."""
 
     said: str
     answer: LLMResponse
+    attachments: tuple[Attachment, ...] = ()
 
 
 class Opener(Protocol):
@@ -48,10 +52,13 @@ class Opener(Protocol):
 
 
 class Conversation:
-    """Turns of a person and a model, each of which sees all before it. Made by `Session.conversation`.
+    """Turns of a person and a model, each of which sees all before it, images and files too.
+
+    Made by `Session.conversation`.
 
     Every turn is a row of `llm_runs` under one `pipeline_run_id`, which is the `id`. What was said is kept in the row's
-    metadata if payloads are stored, and then the conversation can be reopened. Shows as a chat in a notebook.
+    metadata if payloads are stored, and then the conversation can be reopened. Images and files are not kept there: in
+    a reopened conversation a line in brackets stands for them. Shows as a chat in a notebook.
 
     Attributes:
         id: Reopens it: `session.conversation(id=...)`.
@@ -73,6 +80,9 @@ class Conversation:
         self.turns = tuple(turns)
         self._opener = opener
         self._parameters = dict(parameters or {})
+        _refuse_own(self._parameters)
+        # With the first turn, after which they are part of the conversation.
+        self._to_attach = {name: self._parameters.pop(name) for name in ATTACHING if name in self._parameters}
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -82,7 +92,7 @@ class Conversation:
             message
             for turn in self.turns
             for message in (
-                Message(role="user", content=turn.said),
+                Message(role="user", content=turn.said, attachments=turn.attachments),
                 Message(role="assistant", content=turn.answer.text),
             )
         )
@@ -96,7 +106,8 @@ class Conversation:
 
         Args:
             text: What to say.
-            **parameters: As for `Session.chat`, on top of those of the conversation; for this turn only.
+            **parameters: As for `Session.chat`, but for `system`, `pipeline_run_id` and `idempotency_key`, on top of
+                those of the conversation; for this turn only.
 
         Raises:
             LLMIdempotencyConflict: Somebody else has gone on with this conversation: reopen it.
@@ -111,14 +122,17 @@ class Conversation:
     async def _say(self, text: str, parameters: Mapping[str, Any]) -> LLMResponse:
         if not isinstance(text, str) or not text.strip():
             raise LLMBadRequest("say takes a text that is not empty")
-        number = len(self.turns) + 1
+        _refuse_own(parameters)
+        number, said = len(self.turns) + 1, _said(text, {**self._to_attach, **parameters})
         fields: dict[str, Any] = {"stage": STAGE, **self._parameters, **parameters}
         fields |= {"pipeline_run_id": self.id, "idempotency_key": f"{self.id}#{number}"}
         if self._opener.stores_payloads:
-            kept = {"turn": number, "said": text, "system": self.system}
-            fields["metadata"] = {**fields.get("metadata", {}), STAGE: kept}
-        answer = await self._opener.chat((*self.messages, Message(role="user", content=text)), fields)
-        self.turns = (*self.turns, Turn(text, answer))
+            kept = {"turn": number, "said": _in_words(text, said.attachments), "system": self.system}
+            fields["metadata"] = {**_mapping("metadata", fields.get("metadata") or {}), STAGE: kept}
+        fields = {name: value for name, value in fields.items() if name not in ATTACHING}
+        answer = await self._opener.chat((*self.messages, said), fields)
+        self.turns = (*self.turns, Turn(text, answer, said.attachments))
+        self._to_attach = {}
         return answer
 
     def __str__(self) -> str:
@@ -137,8 +151,35 @@ class Conversation:
         if self.system is not None:
             shown.append(("system", self.system, ()))
         for turn in self.turns:
-            shown += [("user", turn.said, ()), (str(turn.answer.route), turn.answer.text, turn.answer.facts[1:])]
+            said = _in_words(turn.said, turn.attachments)
+            shown += [("user", said, ()), (str(turn.answer.route), turn.answer.text, turn.answer.facts[1:])]
         return chat(shown, self.id)
+
+
+def _refuse_own(parameters: Mapping[str, Any]) -> None:
+    """Refuse what a conversation gives its turns by itself."""
+    own = [name for name in OWN_PARAMETERS if name in parameters]
+    if own:
+        raise LLMBadRequest(f"{own[0]} is what a conversation sets by itself; leave it out")
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise LLMBadRequest(f"{name} must be a dictionary; got {type(value).__name__}")
+    return value
+
+
+def _said(text: str, parameters: Mapping[str, Any]) -> Message:
+    given = {name: parameters[name] for name in ATTACHING if parameters.get(name) is not None}
+    try:
+        return Message(role="user", content=text, attachments=attached(**given))
+    except (OSError, ValueError, TypeError) as error:
+        raise LLMBadRequest(f"{' and '.join(given)}: {error}") from None
+
+
+def _in_words(text: str, attachments: Sequence[Attachment]) -> str:
+    """A text, and what was attached to it in words."""
+    return "\n".join([text, *map(str, attachments)])
 
 
 def turns_of(id: str, rows: Sequence[tuple[str, str | None]]) -> tuple[str | None, list[Turn]]:  # noqa: A002

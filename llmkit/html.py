@@ -19,6 +19,8 @@ _RULE = "rgba(128, 128, 128, 0.45)"
 _TINT = "rgba(128, 128, 128, 0.14)"
 _ACCENT = "#5b8def"
 _FAINT = "var(--jp-ui-font-color2, gray)"
+# A notebook would set what stands between two dollars as a formula: "from $5 to $10" is none.
+_AS_IT_IS = "tex2jax_ignore mathjax_ignore"
 _WARN = "var(--jp-warn-color1, #c77c02)"
 
 
@@ -40,9 +42,11 @@ def joined(parts: Iterable[Html]) -> Html:
 
 def card(text: str, facts: Sequence[str], warnings: Sequence[str] = ()) -> Html:
     """A text with a line of facts below it, and a line for each warning."""
-    body = html('<div style="white-space:pre-wrap;overflow-wrap:anywhere">{}</div>', _cut(text))
+    body = html('<div dir="auto" style="white-space:pre-wrap;overflow-wrap:anywhere">{}</div>', _cut(text))
     return html(
-        '<div style="border-left:3px solid {accent};padding:2px 0 2px 12px;margin:4px 0">{body}{warnings}{facts}</div>',
+        '<div class="{as_it_is}" style="border-left:3px solid {accent};padding:2px 0 2px 12px;margin:4px 0">'
+        "{body}{warnings}{facts}</div>",
+        as_it_is=_AS_IT_IS,
         accent=Html(_ACCENT),
         body=body,
         warnings=joined(html('<div style="color:{};margin-top:4px">{}</div>', Html(_WARN), each) for each in warnings),
@@ -56,7 +60,8 @@ def chat(turns: Sequence[tuple[str, str, Sequence[str]]], title: str) -> Html:
     lead = [_note(f"{left_out} earlier messages")] if left_out > 0 else []
     budget = MAX_CHARS // max(1, min(len(turns), MAX_ROWS))
     shown = [_bubble(who, _cut(text, budget), facts) for who, text, facts in turns[-MAX_ROWS:]]
-    return html('<div style="max-width:60em">{}{}</div>', joined([*lead, *shown]), _facts([title]))
+    talk = joined([*lead, *shown])
+    return html('<div class="{}" style="max-width:60em">{}{}</div>', _AS_IT_IS, talk, _facts([title]))
 
 
 def table(
@@ -67,8 +72,10 @@ def table(
     budget = max(40, MAX_CHARS // max(1, len(shown) * len(headings)))
     left_out = [f"{len(rows) - MAX_ROWS} more rows"] if len(rows) > MAX_ROWS else []
     return html(
-        '<div style="overflow-x:auto">{caption}<table style="border-collapse:collapse;color:inherit;font:inherit">'
+        '<div class="{as_it_is}" style="overflow-x:auto">{caption}'
+        '<table style="border-collapse:collapse;color:inherit;font:inherit">'
         "<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}</div>",
+        as_it_is=_AS_IT_IS,
         caption=html('<div style="font-weight:600;margin-bottom:4px">{}</div>', caption) if caption else Html(),
         head=joined(_cell("th", each, f"white-space:nowrap;border-bottom:1px solid {_RULE}") for each in headings),
         body=joined(html("<tr>{}</tr>", joined(_cell("td", value, limit=budget) for value in row)) for row in shown),
@@ -97,7 +104,7 @@ def _bubble(who: str, text: str, facts: Sequence[str]) -> Html:
     return html(
         '<div style="margin:6px 0;padding:6px 12px;border-radius:8px;{side}">'
         '<div style="font-size:85%;color:{faint}">{who}</div>'
-        '<div style="white-space:pre-wrap;overflow-wrap:anywhere">{text}</div>{facts}</div>',
+        '<div dir="auto" style="white-space:pre-wrap;overflow-wrap:anywhere">{text}</div>{facts}</div>',
         side=Html(
             f"background-color:{_TINT};margin-left:20%" if mine else f"border:1px solid {_RULE};margin-right:20%"
         ),

@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from llmkit.errors import LLMConfigurationError, LLMError
 
-__all__ = ["Interrupted", "LoopThread"]
+__all__ = ["Interrupted", "LoopThread", "aside"]
 
 # A cancelled call still records what it had sent; a person who pressed Ctrl-C waits no longer than this, in seconds.
 CANCEL_GRACE_S = 2.0
 STOP_GRACE_S = 5.0
 # Between two calls of a waiting caller's `tick`, in seconds.
 TICK_S = 0.1
+
+# Between two turns of a loop in which somebody waits, in seconds.
+BEAT_S = 0.5
+_AWAITED: WeakKeyDictionary[asyncio.AbstractEventLoop, int] = WeakKeyDictionary()
+_BEATS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.TimerHandle] = WeakKeyDictionary()
 
 # What a forked child has of its parent's. Finalising any of it would touch descriptors that both share, the parent's
 # epoll among them, and the parent would wait for ever: so the child keeps it.
@@ -27,11 +34,30 @@ T = TypeVar("T")
 
 
 class Interrupted(KeyboardInterrupt):
-    """An interruption after which a part of the work is at hand; the message says where."""
+    """An interruption; the message says what became of the work."""
 
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows instead of a traceback through our rooms."""
         return [f"Interrupted: {self}"]
+
+
+def aside(work: Callable[[], T]) -> Future[T]:
+    """Do work in a thread of its own, where no interruption reaches it.
+
+    For what imports: an import that Ctrl-C breaks off leaves parts of packages behind, with which no later call works
+    until the kernel is restarted. The end of the interpreter waits for it.
+    """
+    outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()
+
+    def do() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            outcome.set_exception(error)
+
+    threading.Thread(target=do, name="llmkit-aside").start()
+    return outcome
 
 
 class LoopThread:
@@ -63,19 +89,25 @@ class LoopThread:
             raise LLMConfigurationError("A sync call inside llmkit's own event loop would wait for itself; use await")
         job: _Job[T] = _Job(work)
         loop = self._running_loop()
-        loop.call_soon_threadsafe(job.start)
         try:
+            loop.call_soon_threadsafe(job.start)
             while tick is not None and not job.ended.wait(TICK_S):
                 tick()
             return job.outcome.result()
+        except LLMError as error:
+            raise _bare(error) from error.__cause__
         except CancelledError:
             raise LLMError(
                 "The session was closed while this call was under way; it is recorded as cancelled"
             ) from None
-        except BaseException:
+        except BaseException as error:
             if not job.outcome.done():
                 loop.call_soon_threadsafe(job.cancel)
                 job.ended.wait(CANCEL_GRACE_S)
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted(
+                    "what was under way is cancelled, and recorded so; the same call asks again"
+                ) from None
             raise
 
     async def hop(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
@@ -84,9 +116,12 @@ class LoopThread:
             return await work
         future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._running_loop()))
         try:
-            while tick is not None and not (await asyncio.wait((future,), timeout=TICK_S))[0]:
-                tick()
-            return await future
+            with _awake():
+                while tick is not None and not (await asyncio.wait((future,), timeout=TICK_S))[0]:
+                    tick()
+                return await future
+        except LLMError as error:
+            raise _bare(error) from error.__cause__
         finally:
             future.cancel()  # no effect when it is done
 
@@ -111,6 +146,37 @@ class LoopThread:
                 self._thread = threading.Thread(target=_serve, args=(self._loop,), name="llmkit-loop", daemon=True)
                 self._thread.start()
             return self._loop
+
+
+def _bare(error: LLMError) -> LLMError:
+    """The error without the frames of the other thread, which are other libraries' too: its message says all."""
+    return error.with_traceback(None)
+
+
+@contextmanager
+def _awake() -> Iterator[None]:
+    """Make the running loop turn now and then while somebody waits in it.
+
+    The handler of an interrupt runs there at once, but what ipykernel's puts on the loop is done when the loop turns:
+    an interrupted cell that awaits nothing but us would go on to its end. One timer for all who wait in a loop.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals come there only
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    _AWAITED[loop] = _AWAITED.get(loop, 0) + 1
+    if _AWAITED[loop] == 1:
+        _beat(loop)
+    try:
+        yield
+    finally:
+        _AWAITED[loop] -= 1
+        if not _AWAITED[loop]:
+            _BEATS.pop(loop).cancel()
+
+
+def _beat(loop: asyncio.AbstractEventLoop) -> None:
+    _BEATS[loop] = loop.call_later(BEAT_S, _beat, loop)
 
 
 class _Job(Generic[T]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
 
 from llmkit.accessor import latest_session
@@ -28,6 +29,8 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     def llm(line: str, cell: str) -> LLMResponse:
         options = _options(line)
         into = options.pop("into", None)
+        if into is not None and (not into.isidentifier() or iskeyword(into)):
+            raise LLMBadRequest(f"--into names a variable; {into!r} cannot be one")
         answer: LLMResponse = latest_session().chat(cell.strip(), **options)
         if into is not None:
             shell.user_ns[into] = answer

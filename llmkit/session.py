@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from pydantic import ValidationError
-
 from llmkit import accessor
-from llmkit.attachment import attached
-from llmkit.errors import LLMBadRequest, LLMConfigurationError, describe_validation
+from llmkit.errors import LLMBadRequest, LLMConfigurationError
 from llmkit.faces.agents import AgentFace
+from llmkit.faces.arguments import (
+    CHAT_SHOWN,
+    EXTRACT_NAMES,
+    EXTRACT_SHOWN,
+    accepting,
+    attachments_of,
+    checked_count,
+    checked_output_type,
+    context_of,
+    request_of,
+)
 from llmkit.faces.evaluating import EvaluatingFace
 from llmkit.faces.knowing import KnowingFace
 from llmkit.faces.opened import Opened
 from llmkit.faces.talking import TalkingFace
 from llmkit.settings import LLMSettings, load_settings
-from llmkit.types import Attachment, LLMRequest, LLMResponse, Message, RequestContext, RoutePlan
+from llmkit.types import LLMResponse, Message, RequestContext, RoutePlan
 
 if TYPE_CHECKING:
     from llmkit.pydanticai import Extraction
@@ -52,13 +61,20 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
         workspace: str | None = None,
         *,
         settings: LLMSettings | None = None,
-        replay: str | Path | None = None,
+        replay: str | PathLike[str] | None = None,
         **overrides: Any,
     ) -> None:
         if settings is not None and overrides:
             raise LLMConfigurationError("Give Session either settings=... or single settings, not both")
+        if not isinstance(settings, LLMSettings | None):
+            raise LLMConfigurationError(
+                f"settings must be LLMSettings, as load_settings() makes them; got {type(settings).__name__}. Single "
+                'settings are given by name: Session(ollama_model="...")'
+            )
+        if not isinstance(replay, str | PathLike | None):
+            raise LLMConfigurationError(f"replay must be the path of a cassette; got {type(replay).__name__}")
         self._settings = settings or load_settings(**overrides)
-        self._context = _context(workspace or self._settings.workspace_id)
+        self._context = context_of(self._settings.workspace_id if workspace is None else workspace)
         self._open = Opened(self._settings, None if replay is None else Path(replay))
         self._finalizer = weakref.finalize(self, Opened.close, self._open)
         accessor.remember(self)
@@ -90,38 +106,61 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
 
     # --- chat -----------------------------------------------------------------------------------------------------
 
+    @accepting(*CHAT_SHOWN)
     def chat(self, prompt: str | Sequence[Message], **parameters: Any) -> LLMResponse:
         """Ask one question, or continue a conversation.
 
         Args:
             prompt: A text, or messages from oldest to newest.
-            **parameters: `system` (a text put in front), `images` (PNG, JPEG, WebP) and `files` (PDF) that go with the
-                last message, one or several, each a path, bytes or an `Attachment`, 15 MB in all; `stage`,
-                `pipeline_run_id`, and the fields of `LLMRequest`: `route` (`"ollama/llama3.2"`), `profile`,
-                `temperature` (0 to 2), `max_output_tokens`, `seed`, `stop`, `timeout_s`, `idempotency_key`,
-                `use_cache`, `constraints`, `metadata`.
+            **parameters: All of them optional, None as good as left out:
+                `system`: a text put in front;
+                `images` (PNG, JPEG, WebP) and `files` (PDF): go with the last message; one or several, each a path,
+                bytes or an `Attachment`, 15 MB in all;
+                `route`: `"ollama/llama3.2"`, pinned; by default the router chooses;
+                `profile`: `fast`, `balanced` or `quality`; default `LLM_DEFAULT_PROFILE`;
+                `temperature`: 0 to 2, `seed`, `stop` (a text or several): default the provider's;
+                `max_output_tokens`: above which the answer is cut, which is an error; default the provider's;
+                `timeout_s`: seconds that one request may take; default `LLM_DEFAULT_TIMEOUT_S`;
+                `idempotency_key`: the call of this name is sent once, ever;
+                `use_cache`: whether an equal call may be answered from the cache; True;
+                `constraints`: `LLMConstraints`, what a route must fulfil;
+                `stage`, `pipeline_run_id`, `metadata`: kept with the run.
 
         Returns:
             The answer; `str()` of it is its text.
 
         Raises:
+            LLMBadRequest: An argument cannot be used. Nothing was sent.
             LLMError: See `llmkit.errors`; the message says what to do.
         """
         return self._open.run(self._chat(prompt, parameters))
 
+    @accepting(*CHAT_SHOWN)
     async def achat(self, prompt: str | Sequence[Message], **parameters: Any) -> LLMResponse:
-        """`chat` for async code, in any event loop."""
+        """`chat` for async code, in any event loop: the same arguments, result and errors."""
         return await self._open.hop(self._chat(prompt, parameters))
 
     async def _chat(self, prompt: str | Sequence[Message], parameters: dict[str, Any]) -> LLMResponse:
         context, fields = self._split(parameters)
-        request = _request(prompt, fields)
+        request = request_of(prompt, fields)
         return await self._open.runtime().service.chat(request, context)
 
+    @accepting(*CHAT_SHOWN)
     def explain(self, prompt: str | Sequence[Message] = "?", **parameters: Any) -> RoutePlan:
-        """Which routes a call would try, in which order, and why the others are passed over. Sends nothing."""
+        """Which routes a call would try, in which order, and why the others are passed over. Sends nothing.
+
+        Args:
+            prompt: As for `chat`; what it needs of a model counts, not what it says.
+            **parameters: As for `chat`.
+
+        Returns:
+            The plan, which shows as a table in a notebook.
+
+        Raises:
+            LLMBadRequest: An argument cannot be used.
+        """
         _, fields = self._split(parameters)
-        return self._open.runtime().service.router.explain(_request(prompt, fields))
+        return self._open.runtime().service.router.explain(request_of(prompt, fields))
 
     # --- extraction -----------------------------------------------------------------------------------------------
 
@@ -129,15 +168,16 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
     def extract(self, output_type: type[T], text: str = "", **parameters: Any) -> T: ...
     @overload
     def extract(self, output_type: Any, text: str = "", **parameters: Any) -> Any: ...
+    @accepting(*EXTRACT_SHOWN)
     def extract(self, output_type: Any, text: str = "", **parameters: Any) -> Any:
         """Read a typed value out of a text, images or files.
 
         Args:
             output_type: A Pydantic model, or any type that Pydantic can validate.
             text: What to read; may be left out beside `images` or `files`.
-            **parameters: `instructions` (a text put in front), `examples` (pairs of a text and its value: an instance,
-                or what validates to one), `retries` (how often the model is asked again with what was wrong; default
-                1), and as for `chat`.
+            **parameters: `instructions` (in place of the sentence in front of the text), `examples` (pairs of a text
+                and its value: an instance, or what validates to one), `retries` (how often the model is asked again
+                with what was wrong; default 1), and as for `chat`.
 
         Returns:
             A validated instance of `output_type`.
@@ -148,8 +188,9 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
         """
         return self._open.run(self._extract(output_type, text, parameters))
 
+    @accepting(*EXTRACT_SHOWN)
     async def aextract(self, output_type: type[T], text: str = "", **parameters: Any) -> T:
-        """`extract` for async code, in any event loop."""
+        """`extract` for async code, in any event loop: the same arguments, result and errors."""
         value: T = await self._open.hop(self._extract(output_type, text, parameters))
         return value
 
@@ -160,15 +201,18 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
         from llmkit.pydanticai import extract, extraction_prompt
 
         context, fields = self._split(parameters)
-        attachments = _attachments(fields)
+        checked_output_type(output_type)
+        attachments = attachments_of(fields)
         shots = {name: fields.pop(name) for name in ("instructions", "examples") if name in fields}
-        if text == "" and not attachments:
+        if isinstance(text, str) and not text.strip() and not attachments:
             raise LLMBadRequest("There is nothing to read: give a text, images=... or files=...")
         messages = extraction_prompt(output_type, text, attachments=attachments, **shots)
         retries = fields.pop("retries", 1)
-        request = _request(messages, fields)  # refuses unknown or bad fields before anything else happens
+        checked_count("retries", retries, 0)
+        # Refuses unknown or bad fields before anything else happens.
+        request = request_of(messages, fields, EXTRACT_NAMES)
         own = {name: getattr(request, name) for name in _EXTRACT_FIELDS}
-        rest = {name: getattr(request, name) for name in fields if name not in _EXTRACT_FIELDS}
+        rest = {name: getattr(request, name) for name in fields if name not in (*_EXTRACT_FIELDS, _LED_BY)}
         return await extract(
             self._open.runtime().service,
             output_type,
@@ -184,66 +228,24 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
         if "idempotency_key" in parameters:
             raise LLMBadRequest("map makes a key for every row by itself: give it name=... instead")
         _, fields = self._split(parameters)
-        if not isinstance(what, str):
+        if isinstance(what, str):
+            request_of(what, fields)
+        else:
             from llmkit.pydanticai import extraction_prompt
 
             shots = {name: fields.pop(name) for name in ("instructions", "examples") if name in fields}
-            extraction_prompt(what, "?", **shots)
-            fields.pop("retries", None)
-        _request("?", fields)
+            checked_output_type(what)
+            messages = extraction_prompt(what, "?", **shots)
+            checked_count("retries", fields.pop("retries", 1), 0)
+            request_of(messages, fields, EXTRACT_NAMES)
 
     def _split(self, parameters: dict[str, Any]) -> tuple[RequestContext, dict[str, Any]]:
-        """Part what belongs to the context from the fields of the request."""
-        fields = dict(parameters)
+        """Part what belongs to the context from the fields of the request; None is as good as left out."""
+        fields = {name: value for name, value in parameters.items() if value is not None}
         given = {name: fields.pop(name) for name in ("pipeline_run_id", "stage") if name in fields}
-        return (_context(self.workspace, **given) if given else self._context), fields
+        return (context_of(self.workspace, **given) if given else self._context), fields
 
 
 _EXTRACT_FIELDS = ("route", "constraints", "idempotency_key", "epoch", "use_cache")
-
-
-def _context(workspace_id: str, **names: Any) -> RequestContext:
-    try:
-        return RequestContext(workspace_id=workspace_id, **names)
-    except ValidationError as error:
-        raise LLMConfigurationError("; ".join(describe_validation(error))) from None
-
-
-def _request(prompt: str | Sequence[Message], fields: Mapping[str, Any]) -> LLMRequest:
-    """Build a request from what a person typed.
-
-    Raises:
-        LLMBadRequest: A field is unknown or has a bad value; the message names it.
-    """
-    values = dict(fields)
-    system = values.pop("system", None)
-    messages = (Message(role="user", content=prompt),) if isinstance(prompt, str) else tuple(prompt)
-    messages = _attach(messages, _attachments(values))
-    if system is not None:
-        messages = (Message(role="system", content=system), *messages)
-    try:
-        return LLMRequest(messages=messages, **values)
-    except ValidationError as error:
-        raise LLMBadRequest("; ".join(describe_validation(error))) from None
-
-
-def _attachments(fields: dict[str, Any]) -> tuple[Attachment, ...]:
-    """Take `images` and `files` out of what a person typed, and read them.
-
-    Raises:
-        LLMBadRequest: One cannot be read or sent; the message says why.
-    """
-    given = {name: fields.pop(name) for name in ("images", "files") if fields.get(name) is not None}
-    try:
-        return attached(**given)
-    except (OSError, ValueError, TypeError) as error:
-        raise LLMBadRequest(f"{' and '.join(given)}: {error}") from None
-
-
-def _attach(messages: tuple[Message, ...], attachments: tuple[Attachment, ...]) -> tuple[Message, ...]:
-    if not attachments:
-        return messages
-    if not messages or messages[-1].role != "user":
-        raise LLMBadRequest("images and files go with the last message, which must be one of the user")
-    whole = messages[-1].attachments + attachments
-    return (*messages[:-1], messages[-1].model_copy(update={"attachments": whole}))
+# Already in the messages.
+_LED_BY = "system"

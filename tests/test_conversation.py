@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from llmkit import LLMBadRequest, LLMIdempotencyConflict, LLMStoreError, LLMUnavailable, Session
-from llmkit.testing import Fault, OllamaServer, Reply
+from llmkit.testing import Fault, OllamaModel, OllamaServer, Reply
+from tests.images import png
 
 
 @pytest.fixture
@@ -52,6 +53,22 @@ def test_a_conversation_is_reopened_from_the_store_and_goes_on(session: Session,
         assert [turn.answer.text for turn in again.turns] == [turn.answer.text for turn in talk.turns]
         again.say("Three?")
     assert len(ollama.calls[-1].json["messages"]) == 6
+
+
+def test_later_turns_see_an_image_too_and_a_reopened_one_is_told_of_it() -> None:
+    eyes = OllamaModel("llama3.2", capabilities=("completion", "vision"))
+    with OllamaServer(models=[eyes]) as ollama, Session("study", ollama_api_base=ollama.url) as session:
+        talk = session.conversation(images=png())
+        talk.say("What is this?")
+        talk.say("And this?", images=[png(0)])
+        talk.say("And its colour?")
+        images = [[len(message.get("images", ())) for message in call.json["messages"]] for call in ollama.calls]
+        assert images == [[1], [1, 0, 1], [1, 0, 1, 0, 0]]
+        assert "[image/png" in talk._repr_html_()
+        again = session.conversation(id=talk.id)
+        assert again.messages[0].content.startswith("What is this?\n[image/png")
+        again.say("Still there?")
+        assert len(ollama.calls) == 4
 
 
 def test_an_answer_from_the_cache_is_part_of_the_conversation_too(session: Session, ollama: OllamaServer) -> None:

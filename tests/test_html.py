@@ -34,7 +34,7 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.open.append(tag)
         self.tags.add(tag)
-        assert {name for name, _ in attrs} <= {"style"}
+        assert {name for name, _ in attrs} <= {"style", "class", "dir"}
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -139,8 +139,14 @@ def test_a_value_is_never_a_template(value: str) -> None:
     assert html("<div>{x}</div>", x=value) == f"<div>{value}</div>"
 
 
+def test_dollars_in_an_answer_are_no_formula_and_a_text_runs_its_own_way() -> None:
+    for shown in (card("from $5 to $10", ()), chat([("user", "from $5 to $10", ())], "x"), table(["x"], [["$5 $6"]])):
+        assert shown.startswith('<div class="tex2jax_ignore mathjax_ignore"')
+    assert 'dir="auto"' in card("שלום", ())
+
+
 def test_completion_shows_units_defaults_and_what_is_raised() -> None:
-    for name in ("chat", "extract", "map", "conversation"):
+    for name in ("chat", "extract", "map", "conversation", "evaluate", "explain", "facts", "probe", "model", "report"):
         shown = getattr(Session, name).__doc__ or ""
         assert "Args:" in shown, name
         assert "Raises:" in shown, name

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from llmkit.errors import LLMConfigurationError
-from llmkit.loop_thread import LoopThread
+from llmkit.loop_thread import Interrupted, LoopThread, aside
 
 
 @pytest.fixture
@@ -75,6 +75,51 @@ def test_an_interrupt_cancels_the_work_and_waits_for_its_record(loop: LoopThread
         loop.run(work())
     assert seen == ["recorded"]
     assert time.monotonic() - started < 25
+
+
+async def test_a_waiting_loop_turns_so_that_what_a_signal_puts_on_it_is_done(loop: LoopThread) -> None:
+    # As ipykernel does: the handler only puts something on the loop, which wakes nobody.
+    waiting = asyncio.create_task(loop.hop(asyncio.sleep(60)))
+    mine = asyncio.get_running_loop()
+    before = signal.signal(signal.SIGUSR1, lambda *_: mine.call_soon(waiting.cancel))
+    started = time.monotonic()
+    try:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert time.monotonic() - started < 50
+
+
+async def test_waiting_again_and_again_leaves_no_timers_behind(loop: LoopThread) -> None:
+    mine = asyncio.get_running_loop()
+    for _ in range(20):
+        await asyncio.gather(*(loop.hop(_value(1)) for _ in range(3)))
+    assert [each for each in mine._scheduled if "_beat" in repr(each) and not each.cancelled()] == []
+
+
+def test_work_aside_is_not_interrupted_with_its_caller() -> None:
+    goes_on, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        goes_on.wait(60)
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        aside(work).result()
+    goes_on.set()
+    assert ended.wait(60)
+
+
+def test_an_interrupted_caller_is_told_what_became_of_the_work(loop: LoopThread) -> None:
+    async def work() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(60)
+
+    with pytest.raises(Interrupted, match="cancelled"):
+        loop.run(work())
 
 
 async def test_cancelling_an_async_caller_cancels_the_work(loop: LoopThread) -> None:

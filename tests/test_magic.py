@@ -33,3 +33,13 @@ def test_a_cell_is_a_prompt_to_the_session_that_was_made_last(shell: Interactive
 def test_a_first_line_that_cannot_be_read_says_how_to_write_it(shell: InteractiveShell, line: str) -> None:
     with pytest.raises(LLMBadRequest, match="--route provider/model"):
         shell.run_cell_magic("llm", line, "x")
+
+
+@pytest.mark.parametrize("name", ["'a b'", "class", "1a"])
+def test_a_name_that_cannot_be_a_variable_is_refused_before_anything_is_paid(
+    shell: InteractiveShell, name: str
+) -> None:
+    with OllamaServer() as ollama, Session("study", ollama_api_base=ollama.url):
+        with pytest.raises(LLMBadRequest, match="variable"):
+            shell.run_cell_magic("llm", f"--into {name}", "x")
+        assert not ollama.requests

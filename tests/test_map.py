@@ -170,6 +170,15 @@ def test_a_type_without_fields_is_one_column(session: Session, ollama: OllamaSer
 # --- resuming -----------------------------------------------------------------------------------------------------
 
 
+def test_an_object_without_fields_has_no_column(session: Session) -> None:
+    class Nothing(BaseModel):
+        pass
+
+    frame = session.map(Nothing, ["x"], progress=False)
+    assert list(frame.columns) == list(MAP_COLUMNS)
+    assert frame["status"].tolist() == ["SUCCEEDED"]
+
+
 def test_the_same_name_asks_only_for_what_failed_or_is_new(session: Session, ollama: OllamaServer) -> None:
     session.map(City, ["Rome", "bad"], name="cities", progress=False)
     before = len(ollama.calls)
@@ -405,10 +414,11 @@ def test_a_column_can_ask_by_itself(session: Session, ollama: OllamaServer) -> N
     assert len(ollama.calls) == 2
 
 
-def test_a_column_without_a_session_says_what_to_do() -> None:
+def test_a_column_without_a_session_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     from llmkit import accessor
 
     accessor.register()
+    monkeypatch.setattr(accessor, "_made", [])
     accessor.remember(Session("gone"))
     gc.collect()
     with pytest.raises(LLMConfigurationError, match="Session"):

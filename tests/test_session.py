@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,10 +22,12 @@ from llmkit import (
     LLMBadRequest,
     LLMConfigurationError,
     LLMEvaluationError,
+    LLMModelNotFound,
     LLMResponse,
     LLMStoreError,
     LLMUnavailable,
     Session,
+    bootstrap,
 )
 from llmkit.evals import EvalReport, Sample, Task, field_match
 from llmkit.testing import Fault, OllamaServer, Reply, refused_url
@@ -270,6 +273,62 @@ if "raise" in sys.argv:
 def _run_script(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-X", "dev", "-c", SCRIPT, url, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+
+
+async def test_a_traceback_leads_through_no_other_library(session: Session) -> None:
+    with pytest.raises(LLMModelNotFound) as sync:
+        session.chat("x", route="ollama/missing")
+    with pytest.raises(LLMModelNotFound) as awaited:
+        await session.achat("x", route="ollama/missing")
+    for caught in (sync, awaited):
+        files = {Path(frame.filename).name for frame in traceback.extract_tb(caught.value.__traceback__)}
+        assert files == {"test_session.py", "session.py", "opened.py", "loop_thread.py"}
+
+
+# Presses Ctrl-C in the middle of what the first call imports.
+IMPATIENT = """
+import _thread, sys, threading, time, llmkit
+
+def press():
+    while "sqlalchemy.orm" not in sys.modules:
+        time.sleep(0.0005)
+    _thread.interrupt_main()
+
+session = llmkit.Session("study", ollama_api_base=sys.argv[1], warm_up=False)
+presser = threading.Thread(target=press)
+presser.start()
+try:
+    session.chat("x")
+except KeyboardInterrupt as interrupted:
+    print(type(interrupted).__name__)
+presser.join()
+print(session.chat("x").text, len(session.runs()))
+"""
+
+
+@pytest.mark.slow
+def test_a_first_call_that_is_interrupted_breaks_nothing_for_the_next(ollama: OllamaServer) -> None:
+    ollama.script("Fine.")
+    done = subprocess.run(
+        [sys.executable, "-c", IMPATIENT, ollama.url], capture_output=True, text=True, timeout=250, check=False
+    )
+    assert done.stdout.splitlines() == ["Interrupted", "Fine. 1"], done.stderr
+
+
+async def test_opening_does_not_hold_up_the_loop_of_an_async_caller(
+    monkeypatch: pytest.MonkeyPatch, ollama: OllamaServer
+) -> None:
+    turned = threading.Event()
+    real = bootstrap.open_runtime
+
+    def slow(*arguments: object) -> object:
+        assert turned.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr(bootstrap, "open_runtime", slow)
+    asyncio.get_running_loop().call_later(0.01, turned.set)
+    with Session("study", ollama_api_base=ollama.url) as session:
+        assert (await session.achat("x")).text
 
 
 @pytest.mark.slow

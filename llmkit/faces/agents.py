@@ -5,21 +5,22 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from llmkit.errors import LLMBadRequest, describe_validation
+from llmkit.faces.arguments import CONTEXT_NAMES, accepting, checked_names, route_of
 from llmkit.faces.opened import Face
-from llmkit.types import RequestContext, Route
+from llmkit.types import RequestContext
 
 if TYPE_CHECKING:
     from llmkit.pydanticai import PydanticAiLiteLLMModel
 
 __all__ = ["AgentFace"]
 
+_NAMES = CONTEXT_NAMES | {"constraints", "parameters", "idempotency_key", "epoch", "use_cache", "settings"}
+
 
 class AgentFace(Face):
     """Lends its service to agents."""
 
+    @accepting("constraints", "parameters", "idempotency_key", "epoch", "use_cache", "settings", *sorted(CONTEXT_NAMES))
     def model(self, route: str | None = None, **parameters: Any) -> PydanticAiLiteLLMModel:
         """A model for agents of Pydantic AI, every request of which is a call of this session and a row of `runs()`.
 
@@ -32,14 +33,12 @@ class AgentFace(Face):
                 `settings`.
 
         Raises:
-            LLMBadRequest: The route is not written `provider/model`.
+            LLMBadRequest: The route is not written `provider/model`, or a parameter is unknown.
         """
         from llmkit.faces.hopping import HoppingModel
 
-        try:
-            pinned = None if route is None else Route.parse(route)
-        except ValidationError as error:
-            raise LLMBadRequest("; ".join(describe_validation(error))) from None
+        checked_names(parameters, _NAMES)
+        pinned = None if route is None else route_of(route)
         context, fields = self._split(parameters)
         return HoppingModel(self._open, self._open.runtime().service, context=context, route=pinned, **fields)
 

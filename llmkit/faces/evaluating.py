@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.errors import LLMConfigurationError, LLMError
+from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError
+from llmkit.faces.arguments import accepting, checked_count, checked_names
 from llmkit.faces.opened import Face
 from llmkit.loop_thread import Interrupted
+from llmkit.types import Route
 
 if TYPE_CHECKING:
     from llmkit.eval_ports import EvalStore, RecordedCall
@@ -19,15 +21,48 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluatingFace"]
 
+_SHOWN = (
+    *("name", "epochs", "limit", "concurrency", "budget", "retry_failed", "repairs", "parameters", "scorer_timeout_s"),
+    *("warm_up", "progress", "policies", "extract"),
+)
+
 
 class EvaluatingFace(Face):
     """Compares routes on a task."""
 
+    @accepting(*_SHOWN)
     def evaluate(self, task: Task, routes: Sequence[str | Variant], **parameters: Any) -> EvalReport:
-        """Run a task over several routes and compare them. See `llmkit.evals.evaluate` for the parameters.
+        """Run a task over several routes and compare them: every sample on every route, in turns.
 
-        After an interruption the report of what is done is in `partial`, and the same call does the rest.
+        The same name goes on where it was left, and calls nothing again that has succeeded. After an interruption the
+        report of what is done is in `partial`, and the same call does the rest.
+
+        Args:
+            task: What is asked and how answers are scored.
+            routes: `provider/model` (pinned), `provider/model@prompt`, `policy:NAME`, or `Variant`s of these.
+            **parameters: All of them optional:
+                `name`: of the run; the task's;
+                `epochs`: repeats of every sample; 1;
+                `limit`: only the first samples; all;
+                `concurrency`: most samples under way at once; `"auto"`, as many as the settings and providers bear;
+                `budget`: a `Budget` of tokens, US dollars and seconds; none;
+                `retry_failed`: whether to call again for what failed without an answer of the model; True, or `"all"`;
+                `repairs`: how often a model is asked again with what was wrong; 1;
+                `parameters`: generation parameters on top of the task's;
+                `scorer_timeout_s`: most seconds for one scorer on one sample; 60;
+                `warm_up`: whether to load each model beforehand, unmeasured; True, in a replay False;
+                `progress`: whether to draw a bar, or a function that is told; True;
+                `policies` and `extract`: see `llmkit.evals.plan.EvaluateOptions`.
+
+        Returns:
+            The report of all that is stored under this name. A failing sample is a row with an error code.
+
+        Raises:
+            LLMEvaluationError: Task, route or option cannot be used, or the run of this name was of another task or
+                other samples. Nothing was sent.
+            LLMStoreError: Results cannot be recorded any more; what is done is kept.
         """
+        _check(task, routes, parameters)
         evaluating = _Evaluating(parameters)
         self._partial = None
         try:
@@ -39,8 +74,13 @@ class EvaluatingFace(Face):
                 raise
             raise Interrupted("what is done is in .partial of the session; the same call does the rest") from None
 
+    @accepting(*_SHOWN)
     async def aevaluate(self, task: Task, routes: Sequence[str | Variant], **parameters: Any) -> EvalReport:
-        """`evaluate` for async code, in any event loop. After a cancellation, `areport` has what is done."""
+        """`evaluate` for async code, in any event loop: the same arguments, result and errors.
+
+        After a cancellation, `areport` has what is done.
+        """
+        _check(task, routes, parameters)
         evaluating = _Evaluating(parameters)
         with evaluating.bar() as draw:
             return await self._open.hop(self._evaluate(task, routes, evaluating.parameters), draw)
@@ -131,7 +171,10 @@ class _Evaluating:
     """Progress of an evaluation, told in the loop's thread and drawn in the waiting one."""
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
-        self.parameters = dict(parameters)
+        # None is as good as left out, but for this one, where it is no limit.
+        self.parameters = {
+            name: value for name, value in parameters.items() if value is not None or name == "scorer_timeout_s"
+        }
         self._shown = self.parameters.get("progress", True) is True
         self._latest: Progress | None = None
         if self._shown:
@@ -154,3 +197,40 @@ class _Evaluating:
         from llmkit.mapping import bar
 
         return bar(self._meter, unit="sample", shown=self._shown)
+
+
+_COUNTS: Mapping[str, int] = {"epochs": 1, "limit": 1, "concurrency": 1, "repairs": 0}
+
+
+def _check(task: Any, routes: Any, parameters: Mapping[str, Any]) -> None:
+    """Refuse what a slip of the fingers makes of a call.
+
+    Raises:
+        LLMEvaluationError: Task and routes are something else, or an option is unknown or not of its kind.
+    """
+    from llmkit.evals import Task, Variant
+    from llmkit.evals.plan import EvaluateOptions
+
+    if not isinstance(task, Task):
+        raise LLMEvaluationError(
+            f"evaluate takes a Task first, then routes; got {type(task).__name__}. The tasks of a file are read by "
+            "llmkit.evals.load_tasks(path)"
+        )
+    given = routes if isinstance(routes, list | tuple) else () if isinstance(routes, Iterable) else (routes,)
+    wrong = [each for each in given if not isinstance(each, str | Route | Variant)]
+    if wrong:
+        raise LLMEvaluationError(f"routes are a list such as ['ollama/llama3.2']; got {type(wrong[0]).__name__}")
+    checked_names(parameters, {"name", *EvaluateOptions.__annotations__}, LLMEvaluationError, "option")
+    if not isinstance(parameters.get("name"), str | None):
+        raise LLMEvaluationError(f"name must be a text; got {type(parameters['name']).__name__}")
+    for option, least in _COUNTS.items():
+        _check_count(option, parameters.get(option), least)
+
+
+def _check_count(option: str, count: Any, least: int) -> None:
+    if count is None or (option == "concurrency" and count == "auto"):
+        return
+    try:
+        checked_count(option, count, least)
+    except LLMBadRequest as error:
+        raise LLMEvaluationError(str(error)) from None

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from llmkit.errors import LLMBadRequest, describe_validation
+from llmkit.faces.arguments import route_of
 from llmkit.faces.opened import Face
-from llmkit.types import LLMRequest, RequestContext, Route
+from llmkit.types import LLMRequest, RequestContext
 
 if TYPE_CHECKING:
     from llmkit.facts import ModelFacts
@@ -25,6 +23,12 @@ class KnowingFace(Face):
         """What is known of a model: tools, schema, images, context in tokens, digest; each with source and time.
 
         Asks the server when that is Ollama; sends nothing to a model.
+
+        Args:
+            route: `provider/model`.
+
+        Raises:
+            LLMBadRequest: It is not written so.
         """
         return self._open.run(self._facts(route))
 
@@ -33,7 +37,7 @@ class KnowingFace(Face):
         return await self._open.hop(self._facts(route))
 
     async def _facts(self, route: str) -> ModelFacts:
-        service, parsed = self._open.runtime().service, _route(route)
+        service, parsed = self._open.runtime().service, route_of(route)
         await service.learn(LLMRequest(messages="?", route=parsed))
         return service.router.facts(parsed)
 
@@ -43,7 +47,11 @@ class KnowingFace(Face):
         What it shows is used from now on, in other processes too when the cache is on, until the model's digest
         changes, for 30 days at most.
 
+        Args:
+            route: `provider/model`.
+
         Raises:
+            LLMBadRequest: It is not written so.
             LLMError: The trial could not be carried out.
         """
         return self._open.run(self._probe(route))
@@ -53,11 +61,4 @@ class KnowingFace(Face):
         return await self._open.hop(self._probe(route))
 
     async def _probe(self, route: str) -> ModelFacts:
-        return await self._open.runtime().prober.probe(_route(route), self._context)
-
-
-def _route(text: str) -> Route:
-    try:
-        return Route.parse(text)
-    except ValidationError as error:
-        raise LLMBadRequest("; ".join(describe_validation(error))) from None
+        return await self._open.runtime().prober.probe(route_of(route), self._context)

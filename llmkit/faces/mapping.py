@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llmkit import accessor
+from llmkit.faces.arguments import (
+    CHAT_NAMES,
+    EXTRACT_NAMES,
+    MAP_SHOWN,
+    accepting,
+    checked_count,
+    checked_names,
+    checked_text,
+)
 from llmkit.faces.opened import Face
-from llmkit.loop_thread import Interrupted
+from llmkit.loop_thread import Interrupted, aside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +29,8 @@ if TYPE_CHECKING:
     from llmkit.types import LLMResponse
 
 __all__ = ["MappingFace"]
+
+_NAMES = {"template", "name", "concurrency", "progress"}
 
 
 class MappingFace(Face):
@@ -38,6 +50,7 @@ class MappingFace(Face):
     ) -> Coroutine[Any, Any, Extraction[Any]]:
         """Read one text."""
 
+    @accepting(*MAP_SHOWN)
     def map(
         self,
         what: Any,
@@ -77,7 +90,7 @@ class MappingFace(Face):
             LLMBadRequest: An argument cannot be used. Nothing was sent.
             LLMStoreError: Calls cannot be recorded any more; what is done is in `partial`.
         """
-        accessor.register()
+        aside(_load).result()
         with self._mapping(what, data, template, name, concurrency, parameters) as mapping:
             from llmkit.mapping import bar
 
@@ -85,10 +98,24 @@ class MappingFace(Face):
                 self._open.run(mapping.work(), draw)
             return mapping.frame()
 
-    async def amap(self, what: Any, data: Any, *, progress: bool = True, **parameters: Any) -> pd.DataFrame:
-        """`map` for async code, in any event loop. After a cancellation what is done is in `partial`."""
-        own = [parameters.pop(key, None) for key in ("template", "name", "concurrency")]
-        with self._mapping(what, data, own[0], own[1], own[2], parameters) as mapping:
+    @accepting(*MAP_SHOWN)
+    async def amap(
+        self,
+        what: Any,
+        data: Any,
+        *,
+        template: str | None = None,
+        name: str | None = None,
+        concurrency: int | None = None,
+        progress: bool = True,
+        **parameters: Any,
+    ) -> pd.DataFrame:
+        """`map` for async code, in any event loop: the same arguments, result and errors.
+
+        After a cancellation what is done is in `partial`.
+        """
+        await asyncio.wrap_future(aside(_load))
+        with self._mapping(what, data, template, name, concurrency, parameters) as mapping:
             from llmkit.mapping import bar
 
             with bar(mapping.meter, unit="row", shown=progress) as draw:
@@ -108,17 +135,26 @@ class MappingFace(Face):
         """A map to be worked on; when that breaks off, what is done is kept."""
         from llmkit.mapping import plan_map
 
-        self._check_of_map(what, parameters)
-        mapping = plan_map(
-            what,
-            data,
-            template=template,
-            name=name,
-            concurrency=self._settings.concurrency_limit if concurrency is None else concurrency,
-            parameters={"profile": self._settings.default_profile, **parameters},
-            chat=self._chat,
-            extract=self._extraction,
-        )
+        parameters = {name: value for name, value in parameters.items() if value is not None}
+        checked_names(parameters, _NAMES | (CHAT_NAMES if isinstance(what, str) else EXTRACT_NAMES))
+        checked_text("template", template)
+        checked_text("name", name)
+        if concurrency is not None:
+            checked_count("concurrency", concurrency, 1)
+        try:
+            self._check_of_map(what, parameters)
+            mapping = plan_map(
+                what,
+                data,
+                template=template,
+                name=name,
+                concurrency=self._settings.concurrency_limit if concurrency is None else concurrency,
+                parameters={"profile": self._settings.default_profile, **parameters},
+                chat=self._chat,
+                extract=self._extraction,
+            )
+        except KeyboardInterrupt:
+            raise Interrupted("the rows were still being read; nothing was sent") from None
         self._partial = None
         try:
             yield mapping
@@ -127,3 +163,10 @@ class MappingFace(Face):
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(mapping.told_when_interrupted()) from None
             raise
+
+
+def _load() -> None:
+    """What a first map imports, where an interruption cannot break it off."""
+    from llmkit import mapping  # noqa: F401 - loaded for those who need it next
+
+    accessor.register()

@@ -7,11 +7,12 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llmkit.loop_thread import CANCEL_GRACE_S, INHERITED, LoopThread
+from llmkit.loop_thread import CANCEL_GRACE_S, INHERITED, Interrupted, LoopThread, aside
 from llmkit.settings import LLMSettings
 from llmkit.warm_up import WarmUp
 
@@ -34,7 +35,7 @@ class Opened:
         self._replay = replay
         self._lock = threading.Lock()
         self._loop = LoopThread()
-        self._runtime: Runtime | None = None
+        self._opening: Future[Runtime] | None = None
         self._pid = os.getpid()
         self._warm_up = WarmUp(partial(_warm_up, settings))
         if settings.warm_up and replay is None:
@@ -43,44 +44,68 @@ class Opened:
     def run(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
         """Run work to its end, from sync code; `tick` draws while it waits."""
         with self._warm_up.busy():
-            return self._loop.run(self._ready(work), tick)
+            try:
+                self.runtime()
+            except BaseException:
+                work.close()
+                raise
+            return self._loop.run(work, tick)
 
     async def hop(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
         """The same from async code."""
         with self._warm_up.busy():
-            return await self._loop.hop(self._ready(work), tick)
-
-    def _ready(self, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """Open in the caller's thread: the first call reads files, which the loop's thread should not."""
-        try:
-            self.runtime()
-        except BaseException:
-            work.close()
-            raise
-        return work
+            opening = self._opened()
+            try:
+                await asyncio.wrap_future(opening)
+            except BaseException:
+                work.close()
+                self._forget_failed(opening)
+                raise
+            return await self._loop.hop(work, tick)
 
     def runtime(self) -> Runtime:
         """The parts, opened with the first call."""
-        from llmkit.bootstrap import open_runtime
+        opening = self._opened()
+        try:
+            return opening.result()
+        except KeyboardInterrupt:
+            raise Interrupted("nothing was sent; llmkit goes on opening in the background") from None
+        except Exception:
+            self._forget_failed(opening)
+            raise
 
+    def _opened(self) -> Future[Runtime]:
+        """The opening, under way or done. It reads files, which no event loop should wait for."""
         with self._lock:
             if self._pid != os.getpid():  # a forked child opens its own
-                INHERITED.append(self._runtime)
-                self._runtime, self._pid = None, os.getpid()
-            if self._runtime is None:
-                self._runtime = open_runtime(self._settings, self._replay)
-            return self._runtime
+                INHERITED.append(self._opening)
+                self._opening, self._pid = None, os.getpid()
+            if self._opening is None:
+                self._opening = aside(partial(_opened, self._settings, self._replay))
+            return self._opening
+
+    def _forget_failed(self, opening: Future[Runtime]) -> None:
+        """So that the next call tries again."""
+        with self._lock:
+            if self._opening is opening and opening.done() and opening.exception() is not None:
+                self._opening = None
 
     def close(self) -> None:
         """Finish what is written and release everything. Idempotent."""
         self._warm_up.cancel()
         with self._lock:
-            runtime, self._runtime = self._runtime, None
+            opening, self._opening = self._opening, None
         if self._pid != os.getpid():
             return
-        if runtime is not None:
-            self._loop.run(_end(runtime))
+        if opening is not None and opening.exception() is None:
+            self._loop.run(_end(opening.result()))
         self._loop.stop()
+
+
+def _opened(settings: LLMSettings, replay: Path | None) -> Runtime:
+    from llmkit.bootstrap import open_runtime
+
+    return open_runtime(settings, replay)
 
 
 def _warm_up(settings: LLMSettings) -> None:

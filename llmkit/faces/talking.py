@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmkit.errors import LLMBadRequest
+from llmkit.faces.arguments import CHAT_NAMES, TURN_SHOWN, accepting, checked_names, checked_text
 from llmkit.faces.mapping import MappingFace
 from llmkit.faces.opened import Opened
 from llmkit.faces.reading import ReadingFace
@@ -20,6 +21,7 @@ __all__ = ["TalkingFace"]
 class TalkingFace(MappingFace, ReadingFace):
     """Conversations that remember."""
 
+    @accepting(*TURN_SHOWN)
     def conversation(
         self,
         *,
@@ -32,14 +34,18 @@ class TalkingFace(MappingFace, ReadingFace):
         Args:
             system: What the model is told first.
             id: Reopen a stored one; its system message and turns come back, its parameters do not.
-            **parameters: As for `chat`; for every turn.
+            **parameters: As for `chat`, but for `pipeline_run_id` and `idempotency_key`, which a conversation makes by
+                itself; for every turn, but `images` and `files`, which go with the first and stay in view.
 
         Raises:
-            LLMBadRequest: There is none of this id, or both `id` and `system` are given.
+            LLMBadRequest: There is none of this id, both `id` and `system` are given, or a parameter is unknown.
             LLMStoreError: Its texts were not stored.
         """
         from llmkit.conversation import Conversation, turns_of
 
+        checked_text("system", system)
+        checked_text("id", id)
+        checked_names(parameters, CHAT_NAMES)
         opener = Opener(self._open, self._chat, self._settings.store_payloads)
         if id is None:
             return Conversation(opener, system=system, parameters=parameters)

@@ -60,7 +60,7 @@ class FieldColumns:
     Attributes:
         dtypes: By column, in the order of the fields.
         answer: The type; None for plain text.
-        fields: Field names in the same order; empty for a value that is no object.
+        fields: Field names in the same order; empty for a value that is no object, or one without fields.
     """
 
     dtypes: Mapping[str, str]
@@ -71,7 +71,7 @@ class FieldColumns:
         """The values of one answer. Objects inside a field become dictionaries."""
         if self.answer is None:
             return (str(found),)
-        if not self.fields:
+        if self.answer.wrapped:
             held = self.answer.wire_type.model_construct(**{FIELD: found})
             return (_plain(self.answer.adapter.dump_python(held)[FIELD]),)
         whole = self.answer.adapter.dump_python(found, by_alias=False)
