@@ -20,7 +20,6 @@ from llmkit.frames import (
     EVAL_RUN_COLUMNS,
     ROWS_AT_ONCE,
     RUN_COLUMNS,
-    Kind,
     attempts_frame,
     eval_results_frame,
     eval_runs_frame,
@@ -28,6 +27,7 @@ from llmkit.frames import (
     runs_frame,
     usage_frame,
 )
+from llmkit.framing import Kind
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.models import METADATA
 from llmkit.types import Route, utc_now
