@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import ColumnElement
 
-from llmkit.framing import Columns, Kind, frame_of, framed
+from llmkit.framing import Columns, frame_of, framed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,6 +160,15 @@ USAGE_COLUMNS: Final[Columns] = {
     "billed_cost_usd": "Float64",
 }
 ROWS_AT_ONCE = 300
+# Columns with few different values, in whichever table.
+SELDOM_CHANGES: Final = frozenset(
+    {
+        *("workspace_id", "stage", "status", "profile", "epoch", "number", "attempts", "served_from", "output_mode"),
+        *("route", "requested_route", "served_route", "provider", "model", "response_model", "model_digest"),
+        *("params_sha256", "schema_sha256", "finish_reason", "usage_estimated", "valid_first_try", "outcome"),
+        *("status_code", "error_code"),
+    }
+)
 
 
 def runs_frame(
@@ -214,8 +223,9 @@ def attempts_frame(
     runs = table("llm_runs", *[column(name) for name in ("id", "workspace_id", "pipeline_run_id", "created_at_utc")])
     attempts = table("llm_attempts", *[column(name) for name in ATTEMPT_COLUMNS if name != "pipeline_run_id"])
     sources = {**{each.name: each for each in attempts.c}, "pipeline_run_id": runs.c.pipeline_run_id}
-    shown = [_shown(sources[name], name, kind, dialect) for name, kind in ATTEMPT_COLUMNS.items()]
-    query = select(*shown).select_from(attempts.join(runs, runs.c.id == attempts.c.run_id))
+    query = select(*_shown(sources, ATTEMPT_COLUMNS, dialect)).select_from(
+        attempts.join(runs, runs.c.id == attempts.c.run_id)
+    )
     query = query.where(runs.c.workspace_id == workspace_id)
     if pipeline_run_id is not None:
         query = query.where(runs.c.pipeline_run_id == pipeline_run_id)
@@ -335,7 +345,8 @@ def stored_answers(connection: Connection, workspace_id: str, pipeline_run_id: s
 
 
 def _fetched(connection: Connection, query: Select[Any], columns: Columns) -> pd.DataFrame:
-    return framed(connection.execute(query).partitions(ROWS_AT_ONCE), columns)
+    packed = SELDOM_CHANGES if connection.dialect.name == "sqlite" else ()
+    return framed(connection.execute(query).partitions(ROWS_AT_ONCE), columns, packed=packed)
 
 
 def _by_time(
@@ -380,13 +391,15 @@ def _col(name: str) -> ColumnElement[Any]:
 
 
 def _select(table_name: str, columns: Columns, dialect: str) -> Select[Any]:
-    shown = [_shown(column(name), name, kind, dialect) for name, kind in columns.items()]
-    return select(*shown).select_from(table(table_name))
+    return select(*_shown({name: column(name) for name in columns}, columns, dialect)).select_from(table(table_name))
 
 
-def _shown(source: ColumnElement[Any], name: str, kind: Kind, dialect: str) -> ColumnElement[Any]:
-    """The column as the driver should give it: ids as text."""
-    return cast(source, Text).label(name) if kind == "uuid" and dialect != "sqlite" else source
+def _shown(sources: Mapping[str, ColumnElement[Any]], columns: Columns, dialect: str) -> list[ColumnElement[Any]]:
+    """The columns as the driver should give them: ids as text, and of SQLite what seldom changes in one piece."""
+    if dialect == "sqlite":
+        together = func.json_array(*(sources[name] for name in columns if name in SELDOM_CHANGES))
+        return [together, *(sources[name] for name in columns if name not in SELDOM_CHANGES)]
+    return [cast(sources[name], Text) if kind == "uuid" else sources[name] for name, kind in columns.items()]
 
 
 def moment(value: datetime, dialect: str) -> Any:
