@@ -165,7 +165,7 @@ SELDOM_CHANGES: Final = frozenset(
     {
         *("workspace_id", "stage", "status", "profile", "epoch", "number", "attempts", "served_from", "output_mode"),
         *("route", "requested_route", "served_route", "provider", "model", "response_model", "model_digest"),
-        *("params_sha256", "schema_sha256", "finish_reason", "usage_estimated", "valid_first_try", "outcome"),
+        *("schema_sha256", "finish_reason", "usage_estimated", "valid_first_try", "outcome"),
         *("status_code", "error_code"),
     }
 )
