@@ -302,7 +302,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(CELLS, max_size=5))
 def test_a_frame_is_the_same_with_and_without_pyarrow(rows: list[tuple[object, ...]]) -> None:
     fast = frame_of(rows, KINDS)
@@ -361,7 +361,7 @@ SEEN: dict[str, Kind] = {
 }
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 @given(
     st.lists(
         st.tuples(
