@@ -67,9 +67,11 @@ def fill(database: Path, rows: int) -> None:
             outcome = ("stop", "llama3.2", SHA256, chance.random() / 100, 200, None, None)
         status = "FAILED" if failed else "SUCCEEDED"
         latency_ms = chance.random() * 1000
+        # What is sent is different every time.
+        sent = f"{chance.getrandbits(256):064x}"
         runs.append((key, WORKSPACE, f"run/{number}", when, when, SHA256))
         attempts.append(
-            (key, 1, WORKSPACE, "ollama", "llama3.2", status, when, latency_ms, SHA256, None, *tokens, 0, *outcome)
+            (key, 1, WORKSPACE, "ollama", "llama3.2", status, when, latency_ms, sent, None, *tokens, 0, *outcome)
         )
     with sqlite3.connect(database) as connection:
         connection.executemany(RUN, runs)

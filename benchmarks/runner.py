@@ -2,6 +2,7 @@
 
     python benchmarks/runner.py            # 10,000 samples, then resumed
     python benchmarks/runner.py memory     # 10,000 and 100,000 samples, each in a process of its own; some minutes
+    python benchmarks/runner.py map        # memory again, of `Session.map` over as many rows
 
 Every part is the real one but for the provider, which answers at once and from this process: what is measured is
 llmkit's own. Every sample is durable in an SQLite file. Memory is that of the process (RSS), read while it works.
@@ -18,9 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
+import pandas as pd
 from pydantic import BaseModel
 
+from llmkit import Session
 from llmkit.evals import EvalReport, Sample, Task, evaluate, field_match
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
@@ -145,15 +149,52 @@ async def growth(folder: Path, samples: int) -> None:
     home.journal.close()
 
 
+class Looking(InstantClient):
+    """Looks at memory now and then while it answers."""
+
+    def __init__(self, total: int) -> None:
+        self.step, self.calls, self.seen = total // LOOKS, 0, list[float]()
+
+    async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
+        """The one answer, and a look after a tenth of the rows."""
+        self.calls += 1
+        if self.calls % self.step == 0:
+            self.seen.append(rss_mib())
+        return await super().call(route, request, log)
+
+
+def map_growth(folder: Path, rows: int) -> None:
+    """Memory while so many different texts are extracted by `Session.map`, and with the frame."""
+    texts = pd.Series([f"{TEXT} {number}" for number in range(rows)])
+    client = Looking(rows)
+    instant = mock.patch("llmkit.client_litellm.LiteLLMClient", return_value=client)
+    options = {"database_url": f"sqlite:///{folder}/bench.db", "cache_dir": folder / "cache", "warm_up": False}
+    with instant, Session("bench", **options) as session:
+        asked = {"route": "ollama/llama3.2", "concurrency": CONCURRENCY, "progress": False}
+        session.map(Label, [f"warm {number}" for number in range(200)], **asked)
+        loaded = rss_mib()
+        client.calls, client.seen = 0, []
+        frame = session.map(Label, texts, name="run", **asked)
+    steps = " ".join(f"{mib - loaded:+.0f}" for mib in client.seen)
+    size = frame.memory_usage(deep=True).sum() / rows
+    print(f"{rows:8,} rows: {loaded:.0f} MiB before; while it ran {steps}; with its frame {rss_mib():.0f} MiB")
+    print(f"         the frame has {size:,.0f} bytes a row")
+    assert (frame["status"] == "SUCCEEDED").all()
+
+
 def main() -> None:
     """What the command line asks for."""
-    if sys.argv[1:] == ["memory"]:
-        for samples in (10_000, 100_000):
-            subprocess.run([sys.executable, __file__, "growth", str(samples)], check=True, env=os.environ.copy())
+    growing = {"memory": "growth", "map": "map-growth"}
+    if sys.argv[1:2] and sys.argv[1] in growing:
+        for number in (10_000, 100_000):
+            command = [sys.executable, __file__, growing[sys.argv[1]], str(number)]
+            subprocess.run(command, check=True, env=os.environ.copy())
         return
     with tempfile.TemporaryDirectory() as folder:
         if sys.argv[1:2] == ["growth"]:
             asyncio.run(growth(Path(folder), int(sys.argv[2])))
+        elif sys.argv[1:2] == ["map-growth"]:
+            map_growth(Path(folder), int(sys.argv[2]))
         else:
             asyncio.run(speed(Path(folder)))
 

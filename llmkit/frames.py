@@ -7,10 +7,10 @@ with hyphens. pandas is imported when the first frame is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
@@ -28,6 +28,8 @@ from sqlalchemy import (
     table,
 )
 from sqlalchemy.sql.elements import ColumnElement
+
+from llmkit.framing import Columns, frame_of, framed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,9 +49,6 @@ __all__ = [
     "stored_answers",
     "usage_frame",
 ]
-
-Kind = Literal["uuid", "time", "string", "Int64", "Float64", "boolean"]
-Columns = Mapping[str, Kind]
 
 USAGE: Final[Columns] = {
     "input_tokens": "Int64",
@@ -160,9 +159,16 @@ USAGE_COLUMNS: Final[Columns] = {
     "billed_output_tokens": "Int64",
     "billed_cost_usd": "Float64",
 }
-TIME_DTYPE: Final = "datetime64[us, UTC]"
 ROWS_AT_ONCE = 300
-HEX_DIGITS = 32
+# Columns with few different values, in whichever table.
+SELDOM_CHANGES: Final = frozenset(
+    {
+        *("workspace_id", "stage", "status", "profile", "epoch", "number", "attempts", "served_from", "output_mode"),
+        *("route", "requested_route", "served_route", "provider", "model", "response_model", "model_digest"),
+        *("schema_sha256", "finish_reason", "usage_estimated", "valid_first_try", "outcome"),
+        *("status_code", "error_code"),
+    }
+)
 
 
 def runs_frame(
@@ -195,6 +201,8 @@ def runs_frame(
             query = query.where(_col(name) == wanted)
     if since is not None:
         query = query.where(_col("created_at_utc") >= moment(since, dialect))
+    if limit is None and dialect == "sqlite":
+        return _by_time(connection, query, _col("created_at_utc"), RUN_COLUMNS, {"id": False})
     newest_first = query.order_by(_col("created_at_utc").desc(), _col("id").desc()).limit(limit)
     return _fetched(connection, newest_first, RUN_COLUMNS)
 
@@ -215,13 +223,16 @@ def attempts_frame(
     runs = table("llm_runs", *[column(name) for name in ("id", "workspace_id", "pipeline_run_id", "created_at_utc")])
     attempts = table("llm_attempts", *[column(name) for name in ATTEMPT_COLUMNS if name != "pipeline_run_id"])
     sources = {**{each.name: each for each in attempts.c}, "pipeline_run_id": runs.c.pipeline_run_id}
-    shown = [_shown(sources[name], name, kind, dialect) for name, kind in ATTEMPT_COLUMNS.items()]
-    query = select(*shown).select_from(attempts.join(runs, runs.c.id == attempts.c.run_id))
+    query = select(*_shown(sources, ATTEMPT_COLUMNS, dialect)).select_from(
+        attempts.join(runs, runs.c.id == attempts.c.run_id)
+    )
     query = query.where(runs.c.workspace_id == workspace_id)
     if pipeline_run_id is not None:
         query = query.where(runs.c.pipeline_run_id == pipeline_run_id)
     if since is not None:
         query = query.where(runs.c.created_at_utc >= moment(since, dialect))
+    if limit is None and dialect == "sqlite":
+        return _by_time(connection, query, runs.c.created_at_utc, ATTEMPT_COLUMNS, {"run_id": False, "number": True})
     ordered = query.order_by(runs.c.created_at_utc.desc(), runs.c.id.desc(), attempts.c.number).limit(limit)
     return _fetched(connection, ordered, ATTEMPT_COLUMNS)
 
@@ -333,68 +344,46 @@ def stored_answers(connection: Connection, workspace_id: str, pipeline_run_id: s
     return [(row[0], row[1]) for row in connection.execute(query.order_by(runs.c.created_at_utc, runs.c.id))]
 
 
-def frame_of(rows: Iterable[tuple[Any, ...]], columns: Columns) -> pd.DataFrame:
-    """A frame from rows whose values are in the order of `columns`.
-
-    Times may be aware datetimes or UTC texts, ids UUIDs or texts with or without hyphens.
-    """
-    return _framed([rows], columns)
-
-
 def _fetched(connection: Connection, query: Select[Any], columns: Columns) -> pd.DataFrame:
-    return _framed(connection.execute(query).partitions(ROWS_AT_ONCE), columns)
+    packed = SELDOM_CHANGES if connection.dialect.name == "sqlite" else ()
+    return framed(connection.execute(query).partitions(ROWS_AT_ONCE), columns, packed=packed)
 
 
-def _framed(batches: Iterable[Iterable[Sequence[Any]]], columns: Columns) -> pd.DataFrame:
-    """A frame from batches of rows, turned into columns one by one: few rows at once stay in the processor's cache."""
-    import pandas as pd
+def _by_time(
+    connection: Connection, query: Select[Any], created: ColumnElement[Any], columns: Columns, ties: Mapping[str, bool]
+) -> pd.DataFrame:
+    """As `_fetched`, newest first: by the index in SQLite, and equal times here.
 
-    by_column: list[list[Any]] = [[] for _ in columns]
-    for rows in batches:
-        for column_so_far, values in zip(by_column, zip(*rows, strict=True), strict=False):
-            column_so_far.extend(values)
-    typed = {name: _typed(values, kind) for values, (name, kind) in zip(by_column, columns.items(), strict=True)}
-    # Of arrays of our own, which nobody else holds.
-    return pd.DataFrame(typed, columns=list(columns), copy=False)
+    SQLite would take every row, whole, through a sorter of its own for the few that are of the same time.
 
-
-def _typed(values: list[Any], kind: Kind) -> pd.Series[Any]:
-    import pandas as pd
-
-    if kind == "time":
-        return pd.to_datetime(pd.Series(values, dtype="object"), utc=True, format="ISO8601").astype(TIME_DTYPE)
-    if kind == "uuid":
-        return _typed([_hyphenated(value) for value in values], "string")
-    if kind == "boolean":
-        return pd.Series(values, dtype="object").map(bool, na_action="ignore").astype("boolean")
-    by_arrow = _by_arrow(values, kind)
-    # Never by way of a float: that would round large counts.
-    return pd.Series(values, dtype="object").astype(kind) if by_arrow is None else by_arrow
+    Args:
+        connection: To SQLite.
+        query: In no certain order.
+        created: What the index is on.
+        columns: Of the frame.
+        ties: By column, what puts rows of the same time in order, and whether it rises.
+    """
+    hidden = "_created"
+    query = query.add_columns(created.label(hidden)).order_by(created.desc())
+    frame = _fetched(connection, query, {**columns, hidden: "string"})
+    order = {hidden: False, **ties}
+    if not _is_sorted(frame, order):
+        frame = frame.sort_values(list(order), ascending=list(order.values()), ignore_index=True)
+    return frame.drop(columns=hidden)
 
 
-def _by_arrow(values: list[Any], kind: Literal["string", "Int64", "Float64"]) -> pd.Series[Any] | None:
-    """The same through pyarrow, in a third of the time; None when it is not there or does not take the values."""
-    try:
-        import pyarrow as pa
-    except ImportError:
-        return None
-    import pandas as pd
+def _is_sorted(frame: pd.DataFrame, order: Mapping[str, bool]) -> bool:
+    import numpy as np
 
-    type_ = {"string": pa.large_string, "Int64": pa.int64, "Float64": pa.float64}[kind]()
-    try:
-        array = pa.array(values, type=type_, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError):
-        return None
-    dtype = {"string": pd.StringDtype, "Int64": pd.Int64Dtype, "Float64": pd.Float64Dtype}[kind]()
-    return pd.Series(dtype.__from_arrow__(array), copy=False)
-
-
-def _hyphenated(value: Any) -> str | None:
-    """An id in the usual form; SQLite has it without hyphens."""
-    if value is None:
-        return None
-    text = str(value)
-    return text if len(text) != HEX_DIGITS else f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    is_tied = np.ones(max(len(frame) - 1, 0), dtype=bool)
+    for name, rises in order.items():
+        values = frame[name].array
+        before, after = values[:-1], values[1:]
+        is_wrong = np.asarray(before > after if rises else before < after, dtype=bool)
+        if (is_tied & is_wrong).any():
+            return False
+        is_tied &= np.asarray(before == after, dtype=bool)
+    return True
 
 
 def _col(name: str) -> ColumnElement[Any]:
@@ -402,13 +391,15 @@ def _col(name: str) -> ColumnElement[Any]:
 
 
 def _select(table_name: str, columns: Columns, dialect: str) -> Select[Any]:
-    shown = [_shown(column(name), name, kind, dialect) for name, kind in columns.items()]
-    return select(*shown).select_from(table(table_name))
+    return select(*_shown({name: column(name) for name in columns}, columns, dialect)).select_from(table(table_name))
 
 
-def _shown(source: ColumnElement[Any], name: str, kind: Kind, dialect: str) -> ColumnElement[Any]:
-    """The column as the driver should give it: ids as text."""
-    return cast(source, Text).label(name) if kind == "uuid" and dialect != "sqlite" else source
+def _shown(sources: Mapping[str, ColumnElement[Any]], columns: Columns, dialect: str) -> list[ColumnElement[Any]]:
+    """The columns as the driver should give them: ids as text, and of SQLite what seldom changes in one piece."""
+    if dialect == "sqlite":
+        together = func.json_array(*(sources[name] for name in columns if name in SELDOM_CHANGES))
+        return [together, *(sources[name] for name in columns if name not in SELDOM_CHANGES)]
+    return [cast(sources[name], Text) if kind == "uuid" else sources[name] for name, kind in columns.items()]
 
 
 def moment(value: datetime, dialect: str) -> Any:

@@ -20,7 +20,6 @@ from llmkit.frames import (
     EVAL_RUN_COLUMNS,
     ROWS_AT_ONCE,
     RUN_COLUMNS,
-    Kind,
     attempts_frame,
     eval_results_frame,
     eval_runs_frame,
@@ -28,6 +27,7 @@ from llmkit.frames import (
     runs_frame,
     usage_frame,
 )
+from llmkit.framing import Kind
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.models import METADATA
 from llmkit.types import Route, utc_now
@@ -280,17 +280,29 @@ def test_every_column_is_shown_or_left_out_on_purpose(table: str, columns: dict[
     assert set(columns) - stored <= {"pipeline_run_id"}
 
 
+AWARE = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+TIME = "datetime64[us, UTC]"
 CELLS = st.tuples(
     st.none() | st.uuids() | st.uuids().map(str) | st.uuids().map(lambda value: value.hex),
     st.none() | st.text(st.characters(exclude_categories=["Cs"])),
     st.none() | st.integers(-(2**63), 2**63 - 1),
     st.none() | st.floats() | st.integers(-1000, 1000),
     st.none() | st.booleans() | st.sampled_from([0, 1]),
+    st.none() | AWARE | AWARE.map(lambda value: value.strftime("%Y-%m-%d %H:%M:%S.%f")),
+    st.uuids().map(lambda value: value.hex),
 )
-KINDS: dict[str, Kind] = {"id": "uuid", "text": "string", "count": "Int64", "share": "Float64", "flag": "boolean"}
+KINDS: dict[str, Kind] = {
+    "id": "uuid",
+    "text": "string",
+    "count": "Int64",
+    "share": "Float64",
+    "flag": "boolean",
+    "at": "time",
+    "key": "uuid",
+}
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(CELLS, max_size=5))
 def test_a_frame_is_the_same_with_and_without_pyarrow(rows: list[tuple[object, ...]]) -> None:
     fast = frame_of(rows, KINDS)
@@ -298,7 +310,19 @@ def test_a_frame_is_the_same_with_and_without_pyarrow(rows: list[tuple[object, .
         plain = frame_of(rows, KINDS)
     pd.testing.assert_frame_equal(fast, plain, check_exact=True)
     for made in (fast, plain):
-        assert [str(dtype) for dtype in made.dtypes] == ["string", "string", "Int64", "Float64", "boolean"]
+        assert [str(dtype) for dtype in made.dtypes] == [
+            "string",
+            "string",
+            "Int64",
+            "Float64",
+            "boolean",
+            TIME,
+            "string",
+        ]
+    assert [None if pd.isna(at) else at.to_pydatetime() for at in fast["at"]] == [
+        datetime.fromisoformat(f"{row[5]}+00:00") if isinstance(row[5], str) else row[5] for row in rows
+    ]
+    assert fast["key"].tolist() == [str(UUID(hex=str(row[6]))) for row in rows]
 
 
 def test_values_that_pyarrow_does_not_take_as_text_become_text_as_without_it() -> None:
@@ -326,3 +350,57 @@ def test_more_rows_than_are_read_at_once_keep_their_order_and_their_values(tmp_p
     engine.dispose()
     assert frame.input_tokens.tolist() == list(reversed(range(number)))
     assert frame.run_id.tolist() == [str(UUID(hex=key)) for key in reversed(ids)]
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+SEEN: dict[str, Kind] = {
+    "status": "string",
+    "epoch": "Int64",
+    "usage_estimated": "boolean",
+    "error_code": "string",
+}
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["2026-01-01 00:00:00.000000", "2026-01-01 00:00:00.000001"]),
+            st.none() | TEXT,
+            st.none() | st.integers(-(2**63), 2**63 - 1),
+            st.none() | st.sampled_from([0, 1]),
+            st.none() | TEXT,
+            st.permutations(range(3)),
+            st.uuids(),
+        ),
+        max_size=6,
+        unique_by=lambda row: row[-1],
+    ),
+)
+def test_rows_of_sqlite_come_whole_and_newest_first_also_those_of_the_same_time(
+    rows: list[tuple[str, str | None, int | None, int | None, str | None, list[int], UUID]],
+) -> None:
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE TABLE llm_runs ({', '.join(RUN_COLUMNS)})")
+        connection.exec_driver_sql(f"CREATE TABLE llm_attempts ({', '.join((*ATTEMPT_COLUMNS, 'id'))})")
+        for created, *values, numbers, key in rows:
+            connection.exec_driver_sql(
+                f"INSERT INTO llm_runs (id, created_at_utc, workspace_id, {', '.join(SEEN)}) "
+                "VALUES (?, ?, 'lab', ?, ?, ?, ?)",
+                (key.hex, created, *values),
+            )
+            for number in numbers:
+                connection.exec_driver_sql("INSERT INTO llm_attempts (run_id, number) VALUES (?, ?)", (key.hex, number))
+        frames = [runs_frame(connection, "lab", limit=limit) for limit in (None, 100)]
+        attempts = [attempts_frame(connection, "lab", limit=limit) for limit in (None, 100)]
+    engine.dispose()
+    ordered = sorted(rows, key=lambda row: (row[0], row[-1]), reverse=True)
+    for frame in frames:
+        assert dtypes(frame) == written(RUN_DTYPES)
+        pd.testing.assert_frame_equal(frame[list(SEEN)], frame_of([row[1:5] for row in ordered], SEEN))
+        assert frame["id"].tolist() == [str(row[-1]) for row in ordered]
+    for frame in attempts:
+        assert dtypes(frame) == written(ATTEMPT_DTYPES)
+        expected = [(str(row[-1]), number) for row in ordered for number in range(3)]
+        assert list(zip(frame["run_id"], frame["number"], strict=True)) == expected

@@ -1,4 +1,4 @@
-"""Two real processes on one run name, one SQLite file and one server; and which cells a walk visits."""
+"""Two real processes on one run name, one database and one server; and which cells a walk visits."""
 
 import json
 import subprocess
@@ -64,9 +64,10 @@ def server():
 
 
 @pytest.fixture
-def both(server, tmp_path):
+def both(server, tmp_path, database_url):
     """Two processes that have done all but begin."""
-    environment = {"LLM_OLLAMA_API_BASE": server.url, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    environment = {"LLM_OLLAMA_API_BASE": server.url, "LLM_DATABASE_URL": database_url}
+    environment |= {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     command = [sys.executable, "-c", PROGRAM]
     processes = [

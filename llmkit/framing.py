@@ -1,0 +1,126 @@
+"""Rows as a DataFrame with given columns and dtypes. pandas is imported when the first frame is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+__all__ = ["Columns", "Kind", "frame_of", "framed"]
+
+Kind = Literal["uuid", "time", "string", "Int64", "Float64", "boolean"]
+Columns = Mapping[str, Kind]
+
+TIME_DTYPE: Final = "datetime64[us, UTC]"
+HEX_DIGITS: Final = 32
+HYPHENS_BEFORE: Final = (8, 12, 16, 20)
+
+
+def frame_of(rows: Iterable[tuple[Any, ...]], columns: Columns) -> pd.DataFrame:
+    """A frame from rows whose values are in the order of `columns`.
+
+    Times may be aware datetimes or UTC texts, ids UUIDs or texts with or without hyphens.
+    """
+    return framed([rows], columns)
+
+
+def framed(
+    batches: Iterable[Iterable[Sequence[Any]]], columns: Columns, *, packed: Collection[str] = ()
+) -> pd.DataFrame:
+    """As `frame_of`, from batches of rows that become columns at once: few rows stay in the processor's cache.
+
+    Args:
+        batches: Of rows.
+        columns: Of the frame.
+        packed: Those of them that come together, as a JSON array, before the others. One text is read faster than
+            several values, and each different one is taken apart once.
+    """
+    import pandas as pd
+
+    together = {name: kind for name, kind in columns.items() if name in packed}
+    apart = {name: kind for name, kind in columns.items() if name not in packed}
+    by_column: list[list[Any]] = [[] for _ in (*list(together)[:1], *apart)]
+    for rows in batches:
+        for column_so_far, values in zip(by_column, zip(*rows, strict=True), strict=False):
+            column_so_far.extend(values)
+    typed = _unpacked(by_column.pop(0), together) if together else {}
+    typed |= {name: _typed(values, kind) for values, (name, kind) in zip(by_column, apart.items(), strict=True)}
+    # Of arrays of our own, which nobody else holds.
+    return pd.DataFrame(typed, columns=list(columns), copy=False)
+
+
+def _unpacked(texts: list[str], columns: Columns) -> dict[str, pd.Series[Any]]:
+    """Columns of JSON arrays, many of which are the same."""
+    import numpy as np
+    import pandas as pd
+
+    codes, distinct = pd.factorize(np.array(texts, dtype=object))
+    rows = [json.loads(text) for text in distinct]
+    by_column = [list(values) for values in zip(*rows, strict=True)] or [[] for _ in columns]
+    typed = ((name, _typed(values, kind)) for values, (name, kind) in zip(by_column, columns.items(), strict=True))
+    return {name: pd.Series(values.array.take(codes), copy=False) for name, values in typed}
+
+
+def _typed(values: list[Any], kind: Kind) -> pd.Series[Any]:
+    import pandas as pd
+
+    if kind == "boolean":
+        values = [None if value is None else bool(value) for value in values]
+    by_arrow = _by_arrow(values, kind)
+    if by_arrow is not None:
+        return by_arrow
+    if kind == "uuid":
+        return _typed([_hyphenated(value) for value in values], "string")
+    if kind == "time":
+        return pd.to_datetime(pd.Series(values, dtype="object"), utc=True, format="ISO8601").astype(TIME_DTYPE)
+    # Never by way of a float: that would round large counts.
+    return pd.Series(values, dtype="object").astype(kind)
+
+
+def _by_arrow(values: list[Any], kind: Kind) -> pd.Series[Any] | None:
+    """The same through pyarrow, in a third of the time; None when it is not there or does not take the values."""
+    try:
+        import pyarrow as pa
+    except ImportError:
+        return None
+    import pandas as pd
+
+    types = {"string": pa.large_string, "Int64": pa.int64, "Float64": pa.float64, "boolean": pa.bool_}
+    dtypes: Mapping[str, Any] = {"Int64": pd.Int64Dtype, "Float64": pd.Float64Dtype, "boolean": pd.BooleanDtype}
+    try:
+        if kind == "time":
+            # Only of texts without a zone, which are in UTC.
+            times = pa.array(values, type=pa.string()).cast(pa.timestamp("us"))
+            return pd.Series(times.to_pandas()).dt.tz_localize("UTC")
+        if kind == "uuid":
+            array = _hyphenated_together(values)
+        else:
+            array = pa.array(values, type=types[kind](), from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError):
+        return None
+    return None if array is None else pd.Series(dtypes.get(kind, pd.StringDtype)().__from_arrow__(array), copy=False)
+
+
+def _hyphenated_together(values: list[Any]) -> pa.LargeStringArray | None:
+    """Ids as SQLite has them in the usual form; None when one is missing or not as SQLite has it."""
+    import numpy as np
+    import pyarrow as pa
+
+    if {*map(type, values)} != {str} or {*map(len, values)} != {HEX_DIGITS}:
+        return None
+    digits = np.frombuffer("".join(values).encode("ascii"), dtype="S1").reshape(-1, HEX_DIGITS)
+    texts = np.insert(digits, HYPHENS_BEFORE, b"-", axis=1)
+    ends = np.arange(0, texts.size + 1, texts.shape[1], dtype=np.int64)
+    return pa.LargeStringArray.from_buffers(len(values), pa.py_buffer(ends), pa.py_buffer(texts))
+
+
+def _hyphenated(value: Any) -> str | None:
+    """An id in the usual form; SQLite has it without hyphens."""
+    if value is None:
+        return None
+    text = str(value)
+    return text if len(text) != HEX_DIGITS else f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
