@@ -21,9 +21,9 @@ from llmkit.evals.cells import Cells
 from llmkit.evals.dataset import Sample
 from llmkit.evals.health import LONGEST_SILENCE_S, SHORTEST_REST_S, TRIES_OF_A_SAMPLE, Health
 from llmkit.evals.keeper import Keeper, require_countable
-from llmkit.evals.outcome import answered, failed, scored
+from llmkit.evals.outcome import answered, failed
 from llmkit.evals.plan import EvaluateOptions, Plan, call_name, name_prefix
-from llmkit.evals.progress import Progress, Tally, shown
+from llmkit.evals.progress import Tally, shown
 from llmkit.evals.report import EvalReport
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, ResultKey
 from llmkit.evals.scoring import Scoring
@@ -150,7 +150,7 @@ class _Evaluation:
         self.health = {lane.label: Health() for lane in plan.lanes}
         self.put_off: list[_Call] = []
         self._losses: Counter[int] = Counter()
-        self.show: Callable[[Progress], None] = lambda _progress: None
+        self.show: Callable[[], None] = lambda: None
         self._scoring = Scoring(plan, run, store, keeper)
         self._stale: list[ResultKey] = []
         self._before: dict[int, datetime] = {}
@@ -179,14 +179,14 @@ class _Evaluation:
         Raises:
             LLMStoreError: Results cannot be kept any more.
         """
-        with shown(self.plan.progress, self.plan.total) as self.show:
+        with shown(self.plan.progress, self.tally) as self.show:
             try:
                 async with self.keeper.at_work():
                     await self._everything()
             except ExceptionGroup as errors:
                 # The first one stopped the others.
                 raise errors.exceptions[0] from None
-            self.show(self.tally.progress())
+            self.show()
 
     async def _everything(self) -> None:
         await self._sharing.begin()
@@ -242,7 +242,7 @@ class _Evaluation:
         while self._sharing.waits:
             await asyncio.sleep(max(pause_s, self._sharing.pause_s))
             await self._sharing.look()
-            self.show(self.tally.progress())
+            self.show()
             if left := self._sharing.left_behind():
                 return [self._call_at(place) for place in left]
             pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
@@ -255,7 +255,7 @@ class _Evaluation:
             else:
                 is_rescored = await self._scoring.again(job)
                 self.tally.rescored += is_rescored
-            self.show(self.tally.progress())
+            self.show()
             await self._sharing.look_now_and_then()
 
     def _jobs(self) -> Iterator[_Call | ResultKey]:
@@ -353,7 +353,7 @@ class _Evaluation:
         sent = sum(len(response.attempts) or 1 for response in extraction.responses if response.billed)
         self.tally.send(sent)
         scores = await self._scoring.scores(blank, extraction.value, job.sample)
-        await self._keep(job, scored(answered(blank, job.lane, extraction), scores), opened, replayed=not sent)
+        await self._keep(job, answered(blank, job.lane, extraction, scores), opened, replayed=not sent)
 
     async def _keep_failure(self, job: _Call, blank: EvalResult, error: Exception, opened: Span) -> None:
         self.tally.send(len(error.attempts) if isinstance(error, LLMError) else 0)

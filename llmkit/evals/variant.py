@@ -50,23 +50,20 @@ class Lane:
     """A variant ready to be called. `route` is None where the router chooses.
 
     Attributes:
+        constraints: A pinned route never falls back: the score would be another model's.
         planned: Who should answer: the pinned route, or the first candidate of the policy.
     """
 
     label: str
     service: LLMService
     route: Route | None
+    constraints: LLMConstraints
     planned: Route | None
     policy: str | None
     prompt: Template | Callable[[Sample], Any]
     system: str | None
     parameters: Mapping[str, Any]
     description: Mapping[str, Any]
-
-    @property
-    def constraints(self) -> LLMConstraints:
-        """A pinned route never falls back: the score would be another model's."""
-        return LLMConstraints(allow_fallback=self.route is None)
 
     def messages(self, sample: Sample) -> tuple[Message, ...]:
         """What the sample is sent as."""
@@ -175,6 +172,7 @@ class _LaneBuilder:
             label=label,
             service=service,
             route=route,
+            constraints=LLMConstraints(allow_fallback=route is None),
             planned=planned,
             policy=policy,
             prompt=compiled(prompt),
