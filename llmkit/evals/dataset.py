@@ -6,6 +6,7 @@ import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import KW_ONLY, replace
 from dataclasses import dataclass as plain_dataclass
 from functools import cached_property
@@ -258,7 +259,14 @@ def _identified(pairs: list[tuple[str, Sample]]) -> Iterator[Sample]:
     taken = _explicit_ids(pairs)
     counts: dict[str, int] = {}
     for _place, sample in pairs:
-        yield sample if sample.id is not None else replace(sample, id=_content_id(sample, taken, counts))
+        yield sample if sample.id is not None else _named(sample, _content_id(sample, taken, counts))
+
+
+def _named(sample: Sample, name: str) -> Sample:
+    # Not by `replace`, which would check all of the sample a second time.
+    named = copy(sample)
+    object.__setattr__(named, "id", name)
+    return named
 
 
 def _content_id(sample: Sample, taken: set[str], counts: dict[str, int]) -> str:

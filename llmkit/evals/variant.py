@@ -23,6 +23,7 @@ __all__ = ["Lane", "RouteLike", "Variant", "asked_digest", "lanes"]
 POLICY_PREFIX = "policy:"
 DEFAULT_POLICY = "default"
 DIGEST_LENGTH = 12
+_PLAIN = frozenset({"role", "content"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,13 @@ class Lane:
 
 def asked_digest(target: str, messages: Sequence[Message], parameters: Mapping[str, Any]) -> str:
     """Short hash of who is asked what, and how."""
-    said = [message.model_dump(mode="json", exclude_defaults=True) for message in messages]
-    return sha256_of([target, said, dict(parameters)])[:DIGEST_LENGTH]
+    return sha256_of([target, [_said(message) for message in messages], dict(parameters)])[:DIGEST_LENGTH]
+
+
+def _said(message: Message) -> dict[str, Any]:
+    if message.content and message.model_fields_set <= _PLAIN:
+        return {"role": message.role, "content": message.content}  # as below, at a tenth of its cost
+    return message.model_dump(mode="json", exclude_defaults=True)
 
 
 def lanes(
