@@ -24,6 +24,7 @@ from llmkit.evals.keeper import Keeper, require_countable
 from llmkit.evals.outcome import answered, failed
 from llmkit.evals.plan import EvaluateOptions, Plan, call_name, name_prefix
 from llmkit.evals.progress import Tally, shown
+from llmkit.evals.prompt import Content
 from llmkit.evals.report import EvalReport
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, ResultKey
 from llmkit.evals.scoring import Scoring
@@ -282,8 +283,8 @@ class _Evaluation:
                 self.tally.send(len(error.attempts))
 
     async def _ask(self, job: _Call, health: Health) -> None:
-        messages = job.lane.messages(job.sample)
-        blank = self._blank(job, messages)
+        content = job.lane.content(job.sample)
+        blank, messages = self._blank(job, content), job.lane.sent(content)
         self._sharing.began(blank.pipeline_run_id)
         try:
             with span(f"sample {job.lane.label}", self._told_of(blank)) as opened:
@@ -318,9 +319,9 @@ class _Evaluation:
             if _is_billed(extraction) or not await self._sharing.is_anothers(job.place, blank.pipeline_run_id):
                 await self._keep_answer(job, blank, extraction, opened)
 
-    def _blank(self, job: _Call, messages: Sequence[Message]) -> EvalResult:
+    def _blank(self, job: _Call, content: Content) -> EvalResult:
         sample, lane = job.sample, job.lane
-        digests = self.plan.sample_digests[sample.key] + self.plan.request_digest(lane, messages)
+        digests = self.plan.sample_digests[sample.key] + self.plan.request_digest(lane, content)
         return EvalResult(
             eval_run_id=self.run.id,
             route=lane.label,
@@ -406,7 +407,7 @@ class _Evaluation:
 
     def _unsettled(self, place: int) -> EvalResult:
         job = self._call_at(place)
-        blank = self._blank(job, job.lane.messages(job.sample))
+        blank = self._blank(job, job.lane.content(job.sample))
         if place in self._sharing.silent:
             return replace(blank, status=IN_PROGRESS, error_code=LLMInProgress.code)
         stopped_by = self.health[blank.route].stopped_by
