@@ -67,7 +67,17 @@ class _Form:
     def filled(self, arguments: Mapping[str, Any], translation: Translation) -> Prepared:
         texts = _texts(arguments, translation)
         body = b"".join(piece if isinstance(piece, bytes) else texts[piece] for piece in self.pieces)
-        return replace(self.prepared, body=body, messages=arguments["messages"])
+        made = self.prepared
+        # Field by field: `replace` takes longer than all the rest of filling a form.
+        return Prepared(
+            url=made.url,
+            headers=made.headers,
+            body=body,
+            model=made.model,
+            messages=arguments["messages"],
+            data=made.data,
+            outline=made.outline,
+        )
 
 
 class Forms:
