@@ -79,15 +79,12 @@ def with_instructions(
 
 def is_sent_as_it_is(conversation: Iterable[Message]) -> bool:
     """Whether Pydantic AI would neither add to the conversation nor change or refuse it; False when in doubt."""
-    has_begun = False
-    for message in conversation:
-        is_system = message.role == "system"
-        if (has_begun and is_system) or message.role == "tool" or message.tool_calls or message.attachments:
+    for place, message in enumerate(conversation):
+        if message.role == "tool" or (message.role == "system" and place) or message.tool_calls or message.attachments:
             return False
         # A tag of the kind that Pydantic AI marks its own words with gets a note beside it.
         if message.tool_call_id or message.tool_name or _MAY_HOLD_A_TAG.search(message.content):
             return False
-        has_begun = not is_system
     return True
 
 
