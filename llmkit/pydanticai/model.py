@@ -229,7 +229,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
             form: What Pydantic AI would ask it with.
 
         Raises:
-            As `request`.
+            LLMError: As `request`, and so are all others that it raises.
         """
         self.form = form
         step = sum(message.role == "assistant" for message in conversation)
