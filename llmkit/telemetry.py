@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -242,7 +242,7 @@ class Telemetry:
             self._tokens.record(count, attributes | {"gen_ai.token.type": kind})
 
     def _trace(self, event: RunEvent, attributes: dict[str, str]) -> None:
-        trace = self._trace_api
+        trace = _trace_api()
         if not _is_traced(trace):
             return
         ended_ns = time.time_ns()
@@ -262,14 +262,8 @@ class Telemetry:
         span.end(ended_ns)
 
     @cached_property
-    def _trace_api(self) -> ModuleType:
-        from opentelemetry import trace
-
-        return trace
-
-    @cached_property
     def _tracer(self) -> Tracer:
-        return self._trace_api.get_tracer("llmkit")  # type: ignore[no-any-return]
+        return _trace_api().get_tracer("llmkit")  # type: ignore[no-any-return]
 
     @cached_property
     def _runs(self) -> Counter:
@@ -316,19 +310,26 @@ class Telemetry:
 SpanValue: TypeAlias = str | int | float | list[str]
 
 
-@contextmanager
-def span(name: str, attributes: Mapping[str, SpanValue]) -> Iterator[Span]:
+def span(name: str, attributes: Mapping[str, SpanValue]) -> AbstractContextManager[Span]:
     """A span around a block, current inside of it, so that the spans of calls made there are below it.
 
     Args:
         name: Of few kinds: a route, not a sample.
         attributes: Without prompts, answers and keys.
     """
+    trace = _trace_api()
+    return _span(trace, name, attributes) if _is_traced(trace) else nullcontext(Span(trace.INVALID_SPAN))
+
+
+@cache
+def _trace_api() -> ModuleType:
     from opentelemetry import trace
 
-    if not _is_traced(trace):
-        yield Span(trace.INVALID_SPAN)
-        return
+    return trace
+
+
+@contextmanager
+def _span(trace: ModuleType, name: str, attributes: Mapping[str, SpanValue]) -> Iterator[Span]:
     tracer: Tracer = trace.get_tracer("llmkit")
     # An exception's text may quote a prompt: only its kind is told.
     with tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False) as made:

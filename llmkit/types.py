@@ -319,6 +319,8 @@ class TokenUsage(Value):
     def total(cls, usages: Iterable[TokenUsage]) -> TokenUsage:
         """The sum. A count that is unknown in one part is unknown in the sum."""
         parts = tuple(usages)
+        if len(parts) == 1:
+            return parts[0]
         counts = {name: _sum(getattr(part, name) for part in parts) for name in cls.model_fields if name != "estimated"}
         return cls(estimated=any(part.estimated for part in parts), **counts)
 

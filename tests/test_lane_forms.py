@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmkit.canonical import sha256_of
 from llmkit.lanes.fast import FastLane, FastParts, load_parts
 from llmkit.lanes.plain import as_plain
 from llmkit.lanes.translation import Answer, Prepared, Translation
 from llmkit.ports import Endpoint
 from llmkit.providers import PROVIDERS, CallArguments
 from llmkit.settings import load_settings
-from llmkit.types import LLMRequest, Message, ResponseFormat, Route
+from llmkit.types import LLMProvider, LLMRequest, Message, ResponseFormat, Route
+from llmkit.wire.exchange import Exchange
 from llmkit.wire.pool import Pool
 from tests.lane_matrix import FLAT, REQUESTS, WEATHER
 
@@ -68,13 +71,14 @@ TEXTS = st.one_of(
     st.sampled_from(["", " ", "<think>a</think>b", "<b>", '"', "\\", "\u2028", "\x00", "llmkit-text-0-87b0c7e1",
                      '"llmkit-text-1-87b0c7e1"', "data:audio/wav;base64,AAAA", "{}", "a\n<think>b</think>"]),
 )  # fmt: skip
+SCHEMA = ResponseFormat(json_schema=FLAT)
 SHAPES = st.lists(st.sampled_from(["system", "user", "assistant"]), min_size=1, max_size=4)
 OTHERS = st.sampled_from(
     [
         {},
         {"temperature": 0, "max_output_tokens": 100},
         {"stop": ("x", "ü"), "seed": 3},
-        {"response_format": ResponseFormat(json_schema=FLAT)},
+        {"response_format": SCHEMA},
         {"tools": (WEATHER,), "tool_choice": "auto"},
     ]
 )
@@ -90,6 +94,39 @@ def test_a_filled_form_is_the_translation_of_its_texts(parts, roles, rounds, oth
         asked = LLMRequest(messages=said, **others)
         quick = learning.prepare(arguments(route, asked))
         assert on_the_wire(quick) == on_the_wire(FastLane(Pool(), parts).prepare(arguments(route, asked)))
+
+
+@settings(ONCE, max_examples=40)
+@given(SHAPES, st.lists(TEXTS, min_size=4, max_size=4), OTHERS, st.sampled_from(ROUTES))
+def test_an_outline_has_the_hashes_of_the_body_that_is_sent(parts, roles, texts, others, route):
+    lane, spec = FastLane(Pool(), parts), PROVIDERS[Route.parse(route).provider]
+    for said in (["a"] * 4, ["b"] * 4, texts):
+        messages = tuple(Message(role=role, content=text) for role, text in zip(roles, said, strict=False))
+        given_arguments = arguments(route, LLMRequest(messages=messages, **others))
+        prepared = lane.prepare(given_arguments)
+    if prepared is None:  # for the reference lane
+        return
+    exchange = partial(Exchange, spec=spec, arguments=given_arguments)
+    known = exchange(outline=prepared.outline, texts=[each.content for each in messages])
+    read = exchange()
+    for each in (known, read):
+        each.request_leaves("/some/ü", prepared.body)
+    assert known.params_sha256 == read.params_sha256
+    assert (known.sent_schema, known.schema_sha256) == (read.sent_schema, read.schema_sha256)
+
+
+def test_what_never_left_has_no_hashes(parts):
+    lane = FastLane(Pool(), parts)
+    given_arguments = arguments("ollama/llama3.2", LLMRequest(messages="Hi", response_format=SCHEMA))
+    found = [lane.prepare(given_arguments) for _ in range(3)]
+    outlines = [each and each.outline for each in found]
+    assert outlines[:2] == [None, None], "the third of a kind has one"
+    spec = PROVIDERS[LLMProvider.OLLAMA]
+    exchange = Exchange(spec=spec, arguments=given_arguments, outline=outlines[2], texts=["Hi"])
+    assert (exchange.params_sha256, exchange.sent_schema, exchange.schema_sha256) == (None, None, None)
+    exchange.request_leaves("/api/chat", found[2].body)
+    assert exchange.params_sha256 is not None
+    assert (exchange.sent_schema, exchange.schema_sha256) == (FLAT, sha256_of(FLAT))
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -6,7 +6,8 @@ import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, replace
+from copy import copy
+from dataclasses import KW_ONLY, field, replace
 from dataclasses import dataclass as plain_dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -145,6 +146,8 @@ class Dataset:
 
     samples: tuple[Sample, ...]
     source: str = "samples"
+    # Hashes of contents by id, as far as an id was made of one.
+    _hashes: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def load(cls, source: DatasetSource, *, base_dir: Path | None = None) -> Dataset:
@@ -173,7 +176,8 @@ class Dataset:
         pairs = list(placed)
         if not pairs:
             raise LLMDatasetError(f"{source} has no samples.")
-        return cls(tuple(_identified(pairs)), source)
+        hashes: dict[str, str] = {}
+        return cls(tuple(_identified(pairs, hashes)), source, hashes)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -185,6 +189,10 @@ class Dataset:
     def sha256(self) -> str:
         """Hash of all ids and contents, in order."""
         return sha256_of([[sample.id, sample.content()] for sample in self.samples])
+
+    def content_sha256(self, sample: Sample) -> str:
+        """Hash of the content of one of the samples."""
+        return self._hashes.get(sample.key) or sha256_of(sample.content())
 
     @cached_property
     def by_id(self) -> dict[str, Sample]:
@@ -277,16 +285,33 @@ def _given(samples: Iterable[Any]) -> Iterator[tuple[str, Sample]]:
         yield f"sample {number}", sample
 
 
-def _identified(pairs: list[tuple[str, Sample]]) -> Iterator[Sample]:
-    """Give an id to each sample that has none. The same content twice gets the suffixes -2, -3 and so on."""
+def _identified(pairs: list[tuple[str, Sample]], hashes: dict[str, str]) -> Iterator[Sample]:
+    """Give an id to each sample that has none. The same content twice gets the suffixes -2, -3 and so on.
+
+    Args:
+        pairs: Samples, and where each of them is.
+        hashes: Gets the hashes of their contents by the ids that were given.
+    """
     taken = _explicit_ids(pairs)
     counts: dict[str, int] = {}
     for _place, sample in pairs:
-        yield sample if sample.id is not None else replace(sample, id=_content_id(sample, taken, counts))
+        if sample.id is not None:
+            yield sample
+            continue
+        found = sha256_of(sample.content())
+        name = _free_id(found[:ID_LENGTH], taken, counts)
+        hashes[name] = found
+        yield _named(sample, name)
 
 
-def _content_id(sample: Sample, taken: set[str], counts: dict[str, int]) -> str:
-    stem = sha256_of(sample.content())[:ID_LENGTH]
+def _named(sample: Sample, name: str) -> Sample:
+    # Not by `replace`, which would check all of the sample a second time.
+    named = copy(sample)
+    object.__setattr__(named, "id", name)
+    return named
+
+
+def _free_id(stem: str, taken: set[str], counts: dict[str, int]) -> str:
     while True:
         counts[stem] = counts.get(stem, 0) + 1
         name = stem if counts[stem] == 1 else f"{stem}-{counts[stem]}"

@@ -27,19 +27,28 @@ __all__ = ["answered", "failed", "scored"]
 LONGEST_MESSAGE = 2_000
 
 
-def answered(blank: EvalResult, lane: Lane, extraction: Extraction[Any]) -> EvalResult:
-    """The result of a sample that got a valid output; not scored yet."""
+def answered(blank: EvalResult, lane: Lane, extraction: Extraction[Any], scores: Scores) -> EvalResult:
+    """The result of a sample that got a valid output."""
     served = extraction.responses[-1].route
     warnings = dict.fromkeys(text for response in extraction.responses for text in response.warnings)
     if lane.planned is not None and served != lane.planned:
         warnings[f"{FALLBACK_WARNING} {served} answered instead of {lane.planned}"] = None
-    return replace(
-        blank,
-        status=SUCCEEDED,
+    # Field by field: `replace` takes twice as long, and this is done for every sample.
+    return EvalResult(
+        eval_run_id=blank.eval_run_id,
+        route=blank.route,
+        sample_id=blank.sample_id,
+        epoch=blank.epoch,
+        status=_status(scores),
         finished_at_utc=utc_now(),
+        pipeline_run_id=blank.pipeline_run_id,
+        sample_group=blank.sample_group,
         served_route=str(served),
         output_json=extraction.value.model_dump_json(by_alias=True, round_trip=True),
         output_mode=extraction.mode,
+        scores=scores.values,
+        scorer_errors=scores.errors,
+        score_details=scores.details,
         valid_first_try=extraction.valid_first_try,
         outcome=extraction.outcome,
         schema_sha256=extraction.schema_sha256,
@@ -53,10 +62,17 @@ def answered(blank: EvalResult, lane: Lane, extraction: Extraction[Any]) -> Eval
 
 def scored(result: EvalResult, scores: Scores) -> EvalResult:
     """The result with its scores in place of any earlier ones."""
-    status = SCORER_FAILED if scores.errors else SUCCEEDED
     return replace(
-        result, status=status, scores=scores.values, scorer_errors=scores.errors, score_details=scores.details
+        result,
+        status=_status(scores),
+        scores=scores.values,
+        scorer_errors=scores.errors,
+        score_details=scores.details,
     )
+
+
+def _status(scores: Scores) -> str:
+    return SCORER_FAILED if scores.errors else SUCCEEDED
 
 
 def failed(blank: EvalResult, error: Exception) -> EvalResult:

@@ -16,12 +16,13 @@ from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun
 from llmkit.evals.budget import Budget
 from llmkit.evals.dataset import Dataset, Sample
 from llmkit.evals.progress import Progress
+from llmkit.evals.prompt import Content
 from llmkit.evals.provenance import made_with
 from llmkit.evals.result import FAILED
 from llmkit.evals.scorers import DEFAULT_SCORER_TIMEOUT_S, Scorer, declares_lower
 from llmkit.evals.task import Task
 from llmkit.evals.variant import DIGEST_LENGTH, Lane, RouteLike, lanes
-from llmkit.types import Message, utc_now
+from llmkit.types import utc_now
 
 if TYPE_CHECKING:
     from llmkit.pydanticai.extraction import Extraction
@@ -142,7 +143,7 @@ class Plan:
             progress=options.get("progress", True),
             budget=options.get("budget") or Budget(),
             extract=options.get("extract") or _default_extract(),
-            sample_digests={sample.key: _sample_digest(sample) for sample in dataset},
+            sample_digests={sample.key: dataset.content_sha256(sample)[:DIGEST_LENGTH] for sample in dataset},
             warm_up=options.get("warm_up", True),
             numbers={sample.key: number for number, sample in enumerate(selected)},
             turns={lane.label: number for number, lane in enumerate(resolved)},
@@ -154,7 +155,7 @@ class Plan:
         """Render every prompt, so that a missing field shows before anything is paid."""
         for sample in self.selected:
             for lane in self.lanes:
-                lane.messages(sample)
+                lane.content(sample)
 
     def new_run(self, workspace_id: str, name: str) -> EvalRun:
         """The run as it is stored if there is none of this name."""
@@ -225,7 +226,7 @@ class Plan:
             lane, digest = lanes.get(outcome.route), digests_of(outcome.pipeline_run_id)[1]
             if lane is None or (outcome.route, outcome.sample_id, digest) in compared:
                 continue
-            if digest != self.request_digest(lane, lane.messages(self.dataset.by_id[outcome.sample_id])):
+            if digest != self.request_digest(lane, lane.content(self.dataset.by_id[outcome.sample_id])):
                 raise LLMEvaluationError(
                     f"In evaluation {run.name!r}, {lane.label} was asked something else: its prompt or parameters "
                     f"have changed (first seen on sample {outcome.sample_id}). Use another name or label."
@@ -233,9 +234,9 @@ class Plan:
             if self.epochs > 1:
                 compared.add((outcome.route, outcome.sample_id, digest))
 
-    def request_digest(self, lane: Lane, messages: Sequence[Message]) -> str:
-        """Short hash of what a lane sends, repairs included."""
-        return with_repairs(lane.digest(messages), self.repairs)
+    def request_digest(self, lane: Lane, content: Content) -> str:
+        """Short hash of what a lane sends for a sample of this content, repairs included."""
+        return with_repairs(lane.digest(content), self.repairs)
 
     def is_open(self, result: EvalOutcome) -> bool:
         """Whether a stored result is to be replaced by calling again."""
@@ -312,10 +313,6 @@ def _some(ids: set[str], most: int = 5) -> str:
     shown = sorted(ids)[:most]
     more = f" and {len(ids) - most} more" if len(ids) > most else ""
     return ", ".join(shown) + more
-
-
-def _sample_digest(sample: Sample) -> str:
-    return sha256_of(sample.content())[:DIGEST_LENGTH]
 
 
 def name_prefix(run: EvalRun) -> str:

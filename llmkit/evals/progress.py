@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,28 +107,41 @@ class Tally:
 
 
 @contextmanager
-def shown(progress: bool | Callable[[Progress], None], total: int) -> Iterator[Callable[[Progress], None]]:
-    """What to call with every `Progress`: the given function, a bar's drawing for True, nothing for False."""
+def shown(progress: bool | Callable[[Progress], None], tally: Tally) -> Iterator[Callable[[], None]]:
+    """What to call whenever the counts have changed. The given function is told each time; True draws a bar."""
     if callable(progress):
-        yield progress
+        tell = progress
+        yield lambda: tell(tally.progress())
     elif progress:
-        with _progress_bar(total) as show:
+        with _progress_bar(tally) as show:
             yield show
     else:
-        yield lambda _progress: None
+        yield lambda: None
 
 
 @contextmanager
-def _progress_bar(total: int) -> Iterator[Callable[[Progress], None]]:
+def _progress_bar(tally: Tally) -> Iterator[Callable[[], None]]:
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, unit="sample", mininterval=_interval_s()) as bar:
+    interval_s, drawn_s = _interval_s(), -math.inf
+    with tqdm(total=tally.progress().total, unit="sample", mininterval=interval_s) as bar:
 
-        def show(progress: Progress) -> None:
+        def draw() -> None:
+            progress = tally.progress()
             bar.set_postfix(standing(progress), refresh=False)
             bar.update(progress.done - bar.n)
 
-        yield show
+        def show() -> None:
+            nonlocal drawn_s
+            # Drawing costs more than a sample does.
+            if time.monotonic() - drawn_s >= interval_s:
+                drawn_s = time.monotonic()
+                draw()
+
+        try:
+            yield show
+        finally:
+            draw()
 
 
 def standing(progress: Progress) -> dict[str, int]:

@@ -13,9 +13,11 @@ from llmkit.errors import LLMEvaluationError
 from llmkit.evals.dataset import Sample
 from llmkit.types import Message
 
-__all__ = ["Prompt", "Template", "render"]
+__all__ = ["Content", "Prompt", "Template", "as_messages", "content_of", "render"]
 
 Prompt: TypeAlias = str | Callable[[Sample], str | Sequence[Message]]
+# Of one sample: the text of a user message, or a conversation.
+Content: TypeAlias = str | tuple[Message, ...]
 
 _FIELD = re.compile(r"(?P<name>[^\[\].!:{}\s]+)(\[(?P<key>[^\[\]{}]+)\])?")
 _SYNTAX = "write {input}, {input[field]}, {field} or {metadata[field]}, and {{ or }} for a brace"
@@ -115,12 +117,25 @@ def render(
     Raises:
         LLMEvaluationError: A field is missing, the function failed, or it returned something else.
     """
-    content = prompt.render(sample) if isinstance(prompt, Template) else _called(prompt, sample)
+    return as_messages(content_of(prompt, sample), system)
+
+
+def content_of(prompt: Template | Callable[[Sample], Any], sample: Sample) -> Content:
+    """What a prompt makes of a sample.
+
+    Raises:
+        LLMEvaluationError: As `render`.
+    """
+    return prompt.render(sample) if isinstance(prompt, Template) else _called(prompt, sample)
+
+
+def as_messages(content: Content, system: str | None = None) -> tuple[Message, ...]:
+    """The content as it is sent, behind a system message if there is one."""
     messages = (Message(role="user", content=content),) if isinstance(content, str) else content
     return messages if system is None else (Message(role="system", content=system), *messages)
 
 
-def _called(function: Callable[[Sample], Any], sample: Sample) -> str | tuple[Message, ...]:
+def _called(function: Callable[[Sample], Any], sample: Sample) -> Content:
     name = getattr(function, "__name__", repr(function))
     try:
         content = function(sample)

@@ -22,9 +22,10 @@ from llmkit.evals.cells import Cells
 from llmkit.evals.dataset import Sample
 from llmkit.evals.health import LONGEST_SILENCE_S, SHORTEST_REST_S, TRIES_OF_A_SAMPLE, Health
 from llmkit.evals.keeper import Keeper, require_countable
-from llmkit.evals.outcome import answered, failed, scored
+from llmkit.evals.outcome import answered, failed
 from llmkit.evals.plan import EvaluateOptions, Plan, call_name, name_prefix
-from llmkit.evals.progress import Progress, Tally, shown
+from llmkit.evals.progress import Tally, shown
+from llmkit.evals.prompt import Content
 from llmkit.evals.report import EvalReport
 from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, ResultKey
 from llmkit.evals.scoring import Scoring
@@ -150,7 +151,7 @@ class _Evaluation:
         self.health = {lane.label: Health() for lane in plan.lanes}
         self.put_off: list[_Call] = []
         self._losses: Counter[int] = Counter()
-        self.show: Callable[[Progress], None] = lambda _progress: None
+        self.show: Callable[[], None] = lambda: None
         self._scoring = Scoring(plan, run, store, keeper)
         self._stale: list[ResultKey] = []
         self._before: dict[int, datetime] = {}
@@ -179,14 +180,14 @@ class _Evaluation:
         Raises:
             LLMStoreError: Results cannot be kept any more.
         """
-        with shown(self.plan.progress, self.plan.total) as self.show:
+        with shown(self.plan.progress, self.tally) as self.show:
             try:
                 async with self.keeper.at_work():
                     await self._everything()
             except ExceptionGroup as errors:
                 # The first one stopped the others.
                 raise errors.exceptions[0] from None
-            self.show(self.tally.progress())
+            self.show()
 
     async def _everything(self) -> None:
         await self._sharing.begin()
@@ -242,7 +243,7 @@ class _Evaluation:
         while self._sharing.waits:
             await asyncio.sleep(max(pause_s, self._sharing.pause_s))
             await self._sharing.look()
-            self.show(self.tally.progress())
+            self.show()
             if left := self._sharing.left_behind():
                 return [self._call_at(place) for place in left]
             pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
@@ -255,7 +256,7 @@ class _Evaluation:
             else:
                 is_rescored = await self._scoring.again(job)
                 self.tally.rescored += is_rescored
-            self.show(self.tally.progress())
+            self.show()
             await self._sharing.look_now_and_then()
 
     def _jobs(self) -> Iterator[_Call | ResultKey]:
@@ -282,8 +283,8 @@ class _Evaluation:
                 self.tally.send(len(error.attempts))
 
     async def _ask(self, job: _Call, health: Health) -> None:
-        messages = job.lane.messages(job.sample)
-        blank = self._blank(job, messages)
+        content = job.lane.content(job.sample)
+        blank, messages = self._blank(job, content), job.lane.sent(content)
         self._sharing.began(blank.pipeline_run_id)
         try:
             with span(f"sample {job.lane.label}", self._told_of(blank)) as opened:
@@ -318,9 +319,9 @@ class _Evaluation:
             if _is_billed(extraction) or not await self._sharing.is_anothers(job.place, blank.pipeline_run_id):
                 await self._keep_answer(job, blank, extraction, opened)
 
-    def _blank(self, job: _Call, messages: Sequence[Message]) -> EvalResult:
+    def _blank(self, job: _Call, content: Content) -> EvalResult:
         sample, lane = job.sample, job.lane
-        digests = self.plan.sample_digests[sample.key] + self.plan.request_digest(lane, messages)
+        digests = self.plan.sample_digests[sample.key] + self.plan.request_digest(lane, content)
         return EvalResult(
             eval_run_id=self.run.id,
             route=lane.label,
@@ -353,7 +354,7 @@ class _Evaluation:
         sent = sum(len(response.attempts) or 1 for response in extraction.responses if response.billed)
         self.tally.send(sent)
         scores = await self._scoring.scores(blank, extraction.value, job.sample)
-        await self._keep(job, scored(answered(blank, job.lane, extraction), scores), opened, replayed=not sent)
+        await self._keep(job, answered(blank, job.lane, extraction, scores), opened, replayed=not sent)
 
     async def _keep_failure(self, job: _Call, blank: EvalResult, error: Exception, opened: Span) -> None:
         self.tally.send(len(error.attempts) if isinstance(error, LLMError) else 0)
@@ -406,7 +407,7 @@ class _Evaluation:
 
     def _unsettled(self, place: int) -> EvalResult:
         job = self._call_at(place)
-        blank = self._blank(job, job.lane.messages(job.sample))
+        blank = self._blank(job, job.lane.content(job.sample))
         if place in self._sharing.silent:
             return replace(blank, status=IN_PROGRESS, error_code=LLMInProgress.code)
         stopped_by = self.health[blank.route].stopped_by

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from llmkit.canonical import sha256_of
 from llmkit.errors import LLMEvaluationError, describe_validation
 from llmkit.evals.dataset import Sample
-from llmkit.evals.prompt import Prompt, Template, render
+from llmkit.evals.prompt import Content, Prompt, Template, as_messages, content_of
 from llmkit.evals.task import NAME, Task, checked_parameters, compiled, shown_prompt
 from llmkit.types import LLMConstraints, LLMProfile, LLMRequest, Message, ResponseFormat, Route
 
@@ -50,12 +50,14 @@ class Lane:
     """A variant ready to be called. `route` is None where the router chooses.
 
     Attributes:
+        constraints: A pinned route never falls back: the score would be another model's.
         planned: Who should answer: the pinned route, or the first candidate of the policy.
     """
 
     label: str
     service: LLMService
     route: Route | None
+    constraints: LLMConstraints
     planned: Route | None
     policy: str | None
     prompt: Template | Callable[[Sample], Any]
@@ -63,19 +65,22 @@ class Lane:
     parameters: Mapping[str, Any]
     description: Mapping[str, Any]
 
-    @property
-    def constraints(self) -> LLMConstraints:
-        """A pinned route never falls back: the score would be another model's."""
-        return LLMConstraints(allow_fallback=self.route is None)
+    def content(self, sample: Sample) -> Content:
+        """What its prompt makes of the sample."""
+        return content_of(self.prompt, sample)
+
+    def sent(self, content: Content) -> tuple[Message, ...]:
+        """What a sample of this content is sent as."""
+        return as_messages(content, self.system)
 
     def messages(self, sample: Sample) -> tuple[Message, ...]:
         """What the sample is sent as."""
-        return render(self.prompt, sample, self.system)
+        return self.sent(self.content(sample))
 
-    def digest(self, messages: Sequence[Message]) -> str:
-        """Short hash of everything that is sent for a sample, to notice that it changed."""
+    def digest(self, content: Content) -> str:
+        """Short hash of everything that is sent for a sample of this content, to notice that it changed."""
         target = str(self.route) if self.route else f"{POLICY_PREFIX}{self.policy}"
-        return asked_digest(target, messages, self.parameters)
+        return asked_digest(target, content, self.parameters, self.system)
 
     def parameters_of(self, epoch: int) -> dict[str, Any]:
         """Parameters of one repeat: a seed moves on by one, or all repeats would be the same."""
@@ -85,10 +90,20 @@ class Lane:
         return parameters
 
 
-def asked_digest(target: str, messages: Sequence[Message], parameters: Mapping[str, Any]) -> str:
+def asked_digest(target: str, content: Content, parameters: Mapping[str, Any], system: str | None = None) -> str:
     """Short hash of who is asked what, and how."""
-    said = [message.model_dump(mode="json", exclude_defaults=True) for message in messages]
+    # As the messages would be written, without making them.
+    turns = [_turn("user", content)] if isinstance(content, str) else [_said(message) for message in content]
+    said = turns if system is None else [_turn("system", system), *turns]
     return sha256_of([target, said, dict(parameters)])[:DIGEST_LENGTH]
+
+
+def _turn(role: str, content: str) -> dict[str, Any]:
+    return {"role": role, "content": content} if content else {"role": role}
+
+
+def _said(message: Message) -> dict[str, Any]:
+    return message.model_dump(mode="json", exclude_defaults=True)
 
 
 def lanes(
@@ -175,6 +190,7 @@ class _LaneBuilder:
             label=label,
             service=service,
             route=route,
+            constraints=LLMConstraints(allow_fallback=route is None),
             planned=planned,
             policy=policy,
             prompt=compiled(prompt),

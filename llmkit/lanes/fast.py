@@ -127,6 +127,8 @@ class FastLane:
             NoAnswerError: The answer is a refusal, or unreadable.
             Exception: Whatever LiteLLM raises on an answer that it does not understand.
         """
+        exchange.outline = prepared.outline
+        exchange.texts = [message["content"] for message in prepared.messages] if prepared.outline else ()
         headers = {"Accept": "*/*", **prepared.headers, **_credentials(prepared.url)}
         await self._pool.send(exchange, "POST", prepared.url, headers, prepared.body)
         status = exchange.status or 0

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from llmkit.lanes.library import Internals
 from llmkit.lanes.plain import READERS, Reader, as_plain
 from llmkit.lanes.prices import Prices
+from llmkit.wire.exchange import Outline
 
 __all__ = ["Answer", "Prepared", "Translation", "carries", "rehearse", "translations"]
 
@@ -33,6 +34,7 @@ class Prepared:
         model: The model's name at the provider.
         messages: What LiteLLM's reading of the answer wants of the request.
         data: The body before it was encoded.
+        outline: What the body has in common with others of its form; None when it was made without one.
     """
 
     url: str
@@ -41,6 +43,7 @@ class Prepared:
     model: str
     messages: list[dict[str, Any]] = field(repr=False)
     data: Mapping[str, Any] = field(repr=False)
+    outline: Outline | None = field(default=None, repr=False)
 
     def is_like(self, other: Prepared) -> bool:
         """Whether both are the same on the wire."""

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -172,6 +173,8 @@ def answers_on_this_machine(spec: ProviderSpec, settings: LLMSettings) -> bool:
     return spec.caps.is_local and (address is None or is_loopback(address))
 
 
+# Of few addresses, and asked for with every call.
+@lru_cache(maxsize=256)
 def without_credentials(url: str) -> str:
     """The URL as it may be shown: without user and password, and without a slash at its end."""
     parts = urlsplit(url)

@@ -7,14 +7,13 @@ from typing import Any
 
 from pydantic import ValidationError
 from pydantic_ai import Agent
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, UserPromptPart
 
 from llmkit.pydanticai.answer import Answer
-from llmkit.pydanticai.messages import as_model_messages, as_user_content
+from llmkit.pydanticai.messages import as_model_messages, as_model_response, as_user_content, is_sent_as_it_is
 from llmkit.pydanticai.model import Form, PydanticAiLiteLLMModel
 from llmkit.pydanticai.reading import Reader
 from llmkit.pydanticai.repair import is_json
-from llmkit.types import Message
+from llmkit.types import LLMResponse, Message
 
 __all__ = ["Asker"]
 
@@ -61,15 +60,13 @@ class Asker:
             UserError: As the model's `request`.
             ValidationError: The conversation or a parameter is bad.
         """
-        history = as_model_messages(conversation[:-1])
-        prompt = as_user_content(conversation[-1])
         if self._form is not None:
-            request = ModelRequest(parts=[UserPromptPart(prompt)])
-            first = await _first(model, [*history, request], self._form)
+            first = await _first(model, conversation, self._form)
             found = _read(first, answer)
             if found is not _UNFIT:
                 return found
-            model.given = first
+            model.given = as_model_response(first)
+        history, prompt = as_model_messages(conversation[:-1]), as_user_content(conversation[-1])
         result = await self._agent.run(
             prompt, message_history=history, model=model, retries=retries, capabilities=[reader]
         )
@@ -78,16 +75,20 @@ class Asker:
         return result.output
 
 
-async def _first(model: PydanticAiLiteLLMModel, messages: list[ModelMessage], form: Form) -> ModelResponse:
+async def _first(model: PydanticAiLiteLLMModel, conversation: Sequence[Message], form: Form) -> LLMResponse:
+    if is_sent_as_it_is(conversation):
+        return await model.answer(conversation, form)
     model.form = form
-    return await model.request(model.prepare_messages(messages, form.parameters), form.settings, form.parameters)
+    messages = model.prepare_messages(as_model_messages(conversation), form.parameters)
+    await model.request(messages, form.settings, form.parameters)
+    return model.responses[-1]
 
 
-def _read(response: ModelResponse, answer: Answer[Any]) -> Any:
+def _read(response: LLMResponse, answer: Answer[Any]) -> Any:
     """The object, as the agent would read it; `_UNFIT` when that is for the agent to say."""
-    if len(response.parts) != 1 or not isinstance(part := response.parts[0], TextPart) or not is_json(part.content):
+    if response.tool_calls or not is_json(response.text):
         return _UNFIT
     try:
-        return answer.adapter.validate_json(part.content)
+        return answer.adapter.validate_json(response.text)
     except ValidationError:
         return _UNFIT

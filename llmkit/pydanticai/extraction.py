@@ -137,6 +137,12 @@ def _conversation(messages: str | Sequence[Message]) -> tuple[Message, ...]:
 
 _MODES: tuple[OutputMode, ...] = ("schema", "tool", "prompted")
 _OUTPUTS: Mapping[OutputMode, Any] = {"schema": NativeOutput, "tool": ToolOutput, "prompted": PromptedOutput}
+_EMPTY: dict[str, Any] = {"type": "object", "properties": {}}
+_NEEDS: Mapping[OutputMode, dict[str, Any]] = {
+    "schema": {"response_format": ResponseFormat(json_schema=_EMPTY)},
+    "tool": {"tools": (ToolDefinition(name="final_result", parameters=_EMPTY),)},
+    "prompted": {"response_format": ResponseFormat()},
+}
 
 
 def _modes(
@@ -171,13 +177,7 @@ class _Task(Generic[T]):
 
     def probe(self, mode: OutputMode, route: Route | None, constraints: LLMConstraints) -> LLMRequest:
         """A request that needs of a route what the mode needs."""
-        empty: dict[str, Any] = {"type": "object", "properties": {}}
-        needs: Mapping[OutputMode, dict[str, Any]] = {
-            "schema": {"response_format": ResponseFormat(json_schema=empty)},
-            "tool": {"tools": (ToolDefinition(name="final_result", parameters=empty),)},
-            "prompted": {"response_format": ResponseFormat()},
-        }
-        return LLMRequest(messages=self.conversation, route=route, constraints=constraints, **needs[mode])
+        return LLMRequest(messages=self.conversation, route=route, constraints=constraints, **_NEEDS[mode])
 
     async def run(self, service: LLMService, model: PydanticAiLiteLLMModel, mode: OutputMode) -> Extraction[T]:
         """Ask in one mode."""
@@ -186,7 +186,9 @@ class _Task(Generic[T]):
         outcome: Outcome = "reasked" if len(model.responses) > 1 else "repaired" if reader.is_repaired else "first_try"
         last = model.responses[-1]
         warnings = _warnings(service, model, last, is_repaired=reader.is_repaired)
-        responses = (*model.responses[:-1], last.model_copy(update={"warnings": last.warnings + warnings}))
+        if warnings:
+            last = last.model_copy(update={"warnings": last.warnings + warnings})
+        responses = (*model.responses[:-1], last)
         return Extraction(
             value=self.answer.value(found),
             mode=mode,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from pydantic_ai.messages import (
@@ -30,7 +31,17 @@ from pydantic_ai.usage import RequestUsage
 from llmkit.errors import LLMUnsupported
 from llmkit.types import Attachment, LLMResponse, Message, TokenUsage, ToolCall
 
-__all__ = ["as_messages", "as_model_messages", "as_model_response", "as_user_content"]
+__all__ = [
+    "as_messages",
+    "as_model_messages",
+    "as_model_response",
+    "as_user_content",
+    "is_sent_as_it_is",
+    "with_instructions",
+]
+
+# What a tag begins with, as it is, as an entity or in another width; and halves of characters, which are refused.
+_MAY_HOLD_A_TAG = re.compile("[<&\uff1c\ufe64\uff06\ufe60\ud800-\udfff]")
 
 _FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
@@ -48,12 +59,33 @@ def as_messages(
     Raises:
         LLMUnsupported: A part (an address, say), a file or a text that cannot be sent; the message names it.
     """
-    translated = [ours for message in messages for ours in _one(message)]
-    leading = next((i for i, m in enumerate(translated) if m.role != "system"), len(translated))
-    translated[leading:leading] = [Message(role="system", content=part.content) for part in instructions or ()]
+    translated = with_instructions((ours for message in messages for ours in _one(message)), instructions)
     for message in translated:
         _require_whole_characters(message)
-    return tuple(translated)
+    return translated
+
+
+def with_instructions(
+    conversation: Iterable[Message], instructions: Sequence[InstructionPart] | None
+) -> tuple[Message, ...]:
+    """The conversation with the instructions behind its leading system messages."""
+    messages = tuple(conversation)
+    if not instructions:
+        return messages
+    leading = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+    told = (Message(role="system", content=part.content) for part in instructions)
+    return (*messages[:leading], *told, *messages[leading:])
+
+
+def is_sent_as_it_is(conversation: Iterable[Message]) -> bool:
+    """Whether Pydantic AI would neither add to the conversation nor change or refuse it; False when in doubt."""
+    for place, message in enumerate(conversation):
+        if message.role == "tool" or (message.role == "system" and place) or message.tool_calls or message.attachments:
+            return False
+        # A tag of the kind that Pydantic AI marks its own words with gets a note beside it.
+        if message.tool_call_id or message.tool_name or _MAY_HOLD_A_TAG.search(message.content):
+            return False
+    return True
 
 
 def _require_whole_characters(message: Message) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from pydantic import JsonValue, ValidationError
@@ -31,10 +31,10 @@ from llmkit.pydanticai.asking import (
     tools_and_choice,
     with_canonical,
 )
-from llmkit.pydanticai.messages import as_messages, as_model_response
+from llmkit.pydanticai.messages import as_messages, as_model_response, with_instructions
 from llmkit.pydanticai.schema import CanonicalSchema
 from llmkit.service import LLMService
-from llmkit.types import MAX_KEY_LENGTH, LLMConstraints, LLMRequest, LLMResponse, RequestContext, Route
+from llmkit.types import MAX_KEY_LENGTH, LLMConstraints, LLMRequest, LLMResponse, Message, RequestContext, Route
 
 __all__ = ["Form", "PydanticAiLiteLLMModel"]
 
@@ -51,14 +51,18 @@ _PROFILE = ModelProfile(
 )
 
 
+# What is said in a request, by the parameters that it is said with.
+Said = Callable[[ModelRequestParameters], tuple[Message, ...]]
+
+
 class _Prepared(NamedTuple):
-    settings: ModelSettings | None
+    fields: Mapping[str, Any]
     parameters: ModelRequestParameters
     schema: CanonicalSchema | None
 
 
 class Form:
-    """What Pydantic AI asks a request with, and its canonical form, which takes longer to make than the rest.
+    """What Pydantic AI asks a request with, and what comes of it whatever is said, which takes longer than the rest.
 
     Args:
         settings: Of the request.
@@ -75,12 +79,28 @@ class Form:
         return self.settings is settings and self.parameters is parameters
 
     def prepared(self, model: PydanticAiLiteLLMModel, mode: StructuredOutputMode) -> _Prepared:
-        """As the model sends it in an output mode, made once; for models with the same settings of their own."""
+        """As the model sends it in an output mode, made once; for models with the same settings of their own.
+
+        Raises:
+            UserError: A setting, a schema or a choice cannot be carried; the message names it.
+        """
         if mode not in self._prepared:
-            chosen = self.parameters.with_default_output_mode(mode)
-            schema = asked_schema(chosen)
-            self._prepared[mode] = _Prepared(*model.prepare_request(self.settings, chosen), schema)
+            self._prepared[mode] = self._made(model, mode)
         return self._prepared[mode]
+
+    def _made(self, model: PydanticAiLiteLLMModel, mode: StructuredOutputMode) -> _Prepared:
+        refuse_settings(merge_model_settings(model.settings, self.settings))
+        chosen = self.parameters.with_default_output_mode(mode)
+        schema = asked_schema(chosen)
+        settings, parameters = model.prepare_request(self.settings, chosen)
+        tools, tool_choice = tools_and_choice(settings, parameters)
+        fields = {
+            **settings_fields(settings),
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "response_format": response_format(parameters, has_tools=bool(tools)),
+        }
+        return _Prepared(fields, parameters, schema)
 
 
 class PydanticAiLiteLLMModel(Model[Any]):
@@ -192,12 +212,37 @@ class PydanticAiLiteLLMModel(Model[Any]):
         if self.given is not None:
             given, self.given = self.given, None
             return given
-        check_allow_model_requests()
         if self.form is None or not self.form.is_of(model_settings, model_request_parameters):
             self.form = Form(model_settings, model_request_parameters)
-        refuse_settings(merge_model_settings(self.settings, model_settings))
+        step = sum(isinstance(message, ModelResponse) for message in messages)
+
+        def said(parameters: ModelRequestParameters) -> tuple[Message, ...]:
+            return as_messages(messages, self._get_instruction_parts(messages, parameters))
+
+        return as_model_response(await self._answered(said, step, self.form))
+
+    async def answer(self, conversation: Sequence[Message], form: Form) -> LLMResponse:
+        """What `request` would get, without Pydantic AI's forms of the conversation and of the answer.
+
+        Args:
+            conversation: One that Pydantic AI would send as it is, see `is_sent_as_it_is`.
+            form: What Pydantic AI would ask it with.
+
+        Raises:
+            LLMError: As `request`, and so are all others that it raises.
+        """
+        self.form = form
+        step = sum(message.role == "assistant" for message in conversation)
+
+        def said(parameters: ModelRequestParameters) -> tuple[Message, ...]:
+            return with_instructions(conversation, self._get_instruction_parts((), parameters))
+
+        return await self._answered(said, step, form)
+
+    async def _answered(self, said: Said, step: int, form: Form) -> LLMResponse:
+        check_allow_model_requests()
         earlier: LLMError | None = None
-        for request, schema in self._ways(messages, self.form):
+        for request, schema in self._ways(said, step, form):
             self.schema = schema
             try:
                 response = await self._asked(request)
@@ -208,7 +253,8 @@ class PydanticAiLiteLLMModel(Model[Any]):
                     raise
                 earlier = error
             else:
-                return self._kept(response, request)
+                self._keep(response, request)
+                return response
         raise earlier or LLMUnavailable("No route answers at the moment")
 
     async def _asked(self, request: LLMRequest) -> LLMResponse:
@@ -219,13 +265,12 @@ class PydanticAiLiteLLMModel(Model[Any]):
         except (LLMOutputTruncated, LLMReasoningExhausted) as error:
             raise OutputTokenLimitExceeded(str(error)) from error
 
-    def _kept(self, response: LLMResponse, request: LLMRequest) -> ModelResponse:
+    def _keep(self, response: LLMResponse, request: LLMRequest) -> None:
         self.responses.append(response)
         if response.run_id is not None:
             self._rows[str(response.run_id)] = (response, request)
-        return as_model_response(response)
 
-    def _ways(self, messages: list[ModelMessage], form: Form) -> Iterator[tuple[LLMRequest, CanonicalSchema | None]]:
+    def _ways(self, said: Said, step: int, form: Form) -> Iterator[tuple[LLMRequest, CanonicalSchema | None]]:
         """The request in the output mode that the user chose; else in the strongest that some route has.
 
         Then, for when those routes fail, in weaker ones for routes that lack the stronger.
@@ -234,8 +279,8 @@ class PydanticAiLiteLLMModel(Model[Any]):
         seen: set[Route] = set()
         first: tuple[LLMRequest, CanonicalSchema | None] | None = None
         for mode in modes:
-            settings, chosen, schema = form.prepared(self, mode)
-            request = self._request(messages, settings, chosen, schema)
+            prepared = form.prepared(self, mode)
+            request, schema = self._request(said, step, prepared), prepared.schema
             if len(modes) == 1:
                 yield request, schema
                 return
@@ -266,26 +311,14 @@ class PydanticAiLiteLLMModel(Model[Any]):
             self._rows[run_id] = (response, request)
             await self._service.annotate(response, request, self._context)
 
-    def _request(
-        self,
-        messages: list[ModelMessage],
-        settings: ModelSettings | None,
-        parameters: ModelRequestParameters,
-        schema: CanonicalSchema | None,
-    ) -> LLMRequest:
-        instructions = self._get_instruction_parts(messages, parameters)
-        step = sum(isinstance(message, ModelResponse) for message in messages)
-        tools, tool_choice = tools_and_choice(settings, parameters)
+    def _request(self, said: Said, step: int, prepared: _Prepared) -> LLMRequest:
         fields = {
-            "messages": as_messages(messages, instructions),
-            "tools": tools,
-            "tool_choice": tool_choice,
-            "response_format": response_format(parameters, has_tools=bool(tools)),
+            "messages": said(prepared.parameters),
             "idempotency_key": _step_key(self._idempotency_key, step),
-            "metadata": self._metadata(step, parameters.output_mode, schema),
+            "metadata": self._metadata(step, prepared.parameters.output_mode, prepared.schema),
         }
         try:
-            return LLMRequest(**self._fields | settings_fields(settings) | fields)
+            return LLMRequest(**{**self._fields, **prepared.fields, **fields})
         except ValidationError as error:
             raise UserError("; ".join(describe_validation(error))) from None
 

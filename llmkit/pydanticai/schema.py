@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from llmkit.canonical import sha256_of
@@ -69,7 +70,7 @@ class SchemaError(ValueError):
     """The JSON Schema is malformed, or holds something that no provider takes; the message says where."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CanonicalSchema:
     """A schema as every provider gets it.
 
@@ -83,7 +84,7 @@ class CanonicalSchema:
     validated_only: tuple[str, ...] = ()
     bounds: tuple[tuple[str, str], ...] = ()
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Equal to `Attempt.schema_sha256` of a request that carried this schema unchanged."""
         return sha256_of(self.json_schema)

@@ -3,20 +3,53 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from hashlib import sha256
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
 
-from llmkit.canonical import sha256_of
+from llmkit.canonical import canonical_json, sha256_of
 from llmkit.providers import CallArguments, ProviderSpec, ReplyFacts
-from llmkit.types import utc_now
+from llmkit.types import LLMProvider, utc_now
 
-__all__ = ["Exchange", "current_exchange"]
+__all__ = ["Exchange", "Outline", "current_exchange", "json_object"]
+
+
+class Outline:
+    """The body of requests that differ in their texts alone: what is hashed of them needs no reading of each.
+
+    Args:
+        body: As it is sent, with a mark in the place of each text.
+        marks: Finds the marks in JSON, quotes included; its group is the number of the text.
+
+    Raises:
+        ValueError: The body holds NaN or an infinity.
+    """
+
+    def __init__(self, body: Mapping[str, Any], marks: re.Pattern[str]) -> None:
+        parts = marks.split(canonical_json(body))
+        self._body = body
+        self._pieces = tuple(int(part) if at % 2 else part for at, part in enumerate(parts))
+        self._schemas: dict[LLMProvider, tuple[Mapping[str, Any] | None, str | None]] = {}
+
+    def params_sha256(self, path: str, texts: Sequence[str]) -> str:
+        """`Exchange.params_sha256` of a request with these texts."""
+        told = [canonical_json(text) for text in texts]
+        body = "".join(piece if isinstance(piece, str) else told[piece] for piece in self._pieces)
+        return sha256(f'{{"body":{body},"path":{canonical_json(path)}}}'.encode("ascii")).hexdigest()
+
+    def schema(self, spec: ProviderSpec) -> tuple[Mapping[str, Any] | None, str | None]:
+        """The output schema in the body, and its hash."""
+        if spec.provider not in self._schemas:
+            found = spec.sent_schema(self._body)
+            self._schemas[spec.provider] = found, None if found is None else _hash(found)
+        return self._schemas[spec.provider]
 
 
 @dataclass(kw_only=True)
@@ -29,6 +62,8 @@ class Exchange:
         transport_error: Class name of what went wrong below HTTP.
         is_abandoned: Nobody waits for it any more: it must not leave.
         on_leaving: Called when the request leaves, to start its clock.
+        outline: Of the body, where it is known.
+        texts: That are in the places of the outline.
     """
 
     spec: ProviderSpec
@@ -42,6 +77,8 @@ class Exchange:
     transport_error: str | None = None
     is_abandoned: bool = False
     on_leaving: Callable[[], None] = lambda: None
+    outline: Outline | None = None
+    texts: Sequence[str] = ()
     _started_s: float = field(default_factory=perf_counter)
 
     def request_leaves(self, path: str, body: bytes) -> None:
@@ -77,6 +114,8 @@ class Exchange:
     @property
     def params_sha256(self) -> str | None:
         """Hash of the parameters as sent: path (it names the model at some providers) and body, no host, no key."""
+        if self.outline is not None and self.sent_body:
+            return self.outline.params_sha256(self.sent_path, self.texts)
         return None if self._sent_json is None else _hash({"path": self.sent_path, "body": self._sent_json})
 
     @property
@@ -87,13 +126,19 @@ class Exchange:
     @property
     def sent_schema(self) -> Mapping[str, Any] | None:
         """The output schema that was really sent."""
-        return None if self._sent_json is None else self.spec.sent_schema(self._sent_json)
+        return self._schema[0]
 
     @property
     def schema_sha256(self) -> str | None:
         """Hash of the output schema that was really sent."""
-        schema = self.sent_schema
-        return None if schema is None else _hash(schema)
+        return self._schema[1]
+
+    @property
+    def _schema(self) -> tuple[Mapping[str, Any] | None, str | None]:
+        if self.outline is not None and self.sent_body:
+            return self.outline.schema(self.spec)
+        schema = None if self._sent_json is None else self.spec.sent_schema(self._sent_json)
+        return schema, None if schema is None else _hash(schema)
 
     @property
     def redirected_to(self) -> str | None:

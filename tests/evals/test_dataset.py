@@ -4,6 +4,7 @@ import builtins
 import json
 import random
 import sys
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from llmkit.canonical import sha256_of
 from llmkit.errors import LLMConfigurationError, LLMDatasetError
 from llmkit.evals import Dataset, Sample
 
@@ -27,6 +29,15 @@ def error_of(path):
     with pytest.raises(LLMDatasetError) as caught:
         Dataset.load(path)
     return str(caught.value)
+
+
+def test_a_sample_that_gets_an_id_stays_what_it_is_otherwise():
+    given_samples = [Sample({"a": [1]}, {"b": 2}, group="g", metadata={"m": 1}), Sample("x", id="own"), Sample("x")]
+    dataset = Dataset.load(given_samples)
+    assert [replace(sample, id=None) for sample in dataset] == [replace(sample, id=None) for sample in given_samples]
+    assert [sample.id for sample in given_samples] == [None, "own", None]
+    for part in (dataset, dataset.filter(lambda sample: sample.input == "x"), dataset.limit(1)):
+        assert [part.content_sha256(each) for each in part] == [sha256_of(each.content()) for each in part]
 
 
 def test_json_lines_with_a_mark_blank_lines_and_windows_line_ends(tmp_path):

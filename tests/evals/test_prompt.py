@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmkit.canonical import sha256_of
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals import Sample
-from llmkit.evals.prompt import Template, render
+from llmkit.evals.prompt import Template, as_messages, render
+from llmkit.evals.variant import asked_digest
 from llmkit.types import Message
 
 
@@ -70,3 +72,13 @@ def test_a_function_that_returns_something_else_is_refused(result):
 def test_a_function_that_fails_is_one_error():
     with pytest.raises(LLMEvaluationError, match=r"failed on sample 's1': KeyError: 'q'"):
         render(lambda sample: sample.metadata["q"], Sample("x", id="s1"))
+
+
+TURNS = st.lists(st.builds(Message, role=st.sampled_from(["user", "assistant"]), content=st.text()), min_size=1)
+
+
+@given(st.one_of(st.text(), TURNS.map(tuple)), st.none() | st.text())
+def test_a_prompt_has_the_digest_of_the_messages_that_it_becomes(content, system):
+    said = [turn.model_dump(mode="json", exclude_defaults=True) for turn in as_messages(content, system)]
+    parameters = {"seed": 1}
+    assert asked_digest("ollama/m", content, parameters, system) == sha256_of(["ollama/m", said, parameters])[:12]

@@ -1,6 +1,8 @@
 """Intervals and tests against closed forms, scipy and simulation."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -334,3 +336,11 @@ def test_non_inferiority_passes_what_is_worse_by_the_margin_as_rarely_as_it_says
     zeros = np.zeros(200)
     shown = [s.non_inferiority(repeated(rng, 40, 5, 0.5) - 0.3, zeros, 0.3, CLUSTERS).is_shown for _ in range(2_000)]
     assert 0.04 <= np.mean(shown) <= 0.06
+
+
+def test_a_mean_does_not_wait_for_scipy_s_distributions():
+    code = (
+        "import sys; from llmkit.evals import statistics as s; s.mean_of([0, 1]), s.mean_of([0.1, 0.2], 'aa'); "
+        "sys.exit('scipy.stats' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

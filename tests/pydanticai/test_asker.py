@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel
+from pydantic_ai.models import ModelRequestParameters
 from typing_extensions import TypedDict
 
 from llmkit.errors import LLMInvalidOutput, LLMOutputTruncated
 from llmkit.pydanticai import extract
 from llmkit.pydanticai.extraction import _asker
+from llmkit.pydanticai.messages import as_messages, as_model_messages, is_sent_as_it_is
+from llmkit.pydanticai.model import PydanticAiLiteLLMModel
 from llmkit.testing.scripted import reply
 from llmkit.types import Attachment, LLMRequest, Message, Route
 from tests.pydanticai.wires import CONTEXT, scripted_service
@@ -117,3 +124,42 @@ async def test_an_error_of_the_first_request_is_the_same() -> None:
     with pytest.raises(LLMOutputTruncated) as caught:
         await extract(service, Label, "Two?", context=CONTEXT, route=ROUTE)
     assert (len(client.calls), len(caught.value.attempts)) == (2, 1)
+
+
+TEXTS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    st.sampled_from(["", "<system>", "</system>", "&lt;system&gt;", "\uff1csystem\uff1e", "a < b", "\ud800", "[INST]"]),
+)
+TURNS = st.builds(
+    Message,
+    role=st.sampled_from(["system", "user", "assistant"]),
+    content=st.one_of(TEXTS, TEXTS.map(lambda text: f"<pyai:context>{text}")),
+)
+
+
+@given(st.lists(TURNS, max_size=4), TEXTS)
+def test_a_conversation_that_is_sent_as_it_is_is_what_pydantic_ai_makes_of_it(
+    turns: list[Message], question: str
+) -> None:
+    conversation = (*turns, Message(role="user", content=question))
+    if is_sent_as_it_is(conversation):
+        model = PydanticAiLiteLLMModel(scripted_service([])[0])
+        prepared = model.prepare_messages(as_model_messages(conversation), ModelRequestParameters())
+        assert as_messages(prepared) == conversation
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS, ids=str)
+def test_only_plain_conversations_go_without_pydantic_ai(conversation: str) -> None:
+    given_messages = CONVERSATIONS[conversation]
+    messages = (
+        (Message(role="user", content=given_messages),) if isinstance(given_messages, str) else tuple(given_messages)
+    )
+    assert is_sent_as_it_is(messages) == (conversation in {"text", "system", "two of a user"})
+
+
+def test_no_character_becomes_the_beginning_of_a_tag_unseen() -> None:
+    # Pydantic AI reads texts in the form NFKC.
+    for code in range(sys.maxunicode + 1):
+        text = unicodedata.normalize("NFKC", chr(code))
+        if "<" in text or "&" in text:
+            assert not is_sent_as_it_is([Message(role="user", content=f"a{chr(code)}b")]), hex(code)

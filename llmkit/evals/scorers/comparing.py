@@ -38,8 +38,13 @@ def expected(output: BaseModel, sample: Sample) -> dict[str, Any]:
         raise ValueError("the sample has no target to compare with")
     model = type(output)
     target = sample.target if isinstance(sample.target, dict) else {only_field(model): sample.target}
-    names = {info.alias or name: name for name, info in model.model_fields.items()}
+    names = _names(model)
     return {names.get(key, key): _converted(model, names.get(key, key), value) for key, value in target.items()}
+
+
+@lru_cache(maxsize=1024)
+def _names(model: type[BaseModel]) -> Mapping[str, str]:
+    return {info.alias or name: name for name, info in model.model_fields.items()}
 
 
 def _converted(model: type[BaseModel], name: str, value: Any) -> Any:

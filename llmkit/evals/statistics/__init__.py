@@ -1,7 +1,8 @@
 """Intervals and tests for scores: pure functions on arrays of numbers.
 
 scipy does the work where it can, by its special functions for single numbers: its distributions take a hundred times
-as long. A result that does not exist (the spread of one value) is NaN, never a guess.
+as long, and loading them (`scipy.stats`, which scipy does when it is named) longer than all the rest of a report. A
+result that does not exist (the spread of one value) is NaN, never a guess.
 """
 
 from llmkit.evals.statistics.intervals import (

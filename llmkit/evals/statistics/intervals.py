@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 __all__ = [
     "DEFAULT_LEVEL",
@@ -95,7 +96,7 @@ def bca_interval(
     if len(x) < 2 or np.ptp(x) == 0:
         only = average(x)
         return Estimate(only, np.nan if len(x) < 2 else 0.0, only, only, len(x), "bca")
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         (x,), np.mean, confidence_level=level, n_resamples=resamples, method="BCa", rng=np.random.default_rng(seed)
     )
     low, high = found.confidence_interval

@@ -6,8 +6,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import special, stats
+from scipy import special
 
 from llmkit.evals.statistics.intervals import (
     DEFAULT_LEVEL,
@@ -184,7 +185,7 @@ def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
     if not len(d) or np.isnan(d).any():
         return np.nan
     up, down = int(np.sum(d > 0)), int(np.sum(d < 0))
-    return float(stats.binomtest(up, up + down, 0.5).pvalue) if up + down else 1.0
+    return float(scipy.stats.binomtest(up, up + down, 0.5).pvalue) if up + down else 1.0
 
 
 def wilcoxon(a: ArrayLike, b: ArrayLike) -> float:
@@ -202,7 +203,7 @@ def wilcoxon(a: ArrayLike, b: ArrayLike) -> float:
     d = _differences(a, b)
     if not d.any():
         return 1.0 if len(d) else np.nan
-    return float(stats.wilcoxon(d, zero_method="pratt").pvalue)
+    return float(scipy.stats.wilcoxon(d, zero_method="pratt").pvalue)
 
 
 def sign_flip(
@@ -234,7 +235,7 @@ def sign_flip(
         return 1.0 if len(d) else np.nan
     if len(d) == 1:
         return 1.0  # both signs are as extreme
-    found = stats.permutation_test(
+    found = scipy.stats.permutation_test(
         (d,), np.sum, permutation_type="samples", n_resamples=flips, vectorized=True, rng=np.random.default_rng(seed)
     )
     return min(1.0, float(found.pvalue))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import special, stats
+import scipy
+from scipy import special
 
 __all__ = ["pairs_needed"]
 
@@ -43,4 +44,4 @@ def pairs_needed(difference: float, spread: float, *, power: float = DEFAULT_POW
 def _power(effect: float, n: int, level: float) -> float:
     critical = special.stdtrit(n - 1, (1 + level) / 2)
     shift = effect * np.sqrt(n)
-    return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
+    return float(scipy.stats.nct.sf(critical, n - 1, shift) + scipy.stats.nct.cdf(-critical, n - 1, shift))
