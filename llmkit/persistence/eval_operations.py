@@ -24,7 +24,10 @@ class OpenEvalRun(Operation):
 
     def __init__(self, run: EvalRun) -> None:
         self.run = run
-        self.lock_key = f"{run.workspace_id}\0{run.name}"
+
+    def lock_key(self) -> str:
+        """See `Operation`."""
+        return f"{self.run.workspace_id}\0{self.run.name}"
 
     def prepare(self, statements: Statements) -> None:
         """See `Operation`."""
@@ -46,8 +49,11 @@ class SaveEvalResult(Operation):
 
     def __init__(self, result: EvalResult) -> None:
         self.result = result
-        key = (result.eval_run_id.hex, result.route, result.sample_id, f"{result.epoch:09}")
-        self.lock_key = "\0".join(key)
+
+    def lock_key(self) -> str:
+        """See `Operation`."""
+        result = self.result
+        return "\0".join((result.eval_run_id.hex, result.route, result.sample_id, f"{result.epoch:09}"))
 
     def prepare(self, statements: Statements) -> None:
         """See `Operation`."""

@@ -80,7 +80,10 @@ class _Insert(Operation):
     def __init__(self, start: RunStart) -> None:
         self.start = start
         self.run_id = start.id
-        self.lock_key = f"{start.workspace_id}\0{start.idempotency_key}\0{start.flight_key}"
+
+    def lock_key(self) -> str:
+        """See `Operation`."""
+        return f"{self.start.workspace_id}\0{self.start.idempotency_key}\0{self.start.flight_key}"
 
     @staticmethod
     @abstractmethod
@@ -145,7 +148,10 @@ class _Mark(Operation):
 
     def __init__(self, run_id: UUID) -> None:
         self.run_id = run_id
-        self.lock_key = run_id.hex
+
+    def lock_key(self) -> str:
+        """See `Operation`."""
+        return self.run_id.hex
 
     @staticmethod
     @abstractmethod
@@ -244,7 +250,10 @@ class Annotate(Operation):
 
     def __init__(self, workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> None:
         self.values = (workspace_id, run_id, metadata)
-        self.lock_key = run_id.hex
+
+    def lock_key(self) -> str:
+        """See `Operation`."""
+        return self.values[1].hex
 
     def prepare(self, statements: Statements) -> None:
         """See `Operation`."""
@@ -267,7 +276,10 @@ class Beat(Operation):
     def __init__(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
         self.run_ids = sorted(run_ids)
         self.at_utc = at_utc
-        self.lock_key = self.run_ids[0].hex if run_ids else ""
+
+    def lock_key(self) -> str:
+        """See `Operation`."""
+        return self.run_ids[0].hex if self.run_ids else ""
 
     def prepare(self, statements: Statements) -> None:
         """See `Operation`."""
@@ -288,7 +300,10 @@ class Flush(Operation):
 
     __slots__ = ()
     rank = 4
-    lock_key = ""
+
+    def lock_key(self) -> str:
+        """See `Operation`."""
+        return ""
 
     def prepare(self, statements: Statements) -> None:
         """See `Operation`."""

@@ -23,6 +23,9 @@ SQLITE_PRAGMAS: Final = (
     "PRAGMA synchronous=FULL",
     "PRAGMA fullfsync=ON",  # on macOS a plain fsync leaves data in the disk's own cache
     "PRAGMA cache_size=-16384",
+    # 64 MB of log, in pages of ours. A page is copied from it to its place once, however often it was written: with the
+    # default of 1000 a pair of writes takes an eighth more.
+    "PRAGMA wal_autocheckpoint=4000",
 )
 
 

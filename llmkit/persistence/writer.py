@@ -35,12 +35,14 @@ class Operation(ABC):
 
     Attributes:
         rank: Order within a transaction: new runs before what refers to them, outcomes before declarations of death.
-        lock_key: Order within a rank, the same in every process, so that two processes do not wait for each other.
     """
 
-    __slots__ = ("lock_key",)
+    __slots__ = ()
     rank: ClassVar[int]
-    lock_key: str
+
+    @abstractmethod
+    def lock_key(self) -> str:
+        """Order within a rank, the same in every process, so that two processes do not wait for each other."""
 
     @abstractmethod
     def prepare(self, statements: Statements) -> None:
@@ -255,7 +257,9 @@ class GroupWriter:
             groups[type(request[0])].append(index)
         outcomes: list[Any] = [None] * len(batch)
         for kind in sorted(groups, key=lambda kind: kind.rank):
-            indexes = sorted(groups[kind], key=lambda index: batch[index][0].lock_key)
+            indexes = groups[kind]
+            if not self._address.is_sqlite:  # whose one lock is held already
+                indexes.sort(key=lambda index: batch[index][0].lock_key())
             applied = kind.apply_all(connection, self._statements, [batch[index][0] for index in indexes])
             for index, outcome in zip(indexes, applied, strict=True):
                 outcomes[index] = outcome
