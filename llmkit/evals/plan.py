@@ -172,7 +172,7 @@ class Plan:
                 "scorers": [scorer.name for scorer in self.scorers],
                 "scorers_sha256": self.task.scorers_sha256,
                 "judges": self.judges(),
-                "lower_is_better": [scorer.name for scorer in self.scorers if declares_lower(scorer)],
+                "lower_is_better": self.lower_is_better(),
                 "routes": {lane.label: dict(lane.description) for lane in self.lanes},
                 "epochs": self.epochs,
                 "samples": len(self.dataset),
@@ -185,6 +185,10 @@ class Plan:
         """What was asked for beside the task, for the record."""
         names = ("concurrency", "repairs", "retry_failed", "scorer_timeout_s")
         return {name: getattr(self, name) for name in names}
+
+    def lower_is_better(self) -> list[str]:
+        """Names of the scorers of which less is better."""
+        return [scorer.name for scorer in self.scorers if declares_lower(scorer)]
 
     def judges(self) -> dict[str, Any]:
         """Model, prompt and criteria of each judge, by the name of its metric."""

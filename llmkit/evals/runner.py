@@ -385,9 +385,10 @@ class _Evaluation:
         known = self.plan.dataset.by_id
         results = [result for result in await self.store.results(self.run.id) if result.sample_id in known]
         results += self._absent(results)
+        # Scorers may have been edited since the run was opened.
+        current = {"judges": self.plan.judges(), "lower_is_better": self.plan.lower_is_better()}
         return EvalReport(
-            # Scorers may have been edited since the run was opened.
-            run=replace(self.run, spec={**self.run.spec, "judges": self.plan.judges()}),
+            run=replace(self.run, spec={**self.run.spec, **current}),
             results=tuple(results),
             dataset=known,
             in_doubt=await self.store.in_doubt(self.run.workspace_id, name_prefix(self.run)),

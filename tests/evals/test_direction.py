@@ -10,7 +10,7 @@ from llmkit.evals import Sample, Score, exact_match, load_tasks, lower_is_better
 from llmkit.evals.for_ci import gate_markdown, run_markdown
 from llmkit.evals.gate import GateRules, check_gate, matched_routes
 from llmkit.evals.scorers import declares_lower
-from tests.evals.fakes import FakeExtract, Sentiment, run, sentiment_task
+from tests.evals.fakes import FakeExtract, MemoryStore, Sentiment, run, sentiment_task
 
 SAMPLES = tuple(Sample(f"good {number}", "positive", id=f"s{number:03}") for number in range(60))
 
@@ -157,3 +157,13 @@ scorers:
     file.write_text(text.replace("VALUE", "maybe"), encoding="utf-8")
     with pytest.raises(LLMEvaluationError, match=r"task.yaml:6: scorers.0.regex_match.lower_is_better: .*true or"):
         load_tasks(file)
+
+
+async def test_a_direction_declared_after_the_run_began_counts():
+    store = MemoryStore()
+    plain, turned = (
+        sentiment_task(scorers=[scorer]) for scorer in (regex_match("neg.*"), lower_is_better(regex_match("neg.*")))
+    )
+    first = await run(plain, ("ollama/a",), store=store, name="turning")
+    second = await run(turned, ("ollama/a",), store=store, name="turning")
+    assert (first.lower_is_better, second.lower_is_better) == (frozenset(), {"regex_match"})
