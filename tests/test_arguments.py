@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from datetime import date, datetime
 from typing import Any
 
 import pandas as pd
@@ -81,6 +82,12 @@ def session(ollama: OllamaServer) -> Iterator[Session]:
         (lambda s: s.conversation().say("x", system="y"), "sets by itself"),
         (lambda s: s.conversation().say("x", pipeline_run_id="y"), "sets by itself"),
         (lambda s: s.conversation().say("x", metadata=5), "metadata must be a dictionary"),
+        (lambda s: s.runs(since="yesterday"), "a datetime with a time zone.*got str"),
+        (lambda s: s.attempts(since=datetime(2026, 1, 1)), "got one without a time zone"),  # noqa: DTZ001
+        (lambda s: s.usage(since=date(2026, 1, 1)), "got date"),
+        (lambda s: s.runs(limit=-1), "limit must be at least 1; got -1"),
+        (lambda s: s.attempts(limit="5"), "limit must be a whole number; got str"),
+        (lambda s: s.runs(status="DONE"), "DONE: unknown status; there are: FAILED, STARTED, SUCCEEDED"),
         (lambda s: s.facts(None), "provider/model"),
         (lambda s: s.model(5), "provider/model"),
         (lambda s: s.model(ROUTES[0], temperature=1), "temperature: unknown name; there are: .*parameters"),

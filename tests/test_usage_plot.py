@@ -93,6 +93,13 @@ async def test_axes_have_units_and_a_place_of_ones_own_is_used(home: JournalHome
     assert usage.plot("cost").get_ylabel() == "billed cost so far (USD)"
 
 
+async def test_a_single_request_is_drawn_at_its_time_and_small_counts_in_whole_numbers(home: JournalHome) -> None:
+    ax = (await billed(home, ("ollama/a", 0, tokens(1, 1), None))).plot()
+    (points,) = lines(ax).values()
+    assert (points[-1][0] - points[0][0]).total_seconds() == pytest.approx(1, abs=0.01)
+    assert all(float(tick).is_integer() for tick in ax.get_yticks())
+
+
 async def test_what_is_unknown_has_no_line_and_is_named(home: JournalHome) -> None:
     usage = await billed(
         home,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmkit import accessor
 from llmkit.errors import LLMBadRequest, LLMConfigurationError
+from llmkit.faces.arguments import checked_count, checked_names
 from llmkit.faces.opened import Face
+from llmkit.loop_thread import aside
+from llmkit.types import RunStatus
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     import pandas as pd
     from sqlalchemy import Connection
 
@@ -26,31 +28,67 @@ T = TypeVar("T")
 class ReadingFace(Face):
     """Every call, every request, and what they cost."""
 
-    def runs(self, **filters: Any) -> pd.DataFrame:
+    def runs(
+        self,
+        *,
+        status: str | None = None,
+        pipeline_run_id: str | None = None,
+        since: datetime | None = None,
+        limit: int | None = None,
+    ) -> pd.DataFrame:
         """Every call of this workspace, newest first.
 
         Args:
-            **filters: `status`, `pipeline_run_id`, `since` (an aware datetime), `limit`.
+            status: Only `STARTED`, `SUCCEEDED` or `FAILED` ones.
+            pipeline_run_id: Only those of this pipeline run.
+            since: Only calls from then on; an aware datetime.
+            limit: At most so many.
 
         Returns:
             A frame with the columns of `llmkit.frames.RUN_COLUMNS`.
+
+        Raises:
+            LLMBadRequest: A filter is not what it has to be.
+            LLMStoreError: The database cannot be read.
         """
+        if status is not None:
+            checked_names([status], [str(each) for each in RunStatus], what="status")
+        _check(since, limit)
+        aside(_load).result()
         from llmkit.frames import runs_frame
 
-        return self._read(lambda connection: runs_frame(connection, self.workspace, **filters))
+        return self._read(
+            lambda connection: runs_frame(
+                connection, self.workspace, status=status, pipeline_run_id=pipeline_run_id, since=since, limit=limit
+            )
+        )
 
-    def attempts(self, **filters: Any) -> pd.DataFrame:
+    def attempts(
+        self, *, pipeline_run_id: str | None = None, since: datetime | None = None, limit: int | None = None
+    ) -> pd.DataFrame:
         """Every request that was sent to a provider for this workspace, newest run first.
 
         Args:
-            **filters: `pipeline_run_id`, `since` (an aware datetime), `limit`.
+            pipeline_run_id: Only those of this pipeline run.
+            since: Only those of calls from then on; an aware datetime.
+            limit: At most so many.
 
         Returns:
             A frame with the columns of `llmkit.frames.ATTEMPT_COLUMNS`.
+
+        Raises:
+            LLMBadRequest: A filter is not what it has to be.
+            LLMStoreError: The database cannot be read.
         """
+        _check(since, limit)
+        aside(_load).result()
         from llmkit.frames import attempts_frame
 
-        return self._read(lambda connection: attempts_frame(connection, self.workspace, **filters))
+        return self._read(
+            lambda connection: attempts_frame(
+                connection, self.workspace, pipeline_run_id=pipeline_run_id, since=since, limit=limit
+            )
+        )
 
     def usage(self, *, since: datetime | None = None) -> UsageFrame:
         """What each route served and what it billed: calls, requests, tokens, cost.
@@ -63,7 +101,13 @@ class ReadingFace(Face):
 
         Returns:
             A frame with the columns of `llmkit.frames.USAGE_COLUMNS`, one row for each route.
+
+        Raises:
+            LLMBadRequest: `since` is something else.
+            LLMStoreError: The database cannot be read.
         """
+        _check(since)
+        aside(_load).result()
         from llmkit.faces.usage import read_usage
 
         return self._read(lambda connection: read_usage(connection, self.workspace, since=since))
@@ -103,7 +147,19 @@ class ReadingFace(Face):
             raise LLMConfigurationError("Nothing is recorded: LLM_PERSIST_RUNS is off")
         accessor.register()
         self._open.run(journal.flush())
-        try:
-            return journal.read_here(work)
-        except (TypeError, ValueError) as error:
-            raise LLMBadRequest(str(error)) from None
+        return journal.read_here(work)
+
+
+def _check(since: Any, limit: Any = None) -> None:
+    if limit is not None:
+        checked_count("limit", limit, 1)
+    if since is not None and (not isinstance(since, datetime) or since.utcoffset() is None):
+        got = "one without a time zone" if isinstance(since, datetime) else type(since).__name__
+        raise LLMBadRequest(
+            f"since must be a datetime with a time zone, for example datetime.now(UTC) - timedelta(hours=1); got {got}"
+        )
+
+
+def _load() -> None:
+    """What makes frames, pandas with it."""
+    import llmkit.faces.usage  # noqa: F401

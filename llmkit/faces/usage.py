@@ -148,7 +148,8 @@ def _timeline(connection: Connection, workspace_id: str, since: datetime | None)
     first, last = connection.execute(ends).one()
     if first is None:
         return Timeline(None, 0.0, ())
-    slot_s = (float(last) - float(first)) / SLOTS or 1.0
+    # After a single request the line is a second long.
+    slot_s = (float(last) - float(first) or 1.0) / SLOTS
     slot = _whole((second - float(first)) / slot_s, dialect)
     tokens = sent.c.input_tokens + sent.c.output_tokens
     what = (func.count(), func.sum(tokens), func.count(tokens), func.sum(sent.c.cost_usd), func.count(sent.c.cost_usd))
@@ -214,6 +215,7 @@ def _named(route: str, kind: str, timeline: Timeline, *, is_known: bool) -> str:
 
 def _label(ax: Axes, kind: str, *, is_empty: bool) -> None:
     from matplotlib import dates
+    from matplotlib.ticker import MaxNLocator
 
     ax.set_xlabel("time (UTC)")
     ax.set_ylabel(_LABELS[kind])
@@ -226,6 +228,7 @@ def _label(ax: Axes, kind: str, *, is_empty: bool) -> None:
         ax.xaxis.set_major_formatter(untyped.ConciseDateFormatter(locator, tz=UTC))
         ax.set_ylim(bottom=0)
         if kind == "tokens":
+            ax.yaxis.set_major_locator(MaxNLocator(integer=True))
             ax.yaxis.set_major_formatter("{x:,.0f}")
     ax.grid(color=GREY, alpha=0.3)
     ax.set_axisbelow(True)
