@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import hashlib
 import multiprocessing
-import sqlite3
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ from llmkit.persistence.migrate import upgrade
 from llmkit.persistence.models import LLMAttemptRow, LLMRunRow
 from llmkit.persistence.operations import InsertStarted, MarkSucceeded
 from llmkit.persistence.rows import attempt_values, started_values, success_values
+from llmkit.persistence.sqlite_files import open_sqlite
 from llmkit.ports import RunStart, RunSuccess
 from llmkit.types import Attempt, AttemptStatus, Route, TokenUsage, utc_now
 
@@ -172,9 +172,7 @@ def floor_rate(url: str, seconds: float) -> Rate:
         batches.append((starts, marks))
     journal.close()
     done, end = 0, time.monotonic() + seconds
-    with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as connection:
-        for pragma in ("foreign_keys=ON", "synchronous=FULL", "cache_size=-16384"):
-            connection.execute(f"PRAGMA {pragma}")
+    with closing(open_sqlite(DatabaseAddress.parse(url))) as connection:
         wall, cpu = time.perf_counter(), time.process_time()
         while time.monotonic() < end and batches:
             starts, marks = batches.pop()

@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
     from llmkit.errors import *  # noqa: F403
     from llmkit.service import *  # noqa: F403
     from llmkit.session import *  # noqa: F403
@@ -69,6 +71,13 @@ __all__ = [  # noqa: F405
 
 # From light to heavy: a name is looked for where finding it costs least.
 _ROOMS = ("types", "errors", "settings", "session", "service")
+
+
+def load_ipython_extension(shell: "InteractiveShell") -> None:
+    """`%load_ext llmkit`: bring the `%%llm` magic."""
+    from llmkit import magic
+
+    magic.load_ipython_extension(shell)
 
 
 def __getattr__(name: str) -> Any:

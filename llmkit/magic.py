@@ -1,4 +1,4 @@
-"""`%%llm`: a cell that is a prompt. `%load_ext llmkit.magic` brings it."""
+"""`%%llm`: a cell that is a prompt. `%load_ext llmkit` brings it."""
 
 from __future__ import annotations
 

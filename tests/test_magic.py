@@ -14,7 +14,7 @@ from llmkit.testing import OllamaServer
 @pytest.fixture
 def shell() -> Iterator[InteractiveShell]:
     made = InteractiveShell()
-    made.run_line_magic("load_ext", "llmkit.magic")
+    made.run_line_magic("load_ext", "llmkit")
     yield made
     made.history_manager.end_session()
 
