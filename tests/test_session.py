@@ -290,7 +290,7 @@ IMPATIENT = """
 import _thread, sys, threading, time, llmkit
 
 def press():
-    while "sqlalchemy.orm" not in sys.modules:
+    while "llmkit.router" not in sys.modules:
         time.sleep(0.0005)
     _thread.interrupt_main()
 
