@@ -160,17 +160,24 @@ class Ledger:
         return response
 
     def as_served(self, call: Call, origin: LLMResponse, served_from: ServedFrom) -> LLMResponse:
-        """The answer of an earlier call as the answer of this one."""
-        return origin.model_copy(
-            update={
-                "run_id": call.run_id if self._runs is not None else None,
-                "served_from": served_from,
-                "source_run_id": origin.source_run_id or origin.run_id,
-                "requested_route": call.request.route,
-                "attempts": (),
-                "plan": None,
-            }
+        """The answer of an earlier call as the answer of this one.
+
+        Args:
+            call: The one that is answered.
+            origin: Given away, unless it is shared: then others hold it too.
+            served_from: Where it was found.
+        """
+        response = origin.model_copy() if served_from is ServedFrom.SHARED else origin
+        # Past the model's own way: it was read for this call alone, and a copy takes nearly as long as reading it.
+        vars(response).update(
+            run_id=call.run_id if self._runs is not None else None,
+            served_from=served_from,
+            source_run_id=origin.source_run_id or origin.run_id,
+            requested_route=call.request.route,
+            attempts=(),
+            plan=None,
         )
+        return response
 
     async def _record_served(self, call: Call, response: LLMResponse, *, keyed: bool) -> None:
         if self._runs is None:

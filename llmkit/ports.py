@@ -339,7 +339,7 @@ class ContentCache(Protocol):
     """
 
     def get(self, key: CacheKey) -> LLMResponse | None:
-        """The stored answer, or None."""
+        """The stored answer, made anew for this call, or None."""
         ...
 
     def put(self, key: CacheKey, response: LLMResponse) -> None:
