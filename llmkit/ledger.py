@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Mapping
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from llmkit.canonical import request_parameters
@@ -24,7 +25,9 @@ from llmkit.types import (
     utc_now,
 )
 
-__all__ = ["Call", "Ledger"]
+__all__ = ["Call", "Ledger", "to_the_end"]
+
+T = TypeVar("T")
 
 
 class Call(NamedTuple):
@@ -46,6 +49,8 @@ class Call(NamedTuple):
 
 class Ledger:
     """Writes calls into the repository, if there is one, and tells telemetry of them.
+
+    What is written is written to the end, also when the caller is cancelled meanwhile: then that is raised afterwards.
 
     Args:
         runs: Where calls are recorded; None to record nothing.
@@ -71,7 +76,7 @@ class Ledger:
             KeyTaken: One of its keys is held by another run.
         """
         if self._runs is not None:
-            await self._runs.create_started(self._start(call, flight_key))
+            await to_the_end(self._runs.create_started(self._start(call, flight_key)))
 
     async def succeed(self, call: Call, response: LLMResponse, plan_record: dict[str, Any]) -> None:
         """Write the outcome of a started call.
@@ -79,13 +84,14 @@ class Ledger:
         Raises:
             LLMStoreError: It could not be written; the answer is its `response`.
         """
-        if self._runs is not None:
-            try:
+        try:
+            if self._runs is not None:
                 await self._write(self._success(call, response, plan_record, self._payload(response)))
-            except LLMStoreError as error:
-                error.response = response
-                raise
-        self._tell(call, RunStatus.SUCCEEDED, response)
+        except LLMStoreError as error:
+            error.response = response
+            raise
+        finally:
+            self._tell(call, RunStatus.SUCCEEDED, response)
 
     async def fail(
         self,
@@ -101,18 +107,11 @@ class Ledger:
         Raises:
             LLMStoreError: It could not be written.
         """
-        if self._runs is not None:
-            failure = RunFailure(
-                run_id=call.run_id,
-                finished_at_utc=utc_now(),
-                latency_ms=call.elapsed_ms() - log.queued_ms,
-                error_code=code,
-                error_message=preview(message, secrets=self._secrets),
-                plan=_plan_record(plan, error) if plan is not None else None,
-                attempts=log.attempts,
-            )
-            await self._write(failure)
-        self._tell(call, RunStatus.FAILED, error=error, error_code=code, requests=len(log.attempts))
+        try:
+            if self._runs is not None:
+                await self._write(self._failure(call, code, message, plan, log, error))
+        finally:
+            self._tell(call, RunStatus.FAILED, error=error, error_code=code, requests=len(log.attempts))
 
     async def annotate(self, workspace_id: str, run_id: UUID, request: LLMRequest) -> None:
         """Replace the metadata of a call that is over by those of a request.
@@ -124,16 +123,25 @@ class Ledger:
             await self._runs.annotate(workspace_id, run_id, _metadata(request))
 
     async def _write(self, outcome: RunSuccess | RunFailure) -> None:
-        assert self._runs is not None
         try:
-            if isinstance(outcome, RunSuccess):
-                await self._runs.mark_succeeded(outcome)
-            else:
-                await self._runs.mark_failed(outcome)
+            await to_the_end(self._mark(outcome))
         except LLMStoreError as error:
-            self._unwritten[outcome.run_id] = outcome
-            error.run_id, error.attempts = outcome.run_id, outcome.attempts
+            self._keep_unwritten(outcome, error)
             raise
+        except asyncio.CancelledError as cancelled:
+            if isinstance(cancelled.__cause__, LLMStoreError):
+                self._keep_unwritten(outcome, cancelled.__cause__)
+            raise
+
+    def _mark(self, outcome: RunSuccess | RunFailure) -> Awaitable[bool]:
+        assert self._runs is not None
+        if isinstance(outcome, RunSuccess):
+            return self._runs.mark_succeeded(outcome)
+        return self._runs.mark_failed(outcome)
+
+    def _keep_unwritten(self, outcome: RunSuccess | RunFailure, error: LLMStoreError) -> None:
+        self._unwritten[outcome.run_id] = outcome
+        error.run_id, error.attempts = outcome.run_id, outcome.attempts
 
     async def write_again(self, run_id: UUID) -> bool:
         """Write the outcome of a started run that the store could not take before; False when there is none.
@@ -230,6 +238,19 @@ class Ledger:
             attempts=response.attempts if billed else (),
         )
 
+    def _failure(
+        self, call: Call, code: str, message: str, plan: RoutePlan | None, log: AttemptLog, error: LLMError | None
+    ) -> RunFailure:
+        return RunFailure(
+            run_id=call.run_id,
+            finished_at_utc=utc_now(),
+            latency_ms=call.elapsed_ms() - log.queued_ms,
+            error_code=code,
+            error_message=preview(message, secrets=self._secrets),
+            plan=_plan_record(plan, error) if plan is not None else None,
+            attempts=log.attempts,
+        )
+
     def _payload(self, response: LLMResponse) -> str | None:
         if not self._stores_payloads:
             return None
@@ -265,6 +286,28 @@ class Ledger:
                 requests=len(response.attempts) if response and response.billed else requests,
             )
         )
+
+
+async def to_the_end(work: Awaitable[T]) -> T:
+    """Await work that must not be torn by a cancellation: it ends first, then the cancellation is raised.
+
+    Raises:
+        asyncio.CancelledError: The caller was cancelled. Its cause is what the work raised, if it failed.
+    """
+    future = asyncio.ensure_future(work)  # a task, unless it is a future already, such as the journal's
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError as error:
+            if future.cancelled():
+                raise
+            cancelled = error
+        except Exception:  # noqa: BLE001 - raised below, by result()
+            break
+    if cancelled is not None:
+        raise cancelled from None if future.cancelled() else future.exception()
+    return future.result()
 
 
 def _own(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Each method says what it raises; anything else that comes out of an adapter is a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType, TracebackType
@@ -130,7 +130,8 @@ class KeyTaken(Exception):
 class LLMRunRepo(Protocol):
     """Runs and attempts. Bound to a unit of work by whoever made it; the service cannot tell which kind.
 
-    Every method raises `LLMStoreError` when the database fails.
+    Every method raises `LLMStoreError` when the database fails. Those that every call needs may be coroutines, or hand
+    out a future, which saves the caller a task.
     """
 
     async def get_by_idempotency_key(self, workspace_id: str, idempotency_key: str) -> StoredRun | None:
@@ -145,7 +146,7 @@ class LLMRunRepo(Protocol):
         """One run of this workspace, whatever its status, or None."""
         ...
 
-    async def create_started(self, start: RunStart) -> None:
+    def create_started(self, start: RunStart) -> Awaitable[None]:
         """Insert the run as STARTED.
 
         Raises:
@@ -153,7 +154,7 @@ class LLMRunRepo(Protocol):
         """
         ...
 
-    async def mark_succeeded(self, success: RunSuccess) -> bool:
+    def mark_succeeded(self, success: RunSuccess) -> Awaitable[bool]:
         """Turn a STARTED run into SUCCEEDED and add its attempts.
 
         Returns:
@@ -162,7 +163,7 @@ class LLMRunRepo(Protocol):
         """
         ...
 
-    async def mark_failed(self, failure: RunFailure) -> bool:
+    def mark_failed(self, failure: RunFailure) -> Awaitable[bool]:
         """Turn a STARTED run into FAILED and add its attempts; returns as `mark_succeeded`."""
         ...
 

@@ -7,9 +7,7 @@ writes into the caller's transaction or makes each operation durable by itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -22,7 +20,7 @@ from llmkit.errors import (
     LLMError,
     LLMStoreError,
 )
-from llmkit.ledger import Call, Ledger
+from llmkit.ledger import Call, Ledger, to_the_end
 from llmkit.liveness import BEATS_PER_LIMIT, Heartbeat, Listener, looks_abandoned
 from llmkit.ports import AttemptLog, CacheKey, ContentCache, KeyTaken, LLMRunRepo, ModelInquiry, StoredRun
 from llmkit.router import LLMRouter, Routed, plan_as_json
@@ -44,8 +42,6 @@ FLIGHT_POLL_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 CLAIM_TRIES = 100
 CHANGING_HANDS = "The call's key keeps changing hands between other callers; try again"
-
-T = TypeVar("T")
 
 
 class LLMService:
@@ -272,7 +268,7 @@ class LLMService:
             return await self._ledger.serve(call, leader.result(), ServedFrom.SHARED)
         own = _as_follower(error, self._ledger.run_id(call))
         if not isinstance(error, LLMStoreError):
-            await _to_the_end(self._record_shared_failure(call, plan, own))
+            await to_the_end(self._record_shared_failure(call, plan, own))
         raise own
 
     async def _record_shared_failure(self, call: Call, plan: RoutePlan, error: LLMError) -> None:
@@ -317,19 +313,19 @@ class LLMService:
         except LLMError as error:
             error.run_id = self._ledger.run_id(call)
             error.attempts = log.attempts
-            await _to_the_end(self._ledger.fail(call, error.code, str(error), plan, log, error))
+            await self._ledger.fail(call, error.code, str(error), plan, log, error)
             raise
         except Exception as error:
-            await _to_the_end(self._ledger.fail(call, LLMError.code, f"{type(error).__name__} in llmkit", plan, log))
+            await self._ledger.fail(call, LLMError.code, f"{type(error).__name__} in llmkit", plan, log)
             raise
         # Before the outcome is written, because that ends the flight and lets an equal call look into the cache.
         self._keep(call, plan, response)
-        await _to_the_end(self._ledger.succeed(call, response, routed.plan_record))
+        await self._ledger.succeed(call, response, routed.plan_record)
         return response
 
     async def _claim(self, call: Call, flight_key: str | None) -> None:
         try:
-            await _to_the_end(self._ledger.start(call, flight_key))
+            await self._ledger.start(call, flight_key)
         except asyncio.CancelledError:
             await self._cancelled(call, "cancelled before anything was sent", None, AttemptLog())
             raise
@@ -337,11 +333,11 @@ class LLMService:
     async def _cancelled(self, call: Call, message: str, plan: RoutePlan | None, log: AttemptLog) -> None:
         # What the store cannot take now is remembered by the ledger; the cancellation must not turn into an error.
         with suppress(LLMStoreError):
-            await _to_the_end(self._ledger.fail(call, CANCELLED_CODE, message, plan, log))
+            await self._ledger.fail(call, CANCELLED_CODE, message, plan, log)
 
     async def _end_with(self, call: Call, plan: RoutePlan, cached: LLMResponse) -> LLMResponse:
         response = self._ledger.as_served(call, cached, ServedFrom.CACHE)
-        await _to_the_end(self._ledger.succeed(call, response, plan_as_json(plan)))
+        await self._ledger.succeed(call, response, plan_as_json(plan))
         return response
 
     async def _execute(self, call: Call, plan: RoutePlan, log: AttemptLog) -> Routed:
@@ -384,23 +380,3 @@ def _as_follower(error: LLMError, run_id: UUID | None) -> LLMError:
     vars(own).update(vars(error))
     own.run_id, own.attempts = run_id, ()
     return own
-
-
-async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await work that must not be torn by a cancellation: it ends first, then the cancellation is raised."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        except Exception:  # noqa: BLE001 - raised below, by result()
-            break
-    if cancelled is not None:
-        if not task.cancelled():
-            task.exception()
-        raise cancelled
-    return task.result()

@@ -199,11 +199,9 @@ class Journal:
         """Make the change. It happens also when the caller is cancelled, or does not wait for it.
 
         Returns:
-            To be awaited: done when the change is durable. It raises `LLMStoreError` when the database failed, and then
-            nothing of the operation is stored, and `KeyTaken` when an insert met a key that is held.
-
-        Raises:
-            LLMStoreError: The journal is closed.
+            A future, to be awaited: done when the change is durable. It raises `LLMStoreError` when the database
+            failed or the journal is closed, and then nothing of the operation is stored, and `KeyTaken` when an insert
+            met a key that is held.
         """
         return self._here().writer.perform(operation)
 
@@ -315,19 +313,17 @@ class JournalLLMRunRepo:
         row = await self._journal.find(statements.by_id, workspace_id, statements.codec.uuid(run_id))
         return None if row is None else stored_run_of(row)
 
-    async def create_started(self, start: RunStart) -> None:
+    def create_started(self, start: RunStart) -> Awaitable[None]:
         """See `LLMRunRepo`."""
-        await self._journal.perform(InsertStarted(start))
+        return self._journal.perform(InsertStarted(start))
 
-    async def mark_succeeded(self, success: RunSuccess) -> bool:
+    def mark_succeeded(self, success: RunSuccess) -> Awaitable[bool]:
         """See `LLMRunRepo`. A run that was erased meanwhile stays so: False, and nothing is written."""
-        changed: bool = await self._journal.perform(MarkSucceeded(success))
-        return changed
+        return self._journal.perform(MarkSucceeded(success))
 
-    async def mark_failed(self, failure: RunFailure) -> bool:
+    def mark_failed(self, failure: RunFailure) -> Awaitable[bool]:
         """See `LLMRunRepo`."""
-        changed: bool = await self._journal.perform(MarkFailed(failure))
-        return changed
+        return self._journal.perform(MarkFailed(failure))
 
     async def mark_abandoned(self, run: StoredRun) -> bool:
         """See `LLMRunRepo`."""

@@ -106,15 +106,16 @@ class GroupWriter:
     def perform(self, operation: Operation) -> asyncio.Future[Any]:
         """Hand the operation over, and return what is done when it is durable.
 
-        The future holds the outcome, which may be an exception, or `LLMStoreError` when the database failed. A plain
-        function, because a coroutine more would cost each call a microsecond.
-
-        Raises:
-            LLMStoreError: The writer is closed.
+        The future holds the outcome, which may be an exception, or `LLMStoreError` when the database failed or the
+        writer is closed. A plain function, because a coroutine more would cost each call a microsecond.
         """
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         with self._lock:
-            self._require_thread()
+            try:
+                self._require_thread()
+            except LLMStoreError as error:
+                future.set_exception(error)
+                return future
             self._now.append((operation, future))
             if len(self._now) == 1:
                 self._bell.put(0.0)

@@ -170,11 +170,11 @@ def test_a_read_only_database(open_folder: Path) -> None:
     with powerless():
         upgrade(url)
         with JournalHome(url) as home:
-            asyncio.run(home.repo.create_started(a_start(idempotency_key="k")))
+            home.start(idempotency_key="k")
         (open_folder / "x.db").chmod(0o444)
         with JournalHome(url) as home:
             with pytest.raises(LLMStoreError, match=r"cannot be written\. Give this user write permission"):
-                asyncio.run(home.repo.create_started(a_start()))
+                home.start()
             assert asyncio.run(home.repo.get_by_idempotency_key("lab", "k")) is not None
             assert len(home.runs()) == 1
 
@@ -338,7 +338,7 @@ def test_a_postgresql_user_without_rights(postgres_url: str) -> None:
     try:
         weak = make_url(postgres_url).set(username=name).render_as_string(hide_password=False)
         with JournalHome(weak) as home, pytest.raises(LLMStoreError, match=r"lacks a permission"):
-            asyncio.run(home.repo.create_started(a_start()))
+            home.start()
     finally:
         execute(postgres_url, f"DROP ROLE {name}")
 

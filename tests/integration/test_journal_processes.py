@@ -179,12 +179,12 @@ from tests.persistence.homes import JournalHome
 from tests.persistence.values import a_start
 
 home = JournalHome(sys.argv[1])
-asyncio.run(home.repo.create_started(a_start(idempotency_key="parent")))
+home.start(idempotency_key="parent")
 assert asyncio.run(home.repo.get_by_idempotency_key("lab", "parent"))
 
 child = os.fork()
 who = "child" if child == 0 else "parent again"
-asyncio.run(home.repo.create_started(a_start(idempotency_key=who)))
+home.start(idempotency_key=who)
 assert asyncio.run(home.repo.get_by_idempotency_key("lab", "parent"))
 assert {run["idempotency_key"] for run in home.runs()} >= {"parent", who}
 home.journal.close()
@@ -210,5 +210,5 @@ def test_a_forked_child_that_uses_nothing_disturbs_nothing(sqlite_url: str) -> N
             home.journal.close()  # inherited, and not the child's to close
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        asyncio.run(home.repo.create_started(a_start()))
+        home.start()
         assert len(home.runs()) == 2

@@ -298,9 +298,7 @@ def open_together(url: str, barrier: Any, outcomes: Any) -> None:
         barrier.wait(60)
         before = upgrade(url)
         with JournalHome(url) as home:
-            import asyncio
-
-            asyncio.run(home.repo.create_started(a_start()))
+            home.start()
         outcomes.put(before.status.value)
     except Exception as error:  # noqa: BLE001 it is the outcome
         outcomes.put(f"{type(error).__name__}: {error}")

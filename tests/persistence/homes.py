@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from llmkit.persistence.engines import make_async_engine
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.models import LLMAttemptRow, LLMRunRow, table_of
 from llmkit.persistence.unit_of_work import SqlUnitOfWork
+from tests.persistence.values import a_start
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -40,6 +42,14 @@ class JournalHome:
     def __init__(self, url: str, **limits: float) -> None:
         self.journal = Journal(url, **limits)
         self.repo = JournalLLMRunRepo(self.journal)
+
+    def start(self, **fields: Any) -> None:
+        """Write a new run as STARTED, from code that runs no event loop."""
+
+        async def started() -> None:
+            await self.repo.create_started(a_start(**fields))
+
+        asyncio.run(started())
 
     def runs(self) -> list[dict[str, Any]]:
         return self.journal.read_here(runs_in)

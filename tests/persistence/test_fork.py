@@ -40,7 +40,7 @@ def in_child(work: Callable[[], None]) -> int:
 
 
 def write(home: JournalHome, key: str) -> None:
-    asyncio.run(home.repo.create_started(a_start(idempotency_key=key)))
+    home.start(idempotency_key=key)
 
 
 def keys(home: JournalHome) -> set[str]:
