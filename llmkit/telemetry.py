@@ -211,7 +211,7 @@ class Telemetry:
     @property
     def is_heard(self) -> bool:
         """Whether anybody listens. Who tells of thousands of calls a second asks before."""
-        return _log.isEnabledFor(logging.INFO) or self._may_be_heard
+        return _log.isEnabledFor(logging.INFO) or self._is_measured or self._is_traced
 
     def run_finished(self, event: RunEvent) -> None:
         """Tell of a call that succeeded or failed, in the context of its caller."""
@@ -219,10 +219,18 @@ class Telemetry:
             fields = {name: getattr(event, name) for name in _LOGGED}
             line = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
             _log.info("llm_run %s", line, extra=fields)
-        if self._may_be_heard:
-            attributes = _attributes(event)
-            self._measure(event, attributes)
-            self._trace(event, attributes)
+        if self._is_measured:
+            self._measure(event, _attributes(event))
+        if self._is_traced:
+            self._trace(event, _attributes(event))
+
+    @property
+    def _is_measured(self) -> bool:
+        return self._may_be_heard and _leads_somewhere(_metrics_api().get_meter_provider())
+
+    @property
+    def _is_traced(self) -> bool:
+        return self._may_be_heard and _leads_somewhere(_trace_api().get_tracer_provider())
 
     @property
     def _may_be_heard(self) -> bool:
@@ -243,8 +251,6 @@ class Telemetry:
 
     def _trace(self, event: RunEvent, attributes: dict[str, str]) -> None:
         trace = _trace_api()
-        if not _is_traced(trace):
-            return
         ended_ns = time.time_ns()
         span = self._tracer.start_span(
             f"chat {event.model or 'none'}",
@@ -318,7 +324,9 @@ def span(name: str, attributes: Mapping[str, SpanValue]) -> AbstractContextManag
         attributes: Without prompts, answers and keys.
     """
     trace = _trace_api()
-    return _span(trace, name, attributes) if _is_traced(trace) else nullcontext(Span(trace.INVALID_SPAN))
+    if _leads_somewhere(trace.get_tracer_provider()):
+        return _span(trace, name, attributes)
+    return nullcontext(Span(trace.INVALID_SPAN))
 
 
 @cache
@@ -326,6 +334,21 @@ def _trace_api() -> ModuleType:
     from opentelemetry import trace
 
     return trace
+
+
+@cache
+def _metrics_api() -> ModuleType:
+    from opentelemetry import metrics
+
+    return metrics
+
+
+def _leads_somewhere(provider: object) -> bool:
+    """Whether somebody has configured an SDK: a span that goes nowhere costs as much as reading an answer.
+
+    Until then the API hands out providers of its own, which pass things on to the SDK as soon as there is one.
+    """
+    return not type(provider).__module__.startswith(("opentelemetry.trace", "opentelemetry.metrics"))
 
 
 @contextmanager
@@ -344,11 +367,6 @@ def _span(trace: ModuleType, name: str, attributes: Mapping[str, SpanValue]) -> 
             if opened.error_code is not None and made.is_recording():
                 made.set_attribute("error.type", opened.error_code)
                 made.set_status(trace.StatusCode.ERROR, opened.error_code)
-
-
-def _is_traced(trace: ModuleType) -> bool:
-    """Whether somebody has configured an SDK: a span that goes nowhere costs as much as reading an answer."""
-    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 class Span:

@@ -111,6 +111,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[Exported]:
     metered, traced = MeterProvider([reader]), TracerProvider()
     traced.add_span_processor(SimpleSpanProcessor(spans))
     monkeypatch.setattr("opentelemetry.metrics.get_meter", metered.get_meter)
+    monkeypatch.setattr("opentelemetry.metrics.get_meter_provider", lambda: metered)
     monkeypatch.setattr("opentelemetry.trace.get_tracer", traced.get_tracer)
     monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: traced)
     yield Exported(reader, spans, traced.get_tracer("caller"))
