@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
 
 from llmkit.compact_json import compact_encoder
-from llmkit.types import LLMProfile, LLMRequest, Message
+from llmkit.types import LLMProfile, LLMRequest, Message, ResponseFormat
 
-__all__ = ["canonical_json", "prompt_sha256", "request_parameters", "sha256_of"]
+__all__ = ["CanonicalRequest", "canonical_json", "prompt_sha256", "request_parameters", "sha256_of"]
 
 # Part of every hash: a change of what is hashed, or how, must not find the answers of another meaning.
 REQUEST_FORM = "llmkit-request-1"
@@ -31,58 +30,90 @@ def canonical_json(value: Any) -> str:
 
 def sha256_of(value: Any) -> str:
     """Hexadecimal SHA-256 of the canonical JSON of a value."""
-    return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
+    return _sha256(canonical_json(value))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 # Short ones are shown as they are, long ones told apart by a hash; messages, route and profile are known elsewhere.
 _SHORT_FIELDS = ("temperature", "max_output_tokens", "seed", "stop", "tool_choice")
 _LONG_FIELDS = ("tools", "response_format")
-_FIELDS = _SHORT_FIELDS + _LONG_FIELDS
 _SHORT_HASH = 16
+_USUAL_NAME = ResponseFormat().name
 
 
-def request_parameters(request: LLMRequest) -> dict[str, Any]:
-    """What was asked beside messages, route and profile, as short JSON for people; defaults are left out."""
-    given = _given(request, _SHORT_FIELDS)
-    for name, value in _given(request, _LONG_FIELDS).items():
-        given[name] = f"sha256:{sha256_of(value)[:_SHORT_HASH]}"
-    return given
-
-
-def prompt_sha256(request: LLMRequest, default_profile: LLMProfile | None = None) -> str:
-    """Hash of everything in a request that changes the output, before any provider's translation.
+class CanonicalRequest:
+    """What of a request changes the output, before any provider's translation; each field is encoded once.
 
     Fields left at their default do not count, so that a later version can add one without changing old hashes.
 
     Args:
         request: What is asked.
-        default_profile: The profile of a request that names none.
+
+    Raises:
+        ValueError: A tool or a schema holds NaN or an infinity.
+        TypeError: One of them is not JSON-able.
     """
-    content = _given(request, _FIELDS)
-    content["form"] = REQUEST_FORM
-    content["messages"] = [_said(message) for message in request.messages]
-    if request.route is not None:
-        content["route"] = str(request.route)
-    profile = request.profile or default_profile
-    if profile is not None:
-        content["profile"] = profile
-    return sha256_of(content)
+
+    __slots__ = ("_long", "_request", "_short")
+
+    def __init__(self, request: LLMRequest) -> None:
+        self._request = request
+        self._short = {name: _plain(value) for name in _SHORT_FIELDS if _is_given(value := getattr(request, name))}
+        self._long = {
+            name: canonical_json(_plain(value)) for name in _LONG_FIELDS if _is_given(value := getattr(request, name))
+        }
+
+    def sha256(self, default_profile: LLMProfile | None = None) -> str:
+        """Hash of it all, messages, route and profile included.
+
+        Args:
+            default_profile: The profile of a request that names none.
+        """
+        request = self._request
+        content = {**self._short, "form": REQUEST_FORM, "messages": [_said(message) for message in request.messages]}
+        if request.route is not None:
+            content["route"] = str(request.route)
+        profile = request.profile or default_profile
+        if profile is not None:
+            content["profile"] = profile
+        fields = {name: canonical_json(value) for name, value in content.items()} | self._long
+        text = ",".join(f'"{name}":{fields[name]}' for name in sorted(fields))
+        return _sha256(f"{{{text}}}")
+
+    def parameters(self) -> dict[str, Any]:
+        """What was asked beside messages, route and profile, as short JSON for people."""
+        return self._short | {name: f"sha256:{_sha256(text)[:_SHORT_HASH]}" for name, text in self._long.items()}
 
 
-def _given(request: LLMRequest, names: Iterable[str]) -> dict[str, Any]:
-    """Those of the fields that were given, as plain data; their defaults are None and the empty tuple."""
-    given: dict[str, Any] = {}
-    for name in names:
-        value = getattr(request, name)
-        if value is not None and value != ():
-            given[name] = _plain(value)
-    return given
+def request_parameters(request: LLMRequest) -> dict[str, Any]:
+    """`CanonicalRequest.parameters` of a request."""
+    return CanonicalRequest(request).parameters()
+
+
+def prompt_sha256(request: LLMRequest, default_profile: LLMProfile | None = None) -> str:
+    """`CanonicalRequest.sha256` of a request."""
+    return CanonicalRequest(request).sha256(default_profile)
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value != ()
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, ResponseFormat):
+        return _shape(value)
     if isinstance(value, BaseModel):
         return value.model_dump(mode="python", exclude_defaults=True)
     return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _shape(wanted: ResponseFormat) -> dict[str, Any]:
+    # Part of every extraction, and pydantic's own way takes as long as encoding what it gives.
+    shape: dict[str, Any] = {} if wanted.name == _USUAL_NAME else {"name": wanted.name}
+    return shape if wanted.json_schema is None else {**shape, "json_schema": wanted.json_schema}
 
 
 def _said(message: Message) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeGuard
 from pydantic import TypeAdapter, ValidationError
 from uuid_utils.compat import uuid7
 
-from llmkit.canonical import prompt_sha256
+from llmkit.canonical import CanonicalRequest
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMIdempotencyConflict, LLMInProgress
 from llmkit.ledger import Call
 from llmkit.ports import StoredRun
@@ -48,14 +48,15 @@ def open_call(
             "No workspace: pass RequestContext(workspace_id=...), or metadata={'workspace_id': ...}; "
             "or switch LLM_PERSIST_RUNS off"
         )
-    profile = request.profile or default_profile
+    profile, canonical = request.profile or default_profile, _canonical(request)
     return Call(
         request=request,
         workspace_id=who.workspace_id or "",
         pipeline_run_id=who.pipeline_run_id,
         stage=who.stage,
         profile=str(profile),
-        prompt_sha256=_hashed(request, profile),
+        canonical=canonical,
+        prompt_sha256=canonical.sha256(profile),
         run_id=uuid7(),
         started_s=perf_counter(),
     )
@@ -102,9 +103,9 @@ def _is_name(value: object) -> TypeGuard[str]:
     return True
 
 
-def _hashed(request: LLMRequest, profile: LLMProfile) -> str:
+def _canonical(request: LLMRequest) -> CanonicalRequest:
     try:
-        return prompt_sha256(request, profile)
+        return CanonicalRequest(request)
     except (TypeError, ValueError) as error:
         raise LLMBadRequest(f"A tool's parameters or the response format hold what is not JSON: {error}") from None
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from llmkit.canonical import request_parameters
+from llmkit.canonical import CanonicalRequest
 from llmkit.errors import LLMAllRoutesFailed, LLMError, LLMStoreError
 from llmkit.liveness import current_owner
 from llmkit.ports import AttemptLog, LLMRunRepo, RunFailure, RunStart, RunSuccess
@@ -38,6 +38,7 @@ class Call(NamedTuple):
     pipeline_run_id: str | None
     stage: str | None
     profile: str
+    canonical: CanonicalRequest
     prompt_sha256: str
     run_id: UUID
     started_s: float
@@ -120,7 +121,7 @@ class Ledger:
             LLMStoreError: It could not be written.
         """
         if self._runs is not None:
-            await self._runs.annotate(workspace_id, run_id, _metadata(request))
+            await self._runs.annotate(workspace_id, run_id, _metadata(request, CanonicalRequest(request)))
 
     async def _write(self, outcome: RunSuccess | RunFailure) -> None:
         try:
@@ -214,7 +215,7 @@ class Ledger:
             idempotency_key=request.idempotency_key if keyed else None,
             flight_key=flight_key,
             request_preview=request_preview(request, self._secrets) if with_preview else "",
-            metadata=_metadata(request) if with_preview else _own(request.metadata),
+            metadata=_metadata(request, call.canonical) if with_preview else _own(request.metadata),
         )
 
     def _success(
@@ -315,9 +316,9 @@ def _own(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metadata.items() if name not in RESERVED_METADATA_KEYS}
 
 
-def _metadata(request: LLMRequest) -> dict[str, Any]:
+def _metadata(request: LLMRequest, canonical: CanonicalRequest) -> dict[str, Any]:
     """The caller's own, and under `parameters` what was asked beside the messages."""
-    own, parameters = _own(request.metadata), request_parameters(request)
+    own, parameters = _own(request.metadata), canonical.parameters()
     return {"parameters": parameters, **own} if parameters else own
 
 

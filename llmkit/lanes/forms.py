@@ -7,13 +7,13 @@ where the texts of the next one go.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
+from llmkit.compact_json import compact_encoder
 from llmkit.lanes.translation import Prepared, Translation
 from llmkit.providers import CallArguments
 from llmkit.wire.exchange import Outline, json_object
@@ -27,6 +27,8 @@ _MARKS = re.compile(r'"llmkit-text-(\d+)-87b0c7e1"')
 _MARKS_IN_BYTES = re.compile(_MARKS.pattern.encode())
 # Who asks in ever new ways (another seed for every sample) must not fill the memory.
 _MOST_KEPT = 512
+
+_encode = compact_encoder()
 
 Entries = tuple[Mapping[str, Any] | None, ...]
 
@@ -45,7 +47,7 @@ def kind_of(arguments: Mapping[str, Any]) -> bytes | None:
         roles.append(message["role"])
     rest = {name: value for name, value in arguments.items() if name != "messages"}
     try:
-        told = json.dumps([roles, rest])
+        told = _encode([roles, rest])
     except (TypeError, ValueError):
         return None
     return blake2b(told.encode(), digest_size=16).digest()
