@@ -108,6 +108,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capf
     metered = MeterProvider([reader])
     traced.add_span_processor(SimpleSpanProcessor(spans))
     monkeypatch.setattr("opentelemetry.metrics.get_meter", metered.get_meter)
+    monkeypatch.setattr("opentelemetry.metrics.get_meter_provider", lambda: metered)
     monkeypatch.setattr("opentelemetry.trace.get_tracer", traced.get_tracer)
     monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: traced)
     found = Seen()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from llmkit.eval_ports import EvalResult
 
@@ -16,6 +18,7 @@ __all__ = [
     "STATUSES",
     "SUCCEEDED",
     "ResultKey",
+    "Slot",
     "Work",
     "fell_back",
     "key_of",
@@ -38,6 +41,21 @@ class ResultKey(NamedTuple):
     sample_id: str
     route: str
     epoch: int
+
+
+class Slot(NamedTuple):
+    """Where a result belongs, before there is one: its fields that do not depend on what comes of the sample."""
+
+    eval_run_id: UUID
+    route: str
+    sample_id: str
+    epoch: int
+    pipeline_run_id: str
+    sample_group: str | None
+
+    def result(self, status: str, finished_at_utc: datetime, **outcome: Any) -> EvalResult:
+        """The result with this outcome."""
+        return EvalResult(**self._asdict(), status=status, finished_at_utc=finished_at_utc, **outcome)
 
 
 def key_of(result: EvalResult) -> ResultKey:

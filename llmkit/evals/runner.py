@@ -27,7 +27,7 @@ from llmkit.evals.plan import EvaluateOptions, Plan, call_name, name_prefix
 from llmkit.evals.progress import Tally, shown
 from llmkit.evals.prompt import Content
 from llmkit.evals.report import EvalReport
-from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, ResultKey
+from llmkit.evals.result import FAILED, IN_PROGRESS, NOT_RUN, ResultKey, Slot
 from llmkit.evals.scoring import Scoring
 from llmkit.evals.sharing import Patience, Sharing
 from llmkit.evals.task import Task
@@ -284,24 +284,22 @@ class _Evaluation:
 
     async def _ask(self, job: _Call, health: Health) -> None:
         content = job.lane.content(job.sample)
-        blank, messages = self._blank(job, content), job.lane.sent(content)
-        self._sharing.began(blank.pipeline_run_id)
+        slot, messages = self._slot(job, content), job.lane.sent(content)
+        self._sharing.began(slot.pipeline_run_id)
         try:
-            with span(f"sample {job.lane.label}", self._told_of(blank)) as opened:
-                await self._settle(job, health, blank, messages, opened)
+            with span(f"sample {job.lane.label}", self._told_of(slot)) as opened:
+                await self._settle(job, health, slot, messages, opened)
         finally:
-            self._sharing.ended(blank.pipeline_run_id)
+            self._sharing.ended(slot.pipeline_run_id)
 
-    async def _settle(
-        self, job: _Call, health: Health, blank: EvalResult, messages: Sequence[Message], opened: Span
-    ) -> None:
+    async def _settle(self, job: _Call, health: Health, slot: Slot, messages: Sequence[Message], opened: Span) -> None:
         try:
-            extraction = await self._extract(job, blank.pipeline_run_id, messages)
+            extraction = await self._extract(job, slot.pipeline_run_id, messages)
         except (LLMStoreError, LLMBudgetExhausted):
             raise
         except LLMInProgress as error:
             opened.fail(error.code)
-            await self._sharing.met(job.place, blank.pipeline_run_id)
+            await self._sharing.met(job.place, slot.pipeline_run_id)
         except Exception as error:  # noqa: BLE001 (a validator of the user's type may raise anything: a row, not a crash)
             if health.is_left_alone(error):
                 opened.fail(LLMError.code)
@@ -313,25 +311,17 @@ class _Evaluation:
                 self.put_off.append(job)
             else:
                 health.failed(error)
-                await self._keep_failure(job, blank, error, opened)
+                await self._keep_failure(job, slot, error, opened)
         else:
             health.answered()
-            if _is_billed(extraction) or not await self._sharing.is_anothers(job.place, blank.pipeline_run_id):
-                await self._keep_answer(job, blank, extraction, opened)
+            if _is_billed(extraction) or not await self._sharing.is_anothers(job.place, slot.pipeline_run_id):
+                await self._keep_answer(job, slot, extraction, opened)
 
-    def _blank(self, job: _Call, content: Content) -> EvalResult:
+    def _slot(self, job: _Call, content: Content) -> Slot:
         sample, lane = job.sample, job.lane
         digests = self.plan.sample_digests[sample.key] + self.plan.request_digest(lane, content)
-        return EvalResult(
-            eval_run_id=self.run.id,
-            route=lane.label,
-            sample_id=sample.key,
-            epoch=job.epoch,
-            status=FAILED,
-            finished_at_utc=utc_now(),
-            sample_group=sample.group,
-            pipeline_run_id=call_name(self.run, sample.key, lane.label, job.epoch, digests),
-        )
+        name = call_name(self.run, sample.key, lane.label, job.epoch, digests)
+        return Slot(self.run.id, lane.label, sample.key, job.epoch, name, sample.group)
 
     async def _extract(self, job: _Call, name: str, messages: Sequence[Message]) -> Extraction[Any]:
         lane = job.lane
@@ -350,15 +340,15 @@ class _Evaluation:
             retries=self.plan.repairs,
         )
 
-    async def _keep_answer(self, job: _Call, blank: EvalResult, extraction: Extraction[Any], opened: Span) -> None:
+    async def _keep_answer(self, job: _Call, slot: Slot, extraction: Extraction[Any], opened: Span) -> None:
         sent = sum(len(response.attempts) or 1 for response in extraction.responses if response.billed)
         self.tally.send(sent)
-        scores = await self._scoring.scores(blank, extraction.value, job.sample)
-        await self._keep(job, answered(blank, job.lane, extraction, scores), opened, replayed=not sent)
+        scores = await self._scoring.scores(slot.pipeline_run_id, extraction.value, job.sample)
+        await self._keep(job, answered(slot, job.lane, extraction, scores), opened, replayed=not sent)
 
-    async def _keep_failure(self, job: _Call, blank: EvalResult, error: Exception, opened: Span) -> None:
+    async def _keep_failure(self, job: _Call, slot: Slot, error: Exception, opened: Span) -> None:
         self.tally.send(len(error.attempts) if isinstance(error, LLMError) else 0)
-        await self._keep(job, failed(blank, error), opened)
+        await self._keep(job, failed(slot, error), opened)
 
     async def _keep(self, job: _Call, result: EvalResult, opened: Span, *, replayed: bool = False) -> None:
         await self.store.save_result(result)
@@ -369,13 +359,13 @@ class _Evaluation:
         if result.error_code is not None:
             opened.fail(result.error_code)
 
-    def _told_of(self, blank: EvalResult) -> dict[str, SpanValue]:
+    def _told_of(self, slot: Slot) -> dict[str, SpanValue]:
         return {
             "llmkit.workspace_id": self.run.workspace_id,
             "llmkit.evaluation.name": self.run.name,
-            "llmkit.evaluation.route": blank.route,
-            "llmkit.evaluation.sample_id": blank.sample_id,
-            "llmkit.evaluation.epoch": blank.epoch,
+            "llmkit.evaluation.route": slot.route,
+            "llmkit.evaluation.sample_id": slot.sample_id,
+            "llmkit.evaluation.epoch": slot.epoch,
         }
 
     # --- the report ---------------------------------------------------------------------------------------------
@@ -408,12 +398,12 @@ class _Evaluation:
 
     def _unsettled(self, place: int) -> EvalResult:
         job = self._call_at(place)
-        blank = self._blank(job, job.lane.content(job.sample))
+        slot = self._slot(job, job.lane.content(job.sample))
         if place in self._sharing.silent:
-            return replace(blank, status=IN_PROGRESS, error_code=LLMInProgress.code)
-        stopped_by = self.health[blank.route].stopped_by
+            return slot.result(IN_PROGRESS, utc_now(), error_code=LLMInProgress.code)
+        stopped_by = self.health[slot.route].stopped_by
         code = stopped_by.code if stopped_by else LLMBudgetExhausted.code if self.keeper.stopped_by else None
-        return replace(blank, status=NOT_RUN, error_code=code)
+        return slot.result(NOT_RUN, utc_now(), error_code=code)
 
 
 def _is_billed(extraction: Extraction[Any]) -> bool:

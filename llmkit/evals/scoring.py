@@ -63,10 +63,15 @@ class Scoring:
         except Exception as error:  # noqa: BLE001 (a validator of the user's type that was edited may raise anything)
             problem = f"the stored output does not fit any more: {type(error).__name__}"
             return Scores(errors={scorer.name: problem for scorer in self._plan.scorers})
-        return await self.scores(result, output, self._plan.dataset.by_id[result.sample_id])
+        return await self.scores(result.pipeline_run_id, output, self._plan.dataset.by_id[result.sample_id])
 
-    async def scores(self, result: EvalResult, output: Any, sample: Sample) -> Scores:
+    async def scores(self, call_name: str, output: Any, sample: Sample) -> Scores:
         """What all scorers say of an output.
+
+        Args:
+            call_name: The result's `pipeline_run_id`.
+            output: What the model gave.
+            sample: What it was asked.
 
         Raises:
             LLMBudgetExhausted: There is no room for a judge's call any more.
@@ -74,5 +79,5 @@ class Scoring:
         """
         # One service for all: a judge is the same model whatever policy the answer came by.
         plan = self._plan
-        context = ScoringContext(plan.service, plan.extract, self._run.workspace_id, result.pipeline_run_id)
+        context = ScoringContext(plan.service, plan.extract, self._run.workspace_id, call_name)
         return await apply_scorers(plan.scorers, output, sample, context, timeout_s=plan.scorer_timeout_s)
