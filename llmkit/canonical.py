@@ -79,6 +79,8 @@ class CanonicalRequest:
         profile = request.profile or default_profile
         if profile is not None:
             content["profile"] = profile
+        if not self._long:
+            return sha256_of(content)
         fields = {name: canonical_json(value) for name, value in content.items()} | self._long
         text = ",".join(f'"{name}":{fields[name]}' for name in sorted(fields))
         return _sha256(f"{{{text}}}")
