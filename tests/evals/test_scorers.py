@@ -207,6 +207,24 @@ def test_a_crash_keeps_its_text_and_the_other_scores():
     assert len(found.errors["crash"]) <= 500
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_scorer_that_changes_what_it_is_given_changes_it_for_nobody_else(asynchronous):
+    def careless(output, sample):
+        output.lines.clear()
+        sample.target.clear()
+        sample.metadata["seen"] = True
+        return 1.0
+
+    async def later(output, sample):
+        return careless(output, sample)
+
+    output, sample = OUTPUT.model_copy(deep=True), Sample("x", {"lines": ["x"]}, id="s")
+    scorers = [as_scorer(later if asynchronous else careless), field_match("lines")]
+    found = asyncio.run(apply_scorers(scorers, output, sample))
+    assert (found.values["field_match"], found.errors) == (1.0, {})
+    assert (output, sample) == (OUTPUT, Sample("x", {"lines": ["x"]}, id="s"))
+
+
 def make_task(**parts):
     given = {"name": "t", "dataset": [Sample("x")], "prompt": "{input}", "output_type": Label, "scorers": []}
     return Task(**given | parts)

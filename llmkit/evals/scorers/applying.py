@@ -8,12 +8,13 @@ import inspect
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from threading import Thread
 from typing import Any
 
 from llmkit.errors import LLMBudgetExhausted, LLMStoreError
 from llmkit.evals.dataset import Sample
-from llmkit.evals.scorers.base import ContextScorer, FunctionScorer, Score, Scorer, Scores, ScoringContext
+from llmkit.evals.scorers.base import ContextScorer, FunctionScorer, Options, Score, Scorer, Scores, ScoringContext
 
 __all__ = ["DEFAULT_SCORER_TIMEOUT_S", "apply_scorers"]
 
@@ -34,6 +35,7 @@ async def apply_scorers(
 ) -> Scores:
     """Score one output with all scorers, in order. What a scorer raises is an error of that scorer.
 
+    A scorer of one's own gets copies of output and sample: what it does to them concerns nobody else.
     Asynchronous scorers run in the event loop and are cancelled when their time is over. Functions run in threads of
     their own, several at once; one that does not end in time is left behind there, because a thread cannot be stopped.
 
@@ -70,6 +72,8 @@ async def _called(
 ) -> Any:
     if getattr(scorer, "is_quick", False):
         return scorer(output, sample)
+    if not isinstance(scorer, Options):
+        output, sample = deepcopy((output, sample))
     if isinstance(scorer, ContextScorer):
         if context is None:
             raise TypeError("this scorer asks a model; it works in an evaluation only")
