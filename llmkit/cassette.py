@@ -170,8 +170,8 @@ class Cassette:
                 then, now = _shown(found.get(name)), _shown(wanted.get(name))
                 if name == "messages":
                     then, now = _around_difference(str(found[name]), str(wanted[name]))
-                return f"{name} differs from the nearest recording (line {place + 2}): recorded {then}, asked {now}"
-        return f"messages differ from the nearest recording (line {place + 2}) in a part that it does not show"
+                return f"the nearest one (line {place + 2}) differs in {name}: recorded {then}, asked {now}"
+        return f"the nearest one (line {place + 2}) differs in a part of its messages that it does not show"
 
 
 class CassetteClient:

@@ -87,14 +87,14 @@ def test_the_file_is_for_people_and_holds_no_personal_data(recorded: tuple[Path,
 @pytest.mark.parametrize(
     ("prompt", "parameters", "said"),
     [
-        ("What is churn?", {"temperature": 0.7}, "temperature differs.*line 2.*recorded 0.5, asked 0.7"),
-        ("What is churn?", {}, "temperature differs.*recorded 0.5, asked nothing"),
-        ("What is churn?", {"temperature": 0.5, "seed": 3}, "seed differs.*recorded nothing, asked 3"),
-        ("What is churn?", {"temperature": 0.5, **PIN}, "route differs.*asked 'ollama/llama3.2'"),
+        ("What is churn?", {"temperature": 0.7}, "line 2.* differs in temperature: recorded 0.5, asked 0.7"),
+        ("What is churn?", {}, "differs in temperature: recorded 0.5, asked nothing"),
+        ("What is churn?", {"temperature": 0.5, "seed": 3}, "differs in seed: recorded nothing, asked 3"),
+        ("What is churn?", {"temperature": 0.5, **PIN}, "differs in route.*asked 'ollama/llama3.2'"),
         ("What is churn?", {"temperature": 0.5, "profile": "quality"}, "profile differs"),
-        ("What is churn?", {"temperature": 0.5, "epoch": 1}, "epoch differs"),
-        ("What is churn?", {"temperature": 0.5, "response_format": ResponseFormat()}, "response_format differs"),
-        ("What is the churn?", {"temperature": 0.5}, "messages differs.*is churn.*is the churn"),
+        ("What is churn?", {"temperature": 0.5, "epoch": 1}, "differs in epoch"),
+        ("What is churn?", {"temperature": 0.5, "response_format": ResponseFormat()}, "differs in response_format"),
+        ("What is the churn?", {"temperature": 0.5}, "differs in messages.*is churn.*is the churn"),
     ],
 )
 def test_a_miss_names_the_first_field_that_differs_from_the_nearest_recording(
