@@ -91,7 +91,7 @@ class DiskContentCache:
     def put(self, key: CacheKey, response: LLMResponse) -> None:
         """Keep the answer, without what belongs to the call that got it."""
         text = key.text()
-        body = response.model_dump_json(exclude={"attempts", "plan"}, exclude_defaults=True)
+        body = response.as_stored()
         try:
             self._cache.set(
                 _digest(text), f"{_seal(text, body)}\n{body}", expire=self._ttl_s, tag=_digest(key.workspace_id)

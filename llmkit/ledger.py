@@ -255,7 +255,7 @@ class Ledger:
     def _payload(self, response: LLMResponse) -> str | None:
         if not self._stores_payloads:
             return None
-        return response.model_dump_json(exclude={"attempts", "plan"}, exclude_defaults=True)
+        return response.as_stored()
 
     def _tell(
         self,

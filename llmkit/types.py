@@ -73,6 +73,9 @@ class LLMProvider(StrEnum):
     LOCAL = "local"
 
 
+_PROVIDERS = tuple(map(str, LLMProvider))
+
+
 class LLMProfile(StrEnum):
     """What a request cares about most; the router turns it into an order of providers."""
 
@@ -120,10 +123,10 @@ class Route(Value):
     @staticmethod
     def _split(text: str) -> dict[str, str]:
         provider, slash, model = text.partition("/")
-        known = ", ".join(LLMProvider)
         if not slash or not model.strip():
             raise ValueError(f"a route is written provider/model, for example ollama/llama3.2; got {text!r}")
-        if provider not in list(LLMProvider):
+        if provider not in _PROVIDERS:
+            known = ", ".join(_PROVIDERS)
             raise ValueError(f"unknown provider {provider!r} in route {text!r}; known providers: {known}")
         return {"provider": provider, "model": model}
 
@@ -479,6 +482,10 @@ class LLMResponse(Value):
     attempts: tuple[Attempt, ...] = ()
     plan: RoutePlan | None = None
     warnings: tuple[str, ...] = ()
+
+    def as_stored(self) -> str:
+        """The answer as JSON, without what belongs to the call that got it: attempts, plan and pinned route."""
+        return self.model_dump_json(exclude={"attempts", "plan", "requested_route"}, exclude_defaults=True)
 
     @property
     def billed(self) -> bool:
