@@ -164,6 +164,21 @@ def test_a_few_equal_differences_are_not_certain():
     assert not s.non_inferiority([50.0, 90.0] * 20, [50.0, 90.0] * 20, 0.05).is_shown
 
 
+@given(st.floats(0.01, 0.99), st.integers(2, 50), st.integers(1, 3))
+def test_a_few_equal_scores_are_not_certain(score, count, epochs):
+    found = s.mean_of([score] * count * epochs, [number % count for number in range(count * epochs)])
+    assert found.method == "no spread seen"
+    assert 0 <= found.low < score < found.high <= 1
+    # Zeros and ones with this mean would spread more than any other scores within 0 and 1.
+    assert found.high - found.low > 2 * np.sqrt(score * (1 - score) / (count + 12))
+
+
+def test_equal_scores_of_another_range_have_no_interval():
+    found = s.mean_of([7.0, 7.0, 7.0])
+    assert (found.value, found.standard_error) == (7.0, 0.0)
+    assert np.isnan([found.low, found.high]).all()
+
+
 def test_shares_that_every_cluster_has_count_a_cluster_once():
     thirds = s.mean_of([1, 0, 0] * 10, [number // 3 for number in range(30)])
     halves = s.mean_of([1, 0] * 10, [number // 2 for number in range(20)])

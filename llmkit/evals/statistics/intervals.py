@@ -48,7 +48,8 @@ class Estimate:
         low: Lower end of the interval; NaN when there is none.
         high: Upper end.
         n: How many values.
-        method: How the interval was made: `wilson`, `t`, `clustered wilson`, `clustered t` or `bca`.
+        method: How the interval was made: `wilson`, `t`, `clustered wilson`, `clustered t`, `bca`, or
+            `no spread seen`.
     """
 
     value: float
@@ -160,12 +161,27 @@ def _score_interval(share: float, n: float, quantile: float) -> tuple[float, flo
 
 
 def mean_of(values: ArrayLike, clusters: Sequence[Hashable] | None = None, level: float = DEFAULT_LEVEL) -> Estimate:
-    """The mean with the interval that fits: Wilson for zeros and ones, else t; clustered where clusters repeat."""
+    """The mean with the interval that fits: Wilson for zeros and ones, else t; clustered where clusters repeat.
+
+    Where all clusters have the same mean, t would be certain whatever their number. Scores within 0 and 1 cannot spread
+    more than zeros and ones of their mean, so they get the interval of as many of those as there are clusters; other
+    scores get none.
+    """
     x = as_array(values)
-    binary = is_binary(x)
     if clusters is not None and len(set(clusters)) < len(x):
-        return clustered_proportion(x, clusters, level) if binary else clustered_mean(x, clusters, level)
-    return wilson(int(x.sum()), len(x), level) if binary else mean(x, level)
+        if is_binary(x):
+            return clustered_proportion(x, clusters, level)
+        return _unless_equal(clustered_mean(x, clusters, level), x, len(set(clusters)), level)
+    return wilson(int(x.sum()), len(x), level) if is_binary(x) else _unless_equal(mean(x, level), x, len(x), level)
+
+
+def _unless_equal(found: Estimate, x: Numbers, count: int, level: float) -> Estimate:
+    if not found.standard_error <= NO_SPREAD:
+        return found
+    low, high = np.nan, np.nan
+    if x.min() >= 0 and x.max() <= 1:
+        low, high = _score_interval(found.value, count, float(special.stdtrit(count - 1, (1 + level) / 2)))
+    return Estimate(found.value, found.standard_error, low, high, found.n, "no spread seen")
 
 
 def is_binary(values: ArrayLike) -> bool:
