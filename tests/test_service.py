@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import timedelta
 from pathlib import Path
 
@@ -293,17 +294,41 @@ async def test_a_cancellation_while_the_claim_is_written_leaves_no_started_run(m
     assert not bench.client.calls
 
 
-async def test_an_answer_that_cannot_be_recorded_is_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_cannot_be_recorded_is_in_the_error_and_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     bench = Bench()
 
     async def fail(success: object) -> bool:
         raise LLMStoreError("disk full")
 
     monkeypatch.setattr(bench.runs, "mark_succeeded", fail)
-    with pytest.raises(LLMStoreError) as caught:
+    with caplog.at_level(logging.INFO, "llmkit"), pytest.raises(LLMStoreError) as caught:
         await bench.ask()
     assert caught.value.response.text == "ok"
     assert caught.value.run_id is not None
+    assert [record.status for record in caplog.records] == ["SUCCEEDED"]
+
+
+async def test_an_answer_that_cannot_be_recorded_for_a_caller_who_was_cancelled_is_kept_for_the_next() -> None:
+    bench = Bench()
+    writing, mark = asyncio.Event(), bench.runs.mark_succeeded
+
+    async def fail_slowly(success: object) -> bool:
+        writing.set()
+        await asyncio.sleep(0.02)
+        raise LLMStoreError("disk full")
+
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(bench.runs, "mark_succeeded", fail_slowly)
+        task = asyncio.create_task(bench.ask(idempotency_key="k"))
+        await writing.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert bench.runs.mark_succeeded == mark
+    assert (await bench.ask(idempotency_key="k")).served_from is ServedFrom.REPLAY
+    assert len(bench.client.calls) == 1
 
 
 async def test_a_long_call_keeps_its_heart_beating() -> None:
