@@ -260,6 +260,7 @@ def test_an_output_type_that_raises_costs_its_row_and_not_the_map(session: Sessi
         (("Say {", ["x"], {}), "cannot be read"),
         ((City, pd.DataFrame({"a": [1], "b": [2]}), {}), "template="),
         ((City, pd.DataFrame([[1, 2]], columns=["a", "a"]), {"template": "{a}"}), "same name"),
+        ((City, pd.DataFrame([[1, 2]], columns=[1, "1"]), {"template": "{1}"}), "same name"),
         ((City, "Rome", {}), "Series"),
         ((City, 7, {}), "Series"),
         (("x", ["x"], {"max_tokens": 3}), "max_tokens"),

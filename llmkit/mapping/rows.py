@@ -134,9 +134,10 @@ def _columns(data: Any) -> tuple[pd.Index[Any], dict[str, Any]]:
     import pandas as pd
 
     if isinstance(data, pd.DataFrame):
-        if not data.columns.is_unique:
+        names = data.columns.map(str)  # as a template names them
+        if not names.is_unique:
             raise LLMBadRequest("Two columns of the frame have the same name; rename one of them")
-        return data.index, {str(name): data[name].array for name in data.columns}
+        return data.index, {name: data.iloc[:, place].array for place, name in enumerate(names)}
     if isinstance(data, str | bytes) or (not isinstance(data, pd.Series | pd.Index | Sequence) and not _is_array(data)):
         raise LLMBadRequest(f"map takes a Series, a DataFrame or a list of values; got {type(data).__name__}")
     series = data if isinstance(data, pd.Series) else pd.Series(list(data), dtype="object")

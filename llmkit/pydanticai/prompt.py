@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from llmkit.errors import LLMBadRequest
@@ -37,8 +37,11 @@ def extraction_prompt(
         LLMBadRequest: `output_type` is no type, an example is not a pair or not of the type, or a text is no text.
     """
     answer: Answer[Any] = Answer.of(output_type)
-    lead = _lead(answer.name, text, attachments) if instructions is None else instructions
-    shown = [Message(role="system", content=_text("instructions", lead))] if lead else []
+    text = _text("text", text, "; `map` reads a whole column")
+    lead = _lead(answer.name, text, attachments) if instructions is None else _text("instructions", instructions)
+    shown = [Message(role="system", content=lead)] if lead else []
+    if not isinstance(examples, Iterable):
+        raise LLMBadRequest(f"examples are a list of pairs of a text and its value; got {type(examples).__name__}")
     for number, example in enumerate(examples, start=1):
         if not isinstance(example, tuple | list) or len(example) != 2:
             raise LLMBadRequest(f"examples are pairs of a text and its value; number {number} is not")
@@ -63,9 +66,9 @@ def _said(json: str) -> Message:
     return Message(role="assistant", content=json)
 
 
-def _text(name: str, text: Any) -> str:
+def _text(name: str, text: Any, advice: str = "") -> str:
     if not isinstance(text, str):
-        raise LLMBadRequest(f"{name} must be a text; got {type(text).__name__}")
+        raise LLMBadRequest(f"{name} must be a text; got {type(text).__name__}{advice}")
     try:
         text.encode()
     except UnicodeEncodeError:

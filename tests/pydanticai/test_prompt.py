@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import pytest
 from pydantic import BaseModel, Field, computed_field
 
@@ -72,7 +73,10 @@ def test_instructions_take_the_place_of_the_sentence_and_may_be_empty() -> None:
         ({"examples": [("t",)]}, "number 1 is not"),
         ({"examples": [(1, {})]}, "the text of example 1 must be a text"),
         ({"instructions": 5}, "instructions must be a text"),
+        ({"instructions": pd.Series(["a"])}, "instructions must be a text"),
+        ({"examples": 5}, "examples are a list of pairs of a text and its value; got int"),
         ({"text": None}, "text must be a text; got NoneType"),
+        ({"text": pd.Series(["a"])}, "text must be a text; got Series; `map` reads a whole column"),
         ({"text": "a\udfff"}, "half of a character"),
     ],
 )
