@@ -25,6 +25,7 @@ import uuid_utils.compat as uuid_utils
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from llmkit.persistence.addresses import DatabaseAddress
+from llmkit.persistence.connections import with_quick_nulls
 from llmkit.persistence.engines import make_async_engine
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
@@ -169,19 +170,21 @@ def floor_rate(url: str, seconds: float) -> Rate:
         marks = [MarkSucceeded(success) for _, success in values]
         for operation in (*starts, *marks):
             operation.prepare(statements)
-        batches.append((starts, marks))
+        attempts = [row for each in marks for row in each.attempt_rows]
+        rows = ([each.row for each in starts], [each.row for each in marks], attempts)
+        batches.append([list(map(with_quick_nulls, kind)) for kind in rows])
     journal.close()
     done, end = 0, time.monotonic() + seconds
     with closing(open_sqlite(DatabaseAddress.parse(url))) as connection:
         wall, cpu = time.perf_counter(), time.process_time()
         while time.monotonic() < end and batches:
-            starts, marks = batches.pop()
+            starts, marks, attempts = batches.pop()
             connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(statements.insert_started.sql, [each.row for each in starts])
+            connection.executemany(statements.insert_started.sql, starts)
             connection.execute("COMMIT")
             connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(statements.mark_succeeded.sql, [each.row for each in marks])
-            connection.executemany(statements.insert_attempt.sql, [row for each in marks for row in each.attempt_rows])
+            connection.executemany(statements.mark_succeeded.sql, marks)
+            connection.executemany(statements.insert_attempt.sql, attempts)
             connection.execute("COMMIT")
             done += 64
         return Rate(done / (time.perf_counter() - wall), done / (time.process_time() - cpu))

@@ -19,7 +19,7 @@ from llmkit.persistence.watch import write_began, write_ended
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-__all__ = ["ServerWriter", "SqliteReader", "SqliteWriter", "WriteConnection", "Writer"]
+__all__ = ["ServerWriter", "SqliteReader", "SqliteWriter", "WriteConnection", "Writer", "with_quick_nulls"]
 
 # How long a reader may go on with a file that was deleted: looking costs as much as a third of a read.
 LOOK_AGAIN_S: Final = 0.1
@@ -58,6 +58,16 @@ class FileGuard:
 
 
 Row: TypeAlias = tuple[Any, ...]
+
+
+# SQLite stores it as NULL (https://www.sqlite.org/floatingpoint.html), and Python's driver binds it at once. For None it
+# first looks for an adapter: for ten of them that takes as long as all the rest of binding a row.
+_NULL: Final = float("nan")
+
+
+def with_quick_nulls(row: Row) -> Row:
+    """Parameters for SQLite that are stored as these are, and bound sooner."""
+    return tuple([_NULL if value is None else value for value in row])
 
 
 class Writer(Protocol):
@@ -102,7 +112,7 @@ class SqliteWriter:
 
     def execute_many(self, sql: str, rows: Sequence[Row]) -> int:
         """See `Writer`."""
-        return self._connection.executemany(sql, rows).rowcount
+        return self._connection.executemany(sql, map(with_quick_nulls, rows)).rowcount
 
     def first(self, sql: str, parameters: Row) -> Row | None:
         """See `Writer`."""

@@ -56,10 +56,11 @@ Row = tuple[Any, ...]
 
 
 class Codec(NamedTuple):
-    """How a database's driver takes what it does not know: times and UUIDs."""
+    """How a database's driver takes what it does not know, or takes its time to know: times, UUIDs and flags."""
 
     time: Callable[[datetime | None], Any]
     uuid: Callable[[UUID | None], Any]
+    flag: Callable[[bool], Any]
 
 
 def _unchanged(value: Any) -> Any:
@@ -95,8 +96,8 @@ def uuid_of_sqlite(stored: str | None) -> UUID | None:
     return None if stored is None else UUID(int=int(stored, 16))
 
 
-AS_IT_IS: Final = Codec(_unchanged, _unchanged)
-SQLITE_CODEC: Final = Codec(sqlite_time, sqlite_uuid)
+AS_IT_IS: Final = Codec(_unchanged, _unchanged, _unchanged)
+SQLITE_CODEC: Final = Codec(sqlite_time, sqlite_uuid, int)
 
 # ASCII: NUL and lone surrogates become escapes. `default`: a strange value must not cost a paid call its record.
 _encode: Final = compact_encoder(default=str)
@@ -271,7 +272,7 @@ def success_row(success: RunSuccess, codec: Codec) -> Row:
         str(success.served_from),
         codec.uuid(success.source_run_id),
         success.finish_reason,
-        *_usage(success.usage),
+        *_usage(success.usage, codec),
         success.cost_usd,
         success.latency_ms,
         len(success.attempts),
@@ -340,7 +341,7 @@ def attempt_row(run_id: UUID, attempt: Attempt, codec: Codec) -> Row:
         attempt.latency_ms,
         attempt.params_sha256,
         attempt.schema_sha256,
-        *_usage(attempt.usage),
+        *_usage(attempt.usage, codec),
         attempt.finish_reason,
         storable_or_none(attempt.response_model),
         storable_or_none(attempt.model_digest),
@@ -358,14 +359,14 @@ def attempt_values(run_id: UUID, attempt: Attempt) -> Values:
     return values
 
 
-def _usage(usage: TokenUsage) -> Row:
+def _usage(usage: TokenUsage, codec: Codec) -> Row:
     return (
         usage.input_tokens,
         usage.output_tokens,
         usage.total_tokens,
         usage.cached_input_tokens,
         usage.reasoning_tokens,
-        usage.estimated,
+        codec.flag(usage.estimated),
     )
 
 

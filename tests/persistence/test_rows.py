@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -13,6 +15,7 @@ from sqlalchemy import insert
 from sqlalchemy.dialects import sqlite
 
 from llmkit.errors import LLMStoreError
+from llmkit.persistence.connections import with_quick_nulls
 from llmkit.persistence.rows import as_json, attempt_values, finished_values, identity, started_values, storable
 from llmkit.persistence.statements import SQLITE_PROCESSORS
 from llmkit.types import AttemptStatus, ServedFrom
@@ -79,6 +82,18 @@ def test_our_processors_store_what_sqlalchemy_stores(moment: datetime) -> None:
         theirs = column.type.dialect_impl(dialect).bind_processor(dialect)
         assert theirs is not None
         assert SQLITE_PROCESSORS[type(column.type)](value) == theirs(value)
+
+
+@unhurried
+@given(st.lists(st.none() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=3)))
+def test_quick_nulls_are_stored_as_nulls(values: list[Any]) -> None:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE t (number INTEGER, whatever)")
+        for place, kept in enumerate((values, with_quick_nulls(tuple(values)))):
+            connection.executemany(f"INSERT INTO t VALUES ({place}, ?)", ((value,) for value in kept))
+        stored = "SELECT whatever, typeof(whatever) FROM t WHERE number = ? ORDER BY rowid"
+        plain, quick = (connection.execute(stored, (place,)).fetchall() for place in (0, 1))
+    assert quick == plain
 
 
 @pytest.mark.parametrize("make", [started_values, lambda start: finished_values(start, served(start.id))])
