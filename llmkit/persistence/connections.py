@@ -60,8 +60,8 @@ class FileGuard:
 Row: TypeAlias = tuple[Any, ...]
 
 
-# SQLite stores it as NULL (https://www.sqlite.org/floatingpoint.html), and Python's driver binds it at once. For None it
-# first looks for an adapter: for ten of them that takes as long as all the rest of binding a row.
+# SQLite stores it as NULL (https://www.sqlite.org/floatingpoint.html), and Python's driver binds it at once. For None
+# that first looks for an adapter: for ten of them that takes as long as all the rest of binding a row.
 _NULL: Final = float("nan")
 
 
