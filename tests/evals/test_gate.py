@@ -77,6 +77,35 @@ async def test_rules_of_the_run_alone():
     assert check_gate(made, GateRules(**rules)).baseline is None
 
 
+async def test_a_run_that_failed_as_a_whole_does_not_hold():
+    baseline, down = await report(), await report(failing=60)
+    assert failing_checks(gate(down, baseline)) == {"regression"}
+    assert failing_checks(gate(down, baseline, margin=0.1)) == {"non_inferiority"}
+    (check,) = check_gate(down, GateRules(minimums={"field_match": 0.8})).checks
+    assert (check.passed, check.detail) == (False, "mean 0, at least 0.8")
+    (check,) = check_gate(down, GateRules(minimums={"field_match": 0.8}, failures="excluded")).checks
+    assert (check.passed, check.detail) == (False, "no score, at least 0.8")
+    with pytest.raises(LLMEvaluationError, match="no sample in common"):
+        gate(down, baseline, failures="excluded")
+    with pytest.raises(LLMEvaluationError, match="no metric 'accuracy'; there are: field_match"):
+        check_gate(down, GateRules(minimums={"accuracy": 0.8}))
+
+
+async def test_runs_without_a_metric_in_common_are_not_compared():
+    baseline, made = await report(), await run(sentiment_task(dataset=SAMPLES, scorers=[]), extract=wrong_on(0))
+    with pytest.raises(LLMEvaluationError, match="no metric in common"):
+        gate(made, baseline)
+
+
+async def test_rules_that_check_nothing_are_refused():
+    made = await report()
+    with pytest.raises(LLMEvaluationError, match="would pass everything"):
+        check_gate(made, GateRules())
+    for rules in ({"margin": 0.02}, {"metrics": ("field_match",)}):
+        with pytest.raises(LLMEvaluationError, match="need a baseline"):
+            check_gate(made, GateRules(minimums={"field_match": 0.1}, **rules))
+
+
 async def test_what_was_not_run_is_not_passed_over():
     baseline = await report()
     assert failing_checks(gate(await report(limit=30), baseline)) == {"coverage"}
