@@ -162,8 +162,8 @@ def check_gate(
         routes: Pairs of a route of the run and a route of the baseline, as `matched_routes` finds them.
 
     Raises:
-        LLMEvaluationError: Nothing is asked, a route or metric is unknown, two routes have nothing in common, or samples
-            were edited between the runs.
+        LLMEvaluationError: Nothing is asked, a route or metric is unknown, two routes have nothing in common, or
+            samples were edited between the runs.
     """
     require_asked(rules, is_compared=bool(routes))
     other = report if baseline is None else baseline
@@ -240,7 +240,9 @@ def _compared(report: EvalReport, other: EvalReport, pair: RoutePair, rules: Gat
     shared = [metric for metric in report.metrics if metric in other.metrics]
     lower, clusters = report.lower_is_better, {**other.clusters, **report.clusters}
     if not shared:
-        raise LLMEvaluationError(f"{route} and {against} have no metric in common: their tasks have other scorers, or none.")
+        raise LLMEvaluationError(
+            f"{route} and {against} have no metric in common: their tasks have other scorers, or none."
+        )
     for metric in rules.metrics or shared:
         if metric not in shared:
             raise LLMEvaluationError(f"There is no metric {metric!r} in both runs; there are: {', '.join(shared)}.")
