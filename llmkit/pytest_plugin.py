@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["assert_evaluation"]
 
 AssertEvaluation: TypeAlias = "Callable[..., EvalReport]"
-SHOWN_FAILURES = 5
 
 
 @pytest.fixture
@@ -76,7 +75,7 @@ def _checked(
 
     require_asked(rules, is_compared=baseline is not None)
     other = None if baseline is None else session.import_run(baseline, name=f"baseline {Path(baseline).stem}")
-    report = session.evaluate(task, routes, **{"progress": False} | options)
+    report = session.evaluate(task, routes, **{"progress": False, **options})
     _require(_gate(report, rules, other), report)
     return report
 
@@ -107,14 +106,13 @@ def _require(gate: GateReport, report: EvalReport) -> None:
 
 
 def _failures(report: EvalReport) -> Iterator[str]:
-    """What has no score, by reason, the most frequent first."""
-    told = Counter(
-        (result.route, result.error_code, result.error_message) for result in report.results if result.error_code
-    )
-    for (route, code, message), count in told.most_common(SHOWN_FAILURES):
-        yield f"{route}: {count} of {len(report.of(route))} without an answer, {code}: {message}"
-    crashed = Counter(
-        (result.route, name, text) for result in report.results for name, text in result.scorer_errors.items()
-    )
-    for (route, name, text), count in crashed.most_common(SHOWN_FAILURES):
-        yield f"{route}: {count} of {len(report.of(route))} not scored by {name}: {text}"
+    """What has no score, by reason, each with the first message of its kind."""
+    missing = [(each.route, "without an answer", each.error_code, each.error_message) for each in report.results]
+    crashed = [
+        (each.route, "not scored", name, text) for each in report.results for name, text in each.scorer_errors.items()
+    ]
+    reasons = [(route, what, cause, text) for route, what, cause, text in (*missing, *crashed) if cause is not None]
+    counts = Counter(reason[:3] for reason in reasons)
+    for (route, what, cause), count in counts.items():
+        text = next(reason[3] for reason in reasons if reason[:3] == (route, what, cause))
+        yield f"{route}: {count} of {len(report.of(route))} {what} ({cause}): {text}"
