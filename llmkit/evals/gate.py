@@ -63,6 +63,9 @@ class GateRules:
         ):
             if not fits:
                 raise LLMEvaluationError(f"A gate cannot have {name}={value!r}.")
+        for metric, limit in (*self.minimums.items(), *self.maximums.items()):
+            if not math.isfinite(limit):
+                raise LLMEvaluationError(f"A gate cannot ask {metric} for a mean of {limit!r}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,7 @@ def check_gate(
     *,
     baseline: EvalReport | None = None,
     routes: Sequence[RoutePair] = (),
+    only: Sequence[str] = (),
 ) -> GateReport:
     """Compare a run with a baseline, and check it by rules.
 
@@ -160,17 +164,20 @@ def check_gate(
         rules: What is asked of it.
         baseline: Where the second route of each pair is; the run itself when None.
         routes: Pairs of a route of the run and a route of the baseline, as `matched_routes` finds them.
+        only: Which routes of the run are asked for means and failures; those of the pairs, or all, when there is none.
 
     Raises:
-        LLMEvaluationError: Nothing is asked, a route or metric is unknown, two routes have nothing in common, or
-            samples were edited between the runs.
+        LLMEvaluationError: Nothing is asked, the run has no result, a route or metric is unknown, two routes have
+            nothing in common, or samples were edited between the runs.
     """
     require_asked(rules, is_compared=bool(routes))
     other = report if baseline is None else baseline
     rows = [row for pair in routes for row in _compared(report, other, pair, rules)]
     rows = _adjusted(rows)
     checks = [check for row in rows for check in _comparison_checks(row, rules)]
-    labels = tuple(dict.fromkeys(route for route, _ in routes)) or report.routes
+    labels = tuple(dict.fromkeys(only)) or tuple(dict.fromkeys(route for route, _ in routes)) or report.routes
+    if not labels:
+        raise LLMEvaluationError(f"The evaluation {report.run.name!r} has no result, so that nothing can be checked.")
     checks += [check for label in labels for check in _own_checks(report, label, rules)]
     return GateReport(
         run=report.run.name,

@@ -106,6 +106,24 @@ async def test_rules_that_check_nothing_are_refused():
             check_gate(made, GateRules(minimums={"field_match": 0.1}, **rules))
 
 
+async def test_rules_of_the_run_alone_are_asked_of_the_routes_that_are_named():
+    def answer(call):
+        return Sentiment(label="negative" if call.route.model == "b" else "positive")
+
+    made = await run(sentiment_task(dataset=SAMPLES), (A, "gemini/b"), extract=FakeExtract(answer))
+    rules = GateRules(minimums={"field_match": 0.5})
+    assert failing_checks(check_gate(made, rules)) == {"minimum"}
+    assert check_gate(made, rules, only=(A,)).passed
+    with pytest.raises(LLMEvaluationError, match="no route 'x'"):
+        check_gate(made, rules, only=("x",))
+
+
+async def test_a_run_without_a_result_does_not_pass():
+    made = replace(await report(), results=())
+    with pytest.raises(LLMEvaluationError, match="has no result"):
+        check_gate(made, GateRules(minimums={"field_match": 0.5}, max_failed=0.1))
+
+
 async def test_what_was_not_run_is_not_passed_over():
     baseline = await report()
     assert failing_checks(gate(await report(limit=30), baseline)) == {"coverage"}
@@ -301,6 +319,8 @@ def test_runs_are_compared_and_gated_by_exit_codes(folder, monkeypatch, capsys):
         ("gate", "worse", "--min", "exact_match=0.5", "--max-failed", "0"): 0,
         ("gate", "worse", "--min", "exact_match=0.6"): 1,
         ("gate", "worse"): 2,
+        ("gate", "worse", "--route", "absent/x", "--min", "exact_match=0.1"): 2,
+        ("gate", "worse", "--min", "exact_match=nan"): 2,
         ("gate", "worse", "absent"): 2,
         ("gate", "worse", "base", "--metric", "accuracy"): 2,
         ("gate", "worse", "--min", "exact_match"): 2,
