@@ -124,6 +124,15 @@ async def test_a_run_without_a_result_does_not_pass():
         check_gate(made, GateRules(minimums={"field_match": 0.5}, max_failed=0.1))
 
 
+async def test_junit_has_no_more_in_a_case_than_the_common_schema_knows():
+    suite = ET.fromstring(run_junit([await report(failing=1)]))
+    cases = {case.get("name"): [part.tag for part in case] for case in suite.iter("testcase")}
+    assert cases["s000 (epoch 1)"] == ["system-out"]
+    assert cases["s059 (epoch 1)"] == ["error"]
+    assert {part for parts in cases.values() for part in parts} == {"system-out", "error"}
+    assert suite.findtext("testcase/system-out") == "field_match: 1"
+
+
 async def test_what_was_not_run_is_not_passed_over():
     baseline = await report()
     assert failing_checks(gate(await report(limit=30), baseline)) == {"coverage"}
