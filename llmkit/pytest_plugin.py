@@ -5,31 +5,37 @@ Switch it on in `conftest.py` with `pytest_plugins = ["llmkit.pytest_plugin"]`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
+from llmkit.errors import LLMError
+
 if TYPE_CHECKING:
     from llmkit.evals import EvalReport, Task, Variant
     from llmkit.evals.gate import GateReport, GateRules
+    from llmkit.session import Session
 
 __all__ = ["assert_evaluation"]
 
 AssertEvaluation: TypeAlias = "Callable[..., EvalReport]"
-RUN, BASELINE = "run", "baseline"
 
 
 @pytest.fixture
 def assert_evaluation(tmp_path: Path) -> Iterator[AssertEvaluation]:
-    """A function `(task, routes, rules, *, baseline=None, **options)` that returns the report.
+    """A function `(task, routes, rules, *, baseline=None, replay=None, **options)` that returns the report.
 
     It runs the task (a `Task`, or the path of a task file with one) over the routes in a new store of this test, with
-    the settings of the environment, and checks the run by the `GateRules`; `baseline` is a file that `report.export` or
-    `llmkit eval export` wrote. `**options` are those of `llmkit.evals.evaluate`. What does not hold is an
-    `AssertionError` with the numbers.
+    the settings of the environment, and checks the run by the `GateRules`. What does not hold is an `AssertionError`
+    with the numbers, and with what failed.
+
+    `baseline` is a file that `report.export` or `llmkit eval export` wrote. `replay` is one that `llmkit cassette
+    record` wrote: then answers come from it, and nothing is sent. `**options` are those of `llmkit.evals.evaluate`.
+    Rules that check nothing, and a baseline that cannot be read, are an `LLMEvaluationError` before anything is sent.
     """
     with ExitStack() as open_sessions:
 
@@ -39,18 +45,39 @@ def assert_evaluation(tmp_path: Path) -> Iterator[AssertEvaluation]:
             rules: GateRules,
             *,
             baseline: str | Path | None = None,
+            replay: str | Path | None = None,
             **options: Any,
         ) -> EvalReport:
+            __tracebackhide__ = True
             from llmkit.session import Session
 
-            # Opened here, so that the test has set its environment by now.
-            session = open_sessions.enter_context(Session(database_url=f"sqlite:///{tmp_path / 'evaluation.db'}"))
-            report = session.evaluate(_task(task), routes, name=RUN, **{"progress": False} | options)
-            other = None if baseline is None else session.import_run(baseline, name=BASELINE)
-            _require(_gate(report, rules, other))
-            return report
+            try:
+                # Opened here, so that the test has set its environment by now.
+                store = f"sqlite:///{tmp_path / 'evaluation.db'}"
+                session = open_sessions.enter_context(Session(database_url=store, replay=replay))
+                return _checked(session, _task(task), routes, rules, baseline, options)
+            except (LLMError, AssertionError) as error:
+                # Where it was raised is no help to who reads of a test: its own line and the message are.
+                raise error.with_traceback(None) from None
 
         yield check
+
+
+def _checked(
+    session: Session,
+    task: Task,
+    routes: Sequence[str | Variant],
+    rules: GateRules,
+    baseline: str | Path | None,
+    options: Mapping[str, Any],
+) -> EvalReport:
+    from llmkit.evals.gate import require_asked
+
+    require_asked(rules, is_compared=baseline is not None)
+    other = None if baseline is None else session.import_run(baseline, name=f"baseline {Path(baseline).stem}")
+    report = session.evaluate(task, routes, **{"progress": False, **options})
+    _require(_gate(report, rules, other), report)
+    return report
 
 
 def _task(given: Task | str | Path) -> Task:
@@ -72,8 +99,20 @@ def _gate(report: EvalReport, rules: GateRules, baseline: EvalReport | None) -> 
     return check_gate(report, rules, baseline=baseline, routes=pairs)
 
 
-def _require(gate: GateReport) -> None:
-    __tracebackhide__ = True
+def _require(gate: GateReport, report: EvalReport) -> None:
     failing = [f"{check.title}: {check.detail}" for check in gate.checks if not check.passed]
     if failing:
-        raise AssertionError("The evaluation does not hold:\n" + "\n".join([*failing, *gate.notes]))
+        raise AssertionError("\n".join(["The evaluation does not hold:", *failing, *_failures(report), *gate.notes]))
+
+
+def _failures(report: EvalReport) -> Iterator[str]:
+    """What has no score, by reason, each with the first message of its kind."""
+    missing = [(each.route, "without an answer", each.error_code, each.error_message) for each in report.results]
+    crashed = [
+        (each.route, "not scored", name, text) for each in report.results for name, text in each.scorer_errors.items()
+    ]
+    reasons = [(route, what, cause, text) for route, what, cause, text in (*missing, *crashed) if cause is not None]
+    counts = Counter(reason[:3] for reason in reasons)
+    for (route, what, cause), count in counts.items():
+        text = next(reason[3] for reason in reasons if reason[:3] == (route, what, cause))
+        yield f"{route}: {count} of {len(report.of(route))} {what} ({cause}): {text}"

@@ -73,7 +73,7 @@ def eval_run(  # noqa: PLR0913 - options of a command
     if name is None:
         name = _new_name(tasks[0].name if len(tasks) == 1 else file.stem)
         # Or nobody could go on with it when it is interrupted.
-        typer.echo(f"To go on with this run, give --name {name}", err=True)
+        typer.echo(f"To go on with this run, should it be interrupted, give --name {name}", err=True)
     names = [name if len(tasks) == 1 else f"{name}-{task.name}" for task in tasks]
     with Session(output.workspace, **settings) as session:
         reports = [session.evaluate(task, labels, name=run, **options) for task, run in zip(tasks, names, strict=True)]

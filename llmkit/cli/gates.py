@@ -139,7 +139,8 @@ def _checked(
         report = session.report(run)
         other = None if baseline is None else session.report(baseline)
     pairs = matched_routes(report, other, comparison.route, comparison.baseline_route) if is_compared else ()
-    return check_gate(report, rules, baseline=other, routes=pairs)
+    only = () if is_compared or comparison.route is None else (comparison.route,)
+    return check_gate(report, rules, baseline=other, routes=pairs, only=only)
 
 
 def _tell(gate: GateReport, output: GateOutput) -> None:

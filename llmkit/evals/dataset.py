@@ -11,6 +11,7 @@ from dataclasses import KW_ONLY, field, replace
 from dataclasses import dataclass as plain_dataclass
 from functools import cached_property
 from itertools import accumulate
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -169,6 +170,8 @@ class Dataset:
             return cls._of(_samples(file_records(path)), path.name)
         if is_frame(source):
             return cls._of(_samples(frame_records(source, "DataFrame", first=0)), "DataFrame")
+        if not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):
+            raise LLMDatasetError(f"A dataset is a file, samples or a DataFrame; got {type(source).__name__}.")
         return cls._of(_given(source), "samples")
 
     @classmethod
@@ -200,11 +203,22 @@ class Dataset:
         return {sample.key: sample for sample in self.samples}
 
     def filter(self, keep: Callable[[Sample], bool]) -> Dataset:
-        """Only the samples for which `keep` is true."""
+        """Only the samples for which `keep` is true.
+
+        Raises:
+            LLMDatasetError: `keep` is no function.
+        """
+        if not callable(keep):
+            raise LLMDatasetError(f"filter takes a function of a sample; got {type(keep).__name__}.")
         return replace(self, samples=tuple(sample for sample in self.samples if keep(sample)))
 
     def shuffle(self, seed: int) -> Dataset:
-        """Another order, the same one for the same seed."""
+        """Another order, the same one for the same seed.
+
+        Raises:
+            LLMDatasetError: The seed is no whole number.
+        """
+        _require_whole("The seed of a shuffle", seed)
         order = list(self.samples)
         random.Random(seed).shuffle(order)  # noqa: S311 (an order of samples is no secret)
         return replace(self, samples=tuple(order))
@@ -222,6 +236,8 @@ class Dataset:
         Raises:
             LLMDatasetError: The shares are not such, or a part would be empty.
         """
+        if not isinstance(shares, Mapping) or not all(isinstance(share, Real) for share in shares.values()):
+            raise LLMDatasetError(f'splits takes shares by name, such as {{"dev": 0.2, "test": 0.8}}; got {shares!r}.')
         if not shares or min(shares.values()) <= 0 or sum(shares.values()) > 1 + SHARE_TOLERANCE:
             raise LLMDatasetError(f"Shares of splits are above 0 and at most 1 together; got {dict(shares)}.")
         parts = _parted(self.samples, shares, seed)
@@ -239,11 +255,19 @@ class Dataset:
         """The first `count` samples; all of them when it is None.
 
         Raises:
-            LLMDatasetError: The count is below 1.
+            LLMDatasetError: The count is below 1, or no whole number.
         """
-        if count is not None and count < 1:
+        if count is None:
+            return self
+        _require_whole("The limit of samples", count)
+        if count < 1:
             raise LLMDatasetError(f"The limit of samples must be at least 1; got {count}.")
         return replace(self, samples=self.samples[:count])
+
+
+def _require_whole(what: str, value: object) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise LLMDatasetError(f"{what} is a whole number; got {value!r}.")
 
 
 def _parted(samples: Sequence[Sample], shares: Mapping[str, float], seed: int) -> dict[str, set[str]]:

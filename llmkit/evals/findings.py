@@ -77,9 +77,12 @@ class Findings:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of all scores in the order of the scorers, those that only failed included."""
-        names = {name for result in self.results for name in (*result.scores, *result.scorer_errors)}
+        """Names of all scores in the order of the scorers, those that only failed included.
+
+        While no answer has come to a scorer, those of the scorers themselves.
+        """
         order = list(self.run.spec.get("scorers", ()))
+        names = {name for result in self.results for name in (*result.scores, *result.scorer_errors)} or set(order)
         return tuple(sorted(names, key=lambda name: (_place(name, order), name)))
 
     @property

@@ -15,7 +15,7 @@ from llmkit.evals.plan import require_unedited
 from llmkit.evals.report import EvalReport
 from llmkit.evals.result import FAILED
 
-__all__ = ["Check", "GateReport", "GateRules", "check_gate", "matched_routes"]
+__all__ = ["Check", "GateReport", "GateRules", "check_gate", "matched_routes", "require_asked"]
 
 GATE_FORM = "llmkit-gate-1"
 DEFAULT_MAX_LEFT_OUT = 0.1
@@ -63,6 +63,9 @@ class GateRules:
         ):
             if not fits:
                 raise LLMEvaluationError(f"A gate cannot have {name}={value!r}.")
+        for metric, limit in (*self.minimums.items(), *self.maximums.items()):
+            if not math.isfinite(limit):
+                raise LLMEvaluationError(f"A gate cannot ask {metric} for a mean of {limit!r}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,7 @@ def check_gate(
     *,
     baseline: EvalReport | None = None,
     routes: Sequence[RoutePair] = (),
+    only: Sequence[str] = (),
 ) -> GateReport:
     """Compare a run with a baseline, and check it by rules.
 
@@ -160,16 +164,20 @@ def check_gate(
         rules: What is asked of it.
         baseline: Where the second route of each pair is; the run itself when None.
         routes: Pairs of a route of the run and a route of the baseline, as `matched_routes` finds them.
+        only: Which routes of the run are asked for means and failures; those of the pairs, or all, when there is none.
 
     Raises:
-        LLMEvaluationError: A route or metric is unknown, two routes have nothing in common, or samples were edited
-            between the runs.
+        LLMEvaluationError: Nothing is asked, the run has no result, a route or metric is unknown, two routes have
+            nothing in common, or samples were edited between the runs.
     """
+    require_asked(rules, is_compared=bool(routes))
     other = report if baseline is None else baseline
     rows = [row for pair in routes for row in _compared(report, other, pair, rules)]
     rows = _adjusted(rows)
     checks = [check for row in rows for check in _comparison_checks(row, rules)]
-    labels = tuple(dict.fromkeys(route for route, _ in routes)) or report.routes
+    labels = tuple(dict.fromkeys(only)) or tuple(dict.fromkeys(route for route, _ in routes)) or report.routes
+    if not labels:
+        raise LLMEvaluationError(f"The evaluation {report.run.name!r} has no result, so that nothing can be checked.")
     checks += [check for label in labels for check in _own_checks(report, label, rules)]
     return GateReport(
         run=report.run.name,
@@ -181,6 +189,22 @@ def check_gate(
         notes=(*(_notes(report, other) if routes else ()), *direction_notes(sorted(report.lower_is_better))),
         sides={"run": report.what_was_run} | ({} if other is report else {"baseline": other.what_was_run}),
     )
+
+
+def require_asked(rules: GateRules, *, is_compared: bool) -> None:
+    """Refuse rules that would check nothing, or leave out what they say.
+
+    Raises:
+        LLMEvaluationError: There is no rule, or one that needs a baseline has none.
+    """
+    if is_compared:
+        return
+    if rules.margin is not None or rules.metrics:
+        raise LLMEvaluationError("A margin, and metrics to compare, need a baseline: name one, or leave them out.")
+    if not rules.minimums and not rules.maximums and rules.max_failed is None:
+        raise LLMEvaluationError(
+            "A gate without rules would pass everything: give a baseline, minimums, maximums or max_failed."
+        )
 
 
 def matched_routes(
@@ -222,10 +246,13 @@ def _compared(report: EvalReport, other: EvalReport, pair: RoutePair, rules: Gat
     a, b = by_sample(ours), by_sample(theirs)
     shared = [metric for metric in report.metrics if metric in other.metrics]
     lower, clusters = report.lower_is_better, {**other.clusters, **report.clusters}
+    if not shared:
+        raise LLMEvaluationError(
+            f"{route} and {against} have no metric in common: their tasks have other scorers, or none."
+        )
     for metric in rules.metrics or shared:
         if metric not in shared:
-            known = ", ".join(shared) or "none"
-            raise LLMEvaluationError(f"There is no metric {metric!r} in both runs; there are: {known}.")
+            raise LLMEvaluationError(f"There is no metric {metric!r} in both runs; there are: {', '.join(shared)}.")
         is_lower = metric in lower
         failed = _failed_as(rules, metric, (ours, theirs), is_lower=is_lower)
         found = pairs_of(scores_of(a, metric, failed=failed), scores_of(b, metric, failed=failed), clusters)
@@ -300,10 +327,10 @@ def _own_checks(report: EvalReport, label: str, rules: GateRules) -> Iterator[Ch
     results = report.of(label)
     for metric, least in rules.minimums.items():
         mean = _mean_of(report, results, metric, rules, is_lower=False)
-        yield Check("minimum", label, None, metric, mean >= least, f"mean {mean:.4g}, at least {least:g}")
+        yield Check("minimum", label, None, metric, mean >= least, f"{_mean_text(mean)}, at least {least:g}")
     for metric, most in rules.maximums.items():
         mean = _mean_of(report, results, metric, rules, is_lower=True)
-        yield Check("maximum", label, None, metric, mean <= most, f"mean {mean:.4g}, at most {most:g}")
+        yield Check("maximum", label, None, metric, mean <= most, f"{_mean_text(mean)}, at most {most:g}")
     if rules.max_failed is not None:
         failed = sum(result.status == FAILED for result in results)
         detail = f"{failed} of {len(results)} failed; at most {rules.max_failed:.0%}"
@@ -323,6 +350,10 @@ def _mean_of(
     failed = _failed_as(rules, metric, (results,), is_lower=is_lower)
     scores = scores_of(by_sample(results), metric, failed=failed)
     return math.fsum(scores.values()) / len(scores) if scores else math.nan
+
+
+def _mean_text(mean: float) -> str:
+    return "no score" if math.isnan(mean) else f"mean {mean:.4g}"
 
 
 def _notes(report: EvalReport, other: EvalReport) -> Iterator[str]:

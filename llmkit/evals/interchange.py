@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,8 @@ from uuid_utils.compat import uuid7
 
 from llmkit.errors import LLMConfigurationError, LLMEvaluationError, describe_validation
 from llmkit.eval_ports import EvalResult, EvalRun, EvalStore
+from llmkit.evals.plan import checked_name
+from llmkit.evals.result import STORED_STATUSES
 
 __all__ = ["export_run", "import_run"]
 
@@ -88,19 +91,22 @@ async def import_run(store: EvalStore, workspace_id: str, file: str | Path, *, n
     """
     place = _known_kind(file)
     origin, results = _read(place)
+    wanted_name = checked_name(origin.name if name is None else name)
     spec = {**origin.spec, ORIGIN: str(origin.id)}
-    wanted = replace(origin, id=uuid7(), workspace_id=workspace_id, name=name or origin.name, spec=spec)
+    wanted = replace(origin, id=uuid7(), workspace_id=workspace_id, name=wanted_name, spec=spec)
     run = await store.open_run(wanted)
     if run.spec.get(ORIGIN) != str(origin.id):
         raise LLMEvaluationError(
-            f"There is another evaluation {run.name!r} in this workspace; give a name with --name."
+            f"There is another evaluation {run.name!r} in this workspace; import it under another name (name=, --name)."
         )
     for result in results:
         await store.save_result(replace(result, eval_run_id=run.id))
     return run
 
 
-def _known_kind(file: str | Path) -> Path:
+def _known_kind(file: object) -> Path:
+    if not isinstance(file, str | PathLike):
+        raise LLMEvaluationError(f"file is the path of a {JSONL} or {PARQUET} file; got {type(file).__name__}.")
     place = Path(file).expanduser()
     if place.suffix not in (JSONL, PARQUET):
         raise LLMEvaluationError(f"{file}: a run is kept as {JSONL} or {PARQUET}.")
@@ -110,14 +116,23 @@ def _known_kind(file: str | Path) -> Path:
 def _read(place: Path) -> tuple[EvalRun, list[EvalResult]]:
     try:
         records = list(_lines(place) if place.suffix == JSONL else _parquet_rows(place))
-    except (OSError, UnicodeDecodeError) as error:
-        raise LLMEvaluationError(f"{place.name} cannot be read: {error}") from None
+    except OSError as error:
+        raise LLMEvaluationError(f"{place} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise LLMEvaluationError(f"{place} cannot be read: {error}") from None
     if not records:
         raise LLMEvaluationError(f"{place.name} is empty.")
     (where, head), *rest = records
     if not isinstance(head, dict) or head.get("form") != RUN_FORM:
         _refuse(where, f"this is no run of the form {RUN_FORM}")
-    return _valid(_RUN, head.get("run"), where), [_valid(_RESULT, row, where) for where, row in rest]
+    return _valid(_RUN, head.get("run"), where), [_result(row, where) for where, row in rest]
+
+
+def _result(row: Any, where: str) -> EvalResult:
+    result: EvalResult = _valid(_RESULT, row, where)
+    if result.status not in STORED_STATUSES:
+        _refuse(where, f"status: there is no {result.status!r}; a stored result is {', '.join(STORED_STATUSES)}")
+    return result
 
 
 def _lines(place: Path) -> Iterator[tuple[str, Any]]:

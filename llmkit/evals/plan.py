@@ -33,6 +33,7 @@ __all__ = [
     "Extractor",
     "Plan",
     "call_name",
+    "checked_name",
     "digests_of",
     "name_prefix",
     "require_unedited",
@@ -41,6 +42,7 @@ __all__ = [
 
 DEFAULT_CONCURRENCY = 8
 PART_LENGTH = 48
+LONGEST_NAME = 120
 AUTO: Literal["auto"] = "auto"
 _ILLEGIBLE = re.compile(r"[^\w./@+-]")
 
@@ -317,6 +319,19 @@ def _some(ids: set[str], most: int = 5) -> str:
     shown = sorted(ids)[:most]
     more = f" and {len(ids) - most} more" if len(ids) > most else ""
     return ", ".join(shown) + more
+
+
+def checked_name(name: object) -> str:
+    """The name of a run, if it can be one.
+
+    Raises:
+        LLMEvaluationError: It is no single line of 1 to 120 characters.
+    """
+    if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+        raise LLMEvaluationError(
+            f"The name of an evaluation is one line of 1 to {LONGEST_NAME} characters; got {name!r}."
+        )
+    return name
 
 
 def name_prefix(run: EvalRun) -> str:

@@ -23,7 +23,7 @@ from llmkit.evals.dataset import Sample
 from llmkit.evals.health import LONGEST_SILENCE_S, SHORTEST_REST_S, TRIES_OF_A_SAMPLE, Health
 from llmkit.evals.keeper import Keeper, require_countable
 from llmkit.evals.outcome import answered, failed
-from llmkit.evals.plan import EvaluateOptions, Plan, call_name, name_prefix
+from llmkit.evals.plan import EvaluateOptions, Plan, call_name, checked_name, name_prefix
 from llmkit.evals.progress import Tally, shown
 from llmkit.evals.prompt import Content
 from llmkit.evals.report import EvalReport
@@ -121,9 +121,7 @@ async def load_report(store: EvalStore, workspace_id: str, name: str, *, task: T
 
 
 async def _opened(plan: Plan, store: EvalStore, workspace_id: str, name: str) -> EvalRun:
-    if not name.strip() or len(name) > 120 or not name.isprintable():
-        raise LLMEvaluationError(f"The name of an evaluation is one line of 1 to 120 characters; got {name!r}.")
-    run = await store.open_run(plan.new_run(workspace_id, name))
+    run = await store.open_run(plan.new_run(workspace_id, checked_name(name)))
     plan.require_same_task(run)
     return run
 

@@ -3,6 +3,7 @@
 import builtins
 import json
 import random
+import re
 import sys
 from dataclasses import replace
 from datetime import date
@@ -282,3 +283,19 @@ def test_no_import_of_pandas_for_lists(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", guarded)
     samples = [Sample(str(random.Random(number).random())) for number in range(3)]
     assert len(Dataset.load(samples)) == 3
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda data: data.limit("3"), "The limit of samples is a whole number; got '3'"),
+        (lambda data: data.shuffle(None), "The seed of a shuffle is a whole number; got None"),
+        (lambda data: data.filter("x"), "filter takes a function of a sample; got str"),
+        (lambda data: data.splits([0.2, 0.8]), "splits takes shares by name"),
+        (lambda data: data.splits({"dev": "x"}), "splits takes shares by name"),
+        (lambda data: Dataset.load(42), "A dataset is a file, samples or a DataFrame; got int"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_in_words(use, message):
+    with pytest.raises(LLMDatasetError, match=re.escape(message)):
+        use(Dataset.load([Sample("one", "x"), Sample("two", "y")]))

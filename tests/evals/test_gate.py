@@ -77,6 +77,62 @@ async def test_rules_of_the_run_alone():
     assert check_gate(made, GateRules(**rules)).baseline is None
 
 
+async def test_a_run_that_failed_as_a_whole_does_not_hold():
+    baseline, down = await report(), await report(failing=60)
+    assert failing_checks(gate(down, baseline)) == {"regression"}
+    assert failing_checks(gate(down, baseline, margin=0.1)) == {"non_inferiority"}
+    (check,) = check_gate(down, GateRules(minimums={"field_match": 0.8})).checks
+    assert (check.passed, check.detail) == (False, "mean 0, at least 0.8")
+    (check,) = check_gate(down, GateRules(minimums={"field_match": 0.8}, failures="excluded")).checks
+    assert (check.passed, check.detail) == (False, "no score, at least 0.8")
+    with pytest.raises(LLMEvaluationError, match="no sample in common"):
+        gate(down, baseline, failures="excluded")
+    with pytest.raises(LLMEvaluationError, match="no metric 'accuracy'; there are: field_match"):
+        check_gate(down, GateRules(minimums={"accuracy": 0.8}))
+
+
+async def test_runs_without_a_metric_in_common_are_not_compared():
+    baseline, made = await report(), await run(sentiment_task(dataset=SAMPLES, scorers=[]), extract=wrong_on(0))
+    with pytest.raises(LLMEvaluationError, match="no metric in common"):
+        gate(made, baseline)
+
+
+async def test_rules_that_check_nothing_are_refused():
+    made = await report()
+    with pytest.raises(LLMEvaluationError, match="would pass everything"):
+        check_gate(made, GateRules())
+    for rules in ({"margin": 0.02}, {"metrics": ("field_match",)}):
+        with pytest.raises(LLMEvaluationError, match="need a baseline"):
+            check_gate(made, GateRules(minimums={"field_match": 0.1}, **rules))
+
+
+async def test_rules_of_the_run_alone_are_asked_of_the_routes_that_are_named():
+    def answer(call):
+        return Sentiment(label="negative" if call.route.model == "b" else "positive")
+
+    made = await run(sentiment_task(dataset=SAMPLES), (A, "gemini/b"), extract=FakeExtract(answer))
+    rules = GateRules(minimums={"field_match": 0.5})
+    assert failing_checks(check_gate(made, rules)) == {"minimum"}
+    assert check_gate(made, rules, only=(A,)).passed
+    with pytest.raises(LLMEvaluationError, match="no route 'x'"):
+        check_gate(made, rules, only=("x",))
+
+
+async def test_a_run_without_a_result_does_not_pass():
+    made = replace(await report(), results=())
+    with pytest.raises(LLMEvaluationError, match="has no result"):
+        check_gate(made, GateRules(minimums={"field_match": 0.5}, max_failed=0.1))
+
+
+async def test_junit_has_no_more_in_a_case_than_the_common_schema_knows():
+    suite = ET.fromstring(run_junit([await report(failing=1)]))
+    cases = {case.get("name"): [part.tag for part in case] for case in suite.iter("testcase")}
+    assert cases["s000 (epoch 1)"] == ["system-out"]
+    assert cases["s059 (epoch 1)"] == ["error"]
+    assert {part for parts in cases.values() for part in parts} == {"system-out", "error"}
+    assert suite.findtext("testcase/system-out") == "field_match: 1"
+
+
 async def test_what_was_not_run_is_not_passed_over():
     baseline = await report()
     assert failing_checks(gate(await report(limit=30), baseline)) == {"coverage"}
@@ -272,6 +328,8 @@ def test_runs_are_compared_and_gated_by_exit_codes(folder, monkeypatch, capsys):
         ("gate", "worse", "--min", "exact_match=0.5", "--max-failed", "0"): 0,
         ("gate", "worse", "--min", "exact_match=0.6"): 1,
         ("gate", "worse"): 2,
+        ("gate", "worse", "--route", "absent/x", "--min", "exact_match=0.1"): 2,
+        ("gate", "worse", "--min", "exact_match=nan"): 2,
         ("gate", "worse", "absent"): 2,
         ("gate", "worse", "base", "--metric", "accuracy"): 2,
         ("gate", "worse", "--min", "exact_match"): 2,

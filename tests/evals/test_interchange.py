@@ -92,6 +92,10 @@ async def test_nothing_is_written_over(tmp_path):
         (lambda lines: [lines[0], "{"], "run.jsonl, line 2: not JSON"),
         (lambda lines: [lines[0], "[" * 100_000], "run.jsonl, line 2: not JSON"),
         (lambda lines: [lines[0], lines[1].replace('"epoch": 0', '"epoch": "x"')], "run.jsonl, line 2: epoch: "),
+        (
+            lambda lines: [lines[0], lines[1].replace('"SUCCEEDED"', '"GREAT"')],
+            "run.jsonl, line 2: status: there is no 'GREAT'; a stored result is SUCCEEDED, FAILED, SCORER_FAILED",
+        ),
         (lambda lines: [lines[0], "{}"], "run.jsonl, line 2: eval_run_id: "),
         (lambda lines: ['{"form": "llmkit-run-1"}'], "run.jsonl, line 1: "),
     ],
@@ -104,6 +108,23 @@ async def test_a_file_that_is_no_run_is_refused_with_its_line(tmp_path, edit, me
     with pytest.raises(LLMEvaluationError) as caught:
         await import_run(store, "w", file)
     assert str(caught.value).startswith(message)
+    assert store.runs == {}
+
+
+@pytest.mark.parametrize("file", [42, None, b"run.jsonl", ["run.jsonl"]])
+async def test_what_is_no_path_is_refused_by_its_type(file):
+    with pytest.raises(LLMEvaluationError, match=rf"path of a .jsonl or .parquet file; got {type(file).__name__}"):
+        await import_run(MemoryStore(), "w", file)
+    with pytest.raises(LLMEvaluationError, match=rf"got {type(file).__name__}"):
+        (await made()).export(file)
+
+
+@pytest.mark.parametrize("name", [3, "", " ", "two\nlines", "x" * 121])
+async def test_an_import_takes_the_names_that_an_evaluation_takes(name):
+    (await made()).export("run.jsonl")
+    store = MemoryStore()
+    with pytest.raises(LLMEvaluationError, match="one line of 1 to 120 characters"):
+        await import_run(store, "w", "run.jsonl", name=name)
     assert store.runs == {}
 
 
