@@ -13,7 +13,7 @@ from llmkit.evals.aggregate import Pairs, by_sample, pairs_of, scores_of, worst_
 from llmkit.evals.notes import direction_notes
 from llmkit.evals.plan import require_unedited
 from llmkit.evals.report import EvalReport
-from llmkit.evals.result import FAILED
+from llmkit.evals.result import FAILED, STORED_STATUSES
 
 __all__ = ["Check", "GateReport", "GateRules", "check_gate", "matched_routes", "require_asked"]
 
@@ -186,9 +186,22 @@ def check_gate(
         rules=rules,
         comparisons=tuple(rows),
         checks=tuple(checks),
-        notes=(*(_notes(report, other) if routes else ()), *direction_notes(sorted(report.lower_is_better))),
+        notes=(
+            *_coverage_notes(report, labels),
+            *(_notes(report, other) if routes else ()),
+            *direction_notes(sorted(report.lower_is_better)),
+        ),
         sides={"run": report.what_was_run} | ({} if other is report else {"baseline": other.what_was_run}),
     )
+
+
+def _coverage_notes(report: EvalReport, labels: Sequence[str]) -> Iterator[str]:
+    """Which routes have results of a part of the dataset only: by a limit, or because the run was stopped."""
+    samples = report.run.spec.get("samples", 0)
+    for label in labels:
+        count = len({result.sample_id for result in report.of(label) if result.status in STORED_STATUSES})
+        if count < samples:
+            yield f"{label}: {count} of the {samples} samples of the dataset have a result; the others are not judged."
 
 
 def require_asked(rules: GateRules, *, is_compared: bool) -> None:

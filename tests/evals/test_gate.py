@@ -138,6 +138,15 @@ async def test_what_was_not_run_is_not_passed_over():
     assert failing_checks(gate(await report(limit=30), baseline)) == {"coverage"}
 
 
+async def test_a_gate_says_how_much_of_the_dataset_it_judges():
+    part, whole = await report(limit=30), await report()
+    rules = GateRules(minimums={"field_match": 0.5})
+    assert check_gate(part, rules).notes == (
+        f"{A}: 30 of the 60 samples of the dataset have a result; the others are not judged.",
+    )
+    assert check_gate(whole, rules).notes == ()
+
+
 async def test_two_routes_of_one_run():
     def answer(call):
         return Sentiment(label="negative" if call.route.model == "b" and call.text < "Text: good 3" else "positive")
