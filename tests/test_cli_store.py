@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from llmkit import Session
 from llmkit.persistence import retention
 from llmkit.testing import OllamaServer, Reply
-from tests.test_cli import run
+from tests.test_cli import LLMKIT, run
 
 
 @pytest.fixture
@@ -83,6 +84,22 @@ def test_an_export_that_breaks_off_leaves_no_file_that_looks_whole(tmp_path: Pat
         "llm_attempts",
     ]
     assert not Path("out.jsonl.partial").exists()
+
+
+def test_an_export_into_a_full_disk_says_that_it_is_not_whole(store: Path) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        broken = subprocess.run(
+            [*LLMKIT, "db", "export", "--workspace", "mine"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=250,
+            check=False,
+        )
+    assert broken.returncode == 2
+    assert broken.stderr.splitlines() == [
+        "LLMBadRequest: Cannot write to standard output: No space left on device; what came out is not whole"
+    ]
 
 
 @pytest.mark.parametrize("command", [("prune", "--before", "2999-01-01"), ("erase", "--workspace", "mine", "--yes")])
