@@ -167,8 +167,11 @@ def compact(engine: Engine, address: DatabaseAddress) -> None:
         # The driver's own connection: neither is allowed in a transaction.
         cursor = connection.connection.cursor()
         try:
-            cursor.execute("VACUUM")
+            # First of all what was deleted leaves the file, also where the disk has no room for a second one.
             is_emptied = _log_emptied(cursor)
+            if is_emptied:
+                cursor.execute("VACUUM")
+                is_emptied = _log_emptied(cursor)
         finally:
             cursor.close()
     if not is_emptied:
