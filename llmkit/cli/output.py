@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,7 @@ __all__ = [
     "MaxTokens",
     "Stable",
     "Workspace",
+    "abandon_stdout",
     "frame_table",
     "print_json",
     "print_rich",
@@ -79,6 +81,13 @@ def write_text(file: Path | None, text: str) -> None:
         file.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise LLMBadRequest(f"Cannot write {file}: {error.strerror}") from None
+
+
+def abandon_stdout() -> None:
+    """Let what could not be written go nowhere: the interpreter would try again at its end, and complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def print_json(value: Any) -> None:

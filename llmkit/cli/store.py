@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmkit.cli.output import AsJson, print_json, print_rich, table
+from llmkit.cli.output import AsJson, abandon_stdout, print_json, print_rich, table
 from llmkit.errors import LLMBadRequest, LLMStoreError
 from llmkit.settings import LLMSettings, load_settings
 
@@ -68,12 +69,12 @@ def db_prune(
     """Delete the runs that were created before a moment, with their attempts. What is under way stays."""
     from llmkit.persistence import retention
 
-    journal = _journal(load_settings())
     moment = before.replace(tzinfo=UTC)
-    gone = retention.prune(journal.engine, journal.address, moment, workspace_id=workspace, evaluations=evaluations)
-    retention.compact(journal.engine, journal.address)
-    journal.close()
-    typer.echo(_told("Deleted", gone), err=True)
+    with open_store(load_settings()) as journal:
+        where = journal.engine, journal.address
+        gone = retention.prune(*where, moment, workspace_id=workspace, evaluations=evaluations)
+        typer.echo(_told("Deleted", gone), err=True)
+        _give_back_space(journal)
 
 
 @db_app.command("export")
@@ -84,21 +85,45 @@ def db_export(
     ] = None,
 ) -> None:
     """Write every row of a workspace, one JSON object a line."""
+    if output is not None and output.exists():
+        raise LLMBadRequest(f"Cannot write {output}: File exists; name a new file in a folder of yours")
+    with open_store(load_settings()) as journal:
+        counts = _export_to_stdout(journal, workspace) if output is None else _export_to(output, journal, workspace)
+    typer.echo(_told("Wrote", counts), err=True)
+
+
+def _export_to_stdout(journal: Journal, workspace: str) -> dict[str, int]:
     from llmkit.persistence import retention
 
-    journal = _journal(load_settings())
-    if output is None:
+    try:
         counts = retention.export_workspace(journal.engine, journal.address, workspace, sys.stdout)
-    else:
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has read enough
+        raise
+    except OSError as error:
+        abandon_stdout()
+        raise LLMBadRequest(f"Cannot write to standard output: {error.strerror}; what came out is not whole") from None
+    return counts
+
+
+def _export_to(output: Path, journal: Journal, workspace: str) -> dict[str, int]:
+    """Under the file's own name only when it is whole and on disk: an erasure may follow."""
+    from llmkit.persistence import retention
+
+    partial = output.with_name(f"{output.name}.partial")
+    try:
         try:
-            with output.open("x", encoding="utf-8") as file:
+            with partial.open("w", encoding="utf-8") as file:
                 counts = retention.export_workspace(journal.engine, journal.address, workspace, file)
-        except OSError as error:
-            raise LLMBadRequest(
-                f"Cannot write {output}: {error.strerror}; name a new file in a folder of yours"
-            ) from None
-    journal.close()
-    typer.echo(_told("Wrote", counts), err=True)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(output)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise LLMBadRequest(f"Cannot write {output}: {error.strerror}; name a new file in a folder of yours") from None
+    return counts
 
 
 @db_app.command("erase")
@@ -112,11 +137,22 @@ def db_erase(
     if not yes:
         typer.confirm(f"Delete everything of workspace {workspace!r} for good?", abort=True)
     settings = load_settings()
-    journal = _journal(settings)
-    gone = retention.erase_workspace(journal.engine, journal.address, workspace)
-    retention.compact(journal.engine, journal.address, rewrite=False)
-    journal.close()
-    typer.echo(f"{_told('Deleted', gone)}, {_erase_cache(settings, workspace)} cached answers", err=True)
+    with open_store(settings) as journal:
+        gone = retention.erase_workspace(journal.engine, journal.address, workspace)
+        typer.echo(f"{_told('Deleted', gone)}, {_erase_cache(settings, workspace)} cached answers", err=True)
+        _give_back_space(journal)
+
+
+def _give_back_space(journal: Journal) -> None:
+    from llmkit.persistence import retention
+
+    try:
+        retention.compact(journal.engine, journal.address)
+    except LLMStoreError as error:
+        raise LLMStoreError(
+            f"These rows are deleted, but their space is not given back yet. {error} "
+            "The same command then does the rest."
+        ) from None
 
 
 def _erase_cache(settings: LLMSettings, workspace: str) -> int:

@@ -8,18 +8,24 @@ replayed: the same idempotency key calls, and pays, again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, TextIO
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, Final, TextIO
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Engine, Result, Select, Table, and_, delete, exists, func, or_, select
 
+from llmkit.errors import LLMStoreError
 from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.engines import reading, writing
 from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS
 from llmkit.types import RunStatus, utc_now
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import DBAPICursor
 
 __all__ = ["StoreStats", "compact", "erase_workspace", "export_workspace", "prune", "store_stats"]
 
@@ -29,6 +35,9 @@ DEAD_AFTER: Final = timedelta(days=2)
 PRUNE_BATCH: Final = 2_000
 # Parents first, as a database that takes the lines in wants them.
 TABLES: Final = (RUNS, ATTEMPTS, EVAL_RUNS, EVAL_RESULTS)
+# Writers wait while SQLite waits for readers to empty its log, so it is asked often and briefly.
+LOG_PATIENCE_S: Final = 10.0
+LOG_TRY_MS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,20 +121,21 @@ def export_workspace(engine: Engine, address: DatabaseAddress, workspace_id: str
 
     Raises:
         LLMStoreError: The database cannot be read.
+        OSError: The file cannot be written.
     """
     counts = dict.fromkeys((table.name for table in TABLES), 0)
-    with reading(engine, address) as connection:
-        for table in TABLES:
-            for row in _rows_of(connection, table, workspace_id):
-                file.write(json.dumps({"table": table.name, **row}, default=_plain) + "\n")
-                counts[table.name] += 1
+    with closing(_lines(engine, address, workspace_id)) as lines:
+        for table_name, line in lines:
+            file.write(line)
+            counts[table_name] += 1
     return counts
 
 
 def erase_workspace(engine: Engine, address: DatabaseAddress, workspace_id: str) -> dict[str, int]:
     """Delete every row of a workspace, all or nothing; SQLite overwrites what it deletes.
 
-    A call that is under way is not recorded any more when it ends. The content cache is the caller's to clear.
+    A call that is under way is not recorded any more when it ends. The content cache is the caller's to clear. An
+    SQLite file shows what was deleted until `compact` has ended.
 
     Returns:
         How many rows of each table are gone.
@@ -139,21 +149,17 @@ def erase_workspace(engine: Engine, address: DatabaseAddress, workspace_id: str)
             connection.exec_driver_sql("PRAGMA secure_delete=ON")
         for table in reversed(TABLES):
             gone[table.name] = connection.execute(delete(table).where(_of_workspace(table, workspace_id))).rowcount
-    compact(engine, address, rewrite=False)
     return gone
 
 
-def compact(engine: Engine, address: DatabaseAddress, *, rewrite: bool = True) -> None:
+def compact(engine: Engine, address: DatabaseAddress) -> None:
     """Give freed space back to the system, which takes as much free disk as the database is large.
 
-    Args:
-        engine: From `make_engine`.
-        address: Of the same database.
-        rewrite: Build the file anew; without it only the write-ahead log is emptied, so that what was deleted is not
-            found there. PostgreSQL does both by itself.
+    An SQLite file is built anew and its write-ahead log emptied, while writers wait; PostgreSQL does both by itself.
 
     Raises:
-        LLMStoreError: The database failed, or is locked.
+        LLMStoreError: The database failed, is locked, or is being read as it was before: then what was deleted is
+            still in the file.
     """
     if not address.is_sqlite:
         return
@@ -161,14 +167,35 @@ def compact(engine: Engine, address: DatabaseAddress, *, rewrite: bool = True) -
         # The driver's own connection: neither is allowed in a transaction.
         cursor = connection.connection.cursor()
         try:
-            for statement in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)") if rewrite else _EMPTY_LOG:
-                cursor.execute(statement)
-                cursor.fetchall()
+            # First of all what was deleted leaves the file, also where the disk has no room for a second one.
+            is_emptied = _log_emptied(cursor)
+            if is_emptied:
+                cursor.execute("VACUUM")
+                is_emptied = _log_emptied(cursor)
         finally:
             cursor.close()
+    if not is_emptied:
+        raise LLMStoreError(
+            f"Another program is reading the database {address.label} as it was before, so the file keeps its size and "
+            "what was deleted. Find it (`lsof FILE`) and let it finish or stop it."
+        )
 
 
-_EMPTY_LOG: Final = ("PRAGMA wal_checkpoint(TRUNCATE)",)
+def _log_emptied(cursor: DBAPICursor) -> bool:
+    usual_ms = _number(cursor, "PRAGMA busy_timeout")
+    cursor.execute(f"PRAGMA busy_timeout={LOG_TRY_MS}")
+    deadline = monotonic() + LOG_PATIENCE_S
+    while True:
+        is_emptied = _number(cursor, "PRAGMA wal_checkpoint(TRUNCATE)") == 0
+        if is_emptied or monotonic() > deadline:
+            cursor.execute(f"PRAGMA busy_timeout={usual_ms}")
+            return is_emptied
+        sleep(LOG_TRY_MS / 1000)
+
+
+def _number(cursor: DBAPICursor, pragma: str) -> int:
+    cursor.execute(pragma)
+    return int(cursor.fetchall()[0][0])
 
 
 def _old_runs(before: datetime, workspace_id: str | None, dead_after: timedelta) -> Select[Any]:
@@ -209,10 +236,18 @@ def _of_workspace(table: Table, workspace_id: str) -> ColumnElement[bool]:
     return table.c.workspace_id == workspace_id
 
 
-def _rows_of(connection: Connection, table: Table, workspace_id: str) -> Iterator[dict[str, Any]]:
+def _lines(engine: Engine, address: DatabaseAddress, workspace_id: str) -> Generator[tuple[str, str]]:
+    """Each row as a line, with the name of its table."""
+    with reading(engine, address) as connection:
+        for table in TABLES:
+            with _rows_of(connection, table, workspace_id) as rows:
+                for row in rows:
+                    yield table.name, json.dumps({"table": table.name, **row._asdict()}, default=_plain) + "\n"
+
+
+def _rows_of(connection: Connection, table: Table, workspace_id: str) -> Result[Any]:
     query = select(table).where(_of_workspace(table, workspace_id)).order_by(*table.primary_key.columns)
-    for row in connection.execution_options(yield_per=1_000).execute(query):
-        yield row._asdict()
+    return connection.execution_options(yield_per=1_000).execute(query)
 
 
 def _plain(value: Any) -> str:

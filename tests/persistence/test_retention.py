@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import sqlite3
+from contextlib import closing
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +133,17 @@ async def test_an_export_holds_every_row_of_one_workspace(home: JournalHome) -> 
     assert json.loads(result["scores_json"]) == {"exact": 1.0}
 
 
+class FullDisk(io.StringIO):
+    def write(self, _text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_an_export_that_cannot_be_written_is_not_blamed_on_the_database(home: JournalHome) -> None:
+    await finished(home)
+    with pytest.raises(OSError, match="No space left"):
+        export_workspace(home.journal.engine, home.journal.address, "lab", FullDisk())
+
+
 async def test_an_erased_workspace_is_gone_and_no_other(home: JournalHome) -> None:
     for workspace_id in ("lab", "other lab"):
         await finished(home, workspace_id=workspace_id)
@@ -156,6 +170,7 @@ async def test_what_is_erased_is_not_left_in_the_file(sqlite_url: str) -> None:
         path = home.journal.address.path
         assert path is not None
         erase_workspace(home.journal.engine, home.journal.address, "lab")
+        compact(home.journal.engine, home.journal.address)
         for file in path.parent.glob("llmkit.db*"):
             assert b"Zanzibar" not in file.read_bytes(), file.name
 
@@ -171,6 +186,28 @@ async def test_compacting_gives_space_back(sqlite_url: str) -> None:
         compact(*where)
         assert store_stats(*where).bytes_on_disk < before / 2
         await finished(home)
+
+
+async def test_a_file_that_is_read_as_it_was_before_is_not_called_compact(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "LOG_PATIENCE_S", 0.1)
+    with JournalHome(sqlite_url) as home:
+        await finished(home, request_preview="the secret of Zanzibar " * 50)
+        where = home.journal.engine, home.journal.address
+        compact(*where)
+        path = home.journal.address.path
+        assert path is not None
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM llm_runs").fetchall()
+            erase_workspace(*where, "lab")
+            with pytest.raises(LLMStoreError, match="Another program is reading"):
+                compact(*where)
+            assert b"Zanzibar" in path.read_bytes()
+            await finished(home, workspace_id="other lab")
+        compact(*where)
+        assert b"Zanzibar" not in path.read_bytes()
 
 
 async def test_compacting_leaves_postgresql_alone(postgres_url: str) -> None:
