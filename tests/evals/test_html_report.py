@@ -125,6 +125,13 @@ async def test_anchors_and_labels_lead_somewhere():
     assert all(each.get("aria-label") for tag, each in page.tags if tag == "svg")
 
 
+async def test_what_is_hidden_for_the_eye_in_a_table_that_scrolls_does_not_widen_the_page():
+    style = page_of(await small()).text_of("style#")
+    rules = {name.strip(): rule for name, rule in re.findall(r"^([^@{}\n]+)\{([^}]*)\}", style, re.MULTILINE)}
+    assert "position: absolute" in rules[".hidden"]
+    assert {"overflow-x: auto", "position: relative"} <= {each.strip() for each in rules[".wide"].split(";")}
+
+
 async def test_a_run_of_one_route_has_no_link_to_comparisons():
     page = page_of(await run(routes=("ollama/a",)))
     ids = {each["id"] for _tag, each in page.tags if "id" in each}
