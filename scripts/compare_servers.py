@@ -42,6 +42,7 @@ ROUTES = [f"{route}{prompt}" for prompt in PROMPTS for route in (LOCAL, OLLAMA)]
 START_DEADLINE_S = 30
 CONCURRENCY = 4
 # What a difference has to exceed to matter for a choice; only the wording of the explanation depends on it.
+LARGEST_P = 0.05
 MARGIN = 0.05
 
 
@@ -188,12 +189,14 @@ def explained(report: EvalReport, a: str, b: str) -> str:
         f"p = {row['p_value']:.2f} ({row['method']}, {row['pairs']} samples, {row['left_out']} left out)."
     )
     disagree = _disagreements(report, a, b)
-    return f"{figures}\n  {_verdict(row['ci_low'], row['ci_high'])} {disagree}"
+    return f"{figures}\n  {_verdict(row['ci_low'], row['ci_high'], row['p_value'])} {disagree}"
 
 
-def _verdict(low: float, high: float) -> str:
+def _verdict(low: float, high: float, p_value: float) -> str:
     if math.isnan(low) or math.isnan(high):
         return "There is no interval: too few samples have an answer of both."
+    if (low > 0 or high < 0) and p_value > LARGEST_P:
+        return "The interval just excludes 0, and the exact test does not: too close to call. More samples would tell."
     if low > 0 or high < 0:
         return f"The interval excludes 0: the {'first' if low > 0 else 'second'} is better."
     within = max(-low, high)

@@ -77,7 +77,11 @@ async def test_a_server_that_answered_nothing_ends_no_comparison(script):
     ],
 )
 def test_a_verdict_is_that_of_the_interval(script, low, high, words):
-    assert words in script._verdict(low, high)
+    assert words in script._verdict(low, high, 0.01)
+
+
+def test_an_interval_that_the_exact_test_does_not_bear_out_is_too_close_to_call(script):
+    assert "too close to call" in script._verdict(-0.237, -0.001, 0.0625)
 
 
 def test_accounts_find_what_was_answered_twice_and_what_was_in_vain(script):
