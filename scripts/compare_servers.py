@@ -42,8 +42,8 @@ ROUTES = [f"{route}{prompt}" for prompt in PROMPTS for route in (LOCAL, OLLAMA)]
 START_DEADLINE_S = 30
 CONCURRENCY = 4
 # What a difference has to exceed to matter for a choice; only the wording of the explanation depends on it.
-LARGEST_P = 0.05
 MARGIN = 0.05
+LARGEST_P = 0.05
 
 
 class Ollama:
