@@ -56,6 +56,7 @@ class InstantClient:
         """The one answer."""
         del request
         await asyncio.sleep(0)
+        await log.open()
         log.add(
             Attempt(
                 route=route,

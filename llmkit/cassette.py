@@ -204,6 +204,7 @@ class CassetteClient:
                 model=route.model,
             )
         error = _error(recording, route)
+        await log.open()
         log.add(_attempt(recording, route, log, error))
         if error is not None:
             raise error

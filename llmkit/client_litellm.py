@@ -165,6 +165,7 @@ class LiteLLMClient:
         self, spec: ProviderSpec, route: Route, request: LLMRequest, log: AttemptLog
     ) -> ClientReply:
         endpoint = await self._endpoint(route.provider)
+        await log.open()
         arguments = spec.call_arguments(self._settings, route, request, endpoint)
         exchange = Exchange(spec=spec, arguments=arguments)
         record = _Record(route, exchange, log, spec.secrets(self._settings))

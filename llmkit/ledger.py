@@ -11,7 +11,7 @@ from uuid import UUID
 from llmkit.canonical import CanonicalRequest
 from llmkit.errors import LLMAllRoutesFailed, LLMError, LLMStoreError
 from llmkit.liveness import current_owner
-from llmkit.ports import AttemptLog, LLMRunRepo, RunFailure, RunStart, RunSuccess
+from llmkit.ports import AttemptLog, KeyTaken, LLMRunRepo, RunFailure, RunStart, RunSuccess
 from llmkit.router import plan_as_json
 from llmkit.settings import LLMSettings
 from llmkit.telemetry import RunEvent, Telemetry, preview, request_preview
@@ -63,6 +63,7 @@ class Ledger:
         self._runs = runs
         self._stores_payloads = settings.store_payloads
         self._telemetry = telemetry
+        self._started: set[UUID] = set()
         self._unwritten: dict[UUID, RunSuccess | RunFailure] = {}
         self._secrets = (settings.gemini_api_key.get_secret_value(),) if settings.gemini_api_key else ()
 
@@ -76,8 +77,15 @@ class Ledger:
         Raises:
             KeyTaken: One of its keys is held by another run.
         """
-        if self._runs is not None:
+        if self._runs is None:
+            return
+        # Before it is: who is cancelled meanwhile has a row all the same.
+        self._started.add(call.run_id)
+        try:
             await to_the_end(self._runs.create_started(self._start(call, flight_key)))
+        except (KeyTaken, LLMStoreError):
+            self._started.discard(call.run_id)
+            raise
 
     async def succeed(self, call: Call, response: LLMResponse, plan_record: dict[str, Any]) -> None:
         """Write the outcome of a started call.
@@ -92,6 +100,7 @@ class Ledger:
             error.response = response
             raise
         finally:
+            self._started.discard(call.run_id)
             self._tell(call, RunStatus.SUCCEEDED, response)
 
     async def fail(
@@ -103,15 +112,20 @@ class Ledger:
         log: AttemptLog,
         error: LLMError | None = None,
     ) -> None:
-        """Write that the call failed; `error_code` and message are stored, the message redacted.
+        """Write that the call failed, which may have been before it started; the message is redacted.
 
         Raises:
             LLMStoreError: It could not be written.
         """
         try:
             if self._runs is not None:
-                await self._write(self._failure(call, code, message, plan, log, error))
+                outcome = self._failure(call, code, message, plan, log, error)
+                if call.run_id in self._started:
+                    await self._write(outcome)
+                else:
+                    await to_the_end(self._write_unsent(call, outcome))
         finally:
+            self._started.discard(call.run_id)
             self._tell(call, RunStatus.FAILED, error=error, error_code=code, requests=len(log.attempts))
 
     async def annotate(self, workspace_id: str, run_id: UUID, request: LLMRequest) -> None:
@@ -122,6 +136,14 @@ class Ledger:
         """
         if self._runs is not None:
             await self._runs.annotate(workspace_id, run_id, _metadata(request, CanonicalRequest(request)))
+
+    async def _write_unsent(self, call: Call, outcome: RunFailure) -> None:
+        assert self._runs is not None
+        try:
+            await self._runs.create_started(self._start(call, flight_key=None))
+        except KeyTaken:
+            await self._runs.create_started(self._start(call, flight_key=None, keyed=False))
+        await self._write(outcome)
 
     async def _write(self, outcome: RunSuccess | RunFailure) -> None:
         try:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -147,20 +147,23 @@ class Heartbeat:
         self._interval_s = interval_s
         self._pulses: dict[asyncio.AbstractEventLoop, _Pulse] = {}
 
-    @contextlib.contextmanager
-    def alive(self, run_id: UUID) -> Iterator[None]:
-        """Keep the run's heart beating inside the block."""
+    def begin(self, run_id: UUID) -> None:
+        """Keep the run's heart beating from now on."""
         loop = asyncio.get_running_loop()
         pulse = self._pulses.get(loop)
         if pulse is None:
             pulse = self._pulses[loop] = _Pulse(loop, self._beat, self._interval_s)
         pulse.in_flight.add(run_id)
-        try:
-            yield
-        finally:
-            pulse.in_flight.discard(run_id)
-            if not pulse.in_flight:
-                self._pulses.pop(loop).stop()
+
+    def end(self, run_id: UUID) -> None:
+        """Let it rest, if it beats."""
+        loop = asyncio.get_running_loop()
+        pulse = self._pulses.get(loop)
+        if pulse is None:
+            return
+        pulse.in_flight.discard(run_id)
+        if not pulse.in_flight:
+            self._pulses.pop(loop).stop()
 
 
 class _Pulse:

@@ -5,7 +5,7 @@ Each method says what it raises; anything else that comes out of an adapter is a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType, TracebackType
@@ -220,17 +220,37 @@ class AttemptLog:
 
     Filled while the call runs, so that a cancelled call still knows what it had sent.
 
+    Args:
+        opening: What must be done before the first request leaves, such as writing that the call has begun.
+
     Attributes:
         queued_ms: Time the call spent waiting for a place under our own limits, or for the client to be loaded, which
             says nothing of the provider.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, opening: Callable[[], Awaitable[None]] | None = None) -> None:
+        self._opening = opening
         self._attempts: list[Attempt] = []
         self.queued_ms = 0.0
 
+    async def open(self) -> None:
+        """Await what must be done before the first request leaves; once it is done, this does nothing.
+
+        Raises:
+            Exception: What it raised. Nothing may be sent then, and whoever called the client wants it as it is.
+        """
+        if self._opening is not None:
+            await self._opening()
+            self._opening = None
+
     def add(self, attempt: Attempt) -> None:
-        """Append one attempt."""
+        """Append one attempt.
+
+        Raises:
+            RuntimeError: It was sent before the log was opened.
+        """
+        if self._opening is not None:
+            raise RuntimeError("a request left before `AttemptLog.open` was awaited")
         self._attempts.append(attempt)
 
     @property
@@ -266,7 +286,9 @@ class ModelClient(Protocol):
     """One call on one route, the client's own retries included."""
 
     async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
-        """Ask the route and add every request sent to `log`.
+        """Ask the route and add every request sent to `log`, which is opened when the first is about to leave.
+
+        Not before: until then, while it waits for its turn, the call has cost nothing and is not in doubt.
 
         Raises:
             LLMError: Of the class that says what went wrong, after the client's own retries.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -20,7 +21,7 @@ from llmkit.errors import (
     LLMError,
     LLMStoreError,
 )
-from llmkit.ledger import Call, Ledger, to_the_end
+from llmkit.ledger import Call, Ledger
 from llmkit.liveness import BEATS_PER_LIMIT, Heartbeat, Listener, looks_abandoned
 from llmkit.ports import AttemptLog, CacheKey, ContentCache, KeyTaken, LLMRunRepo, ModelInquiry, StoredRun
 from llmkit.router import LLMRouter, Routed, plan_as_json
@@ -42,6 +43,20 @@ FLIGHT_POLL_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 CLAIM_TRIES = 100
 CHANGING_HANDS = "The call's key keeps changing hands between other callers; try again"
+
+
+class _Unsent(Exception):
+    """Ends a call at the moment when its first request would leave.
+
+    Not an `LLMError`: neither a client nor the router may take it for a failure of the provider.
+
+    Args:
+        outcome: What the call comes to instead.
+    """
+
+    def __init__(self, outcome: LLMResponse | LLMStoreError | KeyTaken) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
 
 
 class LLMService:
@@ -268,12 +283,8 @@ class LLMService:
             return await self._ledger.serve(call, leader.result(), ServedFrom.SHARED)
         own = _as_follower(error, self._ledger.run_id(call))
         if not isinstance(error, LLMStoreError):
-            await to_the_end(self._record_shared_failure(call, plan, own))
+            await self._ledger.fail(call, own.code, str(own), plan, AttemptLog(), own)
         raise own
-
-    async def _record_shared_failure(self, call: Call, plan: RoutePlan, error: LLMError) -> None:
-        await self._ledger.start(call, flight_key=None)
-        await self._ledger.fail(call, error.code, str(error), plan, AttemptLog(), error)
 
     async def _lead(self, call: Call, plan: RoutePlan, flight_key: str) -> LLMResponse:
         """Run the call, or wait while another process runs an equal one."""
@@ -298,17 +309,18 @@ class LLMService:
     # --- one billed call ----------------------------------------------------------------------------------------
 
     async def _run(self, call: Call, plan: RoutePlan, flight_key: str | None) -> LLMResponse:
-        """Claim, call, record. STARTED is written before anything is sent, the outcome before it is returned."""
-        await self._claim(call, flight_key)
-        if flight_key is not None and (cached := self._from_cache(call, plan)) is not None:
-            # An equal call ended between the look into the cache and the claim.
-            return await self._end_with(call, plan, cached)
-        log = AttemptLog()
+        """Call and record. STARTED is written when the first request leaves, the outcome before it is returned."""
+        log = AttemptLog(partial(self._claim, call, plan, flight_key))
         try:
-            routed = await self._execute(call, plan, log)
+            routed = await self._router.execute(call.request, plan, log)
+            await log.open()  # of an answer for which nothing was sent
             response = self._response(call, plan, routed, log)
+        except _Unsent as unsent:
+            if isinstance(unsent.outcome, LLMResponse):
+                return await self._end_with(call, plan, unsent.outcome)
+            raise unsent.outcome from None
         except asyncio.CancelledError:
-            await self._cancelled(call, "cancelled by the caller", plan, log)
+            await self._cancelled(call, plan, log)
             raise
         except LLMError as error:
             error.run_id = self._ledger.run_id(call)
@@ -318,19 +330,28 @@ class LLMService:
         except Exception as error:
             await self._ledger.fail(call, LLMError.code, f"{type(error).__name__} in llmkit", plan, log)
             raise
+        finally:
+            if self._heartbeat is not None:
+                self._heartbeat.end(call.run_id)
         # Before the outcome is written, because that ends the flight and lets an equal call look into the cache.
         self._keep(call, plan, response)
         await self._ledger.succeed(call, response, routed.plan_record)
         return response
 
-    async def _claim(self, call: Call, flight_key: str | None) -> None:
+    async def _claim(self, call: Call, plan: RoutePlan, flight_key: str | None) -> None:
+        """Write STARTED, at the last moment: what waits for its turn holds no key, and no crash leaves it in doubt."""
         try:
             await self._ledger.start(call, flight_key)
-        except asyncio.CancelledError:
-            await self._cancelled(call, "cancelled before anything was sent", None, AttemptLog())
-            raise
+        except (KeyTaken, LLMStoreError) as error:
+            raise _Unsent(error) from None
+        if flight_key is not None and (cached := self._from_cache(call, plan)) is not None:
+            # An equal call ended since the cache was looked into.
+            raise _Unsent(cached)
+        if self._heartbeat is not None:
+            self._heartbeat.begin(call.run_id)
 
-    async def _cancelled(self, call: Call, message: str, plan: RoutePlan | None, log: AttemptLog) -> None:
+    async def _cancelled(self, call: Call, plan: RoutePlan, log: AttemptLog) -> None:
+        message = "cancelled by the caller" if log.attempts else "cancelled before anything was sent"
         # What the store cannot take now is remembered by the ledger; the cancellation must not turn into an error.
         with suppress(LLMStoreError):
             await self._ledger.fail(call, CANCELLED_CODE, message, plan, log)
@@ -339,12 +360,6 @@ class LLMService:
         response = self._ledger.as_served(call, cached, ServedFrom.CACHE)
         await self._ledger.succeed(call, response, plan_as_json(plan))
         return response
-
-    async def _execute(self, call: Call, plan: RoutePlan, log: AttemptLog) -> Routed:
-        if self._heartbeat is None:
-            return await self._router.execute(call.request, plan, log)
-        with self._heartbeat.alive(call.run_id):
-            return await self._router.execute(call.request, plan, log)
 
     def _response(self, call: Call, plan: RoutePlan, routed: Routed, log: AttemptLog) -> LLMResponse:
         reply = routed.reply

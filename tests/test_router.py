@@ -62,6 +62,7 @@ class Scripted:
         self.called: list[str] = []
 
     async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
+        await log.open()
         self.called.append(str(route.provider))
         queue = self.outcomes.get(route.provider, ["fine"])
         outcome = queue.pop(0) if len(queue) > 1 else queue[0]

@@ -49,6 +49,7 @@ class ScriptedClient:
         Raises:
             LLMError: When the script says so.
         """
+        await log.open()
         self.calls.append((route, request))
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)

@@ -18,6 +18,7 @@ class GatedClient(ScriptedClient):
         self.gate = asyncio.Event()
 
     async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
+        await log.open()
         self.arrived.set()
         await self.gate.wait()
         return await super().call(route, request, log)

@@ -39,6 +39,7 @@ class WatchedClient(ScriptedClient):
         self._patience_s = patience_s
 
     async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
+        await log.open()
         await self._watch.assert_none_held(self._patience_s)
         return await super().call(route, request, log)
 

@@ -203,6 +203,7 @@ class HttpClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
+        await log.open()
         started = utc_now()
         messages = [{"role": message.role, "content": message.content} for message in request.messages]
         try:
