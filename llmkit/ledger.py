@@ -123,7 +123,7 @@ class Ledger:
                 if call.run_id in self._started:
                     await self._write(outcome)
                 else:
-                    await to_the_end(self._write_unsent(call, outcome))
+                    await to_the_end(self._runs.record_unsent(self._start(call, flight_key=None), outcome))
         finally:
             self._started.discard(call.run_id)
             self._tell(call, RunStatus.FAILED, error=error, error_code=code, requests=len(log.attempts))
@@ -136,14 +136,6 @@ class Ledger:
         """
         if self._runs is not None:
             await self._runs.annotate(workspace_id, run_id, _metadata(request, CanonicalRequest(request)))
-
-    async def _write_unsent(self, call: Call, outcome: RunFailure) -> None:
-        assert self._runs is not None
-        try:
-            await self._runs.create_started(self._start(call, flight_key=None))
-        except KeyTaken:
-            await self._runs.create_started(self._start(call, flight_key=None, keyed=False))
-        await self._write(outcome)
 
     async def _write(self, outcome: RunSuccess | RunFailure) -> None:
         try:

@@ -167,6 +167,10 @@ class LLMRunRepo(Protocol):
         """Turn a STARTED run into FAILED and add its attempts; returns as `mark_succeeded`."""
         ...
 
+    def record_unsent(self, start: RunStart, failure: RunFailure) -> Awaitable[None]:
+        """Insert a run that failed before anything was sent. It holds no key, so nobody can be in its way."""
+        ...
+
     async def mark_abandoned(self, run: StoredRun) -> bool:
         """Turn the run into FAILED / `abandoned` if it is still STARTED with the same heartbeat.
 

@@ -24,6 +24,7 @@ from llmkit.persistence.operations import (
     Flush,
     InsertFinished,
     InsertStarted,
+    InsertUnsent,
     MarkFailed,
     MarkSucceeded,
 )
@@ -324,6 +325,10 @@ class JournalLLMRunRepo:
     def mark_failed(self, failure: RunFailure) -> Awaitable[bool]:
         """See `LLMRunRepo`."""
         return self._journal.perform(MarkFailed(failure))
+
+    def record_unsent(self, start: RunStart, failure: RunFailure) -> Awaitable[None]:
+        """See `LLMRunRepo`."""
+        return self._journal.perform(InsertUnsent(start, failure))
 
     async def mark_abandoned(self, run: StoredRun) -> bool:
         """See `LLMRunRepo`."""

@@ -21,6 +21,7 @@ from llmkit.persistence.rows import (
     finished_row,
     started_row,
     success_row,
+    unsent_values,
 )
 from llmkit.persistence.writer import Operation
 from llmkit.ports import KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
@@ -33,6 +34,7 @@ __all__ = [
     "Flush",
     "InsertFinished",
     "InsertStarted",
+    "InsertUnsent",
     "MarkFailed",
     "MarkSucceeded",
     "execute",
@@ -136,6 +138,26 @@ class InsertFinished(_Insert):
     def statement(statements: Statements) -> Prepared:
         """The INSERT of this class."""
         return statements.insert_finished
+
+
+class InsertUnsent(_Insert):
+    """A run that failed before it was started."""
+
+    __slots__ = ("failure",)
+
+    def __init__(self, start: RunStart, failure: RunFailure) -> None:
+        super().__init__(start)
+        self.failure = failure
+
+    def prepare(self, statements: Statements) -> None:
+        """See `Operation`."""
+        self.row = statements.insert_unsent.row(unsent_values(self.start, self.failure))
+        self.attempt_rows = []
+
+    @staticmethod
+    def statement(statements: Statements) -> Prepared:
+        """The INSERT of this class."""
+        return statements.insert_unsent
 
 
 class _Mark(Operation):

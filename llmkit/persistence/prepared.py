@@ -150,6 +150,7 @@ class Statements:
 
         self.insert_started = prepared("insert_started")
         self.insert_finished = prepared("insert_finished")
+        self.insert_unsent = prepared("insert_unsent")
         self.insert_attempt = prepared("insert_attempt")
         self.mark_succeeded = prepared("mark_succeeded")
         self.mark_failed = prepared("mark_failed")

@@ -26,10 +26,12 @@ from llmkit.persistence.rows import (
     started_values,
     stored_run_of,
     success_values,
+    unsent_values,
 )
 from llmkit.persistence.statements import (
     FAILURE_COLUMNS,
     RUNS,
+    UNSENT_COLUMNS,
     abandon_run,
     annotate_run,
     finish_run,
@@ -89,6 +91,11 @@ class SqlLLMRunRepo:
         """See `LLMRunRepo`."""
         values = failure_values(failure)
         return await self._finish(FAILURE_COLUMNS, values, failure.run_id, failure.attempts)
+
+    async def record_unsent(self, start: RunStart, failure: RunFailure) -> None:
+        """See `LLMRunRepo`."""
+        async with self._write() as connection:
+            await self._insert(connection, UNSENT_COLUMNS, unsent_values(start, failure))
 
     async def mark_abandoned(self, run: StoredRun) -> bool:
         """See `LLMRunRepo`."""

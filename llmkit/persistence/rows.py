@@ -48,6 +48,7 @@ __all__ = [
     "success_row",
     "success_values",
     "time_of_sqlite",
+    "unsent_values",
     "uuid_of_sqlite",
 ]
 
@@ -303,6 +304,11 @@ def failure_values(failure: RunFailure) -> Values:
         "error_message": storable(failure.error_message),
         "plan_json": None if failure.plan is None else as_json(failure.plan),
     }
+
+
+def unsent_values(start: RunStart, failure: RunFailure) -> Values:
+    """Columns of a run that failed before it was started."""
+    return started_values(start) | failure_values(failure) | {"flight_key": None}
 
 
 def abandoned_values(at_utc: datetime) -> Values:

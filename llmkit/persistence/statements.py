@@ -47,6 +47,7 @@ __all__ = [
     "EVAL_RUNS",
     "FAILURE_COLUMNS",
     "RUNS",
+    "UNSENT_COLUMNS",
     "abandon_run",
     "annotate_run",
     "compile_all",
@@ -75,6 +76,7 @@ FAILURE_COLUMNS: Final = (
     "error_message",
     "plan_json",
 )
+UNSENT_COLUMNS: Final = (*STARTED_COLUMNS, *FAILURE_COLUMNS[1:])
 ABANDONED_COLUMNS: Final = ("status", "finished_at_utc", "error_code", "error_message")
 EVAL_RESULT_KEY: Final = ("eval_run_id", "route", "sample_id", "epoch")
 
@@ -226,6 +228,7 @@ def compile_all(dialect: Dialect) -> dict[str, Compiled]:
     statements: dict[str, Executable] = {
         "insert_started": insert_run(name, STARTED_COLUMNS),
         "insert_finished": insert_run(name, FINISHED_COLUMNS),
+        "insert_unsent": insert_run(name, UNSENT_COLUMNS),
         "insert_attempt": insert_attempt(name),
         "mark_succeeded": finish_run(SUCCESS_COLUMNS),
         "mark_failed": finish_run(FAILURE_COLUMNS),

@@ -112,6 +112,10 @@ class InMemoryLLMRunRepo:
         self._runs[failure.run_id] = replace(run, status=RunStatus.FAILED, failure=failure)
         return True
 
+    async def record_unsent(self, start: RunStart, failure: RunFailure) -> None:
+        """See `LLMRunRepo`."""
+        self._runs[start.id] = InMemoryRun(start, RunStatus.FAILED, start.created_at_utc, failure=failure)
+
     async def mark_abandoned(self, run: StoredRun) -> bool:
         """See `LLMRunRepo`."""
         found = self._runs.get(run.id)

@@ -130,6 +130,20 @@ async def test_only_the_first_outcome_counts(repo: LLMRunRepo) -> None:
     assert (found.status, found.result_json) == (RunStatus.SUCCEEDED, '{"text": "hello"}')
 
 
+async def test_a_run_that_failed_before_it_was_sent_is_recorded_and_blocks_nobody(repo: LLMRunRepo) -> None:
+    holder, unsent = a_start(idempotency_key="k"), a_start(idempotency_key="k", flight_key="f")
+    await repo.create_started(holder)
+    await repo.record_unsent(unsent, a_failure(unsent.id))
+    found = await repo.get_run("lab", unsent.id)
+    assert found is not None
+    assert found.status is RunStatus.FAILED
+    holding = await repo.get_by_idempotency_key("lab", "k")
+    assert holding is not None
+    assert holding.id == holder.id
+    assert await repo.get_by_flight_key("lab", "f") is None
+    assert not await repo.mark_succeeded(a_success(unsent.id))
+
+
 async def test_the_outcome_of_an_unknown_run_is_not_recorded(repo: LLMRunRepo) -> None:
     run_id = new_id()
     assert not await repo.mark_succeeded(a_success(run_id))
