@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import llmkit
 from llmkit import errors
-from llmkit.canonical import canonical_json, prompt_sha256, sha256_of
+from llmkit.canonical import canonical_json, prompt_sha256
 from llmkit.errors import LLMError, describe_validation
 from llmkit.types import (
     LLMProfile,
@@ -98,8 +98,11 @@ def test_the_canonical_hash_has_golden_values(name: str) -> None:
     assert prompt_sha256(request) == golden
 
 
+# Long ones are written by another encoder.
+ASCII = st.characters(max_codepoint=127)
+TEXTS = st.text(max_size=4) | st.text(ASCII | st.characters(), min_size=1, max_size=6).map(lambda text: text * 150)
 MESSAGES = st.one_of(
-    st.builds(Message, role=st.sampled_from(["system", "user", "assistant"]), content=st.text(max_size=4)),
+    st.builds(Message, role=st.sampled_from(["system", "user", "assistant"]), content=TEXTS),
     st.builds(
         Message, role=st.just("tool"), content=st.text(max_size=4), tool_call_id=st.just("1"), tool_name=st.none()
     ),
@@ -127,7 +130,16 @@ NOT_HASHED = {"timeout_s", "idempotency_key", "epoch", "use_cache", "constraints
 def test_the_canonical_hash_is_of_every_given_field_as_pydantic_dumps_it(request_: LLMRequest) -> None:
     dumped = request_.model_dump(mode="json", exclude_defaults=True, exclude=NOT_HASHED | {"route"})
     route = {"route": str(request_.route)} if request_.route else {}
-    assert prompt_sha256(request_) == sha256_of({"form": "llmkit-request-1", **dumped, **route})
+    canonical = json.dumps({"form": "llmkit-request-1", **dumped, **route}, sort_keys=True, separators=(",", ":"))
+    assert prompt_sha256(request_) == hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@given(TEXTS)
+@example("".join(map(chr, range(0x7F))) * 2)
+@example("a\x7f" * 200)
+@example("\u00e9\ud800" * 200)
+def test_canonical_text_is_that_of_json(text: str) -> None:
+    assert canonical_json(text) == json.dumps(text)
 
 
 CHANGES = {
