@@ -214,7 +214,9 @@ class Ledger:
             await self._runs.save_result_for_idempotency_key(start, success)
 
     def _start(self, call: Call, flight_key: str | None, *, keyed: bool = True, with_preview: bool = True) -> RunStart:
-        request = call.request
+        # Attributes of a pydantic model are looked up in all its classes first, at seven times the cost.
+        request = vars(call.request)
+        route = request["route"]
         return RunStart(
             id=call.run_id,
             workspace_id=call.workspace_id,
@@ -222,35 +224,36 @@ class Ledger:
             created_at_utc=utc_now(),
             owner=current_owner(),
             profile=call.profile,
-            epoch=request.epoch,
+            epoch=request["epoch"],
             pipeline_run_id=call.pipeline_run_id,
             stage=call.stage,
-            requested_route=str(request.route) if request.route else None,
-            idempotency_key=request.idempotency_key if keyed else None,
+            requested_route=None if route is None else str(route),
+            idempotency_key=request["idempotency_key"] if keyed else None,
             flight_key=flight_key,
-            request_preview=request_preview(request, self._secrets) if with_preview else "",
-            metadata=_metadata(request, call.canonical) if with_preview else _own(request.metadata),
+            request_preview=request_preview(call.request, self._secrets) if with_preview else "",
+            metadata=_metadata(call.request, call.canonical) if with_preview else _own(request["metadata"]),
         )
 
     def _success(
         self, call: Call, response: LLMResponse, plan_record: dict[str, Any] | None, result_json: str | None
     ) -> RunSuccess:
-        billed = response.served_from is ServedFrom.PROVIDER
+        given = vars(response)
+        billed = given["served_from"] is ServedFrom.PROVIDER
         return RunSuccess(
             run_id=call.run_id,
             finished_at_utc=utc_now(),
-            latency_ms=response.latency_ms if billed else call.elapsed_ms(),
-            route=response.route,
-            response_model=response.response_model,
-            usage=response.usage,
-            finish_reason=response.finish_reason,
+            latency_ms=given["latency_ms"] if billed else call.elapsed_ms(),
+            route=given["route"],
+            response_model=given["response_model"],
+            usage=given["usage"],
+            finish_reason=given["finish_reason"],
             result_json=result_json,
-            response_preview=preview(response.text, secrets=self._secrets) if billed else "",
-            served_from=response.served_from,
-            source_run_id=response.source_run_id,
-            cost_usd=response.cost_usd if billed else None,
+            response_preview=preview(given["text"], secrets=self._secrets) if billed else "",
+            served_from=given["served_from"],
+            source_run_id=given["source_run_id"],
+            cost_usd=given["cost_usd"] if billed else None,
             plan=plan_record,
-            attempts=response.attempts if billed else (),
+            attempts=given["attempts"] if billed else (),
         )
 
     def _failure(
