@@ -24,30 +24,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).parent / "peers"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmkit" / "benchmarks"
+from beside import PEERS, NotInstalledError, installed, stand_in
+
 LATENCY_S, CONCURRENCY = 0.05, 64
 REPLAYED = 10_000
 LARGE_REPLAY = "llmkit-large replay"
 PROCESS_LIMIT_S = 600
-INSTALL_LIMIT_S = 1200
 # Least ratios of llmkit's rate to a peer's.
 GOALS = {"inspect-ai durable": 10, "inspect-ai leanest": 10, "promptfoo run": 3, "inspect-ai cached": 100}
-
-
-class NotInstalledError(Exception):
-    """A peer cannot be installed here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -66,50 +58,21 @@ class Harness:
     packages: tuple[str, ...] = ()
     samples: int | None = None
 
-    @property
-    def folder(self) -> Path:
-        """Where it is installed, by what is installed."""
-        return CACHE / "-".join(self.packages).replace("[", "-").replace("]", "")
-
-    def command(self) -> list[str]:
-        """What runs it, installed first where it is not.
+    def folder(self) -> Path | None:
+        """Where it is installed; None for llmkit.
 
         Raises:
-            NotInstalledError: That fails.
+            NotInstalledError: It is not, and cannot be.
         """
-        if not self.packages:
-            return [sys.executable, str(HERE / self.program)]
-        if not (self.folder / "complete").exists():
-            self._install()
-        if self.program.endswith(".mjs"):
-            return ["node", "--no-warnings", str(HERE / self.program)]
-        return [str(self.folder / "bin" / "python"), str(HERE / self.program)]
+        return installed(self.packages, from_npm=self.program.endswith(".mjs")) if self.packages else None
 
-    def _install(self) -> None:
-        print(f"Installing {', '.join(self.packages)} into {self.folder} ...", file=sys.stderr)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        for command in self._installing():
-            if shutil.which(command[0]) is None:
-                raise NotInstalledError(f"{command[0]} is not there")
-            try:
-                done = subprocess.run(
-                    command, cwd=self.folder, capture_output=True, text=True, timeout=INSTALL_LIMIT_S, check=False
-                )
-            except subprocess.TimeoutExpired as error:
-                raise NotInstalledError(f"not done after {INSTALL_LIMIT_S} s") from error
-            if done.returncode:
-                raise NotInstalledError(done.stderr.strip()[-300:])
-        (self.folder / "complete").touch()
-
-    def _installing(self) -> Iterator[list[str]]:
+    def command(self, folder: Path | None) -> list[str]:
+        """What runs it from there."""
+        if folder is None:
+            return [sys.executable, str(PEERS / self.program)]
         if self.program.endswith(".mjs"):
-            (self.folder / "package.json").write_text('{"private": true}', encoding="utf-8")
-            yield ["npm", "install", "--no-audit", "--no-fund", *self.packages]
-        else:
-            uv = str(Path(sys.executable).with_name("uv"))
-            yield [uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, "."]
-            yield [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", "bin/python", *self.packages]
+            return ["node", "--no-warnings", str(PEERS / self.program)]
+        return [str(folder / "bin" / "python"), str(PEERS / self.program)]
 
 
 HARNESSES = (
@@ -143,20 +106,6 @@ class Figure:
 Figures = dict[str, list[Figure]]
 
 
-@contextmanager
-def stand_in() -> Iterator[str]:
-    """The address of the server, in a process of its own that ends with this one."""
-    command = [sys.executable, str(HERE / "stand_in.py"), str(LATENCY_S)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.stdin.close()
-            process.wait(30)
-
-
 def asked(url: str) -> int:
     """How many answers the server gave since the last time."""
     with urllib.request.urlopen(f"{url}/asked") as reply:
@@ -170,10 +119,11 @@ def measured(harness: Harness, url: str, samples: int) -> dict[str, Figure]:
         NotInstalledError: The peer is not there and cannot be installed.
         RuntimeError: It failed, or took too long; with the end of what it wrote.
     """
-    command = harness.command()
+    peer = harness.folder()
+    command = harness.command(peer)
     with tempfile.TemporaryDirectory() as folder:
         command += [url, folder, str(samples), str(CONCURRENCY)]
-        environment = os.environ | {"PEER_FOLDER": str(harness.folder)}
+        environment = os.environ | {"PEER_FOLDER": str(peer)}
         try:
             done = subprocess.run(
                 command,
@@ -246,7 +196,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", choices=names, default=[])
     options = parser.parse_args()
     chosen = [each for each in HARNESSES if each.name in options.only and each.name not in options.without]
-    with stand_in() as url:
+    with stand_in(LATENCY_S) as url:
         figures = all_rounds(chosen, url, rounds=options.rounds, samples=options.samples)
     show(figures, options.samples)
 
