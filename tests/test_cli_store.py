@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine, event
 
 from llmkit import Session
 from llmkit.persistence import retention
@@ -116,6 +118,67 @@ def test_what_was_deleted_is_told_although_its_space_cannot_be_given_back(
     assert "space is not given back yet. Another program is reading" in done.stderr
     assert run("db", *command).returncode == 0
     assert _runs("mine") == 0
+
+
+def _ctrl_c(*_arguments: object) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def _ctrl_c_at_deletion(number: int) -> Iterator[None]:
+    """Ctrl-C comes when runs are to be deleted for the so-manieth time."""
+    seen = 0
+
+    def listen(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        nonlocal seen
+        seen += statement.startswith("DELETE FROM llm_runs")
+        if seen == number:
+            _ctrl_c()
+
+    event.listen(Engine, "before_cursor_execute", listen)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "before_cursor_execute", listen)
+
+
+def test_an_erasure_that_is_interrupted_while_it_deletes_has_deleted_nothing_and_says_so(store: Path) -> None:
+    with _ctrl_c_at_deletion(1):
+        done = run("db", "erase", "--workspace", "mine", "--yes")
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == [
+        "",
+        "Interrupted. Nothing is deleted, or in the last moment all rows. The same command does the rest.",
+    ]
+    assert _runs("mine") == 3
+
+
+def test_an_erasure_that_is_interrupted_while_it_waits_for_a_reader_says_that_the_file_may_hold_what_is_deleted(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, closing(sqlite3.connect(store, isolation_level=None)) as reader:
+        patch.setattr(retention, "sleep", _ctrl_c)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM llm_runs").fetchall()
+        done = run("db", "erase", "--workspace", "mine", "--yes")
+    assert done.returncode == 130
+    *told, last = (line for line in done.stderr.splitlines() if line)
+    assert told == ["Deleted 0 eval_results, 0 eval_runs, 3 llm_attempts, 3 llm_runs", "Deleted 3 cached answers"]
+    assert last == (
+        "Interrupted. All rows and cached answers are deleted, but the database file may still hold them. "
+        "The same command does the rest."
+    )
+    assert run("db", "erase", "--workspace", "mine", "--yes").returncode == 0
+    assert (_runs("mine"), _runs("theirs")) == (0, 1)
+
+
+def test_an_interrupted_pruning_does_not_speak_of_what_is_kept(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "PRUNE_BATCH", 1)
+    with _ctrl_c_at_deletion(2):
+        done = run("db", "prune", "--before", "2999-01-01")
+    assert _runs("mine") + _runs("theirs") == 3
+    assert done.returncode == 130
+    assert "Interrupted. What is deleted until now stays deleted; the same command deletes the rest" in done.stderr
 
 
 def test_the_file_is_smaller_after_an_erasure() -> None:

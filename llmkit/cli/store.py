@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmkit.cli.output import AsJson, abandon_stdout, print_json, print_rich, table
+from llmkit.cli.output import AsJson, abandon_stdout, interruptible, print_json, print_rich, table
 from llmkit.errors import LLMBadRequest, LLMStoreError
 from llmkit.settings import LLMSettings, load_settings
 
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["db_app", "open_store"]
 
 db_app = typer.Typer(help="The store of runs: bring it up to date, look at its size, clean it.", no_args_is_help=True)
+
+ERASE_AGAIN = "The same command does the rest."
+PRUNE_INTERRUPTED = (
+    "What is deleted until now stays deleted; the same command deletes the rest and gives its space back."
+)
 
 Named = Annotated[str, typer.Option("--workspace", "-w", help="Whose rows.")]
 
@@ -70,7 +75,7 @@ def db_prune(
     from llmkit.persistence import retention
 
     moment = before.replace(tzinfo=UTC)
-    with open_store(load_settings()) as journal:
+    with interruptible(PRUNE_INTERRUPTED), open_store(load_settings()) as journal:
         where = journal.engine, journal.address
         gone = retention.prune(*where, moment, workspace_id=workspace, evaluations=evaluations)
         typer.echo(_told("Deleted", gone), err=True)
@@ -137,9 +142,14 @@ def db_erase(
     if not yes:
         typer.confirm(f"Delete everything of workspace {workspace!r} for good?", abort=True)
     settings = load_settings()
-    with open_store(settings) as journal:
+    with interruptible(f"Nothing is deleted. {ERASE_AGAIN}") as now, open_store(settings) as journal:
+        # The word of a database about its last commit can be lost on the way.
+        now.said = f"Nothing is deleted, or in the last moment all rows. {ERASE_AGAIN}"
         gone = retention.erase_workspace(journal.engine, journal.address, workspace)
-        typer.echo(f"{_told('Deleted', gone)}, {_erase_cache(settings, workspace)} cached answers", err=True)
+        now.said = f"All rows are deleted, cached answers perhaps not. {ERASE_AGAIN}"
+        typer.echo(_told("Deleted", gone), err=True)
+        typer.echo(f"Deleted {_erase_cache(settings, workspace):,} cached answers", err=True)
+        now.said = f"All rows and cached answers are deleted, but the database file may still hold them. {ERASE_AGAIN}"
         _give_back_space(journal)
 
 
