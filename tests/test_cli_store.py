@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import sqlite3
+import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -102,6 +104,32 @@ def test_an_export_into_a_full_disk_says_that_it_is_not_whole(store: Path) -> No
     assert broken.stderr.splitlines() == [
         "LLMBadRequest: Cannot write to standard output: No space left on device; what came out is not whole"
     ]
+
+
+def test_an_export_is_as_private_as_the_database_whatever_a_killed_one_has_left(store: Path) -> None:
+    left = Path("out.jsonl.partial")
+    left.write_text("{", encoding="utf-8")
+    left.chmod(0o666)
+    usual = os.umask(0)
+    try:
+        assert run("db", "export", "--workspace", "mine", "--output", "out.jsonl").returncode == 0
+    finally:
+        os.umask(usual)
+    assert stat.S_IMODE(Path("out.jsonl").stat().st_mode) == stat.S_IMODE(store.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("output", "said"), [((), "What came out is not"), (("--output", "o.jsonl"), "o.jsonl is not")]
+)
+def test_an_interrupted_export_says_that_there_is_none(
+    store: Path, monkeypatch: pytest.MonkeyPatch, output: tuple[str, ...], said: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(retention, "_rows_of", _ctrl_c)
+        done = run("db", "export", "--workspace", "mine", *output)
+    assert done.returncode == 130
+    assert f"Interrupted. {said} w" in done.stderr
+    assert list(Path().glob("o.jsonl*")) == []
 
 
 @pytest.mark.parametrize("command", [("prune", "--before", "2999-01-01"), ("erase", "--workspace", "mine", "--yes")])
