@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -19,6 +20,8 @@ from sqlalchemy import Engine, event
 from llmkit import Session
 from llmkit.persistence import retention
 from llmkit.testing import OllamaServer, Reply
+from tests.databases import PostgresServer
+from tests.persistence.homes import JournalHome
 from tests.test_cli import LLMKIT, run
 
 
@@ -116,6 +119,31 @@ def test_an_export_is_as_private_as_the_database_whatever_a_killed_one_has_left(
     finally:
         os.umask(usual)
     assert stat.S_IMODE(Path("out.jsonl").stat().st_mode) == stat.S_IMODE(store.stat().st_mode) == 0o600
+
+
+def test_a_server_that_goes_away_in_an_export_is_one_message_and_leaves_no_file(
+    own_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_DATABASE_URL", own_postgres.url)
+    with JournalHome(own_postgres.url) as home:
+        home.start(workspace_id="mine")
+
+    def listen(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        if "FROM llm_attempts" in statement:
+            own_postgres.stop()
+
+    event.listen(Engine, "before_cursor_execute", listen)
+    try:
+        done = run("db", "export", "--workspace", "mine", "--output", "out.jsonl")
+    finally:
+        event.remove(Engine, "before_cursor_execute", listen)
+    assert done.returncode == 2
+    (message,) = done.stderr.splitlines()
+    assert message.startswith("LLMStoreError: PostgreSQL at ")
+    assert "does not answer. Start the server" in message
+    assert list(Path().glob("out*")) == []
+    # What a driver says of objects that are collected open fails the test.
+    gc.collect()
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ class Findings:
 
     @property
     def why_failed(self) -> tuple[str, ...]:
-        """Why results have no score: a sentence for a reason, with how many it befell; three for a route at most."""
+        """Why results have no score: a sentence for each of a route's three most frequent reasons, and for the rest."""
         return tuple(reason_sentences(self.results, self.routes))
 
     @property
