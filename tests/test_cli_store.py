@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import resource
+import signal
 import sqlite3
+import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine, event
 
 from llmkit import Session
 from llmkit.persistence import retention
 from llmkit.testing import OllamaServer, Reply
+from tests.databases import PostgresServer
+from tests.persistence.homes import JournalHome
 from tests.test_cli import LLMKIT, run
 
 
@@ -102,6 +109,57 @@ def test_an_export_into_a_full_disk_says_that_it_is_not_whole(store: Path) -> No
     ]
 
 
+def test_an_export_is_as_private_as_the_database_whatever_a_killed_one_has_left(store: Path) -> None:
+    left = Path("out.jsonl.partial")
+    left.write_text("{", encoding="utf-8")
+    left.chmod(0o666)
+    usual = os.umask(0)
+    try:
+        assert run("db", "export", "--workspace", "mine", "--output", "out.jsonl").returncode == 0
+    finally:
+        os.umask(usual)
+    assert stat.S_IMODE(Path("out.jsonl").stat().st_mode) == stat.S_IMODE(store.stat().st_mode) == 0o600
+
+
+def test_a_server_that_goes_away_in_an_export_is_one_message_and_leaves_no_file(
+    own_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_DATABASE_URL", own_postgres.url)
+    with JournalHome(own_postgres.url) as home:
+        home.start(workspace_id="mine")
+
+    def listen(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        if "FROM llm_attempts" in statement:
+            own_postgres.stop()
+
+    event.listen(Engine, "before_cursor_execute", listen)
+    try:
+        done = run("db", "export", "--workspace", "mine", "--output", "out.jsonl")
+    finally:
+        event.remove(Engine, "before_cursor_execute", listen)
+    assert done.returncode == 2
+    (message,) = done.stderr.splitlines()
+    assert message.startswith("LLMStoreError: PostgreSQL at ")
+    assert "does not answer. Start the server" in message
+    assert list(Path().glob("out*")) == []
+    # What a driver says of objects that are collected open fails the test.
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("output", "said"), [((), "What came out is not"), (("--output", "o.jsonl"), "o.jsonl is not")]
+)
+def test_an_interrupted_export_says_that_there_is_none(
+    store: Path, monkeypatch: pytest.MonkeyPatch, output: tuple[str, ...], said: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(retention, "_rows_of", _ctrl_c)
+        done = run("db", "export", "--workspace", "mine", *output)
+    assert done.returncode == 130
+    assert f"Interrupted. {said} w" in done.stderr
+    assert list(Path().glob("o.jsonl*")) == []
+
+
 @pytest.mark.parametrize("command", [("prune", "--before", "2999-01-01"), ("erase", "--workspace", "mine", "--yes")])
 def test_what_was_deleted_is_told_although_its_space_cannot_be_given_back(
     store: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
@@ -116,6 +174,67 @@ def test_what_was_deleted_is_told_although_its_space_cannot_be_given_back(
     assert "space is not given back yet. Another program is reading" in done.stderr
     assert run("db", *command).returncode == 0
     assert _runs("mine") == 0
+
+
+def _ctrl_c(*_arguments: object) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def _ctrl_c_at_deletion(number: int) -> Iterator[None]:
+    """Ctrl-C comes when runs are to be deleted for the so-manieth time."""
+    seen = 0
+
+    def listen(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        nonlocal seen
+        seen += statement.startswith("DELETE FROM llm_runs")
+        if seen == number:
+            _ctrl_c()
+
+    event.listen(Engine, "before_cursor_execute", listen)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "before_cursor_execute", listen)
+
+
+def test_an_erasure_that_is_interrupted_while_it_deletes_has_deleted_nothing_and_says_so(store: Path) -> None:
+    with _ctrl_c_at_deletion(1):
+        done = run("db", "erase", "--workspace", "mine", "--yes")
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == [
+        "",
+        "Interrupted. Nothing is deleted, or in the last moment all rows. The same command does the rest.",
+    ]
+    assert _runs("mine") == 3
+
+
+def test_an_erasure_that_is_interrupted_while_it_waits_for_a_reader_says_that_the_file_may_hold_what_is_deleted(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, closing(sqlite3.connect(store, isolation_level=None)) as reader:
+        patch.setattr(retention, "sleep", _ctrl_c)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM llm_runs").fetchall()
+        done = run("db", "erase", "--workspace", "mine", "--yes")
+    assert done.returncode == 130
+    *told, last = (line for line in done.stderr.splitlines() if line)
+    assert told == ["Deleted 0 eval_results, 0 eval_runs, 3 llm_attempts, 3 llm_runs", "Deleted 3 cached answers"]
+    assert last == (
+        "Interrupted. All rows and cached answers are deleted, but the database file may still hold them. "
+        "The same command does the rest."
+    )
+    assert run("db", "erase", "--workspace", "mine", "--yes").returncode == 0
+    assert (_runs("mine"), _runs("theirs")) == (0, 1)
+
+
+def test_an_interrupted_pruning_does_not_speak_of_what_is_kept(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "PRUNE_BATCH", 1)
+    with _ctrl_c_at_deletion(2):
+        done = run("db", "prune", "--before", "2999-01-01")
+    assert _runs("mine") + _runs("theirs") == 3
+    assert done.returncode == 130
+    assert "Interrupted. What is deleted until now stays deleted; the same command deletes the rest" in done.stderr
 
 
 def test_the_file_is_smaller_after_an_erasure() -> None:

@@ -11,7 +11,7 @@ import typer
 
 from llmkit.cli.cassette import cassette_app
 from llmkit.cli.evaluate import eval_app
-from llmkit.cli.output import AsJson, Workspace, frame_table, print_json, print_rich, table
+from llmkit.cli.output import AsJson, Interruption, Workspace, frame_table, print_json, print_rich, table
 from llmkit.cli.store import db_app
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError, LLMStoreError
 from llmkit.settings import load_settings
@@ -147,6 +147,8 @@ def _run(arguments: list[str]) -> int:
         outcome = app(args=[each for each in arguments if each != "--debug"], standalone_mode=False)
     except KeyboardInterrupt:
         return _interrupted()
+    except Interruption as interruption:
+        return _interrupted(str(interruption))
     except typer.Abort:
         typer.echo("Nothing was done.", err=True)
         return EXIT_BAD_INPUT
@@ -162,8 +164,8 @@ def _run(arguments: list[str]) -> int:
     return outcome if isinstance(outcome, int) else EXIT_OK
 
 
-def _interrupted() -> int:
-    typer.echo("\nInterrupted. What is finished is kept; the same command continues.", err=True)
+def _interrupted(said: str = "What is finished is kept; the same command continues.") -> int:
+    typer.echo(f"\nInterrupted. {said}", err=True)
     return EXIT_INTERRUPTED
 
 

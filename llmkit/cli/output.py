@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,15 +22,18 @@ if TYPE_CHECKING:
 __all__ = [
     "AsJson",
     "HtmlFile",
+    "Interruption",
     "JUnitFile",
     "MarkdownFile",
     "MaxCostUsd",
     "MaxTimeS",
     "MaxTokens",
     "Stable",
+    "Standing",
     "Workspace",
     "abandon_stdout",
     "frame_table",
+    "interruptible",
     "print_json",
     "print_rich",
     "require_places",
@@ -56,6 +62,31 @@ HtmlFile = Annotated[
 Stable = Annotated[
     bool, typer.Option("--stable", help="Leave ids, clock times and latencies out of --html and --json.")
 ]
+
+
+class Interruption(Exception):
+    """Ctrl-C in a command; the message says what became of its work."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """What is true of a command's work if it is interrupted now; changed as the work goes on."""
+
+    said: str
+
+
+@contextmanager
+def interruptible(said: str) -> Iterator[Standing]:
+    """A command of which something else is true, when it is interrupted, than of most.
+
+    Raises:
+        Interruption: With what is said then, in the place of KeyboardInterrupt.
+    """
+    standing = Standing(said)
+    try:
+        yield standing
+    except KeyboardInterrupt:
+        raise Interruption(standing.said) from None
 
 
 def require_places(*files: Path | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmkit.cli.output import AsJson, abandon_stdout, print_json, print_rich, table
+from llmkit.cli.output import AsJson, abandon_stdout, interruptible, print_json, print_rich, table
 from llmkit.errors import LLMBadRequest, LLMStoreError
 from llmkit.settings import LLMSettings, load_settings
 
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["db_app", "open_store"]
 
 db_app = typer.Typer(help="The store of runs: bring it up to date, look at its size, clean it.", no_args_is_help=True)
+
+PRIVATE_FILE = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+ERASE_AGAIN = "The same command does the rest."
+PRUNE_INTERRUPTED = (
+    "What is deleted until now stays deleted; the same command deletes the rest and gives its space back."
+)
 
 Named = Annotated[str, typer.Option("--workspace", "-w", help="Whose rows.")]
 
@@ -70,7 +76,7 @@ def db_prune(
     from llmkit.persistence import retention
 
     moment = before.replace(tzinfo=UTC)
-    with open_store(load_settings()) as journal:
+    with interruptible(PRUNE_INTERRUPTED), open_store(load_settings()) as journal:
         where = journal.engine, journal.address
         gone = retention.prune(*where, moment, workspace_id=workspace, evaluations=evaluations)
         typer.echo(_told("Deleted", gone), err=True)
@@ -84,10 +90,11 @@ def db_export(
         Path | None, typer.Option(help="A file that does not exist yet; default standard output.")
     ] = None,
 ) -> None:
-    """Write every row of a workspace, one JSON object a line."""
+    """Write every row of a workspace, one JSON object a line; a file that only its owner can read, as the database."""
     if output is not None and output.exists():
         raise LLMBadRequest(f"Cannot write {output}: File exists; name a new file in a folder of yours")
-    with open_store(load_settings()) as journal:
+    interrupted = "What came out is not whole." if output is None else f"{output} is not written."
+    with interruptible(interrupted), open_store(load_settings()) as journal:
         counts = _export_to_stdout(journal, workspace) if output is None else _export_to(output, journal, workspace)
     typer.echo(_told("Wrote", counts), err=True)
 
@@ -113,7 +120,9 @@ def _export_to(output: Path, journal: Journal, workspace: str) -> dict[str, int]
     partial = output.with_name(f"{output.name}.partial")
     try:
         try:
-            with partial.open("w", encoding="utf-8") as file:
+            # As private as the database, whatever an earlier export that was killed has left there.
+            partial.unlink(missing_ok=True)
+            with os.fdopen(os.open(partial, PRIVATE_FILE, 0o600), "w", encoding="utf-8") as file:
                 counts = retention.export_workspace(journal.engine, journal.address, workspace, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -124,6 +133,31 @@ def _export_to(output: Path, journal: Journal, workspace: str) -> dict[str, int]
     except OSError as error:
         raise LLMBadRequest(f"Cannot write {output}: {error.strerror}; name a new file in a folder of yours") from None
     return counts
+
+
+@db_app.command("import")
+def db_import(file: Annotated[Path, typer.Argument(help="What `llmkit db export` wrote.")]) -> None:
+    """Read a workspace from a file into the database, such as one on PostgreSQL. The same file again adds nothing."""
+    from llmkit.persistence.arrival import import_workspace
+
+    if not file.is_file():
+        raise LLMBadRequest(f"There is no file {file}; `llmkit db export` writes one")
+    interrupted = "Nothing is imported, or in the last moment all of it. The same command does the rest."
+    with interruptible(interrupted), closing(_brought_to_head(load_settings())) as journal:
+        added, there = import_workspace(journal.engine, journal.address, _lines_of(file), file.name)
+    typer.echo(_told("Added", added), err=True)
+    if any(there.values()):
+        typer.echo(_told("Already there:", there), err=True)
+
+
+def _lines_of(file: Path) -> Iterator[str]:
+    try:
+        with file.open(encoding="utf-8") as lines:
+            yield from lines
+    except UnicodeDecodeError:
+        raise LLMBadRequest(f"{file} is not UTF-8 text. Nothing was imported.") from None
+    except OSError as error:
+        raise LLMBadRequest(f"{file} cannot be read: {error.strerror}. Nothing was imported.") from None
 
 
 @db_app.command("erase")
@@ -137,9 +171,14 @@ def db_erase(
     if not yes:
         typer.confirm(f"Delete everything of workspace {workspace!r} for good?", abort=True)
     settings = load_settings()
-    with open_store(settings) as journal:
+    with interruptible(f"Nothing is deleted. {ERASE_AGAIN}") as now, open_store(settings) as journal:
+        # The word of a database about its last commit can be lost on the way.
+        now.said = f"Nothing is deleted, or in the last moment all rows. {ERASE_AGAIN}"
         gone = retention.erase_workspace(journal.engine, journal.address, workspace)
-        typer.echo(f"{_told('Deleted', gone)}, {_erase_cache(settings, workspace)} cached answers", err=True)
+        now.said = f"All rows are deleted, cached answers perhaps not. {ERASE_AGAIN}"
+        typer.echo(_told("Deleted", gone), err=True)
+        typer.echo(f"Deleted {_erase_cache(settings, workspace):,} cached answers", err=True)
+        now.said = f"All rows and cached answers are deleted, but the database file may still hold them. {ERASE_AGAIN}"
         _give_back_space(journal)
 
 
@@ -170,22 +209,25 @@ def _erase_cache(settings: LLMSettings, workspace: str) -> int:
 @contextmanager
 def open_store(settings: LLMSettings) -> Iterator[Journal]:
     """The store as it is, closed afterwards; raises as `llmkit db stats` when there is none."""
-    journal = _journal(settings)
-    try:
+    with closing(_journal(settings)) as journal:
         yield journal
-    finally:
-        journal.close()
 
 
 def _journal(settings: LLMSettings) -> Journal:
     """The store as it is; a new one is not made for somebody who only wants to look."""
     from llmkit.persistence.addresses import DatabaseAddress
-    from llmkit.persistence.journal import Journal
-    from llmkit.persistence.migrate import upgrade
 
     address = DatabaseAddress.parse(settings.database_url)
     if address.path is not None and not address.path.exists():
         raise LLMStoreError(f"There is no database {address.label} yet; the first call of a session makes it")
+    return _brought_to_head(settings)
+
+
+def _brought_to_head(settings: LLMSettings) -> Journal:
+    """The store, made where there is none."""
+    from llmkit.persistence.journal import Journal
+    from llmkit.persistence.migrate import upgrade
+
     upgrade(settings.database_url)
     return Journal(settings.database_url)
 

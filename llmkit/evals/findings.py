@@ -13,6 +13,7 @@ from llmkit.evals.asked import asked_differently
 from llmkit.evals.budget import BudgetUse
 from llmkit.evals.dataset import Sample
 from llmkit.evals.digests import digest_notes
+from llmkit.evals.failures import reason_sentences
 from llmkit.evals.notes import (
     budget_notes,
     direction_notes,
@@ -123,6 +124,11 @@ class Findings:
         return {status: statuses.count(status) for status in STATUSES}
 
     @property
+    def why_failed(self) -> tuple[str, ...]:
+        """Why results have no score: a sentence for each of a route's three most frequent reasons, and for the rest."""
+        return tuple(reason_sentences(self.results, self.routes))
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What puts a comparison of the routes in doubt: that they were asked different things."""
         return asked_differently(self.results, self.routes)
@@ -135,7 +141,9 @@ class Findings:
     @property
     def lasting_notes(self) -> tuple[str, ...]:
         """The notes but for what was done now."""
-        without_score = (*stop_notes(self.stopped), *failure_notes(self.results), *doubt_notes(len(self.in_doubt)))
+        why = self.why_failed
+        failures = (*failure_notes(self.results), *why, *stop_notes(self.stopped, why))
+        without_score = (*failures, *doubt_notes(len(self.in_doubt)))
         moved = (*fallback_notes(self.results), *digest_notes(self.digests))
         return (*without_score, *self.warnings, *moved, *direction_notes(sorted(self.lower_is_better)))
 

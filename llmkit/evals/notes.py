@@ -46,10 +46,11 @@ def budget_notes(use: BudgetUse | None) -> Iterator[str]:
         yield use.why
 
 
-def stop_notes(stopped: Mapping[str, str]) -> Iterator[str]:
-    """Routes that are no longer called, and why."""
+def stop_notes(stopped: Mapping[str, str], told: Sequence[str]) -> Iterator[str]:
+    """Routes that are no longer called, and why, unless that is told already."""
     for label, reason in stopped.items():
-        yield f"{label} is no longer called: {reason}"
+        is_told = any(note.endswith(f"on {label}: {reason}") for note in told)
+        yield f"{label} is no longer called." if is_told else f"{label} is no longer called: {reason}"
 
 
 def failure_notes(results: Sequence[EvalResult]) -> Iterator[str]:

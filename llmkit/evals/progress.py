@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from llmkit.evals.budget import Kind
 from llmkit.evals.result import Work
 
 __all__ = ["Progress", "RouteProgress", "Tally", "shown", "standing"]
@@ -20,7 +21,7 @@ class RouteProgress:
 
     Attributes:
         route: Its label.
-        done: Samples x epochs that are settled.
+        done: Samples x epochs that have their result.
         total: All of them.
         failed: How many of those done now ended without a valid output.
     """
@@ -36,12 +37,14 @@ class Progress:
     """How far an evaluation is; given to a progress function after every sample.
 
     Attributes:
-        done: Samples x routes x epochs that are settled, those from earlier runs included.
+        done: Samples x routes x epochs that have their result, those from earlier runs included. Less than `total` at
+            the end of a run that a budget stopped, or of which a route was given up.
         total: All of them.
         failed: How many of those done now ended without a valid output.
         reused: How many were there already.
         sent: Requests sent to providers so far.
         routes: The same for each route, in the order in which they were named.
+        stopped_by: The limit of the budget that has stopped the run; None when none has.
     """
 
     done: int
@@ -50,6 +53,7 @@ class Progress:
     reused: int
     sent: int
     routes: tuple[RouteProgress, ...] = ()
+    stopped_by: Kind | None = None
 
 
 class Tally:
@@ -67,6 +71,7 @@ class Tally:
         self._reused = self._shared = self._called = self._replayed = self._sent = 0
         self.rescored = 0
         self.warm_ups = 0
+        self.stopped_by: Kind | None = None
 
     def reuse(self, route: str) -> None:
         """A result was there already."""
@@ -76,10 +81,6 @@ class Tally:
     def share(self, route: str) -> None:
         """Another process has made a result meanwhile."""
         self._shared += 1
-        self._done[route] += 1
-
-    def skip(self, route: str) -> None:
-        """There will be no result."""
         self._done[route] += 1
 
     def send(self, requests: int) -> None:
@@ -99,7 +100,8 @@ class Tally:
             RouteProgress(route, done, self._each, self._failed[route]) for route, done in self._done.items()
         )
         done, failed = sum(self._done.values()), sum(self._failed.values())
-        return Progress(done, self._each * len(self._done), failed, self._reused, self._sent, routes)
+        total = self._each * len(self._done)
+        return Progress(done, total, failed, self._reused, self._sent, routes, self.stopped_by)
 
     def work(self) -> Work:
         """What was done."""
@@ -144,9 +146,15 @@ def _progress_bar(tally: Tally) -> Iterator[Callable[[], None]]:
             draw()
 
 
-def standing(progress: Progress) -> dict[str, int]:
-    """What stands behind a bar: counts, and of several routes how many samples of each are done."""
-    shown = {"failed": progress.failed, "reused": progress.reused, "sent": progress.sent}
+def standing(progress: Progress) -> dict[str, int | str]:
+    """What stands behind a bar: what stopped the run, counts, and of several routes how many samples of each are done.
+
+    The first comes first: where a line is narrow, its end is cut.
+    """
+    shown: dict[str, int | str] = {}
+    if progress.stopped_by is not None:
+        shown["stopped_by"] = f"budget of {progress.stopped_by}"
+    shown |= {"failed": progress.failed, "reused": progress.reused, "sent": progress.sent}
     several = progress.routes if len(progress.routes) > 1 else ()
     return shown | {each.route: each.done for each in several}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals.aggregate import COMPARISON_COLUMNS, SUMMARY_COLUMNS
+from llmkit.evals.failures import most_frequent
 from llmkit.evals.findings import Findings
 from llmkit.evals.result import IN_PROGRESS, NOT_RUN
 from llmkit.evals.steady import steady
@@ -48,6 +49,7 @@ class EvalReport(Findings):
         the store), `summary` (rows of `summary()`), `comparisons` (rows of `compare(a, b)` for all pairs of routes),
         `stopped` (route to reason), `in_doubt` (ids of calls), `judges` (metric to route, prompt, criteria, scale,
         parameters), `budget` (budget with its limits, tokens, cost_usd, uncounted, stopped_by, why; null without one),
+        `failures` (the three most frequent reasons of each route: route, status, error_code, results, message),
         `notes`, `warnings` (those of the notes that put a comparison in doubt), `provenance` (see there).
 
         Args:
@@ -74,6 +76,7 @@ class EvalReport(Findings):
             "in_doubt": [str(call.id) for call in self.in_doubt],
             "judges": self.judges,
             "budget": asdict(self.budget) if self.budget else None,
+            "failures": [asdict(reason) for reason in most_frequent(self.results, self.routes)],
             "notes": list(self.lasting_notes if stable else self.notes),
             "warnings": list(self.warnings),
             "provenance": self.provenance,
@@ -158,7 +161,8 @@ class EvalReport(Findings):
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items() if count) or "nothing yet"
         rows = [row for row in plain_rows(self.summary()) if row["metric"]]
         scores = [f"  {row['route']}: {row['metric']} {mean_text(row)}" for row in rows]
-        return "\n".join([f"EvalReport({self.run.name!r}, task {self.run.task_name}: {counts})", *scores])
+        why = [f"  {reason}" for reason in self.why_failed]
+        return "\n".join([f"EvalReport({self.run.name!r}, task {self.run.task_name}: {counts})", *scores, *why])
 
 
 def _pairs(labels: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -185,6 +185,7 @@ class _Evaluation:
             except ExceptionGroup as errors:
                 # The first one stopped the others.
                 raise errors.exceptions[0] from None
+            self.tally.stopped_by = self.keeper.stopped_by
             self.show()
 
     async def _everything(self) -> None:
@@ -228,8 +229,6 @@ class _Evaluation:
             silence_s = 0.0 if self._answers() > answers else silence_s + max(rest_s, SHORTEST_REST_S)
         for job in () if self.keeper.stopped_by else self.put_off:
             self.health[job.lane.label].give_up()
-            if not self.cells.is_settled(job.place):
-                self.tally.skip(job.lane.label)
         self.put_off = []
 
     def _answers(self) -> int:
@@ -270,14 +269,13 @@ class _Evaluation:
     async def _call(self, job: _Call) -> None:
         health = self.health[job.lane.label]
         if health.stopped_by is not None or self.keeper.stopped_by:
-            self.tally.skip(job.lane.label)
-        elif health.resting_after is not None:
+            return  # it stays NOT_RUN
+        if health.resting_after is not None:
             self.put_off.append(job)
         else:
             try:
                 await self._ask(job, health)
             except LLMBudgetExhausted as error:
-                self.tally.skip(job.lane.label)
                 self.tally.send(len(error.attempts))
 
     async def _ask(self, job: _Call, health: Health) -> None:

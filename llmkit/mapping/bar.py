@@ -17,7 +17,7 @@ class Meter:
 
     done: int
     total: int
-    shown: Mapping[str, int] = field(default_factory=dict)
+    shown: Mapping[str, int | str] = field(default_factory=dict)
 
 
 @contextmanager

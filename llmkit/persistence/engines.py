@@ -16,6 +16,7 @@ from llmkit.persistence.faults import store_error
 from llmkit.persistence.sqlite_files import SQLITE_BUSY_TIMEOUT_S, prepare_sqlite, require_file
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = [
@@ -52,7 +53,15 @@ def make_engine(address: DatabaseAddress, *, busy_timeout_s: float = SQLITE_BUSY
     except (ImportError, NoSuchModuleError):
         raise _driver_missing() from None
     _listen(engine, address)
+    if not address.is_sqlite:
+        event.listen(engine, "handle_error", _close_lost_cursor)
     return engine
+
+
+def _close_lost_cursor(context: ExceptionContext) -> None:
+    # SQLAlchemy leaves the cursor of a lost connection open, and psycopg warns when it finds one of its own so.
+    if context.is_disconnect and context.execution_context is not None:
+        context.execution_context.cursor.close()
 
 
 def make_async_engine(address: DatabaseAddress, *, busy_timeout_s: float = SQLITE_BUSY_TIMEOUT_S) -> AsyncEngine:

@@ -8,8 +8,8 @@ replayed: the same idempotency key calls, and pays, again.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from time import monotonic, sleep
@@ -38,6 +38,7 @@ TABLES: Final = (RUNS, ATTEMPTS, EVAL_RUNS, EVAL_RESULTS)
 # Writers wait while SQLite waits for readers to empty its log, so it is asked often and briefly.
 LOG_PATIENCE_S: Final = 10.0
 LOG_TRY_MS: Final = 200
+FIND_READER: Final = "Find that program (`lsof FILE`) and let it finish or stop it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def prune(
     evaluations: bool = False,
     dead_after: timedelta = DEAD_AFTER,
 ) -> dict[str, int]:
-    """Delete runs that were created before a moment, with their attempts, a few at a time.
+    """Delete runs that were created before a moment, with their attempts, a few at a time; SQLite overwrites them.
 
     Args:
         engine: From `make_engine`.
@@ -144,12 +145,18 @@ def erase_workspace(engine: Engine, address: DatabaseAddress, workspace_id: str)
         LLMStoreError: The database failed; nothing was deleted.
     """
     gone: dict[str, int] = {}
-    with writing(engine, address) as connection:
-        if address.is_sqlite:
-            connection.exec_driver_sql("PRAGMA secure_delete=ON")
+    with _deleting(engine, address) as connection:
         for table in reversed(TABLES):
             gone[table.name] = connection.execute(delete(table).where(_of_workspace(table, workspace_id))).rowcount
     return gone
+
+
+@contextmanager
+def _deleting(engine: Engine, address: DatabaseAddress) -> Iterator[Connection]:
+    with writing(engine, address) as connection:
+        if address.is_sqlite:
+            connection.exec_driver_sql("PRAGMA secure_delete=ON")
+        yield connection
 
 
 def compact(engine: Engine, address: DatabaseAddress) -> None:
@@ -158,8 +165,8 @@ def compact(engine: Engine, address: DatabaseAddress) -> None:
     An SQLite file is built anew and its write-ahead log emptied, while writers wait; PostgreSQL does both by itself.
 
     Raises:
-        LLMStoreError: The database failed, is locked, or is being read as it was before: then what was deleted is
-            still in the file.
+        LLMStoreError: The database failed, is locked, or is being read by another program; the message says whether
+            what was deleted can still be found in the file.
     """
     if not address.is_sqlite:
         return
@@ -167,30 +174,39 @@ def compact(engine: Engine, address: DatabaseAddress) -> None:
         # The driver's own connection: neither is allowed in a transaction.
         cursor = connection.connection.cursor()
         try:
-            # First of all what was deleted leaves the file, also where the disk has no room for a second one.
-            is_emptied = _log_emptied(cursor)
-            if is_emptied:
-                cursor.execute("VACUUM")
-                is_emptied = _log_emptied(cursor)
+            _compact_sqlite(cursor, address.label)
         finally:
             cursor.close()
-    if not is_emptied:
+
+
+def _compact_sqlite(cursor: DBAPICursor, label: str) -> None:
+    # First of all what was deleted leaves the file, also where the disk has no room for a second one.
+    if not _log_emptied(cursor):
         raise LLMStoreError(
-            f"Another program is reading the database {address.label} as it was before, so the file keeps its size and "
-            "what was deleted. Find it (`lsof FILE`) and let it finish or stop it."
+            f"Another program is reading the database {label} as it was before: its file keeps its size, and what was "
+            f"deleted can still be found in it. {FIND_READER}"
+        )
+    cursor.execute("VACUUM")
+    if not _log_emptied(cursor):
+        raise LLMStoreError(
+            f"What was deleted is overwritten in the database {label}, but another program has begun to read it since: "
+            "its file keeps its size, and unused places of it may hold earlier versions of what was deleted. "
+            f"{FIND_READER}"
         )
 
 
 def _log_emptied(cursor: DBAPICursor) -> bool:
     usual_ms = _number(cursor, "PRAGMA busy_timeout")
     cursor.execute(f"PRAGMA busy_timeout={LOG_TRY_MS}")
-    deadline = monotonic() + LOG_PATIENCE_S
-    while True:
-        is_emptied = _number(cursor, "PRAGMA wal_checkpoint(TRUNCATE)") == 0
-        if is_emptied or monotonic() > deadline:
-            cursor.execute(f"PRAGMA busy_timeout={usual_ms}")
-            return is_emptied
-        sleep(LOG_TRY_MS / 1000)
+    try:
+        deadline = monotonic() + LOG_PATIENCE_S
+        while _number(cursor, "PRAGMA wal_checkpoint(TRUNCATE)") != 0:
+            if monotonic() > deadline:
+                return False
+            sleep(LOG_TRY_MS / 1000)
+        return True
+    finally:
+        cursor.execute(f"PRAGMA busy_timeout={usual_ms}")
 
 
 def _number(cursor: DBAPICursor, pragma: str) -> int:
@@ -221,7 +237,7 @@ def _prune(
     gone = {parent.name: 0, child.name: 0}
     ids: list[UUID] | None = None
     while ids is None or len(ids) == PRUNE_BATCH:
-        with writing(engine, address) as connection:
+        with _deleting(engine, address) as connection:
             ids = list(connection.execute(chosen).scalars())
             gone[child.name] += connection.execute(delete(child).where(reference.in_(ids))).rowcount
             gone[parent.name] += connection.execute(delete(parent).where(parent.c.id.in_(ids))).rowcount

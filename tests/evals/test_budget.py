@@ -396,6 +396,31 @@ async def test_no_request_begins_that_would_not_end_in_time_if_it_took_as_long_a
     assert len(log.attempts) == 2
 
 
+def test_the_progress_bar_of_a_run_that_a_budget_stopped_ends_where_the_run_did_and_says_so(capsys):
+    seen = []
+    reply = Reply(GOOD, input_tokens=60, output_tokens=20)
+    with OllamaServer(reply, models=["llama3.2"]) as server, on_ollama(server) as session:
+        report = evaluated(session, task_of(20), budget=Budget(max_tokens=1_500), progress=seen.append)
+        assert 0 < (done := report.counts["SUCCEEDED"]) < 20
+        assert (seen[-1].done, seen[-1].total, seen[-1].stopped_by) == (done, 20, "tokens")
+        assert seen[0].stopped_by is None
+        again = evaluated(session, task_of(20), budget=Budget(max_tokens=1_500), progress=True)
+        done, drawn = again.counts["SUCCEEDED"], capsys.readouterr().err
+        assert f"{done}/20 [" in drawn
+        assert "20/20 [" not in drawn
+        assert "stopped_by=budget of tokens" in drawn
+        whole = evaluated(session, task_of(20), budget=Budget(max_tokens=90_000), progress=seen.append)
+    assert whole.counts["SUCCEEDED"] == 20
+    assert (seen[-1].done, seen[-1].stopped_by) == (20, None)
+
+
+def test_the_progress_of_a_run_that_time_stopped_says_so():
+    seen = []
+    with OllamaServer(Fault.hang()) as server, on_ollama(server) as session:
+        evaluated(session, task_of(4), budget=Budget(max_time_s=0.5), progress=seen.append)
+    assert (seen[-1].done, seen[-1].stopped_by) == (0, "time")
+
+
 # --- command line -------------------------------------------------------------------------------------------------
 
 

@@ -1,11 +1,14 @@
 """Runs travel between stores as files, whole, and a file that is none is refused with its line."""
 
 import json
+import os
+import stat
 from dataclasses import replace
 
 import pytest
 
 from llmkit.cli.main import _run as llmkit
+from llmkit.cli.output import write_text
 from llmkit.errors import LLMEvaluationError, LLMTimeout
 from llmkit.evals import Score, load_report
 from llmkit.evals.interchange import import_run
@@ -156,3 +159,15 @@ def test_a_baseline_is_kept_as_a_file_and_gated_against(tmp_path, monkeypatch, c
     assert llmkit(["eval", "gate", "run", "base", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["comparisons"]
     assert (row["pairs"], row["difference"], row["left_out"]) == (4, 0, 0)
+
+
+async def test_documents_that_are_made_to_be_shown_have_the_mode_that_the_umask_says(tmp_path):
+    report = await run()
+    usual = os.umask(0o027)
+    try:
+        report.export(tmp_path / "run.jsonl")
+        report.to_html(tmp_path / "run.html")
+        write_text(tmp_path / "run.xml", "<testsuites/>")
+    finally:
+        os.umask(usual)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.glob("run.*")} == {0o640}

@@ -174,8 +174,8 @@ async def test_json_has_the_documented_keys_and_no_nan():
     report = await failing_report()
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert set(document) == {
-        "form", "run", "counts", "work", "summary", "comparisons", "stopped", "in_doubt", "judges", "budget", "notes",
-        "warnings", "provenance",
+        "form", "run", "counts", "work", "summary", "comparisons", "stopped", "in_doubt", "judges", "budget",
+        "failures", "notes", "warnings", "provenance",
     }  # fmt: skip
     assert set(document["summary"][0]) == set(SUMMARY_COLUMNS)
     assert set(document["comparisons"][0]) == set(COMPARISON_COLUMNS)
@@ -224,7 +224,11 @@ async def test_repr_is_short_and_says_what_happened():
     assert repr(report) == (
         "EvalReport('run', task sentiment: 4 SUCCEEDED, 4 FAILED)\n"
         "  ollama/a: field_match 1.00 [0.34, 1.00]\n"
-        "  gemini/b: field_match 0.50 [0.09, 0.91]"
+        "  gemini/b: field_match 0.50 [0.09, 0.91]\n"
+        "  1 of 4 samples failed on ollama/a: label: not one of them\n"
+        "  1 of 4 samples failed on ollama/a: slow\n"
+        "  1 of 4 samples failed on gemini/b: label: not one of them\n"
+        "  1 of 4 samples failed on gemini/b: slow"
     )
 
 

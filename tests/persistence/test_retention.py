@@ -210,6 +210,55 @@ async def test_a_file_that_is_read_as_it_was_before_is_not_called_compact(
         assert b"Zanzibar" not in path.read_bytes()
 
 
+async def test_a_file_that_is_read_since_it_was_rebuilt_is_said_to_hold_nothing_but_its_size(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "LOG_PATIENCE_S", 0.1)
+    with JournalHome(sqlite_url) as home:
+        await finished(home, request_preview="the secret of Zanzibar " * 50)
+        where = home.journal.engine, home.journal.address
+        path = home.journal.address.path
+        assert path is not None
+        erase_workspace(*where, "lab")
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+
+            def read_meanwhile(statement: str) -> None:
+                if statement == "VACUUM":
+                    reader.execute("BEGIN")
+                    reader.execute("SELECT count(*) FROM llm_runs").fetchall()
+
+            _driver(home).set_trace_callback(read_meanwhile)
+            with pytest.raises(LLMStoreError, match="What was deleted is overwritten"):
+                compact(*where)
+            assert not any(b"Zanzibar" in file.read_bytes() for file in path.parent.glob("llmkit.db*"))
+        _driver(home).set_trace_callback(None)
+        compact(*where)
+
+
+def _driver(home: JournalHome) -> sqlite3.Connection:
+    """The connection that the pool gives next."""
+    with home.journal.engine.connect() as connection:
+        driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    return driver
+
+
+def _refuse_checkpoints(action: int, what: str | None, *_rest: str | None) -> int:
+    refused = action == sqlite3.SQLITE_PRAGMA and what == "wal_checkpoint"
+    return sqlite3.SQLITE_DENY if refused else sqlite3.SQLITE_OK
+
+
+async def test_a_compaction_that_fails_leaves_a_connection_as_patient_as_it_was(sqlite_url: str) -> None:
+    with JournalHome(sqlite_url) as home:
+        driver = _driver(home)
+        before = driver.execute("PRAGMA busy_timeout").fetchone()
+        driver.set_authorizer(_refuse_checkpoints)
+        with pytest.raises(LLMStoreError, match="not authorized"):
+            compact(home.journal.engine, home.journal.address)
+        assert _driver(home) is driver
+        assert driver.execute("PRAGMA busy_timeout").fetchone() == before
+
+
 async def test_compacting_leaves_postgresql_alone(postgres_url: str) -> None:
     with JournalHome(postgres_url) as home:
         compact(home.journal.engine, home.journal.address)
