@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -29,6 +29,8 @@ _BEATS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.TimerHandle] = Weak
 # What a forked child has of its parent's. Finalising any of it would touch descriptors that both share, the parent's
 # epoll among them, and the parent would wait for ever: so the child keeps it.
 INHERITED: list[object] = []
+
+CLOSED = "The session was closed while this call was under way; it is recorded as cancelled"
 
 T = TypeVar("T")
 
@@ -88,20 +90,19 @@ class LoopThread:
             work.close()
             raise LLMConfigurationError("A sync call inside llmkit's own event loop would wait for itself; use await")
         job: _Job[T] = _Job(work)
-        loop = self._running_loop()
+        loop: asyncio.AbstractEventLoop | None = None
         try:
-            loop.call_soon_threadsafe(job.start)
+            with self._running_loop() as loop:
+                loop.call_soon_threadsafe(job.start)
             while tick is not None and not job.ended.wait(TICK_S):
                 tick()
             return job.outcome.result()
         except LLMError as error:
             raise _bare(error) from error.__cause__
         except CancelledError:
-            raise LLMError(
-                "The session was closed while this call was under way; it is recorded as cancelled"
-            ) from None
+            raise LLMError(CLOSED) from None
         except BaseException as error:
-            if not job.outcome.done():
+            if loop is not None and not job.outcome.done():
                 loop.call_soon_threadsafe(job.cancel)
                 job.ended.wait(CANCEL_GRACE_S)
             if isinstance(error, KeyboardInterrupt):
@@ -114,7 +115,8 @@ class LoopThread:
         """The same for a caller in another event loop; cancelling the caller cancels the work."""
         if threading.current_thread() is self._thread:
             return await work
-        future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._running_loop()))
+        with self._running_loop() as loop:
+            future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
         try:
             with _awake():
                 while tick is not None and not (await asyncio.wait((future,), timeout=TICK_S))[0]:
@@ -122,6 +124,11 @@ class LoopThread:
                 return await future
         except LLMError as error:
             raise _bare(error) from error.__cause__
+        except asyncio.CancelledError:
+            if _is_being_cancelled():
+                raise
+            # Nobody cancelled the caller, and a task that ends so would be taken for one that somebody did.
+            raise LLMError(CLOSED) from None
         finally:
             future.cancel()  # no effect when it is done
 
@@ -135,17 +142,28 @@ class LoopThread:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(STOP_GRACE_S)
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
+    @contextmanager
+    def _running_loop(self) -> Iterator[asyncio.AbstractEventLoop]:
+        """The loop, which is not stopped inside the block: what came behind its end, nobody would ever do."""
         with self._lock:
             if self._loop is not None and self._pid != os.getpid():
                 INHERITED.append(self._loop)
                 self._loop = None
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._pid = os.getpid()
-                self._thread = threading.Thread(target=_serve, args=(self._loop,), name="llmkit-loop", daemon=True)
-                self._thread.start()
-            return self._loop
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=_serve, args=(loop,), name="llmkit-loop", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # there may be no more threads, for now
+                    loop.close()
+                    raise
+                self._loop, self._thread, self._pid = loop, thread, os.getpid()
+            yield self._loop
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _bare(error: LLMError) -> LLMError:
@@ -209,7 +227,7 @@ class _Job(Generic[T]):
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     try:
-        loop.run_forever()
+        _run_until_stopped(loop)
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
             task.cancel()
@@ -219,3 +237,10 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
     finally:
         asyncio.set_event_loop(None)
         loop.close()
+
+
+def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
+    """What raises SystemExit ends its own caller, not the thread in which all others wait."""
+    while True:
+        with suppress(SystemExit, KeyboardInterrupt):
+            return loop.run_forever()

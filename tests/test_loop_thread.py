@@ -7,10 +7,12 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 
 import pytest
 
-from llmkit.errors import LLMConfigurationError
+from llmkit.errors import LLMConfigurationError, LLMError
 from llmkit.loop_thread import Interrupted, LoopThread, aside
 
 
@@ -19,6 +21,20 @@ def loop() -> LoopThread:
     thread = LoopThread()
     yield thread
     thread.stop()
+
+
+def _beside(work: Callable[[], object]) -> Future[object]:
+    """What becomes of the work in a thread that nothing waits for, should it never end."""
+    outcome: Future[object] = Future()
+
+    def do() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            outcome.set_exception(error)
+
+    threading.Thread(target=do, daemon=True).start()
+    return outcome
 
 
 async def _value(value: object) -> object:
@@ -160,3 +176,68 @@ def test_works_in_a_forked_child(loop: LoopThread) -> None:
     if pid == 0:
         os._exit(loop.run(_value(7)))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def test_work_that_ends_the_interpreter_ends_its_own_caller_and_no_other(loop: LoopThread) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    async def another() -> object:
+        begun.set()
+        await asyncio.to_thread(goes_on.wait, 60)
+        return 1
+
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    other = _beside(lambda: loop.run(another()))
+    assert begun.wait(60)
+    with pytest.raises(SystemExit):
+        _beside(lambda: loop.run(leave())).result(60)
+    goes_on.set()
+    assert other.result(60) == 1
+    assert loop.run(_value(2)) == 2
+
+
+async def test_an_async_caller_whose_session_is_closed_is_told_so_and_not_cancelled(loop: LoopThread) -> None:
+    waiting = asyncio.create_task(loop.hop(asyncio.sleep(60)))
+    await loop.hop(_value(1))
+    await asyncio.to_thread(loop.stop)
+    with pytest.raises(LLMError, match="closed while this call was under way"):
+        await waiting
+
+
+def test_a_call_that_is_handed_over_while_the_loop_is_stopped_ends(
+    loop: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handing_over, is_stopping = threading.Event(), threading.Event()
+
+    class SlowToTake(asyncio.SelectorEventLoop):
+        def call_soon_threadsafe(self, callback, *args, **kwargs):
+            if not handing_over.is_set():
+                handing_over.set()
+                is_stopping.wait(60)
+                time.sleep(0.2)  # in which the loop would end, if it could
+            return super().call_soon_threadsafe(callback, *args, **kwargs)
+
+    monkeypatch.setattr(asyncio, "new_event_loop", SlowToTake)
+    call = _beside(lambda: loop.run(asyncio.sleep(60)))
+    assert handing_over.wait(60)
+    is_stopping.set()
+    loop.stop()
+    with pytest.raises(LLMError, match="closed while this call was under way"):
+        call.result(60)
+
+
+def test_a_thread_that_cannot_be_started_is_tried_again_by_the_next_call(
+    loop: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", no_more)
+        work = _value(1)
+        with pytest.raises(RuntimeError, match="start new thread"):
+            loop.run(work)
+        work.close()
+    assert _beside(lambda: loop.run(_value(2))).result(60) == 2

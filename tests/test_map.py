@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import date
@@ -25,7 +26,7 @@ from pandas.testing import assert_frame_equal, assert_index_equal
 from pydantic import BaseModel
 
 from llmkit import LLMBadRequest, LLMConfigurationError, LLMConstraints, LLMResponse, Route, Session, TokenUsage
-from llmkit.mapping import MAP_COLUMNS, Mapping, plan_map
+from llmkit.mapping import MAP_COLUMNS, Mapping, Meter, bar, plan_map
 from llmkit.testing import Fault, OllamaServer, Reply
 from llmkit.testing.recording import RecordedRequest
 from llmkit.testing.replies import Fault as AnyFault
@@ -238,6 +239,34 @@ def test_a_server_that_is_not_there_does_not_cost_a_wait_per_row(ollama: OllamaS
         assert set(frame["status"]) == {"FAILED", "NOT_RUN"}
         assert set(frame["error_code"].dropna()) == {"unavailable"}
         assert len(session.runs(status="FAILED")) < 10
+
+
+def test_the_bar_says_that_a_route_rests(
+    ollama: OllamaServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("llmkit.evals.health.USUAL_REST_S", 0.5)
+    monkeypatch.setattr(sys.modules[bar.__module__], "_interval_s", lambda: 0.01)
+    ollama.script([Reply("fine"), Fault.reset(), Reply("fine")])
+    with Session("study", ollama_api_base=ollama.url, max_retries=0, cache_enabled=False) as session:
+        frame = session.map("Say {text}", ["a", "b", "c"], route="ollama/llama3.2", concurrency=1)
+    assert set(frame["status"]) == {"SUCCEEDED"}
+    assert "route_rests_s=1" in capsys.readouterr().err
+
+
+def test_a_bar_that_does_not_move_is_drawn_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.modules[bar.__module__], "_interval_s", lambda: 0.01)
+    done = 0
+    with bar(lambda: Meter(done, 1000), unit="row") as draw:
+        draw()
+        time.sleep(0.05)
+        done = 500  # after a leap, tqdm itself waits for another that is about as long
+        draw()
+        time.sleep(0.1)
+        capsys.readouterr()
+        draw()
+        assert "500/1000" in capsys.readouterr().err
 
 
 def test_an_output_type_that_raises_costs_its_row_and_not_the_map(session: Session) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 __all__ = ["Meter", "bar"]
@@ -40,12 +41,16 @@ def bar(read: Callable[[], Meter | None], *, unit: str, shown: bool = True) -> I
 
 
 class _Bar:
-    """Made in the thread of the waiting cell: what another thread shows, Jupyter puts under another cell."""
+    """Made in the thread of the waiting cell: what another thread shows, Jupyter puts under another cell.
+
+    It is drawn anew also when nothing moves: a bar whose clock stands still looks as if all had stopped.
+    """
 
     def __init__(self, read: Callable[[], Meter | None], unit: str) -> None:
         self._read = read
         self._unit = unit
         self._bar: Any = None
+        self._drawn_s = monotonic()
 
     def draw(self) -> None:
         meter = self._read()
@@ -56,7 +61,12 @@ class _Bar:
 
             self._bar = tqdm(total=meter.total, unit=self._unit, mininterval=_interval_s())
         self._bar.set_postfix(meter.shown, refresh=False)
-        self._bar.update(meter.done - self._bar.n)
+        now_s = monotonic()
+        if self._bar.update(meter.done - self._bar.n):
+            self._drawn_s = now_s
+        elif now_s - self._drawn_s >= 5 * self._bar.mininterval:
+            self._drawn_s = now_s
+            self._bar.refresh()
 
     def close(self) -> None:
         self.draw()

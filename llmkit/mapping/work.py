@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -61,6 +63,7 @@ class Mapping:
         self._health = Health()
         self._put_off: list[int] = []
         self._losses: Counter[int] = Counter()
+        self._rests_until_s = 0.0
         self.tally = Tally(total=len(rows.codes), done=rows.skipped)
 
     async def work(self) -> None:
@@ -87,7 +90,11 @@ class Mapping:
 
     def meter(self) -> Meter:
         """How far it is, for a bar."""
-        return Meter(self.tally.done, self.tally.total, {"failed": self.tally.failed, "tokens": self.tally.tokens})
+        shown = {"failed": self.tally.failed, "tokens": self.tally.tokens}
+        rest_s = self._rests_until_s - time.monotonic()
+        # Else a pause that is meant looks like a hang.
+        resting = {"route_rests_s": math.ceil(rest_s)} if rest_s > 0 else {}
+        return Meter(self.tally.done, self.tally.total, shown | resting)
 
     def told_when_interrupted(self) -> str:
         """What a person reads who has interrupted it."""
@@ -104,6 +111,7 @@ class Mapping:
         silence_s = 0.0
         while self._put_off and silence_s < LONGEST_SILENCE_S:
             rest_s = self._health.rest()
+            self._rests_until_s = time.monotonic() + rest_s
             await asyncio.sleep(rest_s)
             codes, self._put_off = self._put_off, []
             answers = self._health.answers
