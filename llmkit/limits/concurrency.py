@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +21,9 @@ TOLERANCE = 2.0
 # What is kept above the server's capacity as it was measured, so that its slots are never empty.
 HEADROOM = 1.25
 AFTER_REFUSAL = 0.75
+# So many refusals among so many requests that ended are put down to chance: hosted models and proxies refuse some now
+# and then, however few are under way. A server that is full refuses one after the other, or the same call again.
+CHANCE_REFUSALS, AMONG_ENDED = 3, 8
 # While nothing is known yet.
 AFTER_FIRST_REFUSAL = 0.5
 # After so many groups without a trial the base may have become wrong; fewer after a trial whose outcome was chance.
@@ -55,8 +59,8 @@ class Concurrency(Protocol):
         """A request ended in a way that says nothing about the limit: broken off, or not accepted for what it is."""
         ...
 
-    def refused(self, ticket: Ticket) -> None:
-        """A request was refused for being one too many."""
+    def refused(self, ticket: Ticket, *, again: bool = False) -> None:
+        """A request was refused as servers refuse one too many; `again` when it is the same call's second time."""
         ...
 
 
@@ -76,7 +80,7 @@ class FixedLimit:
     def failed(self, ticket: Ticket) -> None:
         """See `Concurrency`."""
 
-    def refused(self, ticket: Ticket) -> None:
+    def refused(self, ticket: Ticket, *, again: bool = False) -> None:
         """See `Concurrency`."""
 
 
@@ -112,8 +116,8 @@ class AdaptiveLimit:
     quarter more. Else it is taken back, as soon as there is no doubt, and the latency becomes the new base. The first
     search halves until then.
 
-    A refusal after a step up takes the step back; one where none was met before takes away a quarter. A level at which
-    requests were refused is not tried again for a while, and for longer each time.
+    Refusals after a step up take the step back; those where none were met before take away a quarter. A level at which
+    requests were refused is not tried again for a while, and for longer each time. Single refusals are no reason.
 
     A decision rests on a group of requests that began one after the other while every place was taken, and waits for
     the last of them: the first to be answered are the short ones, whatever the limit.
@@ -140,6 +144,8 @@ class AdaptiveLimit:
         self._is_calm = True
         self._patience = FIRST_PATIENCE
         self._held = 0
+        self._ends = 0
+        self._refusals: deque[int] = deque(maxlen=CHANCE_REFUSALS + 1)
 
     @property
     def limit(self) -> int:
@@ -159,9 +165,10 @@ class AdaptiveLimit:
         """A request ended in a way that says nothing about the limit: broken off, or not accepted for what it is."""
         self._ended(ticket, None)
 
-    def refused(self, ticket: Ticket) -> None:
-        """A request was refused for being one too many. Those that began together are one reason, not many."""
-        if ticket.generation != self._generation:
+    def refused(self, ticket: Ticket, *, again: bool = False) -> None:
+        """A request was refused. Those that began together are one reason, not many."""
+        self._ended(ticket, None)
+        if ticket.generation != self._generation or (self._may_be_chance() and not again):
             return
         if self._is_calm:
             self._patience = min(2 * self._patience, LONGEST_PATIENCE)
@@ -175,8 +182,13 @@ class AdaptiveLimit:
         else:
             self._move_to(int(self._limit * (AFTER_REFUSAL if self._borne else AFTER_FIRST_REFUSAL)))
 
+    def _may_be_chance(self) -> bool:
+        self._refusals.append(self._ends)
+        return len(self._refusals) <= CHANCE_REFUSALS or self._ends - self._refusals[0] >= AMONG_ENDED
+
     def _ended(self, ticket: Ticket, latency_s: float | None) -> None:
         group = self._group
+        self._ends += ticket.generation == self._generation
         if ticket.generation != self._generation or ticket.group != group.number:
             return
         group.leave(latency_s)
@@ -260,6 +272,7 @@ class AdaptiveLimit:
         """A jump: what was under way before says nothing about the new limit."""
         self._limit = min(max(limit, 1), self._ceiling)
         self._generation += 1
+        self._refusals.clear()
         self._group = _Group(self._limit, self._group.number + 1)
 
 

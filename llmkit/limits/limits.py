@@ -61,8 +61,9 @@ class Limits:
     async def place(self, route: Route, request: LLMRequest, log: AttemptLog) -> AsyncIterator[Place]:
         """A place at the route's provider, for one call with its retries. First come, first served.
 
-        A retry that waits keeps its place: while a provider struggles, others queue instead of joining in. Only one
-        that was refused for being one too many gives it up, and is the next to get one when there is room again.
+        A retry that waits keeps its place while the provider answers nobody: then others queue instead of joining in.
+        After a failure among answers, and after a refusal for being one too many, it gives its place up, and is the
+        next to get one when there is room again.
 
         Raises:
             LLMQuotaExhausted: The route's quota of the day is used up; nothing was sent.
@@ -152,10 +153,11 @@ class Place:
 
     def _learn(self, ticket: Ticket, sent_before: int, error: LLMError | None = None) -> None:
         attempts = self._log.attempts[sent_before:]
+        failed_alone, self._provider.answers = self._provider.answers and error is not None, error is None
         if isinstance(error, LLMQuotaExhausted):
             self._park(error)
         elif error is not None and error.status_code in _REFUSALS:
-            self._provider.refused(ticket)
+            self._provider.refused(ticket, again=self._was_refused(sent_before))
             self.leave()
             return
         if attempts and (error is None or isinstance(error, LLMTimeout | LLMUnusableAnswer)):
@@ -163,6 +165,12 @@ class Place:
             self._provider.answered(ticket, attempts[-1].latency_ms / 1000)
         else:
             self._provider.failed(ticket)
+        if failed_alone:
+            self.leave()
+
+    def _was_refused(self, sent_before: int) -> bool:
+        earlier = self._log.attempts[:sent_before]
+        return any(each.route == self._route and each.status_code in _REFUSALS for each in earlier)
 
     def _park(self, error: LLMQuotaExhausted) -> None:
         if error.status_code == _TOO_MANY:  # a bill that is not paid is no matter of time
@@ -199,6 +207,8 @@ class _Provider:
     rates: Rates
     parking: Parking
     gate: Gate = field(init=False)
+    answers: bool = field(init=False, default=False)
+    """Whether the last request that ended was answered."""
 
     def __post_init__(self) -> None:
         self.gate = Gate(lambda: self.concurrency.limit)
@@ -214,8 +224,8 @@ class _Provider:
         self.concurrency.failed(ticket)
         self.gate.open()
 
-    def refused(self, ticket: Ticket) -> None:
-        self.concurrency.refused(ticket)
+    def refused(self, ticket: Ticket, *, again: bool) -> None:
+        self.concurrency.refused(ticket, again=again)
 
 
 def _concurrency(spec: ProviderSpec, settings: LLMSettings) -> Concurrency:

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from llmkit.limits.window import Pass, SlidingWindow
 
@@ -55,18 +56,23 @@ class Rates:
             return Leave(self, tuple(_Granted(window, window.take(amount)) for window, amount in wanted))
 
     async def _wait(self, seconds: float) -> None:
+        """Until so much time has passed, or room was made sooner: an answer may be shorter than was reckoned with."""
+        self._changed.clear()
+        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._changed.wait())]
         if math.isfinite(seconds):
-            await self._sleep(seconds)
-        else:  # until somebody has sent what he may, nobody knows how long
-            self._changed.clear()
-            await self._changed.wait()
+            waits.append(asyncio.ensure_future(self._sleep(seconds)))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
 
     def now_s(self) -> float:
         """The time."""
         return self._clock()
 
     def changed(self) -> None:
-        """A leave was used or given back."""
+        """A leave was used, given back or corrected."""
         self._changed.set()
 
 
@@ -94,3 +100,4 @@ class Leave:
         for each in self._granted:
             if each.window is self._rates.tokens and tokens is not None:
                 each.window.correct(each.leave, tokens)
+                self._rates.changed()

@@ -166,8 +166,14 @@ class GroupWriter:
             raise LLMStoreError(f"The journal of {self._address.label} is closed. Open a new session.")
         if self._thread is None:
             # A daemon: an interpreter that is told to stop must not wait for a caller who never comes.
-            self._thread = Thread(target=self._run, name="llmkit-journal", daemon=True)
-            self._thread.start()
+            thread = Thread(target=self._run, name="llmkit-journal", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise LLMStoreError(
+                    f"{self._address.label} cannot be written: {error}. Close what holds many threads, then try again."
+                ) from None
+            self._thread = thread
 
     def _run(self) -> None:
         reason = "it was closed"

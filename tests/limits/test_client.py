@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from llmkit.client_litellm import LiteLLMClient
-from llmkit.errors import LLMQuotaExhausted, LLMRateLimited
+from llmkit.errors import LLMQuotaExhausted, LLMRateLimited, LLMUnavailable
 from llmkit.limits import Limits
+from llmkit.limits.concurrency import CHANCE_REFUSALS
 from llmkit.ports import AttemptLog, ClientReply
 from llmkit.providers import PROVIDERS
 from llmkit.router import LLMRouter
@@ -210,6 +211,34 @@ async def test_a_retry_that_waits_leaves_its_place_over_all_to_another_provider(
         await client.close()
 
 
+async def test_a_failure_among_answers_holds_up_nobody_while_its_retry_waits():
+    subject, others_are_done = limits(concurrency_limit=1), asyncio.Event()
+
+    async def answer() -> ClientReply:
+        return ClientReply("fine", (), "stop", TokenUsage(), None)
+
+    async def fail() -> ClientReply:
+        raise LLMUnavailable("broken off")
+
+    async def call() -> None:
+        async with subject.place(OLLAMA, HI, AttemptLog()) as place:
+            await place.send(answer)
+
+    async def failing() -> None:
+        async with subject.place(OLLAMA, HI, AttemptLog()) as place:
+            with pytest.raises(LLMUnavailable):
+                await place.send(fail)
+            await others_are_done.wait()
+            await place.send(answer)
+
+    await call()
+    first = asyncio.create_task(failing())
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(call() for _ in range(3)))
+        others_are_done.set()
+        await first
+
+
 async def test_a_refused_call_gives_its_place_up_and_is_the_next_to_get_one():
     subject, order = limits(concurrency_limit=2), []
     refused, go_on = asyncio.Event(), asyncio.Event()
@@ -233,6 +262,10 @@ async def test_a_refused_call_gives_its_place_up_and_is_the_next_to_get_one():
     async def refuse() -> ClientReply:
         raise LLMRateLimited("one too many", status_code=429)
 
+    for _ in range(CHANCE_REFUSALS):
+        async with subject.place(OLLAMA, HI, AttemptLog()) as place:
+            with pytest.raises(LLMRateLimited):
+                await place.send(refuse)
     tasks = [asyncio.create_task(call(name)) for name in ("long", "refused", "third", "fourth")]
     await refused.wait()
     assert subject.concurrency(LLMProvider.OLLAMA) == 1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkit.limits.concurrency import AdaptiveLimit, FixedLimit
+from llmkit.limits.concurrency import AMONG_ENDED, CHANCE_REFUSALS, AdaptiveLimit, FixedLimit
 from tests.limits.simulation import simulate
 
 
@@ -36,11 +36,11 @@ def test_whatever_happens_the_limit_stays_between_one_and_the_ceiling(ceiling, e
         else:
             before = limit.limit
             limit.refused(ticket)
-            assert limit.limit < before or before == 1
+            assert limit.limit <= before
         assert 1 <= limit.limit <= ceiling
 
 
-@given(st.integers(2, 64), st.integers(1, 500))
+@given(st.integers(2, 64), st.integers(CHANCE_REFUSALS + 1, 500))
 def test_refusals_of_requests_that_began_together_count_once(ceiling, refusals):
     limit = AdaptiveLimit(ceiling)
     tickets = [limit.began(under_way) for under_way in range(1, refusals + 1)]
@@ -48,6 +48,42 @@ def test_refusals_of_requests_that_began_together_count_once(ceiling, refusals):
     for ticket in tickets:
         limit.refused(ticket)
     assert limit.limit == before // 2
+
+
+@given(st.integers(2, 64), st.integers(1, CHANCE_REFUSALS), st.integers(1, 20))
+def test_refusals_that_come_one_by_one_are_chance(ceiling, at_once, times):
+    limit = AdaptiveLimit(ceiling)
+    for _ in range(times):
+        before = limit.limit
+        for _ in range(at_once):
+            limit.refused(limit.began(1))
+        assert limit.limit == before
+        for _ in range(AMONG_ENDED):
+            limit.answered(limit.began(1), 1.0)
+
+
+@given(st.integers(2, 64))
+def test_a_call_that_is_refused_again_is_a_reason_at_once(ceiling):
+    limit = AdaptiveLimit(ceiling)
+    before = limit.limit
+    limit.refused(limit.began(1), again=True)
+    assert limit.limit == before // 2
+
+
+@pytest.mark.parametrize("ceiling", [8, 32])
+@given(st.integers(0, 2**16))
+@settings(max_examples=10, deadline=None)
+def test_a_provider_that_refuses_one_in_a_hundred_by_chance_is_asked_as_much_as_it_bears(ceiling, seed):
+    limit, rng = AdaptiveLimit(ceiling), random.Random(seed)
+    limits = []
+    for _ in range(3000):
+        ticket = limit.began(limit.limit)
+        if rng.random() < 0.01:
+            limit.refused(ticket)
+        else:
+            limit.answered(ticket, varied(rng, 0))
+        limits.append(limit.limit)
+    assert statistics.mean(limits) >= ceiling / 2
 
 
 @given(st.lists(st.floats(0.001, 100), max_size=300))
@@ -80,9 +116,11 @@ def test_a_step_too_many_is_taken_back_and_no_more():
     simulate(limit, calls=400, capacity=24, max_queue=0)
     while limit.limit <= 24:
         limit.answered(limit.began(limit.limit), 1.0)
-    limit.refused(limit.began(limit.limit))
+    for _ in range(CHANCE_REFUSALS + 1):
+        limit.refused(limit.began(limit.limit))
     assert limit.limit == 24
-    limit.refused(limit.began(limit.limit))
+    for _ in range(CHANCE_REFUSALS + 1):
+        limit.refused(limit.began(limit.limit))
     assert limit.limit == 18
 
 

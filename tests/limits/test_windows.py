@@ -108,6 +108,18 @@ async def test_a_cancelled_waiter_takes_no_room():
     assert clock.now_s == 100.0
 
 
+async def test_who_waits_for_tokens_goes_on_when_an_answer_was_shorter_than_reckoned_with():
+    clock = Clock()
+    rates = Rates(None, SlidingWindow(100), clock)  # the wait is a real minute
+    first = await rates.wait(lambda: 90)
+    first.use()
+    waiting = asyncio.create_task(rates.wait(lambda: 90))
+    await asyncio.sleep(0.01)
+    first.correct(5)
+    async with asyncio.timeout(30):
+        await waiting
+
+
 def test_a_day_begins_where_the_provider_says():
     summer = datetime(2026, 7, 1, 12, 0, tzinfo=UTC)
     assert next_midnight(summer, "America/Los_Angeles") == datetime(2026, 7, 2, 7, 0, tzinfo=UTC)

@@ -156,6 +156,21 @@ async def test_a_dying_writer_tells_everybody_and_a_new_one_starts(home: Journal
     assert len(home.runs()) == len(kept) + 1
 
 
+async def test_a_writer_that_finds_no_thread_says_so_and_starts_with_the_next_call(
+    home: JournalHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", no_more)
+        with pytest.raises(LLMStoreError, match="can't start new thread"):
+            await home.repo.create_started(a_start())
+    async with asyncio.timeout(60):
+        await pair(home)
+    assert len(home.runs()) == 1
+
+
 async def test_a_late_batch_is_told_too(home: JournalHome, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "MAX_BATCH", 1)
     monkeypatch.setattr(Flush, "apply_all", lambda *_args: (_ for _ in ()).throw(SystemExit))
