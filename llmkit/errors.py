@@ -41,6 +41,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
+from llmkit.printable import printable
 from llmkit.types import Attempt, LLMProvider, LLMResponse
 
 __all__ = [
@@ -106,6 +107,7 @@ class LLMError(Exception):
         status_code: int | None = None,
         retry_after_s: float | None = None,
     ) -> None:
+        message = printable(message)  # a provider's words may be in it, and a traceback goes to a terminal
         super().__init__(message)
         self.message = message
         self.provider = provider

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, m
 
 from llmkit.attachment import MAX_ATTACHED_BYTES, Attachment
 from llmkit.html import card, table
+from llmkit.printable import printable
 
 __all__ = [
     "WARM_UP_STAGE",
@@ -506,9 +507,8 @@ class LLMResponse(Value):
 
     def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
         """What IPython shows in a terminal."""
-        printer.text(
-            "\n".join([self.text, *(f"warning: {each}" for each in self.warnings), f"[{', '.join(self.facts)}]"])
-        )
+        lines = [self.text, *(f"warning: {each}" for each in self.warnings), f"[{', '.join(self.facts)}]"]
+        printer.text(printable("\n".join(lines)))
 
     def _repr_html_(self) -> str:
         calls = "".join(f"\n{call.name}({call.arguments})" for call in self.tool_calls)
