@@ -52,7 +52,8 @@ RESERVED_METADATA_KEYS = ("workspace_id", "pipeline_run_id", "stage")
 WARM_UP_STAGE = "warm_up"
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "unknown"]
-Name = Annotated[str, Field(min_length=1, max_length=MAX_KEY_LENGTH, pattern=r"^\S(.*\S)?$")]
+NAME_PATTERN = r"^\S(.*\S)?$"
+Name = Annotated[str, Field(min_length=1, max_length=MAX_KEY_LENGTH, pattern=NAME_PATTERN)]
 
 
 def utc_now() -> datetime:
@@ -123,8 +124,8 @@ class Route(Value):
 
     @staticmethod
     def _split(text: str) -> dict[str, str]:
-        provider, slash, model = text.partition("/")
-        if not slash or not model.strip():
+        provider, slash, model = text.strip().partition("/")
+        if not slash or not model:
             raise ValueError(f"a route is written provider/model, for example ollama/llama3.2; got {text!r}")
         if provider not in _PROVIDERS:
             known = ", ".join(_PROVIDERS)
