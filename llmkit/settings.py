@@ -192,6 +192,8 @@ def load_settings(**overrides: Any) -> LLMSettings:
     except SettingsError as error:
         # Its message names the field and its source, not the value.
         raise LLMConfigurationError(f"A setting cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise LLMConfigurationError("The file .env in the working directory is not UTF-8; save it as that") from None
 
 
 # How the same things are called elsewhere.

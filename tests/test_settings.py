@@ -47,6 +47,12 @@ def test_a_bad_value_names_the_variable_and_shows_no_value(
     assert "canary" not in str(caught.value)
 
 
+def test_a_dotenv_file_in_another_encoding_is_one_line() -> None:
+    Path(".env").write_text("LLM_OLLAMA_MODEL=x\n", encoding="utf-16")
+    with pytest.raises(LLMConfigurationError, match=r"^The file \.env .* is not UTF-8; save it as that$"):
+        load_settings()
+
+
 def test_several_bad_values_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_MAX_RETRIES", "x")
     monkeypatch.setenv("LLM_CACHE_TTL_S", "y")
