@@ -1,6 +1,7 @@
 """The values that travel through llmkit: frozen, validated when built, equal by content.
 
-Nothing here does I/O or knows another module of the package, but for what a message carries and how HTML is escaped.
+Nothing here does I/O or knows another module of the package, but for what a message carries, and how HTML and
+terminals are kept from obeying foreign text.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ def as_scorer(candidate: ScorerLike) -> Scorer:
 
 def _require_two_arguments(function: Callable[..., Any], name: str) -> None:
     """Refuse what every sample would fail on: one of ours that makes scorers, or another kind of function."""
-    if getattr(function, "__module__", "").startswith(f"{__package__}."):
+    if str(getattr(function, "__module__", "")).startswith(f"{__package__}."):
         raise LLMEvaluationError(f"{name} makes a scorer and is none: write {name}(...), with brackets.")
     try:
         inspect.signature(function).bind(None, None)
