@@ -12,6 +12,7 @@ from uuid_utils.compat import uuid7
 from llmkit.attachment import Attachment, attached
 from llmkit.errors import LLMBadRequest, LLMStoreError
 from llmkit.html import chat
+from llmkit.printable import printable
 from llmkit.types import LLMResponse, Message
 
 __all__ = ["Conversation", "Turn"]
@@ -144,7 +145,7 @@ class Conversation:
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """What IPython shows in a terminal."""
-        printer.text(repr(self) if cycle else str(self) or repr(self))
+        printer.text(repr(self) if cycle else printable(str(self)) or repr(self))
 
     def _repr_html_(self) -> str:
         shown: list[tuple[str, str, Sequence[str]]] = []

@@ -41,7 +41,8 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from llmkit.types import Attempt, LLMProvider, LLMResponse
+from llmkit.printable import printable
+from llmkit.types import NAME_PATTERN, Attempt, LLMProvider, LLMResponse
 
 __all__ = [
     "LLMAllRoutesFailed",
@@ -106,6 +107,7 @@ class LLMError(Exception):
         status_code: int | None = None,
         retry_after_s: float | None = None,
     ) -> None:
+        message = printable(message)  # a provider's words may be in it, and a traceback goes to a terminal
         super().__init__(message)
         self.message = message
         self.provider = provider
@@ -326,9 +328,15 @@ class LLMDatasetError(LLMEvaluationError):
     code = "dataset"
 
 
+_IN_OUR_WORDS = {
+    "Extra inputs are not permitted": "unknown name",
+    f"String should match pattern '{NAME_PATTERN}'": "must be one line, without white space at its beginning or end",
+}
+
+
 def describe_validation(error: ValidationError) -> Iterator[str]:
     """One line per problem of a Pydantic error: where it is and what is wrong, without the offending value."""
     for problem in error.errors(include_input=False, include_url=False, include_context=False):
         where = ".".join(str(part) for part in problem["loc"])
-        what = "unknown name" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
+        what = _IN_OUR_WORDS.get(problem["msg"], problem["msg"].removeprefix("Value error, "))
         yield f"{where}: {what}" if where else what

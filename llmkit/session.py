@@ -119,7 +119,8 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
                 `route`: `"ollama/llama3.2"`, pinned; by default the router chooses;
                 `profile`: `fast`, `balanced` or `quality`; default `LLM_DEFAULT_PROFILE`;
                 `temperature`: 0 to 2, `seed`, `stop` (a text or several): default the provider's;
-                `max_output_tokens`: above which the answer is cut, which is an error; default the provider's;
+                `max_output_tokens`: where a text is cut, with a warning; an answer that must be whole, such as JSON, is
+                then an error; default the provider's, 512 for the embedded model;
                 `timeout_s`: seconds that one request may take; default `LLM_DEFAULT_TIMEOUT_S`;
                 `idempotency_key`: the call of this name is sent once, ever;
                 `use_cache`: whether an equal call may be answered from the cache; True;

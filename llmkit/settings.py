@@ -6,6 +6,8 @@ Every field is one variable with the prefix `LLM_`; a `.env` file in the working
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -141,6 +143,14 @@ class LLMSettings(BaseSettings):
     )
     cache_size_limit_mb: int = Field(1024, ge=1, description="Size above which the oldest cached answers are dropped.")
 
+    @field_validator("gemini_api_key")
+    @classmethod
+    def _key_that_can_be_sent(cls, key: SecretStr | None) -> SecretStr | None:
+        text = key.get_secret_value().strip() if key is not None else ""
+        if not text.isascii() or not text.isprintable() or set(text) & set(" \"'"):
+            raise ValueError("holds a blank, a quote or another character that no key has; copy it again")
+        return SecretStr(text) if text else None
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, url: str) -> str:
@@ -173,8 +183,7 @@ def load_settings(**overrides: Any) -> LLMSettings:
     """
     unknown = sorted(set(overrides) - set(LLMSettings.model_fields))
     if unknown:
-        known = ", ".join(sorted(LLMSettings.model_fields))
-        raise LLMConfigurationError(f"Unknown setting: {', '.join(unknown)}. Known settings: {known}")
+        raise LLMConfigurationError(f"Unknown setting: {', '.join(unknown)}. {_meant(unknown)}")
     try:
         return LLMSettings(**overrides)
     except ValidationError as error:
@@ -183,6 +192,32 @@ def load_settings(**overrides: Any) -> LLMSettings:
     except SettingsError as error:
         # Its message names the field and its source, not the value.
         raise LLMConfigurationError(f"A setting cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise LLMConfigurationError("The file .env in the working directory is not UTF-8; save it as that") from None
+
+
+# How the same things are called elsewhere.
+_ELSEWHERE = {
+    "api_key": "gemini_api_key",
+    "base_url": "ollama_api_base",
+    "concurrency": "concurrency_limit",
+    "database": "database_url",
+    "db": "database_url",
+    "ollama_base_url": "ollama_api_base",
+    "ollama_host": "ollama_api_base",
+    "ollama_url": "ollama_api_base",
+    "timeout": "default_timeout_s",
+    "timeout_s": "default_timeout_s",
+}
+
+
+def _meant(unknown: Sequence[str]) -> str:
+    """Which settings were probably meant, or all that there are."""
+    known = sorted(LLMSettings.model_fields)
+    near = [_ELSEWHERE.get(name) or next(iter(get_close_matches(name, known, 1, cutoff=0.7)), None) for name in unknown]
+    if None in near:
+        return f"Known settings: {', '.join(known)}"
+    return f"Did you mean {', '.join(filter(None, near))}?"
 
 
 def _readable(line: str) -> str:

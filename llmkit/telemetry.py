@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["RunEvent", "Span", "SpanValue", "Telemetry", "preview", "redact", "request_preview", "span", "tool_preview"]
 
 PREVIEW_CHARS = 1000
+# A key of a stand-in or a proxy, such as `k` or `test`: as a part of other words it is no secret.
+SHORT_SECRET_CHARS = 8
 # A secret that straddles the cut is still whole this far behind it.
 _CUT_MARGIN_CHARS = 512
 
@@ -102,11 +104,13 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
     Args:
         text: Any text.
-        secrets: Exact texts that must not remain, whatever their shape.
+        secrets: Exact texts that must not remain, whatever their shape; below eight characters, as whole words.
     """
     for secret in secrets:
-        if secret:
+        if len(secret) >= SHORT_SECRET_CHARS:
             text = text.replace(secret, "[secret]")
+        elif secret:
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[secret]", text)
     lower = text.lower()
     has_digits = _ENOUGH_DIGITS.search(text) is not None
     for pattern in _PATTERNS:

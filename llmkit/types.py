@@ -1,6 +1,7 @@
 """The values that travel through llmkit: frozen, validated when built, equal by content.
 
-Nothing here does I/O or knows another module of the package, but for what a message carries and how HTML is escaped.
+Nothing here does I/O or knows another module of the package, but for what a message carries, and how HTML and
+terminals are kept from obeying foreign text.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, m
 
 from llmkit.attachment import MAX_ATTACHED_BYTES, Attachment
 from llmkit.html import card, table
+from llmkit.printable import printable
 
 __all__ = [
     "WARM_UP_STAGE",
@@ -51,7 +53,8 @@ RESERVED_METADATA_KEYS = ("workspace_id", "pipeline_run_id", "stage")
 WARM_UP_STAGE = "warm_up"
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "unknown"]
-Name = Annotated[str, Field(min_length=1, max_length=MAX_KEY_LENGTH, pattern=r"^\S(.*\S)?$")]
+NAME_PATTERN = r"^\S(.*\S)?$"
+Name = Annotated[str, Field(min_length=1, max_length=MAX_KEY_LENGTH, pattern=NAME_PATTERN)]
 
 
 def utc_now() -> datetime:
@@ -122,8 +125,8 @@ class Route(Value):
 
     @staticmethod
     def _split(text: str) -> dict[str, str]:
-        provider, slash, model = text.partition("/")
-        if not slash or not model.strip():
+        provider, slash, model = text.strip().partition("/")
+        if not slash or not model:
             raise ValueError(f"a route is written provider/model, for example ollama/llama3.2; got {text!r}")
         if provider not in _PROVIDERS:
             known = ", ".join(_PROVIDERS)
@@ -506,9 +509,8 @@ class LLMResponse(Value):
 
     def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
         """What IPython shows in a terminal."""
-        printer.text(
-            "\n".join([self.text, *(f"warning: {each}" for each in self.warnings), f"[{', '.join(self.facts)}]"])
-        )
+        lines = [self.text, *(f"warning: {each}" for each in self.warnings), f"[{', '.join(self.facts)}]"]
+        printer.text(printable("\n".join(lines)))
 
     def _repr_html_(self) -> str:
         calls = "".join(f"\n{call.name}({call.arguments})" for call in self.tool_calls)

@@ -50,6 +50,7 @@ def session(ollama: OllamaServer) -> Iterator[Session]:
         (lambda s: s.chat("\ud800"), "half of a character"),
         (lambda s: s.chat("x", system="\ud800"), "half of a character"),
         (lambda s: s.extract(City, " \n"), "nothing to read"),
+        (lambda s: s.extract(BaseModel, "x"), "BaseModel itself has no fields"),
         (lambda s: s.chat(["a", "b"]), "list of messages.*got list of something else"),
         (lambda s: s.chat({"role": "user", "content": "x"}), "list of messages.*got dict"),
         (lambda s: s.chat(b"x"), "got bytes"),
@@ -133,6 +134,7 @@ async def test_a_slip_in_an_evaluation_is_one_line_too(
     ("arguments", "said"),
     [
         ({"workspace": ""}, "workspace_id"),
+        ({"workspace": " churn"}, "workspace_id: must be one line, without white space at its beginning or end$"),
         ({"settings": {"llm_lane": "fast"}}, "settings must be LLMSettings.*got dict"),
         ({"replay": 5}, "path of a cassette; got int"),
     ],

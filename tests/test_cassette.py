@@ -21,6 +21,7 @@ from llmkit import (
 from llmkit.cassette import Cassette, redacted_answer
 from llmkit.cli.main import _run
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply
+from llmkit.types import WARM_UP_STAGE
 
 
 class City(BaseModel):
@@ -109,6 +110,15 @@ def test_a_miss_tells_nothing_of_a_secret_in_the_prompt(recorded: tuple[Path, li
         session.chat("My key is sk-abcdefghijklmnopqrstuvwx and mail bob@example.com")
     assert "abcdefgh" not in str(caught.value)
     assert "bob@" not in str(caught.value)
+
+
+def test_a_warm_up_is_no_call_that_a_cassette_lacks() -> None:
+    with OllamaServer() as ollama, Session("study", ollama_api_base=ollama.url) as session:
+        session.chat("A question", **PIN)
+        session.chat("A warm-up", stage=WARM_UP_STAGE, **PIN)
+    assert _run(["cassette", "record", "tape.jsonl", "-w", "study"]) == 0
+    assert len(Cassette.read(Path("tape.jsonl")).recordings) == 1
+    assert _run(["cassette", "verify", "tape.jsonl", "-w", "study"]) == 0
 
 
 def test_what_nothing_asked_for_is_reported_by_the_session_and_by_verify(

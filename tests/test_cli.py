@@ -100,6 +100,19 @@ def test_chat_prints_the_answer_alone_on_stdout(servers: tuple[OllamaServer, Gem
     assert (again["text"], again["served_from"]) == ("Rome", "cache")
 
 
+def test_an_answer_steers_no_terminal_and_a_pipe_gets_it_whole(servers: tuple[OllamaServer, GeminiServer]) -> None:
+    servers[0].script("\x1b]0;title\x07\x1b[2Jx")
+    chat = ["chat", "x", "--route", "ollama/llama3.2"]
+    assert run_process(*chat).stdout == "\x1b]0;title\x07\x1b[2Jx\n"
+    ours, theirs = os.openpty()
+    try:
+        subprocess.run([*LLMKIT, *chat], stdout=theirs, stderr=subprocess.DEVNULL, check=True, timeout=250)
+        assert os.read(ours, 1_000) == rb"\x1b]0;title\x07\x1b[2Jx" + b"\r\n"
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
 def test_runs_lists_calls_as_a_table_and_as_json(servers: tuple[OllamaServer, GeminiServer]) -> None:
     run("chat", "x", "--route", "gemini/gemini-2.5-flash")
     (row,) = json.loads(run("runs", "--json").stdout)

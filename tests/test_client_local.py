@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from llmkit.client_litellm import LiteLLMClient
-from llmkit.errors import LLMContextOverflow, LLMError, LLMUnavailable
+from llmkit.errors import LLMContextOverflow, LLMError, LLMOutputTruncated, LLMUnavailable
 from llmkit.ports import AttemptLog, Endpoint
 from llmkit.settings import load_settings
 from llmkit.types import LLMProvider, LLMRequest, ResponseFormat, Route
@@ -119,6 +119,18 @@ async def seen_by_both(embedded: Embedded, lane: str, request: LLMRequest) -> li
         await client.close()
     hashes = [(attempt.params_sha256, attempt.schema_sha256, attempt.error_code) for attempt in log.attempts]
     return [out, list(embedded.seen), list(embedded.bodies[-1:]) if log.attempts else [], hashes]
+
+
+async def test_an_answer_without_a_limit_gets_one_since_a_base_model_rarely_ends(client, embedded):
+    cut = answer("on and on")
+    cut["choices"][0]["finish_reason"] = "length"
+    embedded.replies = [(200, cut)]
+    with pytest.raises(LLMOutputTruncated, match=r"limit of 512 tokens: it is a base model.* stop=\"\\n\""):
+        await client.call(ROUTE, LLMRequest(messages="Hi"), AttemptLog())
+    assert embedded.seen[0][2]["max_tokens"] == 512
+    reply = await client.call(ROUTE, LLMRequest(messages="Hi", max_output_tokens=900), AttemptLog())
+    assert embedded.seen[1][2]["max_tokens"] == 900
+    assert reply.warnings == ("The answer stops at the limit of 900 tokens.",)
 
 
 async def test_a_prompt_that_does_not_fit(client, embedded):

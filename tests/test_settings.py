@@ -47,6 +47,12 @@ def test_a_bad_value_names_the_variable_and_shows_no_value(
     assert "canary" not in str(caught.value)
 
 
+def test_a_dotenv_file_in_another_encoding_is_one_line() -> None:
+    Path(".env").write_text("LLM_OLLAMA_MODEL=x\n", encoding="utf-16")
+    with pytest.raises(LLMConfigurationError, match=r"^The file \.env .* is not UTF-8; save it as that$"):
+        load_settings()
+
+
 def test_several_bad_values_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_MAX_RETRIES", "x")
     monkeypatch.setenv("LLM_CACHE_TTL_S", "y")
@@ -54,9 +60,36 @@ def test_several_bad_values_are_one_error(monkeypatch: pytest.MonkeyPatch) -> No
         load_settings()
 
 
-def test_an_unknown_setting_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(LLMConfigurationError, match=r"ollama_modell.*Known settings: .*ollama_model,"):
-        load_settings(ollama_modell="x")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ollama_modell", r"ollama_modell\. Did you mean ollama_model\?$"),
+        ("api_key", r"Did you mean gemini_api_key\?$"),
+        ("ollama_url", r"Did you mean ollama_api_base\?$"),
+        ("zzz", r"zzz\. Known settings: .*ollama_model,"),
+    ],
+)
+def test_an_unknown_setting_is_refused_with_the_one_that_was_meant_or_all_known_ones(name: str, said: str) -> None:
+    with pytest.raises(LLMConfigurationError, match=said):
+        load_settings(**{name: "x"})
+
+
+@pytest.mark.parametrize("key", [" canary-1\n", "canary-1", "\tcanary-1\r\n"])
+def test_white_space_around_a_key_is_no_part_of_it(key: str) -> None:
+    secret = load_settings(gemini_api_key=key).gemini_api_key
+    assert secret is not None
+    assert secret.get_secret_value() == "canary-1"
+
+
+@pytest.mark.parametrize("key", ["can ary", "canary\u2026", '"canary"', "can\nary", "canary\x00"])
+def test_a_key_that_cannot_be_one_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(LLMConfigurationError, match=r"LLM_GEMINI_API_KEY: holds a blank.*copy it again") as caught:
+        load_settings(gemini_api_key=key)
+    assert "can" not in str(caught.value).replace("cannot", "")
+
+
+def test_a_key_of_blanks_is_none() -> None:
+    assert load_settings(gemini_api_key=" \n").gemini_api_key is None
 
 
 def test_the_plain_gemini_key_is_taken_only_when_the_prefixed_one_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:

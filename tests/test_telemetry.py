@@ -54,6 +54,10 @@ def test_a_named_secret_goes_whatever_its_shape() -> None:
     assert redact("the word is swordfish", ["swordfish"]) == "the word is [secret]"
 
 
+def test_a_short_secret_goes_as_a_word_and_leaves_other_words_whole() -> None:
+    assert redact("kettle, key=k&x, k", ["k"]) == "kettle, key=[secret]&x, [secret]"
+
+
 @given(st.text(), st.text())
 def test_redaction_is_idempotent_and_keeps_no_key(before: str, after: str) -> None:
     once = redact(f"{before} sk-abcdefghijklmnop0123 {after}")

@@ -40,7 +40,11 @@ def test_a_route_is_split_at_the_first_slash(text: str, model: str) -> None:
     assert (route.model, str(route)) == (model, text)
 
 
-@pytest.mark.parametrize("text", ["llama3.2", "ollama/", "openai/gpt", ""])
+def test_white_space_around_a_route_is_no_part_of_it() -> None:
+    assert Route.parse(" ollama/llama3.2\n") == Route.parse("ollama/llama3.2")
+
+
+@pytest.mark.parametrize("text", ["llama3.2", "ollama/", "ollama/ ", "openai/gpt", ""])
 def test_a_bad_route_says_how_one_is_written(text: str) -> None:
     with pytest.raises(ValidationError) as caught:
         LLMRequest(messages="x", route=text)

@@ -14,6 +14,7 @@ from llmkit.cli.evaluate import eval_app
 from llmkit.cli.output import AsJson, Interruption, Workspace, frame_table, print_json, print_rich, table
 from llmkit.cli.store import db_app
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError, LLMStoreError
+from llmkit.printable import printable
 from llmkit.settings import load_settings
 
 __all__ = ["app", "main"]
@@ -90,7 +91,8 @@ def chat(
     if as_json:
         print_json(response.model_dump(mode="json"))
         return
-    typer.echo(response.text)
+    # A terminal would obey what steers it; a file or a pipe gets the text as the model wrote it.
+    typer.echo(printable(response.text) if sys.stdout.isatty() else response.text, color=True)
     typer.echo(
         f"[{response.route}, {_count(response.usage.input_tokens)} + {_count(response.usage.output_tokens)} tokens, "
         f"{response.latency_ms:.0f} ms, {'billed' if response.billed else f'from {response.served_from}'}]",

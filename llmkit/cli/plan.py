@@ -35,7 +35,9 @@ def eval_plan(  # noqa: PLR0913 - options of a command
     history: Annotated[str | None, typer.Option(help="An earlier run or pilot that tells tokens and times.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Repeats of every sample.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Most samples under way at once.")] = 8,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Most samples under way at once; default LLM_CONCURRENCY_LIMIT.")
+    ] = None,
     max_tokens: MaxTokens = None,
     max_cost_usd: MaxCostUsd = None,
     max_time_s: MaxTimeS = None,
@@ -61,8 +63,11 @@ def eval_plan(  # noqa: PLR0913 - options of a command
     with Session(workspace) as session:
         run = None if name is None else session.report(name)
         earlier = run if history is None else session.report(history)
+        settings = session.settings
+    at_once = settings.concurrency_limit if concurrency is None else concurrency
     labels = [route.strip() for route in routes.split(",") if route.strip()]
-    rows = forecast(task, labels, run=run, history=earlier, epochs=epochs, limit=limit, concurrency=concurrency)
+    known = {"run": run, "history": earlier}
+    rows = forecast(task, labels, **known, epochs=epochs, limit=limit, concurrency=at_once, settings=settings)
     limits = outlook(rows, Budget(max_tokens, max_cost_usd, max_time_s), run)
     size = None
     if metric is not None and difference is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
@@ -16,6 +16,8 @@ from llmkit.evals.report import EvalReport
 from llmkit.evals.result import FAILED, SCORER_FAILED, SUCCEEDED
 from llmkit.evals.task import Task
 from llmkit.lanes.price_list import is_free, list_price
+from llmkit.providers import PROVIDERS
+from llmkit.settings import LLMSettings
 from llmkit.types import Route
 
 __all__ = ["Forecast", "Outlook", "SampleSize", "forecast", "outlook", "sample_size"]
@@ -36,7 +38,8 @@ class Forecast:
         known_from: From how many earlier results the rest is known; 0 when nothing is.
         input_tokens: Of all calls; None when it is not known.
         output_tokens: The same for output.
-        time_s: Seconds that this route takes of a run with this concurrency; None when it is not known.
+        time_s: Seconds that this route takes of a run with this concurrency and, where settings were given, within the
+            limits per minute of its provider; None when it is not known.
         cost_usd: US dollars, by list prices and by who answered before; 0 for a route that nobody charges for, None
             when it is not known.
     """
@@ -102,6 +105,7 @@ def forecast(
     epochs: int = 1,
     limit: int | None = None,
     concurrency: int = 8,
+    settings: LLMSettings | None = None,
 ) -> tuple[Forecast, ...]:
     """What an evaluation of these routes will take. Calls nothing; loads litellm, for prices, when a route is not free.
 
@@ -115,6 +119,7 @@ def forecast(
         epochs: Repeats of every sample.
         limit: Only the first samples.
         concurrency: Calls under way at once.
+        settings: Whose limits per minute count; None for no limits.
 
     Raises:
         LLMEvaluationError: The run of that name was made with another task, or epochs or concurrency are below 1.
@@ -128,7 +133,25 @@ def forecast(
     earlier = run if history is None else history
     stored = () if run is None else run.results
     told = () if earlier is None else earlier.results
-    return tuple(_of_route(route, ids, epochs, stored, told, concurrency) for route in routes)
+    rows = (_of_route(route, ids, epochs, stored, told, concurrency) for route in routes)
+    return tuple(rows if settings is None else (_within_limits(row, settings) for row in rows))
+
+
+def _within_limits(row: Forecast, settings: LLMSettings) -> Forecast:
+    """The same with the time that the limits per minute of its provider make of it."""
+    route = _pinned(row.route)
+    if route is None or row.time_s is None:
+        return row
+    spec = PROVIDERS[route.provider]
+    requests, tokens = spec.per_minute(settings)
+    counted = _plus(row.input_tokens, row.output_tokens) if spec.answers_count else row.input_tokens
+    slowest_s = max(row.time_s, _waited_s(row.calls, requests), _waited_s(counted, tokens))
+    return replace(row, time_s=slowest_s)
+
+
+def _waited_s(amount: int | None, per_minute: int | None) -> float:
+    """Seconds before the last of this amount may begin: what is allowed in a minute leaves at its beginning."""
+    return 0.0 if not amount or per_minute is None else 60.0 * ((amount - 1) // per_minute)
 
 
 def _of_route(
@@ -168,10 +191,15 @@ def _cost_usd(label: str, answered: Sequence[EvalResult], calls: int) -> float |
 
 
 def _is_free(label: str) -> bool:
+    route = _pinned(label)
+    return route is not None and is_free(route)
+
+
+def _pinned(label: str) -> Route | None:
     try:
-        return is_free(Route.parse(label.partition("@")[0]))
+        return Route.parse(label.partition("@")[0])
     except ValidationError:  # a policy, or a label that somebody gave
-        return False
+        return None
 
 
 def _cost_of(result: EvalResult) -> float | None:

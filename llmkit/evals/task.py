@@ -80,6 +80,8 @@ class Task:
         for prompt in (self.prompt, *self.prompts.values()):
             compiled(prompt)
         checked_parameters(self.parameters)
+        if not isinstance(self.scorers, Sequence) or isinstance(self.scorers, str):
+            raise LLMEvaluationError(f"scorers is a list, scorers=[...]; got {type(self.scorers).__name__}.")
         _require_scorers(self.scorer_objects, self.output_type)
 
     @property

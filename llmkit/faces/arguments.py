@@ -138,6 +138,8 @@ def checked_output_type(output_type: Any) -> None:
     Raises:
         LLMBadRequest: It is a value.
     """
+    if output_type is BaseModel:
+        raise LLMBadRequest("BaseModel itself has no fields: give a class of your own, such as class Answer(BaseModel)")
     if isinstance(output_type, type):
         return
     if output_type is None or isinstance(output_type, _VALUES) or hasattr(output_type, "__array__"):

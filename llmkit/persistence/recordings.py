@@ -56,12 +56,13 @@ def recordings(
 
 
 def asked_keys(engine: Engine, address: DatabaseAddress, workspace_id: str) -> set[tuple[str, int]]:
-    """What a cassette finds calls by, for every call of a workspace, wherever its answer came from.
+    """What a cassette finds calls by, for every call of a workspace but warm-ups, wherever its answer came from.
 
     Raises:
         LLMStoreError: The database cannot be read.
     """
     query = select(RUNS.c.prompt_sha256, RUNS.c.epoch).where(RUNS.c.workspace_id == workspace_id).distinct()
+    query = query.where(RUNS.c.stage.is_distinct_from(WARM_UP_STAGE))
     with reading(engine, address) as connection:
         return {(row[0], row[1]) for row in connection.execute(query)}
 

@@ -125,7 +125,8 @@ class ProviderSpec:
         mend_reply: Adds what LiteLLM cannot do without to the provider's JSON.
         within_window: Keeps the context window that is asked for within the model's own, in tokens.
         secrets: Keys that must never be shown.
-        hints: What to do, by situation: `start`, `key`, `permission`, `model`, `limit`, `address`.
+        hints: What to do, by situation: `start`, `key`, `permission`, `model`, `limit`, `address`, `cut` (an answer, at
+            its limit).
         tools_depend_on_model: Whether a pinned model is worth asking although `supports_tools` is not declared.
         calls_tools_beside_json: Whether a model can call tools in a request that also asks for JSON.
         images_depend_on_model: The same for `supports_images`.

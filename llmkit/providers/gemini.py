@@ -162,5 +162,6 @@ SPEC = ProviderSpec(
         "model": "check the name, or set LLM_GEMINI_MODEL to one that your key can use",
         "limit": "lower LLM_CONCURRENCY_LIMIT, or try again later",
         "address": "set LLM_GEMINI_API_BASE",
+        "cut": "raise max_output_tokens, or ask for less",
     },
 )

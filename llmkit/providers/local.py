@@ -19,6 +19,9 @@ EMBEDDED_MODELS: Mapping[str, str] = MappingProxyType({"gemma-3-270m": "gemma3_2
 """Models that can be embedded, and the package that carries the weights of each."""
 
 LARGEST_CONTEXT_TOKENS = 32_768
+# Of an answer without a limit of its own: a base model rarely ends by itself, and to the end of its window it writes
+# for a minute on a machine that does nothing else.
+OPEN_ANSWER_TOKENS = 512
 _DEFAULT_WEIGHTS = EMBEDDED_MODELS["gemma-3-270m"]
 _INSTALL = "pip install 'llmkit[local]'"
 
@@ -48,6 +51,7 @@ def _call_arguments(
         "model": f"hosted_vllm/{route.model}",
         "api_base": endpoint.api_base,
         "api_key": endpoint.api_key or "none",
+        "max_tokens": request.max_output_tokens or OPEN_ANSWER_TOKENS,
     }
     return CallArguments(
         kwargs={**openai_arguments(request), **own},
@@ -105,5 +109,7 @@ SPEC = ProviderSpec(
         "model": "use local/gemma-3-270m",
         "limit": "lower LLM_CONCURRENCY_LIMIT",
         "address": "run `llmkit doctor`",
+        "cut": "it is a base model, which goes on until it is stopped: show it examples and give "
+        'stop="\\n" or another max_output_tokens',
     },
 )

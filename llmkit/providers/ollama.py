@@ -176,5 +176,6 @@ SPEC = ProviderSpec(
         "model": "run `ollama pull {model}`, or set LLM_OLLAMA_MODEL to one that `ollama list` shows",
         "limit": "lower LLM_CONCURRENCY_LIMIT, or try again later",
         "address": "set LLM_OLLAMA_API_BASE",
+        "cut": "raise max_output_tokens, or ask for less",
     },
 )

@@ -73,12 +73,14 @@ def verdict(reply: ClientReply, exchange: Exchange, request: LLMRequest) -> LLME
         kind = LLMEmptyReply if _is_empty(reply) else None
     if kind is None:
         return None
+    limit = request.max_output_tokens or exchange.arguments.kwargs.get("max_tokens")
     message = _MESSAGES[kind].format(
         label=exchange.spec.label,
         model=model,
         reason=facts.blocked or facts.unreadable or "neither text nor a tool call",
         tokens=facts.prompt_tokens,
-        limit=f"limit of {request.max_output_tokens} tokens" if request.max_output_tokens else "output limit",
+        limit=f"limit of {limit} tokens" if limit else "output limit",
+        cut=exchange.spec.hints["cut"],
     )
     return kind(message, provider=exchange.spec.provider, model=model, status_code=exchange.status)
 
@@ -89,7 +91,7 @@ _MESSAGES: dict[type[LLMUnusableAnswer], str] = {
     "rest: shorten the prompt, or use a model with a larger window.",
     LLMReasoningExhausted: "{model} used up its {limit} before it wrote an answer, in hidden reasoning: raise "
     "max_output_tokens.",
-    LLMOutputTruncated: "{model} was cut off at its {limit}: raise max_output_tokens, or ask for less.",
+    LLMOutputTruncated: "{model} was cut off at its {limit}: {cut}.",
     LLMEmptyReply: "{label} answered without content: {reason}. Another try may do.",
 }
 

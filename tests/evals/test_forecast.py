@@ -10,6 +10,7 @@ from llmkit.cli.main import _run as llmkit
 from llmkit.errors import LLMEvaluationError, LLMTimeout
 from llmkit.evals import statistics as s
 from llmkit.evals.forecast import WIDEST_SPREAD, forecast, sample_size
+from llmkit.settings import load_settings
 from llmkit.testing import GeminiServer, Reply
 from tests.evals.fakes import FakeExtract, Sentiment, invalid, right, run, sentiment_task
 
@@ -35,6 +36,25 @@ async def test_what_is_stored_is_not_counted_again():
     assert (second.calls, second.known_from, second.input_tokens, second.time_s) == (8, 0, None, None)
     (new,) = forecast(sentiment_task(), [A], history=report, limit=3)
     assert (new.done, new.calls, new.input_tokens) == (0, 3, 30)
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        ({}, 4 * 0.020 / 2),
+        ({"ollama_requests_per_minute": 4}, 4 * 0.020 / 2),
+        ({"ollama_requests_per_minute": 2}, 60),
+        ({"ollama_tokens_per_minute": 15}, 180),  # answers count too: 10 and 4 tokens for each of four calls
+        ({"gemini_requests_per_minute": 1}, 4 * 0.020 / 2),
+    ],
+)
+async def test_limits_per_minute_make_a_plan_longer(limits, seconds):
+    report = await run(routes=(A,))
+    plan = {"history": report, "concurrency": 2}
+    first, policy = forecast(sentiment_task(), [A, "policy:fast"], settings=load_settings(**limits), **plan)
+    assert first.time_s == pytest.approx(seconds)
+    assert policy.time_s is None
+    assert forecast(sentiment_task(), [A], **plan)[0].time_s == pytest.approx(4 * 0.020 / 2)
 
 
 async def test_a_plan_under_a_name_of_another_task_is_refused():
@@ -129,6 +149,9 @@ def test_a_plan_tells_cost_and_whether_a_budget_will_do_from_a_pilot(tmp_path, m
         assert (tokens["spent"], tokens["planned"]) == (2_200, 8_800)
         assert (cost["spent"], cost["planned"]) == (pytest.approx(2 * billed), pytest.approx(8 * billed))
         assert (cost["suffices"], time["suffices"]) == (False, True)
+        monkeypatch.setenv("LLM_GEMINI_REQUESTS_PER_MINUTE", "2")
+        assert llmkit([*plan, *limits]) == 0
+        assert json.loads(capsys.readouterr().out)["routes"][0]["time_s"] == 180
         assert llmkit(plan[:-1]) == 0
         assert "--max-tokens 11,000 should do: 2,200 spent and 8,800 to come" in capsys.readouterr().out
         assert len(server.calls) == 2

@@ -225,6 +225,10 @@ def test_a_scorer_that_changes_what_it_is_given_changes_it_for_nobody_else(async
     assert (output, sample) == (OUTPUT, Sample("x", {"lines": ["x"]}, id="s"))
 
 
+def one_argument(output):
+    return 1.0
+
+
 def make_task(**parts):
     given = {"name": "t", "dataset": [Sample("x")], "prompt": "{input}", "output_type": Label, "scorers": []}
     return Task(**given | parts)
@@ -238,6 +242,10 @@ def make_task(**parts):
         ([lambda output, sample: 1], "named function"),
         ([partial(print)], "named function"),
         ([3], "named function"),
+        ([field_match], r"field_match makes a scorer and is none: write field_match\(\.\.\.\), with brackets"),
+        ([one_argument], r"one_argument must take two arguments, \(output, sample\)"),
+        (field_match("label"), r"scorers is a list, scorers=\[\.\.\.\]; got _FieldMatch"),
+        ("field_match", "scorers is a list.* got str"),
     ],
 )
 def test_a_scorer_that_cannot_be_used_is_refused_with_the_task(scorers, message):

@@ -220,5 +220,5 @@ def test_facts_of_a_foreign_reply_are_no_crash(spec, reply):
 
 @pytest.mark.parametrize("spec", PROVIDERS.values(), ids=lambda spec: str(spec.provider))
 def test_every_provider_has_every_hint(spec):
-    assert set(spec.hints) == {"start", "key", "permission", "model", "limit", "address"}
+    assert set(spec.hints) == {"start", "key", "permission", "model", "limit", "address", "cut"}
     assert spec.caps.supports_json

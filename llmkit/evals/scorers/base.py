@@ -160,7 +160,20 @@ def as_scorer(candidate: ScorerLike) -> Scorer:
     name = getattr(candidate, "__name__", "")
     if not callable(candidate) or not name.isidentifier():
         raise LLMEvaluationError(f"A scorer is a named function (output, sample) or has a name; got {candidate!r}.")
+    _require_two_arguments(candidate, name)
     return FunctionScorer(name, candidate)
+
+
+def _require_two_arguments(function: Callable[..., Any], name: str) -> None:
+    """Refuse what every sample would fail on: one of ours that makes scorers, or another kind of function."""
+    if str(getattr(function, "__module__", "")).startswith(f"{__package__}."):
+        raise LLMEvaluationError(f"{name} makes a scorer and is none: write {name}(...), with brackets.")
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        raise LLMEvaluationError(f"The scorer {name} must take two arguments, (output, sample).") from None
+    except ValueError:  # of a function in C nobody knows
+        return
 
 
 def lower_is_better(scorer: ScorerLike) -> Scorer:
