@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Mapping
+from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -208,9 +209,9 @@ class Ledger:
         # Without previews: those of the run that was billed say the same, and cost a third of the whole replay.
         start = self._start(call, flight_key=None, keyed=keyed, with_preview=False)
         if start.idempotency_key is None:
-            await self._runs.record_served(start, self._success(call, response, None, None))
+            await self._runs.record_served(start, self._success(call, response, None, None, start.created_at_utc))
         else:
-            success = self._success(call, response, None, self._payload(response))
+            success = self._success(call, response, None, self._payload(response), start.created_at_utc)
             await self._runs.save_result_for_idempotency_key(start, success)
 
     def _start(self, call: Call, flight_key: str | None, *, keyed: bool = True, with_preview: bool = True) -> RunStart:
@@ -235,13 +236,18 @@ class Ledger:
         )
 
     def _success(
-        self, call: Call, response: LLMResponse, plan_record: dict[str, Any] | None, result_json: str | None
+        self,
+        call: Call,
+        response: LLMResponse,
+        plan_record: dict[str, Any] | None,
+        result_json: str | None,
+        finished_at_utc: datetime | None = None,
     ) -> RunSuccess:
         given = vars(response)
         billed = given["served_from"] is ServedFrom.PROVIDER
         return RunSuccess(
             run_id=call.run_id,
-            finished_at_utc=utc_now(),
+            finished_at_utc=finished_at_utc or utc_now(),
             latency_ms=given["latency_ms"] if billed else call.elapsed_ms(),
             route=given["route"],
             response_model=given["response_model"],
@@ -330,7 +336,9 @@ async def to_the_end(work: Awaitable[T]) -> T:
 
 def _own(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata that have no column of their own."""
-    return {name: value for name, value in metadata.items() if name not in RESERVED_METADATA_KEYS}
+    return (
+        {} if not metadata else {name: value for name, value in metadata.items() if name not in RESERVED_METADATA_KEYS}
+    )
 
 
 def _metadata(request: LLMRequest, canonical: CanonicalRequest) -> dict[str, Any]:

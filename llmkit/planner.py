@@ -236,14 +236,15 @@ class Planner:
 
 def _what_a_plan_depends_on(request: LLMRequest) -> Hashable:
     """Everything of a request that a plan depends on, but for the length of its prompt."""
-    wanted, constraints = request.response_format, request.constraints
+    given, constraints = vars(request), vars(request.constraints)
+    wanted, attachments = given["response_format"], request.attachments
     return (
-        request.route,
-        request.profile,
-        constraints.local_only,
-        constraints.allowed_providers,
-        constraints.min_context_tokens,
-        bool(request.tools),
+        given["route"],
+        given["profile"],
+        constraints["local_only"],
+        constraints["allowed_providers"],
+        constraints["min_context_tokens"],
+        bool(given["tools"]),
         None if wanted is None else wanted.json_schema is not None,
-        frozenset(attachment.media_type for attachment in request.attachments),
+        frozenset([attachment.media_type for attachment in attachments]) if attachments else None,
     )

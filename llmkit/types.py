@@ -142,17 +142,20 @@ class Route(Value):
         """
         return cls.model_validate(text)
 
-    # Routes are keys of many tables, and pydantic's own ways take longer than all the rest of looking one up.
+    # Routes are keys of many tables and written into every row. Pydantic's own ways take longer than all the rest of
+    # looking one up, and an attribute is looked for in all classes before it is found in the instance.
     def __hash__(self) -> int:
-        return hash(self.model)
+        return hash(vars(self)["model"])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Route):
             return NotImplemented
-        return self.model == other.model and self.provider is other.provider
+        mine, yours = vars(self), vars(other)
+        return mine["model"] == yours["model"] and mine["provider"] is yours["provider"]
 
     def __str__(self) -> str:
-        return f"{self.provider}/{self.model}"
+        values = vars(self)
+        return "/".join((values["provider"], values["model"]))
 
     def __repr__(self) -> str:
         return f"Route({str(self)!r})"

@@ -176,7 +176,7 @@ ATTEMPT_COLUMNS: Final = (
     "error_message",
 )
 _tokens: Final = itemgetter(*TOKEN_COLUMNS)
-_STATUS, _FLIGHT_KEY = STARTED_COLUMNS.index("status"), STARTED_COLUMNS.index("flight_key")
+_STATUS, _FLIGHT_KEY, _CREATED_AT = map(STARTED_COLUMNS.index, ("status", "flight_key", "created_at_utc"))
 
 # In the order of `StoredRun`.
 STORED_RUN_COLUMNS: Final = (
@@ -264,13 +264,14 @@ def started_values(start: RunStart) -> Values:
     return dict(zip(STARTED_COLUMNS, started_row(start, AS_IT_IS), strict=True))
 
 
-def success_row(success: RunSuccess, codec: Codec) -> Row:
-    """What a good end changes, in the order of `SUCCESS_COLUMNS`."""
+def success_row(success: RunSuccess, codec: Codec, finished_at: Any = None) -> Row:
+    """What a good end changes, in the order of `SUCCESS_COLUMNS`; `finished_at` where it is encoded already."""
+    route = vars(success.route)
     return (
         SUCCEEDED,
-        codec.time(success.finished_at_utc),
-        str(success.route.provider),
-        storable(success.route.model),
+        finished_at or codec.time(success.finished_at_utc),
+        str(route["provider"]),
+        storable(route["model"]),
         storable_or_none(success.response_model),
         str(success.served_from),
         codec.uuid(success.source_run_id),
@@ -325,7 +326,10 @@ def abandoned_values(at_utc: datetime) -> Values:
 
 def finished_row(start: RunStart, success: RunSuccess, codec: Codec) -> Row:
     """A run that is over when it is first written, in the order of `FINISHED_COLUMNS`; without a flight key."""
-    row = [*started_row(start, codec), *success_row(success, codec)[1:]]
+    started = started_row(start, codec)
+    # An answer that was there already is over when it begins.
+    finished_at = started[_CREATED_AT] if success.finished_at_utc is start.created_at_utc else None
+    row = [*started, *success_row(success, codec, finished_at)[1:]]
     row[_STATUS], row[_FLIGHT_KEY] = SUCCEEDED, None
     return tuple(row)
 
