@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from llmkit.attachment import MAX_ATTACHED_BYTES, Attachment
 from llmkit.html import card, table
@@ -116,7 +116,7 @@ class Route(Value):
     """One model of one provider, written `provider/model` and split at the first slash."""
 
     provider: LLMProvider
-    model: str = Field(min_length=1)
+    model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
     @model_validator(mode="before")
     @classmethod
@@ -125,8 +125,8 @@ class Route(Value):
 
     @staticmethod
     def _split(text: str) -> dict[str, str]:
-        provider, slash, model = text.strip().partition("/")
-        if not slash or not model:
+        provider, slash, model = text.lstrip().partition("/")
+        if not slash or not model.strip():
             raise ValueError(f"a route is written provider/model, for example ollama/llama3.2; got {text!r}")
         if provider not in _PROVIDERS:
             known = ", ".join(_PROVIDERS)

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -496,6 +496,8 @@ async def test_a_call_does_not_make_the_plan_of_the_last_one_anew():
 @given(
     st.lists(st.text().filter(str.strip), min_size=2, max_size=2), st.lists(st.sampled_from(LLMProvider), min_size=2)
 )
+@example(["0\r", "0\x1c"], [LLMProvider.OLLAMA, LLMProvider.OLLAMA])
+@example(["\x1f0", "\u20030"], [LLMProvider.OLLAMA, LLMProvider.OLLAMA])
 def test_routes_are_equal_by_content_and_equal_ones_are_one_key(models, providers):
     one, other = [Route(provider=provider, model=model) for provider, model in zip(providers, models, strict=False)]
     assert (one == other) is (str(one) == str(other))

@@ -242,14 +242,14 @@ async def test_a_follower_cancelled_while_its_failure_is_written_leaves_no_start
     await bench.client.arrived.wait()
     follower = bench.chat(idempotency_key="k")
     await _settled(lambda: not follower.done())
-    create = bench.runs.create_started
+    record = bench.runs.record_unsent
 
-    async def create_and_interrupt(start: RunStart) -> None:
-        await create(start)
+    async def record_and_interrupt(start: RunStart, failure: RunFailure) -> None:
         follower.cancel()
         await asyncio.sleep(0)
+        await record(start, failure)
 
-    bench.runs.create_started = create_and_interrupt
+    bench.runs.record_unsent = record_and_interrupt
     bench.client.gate.set()
     with pytest.raises(LLMAuthenticationError):
         await leader
