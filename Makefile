@@ -36,7 +36,7 @@ demo: $(RUN_STAMP) ## evaluate few-shot against zero-shot on a real model in thi
 	$(BIN)/python scripts/demo.py
 
 test: $(DEV_STAMP) ## run every test, offline; fails below 80 % of the lines
-	$(if $(ROOMY),PYTEST_DEBUG_TEMPROOT=$(ROOMY)) $(BIN)/python -m pytest -n 2 --dist worksteal -p tests.line_coverage --durations=10
+	$(if $(ROOMY),PYTEST_DEBUG_TEMPROOT=$(ROOMY)) $(BIN)/python -m pytest -n 2 --dist worksteal -p tests.support.line_coverage --durations=10
 
 notebooks: $(DEV_STAMP) ## execute the notebooks from their recordings, offline
 	$(BIN)/python -m pytest --nbmake -p no:randomly notebooks

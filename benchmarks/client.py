@@ -26,8 +26,8 @@ from llmkit.router import LLMRouter
 from llmkit.settings import load_settings, prepare_litellm_environment
 from llmkit.testing.gemini import GeminiServer
 from llmkit.testing.ollama import OllamaServer
-from llmkit.testing.queueing import Load
-from llmkit.testing.scripted import ScriptedClient, reply
+from llmkit.testing.scripted_client import ScriptedClient, reply
+from llmkit.testing.server_load import Load
 from llmkit.types import LLMRequest, Route
 
 PROMPT = "Read the complaint and name the product. " * 8

@@ -20,9 +20,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llmkit import Session
-from llmkit.cassette import Cassette
 from llmkit.persistence.journal import Journal
-from llmkit.persistence.recordings import recordings
+from llmkit.replay.cassette import Cassette
+from llmkit.replay.recorder import recordings
 from llmkit.testing import OllamaServer
 
 MODEL = "llama3.1"  # in LiteLLM's list of models: about one that is not it asks Ollama before every call

@@ -28,9 +28,9 @@ from sqlmodel import create_engine, select
 from uuid_utils.compat import uuid7
 
 from llmkit import Session
+from llmkit.dataframes.store import ATTEMPT_COLUMNS
 from llmkit.eval_ports import EvalResult, EvalRun
-from llmkit.evals.report import EvalReport
-from llmkit.frames import ATTEMPT_COLUMNS
+from llmkit.evals.report.report import EvalReport
 from llmkit.persistence.migrate import upgrade
 from llmkit.persistence.models import LLMAttemptRow
 

@@ -32,7 +32,7 @@ from llmkit.persistence.migrate import upgrade
 from llmkit.persistence.models import LLMAttemptRow, LLMRunRow
 from llmkit.persistence.operations import InsertStarted, MarkSucceeded
 from llmkit.persistence.rows import attempt_values, started_values, success_values
-from llmkit.persistence.sqlite_files import open_sqlite
+from llmkit.persistence.sqlite_driver import open_sqlite
 from llmkit.ports import RunStart, RunSuccess
 from llmkit.types import Attempt, AttemptStatus, Route, TokenUsage, utc_now
 

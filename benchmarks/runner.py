@@ -33,7 +33,7 @@ from llmkit.ports import AttemptLog, ClientReply
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
-from llmkit.testing.scripted import reply
+from llmkit.testing.scripted_client import reply
 from llmkit.types import Attempt, AttemptStatus, LLMRequest, Route, utc_now
 
 CONCURRENCY = 64

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import diskcache
 
-from llmkit.cache import DiskContentCache
+from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
-from llmkit.testing.scripted import ScriptedClient, reply
+from llmkit.testing.scripted_client import ScriptedClient, reply
 from llmkit.types import LLMRequest, RequestContext
 
 CONTEXT = RequestContext(workspace_id="bench", pipeline_run_id="bench", stage="bench")

@@ -75,7 +75,7 @@ _ROOMS = ("types", "errors", "settings", "session", "service")
 
 def load_ipython_extension(shell: "InteractiveShell") -> None:
     """`%load_ext llmkit`: bring the `%%llm` magic."""
-    from llmkit import magic
+    from llmkit.notebook import ipython_magic as magic
 
     magic.load_ipython_extension(shell)
 

@@ -12,25 +12,25 @@ from shutil import rmtree
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
-from llmkit.cache import DiskContentCache
-from llmkit.embedded.models import embedded_model, model_names
-from llmkit.facts import Fact, FactBook, ModelFacts
-from llmkit.inquiry.finder import OllamaInquiry
-from llmkit.inquiry.probe_file import ProbeFile, recall_probes
+from llmkit.discovery.probe_cache import ProbeFile, recall_probes
+from llmkit.discovery.refresh import OllamaInquiry
+from llmkit.local_model.models import embedded_model, model_names
+from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
 from llmkit.ports import AttemptLog, ClientReply, ModelClient, ModelInquiry, ModelServer
 from llmkit.providers import PROVIDERS
-from llmkit.providers.informed import informed
+from llmkit.providers.model_facts import Fact, FactBook, ModelFacts
+from llmkit.providers.with_facts import informed
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider, LLMRequest, Route
 
 if TYPE_CHECKING:
-    from llmkit.cassette import Cassette
+    from llmkit.discovery.probe import Prober
     from llmkit.persistence.eval_store import SqlEvalStore
-    from llmkit.probe import Prober
+    from llmkit.replay.cassette import Cassette
 
 __all__ = ["Runtime", "open_runtime", "warm_up"]
 
@@ -51,7 +51,7 @@ class Runtime:
     @cached_property
     def prober(self) -> Prober:
         """Tries models out."""
-        from llmkit.probe import Prober
+        from llmkit.discovery.probe import Prober
 
         return Prober(self.service, self.facts, _addresses(self.settings), _probe_file(self.settings))
 
@@ -97,7 +97,7 @@ def open_runtime(settings: LLMSettings, replay: Path | None = None) -> Runtime:
 
 
 def _replaying_runtime(settings: LLMSettings, replay: Path) -> Runtime:
-    from llmkit.cassette import Cassette, CassetteClient, always_set_up, replaying
+    from llmkit.replay.cassette import Cassette, CassetteClient, always_set_up, replaying
 
     cassette = Cassette.read(replay)
     scratch = None if "database_url" in settings.model_fields_set else Path(mkdtemp(prefix="llmkit-replay-"))
@@ -138,7 +138,7 @@ class _FirstUseClient:
         """See `ModelClient`."""
         if self._made is None:
             from llmkit.client_litellm import LiteLLMClient
-            from llmkit.embedded.server import shared_server
+            from llmkit.local_model.server import shared_server
 
             self._servers[LLMProvider.LOCAL] = shared_server(self._settings)
             self._made = LiteLLMClient(self._settings, self._servers, providers=informed(PROVIDERS, self._facts))

@@ -23,17 +23,16 @@ from llmkit.errors import (
     LLMMalformedReply,
     LLMModelNotFound,
 )
-from llmkit.lanes.choice import Lanes, load_here
-from llmkit.limits import Limits
-from llmkit.ports import AttemptLog, ClientReply, Endpoint, ModelServer
+from llmkit.ports import AttemptLog, ClientReply, Endpoint, ModelServer, guarded
 from llmkit.providers import PROVIDERS, ProviderSpec
+from llmkit.redaction import redact
 from llmkit.settings import LLMSettings
-from llmkit.spending import guarded
-from llmkit.telemetry import redact
+from llmkit.transport.http.error_mapping import failure
+from llmkit.transport.http.exchange import Exchange
+from llmkit.transport.http.replies import read_reply, verdict
+from llmkit.transport.limits import Limits
+from llmkit.transport.paths.select import Lanes, load_here
 from llmkit.types import Attempt, AttemptStatus, LLMProvider, LLMRequest, Route, TokenUsage
-from llmkit.wire.exchange import Exchange
-from llmkit.wire.failures import failure
-from llmkit.wire.replies import read_reply, verdict
 
 __all__ = ["LiteLLMClient"]
 
@@ -87,7 +86,7 @@ class LiteLLMClient:
     async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
         """Ask the route, again after a retryable failure, and add every request that left to `log`.
 
-        Waits for a place under the limits first, see `llmkit.limits`.
+        Waits for a place under the limits first, see `llmkit.transport.limits`.
 
         Raises:
             LLMError: Of the class that says what went wrong, after `max_retries` further tries.

@@ -15,20 +15,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmkit.cache import DiskContentCache
+from llmkit.discovery.ollama import OllamaServerState, PulledModel, look_at_server
+from llmkit.discovery.probe_cache import ProbeFile
 from llmkit.errors import LLMError
-from llmkit.facts import Fact
-from llmkit.inquiry.ollama import OllamaServerState, PulledModel, look_at_server
-from llmkit.inquiry.probe_file import ProbeFile
-from llmkit.lanes.library import RELEASE
 from llmkit.persistence.addresses import DatabaseAddress
+from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.migrate import SchemaStatus, current_state
 from llmkit.providers import PROVIDERS
 from llmkit.providers.local import EMBEDDED_MODELS
+from llmkit.providers.model_facts import Fact
 from llmkit.providers.ollama import tagged
+from llmkit.redaction import redact
 from llmkit.session import Session
 from llmkit.settings import LLMSettings
-from llmkit.telemetry import redact
+from llmkit.transport.paths.library import RELEASE
 from llmkit.types import LLMProvider, Route, utc_now
 
 __all__ = ["EXTRAS", "Check", "CheckState", "examine", "usable_routes"]

@@ -41,7 +41,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from llmkit.printable import printable
+from llmkit.display.terminal_text import printable
 from llmkit.types import NAME_PATTERN, Attempt, LLMProvider, LLMResponse
 
 __all__ = [

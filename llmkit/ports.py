@@ -5,9 +5,12 @@ Each method says what it raises; anything else that comes out of an adapter is a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 from uuid import UUID
@@ -31,6 +34,7 @@ __all__ = [
     "ClientReply",
     "ContentCache",
     "Endpoint",
+    "Guard",
     "KeyTaken",
     "LLMRunRepo",
     "ModelClient",
@@ -39,8 +43,11 @@ __all__ = [
     "RunFailure",
     "RunStart",
     "RunSuccess",
+    "Send",
     "StoredRun",
     "UnitOfWork",
+    "guarded",
+    "watched_by",
 ]
 
 DOUBTFUL_STATUSES = frozenset({408, 499, 504})
@@ -52,7 +59,7 @@ class RunStart(NamedTuple):
 
     Attributes:
         flight_key: Name shared by equal requests in flight, so that one of them calls the provider; None for no part.
-        owner: The process that carries the call, as `llmkit.liveness.current_owner` names it.
+        owner: The process that carries the call, as `llmkit.calls.liveness.current_owner` names it.
         request_preview: Redacted and shortened.
     """
 
@@ -376,3 +383,38 @@ class ContentCache(Protocol):
     def close(self) -> None:
         """Release files. Idempotent."""
         ...
+
+
+Send = Callable[[], Awaitable[ClientReply]]
+
+
+class Guard(Protocol):
+    """Decides about every single request, retries included."""
+
+    async def send(self, route: Route, request: LLMRequest, log: AttemptLog, send: Send) -> ClientReply:
+        """Send the request when it may leave; `send` adds to the log what it sent.
+
+        Raises:
+            LLMBudgetExhausted: It may not. Nothing was sent.
+            LLMError: What `send` raised.
+        """
+        ...
+
+
+_guard: ContextVar[Guard | None] = ContextVar("llmkit_guard", default=None)
+
+
+@contextmanager
+def watched_by(guard: Guard) -> Iterator[None]:
+    """Let the guard decide about all that is sent in this block, and in the tasks and threads that begin in it."""
+    token = _guard.set(guard)
+    try:
+        yield
+    finally:
+        _guard.reset(token)
+
+
+def guarded(route: Route, request: LLMRequest, log: AttemptLog, send: Send) -> Send:
+    """`send` under the guard of this context, or as it is when there is none."""
+    guard = _guard.get()
+    return send if guard is None else partial(guard.send, route, request, log, send)

@@ -17,7 +17,7 @@ from llmkit.errors import LLMError
 
 if TYPE_CHECKING:
     from llmkit.evals import EvalReport, Task, Variant
-    from llmkit.evals.gate import GateReport, GateRules
+    from llmkit.evals.ci.gate import GateReport, GateRules
     from llmkit.session import Session
 
 __all__ = ["assert_evaluation"]
@@ -71,7 +71,7 @@ def _checked(
     baseline: str | Path | None,
     options: Mapping[str, Any],
 ) -> EvalReport:
-    from llmkit.evals.gate import require_asked
+    from llmkit.evals.ci.gate import require_asked
 
     require_asked(rules, is_compared=baseline is not None)
     other = None if baseline is None else session.import_run(baseline, name=f"baseline {Path(baseline).stem}")
@@ -82,7 +82,7 @@ def _checked(
 
 def _task(given: Task | str | Path) -> Task:
     from llmkit.evals import load_tasks
-    from llmkit.evals.task import Task
+    from llmkit.evals.tasks.task import Task
 
     if isinstance(given, Task):
         return given
@@ -93,7 +93,7 @@ def _task(given: Task | str | Path) -> Task:
 
 
 def _gate(report: EvalReport, rules: GateRules, baseline: EvalReport | None) -> GateReport:
-    from llmkit.evals.gate import check_gate, matched_routes
+    from llmkit.evals.ci.gate import check_gate, matched_routes
 
     pairs = () if baseline is None else matched_routes(report, baseline)
     return check_gate(report, rules, baseline=baseline, routes=pairs)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llmkit.errors import LLMAllRoutesFailed, LLMError, LLMQuotaExhausted, LLMUnavailable
-from llmkit.facts import FactBook, ModelFacts
-from llmkit.outages import Outages
-from llmkit.planner import Planner
 from llmkit.ports import AttemptLog, ClientReply, ModelClient
 from llmkit.providers import PROVIDERS, ProviderSpec
+from llmkit.providers.model_facts import FactBook, ModelFacts
+from llmkit.routing.circuit_breaker import Outages
+from llmkit.routing.planner import Planner
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMConstraints, LLMProvider, LLMRequest, ProviderCaps, Route, RoutePlan
 

@@ -13,16 +13,16 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from llmkit.canonical import sha256_of
-from llmkit.contract import conflict, in_progress, open_call, who_asks
+from llmkit.calls.call import Call, conflict, in_progress, open_call, who_asks
+from llmkit.calls.liveness import BEATS_PER_LIMIT, Heartbeat, Listener, looks_abandoned
+from llmkit.calls.recorder import Ledger
+from llmkit.canonical_json import sha256_of
 from llmkit.errors import (
     CANCELLED_CODE,
     LLMConfigurationError,
     LLMError,
     LLMStoreError,
 )
-from llmkit.ledger import Call, Ledger
-from llmkit.liveness import BEATS_PER_LIMIT, Heartbeat, Listener, looks_abandoned
 from llmkit.ports import AttemptLog, CacheKey, ContentCache, KeyTaken, LLMRunRepo, ModelInquiry, StoredRun
 from llmkit.router import LLMRouter, Routed, plan_as_json
 from llmkit.settings import LLMSettings

@@ -9,10 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from llmkit import accessor
 from llmkit.errors import LLMBadRequest, LLMConfigurationError
-from llmkit.faces.agents import AgentFace
-from llmkit.faces.arguments import (
+from llmkit.notebook import pandas_accessor
+from llmkit.notebook.agents import AgentFace
+from llmkit.notebook.evaluation import EvaluatingFace
+from llmkit.notebook.model_info import KnowingFace
+from llmkit.notebook.open_conversation import TalkingFace
+from llmkit.notebook.options import (
     CHAT_SHOWN,
     EXTRACT_NAMES,
     EXTRACT_SHOWN,
@@ -23,10 +26,7 @@ from llmkit.faces.arguments import (
     context_of,
     request_of,
 )
-from llmkit.faces.evaluating import EvaluatingFace
-from llmkit.faces.knowing import KnowingFace
-from llmkit.faces.opened import Opened
-from llmkit.faces.talking import TalkingFace
+from llmkit.notebook.runtime import Opened
 from llmkit.settings import LLMSettings, load_settings
 from llmkit.types import LLMResponse, Message, RequestContext, RoutePlan
 
@@ -77,7 +77,7 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
         self._context = context_of(self._settings.workspace_id if workspace is None else workspace)
         self._open = Opened(self._settings, None if replay is None else Path(replay))
         self._finalizer = weakref.finalize(self, Opened.close, self._open)
-        accessor.remember(self)
+        pandas_accessor.remember(self)
 
     def __enter__(self) -> Self:
         return self

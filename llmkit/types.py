@@ -16,8 +16,8 @@ from uuid import UUID
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from llmkit.attachment import MAX_ATTACHED_BYTES, Attachment
-from llmkit.html import card, table
-from llmkit.printable import printable
+from llmkit.display.html import card, table
+from llmkit.display.terminal_text import printable
 
 __all__ = [
     "WARM_UP_STAGE",

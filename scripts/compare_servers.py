@@ -28,8 +28,8 @@ import build_ollama
 from rich.console import Console
 
 from llmkit import LLMError, Session
-from llmkit.embedded.models import embedded_model
 from llmkit.evals import EvalReport, Progress, load_tasks
+from llmkit.local_model.models import embedded_model
 
 if TYPE_CHECKING:
     import pandas as pd

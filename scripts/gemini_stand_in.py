@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from llmkit.testing import GeminiServer, Load, Reply, ToolCall
-from llmkit.testing.recording import RecordedRequest
+from llmkit.testing.request_log import RecordedRequest
 
 __all__ = ["stand_in"]
 

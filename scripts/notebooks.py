@@ -22,9 +22,9 @@ from gemini_stand_in import stand_in
 from nbclient import NotebookClient
 
 from llmkit import __version__
-from llmkit.cassette import Cassette
 from llmkit.persistence.journal import Journal
-from llmkit.persistence.recordings import recordings
+from llmkit.replay.cassette import Cassette
+from llmkit.replay.recorder import recordings
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 REPLAY = re.compile(r'replay="([^"]+)"')

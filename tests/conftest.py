@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.databases", "tests.no_pickle", "tests.ollama_server", "tests.open_connections"]
+pytest_plugins = [
+    "tests.support.databases",
+    "tests.support.no_pickle",
+    "tests.support.ollama_server",
+    "tests.support.open_connections",
+]
 
 # The same examples in every run and no clock on them: what fails, fails again, on the slowest machine too.
 # `--hypothesis-profile=search` looks for new ones.
@@ -40,7 +45,7 @@ def _own_folder_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("LLM_WARM_UP", "false")
     monkeypatch.chdir(tmp_path)
     # On a busy machine a stand-in may take longer than a person should wait.
-    monkeypatch.setattr("llmkit.inquiry.ollama.ANSWER_WITHIN_S", 30.0)
+    monkeypatch.setattr("llmkit.discovery.ollama.ANSWER_WITHIN_S", 30.0)
 
 
 def _is_here(host: object) -> bool:

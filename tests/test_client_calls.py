@@ -158,7 +158,7 @@ async def test_one_schema_is_one_schema_on_every_wire(client, route, ollama, gem
         server.script('{"a": "x"}')
     log = AttemptLog()
     await client.call(route, LLMRequest(messages="Hi", response_format=ResponseFormat(json_schema=SCHEMA)), log)
-    from llmkit.canonical import sha256_of
+    from llmkit.canonical_json import sha256_of
 
     assert log.attempts[0].schema_sha256 == sha256_of(SCHEMA)
 

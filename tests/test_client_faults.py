@@ -11,10 +11,10 @@ from llmkit.errors import LLMError, LLMQuotaExhausted, LLMUnavailable
 from llmkit.ports import AttemptLog
 from llmkit.settings import load_settings
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply, StandInServer, refused_url
+from llmkit.transport.http.error_rules import RULES, Seen, rule_for
 from llmkit.types import AttemptStatus, LLMProvider, LLMRequest, ResponseFormat, Route
-from llmkit.wire.rules import RULES, Seen, rule_for
-from tests.client_faults import CASES, MAX_RETRIES, REFUSED, UNKNOWN_HOST, UNKNOWN_MODEL, Case
-from tests.errors_page import PAGE, page
+from tests.support.client_faults import CASES, MAX_RETRIES, REFUSED, UNKNOWN_HOST, UNKNOWN_MODEL, Case
+from tests.support.errors_page import PAGE, page
 
 KEY = "AIzaSyCanary0123456789-canary_canary"
 MODELS = {LLMProvider.OLLAMA: "llama3.2", LLMProvider.GEMINI: "gemini-2.5-flash"}
@@ -97,7 +97,7 @@ def check_error(error: LLMError, route: Route, log: AttemptLog, case: Case) -> N
 
 
 def test_the_page_of_errors_is_current():
-    assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m tests.errors_page`"
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m tests.support.errors_page`"
 
 
 def test_every_exception_that_litellm_exports_has_a_decision():

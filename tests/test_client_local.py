@@ -12,7 +12,7 @@ from llmkit.errors import LLMContextOverflow, LLMError, LLMOutputTruncated, LLMU
 from llmkit.ports import AttemptLog, Endpoint
 from llmkit.settings import load_settings
 from llmkit.types import LLMProvider, LLMRequest, ResponseFormat, Route
-from tests.lane_matrix import REQUESTS
+from tests.support.request_matrix import REQUESTS
 
 ROUTE = Route.parse("local/gemma-3-270m")
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}

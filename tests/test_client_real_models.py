@@ -17,10 +17,10 @@ from llmkit.errors import (
     LLMUnavailable,
     LLMUnsupported,
 )
-from llmkit.facts import Fact, FactBook, ModelFacts
 from llmkit.ports import AttemptLog
 from llmkit.providers import PROVIDERS
-from llmkit.providers.informed import informed
+from llmkit.providers.model_facts import Fact, FactBook, ModelFacts
+from llmkit.providers.with_facts import informed
 from llmkit.settings import load_settings
 from llmkit.types import AttemptStatus, LLMProvider, LLMRequest, ResponseFormat, Route, ToolDefinition
 
@@ -168,7 +168,7 @@ async def test_ollama_killed_and_restarted(own_ollama):
 
 @pytest.mark.local
 async def test_the_embedded_model():
-    from llmkit.embedded.server import shared_server
+    from llmkit.local_model.server import shared_server
 
     settings = load_settings(local_context_tokens=512)
     server = shared_server(settings)

@@ -26,9 +26,9 @@ from llmkit.errors import (
     LLMUnavailable,
     LLMUnsupported,
 )
-from llmkit.facts import Fact, FactBook, ModelFacts
 from llmkit.ports import AttemptLog, ClientReply
 from llmkit.providers import PROVIDERS
+from llmkit.providers.model_facts import Fact, FactBook, ModelFacts
 from llmkit.router import PROVIDER_CAPABILITIES, LLMRouter, plan_as_json
 from llmkit.settings import load_settings
 from llmkit.types import (

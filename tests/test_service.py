@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.cache import DiskContentCache
-from llmkit.contract import open_call
+from llmkit.calls.call import open_call
 from llmkit.errors import (
     LLMAuthenticationError,
     LLMConfigurationError,
@@ -19,12 +18,13 @@ from llmkit.errors import (
     LLMStoreError,
     LLMUnavailable,
 )
+from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.ports import KeyTaken, RunStart
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
-from llmkit.testing.memory import InMemoryLLMRunRepo, InMemoryRun
-from llmkit.testing.scripted import ScriptedClient, reply
+from llmkit.testing.in_memory import InMemoryLLMRunRepo, InMemoryRun
+from llmkit.testing.scripted_client import ScriptedClient, reply
 from llmkit.types import LLMProfile, LLMRequest, LLMResponse, RequestContext, RunStatus, ServedFrom, utc_now
 
 HERE = RequestContext(workspace_id="here", pipeline_run_id="p1", stage="test")

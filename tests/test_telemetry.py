@@ -19,7 +19,8 @@ from opentelemetry.trace import SpanKind, StatusCode, Tracer
 
 from llmkit import Session
 from llmkit.errors import LLMBadRequest
-from llmkit.telemetry import RunEvent, Telemetry, preview, redact, request_preview
+from llmkit.redaction import preview, redact, request_preview
+from llmkit.telemetry import RunEvent, Telemetry
 from llmkit.testing import Fault, OllamaServer
 from llmkit.types import LLMRequest, Message, TokenUsage
 

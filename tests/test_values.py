@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 import llmkit
 from llmkit import errors
-from llmkit.canonical import canonical_json, prompt_sha256
+from llmkit.calls.request_hash import prompt_sha256
+from llmkit.canonical_json import canonical_json
 from llmkit.errors import LLMError, describe_validation
 from llmkit.types import (
     LLMProfile,

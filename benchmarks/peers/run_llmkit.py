@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from llmkit import Session
 from llmkit.evals import Sample, Task, field_match
-from llmkit.evals.report import EvalReport
+from llmkit.evals.report.report import EvalReport
 
 
 class Sentiment(BaseModel):

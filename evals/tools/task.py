@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from llmkit.evals import Task, field_match
-from llmkit.evals.dataset import Sample
+from llmkit.evals.dataset.dataset import Sample
 
 
 class Choice(BaseModel):

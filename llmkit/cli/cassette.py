@@ -29,9 +29,9 @@ def cassette_record(
 ) -> None:
     """Write every call of a workspace that a provider answered, redacted, one JSON object a line."""
     from llmkit import __version__
-    from llmkit.cassette import Cassette
-    from llmkit.cli.store import open_store
-    from llmkit.persistence.recordings import recordings
+    from llmkit.cli.db import open_store
+    from llmkit.replay.cassette import Cassette
+    from llmkit.replay.recorder import recordings
 
     settings = load_settings()
     name = workspace or settings.workspace_id
@@ -55,9 +55,9 @@ def cassette_record(
 @cassette_app.command("verify")
 def cassette_verify(file: File, workspace: Workspace = None, as_json: AsJson = False) -> None:
     """Compare a cassette with the calls of a workspace: which it lacks, and which of its entries nothing asked for."""
-    from llmkit.cassette import Cassette
-    from llmkit.cli.store import open_store
-    from llmkit.persistence.recordings import asked_keys
+    from llmkit.cli.db import open_store
+    from llmkit.replay.cassette import Cassette
+    from llmkit.replay.recorder import asked_keys
 
     cassette = Cassette.read(file)
     settings = load_settings()

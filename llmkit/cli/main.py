@@ -10,11 +10,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from llmkit.cli.cassette import cassette_app
-from llmkit.cli.evaluate import eval_app
+from llmkit.cli.db import db_app
+from llmkit.cli.eval.run import eval_app
 from llmkit.cli.output import AsJson, Interruption, Workspace, frame_table, print_json, print_rich, table
-from llmkit.cli.store import db_app
+from llmkit.display.terminal_text import printable
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError, LLMStoreError
-from llmkit.printable import printable
 from llmkit.settings import load_settings
 
 __all__ = ["app", "main"]

@@ -1,12 +1,12 @@
 """The evaluation engine: tasks, scorers, runner, statistics, reports."""
 
 from llmkit.evals.budget import Budget
-from llmkit.evals.dataset import Dataset, Sample
-from llmkit.evals.loader import load_tasks
-from llmkit.evals.plan import EvaluateOptions
-from llmkit.evals.progress import Progress
-from llmkit.evals.report import EvalReport
-from llmkit.evals.runner import evaluate, load_report
+from llmkit.evals.dataset.dataset import Dataset, Sample
+from llmkit.evals.report.load import load_report
+from llmkit.evals.report.report import EvalReport
+from llmkit.evals.run.plan import EvaluateOptions
+from llmkit.evals.run.progress import Progress
+from llmkit.evals.run.runner import evaluate
 from llmkit.evals.scorers import (
     Score,
     Scorer,
@@ -23,8 +23,9 @@ from llmkit.evals.scorers import (
     text_match,
     text_similarity,
 )
-from llmkit.evals.task import Task
-from llmkit.evals.variant import Variant
+from llmkit.evals.tasks.loader import load_tasks
+from llmkit.evals.tasks.task import Task
+from llmkit.evals.tasks.variant import Variant
 
 __all__ = [
     "Budget",

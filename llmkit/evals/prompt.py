@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from llmkit.errors import LLMEvaluationError
-from llmkit.evals.dataset import Sample
+from llmkit.evals.dataset.dataset import Sample
 from llmkit.types import Message
 
 __all__ = ["Content", "Prompt", "Template", "as_messages", "content_of", "render"]

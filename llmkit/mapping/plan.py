@@ -10,11 +10,11 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 from uuid_utils.compat import uuid7
 
-from llmkit.canonical import sha256_of
+from llmkit.canonical_json import sha256_of
 from llmkit.errors import LLMBadRequest
-from llmkit.mapping.frame import FieldColumns, field_columns
+from llmkit.mapping.columns import FieldColumns, field_columns
+from llmkit.mapping.job import Ask, Mapping
 from llmkit.mapping.rows import Rows
-from llmkit.mapping.work import Ask, Mapping
 
 if TYPE_CHECKING:
     from llmkit.pydanticai.extraction import Extraction

@@ -10,11 +10,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
 from llmkit.persistence.addresses import DatabaseAddress
-from llmkit.persistence.faults import database_gone, store_error
-from llmkit.persistence.fork import ForkGate
-from llmkit.persistence.prepared import PreparedSelect
-from llmkit.persistence.sqlite_files import open_sqlite
-from llmkit.persistence.watch import write_began, write_ended
+from llmkit.persistence.compiled_statements import PreparedSelect
+from llmkit.persistence.database_errors import database_gone, store_error
+from llmkit.persistence.fork_safety import ForkGate
+from llmkit.persistence.sqlite_driver import open_sqlite
+from llmkit.persistence.transaction_watch import write_began, write_ended
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

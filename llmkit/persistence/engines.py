@@ -12,8 +12,8 @@ from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
 from llmkit.errors import LLMConfigurationError
 from llmkit.persistence.addresses import DatabaseAddress
-from llmkit.persistence.faults import store_error
-from llmkit.persistence.sqlite_files import SQLITE_BUSY_TIMEOUT_S, prepare_sqlite, require_file
+from llmkit.persistence.database_errors import store_error
+from llmkit.persistence.sqlite_driver import SQLITE_BUSY_TIMEOUT_S, prepare_sqlite, require_file
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext

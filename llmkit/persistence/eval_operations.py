@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from llmkit.eval_ports import EvalResult, EvalRun
+from llmkit.persistence.compiled_statements import Statements
 from llmkit.persistence.connections import Writer
 from llmkit.persistence.eval_rows import eval_result_values, eval_run_values
 from llmkit.persistence.operations import execute
-from llmkit.persistence.prepared import Statements
 from llmkit.persistence.writer import Operation
 
 __all__ = ["OpenEvalRun", "SaveEvalResult"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.eval_ports import EvalResult, EvalRun, RecordedCall
 from llmkit.persistence.rows import Values, as_json, identity, storable, storable_or_none
-from llmkit.telemetry import tool_preview
+from llmkit.redaction import tool_preview
 from llmkit.types import Attempt, Route, RunStatus, ServedFrom, TokenUsage
 
 if TYPE_CHECKING:

@@ -28,10 +28,10 @@ from sqlalchemy.types import NULLTYPE
 
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
 from llmkit.eval_ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, RecordedCall, Spent
+from llmkit.persistence.compiled_statements import PreparedSelect
 from llmkit.persistence.eval_operations import OpenEvalRun, SaveEvalResult
 from llmkit.persistence.eval_rows import eval_run_of, recorded_call_of
 from llmkit.persistence.journal import Journal
-from llmkit.persistence.prepared import PreparedSelect
 from llmkit.persistence.rows import stored_run_of
 from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS, compiled, stored_run_select
 from llmkit.ports import DOUBTFUL_STATUSES, StoredRun

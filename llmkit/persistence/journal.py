@@ -14,9 +14,10 @@ from uuid import UUID
 
 from llmkit.errors import LLMStoreError
 from llmkit.persistence.addresses import DatabaseAddress
+from llmkit.persistence.compiled_statements import PreparedSelect, Statements, sqlite_statements
 from llmkit.persistence.connections import ServerWriter, SqliteReader, SqliteWriter, WriteConnection, Writer
-from llmkit.persistence.faults import patiently, store_error
-from llmkit.persistence.fork import ForkGate, pause_around_forks
+from llmkit.persistence.database_errors import patiently, store_error
+from llmkit.persistence.fork_safety import ForkGate, pause_around_forks
 from llmkit.persistence.operations import (
     AbandonRun,
     Annotate,
@@ -28,9 +29,8 @@ from llmkit.persistence.operations import (
     MarkFailed,
     MarkSucceeded,
 )
-from llmkit.persistence.prepared import PreparedSelect, Statements, sqlite_statements
 from llmkit.persistence.rows import stored_run_of
-from llmkit.persistence.sqlite_files import SQLITE_BUSY_TIMEOUT_S, open_sqlite
+from llmkit.persistence.sqlite_driver import SQLITE_BUSY_TIMEOUT_S, open_sqlite
 from llmkit.persistence.writer import GroupWriter, Operation
 from llmkit.ports import RunFailure, RunStart, RunSuccess, StoredRun
 from llmkit.types import utc_now

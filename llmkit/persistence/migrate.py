@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llmkit.errors import LLMConfigurationError, LLMStoreError
 from llmkit.persistence.addresses import DatabaseAddress, create_database_file
-from llmkit.persistence.faults import Fault, classify, store_error
-from llmkit.persistence.sqlite_files import SQLITE_PAGE_SIZE, open_sqlite
+from llmkit.persistence.database_errors import Fault, classify, store_error
+from llmkit.persistence.sqlite_driver import SQLITE_PAGE_SIZE, open_sqlite
 
 if TYPE_CHECKING:
     from alembic.config import Config

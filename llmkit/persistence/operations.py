@@ -9,8 +9,8 @@ from typing import Any, Self
 from uuid import UUID
 
 from llmkit.errors import ABANDONED_CODE
+from llmkit.persistence.compiled_statements import Prepared, Statements
 from llmkit.persistence.connections import Writer
-from llmkit.persistence.prepared import Prepared, Statements
 from llmkit.persistence.rows import (
     FAILED,
     SUCCEEDED,

@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from llmkit.persistence.addresses import label_of, path_of
-from llmkit.persistence.faults import store_error
+from llmkit.persistence.database_errors import store_error
 from llmkit.persistence.rows import (
     FINISHED_COLUMNS,
     STARTED_COLUMNS,

@@ -7,16 +7,14 @@ replayed: the same idempotency key calls, and pays, again.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Engine, Result, Select, Table, and_, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, delete, exists, or_, select
 
 from llmkit.errors import LLMStoreError
 from llmkit.persistence.addresses import DatabaseAddress
@@ -27,7 +25,7 @@ from llmkit.types import RunStatus, utc_now
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPICursor
 
-__all__ = ["StoreStats", "compact", "erase_workspace", "export_workspace", "prune", "store_stats"]
+__all__ = ["compact", "erase_workspace", "prune"]
 
 # A live call says so every few seconds; a suspended laptop may be silent for a night.
 DEAD_AFTER: Final = timedelta(days=2)
@@ -39,42 +37,6 @@ TABLES: Final = (RUNS, ATTEMPTS, EVAL_RUNS, EVAL_RESULTS)
 LOG_PATIENCE_S: Final = 10.0
 LOG_TRY_MS: Final = 200
 FIND_READER: Final = "Find that program (`lsof FILE`) and let it finish or stop it."
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStats:
-    """What a database holds.
-
-    Attributes:
-        bytes_on_disk: Of the whole database, its write-ahead log included for SQLite.
-        rows: By table.
-        runs: By workspace, then by status.
-        oldest_at_utc: When the oldest run was created; None without runs.
-        newest_at_utc: When the newest was.
-    """
-
-    bytes_on_disk: int
-    rows: Mapping[str, int]
-    runs: Mapping[str, Mapping[str, int]]
-    oldest_at_utc: datetime | None
-    newest_at_utc: datetime | None
-
-
-def store_stats(engine: Engine, address: DatabaseAddress) -> StoreStats:
-    """Count everything.
-
-    Raises:
-        LLMStoreError: The database cannot be read.
-    """
-    with reading(engine, address) as connection:
-        ends = connection.execute(select(func.min(RUNS.c.created_at_utc), func.max(RUNS.c.created_at_utc))).one()
-        return StoreStats(
-            bytes_on_disk=_bytes_on_disk(connection, address),
-            rows={table.name: _count(connection, table) for table in TABLES},
-            runs=_runs_by_workspace(connection),
-            oldest_at_utc=ends[0],
-            newest_at_utc=ends[1],
-        )
 
 
 def prune(
@@ -110,26 +72,6 @@ def prune(
         chosen = _old_evaluations(before, workspace_id)
         gone |= _prune(engine, address, (EVAL_RUNS, EVAL_RESULTS, EVAL_RESULTS.c.eval_run_id), chosen)
     return gone
-
-
-def export_workspace(engine: Engine, address: DatabaseAddress, workspace_id: str, file: TextIO) -> dict[str, int]:
-    """Write every row of a workspace as one JSON object a line, `{"table": ..., column: value, ...}`.
-
-    The rows are those of one moment. Times are ISO 8601 in UTC, columns with `_json` in their name hold JSON text.
-
-    Returns:
-        How many rows of each table.
-
-    Raises:
-        LLMStoreError: The database cannot be read.
-        OSError: The file cannot be written.
-    """
-    counts = dict.fromkeys((table.name for table in TABLES), 0)
-    with closing(_lines(engine, address, workspace_id)) as lines:
-        for table_name, line in lines:
-            file.write(line)
-            counts[table_name] += 1
-    return counts
 
 
 def erase_workspace(engine: Engine, address: DatabaseAddress, workspace_id: str) -> dict[str, int]:
@@ -250,40 +192,3 @@ def _of_workspace(table: Table, workspace_id: str) -> ColumnElement[bool]:
     if table is ATTEMPTS:
         return ATTEMPTS.c.run_id.in_(select(RUNS.c.id).where(RUNS.c.workspace_id == workspace_id))
     return table.c.workspace_id == workspace_id
-
-
-def _lines(engine: Engine, address: DatabaseAddress, workspace_id: str) -> Generator[tuple[str, str]]:
-    """Each row as a line, with the name of its table."""
-    with reading(engine, address) as connection:
-        for table in TABLES:
-            with _rows_of(connection, table, workspace_id) as rows:
-                for row in rows:
-                    yield table.name, json.dumps({"table": table.name, **row._asdict()}, default=_plain) + "\n"
-
-
-def _rows_of(connection: Connection, table: Table, workspace_id: str) -> Result[Any]:
-    query = select(table).where(_of_workspace(table, workspace_id)).order_by(*table.primary_key.columns)
-    return connection.execution_options(yield_per=1_000).execute(query)
-
-
-def _plain(value: Any) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-def _count(connection: Connection, table: Table) -> int:
-    return connection.execute(select(func.count()).select_from(table)).scalar_one()
-
-
-def _runs_by_workspace(connection: Connection) -> dict[str, dict[str, int]]:
-    query = select(RUNS.c.workspace_id, RUNS.c.status, func.count()).group_by(RUNS.c.workspace_id, RUNS.c.status)
-    counted: dict[str, dict[str, int]] = {}
-    for workspace_id, status, number in sorted(tuple(row) for row in connection.execute(query)):
-        counted.setdefault(workspace_id, {})[status] = number
-    return counted
-
-
-def _bytes_on_disk(connection: Connection, address: DatabaseAddress) -> int:
-    if address.path is None:
-        return int(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one())
-    files = [address.path, *(address.path.with_name(address.path.name + end) for end in ("-wal", "-shm"))]
-    return sum(file.stat().st_size for file in files if file.exists())

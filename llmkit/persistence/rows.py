@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
-from llmkit.compact_json import compact_encoder
+from llmkit.canonical_json import compact_encoder
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
 from llmkit.ports import RunFailure, RunStart, RunSuccess, StoredRun
 from llmkit.types import Attempt, RunStatus, TokenUsage

@@ -1,6 +1,6 @@
 """The journal's statements, made from the tables, and their translation for the drivers.
 
-After a change here or in the tables: `python -m tests.compiled_ahead`.
+After a change here or in the tables: `python -m scripts.compile_statements`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
 from sqlmodel.sql.sqltypes import UTCDateTime
 
+from llmkit.persistence.compiled_statements import Compiled, Processor
 from llmkit.persistence.models import EvalResultRow, EvalRunRow, LLMAttemptRow, LLMRunRow, table_of
-from llmkit.persistence.prepared import Compiled, Processor
 from llmkit.persistence.rows import (
     FINISHED_COLUMNS,
     STARTED_COLUMNS,

@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from llmkit.errors import LLMStoreError
 from llmkit.persistence.addresses import label_of, path_of
+from llmkit.persistence.database_errors import store_error
 from llmkit.persistence.engines import IMMEDIATE_OPTIONS
-from llmkit.persistence.faults import store_error
 from llmkit.persistence.repo import SqlLLMRunRepo
 
 __all__ = ["SqlUnitOfWork"]

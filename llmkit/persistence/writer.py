@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Final, Self, TypeAlias
 
 from llmkit.errors import LLMStoreError
 from llmkit.persistence.addresses import DatabaseAddress
+from llmkit.persistence.compiled_statements import Statements
 from llmkit.persistence.connections import WriteConnection, Writer
-from llmkit.persistence.faults import Fault, classify, patiently, store_error
-from llmkit.persistence.prepared import Statements
+from llmkit.persistence.database_errors import Fault, classify, patiently, store_error
 
 __all__ = ["GroupWriter", "Operation"]
 

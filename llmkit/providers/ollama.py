@@ -8,7 +8,6 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from llmkit.facts import NOTHING_KNOWN, Fact, ModelFacts
 from llmkit.ports import Endpoint
 from llmkit.providers.base import (
     LLAMA_CPP_UNENFORCED,
@@ -20,6 +19,7 @@ from llmkit.providers.base import (
     url_password,
     without_credentials,
 )
+from llmkit.providers.model_facts import NOTHING_KNOWN, Fact, ModelFacts
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProfile, LLMProvider, LLMRequest, ProviderCaps, Route
 

@@ -12,10 +12,10 @@ from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
 from pydantic_ai.exceptions import AgentRunError, UnexpectedModelBehavior, UserError
 
 from llmkit.errors import LLMBadRequest, LLMError, LLMInvalidOutput, LLMUnavailable, describe_validation
-from llmkit.pydanticai.answer import Answer
-from llmkit.pydanticai.asker import Asker
+from llmkit.pydanticai.direct_request import Asker
 from llmkit.pydanticai.model import PydanticAiLiteLLMModel
-from llmkit.pydanticai.reading import Reader
+from llmkit.pydanticai.output_reader import Reader
+from llmkit.pydanticai.output_shape import Answer
 from llmkit.service import LLMService
 from llmkit.types import (
     LLMConstraints,

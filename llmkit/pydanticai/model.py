@@ -22,7 +22,8 @@ from llmkit.errors import (
     LLMUnavailable,
     describe_validation,
 )
-from llmkit.pydanticai.asking import (
+from llmkit.pydanticai.messages import as_messages, as_model_response, with_instructions
+from llmkit.pydanticai.request_fields import (
     asked_schema,
     modes_of,
     refuse_settings,
@@ -31,7 +32,6 @@ from llmkit.pydanticai.asking import (
     tools_and_choice,
     with_canonical,
 )
-from llmkit.pydanticai.messages import as_messages, as_model_response, with_instructions
 from llmkit.pydanticai.schema import CanonicalSchema
 from llmkit.service import LLMService
 from llmkit.types import MAX_KEY_LENGTH, LLMConstraints, LLMRequest, LLMResponse, Message, RequestContext, Route

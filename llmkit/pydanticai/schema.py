@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from llmkit.canonical import sha256_of
+from llmkit.canonical_json import sha256_of
 from llmkit.types import ProviderCaps
 
 __all__ = ["CanonicalSchema", "SchemaError", "canonical"]

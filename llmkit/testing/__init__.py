@@ -15,12 +15,12 @@ server starts.
 
 from llmkit.testing.gemini import GeminiModel, GeminiServer
 from llmkit.testing.ollama import OllamaModel, OllamaServer
-from llmkit.testing.queueing import Load
-from llmkit.testing.recording import Outcome, RecordedRequest, Usage
 from llmkit.testing.replies import DEFAULT_TEXT, Fault, FaultKind, Reply, ToolCall
+from llmkit.testing.reply_script import Replies, Scripted
+from llmkit.testing.request_log import Outcome, RecordedRequest, Usage
 from llmkit.testing.schema_instance import minimal_instance
-from llmkit.testing.script import Replies, Scripted
 from llmkit.testing.server import StandInServer, refused_url
+from llmkit.testing.server_load import Load
 from llmkit.testing.tokens import count_tokens
 
 __all__ = [

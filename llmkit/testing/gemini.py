@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from llmkit.testing.answers import Answer, Told, json_bytes, tell
-from llmkit.testing.queueing import Load
-from llmkit.testing.recording import RecordedRequest, Usage
+from llmkit.testing.http_answers import Answer, Told, json_bytes, tell
 from llmkit.testing.replies import Fault, FaultKind, Reply, ToolCall
+from llmkit.testing.reply_script import Replies
+from llmkit.testing.request_log import RecordedRequest, Usage
 from llmkit.testing.schema_instance import minimal_instance
-from llmkit.testing.script import Replies
 from llmkit.testing.server import StandInServer
+from llmkit.testing.server_load import Load
 from llmkit.testing.tokens import count_tokens
 
 __all__ = ["GeminiModel", "GeminiServer"]

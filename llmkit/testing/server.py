@@ -12,12 +12,12 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from llmkit.testing.answers import Answer
-from llmkit.testing.playing import after_delays, content_of, send, send_whole, transport_answer
-from llmkit.testing.queueing import Load, Overloaded, Slots
-from llmkit.testing.recording import Ledger, RecordedRequest, Usage
+from llmkit.testing.http_answers import Answer
+from llmkit.testing.http_faults import after_delays, content_of, send, send_whole, transport_answer
 from llmkit.testing.replies import Fault, FaultKind, Reply
-from llmkit.testing.script import Replies, Script
+from llmkit.testing.reply_script import Replies, Script
+from llmkit.testing.request_log import Ledger, RecordedRequest, Usage
+from llmkit.testing.server_load import Load, Overloaded, Slots
 
 if TYPE_CHECKING:
     from aiohttp import web

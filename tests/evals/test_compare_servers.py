@@ -9,7 +9,7 @@ import pytest
 
 from llmkit.errors import LLMTimeout
 from llmkit.evals import Sample
-from tests.evals.fakes import FakeExtract, Sentiment, run, sentiment_task
+from tests.support.eval_fakes import FakeExtract, Sentiment, run, sentiment_task
 
 A, B = "ollama/a", "gemini/b"
 SAMPLES = tuple(Sample(f"good {number}", "positive", id=f"s{number}") for number in range(60))

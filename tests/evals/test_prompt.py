@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.canonical import sha256_of
+from llmkit.canonical_json import sha256_of
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals import Sample
 from llmkit.evals.prompt import Template, as_messages, render
-from llmkit.evals.variant import asked_digest
+from llmkit.evals.tasks.variant import asked_digest
 from llmkit.types import Message
 
 

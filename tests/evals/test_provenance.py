@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from llmkit import load_settings
-from llmkit.evals.interchange import import_run
+from llmkit.evals.export import import_run
 from llmkit.evals.provenance import SETTINGS, commit_of, made_with
-from tests.evals.fakes import MemoryStore, run
+from tests.support.eval_fakes import MemoryStore, run
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -8,9 +8,9 @@ import llmkit
 from llmkit.cli.main import _run as run_cli
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals import Sample
-from llmkit.evals.gate import GateRules
+from llmkit.evals.ci.gate import GateRules
 from llmkit.testing import OllamaServer, Reply
-from tests.evals.fakes import sentiment_task
+from tests.support.eval_fakes import sentiment_task
 
 pytest_plugins = ["llmkit.pytest_plugin"]
 

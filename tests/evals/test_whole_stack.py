@@ -6,7 +6,7 @@ import pytest
 
 from llmkit.session import Session
 from llmkit.testing import Fault, OllamaServer, Reply
-from tests.evals.fakes import sentiment_task
+from tests.support.eval_fakes import sentiment_task
 
 
 def session_for(server, **settings):

@@ -13,10 +13,10 @@ from sqlalchemy import Connection, Row, select
 
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.testing import OllamaServer, Reply
-from llmkit.testing.queueing import Load
-from llmkit.testing.recording import RecordedRequest
-from tests.integration.workers import Nursery
-from tests.persistence.homes import RUNS, JournalHome
+from llmkit.testing.request_log import RecordedRequest
+from llmkit.testing.server_load import Load
+from tests.support.repositories import RUNS, JournalHome
+from tests.support.workers import Nursery
 
 CALLS, CONCURRENCY = 300, 16
 LATENCY_S = 0.04

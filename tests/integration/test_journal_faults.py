@@ -19,18 +19,18 @@ import pytest
 from sqlalchemy import make_url
 
 from llmkit.errors import LLMStoreError
-from llmkit.persistence import sqlite_files
+from llmkit.persistence import sqlite_driver as sqlite_files
 from llmkit.persistence.addresses import create_database_file
 from llmkit.persistence.migrate import current_state, upgrade
 from llmkit.types import utc_now
-from tests.databases import execute
-from tests.persistence.homes import JournalHome, async_engine
-from tests.persistence.values import a_failure, a_start, a_success, new_id, served
+from tests.support.databases import execute
+from tests.support.repositories import JournalHome, async_engine
+from tests.support.run_values import a_failure, a_start, a_success, new_id, served
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from tests.databases import PostgresServer
+    from tests.support.databases import PostgresServer
 
 NOBODY = 65_534
 
@@ -110,8 +110,8 @@ def test_a_small_disk(small_disk: Path) -> None:
 import asyncio, os, resource, signal, sys
 from llmkit.errors import LLMStoreError
 from llmkit.persistence.migrate import upgrade
-from tests.persistence.homes import JournalHome
-from tests.persistence.values import a_start
+from tests.support.repositories import JournalHome
+from tests.support.run_values import a_start
 
 folder = sys.argv[1]
 upgrade(f"sqlite:///{folder}/x.db")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llmkit.ports import KeyTaken
-from tests.forked import FORKED
-from tests.persistence.homes import JournalHome
-from tests.persistence.values import a_start, a_success, served
+from tests.support.forked import FORKED
+from tests.support.repositories import JournalHome
+from tests.support.run_values import a_start, a_success, served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,8 +89,8 @@ def test_every_key_is_claimed_exactly_once(database_url: str) -> None:
 # Writes for ever, and says on standard output which operation has been confirmed.
 WRITER = """
 import asyncio, os, sys
-from tests.persistence.homes import JournalHome
-from tests.persistence.values import a_start, a_success
+from tests.support.repositories import JournalHome
+from tests.support.run_values import a_start, a_success
 
 async def one(home):
     while True:
@@ -139,8 +139,8 @@ def test_what_was_confirmed_survives_a_kill(database_url: str, moment_s: float) 
 
 SERVER = """
 import asyncio, sys
-from tests.persistence.homes import JournalHome
-from tests.persistence.values import a_start, served
+from tests.support.repositories import JournalHome
+from tests.support.run_values import a_start, served
 
 home = JournalHome(sys.argv[1])
 
@@ -175,8 +175,8 @@ def test_an_idle_journal_does_not_keep_a_process_alive(sqlite_url: str) -> None:
 
 FORK = """
 import asyncio, os, sys
-from tests.persistence.homes import JournalHome
-from tests.persistence.values import a_start
+from tests.support.repositories import JournalHome
+from tests.support.run_values import a_start
 
 home = JournalHome(sys.argv[1])
 home.start(idempotency_key="parent")

@@ -23,9 +23,9 @@ from llmkit.persistence.engines import make_engine, writing
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.migrate import SchemaStatus, current_state, downgrade, upgrade
 from llmkit.persistence.models import METADATA
-from tests.forked import FORKED
-from tests.persistence.homes import JournalHome
-from tests.persistence.values import a_failure, a_start, a_success, an_eval_result, an_eval_run
+from tests.support.forked import FORKED
+from tests.support.repositories import JournalHome
+from tests.support.run_values import a_failure, a_start, a_success, an_eval_result, an_eval_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -264,7 +264,8 @@ migrate.upgrade({url!r})
 """
 DYING_CREATION = """
 import os
-from llmkit.persistence import migrate, sqlite_files
+from llmkit.persistence import migrate
+from llmkit.persistence import sqlite_driver as sqlite_files
 
 class Connection(sqlite_files.sqlite3.Connection):
     def execute(self, sql, *rest):

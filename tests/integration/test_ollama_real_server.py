@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from llmkit.testing import OllamaServer
-    from tests.ollama_server import RealOllama
+    from tests.support.ollama_server import RealOllama
 
 pytestmark = pytest.mark.ollama
 
@@ -208,7 +208,7 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import httpx
-from tests.ollama_server import RealOllama
+from tests.support.ollama_server import RealOllama
 server = RealOllama(Path(sys.argv[2])).__enter__()
 messages = [{"role": "user", "content": "one"}]
 body = {"model": server.model, "stream": False, "messages": messages, "options": {"num_predict": 1}}

@@ -12,11 +12,11 @@ import pytest
 
 from llmkit import LLMContextOverflow, LLMModelNotFound, LLMUnavailable, LLMUnsupported, Session
 from llmkit.doctor import CheckState, examine
-from llmkit.embedded.models import embedded_model
 from llmkit.evals import Progress, load_tasks
+from llmkit.local_model.models import embedded_model
 from llmkit.settings import load_settings
 from llmkit.types import ToolDefinition
-from tests.ollama_server import RealOllama
+from tests.support.ollama_server import RealOllama
 
 TASK = Path(__file__).parents[2] / "evals" / "sentiment" / "task.py"
 SHOTS = "apple: red\nbanana: yellow\ngrass: green\ncoal: black\nsnow:"

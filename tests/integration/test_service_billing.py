@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from llmkit import LLMError, LLMInvalidOutput, Session
 from llmkit.evals import Sample, Task, field_match
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply
-from llmkit.testing.recording import RecordedRequest
+from llmkit.testing.request_log import RecordedRequest
 from llmkit.types import LLMConstraints
-from tests.persistence.homes import JournalHome
+from tests.support.repositories import JournalHome
 
 
 class City(BaseModel):

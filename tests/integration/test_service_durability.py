@@ -12,18 +12,18 @@ from pydantic import BaseModel
 
 from llmkit import Session
 from llmkit.evals import Sample, Task, field_match
+from llmkit.persistence.transaction_watch import WriteTransactionWatch
 from llmkit.persistence.unit_of_work import SqlUnitOfWork
-from llmkit.persistence.watch import WriteTransactionWatch
 from llmkit.ports import AttemptLog, ClientReply
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
 from llmkit.testing import Fault, OllamaServer, Reply
-from llmkit.testing.recording import RecordedRequest
-from llmkit.testing.scripted import ScriptedClient
+from llmkit.testing.request_log import RecordedRequest
+from llmkit.testing.scripted_client import ScriptedClient
 from llmkit.types import LLMRequest, Route
-from tests.integration.workers import HERE, Worker, ask
-from tests.persistence.homes import JournalHome, async_engine
+from tests.support.repositories import JournalHome, async_engine
+from tests.support.workers import HERE, Worker, ask
 
 
 class Mood(BaseModel):

@@ -14,20 +14,20 @@ from pathlib import Path
 import pytest
 
 from llmkit import LLMError, LLMInProgress, LLMStoreError, Session
-from llmkit.canonical import prompt_sha256
+from llmkit.calls.request_hash import prompt_sha256
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
 from llmkit.testing import Fault, OllamaServer, Reply
-from llmkit.testing.queueing import Load
-from llmkit.testing.recording import RecordedRequest
-from llmkit.testing.scripted import ScriptedClient
+from llmkit.testing.request_log import RecordedRequest
+from llmkit.testing.scripted_client import ScriptedClient
+from llmkit.testing.server_load import Load
 from llmkit.types import LLMProfile, utc_now
-from tests.databases import PostgresServer
-from tests.integration.gates import GatedClient
-from tests.integration.workers import HERE, Worker, ask
-from tests.persistence.homes import JournalHome
-from tests.persistence.values import a_start
+from tests.support.databases import PostgresServer
+from tests.support.gated_client import GatedClient
+from tests.support.repositories import JournalHome
+from tests.support.run_values import a_start
+from tests.support.workers import HERE, Worker, ask
 
 OLLAMA = "ollama/llama3.2"
 

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.cache import DiskContentCache
-from llmkit.contract import open_call
+from llmkit.calls.call import open_call
 from llmkit.errors import LLMAllRoutesFailed, LLMAuthenticationError, LLMError, LLMStoreError, LLMUnavailable
+from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.ports import RunFailure, RunStart, RunSuccess
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
 from llmkit.testing import Fault, OllamaServer, Reply
-from llmkit.testing.memory import InMemoryLLMRunRepo
-from llmkit.testing.queueing import Load
-from llmkit.testing.scripted import ScriptedClient, reply
+from llmkit.testing.in_memory import InMemoryLLMRunRepo
+from llmkit.testing.scripted_client import ScriptedClient, reply
+from llmkit.testing.server_load import Load
 from llmkit.types import LLMConstraints, LLMProfile, LLMResponse, RequestContext, Route, RunStatus, ServedFrom, utc_now
-from tests.integration.gates import GatedClient
-from tests.integration.workers import HERE, Nest, Worker, ask
-from tests.persistence.homes import JournalHome
+from tests.support.gated_client import GatedClient
+from tests.support.repositories import JournalHome
+from tests.support.workers import HERE, Nest, Worker, ask
 
 PROCESSES, TASKS = 4, 8
 

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.cache import DiskContentCache
 from llmkit.errors import LLMAuthenticationError, LLMBadRequest, LLMConfigurationError, LLMInProgress, LLMStoreError
+from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.ports import RunFailure, RunStart, RunSuccess
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
-from llmkit.testing.memory import InMemoryLLMRunRepo
-from llmkit.testing.scripted import ScriptedClient, reply
+from llmkit.testing.in_memory import InMemoryLLMRunRepo
+from llmkit.testing.scripted_client import ScriptedClient, reply
 from llmkit.types import LLMResponse, RequestContext, RunStatus, ToolDefinition
-from tests.integration.gates import GatedClient
-from tests.integration.workers import HERE, ask
-from tests.persistence.homes import JournalHome
+from tests.support.gated_client import GatedClient
+from tests.support.repositories import JournalHome
+from tests.support.workers import HERE, ask
 
 QUESTION = {"idempotency_key": "k"}
 

@@ -1,4 +1,4 @@
-"""Nothing of llmkit's is unpickled: in this suite reading a pickle fails (spec 9.2, `tests/no_pickle.py`)."""
+"""Nothing of llmkit's is unpickled: in this suite reading a pickle fails (spec 9.2, `tests/support/no_pickle.py`)."""
 
 from __future__ import annotations
 

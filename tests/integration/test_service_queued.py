@@ -16,12 +16,12 @@ from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
 from llmkit.testing import OllamaServer, Reply
-from llmkit.testing.memory import InMemoryLLMRunRepo
-from llmkit.testing.queueing import Load
-from llmkit.testing.scripted import ScriptedClient
+from llmkit.testing.in_memory import InMemoryLLMRunRepo
+from llmkit.testing.scripted_client import ScriptedClient
+from llmkit.testing.server_load import Load
 from llmkit.types import LLMRequest
-from tests.integration.workers import HERE, ask
-from tests.persistence.homes import JournalHome
+from tests.support.repositories import JournalHome
+from tests.support.workers import HERE, ask
 
 LIMIT = 4
 HANG_BOUND_S = 60

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from llmkit.cache import DiskContentCache
 from llmkit.errors import LLMInProgress
+from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.repo import SqlLLMRunRepo
 from llmkit.persistence.unit_of_work import SqlUnitOfWork
 from llmkit.ports import LLMRunRepo, StoredRun
@@ -21,11 +21,11 @@ from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
 from llmkit.testing import OllamaServer
-from llmkit.testing.queueing import Load
-from llmkit.testing.scripted import ScriptedClient
-from tests.integration.gates import GatedClient
-from tests.integration.workers import HERE, Nest, ask
-from tests.persistence.homes import JournalHome, async_engine
+from llmkit.testing.scripted_client import ScriptedClient
+from llmkit.testing.server_load import Load
+from tests.support.gated_client import GatedClient
+from tests.support.repositories import JournalHome, async_engine
+from tests.support.workers import HERE, Nest, ask
 
 PROCESSES, THREADS, TASKS, SESSIONS = 3, 2, 4, 2
 

@@ -16,19 +16,19 @@ from uuid import UUID
 
 import pytest
 
-from llmkit.cache import DiskContentCache
-from llmkit.contract import open_call
+from llmkit.calls.call import open_call
 from llmkit.errors import LLMAuthenticationError, LLMError
+from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.retention import erase_workspace
 from llmkit.ports import LLMRunRepo
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
-from llmkit.testing.memory import InMemoryLLMRunRepo
-from llmkit.testing.scripted import ScriptedClient, reply
+from llmkit.testing.in_memory import InMemoryLLMRunRepo
+from llmkit.testing.scripted_client import ScriptedClient, reply
 from llmkit.types import LLMProfile, LLMRequest, RequestContext, Route, utc_now
-from tests.integration.workers import ask
-from tests.persistence.homes import JournalHome
+from tests.support.repositories import JournalHome
+from tests.support.workers import ask
 
 # Alike for a store that compares carelessly: case, prefixes, wildcards, separators, the same letter in two forms.
 WORKSPACES = ("lab", "Lab", "la", "lab%", "l_b", "lab\x1fq", "caf\u00e9", "cafe\u0301")

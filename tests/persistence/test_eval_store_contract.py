@@ -11,10 +11,10 @@ import pytest
 from llmkit.eval_ports import EvalStore, Spent
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.ports import LLMRunRepo
-from llmkit.testing.memory import InMemoryEvalStore, InMemoryLLMRunRepo, outcome_of
+from llmkit.testing.in_memory import InMemoryEvalStore, InMemoryLLMRunRepo, outcome_of
 from llmkit.types import Route, TokenUsage, utc_now
-from tests.persistence.homes import JournalHome
-from tests.persistence.values import (
+from tests.support.repositories import JournalHome
+from tests.support.run_values import (
     USAGE,
     a_failure,
     a_start,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llmkit.ports import KeyTaken, LLMRunRepo, RunStart, StoredRun
-from llmkit.testing.memory import InMemoryLLMRunRepo
+from llmkit.testing.in_memory import InMemoryLLMRunRepo
 from llmkit.types import utc_now
-from tests.persistence.homes import JournalHome
-from tests.persistence.values import a_failure, a_start, a_success, served
+from tests.support.repositories import JournalHome
+from tests.support.run_values import a_failure, a_start, a_success, served
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -17,10 +17,12 @@ from llmkit.persistence import retention
 from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.engines import make_engine
 from llmkit.persistence.eval_store import SqlEvalStore
-from llmkit.persistence.retention import compact, erase_workspace, export_workspace, prune, store_stats
+from llmkit.persistence.retention import compact, erase_workspace, prune
+from llmkit.persistence.stats import store_stats
+from llmkit.persistence.workspace_export import export_workspace
 from llmkit.types import utc_now
-from tests.persistence.homes import JournalHome, journal_home
-from tests.persistence.values import a_failure, a_start, a_success, an_eval_result, an_eval_run
+from tests.support.repositories import JournalHome, journal_home
+from tests.support.run_values import a_failure, a_start, a_success, an_eval_result, an_eval_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,8 +19,8 @@ from llmkit.persistence.connections import with_quick_nulls
 from llmkit.persistence.rows import as_json, attempt_values, finished_values, identity, started_values, storable
 from llmkit.persistence.statements import SQLITE_PROCESSORS
 from llmkit.types import AttemptStatus, ServedFrom
-from tests.persistence.homes import ATTEMPTS, RUNS, JournalHome
-from tests.persistence.values import a_failure, a_start, a_success, an_attempt, new_id, served
+from tests.support.repositories import ATTEMPTS, RUNS, JournalHome
+from tests.support.run_values import a_failure, a_start, a_success, an_attempt, new_id, served
 
 # What databases, JSON and escaping may stumble over. One kind of half pair: two that meet become one character in JSON.
 ANY_TEXT = st.text(st.sampled_from(["a", " ", "\n", "\\", '"', "\0", "\x7f", "é", "\u2028", "🙂", "\ud800"]))

@@ -12,10 +12,10 @@ from llmkit.errors import LLMStoreError
 from llmkit.persistence.journal import JournalLLMRunRepo
 from llmkit.persistence.repo import SqlLLMRunRepo
 from llmkit.ports import KeyTaken, LLMRunRepo
-from llmkit.testing.memory import InMemoryLLMRunRepo
+from llmkit.testing.in_memory import InMemoryLLMRunRepo
 from llmkit.types import RunStatus, utc_now
-from tests.persistence.homes import JournalHome, runs_in, session_repo
-from tests.persistence.values import a_failure, a_start, a_success, new_id, served
+from tests.support.repositories import JournalHome, runs_in, session_repo
+from tests.support.run_values import a_failure, a_start, a_success, new_id, served
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,8 +13,8 @@ from sqlalchemy import create_engine, inspect
 
 from llmkit.persistence import migrate
 from llmkit.persistence.addresses import DatabaseAddress, create_database_file
-from llmkit.persistence.prepared import sqlite_statements
-from tests import compiled_ahead
+from llmkit.persistence.compiled_statements import sqlite_statements
+from scripts import compile_statements as compiled_ahead
 
 COLUMNS = {
     "llm_runs": """
@@ -233,7 +233,7 @@ def test_keyed_reads_use_their_index(sqlite_url: str, column: str, value: str, i
 @pytest.mark.parametrize("name", compiled_ahead.FILES)
 def test_what_is_compiled_ahead_follows_the_tables_and_the_migrations(name: str) -> None:
     kept = (compiled_ahead.FOLDER / name).read_text("utf-8")
-    assert kept == compiled_ahead.FILES[name](), "run python -m tests.compiled_ahead"
+    assert kept == compiled_ahead.FILES[name](), "run python -m scripts.compile_statements"
 
 
 def test_a_new_file_is_what_the_migrations_make(new_sqlite_url: str, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from llmkit.persistence.repo import SqlLLMRunRepo
 from llmkit.persistence.unit_of_work import SqlUnitOfWork
 from llmkit.ports import KeyTaken
 from llmkit.types import utc_now
-from tests.persistence.homes import JournalHome, async_engine
-from tests.persistence.values import a_start, a_success, new_id, served
+from tests.support.repositories import JournalHome, async_engine
+from tests.support.run_values import a_start, a_success, new_id, served
 
 
 async def test_nothing_is_kept_without_a_commit(database_url: str) -> None:

@@ -11,10 +11,10 @@ import pytest
 from llmkit.errors import LLMStoreError
 from llmkit.persistence import writer as writer_module
 from llmkit.persistence.operations import Flush, InsertFinished, InsertStarted, MarkSucceeded
-from llmkit.persistence.watch import WriteTransactionWatch
+from llmkit.persistence.transaction_watch import WriteTransactionWatch
 from llmkit.ports import KeyTaken
-from tests.persistence.homes import JournalHome, journal_home
-from tests.persistence.values import a_failure, a_start, a_success, new_id, served
+from tests.support.repositories import JournalHome, journal_home
+from tests.support.run_values import a_failure, a_start, a_success, new_id, served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

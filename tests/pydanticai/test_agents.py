@@ -20,8 +20,8 @@ from pydantic_ai.messages import ModelMessagesTypeAdapter
 from sqlalchemy import create_engine, text
 
 from llmkit.testing import Fault, OllamaServer, Reply, ToolCall
-from tests.pydanticai.one_agent import weather
-from tests.pydanticai.wires import Wire, opened_wire
+from tests.support.one_agent import weather
+from tests.support.scripted_services import Wire, opened_wire
 
 
 class Label(BaseModel):
@@ -132,7 +132,7 @@ def test_an_agent_killed_in_its_second_step_goes_on_without_repeating_the_first(
     first = Reply(tool_calls=[ToolCall("look_up", {"city": "Rome"})])
     with OllamaServer([first, Fault.hang(), Reply("It is sunny.")], models=["llama3.2"]) as server:
         killed = subprocess.Popen(
-            [sys.executable, "-m", "tests.pydanticai.one_agent", server.url, database],
+            [sys.executable, "-m", "tests.support.one_agent", server.url, database],
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
         deadline = time.monotonic() + 200

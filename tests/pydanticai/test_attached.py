@@ -19,9 +19,9 @@ from llmkit import LLMBadRequest, LLMIdempotencyConflict, LLMUnsupported, Sessio
 from llmkit.evals import Sample, Task, field_match
 from llmkit.testing import GeminiServer, OllamaModel, OllamaServer, Reply, ToolCall
 from llmkit.types import Attachment, LLMRequest, Message
-from tests.images import JPEG, PDF, WEBP, png
-from tests.ollama_server import RealOllama
-from tests.pydanticai.wires import CONTEXT, Wire, opened_wire
+from tests.support.images import JPEG, PDF, WEBP, png
+from tests.support.ollama_server import RealOllama
+from tests.support.scripted_services import CONTEXT, Wire, opened_wire
 
 GEMINI = "gemini/gemini-2.5-flash"
 LLAVA = OllamaModel("llava", capabilities=("completion", "vision"))

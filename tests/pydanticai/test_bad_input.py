@@ -18,8 +18,8 @@ from llmkit.errors import LLMEmptyReply, LLMInvalidOutput
 from llmkit.pydanticai import Extraction, extract
 from llmkit.pydanticai.repair import is_json, repaired_json
 from llmkit.testing import Reply
-from llmkit.testing.scripted import reply
-from tests.pydanticai.wires import CONTEXT, opened_wire, scripted_service
+from llmkit.testing.scripted_client import reply
+from tests.support.scripted_services import CONTEXT, opened_wire, scripted_service
 
 LONG = 200_000
 

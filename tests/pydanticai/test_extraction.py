@@ -22,9 +22,9 @@ from llmkit.ports import ClientReply
 from llmkit.providers import PROVIDERS
 from llmkit.pydanticai import extract
 from llmkit.testing import Fault, Reply
-from llmkit.testing.scripted import reply
+from llmkit.testing.scripted_client import reply
 from llmkit.types import LLMConstraints, LLMProvider, LLMRequest, Message, Route, TokenUsage, ToolCall
-from tests.pydanticai.wires import CONTEXT, Wire, opened_wire, scripted_service
+from tests.support.scripted_services import CONTEXT, Wire, opened_wire, scripted_service
 
 OLLAMA, GEMINI = LLMProvider.OLLAMA, LLMProvider.GEMINI
 

@@ -56,11 +56,11 @@ from pydantic_ai.usage import UsageLimits
 from llmkit.errors import LLMContentBlocked, LLMOutputTruncated, LLMReasoningExhausted, LLMUnsupported
 from llmkit.ports import ClientReply
 from llmkit.pydanticai import PydanticAiLiteLLMModel, Reader
-from llmkit.pydanticai.asking import CARRIED_SETTINGS, OTHERS_SETTINGS
-from llmkit.testing.scripted import ScriptedClient, reply
+from llmkit.pydanticai.request_fields import CARRIED_SETTINGS, OTHERS_SETTINGS
+from llmkit.testing.scripted_client import ScriptedClient, reply
 from llmkit.types import Attachment, LLMRequest, TokenUsage, ToolCall
-from tests.images import PDF, png
-from tests.pydanticai.wires import CONTEXT, scripted_service
+from tests.support.images import PDF, png
+from tests.support.scripted_services import CONTEXT, scripted_service
 
 Answers = Any
 

@@ -16,10 +16,10 @@ from llmkit.ports import ClientReply
 from llmkit.providers import PROVIDERS
 from llmkit.pydanticai import PydanticAiLiteLLMModel
 from llmkit.testing import Reply, ToolCall
-from llmkit.testing.scripted import reply
+from llmkit.testing.scripted_client import reply
 from llmkit.types import LLMConstraints, LLMProvider, LLMRequest, ResponseFormat, Route, TokenUsage, ToolDefinition
 from llmkit.types import ToolCall as OurCall
-from tests.pydanticai.wires import CONTEXT, Wire, opened_wire, scripted_service
+from tests.support.scripted_services import CONTEXT, Wire, opened_wire, scripted_service
 
 OLLAMA, GEMINI = LLMProvider.OLLAMA, LLMProvider.GEMINI
 

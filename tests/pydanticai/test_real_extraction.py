@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from llmkit import LLMInvalidOutput, Session
 from llmkit.evals import load_tasks
-from tests.ollama_server import RealOllama
+from tests.support.ollama_server import RealOllama
 
 SAMPLES = 30
 TASK = Path(__file__).parents[2] / "evals" / "sentiment" / "task.py"

@@ -18,11 +18,11 @@ from llmkit import LLMInvalidOutput, LLMRequest, LLMService, Session, load_setti
 from llmkit.evals import Sample, Task, field_match
 from llmkit.ports import ClientReply
 from llmkit.pydanticai import PydanticAiLiteLLMModel, Reader, extract
-from llmkit.pydanticai.asking import OTHERS_SETTINGS
+from llmkit.pydanticai.request_fields import OTHERS_SETTINGS
 from llmkit.router import LLMRouter
 from llmkit.testing import GeminiServer, OllamaServer
-from llmkit.testing.scripted import ScriptedClient, reply
-from tests.pydanticai.wires import CONTEXT, scripted_service
+from llmkit.testing.scripted_client import ScriptedClient, reply
+from tests.support.scripted_services import CONTEXT, scripted_service
 
 PAGE = (Path(__file__).parents[2] / "docs" / "structured-output.md").read_text(encoding="utf-8")
 ROUTE = "ollama/llama3.2"

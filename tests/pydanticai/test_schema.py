@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from llmkit.canonical import sha256_of
+from llmkit.canonical_json import sha256_of
 from llmkit.pydanticai import SchemaError, canonical
-from llmkit.pydanticai.answer import Answer
+from llmkit.pydanticai.output_shape import Answer
 from llmkit.router import PROVIDER_CAPABILITIES
 from llmkit.testing import GeminiServer, OllamaServer, minimal_instance
 from llmkit.types import LLMProvider
-from tests.pydanticai.types_in_golden import TYPES
-from tests.pydanticai.wires import opened_wire
+from tests.support.golden_types import TYPES
+from tests.support.scripted_services import opened_wire
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -6,7 +6,7 @@ and says nothing about the model.
 
 from collections.abc import Callable, Mapping
 
-from llmkit.evals.scorers.applying import DEFAULT_SCORER_TIMEOUT_S, apply_scorers
+from llmkit.evals.scorers.apply import DEFAULT_SCORER_TIMEOUT_S, apply_scorers
 from llmkit.evals.scorers.base import (
     ContextScorer,
     Score,
@@ -19,8 +19,8 @@ from llmkit.evals.scorers.base import (
     lower_is_better,
     scorer_definition,
 )
-from llmkit.evals.scorers.judging import judge
-from llmkit.evals.scorers.matching import (
+from llmkit.evals.scorers.judge import judge
+from llmkit.evals.scorers.target import (
     date_tolerance,
     exact_match,
     field_match,
@@ -28,7 +28,7 @@ from llmkit.evals.scorers.matching import (
     ranked_list,
     set_f1,
 )
-from llmkit.evals.scorers.texts import json_schema_valid, regex_match, text_match, text_similarity
+from llmkit.evals.scorers.text import json_schema_valid, regex_match, text_match, text_similarity
 
 __all__ = [
     "DEFAULT_SCORER_TIMEOUT_S",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from llmkit.errors import LLMEvaluationError
-from llmkit.evals.dataset import Sample
+from llmkit.evals.dataset.dataset import Sample
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -1,0 +1,1 @@
+"""Machinery that `map` and evaluation share: the worker pool, route health and the progress bar."""

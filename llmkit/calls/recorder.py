@@ -1,0 +1,335 @@
+"""What is written, and told, of a call: its start, its end, and answers that were paid for earlier."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+from llmkit.calls.call import Call
+from llmkit.calls.liveness import current_owner
+from llmkit.calls.request_hash import CanonicalRequest
+from llmkit.errors import LLMAllRoutesFailed, LLMError, LLMStoreError
+from llmkit.ports import AttemptLog, KeyTaken, LLMRunRepo, RunFailure, RunStart, RunSuccess
+from llmkit.redaction import preview, request_preview
+from llmkit.router import plan_as_json
+from llmkit.settings import LLMSettings
+from llmkit.telemetry import RunEvent, Telemetry
+from llmkit.types import (
+    RESERVED_METADATA_KEYS,
+    LLMRequest,
+    LLMResponse,
+    RoutePlan,
+    RunStatus,
+    ServedFrom,
+    utc_now,
+)
+
+__all__ = ["Ledger", "to_the_end"]
+
+T = TypeVar("T")
+
+
+class Ledger:
+    """Writes calls into the repository, if there is one, and tells telemetry of them.
+
+    What is written is written to the end, also when the caller is cancelled meanwhile: then that is raised afterwards.
+
+    Args:
+        runs: Where calls are recorded; None to record nothing.
+        settings: `store_payloads`, and the keys that must not be shown.
+        telemetry: Where finished calls are told.
+    """
+
+    def __init__(self, runs: LLMRunRepo | None, settings: LLMSettings, telemetry: Telemetry) -> None:
+        self._runs = runs
+        self._stores_payloads = settings.store_payloads
+        self._telemetry = telemetry
+        self._started: set[UUID] = set()
+        self._unwritten: dict[UUID, RunSuccess | RunFailure] = {}
+        self._secrets = (settings.gemini_api_key.get_secret_value(),) if settings.gemini_api_key else ()
+
+    def run_id(self, call: Call) -> UUID | None:
+        """Id of the call's row; None when nothing is recorded."""
+        return call.run_id if self._runs is not None else None
+
+    async def start(self, call: Call, flight_key: str | None) -> None:
+        """Write the call as STARTED.
+
+        Raises:
+            KeyTaken: One of its keys is held by another run.
+        """
+        if self._runs is None:
+            return
+        # Before it is: who is cancelled meanwhile has a row all the same.
+        self._started.add(call.run_id)
+        try:
+            await to_the_end(self._runs.create_started(self._start(call, flight_key)))
+        except (KeyTaken, LLMStoreError):
+            self._started.discard(call.run_id)
+            raise
+
+    async def succeed(self, call: Call, response: LLMResponse, plan_record: dict[str, Any]) -> None:
+        """Write the outcome of a started call.
+
+        Raises:
+            LLMStoreError: It could not be written; the answer is its `response`.
+        """
+        try:
+            if self._runs is not None:
+                await self._write(self._success(call, response, plan_record, self._payload(response)))
+        except LLMStoreError as error:
+            error.response = response
+            raise
+        finally:
+            self._started.discard(call.run_id)
+            self._tell(call, RunStatus.SUCCEEDED, response)
+
+    async def fail(
+        self,
+        call: Call,
+        code: str,
+        message: str,
+        plan: RoutePlan | None,
+        log: AttemptLog,
+        error: LLMError | None = None,
+    ) -> None:
+        """Write that the call failed, which may have been before it started; the message is redacted.
+
+        Raises:
+            LLMStoreError: It could not be written.
+        """
+        try:
+            if self._runs is not None:
+                outcome = self._failure(call, code, message, plan, log, error)
+                if call.run_id in self._started:
+                    await self._write(outcome)
+                else:
+                    await to_the_end(self._runs.record_unsent(self._start(call, flight_key=None), outcome))
+        finally:
+            self._started.discard(call.run_id)
+            self._tell(call, RunStatus.FAILED, error=error, error_code=code, requests=len(log.attempts))
+
+    async def annotate(self, workspace_id: str, run_id: UUID, request: LLMRequest) -> None:
+        """Replace the metadata of a call that is over by those of a request.
+
+        Raises:
+            LLMStoreError: It could not be written.
+        """
+        if self._runs is not None:
+            await self._runs.annotate(workspace_id, run_id, _metadata(request, CanonicalRequest(request)))
+
+    async def _write(self, outcome: RunSuccess | RunFailure) -> None:
+        try:
+            await to_the_end(self._mark(outcome))
+        except LLMStoreError as error:
+            self._keep_unwritten(outcome, error)
+            raise
+        except asyncio.CancelledError as cancelled:
+            if isinstance(cancelled.__cause__, LLMStoreError):
+                self._keep_unwritten(outcome, cancelled.__cause__)
+            raise
+
+    def _mark(self, outcome: RunSuccess | RunFailure) -> Awaitable[bool]:
+        assert self._runs is not None
+        if isinstance(outcome, RunSuccess):
+            return self._runs.mark_succeeded(outcome)
+        return self._runs.mark_failed(outcome)
+
+    def _keep_unwritten(self, outcome: RunSuccess | RunFailure, error: LLMStoreError) -> None:
+        self._unwritten[outcome.run_id] = outcome
+        error.run_id, error.attempts = outcome.run_id, outcome.attempts
+
+    async def write_again(self, run_id: UUID) -> bool:
+        """Write the outcome of a started run that the store could not take before; False when there is none.
+
+        Raises:
+            LLMStoreError: It still cannot.
+        """
+        outcome = self._unwritten.pop(run_id, None)
+        if outcome is not None:
+            await self._write(outcome)
+        return outcome is not None
+
+    async def serve(
+        self, call: Call, origin: LLMResponse, served_from: ServedFrom, *, keyed: bool = True
+    ) -> LLMResponse:
+        """Hand out an answer that was paid for earlier, and record that it was served."""
+        response = self.as_served(call, origin, served_from)
+        try:
+            await self._record_served(call, response, keyed=keyed)
+        except LLMStoreError as error:
+            error.run_id, error.response = call.run_id, response
+            raise
+        self._tell(call, RunStatus.SUCCEEDED, response)
+        return response
+
+    def as_served(self, call: Call, origin: LLMResponse, served_from: ServedFrom) -> LLMResponse:
+        """The answer of an earlier call as the answer of this one.
+
+        Args:
+            call: The one that is answered.
+            origin: Given away, unless it is shared: then others hold it too.
+            served_from: Where it was found.
+        """
+        response = origin.model_copy() if served_from is ServedFrom.SHARED else origin
+        # Past the model's own way: it was read for this call alone, and a copy takes nearly as long as reading it.
+        vars(response).update(
+            run_id=call.run_id if self._runs is not None else None,
+            served_from=served_from,
+            source_run_id=origin.source_run_id or origin.run_id,
+            requested_route=call.request.route,
+            attempts=(),
+            plan=None,
+        )
+        return response
+
+    async def _record_served(self, call: Call, response: LLMResponse, *, keyed: bool) -> None:
+        if self._runs is None:
+            return
+        # Without previews: those of the run that was billed say the same, and cost a third of the whole replay.
+        start = self._start(call, flight_key=None, keyed=keyed, with_preview=False)
+        if start.idempotency_key is None:
+            await self._runs.record_served(start, self._success(call, response, None, None, start.created_at_utc))
+        else:
+            success = self._success(call, response, None, self._payload(response), start.created_at_utc)
+            await self._runs.save_result_for_idempotency_key(start, success)
+
+    def _start(self, call: Call, flight_key: str | None, *, keyed: bool = True, with_preview: bool = True) -> RunStart:
+        # Attributes of a pydantic model are looked up in all its classes first, at seven times the cost.
+        request = vars(call.request)
+        route = request["route"]
+        return RunStart(
+            id=call.run_id,
+            workspace_id=call.workspace_id,
+            prompt_sha256=call.prompt_sha256,
+            created_at_utc=utc_now(),
+            owner=current_owner(),
+            profile=call.profile,
+            epoch=request["epoch"],
+            pipeline_run_id=call.pipeline_run_id,
+            stage=call.stage,
+            requested_route=None if route is None else str(route),
+            idempotency_key=request["idempotency_key"] if keyed else None,
+            flight_key=flight_key,
+            request_preview=request_preview(call.request, self._secrets) if with_preview else "",
+            metadata=_metadata(call.request, call.canonical) if with_preview else _own(request["metadata"]),
+        )
+
+    def _success(
+        self,
+        call: Call,
+        response: LLMResponse,
+        plan_record: dict[str, Any] | None,
+        result_json: str | None,
+        finished_at_utc: datetime | None = None,
+    ) -> RunSuccess:
+        given = vars(response)
+        billed = given["served_from"] is ServedFrom.PROVIDER
+        return RunSuccess(
+            run_id=call.run_id,
+            finished_at_utc=finished_at_utc or utc_now(),
+            latency_ms=given["latency_ms"] if billed else call.elapsed_ms(),
+            route=given["route"],
+            response_model=given["response_model"],
+            usage=given["usage"],
+            finish_reason=given["finish_reason"],
+            result_json=result_json,
+            response_preview=preview(given["text"], secrets=self._secrets) if billed else "",
+            served_from=given["served_from"],
+            source_run_id=given["source_run_id"],
+            cost_usd=given["cost_usd"] if billed else None,
+            plan=plan_record,
+            attempts=given["attempts"] if billed else (),
+        )
+
+    def _failure(
+        self, call: Call, code: str, message: str, plan: RoutePlan | None, log: AttemptLog, error: LLMError | None
+    ) -> RunFailure:
+        return RunFailure(
+            run_id=call.run_id,
+            finished_at_utc=utc_now(),
+            latency_ms=call.elapsed_ms() - log.queued_ms,
+            error_code=code,
+            error_message=preview(message, secrets=self._secrets),
+            plan=_plan_record(plan, error) if plan is not None else None,
+            attempts=log.attempts,
+        )
+
+    def _payload(self, response: LLMResponse) -> str | None:
+        if not self._stores_payloads:
+            return None
+        return response.as_stored()
+
+    def _tell(
+        self,
+        call: Call,
+        status: RunStatus,
+        response: LLMResponse | None = None,
+        error: LLMError | None = None,
+        error_code: str | None = None,
+        requests: int = 0,
+    ) -> None:
+        if not self._telemetry.is_heard:
+            return
+        route = response.route if response else call.request.route
+        provider = route.provider if route else error.provider if error else None
+        model = route.model if route else error.model if error else None
+        self._telemetry.run_finished(
+            RunEvent(
+                llm_run_id=call.run_id if self._runs is not None else None,
+                workspace_id=call.workspace_id or None,
+                status=str(status),
+                served_from=str(response.served_from) if response else "none",
+                latency_ms=call.elapsed_ms(),
+                profile=call.profile,
+                provider=str(provider) if provider else None,
+                model=model,
+                stage=call.stage,
+                error_code=error_code,
+                usage=response.usage if response else None,
+                requests=len(response.attempts) if response and response.billed else requests,
+            )
+        )
+
+
+async def to_the_end(work: Awaitable[T]) -> T:
+    """Await work that must not be torn by a cancellation: it ends first, then the cancellation is raised.
+
+    Raises:
+        asyncio.CancelledError: The caller was cancelled. Its cause is what the work raised, if it failed.
+    """
+    future = asyncio.ensure_future(work)  # a task, unless it is a future already, such as the journal's
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError as error:
+            if future.cancelled():
+                raise
+            cancelled = error
+        except Exception:  # noqa: BLE001 - raised below, by result()
+            break
+    if cancelled is not None:
+        raise cancelled from None if future.cancelled() else future.exception()
+    return future.result()
+
+
+def _own(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata that have no column of their own."""
+    return (
+        {} if not metadata else {name: value for name, value in metadata.items() if name not in RESERVED_METADATA_KEYS}
+    )
+
+
+def _metadata(request: LLMRequest, canonical: CanonicalRequest) -> dict[str, Any]:
+    """The caller's own, and under `parameters` what was asked beside the messages."""
+    own, parameters = _own(request.metadata), canonical.parameters()
+    return {"parameters": parameters, **own} if parameters else own
+
+
+def _plan_record(plan: RoutePlan, error: LLMError | None) -> dict[str, Any]:
+    failures = error.errors if isinstance(error, LLMAllRoutesFailed) else () if error is None else (error,)
+    return plan_as_json(plan, failures)

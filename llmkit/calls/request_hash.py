@@ -1,0 +1,126 @@
+"""The hash of a request: everything that changes the output, in a versioned canonical form."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from pydantic import BaseModel
+
+from llmkit.canonical_json import _encode, _sha256, canonical_json
+from llmkit.types import LLMProfile, LLMRequest, Message, ResponseFormat
+
+__all__ = ["CanonicalRequest", "prompt_sha256", "request_parameters"]
+
+
+# Part of every hash: a change of what is hashed, or how, must not find the answers of another meaning.
+REQUEST_FORM = "llmkit-request-1"
+
+
+# Short ones are shown as they are, long ones told apart by a hash; messages, route and profile are known elsewhere.
+_SHORT_FIELDS = ("temperature", "max_output_tokens", "seed", "stop", "tool_choice")
+
+
+_LONG_FIELDS = ("tools", "response_format")
+
+
+_SHORT_HASH = 16
+
+
+_USUAL_NAME = ResponseFormat().name
+
+
+class CanonicalRequest:
+    """What of a request changes the output, before any provider's translation; each field is encoded once.
+
+    Fields left at their default do not count, so that a later version can add one without changing old hashes.
+
+    Args:
+        request: What is asked.
+
+    Raises:
+        ValueError: A tool or a schema holds NaN or an infinity.
+        TypeError: One of them is not JSON-able.
+    """
+
+    __slots__ = ("_long", "_request", "_short")
+
+    def __init__(self, request: LLMRequest) -> None:
+        self._request = request
+        # Attributes of a pydantic model are looked up in all its classes first, at seven times the cost.
+        values = vars(request)
+        self._short = {
+            name: _plain(value) for name in _SHORT_FIELDS if (value := values[name]) is not None and value != ()
+        }
+        self._long = {
+            name: _encode(_plain(value)) for name in _LONG_FIELDS if (value := values[name]) is not None and value != ()
+        }
+
+    def sha256(self, default_profile: LLMProfile | None = None) -> str:
+        """Hash of it all, messages, route and profile included.
+
+        Args:
+            default_profile: The profile of a request that names none.
+        """
+        values = vars(self._request)
+        content = {**self._short, "form": REQUEST_FORM, "messages": 0}
+        route, profile = values["route"], values["profile"] or default_profile
+        if route is not None:
+            content["route"] = str(route)
+        if profile is not None:
+            content["profile"] = profile
+        messages = f"[{','.join(map(_said, values['messages']))}]"
+        if not self._long:
+            # What comes before is of ours alone.
+            return _sha256(_encode(content).replace('"messages":0', f'"messages":{messages}', 1))
+        fields = {name: _encode(value) for name, value in content.items()} | self._long | {"messages": messages}
+        text = ",".join([f'"{name}":{fields[name]}' for name in sorted(fields)])
+        return _sha256(f"{{{text}}}")
+
+    def parameters(self) -> dict[str, Any]:
+        """What was asked beside messages, route and profile, as short JSON for people."""
+        return self._short | {name: f"sha256:{_sha256(text)[:_SHORT_HASH]}" for name, text in self._long.items()}
+
+
+def request_parameters(request: LLMRequest) -> dict[str, Any]:
+    """`CanonicalRequest.parameters` of a request."""
+    return CanonicalRequest(request).parameters()
+
+
+def prompt_sha256(request: LLMRequest, default_profile: LLMProfile | None = None) -> str:
+    """`CanonicalRequest.sha256` of a request."""
+    return CanonicalRequest(request).sha256(default_profile)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ResponseFormat):
+        return _shape(value)
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="python", exclude_defaults=True)
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _shape(wanted: ResponseFormat) -> dict[str, Any]:
+    # Part of every extraction, and pydantic's own way takes as long as encoding what it gives.
+    shape: dict[str, Any] = {} if wanted.name == _USUAL_NAME else {"name": wanted.name}
+    return shape if wanted.json_schema is None else {**shape, "json_schema": wanted.json_schema}
+
+
+def _said(message: Message) -> str:
+    """JSON of the message's fields that are not at their default, attachments as the hashes of their bytes."""
+    values = vars(message)
+    if values["attachments"] or values["tool_calls"] or values["tool_call_id"] or values["tool_name"]:
+        return _encode(_with_hashes(message.model_dump(mode="python", exclude_defaults=True)))
+    # Nearly all of them, and pydantic's own way takes as long as all the rest of the hash.
+    content = f'"content":{canonical_json(values["content"])},' if values["content"] else ""
+    return f'{{{content}"role":"{values["role"]}"}}'
+
+
+def _with_hashes(message: dict[str, Any]) -> dict[str, Any]:
+    attachments = message.get("attachments")
+    if not attachments:
+        return message
+    hashes = [
+        {"media_type": each["media_type"], "sha256": hashlib.sha256(each["data"]).hexdigest()} for each in attachments
+    ]
+    return {**message, "attachments": hashes}

@@ -1,0 +1,82 @@
+"""`llmkit eval report`, and how reports are written and printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmkit.cli.option_groups import RunOutput, grouped
+from llmkit.cli.output import print_json, print_rich, write_text
+from llmkit.errors import LLMBadRequest
+
+if TYPE_CHECKING:
+    from llmkit.evals import EvalReport, Task
+
+__all__ = ["eval_report", "print_reports", "require_one_page", "write_reports"]
+
+
+@grouped
+def eval_report(
+    run: Annotated[str, typer.Argument(help="Name of the run.")],
+    output: RunOutput,
+    task: Annotated[
+        Path | None, typer.Option("--task", help="The file of its task: adds inputs, targets and whole prompts.")
+    ] = None,
+) -> None:
+    """Report on a stored run. Calls nothing."""
+    from llmkit.session import Session
+
+    output.require_places()
+    with Session(output.workspace) as session:
+        report = session.report(run)
+        if task is not None:
+            report = session.report(run, task=_task_of(report, task))
+        write_reports([report], output)
+    print_reports([report], output)
+
+
+def _task_of(report: EvalReport, file: Path) -> Task:
+    from llmkit.evals import load_tasks
+
+    name = report.run.task_name
+    found = {task.name: task for task in load_tasks(file)}
+    if name not in found:
+        raise LLMBadRequest(f"{file} has no task {name!r}, which the run is of; it has: {', '.join(found)}")
+    return found[name]
+
+
+def require_one_page(html: Path | None, tasks: int) -> None:
+    """Refuse one HTML file for several tasks, before anything is paid.
+
+    Raises:
+        LLMBadRequest: There are several.
+    """
+    if html is not None and tasks > 1:
+        raise LLMBadRequest(
+            f"--html writes one run, and the file has {tasks} tasks: write each with `llmkit eval report RUN --html`"
+        )
+
+
+def write_reports(reports: Sequence[EvalReport], output: RunOutput) -> None:
+    """Write the files that were asked for, over earlier ones."""
+    from llmkit.evals.ci.junit import run_junit
+    from llmkit.evals.ci.markdown import run_markdown
+
+    write_text(output.junit, run_junit(reports))
+    write_text(output.markdown, run_markdown(reports))
+    if output.html is not None:
+        (report,) = reports
+        report.to_html(output.html, stable=output.stable)
+
+
+def print_reports(reports: Sequence[EvalReport], output: RunOutput) -> None:
+    """Tables, or one JSON document: a list when there are several reports."""
+    if output.as_json:
+        documents = [report.to_json(stable=output.stable) for report in reports]
+        print_json(documents[0] if len(documents) == 1 else documents)
+        return
+    for report in reports:
+        print_rich(report.table())

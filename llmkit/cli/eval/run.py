@@ -1,0 +1,86 @@
+"""`llmkit eval`: run tasks over routes and compare them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmkit.cli.eval.compare import eval_compare, eval_gate
+from llmkit.cli.eval.plan import eval_plan
+from llmkit.cli.eval.report import eval_report, print_reports, require_one_page, write_reports
+from llmkit.cli.eval.transfer import eval_export, eval_import
+from llmkit.cli.option_groups import RunOutput, grouped
+from llmkit.cli.output import MaxCostUsd, MaxTimeS, MaxTokens
+
+__all__ = ["eval_app"]
+
+EXIT_OK, EXIT_FAILED = 0, 1
+
+eval_app = typer.Typer(help="Run tasks over several routes and compare them.", no_args_is_help=True)
+
+
+eval_app.command("compare")(eval_compare)
+eval_app.command("gate")(eval_gate)
+eval_app.command("plan")(eval_plan)
+eval_app.command("report")(eval_report)
+eval_app.command("export")(eval_export)
+eval_app.command("import")(eval_import)
+
+
+@eval_app.callback()
+def _evaluations() -> None:
+    """Run tasks over several routes and compare them."""
+
+
+@eval_app.command("run")
+@grouped
+def eval_run(  # noqa: PLR0913 - options of a command
+    file: Annotated[
+        Path, typer.Argument(help="A Python file with module-level tasks, a YAML task, or the folder of one.")
+    ],
+    routes: Annotated[str, typer.Option(help="Routes to compare, separated by commas: provider/model.")],
+    output: RunOutput,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; the same name again finishes what is missing.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Repeats of every sample.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Most samples under way at once.")] = None,
+    max_tokens: MaxTokens = None,
+    max_cost_usd: MaxCostUsd = None,
+    max_time_s: MaxTimeS = None,
+) -> None:
+    """Run every task of FILE over the routes, resume what was interrupted, and print the comparison.
+
+    Finished samples are not called again; failed ones are tried again. Exit code 1 when samples failed, or when a
+    budget stopped the run: with a larger one, the same command goes on.
+    """
+    from llmkit.evals import Budget, load_tasks
+    from llmkit.session import Session
+
+    output.require_places()
+    tasks = load_tasks(file)
+    require_one_page(output.html, len(tasks))
+    labels = [route.strip() for route in routes.split(",") if route.strip()]
+    options: dict[str, Any] = {"epochs": epochs, "limit": limit, "budget": Budget(max_tokens, max_cost_usd, max_time_s)}
+    if concurrency is not None:
+        options["concurrency"] = concurrency
+    # Or the limit over all requests, 8 if nothing is set, would be what counts.
+    settings: dict[str, Any] = {} if concurrency is None else {"concurrency_limit": concurrency}
+    if name is None:
+        name = _new_name(tasks[0].name if len(tasks) == 1 else file.stem)
+        # Or nobody could go on with it when it is interrupted.
+        typer.echo(f"To go on with this run, should it be interrupted, give --name {name}", err=True)
+    names = [name if len(tasks) == 1 else f"{name}-{task.name}" for task in tasks]
+    with Session(output.workspace, **settings) as session:
+        reports = [session.evaluate(task, labels, name=run, **options) for task, run in zip(tasks, names, strict=True)]
+        write_reports(reports, output)
+    print_reports(reports, output)
+    raise typer.Exit(EXIT_FAILED if any(report.has_failures for report in reports) else EXIT_OK)
+
+
+def _new_name(what: str) -> str:
+    return f"{what}-{datetime.now():%Y%m%d-%H%M%S}"  # noqa: DTZ005 - a person's own clock

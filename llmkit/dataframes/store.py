@@ -1,0 +1,410 @@
+"""Rows of the store as DataFrames: fixed columns, in a fixed order, with fixed dtypes, on an empty table too.
+
+The contract is the five tables of columns below. Times are `datetime64[us, UTC]`; whole numbers `Int64`, numbers
+`Float64`, flags `boolean` and texts `string`, all of which have `<NA>` for what is unknown. Ids are in the usual form
+with hyphens. pandas is imported when the first frame is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from sqlalchemy import (
+    Connection,
+    DateTime,
+    Select,
+    TableClause,
+    Text,
+    case,
+    cast,
+    column,
+    func,
+    literal_column,
+    select,
+    table,
+)
+from sqlalchemy.sql.elements import ColumnElement
+
+from llmkit.dataframes.build import Columns, frame_of, framed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "ATTEMPT_COLUMNS",
+    "EVAL_RESULT_COLUMNS",
+    "EVAL_RUN_COLUMNS",
+    "RUN_COLUMNS",
+    "USAGE_COLUMNS",
+    "attempts_frame",
+    "eval_results_frame",
+    "eval_runs_frame",
+    "frame_of",
+    "moment",
+    "runs_frame",
+    "stored_answers",
+    "usage_frame",
+]
+
+USAGE: Final[Columns] = {
+    "input_tokens": "Int64",
+    "output_tokens": "Int64",
+    "total_tokens": "Int64",
+    "cached_input_tokens": "Int64",
+    "reasoning_tokens": "Int64",
+    "usage_estimated": "boolean",
+}
+RUN_COLUMNS: Final[Columns] = {
+    "id": "uuid",
+    "created_at_utc": "time",
+    "finished_at_utc": "time",
+    "workspace_id": "string",
+    "pipeline_run_id": "string",
+    "stage": "string",
+    "status": "string",
+    "requested_route": "string",
+    "provider": "string",
+    "model": "string",
+    "response_model": "string",
+    "profile": "string",
+    "epoch": "Int64",
+    "idempotency_key": "string",
+    "prompt_sha256": "string",
+    "served_from": "string",
+    "source_run_id": "uuid",
+    "finish_reason": "string",
+    **USAGE,
+    "cost_usd": "Float64",
+    "latency_ms": "Float64",
+    "attempts": "Int64",
+    "error_code": "string",
+    "error_message": "string",
+    "request_preview": "string",
+    "response_preview": "string",
+    "metadata_json": "string",
+    "plan_json": "string",
+}
+ATTEMPT_COLUMNS: Final[Columns] = {
+    "run_id": "uuid",
+    "number": "Int64",
+    "workspace_id": "string",
+    "pipeline_run_id": "string",
+    "started_at_utc": "time",
+    "provider": "string",
+    "model": "string",
+    "status": "string",
+    "latency_ms": "Float64",
+    "params_sha256": "string",
+    "schema_sha256": "string",
+    **USAGE,
+    "finish_reason": "string",
+    "response_model": "string",
+    "model_digest": "string",
+    "cost_usd": "Float64",
+    "status_code": "Int64",
+    "error_code": "string",
+    "error_message": "string",
+}
+EVAL_RUN_COLUMNS: Final[Columns] = {
+    "id": "uuid",
+    "workspace_id": "string",
+    "name": "string",
+    "task_name": "string",
+    "task_sha256": "string",
+    "dataset_sha256": "string",
+    "created_at_utc": "time",
+    "spec_json": "string",
+}
+EVAL_RESULT_COLUMNS: Final[Columns] = {
+    "eval_run_id": "uuid",
+    "route": "string",
+    "sample_id": "string",
+    "epoch": "Int64",
+    "status": "string",
+    "finished_at_utc": "time",
+    "pipeline_run_id": "string",
+    "served_route": "string",
+    "output_mode": "string",
+    "valid_first_try": "boolean",
+    "outcome": "string",
+    "schema_sha256": "string",
+    "sample_group": "string",
+    "input_tokens": "Int64",
+    "output_tokens": "Int64",
+    "latency_ms": "Float64",
+    "requests": "Int64",
+    "error_code": "string",
+    "error_message": "string",
+    "scores_json": "string",
+    "scorer_errors_json": "string",
+    "score_details_json": "string",
+    "warnings_json": "string",
+    "output_json": "string",
+}
+USAGE_COLUMNS: Final[Columns] = {
+    "route": "string",
+    "calls": "Int64",
+    "failed_calls": "Int64",
+    "served_from_store": "Int64",
+    "served_input_tokens": "Int64",
+    "served_output_tokens": "Int64",
+    "requests": "Int64",
+    "failed_requests": "Int64",
+    "requests_without_tokens": "Int64",
+    "billed_input_tokens": "Int64",
+    "billed_output_tokens": "Int64",
+    "billed_cost_usd": "Float64",
+}
+ROWS_AT_ONCE = 300
+# Columns with few different values, in whichever table.
+SELDOM_CHANGES: Final = frozenset(
+    {
+        *("workspace_id", "stage", "status", "profile", "epoch", "number", "attempts", "served_from", "output_mode"),
+        *("route", "requested_route", "served_route", "provider", "model", "response_model", "model_digest"),
+        *("schema_sha256", "finish_reason", "usage_estimated", "valid_first_try", "outcome"),
+        *("status_code", "error_code"),
+    }
+)
+
+
+def runs_frame(
+    connection: Connection,
+    workspace_id: str,
+    *,
+    pipeline_run_id: str | None = None,
+    status: str | None = None,
+    since: datetime | None = None,
+    limit: int | None = None,
+) -> pd.DataFrame:
+    """The runs of a workspace, newest first, with `RUN_COLUMNS`.
+
+    Args:
+        connection: To a database at head.
+        workspace_id: Whose runs.
+        pipeline_run_id: Only those of this pipeline run.
+        status: Only `STARTED`, `SUCCEEDED` or `FAILED` ones.
+        since: Only those created at this time or later; aware.
+        limit: At most so many.
+
+    Raises:
+        SQLAlchemyError: The database fails.
+        ValueError: `since` has no time zone.
+    """
+    dialect = connection.dialect.name
+    query = _select("llm_runs", RUN_COLUMNS, dialect).where(_col("workspace_id") == workspace_id)
+    for name, wanted in (("pipeline_run_id", pipeline_run_id), ("status", status)):
+        if wanted is not None:
+            query = query.where(_col(name) == wanted)
+    if since is not None:
+        query = query.where(_col("created_at_utc") >= moment(since, dialect))
+    if limit is None and dialect == "sqlite":
+        return _by_time(connection, query, _col("created_at_utc"), RUN_COLUMNS, {"id": False})
+    newest_first = query.order_by(_col("created_at_utc").desc(), _col("id").desc()).limit(limit)
+    return _fetched(connection, newest_first, RUN_COLUMNS)
+
+
+def attempts_frame(
+    connection: Connection,
+    workspace_id: str,
+    *,
+    pipeline_run_id: str | None = None,
+    since: datetime | None = None,
+    limit: int | None = None,
+) -> pd.DataFrame:
+    """Every request that was sent for a workspace, newest run first, with `ATTEMPT_COLUMNS`; arguments as `runs_frame`.
+
+    `since` is about when the run was created.
+    """
+    dialect = connection.dialect.name
+    runs = table("llm_runs", *[column(name) for name in ("id", "workspace_id", "pipeline_run_id", "created_at_utc")])
+    attempts = table("llm_attempts", *[column(name) for name in ATTEMPT_COLUMNS if name != "pipeline_run_id"])
+    sources = {**{each.name: each for each in attempts.c}, "pipeline_run_id": runs.c.pipeline_run_id}
+    query = select(*_shown(sources, ATTEMPT_COLUMNS, dialect)).select_from(
+        attempts.join(runs, runs.c.id == attempts.c.run_id)
+    )
+    query = query.where(runs.c.workspace_id == workspace_id)
+    if pipeline_run_id is not None:
+        query = query.where(runs.c.pipeline_run_id == pipeline_run_id)
+    if since is not None:
+        query = query.where(runs.c.created_at_utc >= moment(since, dialect))
+    if limit is None and dialect == "sqlite":
+        return _by_time(connection, query, runs.c.created_at_utc, ATTEMPT_COLUMNS, {"run_id": False, "number": True})
+    ordered = query.order_by(runs.c.created_at_utc.desc(), runs.c.id.desc(), attempts.c.number).limit(limit)
+    return _fetched(connection, ordered, ATTEMPT_COLUMNS)
+
+
+def eval_runs_frame(connection: Connection, workspace_id: str) -> pd.DataFrame:
+    """The evaluations of a workspace, newest first, with `EVAL_RUN_COLUMNS`."""
+    query = _select("eval_runs", EVAL_RUN_COLUMNS, connection.dialect.name)
+    mine = query.where(_col("workspace_id") == workspace_id)
+    return _fetched(connection, mine.order_by(_col("created_at_utc").desc(), _col("id").desc()), EVAL_RUN_COLUMNS)
+
+
+def eval_results_frame(connection: Connection, eval_run_id: UUID) -> pd.DataFrame:
+    """The results of an evaluation by sample, route and epoch, with `EVAL_RESULT_COLUMNS`."""
+    dialect = connection.dialect.name
+    key = eval_run_id.hex if dialect == "sqlite" else eval_run_id
+    query = _select("eval_results", EVAL_RESULT_COLUMNS, dialect).where(_col("eval_run_id") == key)
+    frame = _fetched(connection, query, EVAL_RESULT_COLUMNS)
+    # Sorted here: databases sort text by rules of their own.
+    return frame.sort_values(["sample_id", "route", "epoch"], ignore_index=True)
+
+
+def usage_frame(connection: Connection, workspace_id: str, *, since: datetime | None = None) -> pd.DataFrame:
+    """What each route served and what it billed, with `USAGE_COLUMNS`, ordered by route.
+
+    Served is about calls (`llm_runs`): `calls` are those that the route answered, `served_from_store` those among them
+    that cost nothing, `failed_calls` those that were pinned to it and failed. Billed is about requests
+    (`llm_attempts`), those of failed calls included. Sums are over what is known, and missing when nothing is;
+    `requests_without_tokens` says how many are not in them. Calls that failed on no certain route have the route
+    `<NA>`.
+
+    Args:
+        connection: To a database at head.
+        workspace_id: Whose.
+        since: Only calls that were created at this time or later; aware.
+    """
+    runs = table("llm_runs", *[column(name) for name in _USAGE_OF_RUNS])
+    mine = [runs.c.workspace_id == workspace_id]
+    if since is not None:
+        mine.append(runs.c.created_at_utc >= moment(since, connection.dialect.name))
+    by_call = _by_route(connection, _served(runs).where(*mine))
+    by_request = _by_route(connection, _sent(runs).where(*mine))
+    no_call, no_request = (0, 0, 0, None, None), (0, 0, 0, None, None, None)
+    routes = sorted({*by_call, *by_request}, key=lambda name: (name is None, name or ""))
+    rows = [(name, *by_call.get(name, no_call), *by_request.get(name, no_request)) for name in routes]
+    return frame_of(rows, USAGE_COLUMNS)
+
+
+_TOKENS = ("input_tokens", "output_tokens")
+_USAGE_OF_RUNS = (
+    *("id", "workspace_id", "created_at_utc", "status", "provider", "model", "requested_route", "served_from"),
+    *_TOKENS,
+)
+
+
+def _served(runs: TableClause) -> Select[Any]:
+    succeeded = runs.c.status == "SUCCEEDED"
+    route = case((succeeded, _route(runs)), else_=runs.c.requested_route)
+    return select(
+        route,
+        _count(succeeded),
+        _count(runs.c.status == "FAILED"),
+        _count(succeeded & (runs.c.served_from != "provider")),
+        *(func.sum(case((succeeded, runs.c[name]))) for name in _TOKENS),
+    ).group_by(literal_column("1"))
+
+
+def _sent(runs: TableClause) -> Select[Any]:
+    names = ("run_id", "provider", "model", "status", *_TOKENS, "cost_usd")
+    attempts = table("llm_attempts", *[column(name) for name in names])
+    return (
+        select(
+            _route(attempts),
+            func.count(),
+            _count(attempts.c.status != "SUCCEEDED"),
+            _count(attempts.c.input_tokens.is_(None)),
+            *(func.sum(attempts.c[name]) for name in (*_TOKENS, "cost_usd")),
+        )
+        .select_from(attempts.join(runs, runs.c.id == attempts.c.run_id))
+        .group_by(attempts.c.provider, attempts.c.model)
+    )
+
+
+def _route(source: TableClause) -> ColumnElement[Any]:
+    return source.c.provider.op("||")("/").op("||")(source.c.model)
+
+
+def _count(condition: ColumnElement[bool]) -> ColumnElement[Any]:
+    return func.sum(case((condition, 1), else_=0))
+
+
+def _by_route(connection: Connection, query: Select[Any]) -> dict[str | None, tuple[Any, ...]]:
+    return {row[0]: tuple(map(_counted, row[1:])) for row in connection.execute(query)}
+
+
+def _counted(value: Any) -> Any:
+    """PostgreSQL adds whole numbers up to a Decimal."""
+    return int(value) if isinstance(value, Decimal) else value
+
+
+def stored_answers(connection: Connection, workspace_id: str, pipeline_run_id: str) -> list[tuple[str, str | None]]:
+    """Metadata and stored answer, as JSON, of the succeeded runs of a pipeline run, oldest first."""
+    names = ("workspace_id", "pipeline_run_id", "status", "created_at_utc", "id", "metadata_json", "result_json")
+    runs = table("llm_runs", *[column(name) for name in names])
+    query = select(runs.c.metadata_json, runs.c.result_json).where(
+        runs.c.workspace_id == workspace_id,
+        runs.c.pipeline_run_id == pipeline_run_id,
+        runs.c.status == "SUCCEEDED",
+    )
+    return [(row[0], row[1]) for row in connection.execute(query.order_by(runs.c.created_at_utc, runs.c.id))]
+
+
+def _fetched(connection: Connection, query: Select[Any], columns: Columns) -> pd.DataFrame:
+    packed = SELDOM_CHANGES if connection.dialect.name == "sqlite" else ()
+    return framed(connection.execute(query).partitions(ROWS_AT_ONCE), columns, packed=packed)
+
+
+def _by_time(
+    connection: Connection, query: Select[Any], created: ColumnElement[Any], columns: Columns, ties: Mapping[str, bool]
+) -> pd.DataFrame:
+    """As `_fetched`, newest first: by the index in SQLite, and equal times here.
+
+    SQLite would take every row, whole, through a sorter of its own for the few that are of the same time.
+
+    Args:
+        connection: To SQLite.
+        query: In no certain order.
+        created: What the index is on.
+        columns: Of the frame.
+        ties: By column, what puts rows of the same time in order, and whether it rises.
+    """
+    hidden = "_created"
+    query = query.add_columns(created.label(hidden)).order_by(created.desc())
+    frame = _fetched(connection, query, {**columns, hidden: "string"})
+    order = {hidden: False, **ties}
+    if not _is_sorted(frame, order):
+        frame = frame.sort_values(list(order), ascending=list(order.values()), ignore_index=True)
+    return frame.drop(columns=hidden)
+
+
+def _is_sorted(frame: pd.DataFrame, order: Mapping[str, bool]) -> bool:
+    import numpy as np
+
+    is_tied = np.ones(max(len(frame) - 1, 0), dtype=bool)
+    for name, rises in order.items():
+        values = frame[name].array
+        before, after = values[:-1], values[1:]
+        is_wrong = np.asarray(before > after if rises else before < after, dtype=bool)
+        if (is_tied & is_wrong).any():
+            return False
+        is_tied &= np.asarray(before == after, dtype=bool)
+    return True
+
+
+def _col(name: str) -> ColumnElement[Any]:
+    return column(name)
+
+
+def _select(table_name: str, columns: Columns, dialect: str) -> Select[Any]:
+    return select(*_shown({name: column(name) for name in columns}, columns, dialect)).select_from(table(table_name))
+
+
+def _shown(sources: Mapping[str, ColumnElement[Any]], columns: Columns, dialect: str) -> list[ColumnElement[Any]]:
+    """The columns as the driver should give them: ids as text, and of SQLite what seldom changes in one piece."""
+    if dialect == "sqlite":
+        together = func.json_array(*(sources[name] for name in columns if name in SELDOM_CHANGES))
+        return [together, *(sources[name] for name in columns if name not in SELDOM_CHANGES)]
+    return [cast(sources[name], Text) if kind == "uuid" else sources[name] for name, kind in columns.items()]
+
+
+def moment(value: datetime, dialect: str) -> Any:
+    """The time as it is stored."""
+    if value.utcoffset() is None:
+        raise ValueError("since needs a time zone, for example datetime.now(UTC) - timedelta(hours=1)")
+    in_utc = value.astimezone(UTC)
+    return in_utc.strftime("%Y-%m-%d %H:%M:%S.%f") if dialect == "sqlite" else cast(in_utc, DateTime(timezone=True))

@@ -1,0 +1,178 @@
+"""Ollama's questions about itself, over one short-lived connection: `/api/version`, `/api/tags`, `/api/show`.
+
+Redirects are not followed, and nothing of the environment (keys, netrc) goes along but the proxy for a remote address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from llmkit.canonical_json import json_object
+from llmkit.providers.model_facts import NOTHING_KNOWN, ModelFacts
+from llmkit.providers.ollama import reported_facts, tagged
+from llmkit.settings import is_loopback
+from llmkit.types import utc_now
+
+if TYPE_CHECKING:
+    import aiohttp
+
+__all__ = ["ANSWER_WITHIN_S", "OllamaServerState", "PulledModel", "look_at_model", "look_at_server"]
+
+# A server on this machine answers in milliseconds; a call must not wait long for what it can do without.
+ANSWER_WITHIN_S = 2.0
+MOST_ANSWER_BYTES = 16 * 1024**2
+MOST_MODELS_SHOWN = 50
+
+
+@dataclass(frozen=True, slots=True)
+class PulledModel:
+    """A model that the server has.
+
+    Attributes:
+        name: As the server lists it, with its tag.
+        size_bytes: On disk; None when the server does not say.
+        facts: Empty when its details could not be had.
+    """
+
+    name: str
+    size_bytes: int | None
+    facts: ModelFacts
+
+
+@dataclass(frozen=True, slots=True)
+class OllamaServerState:
+    """What a server says of itself."""
+
+    version: str
+    models: tuple[PulledModel, ...]
+
+
+async def look_at_model(base: str, model: str) -> ModelFacts | None:
+    """What the server says of one model, in two requests at once.
+
+    Args:
+        base: Address of the server; user and password in it are sent to it.
+        model: As in a route.
+
+    Returns:
+        `NOTHING_KNOWN` when the server does not have the model; None when it does not say within 2 s.
+    """
+    async with _asking(base) as ask:
+        shown, listed = await asyncio.gather(ask.post("/api/show", {"model": model}), ask.get("/api/tags"))
+    if shown.status == HTTPStatus.NOT_FOUND:
+        return NOTHING_KNOWN
+    if shown.status != HTTPStatus.OK or shown.body is None:
+        return None
+    entry = next((entry for entry in _entries(listed.body) if entry.get("name") == tagged(model)), {})
+    return reported_facts(shown.body, entry, utc_now())
+
+
+async def look_at_server(base: str) -> OllamaServerState | None:
+    """Version and models with their details, the newest 50 at most; None when no Ollama answers within 2 s."""
+    async with _asking(base) as ask:
+        version, listed = await asyncio.gather(ask.get("/api/version"), ask.get("/api/tags"))
+        if version.status != HTTPStatus.OK or version.body is None:
+            return None
+        entries = [entry for entry in _entries(listed.body) if isinstance(entry.get("name"), str)]
+        entries = entries[:MOST_MODELS_SHOWN]
+        shown = await asyncio.gather(*(ask.post("/api/show", {"model": entry["name"]}) for entry in entries))
+    now = utc_now()
+    return OllamaServerState(
+        version=str(version.body.get("version", "?")),
+        models=tuple(
+            PulledModel(entry["name"], _size(entry), reported_facts(answer.body or {}, entry, now))
+            for entry, answer in zip(entries, shown, strict=True)
+        ),
+    )
+
+
+def _entries(listed: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    models = (listed or {}).get("models")
+    yield from (entry for entry in models if isinstance(entry, dict)) if isinstance(models, list) else ()
+
+
+def _size(entry: Mapping[str, Any]) -> int | None:
+    size = entry.get("size")
+    return size if isinstance(size, int) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Status and JSON object of an answer; both None when there was none."""
+
+    status: int | None = None
+    body: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    session: aiohttp.ClientSession
+    base: str
+
+    async def get(self, path: str) -> _Answer:
+        return await self._ask("GET", path)
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> _Answer:
+        return await self._ask("POST", path, json=body)
+
+    async def _ask(self, method: str, path: str, **body: Any) -> _Answer:
+        import aiohttp
+
+        request = self.session.request(
+            method, f"{self.base}{path}", allow_redirects=False, proxy=_proxy(self.base), ssl=_tls(self.base), **body
+        )
+        try:
+            async with request as answer:
+                return _Answer(answer.status, json_object(await _bounded(answer)))
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+            return _Answer()
+
+
+@asynccontextmanager
+async def _asking(base: str) -> AsyncIterator[_Asking]:
+    # Importing it takes some tenths of a second the first time, which would hold up the event loop.
+    await asyncio.to_thread(import_module, "aiohttp")
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
+    async with aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session:
+        yield _Asking(session, base.rstrip("/"))
+
+
+async def _bounded(answer: aiohttp.ClientResponse) -> bytes:
+    """The body, cut where no such answer is as long: what is cut is no JSON."""
+    body = bytearray()
+    async for chunk in answer.content.iter_any():
+        body += chunk
+        if len(body) > MOST_ANSWER_BYTES:
+            break
+    return bytes(body)
+
+
+def _proxy(base: str) -> str | None:
+    """The proxy that the environment names. What is on this machine never goes through one."""
+    where = urlsplit(base)
+    if is_loopback(base) or proxy_bypass(where.hostname or ""):
+        return None
+    proxy = getproxies().get(where.scheme)
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
+
+
+def _tls(base: str) -> ssl.SSLContext | bool:
+    """The machine's certificates and certifi's, as for calls."""
+    if urlsplit(base).scheme != "https":
+        return True
+    import certifi
+
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context

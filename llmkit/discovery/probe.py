@@ -1,0 +1,130 @@
+"""Trying a model out: one tiny request that a server fails which accepts a schema and ignores it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.discovery.probe_cache import ProbeFile, StoredProbe
+from llmkit.errors import LLMBadRequest, LLMError, LLMOutputTruncated, LLMUnsupported
+from llmkit.providers.model_facts import NOTHING_KNOWN, FactBook, ModelFacts
+from llmkit.service import LLMService
+from llmkit.types import (
+    LLMConstraints,
+    LLMProvider,
+    LLMRequest,
+    LLMResponse,
+    RequestContext,
+    ResponseFormat,
+    Route,
+    utc_now,
+)
+
+__all__ = ["Prober", "holds_to_schema", "probe_request"]
+
+STAGE = "probe"
+# The prompt asks for anything but this: no model writes it unless it is made to.
+EXPECTED = {"llmkit_probe": "held"}
+# A constrained answer has a dozen tokens; the rest is for hidden reasoning.
+MOST_OUTPUT_TOKENS = 512
+# A tiny, valid request refused in these ways is refused for its schema.
+_REFUSALS = (LLMBadRequest, LLMUnsupported)
+
+
+def probe_request(route: Route) -> LLMRequest:
+    """The request: prose is asked for, and the schema leaves room for one object only."""
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {name: {"type": "string", "enum": [value]} for name, value in EXPECTED.items()},
+        "required": list(EXPECTED),
+        "additionalProperties": False,
+    }
+    return LLMRequest(
+        messages="Describe the sea in one short sentence of plain English.",
+        route=route,
+        response_format=ResponseFormat(name="llmkit_probe", json_schema=schema),
+        max_output_tokens=MOST_OUTPUT_TOKENS,
+        use_cache=False,
+        constraints=LLMConstraints(allow_fallback=False),
+    )
+
+
+def holds_to_schema(response: LLMResponse) -> bool:
+    """Whether the schema was sent as a constraint, and the answer is the one object that fits it."""
+    was_sent = bool(response.attempts) and response.attempts[-1].schema_sha256 is not None
+    return was_sent and _json(response.text) == EXPECTED
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+class Prober:
+    """Tries models out through the service, so that every trial is a run like any other, of stage `probe`.
+
+    Args:
+        service: Carries out the request.
+        facts: Where to write down what was found.
+        addresses: Where each provider is called, as `StoredProbe.address` has it.
+        file: Keeps what was found for other processes; None for this one only.
+    """
+
+    def __init__(
+        self,
+        service: LLMService,
+        facts: FactBook,
+        addresses: Mapping[LLMProvider, str],
+        file: ProbeFile | None,
+    ) -> None:
+        self._service = service
+        self._facts = facts
+        self._addresses = addresses
+        self._file = file
+
+    async def probe(self, route: Route, context: RequestContext) -> ModelFacts:
+        """Try the model out now, whatever was found before. Sends one request, and pays for it.
+
+        Args:
+            route: The model.
+            context: Whose run it is; its stage becomes `probe`.
+
+        Raises:
+            LLMError: The trial could not be carried out; what was known before stands.
+        """
+        request = probe_request(route)
+        await self._service.learn(request)  # for the digest
+        before = self._facts.of(route)
+        digest = before.digest.value if before.digest is not None else None
+        # What an earlier trial found would keep this one from being sent.
+        self._facts.probe(route, NOTHING_KNOWN, None)
+        try:
+            holds = await self._try(request, context)
+        except BaseException:
+            self._facts.probe(route, _probed(before), digest)
+            raise
+        found = StoredProbe(
+            route=route, address=self._addresses[route.provider], digest=digest, json_schema=holds, at_utc=utc_now()
+        )
+        self._facts.probe(route, found.facts, digest)
+        if self._file is not None:
+            self._file.keep(found)
+        return self._service.router.facts(route)
+
+    async def _try(self, request: LLMRequest, context: RequestContext) -> bool:
+        try:
+            response = await self._service.chat(request, context.model_copy(update={"stage": STAGE}))
+        except LLMOutputTruncated:
+            return False
+        except LLMError as error:
+            if type(error) in _REFUSALS and error.status_code is not None:
+                return False
+            raise
+        return holds_to_schema(response)
+
+
+def _probed(facts: ModelFacts) -> ModelFacts:
+    return ModelFacts(**{name: fact for name, fact in facts if fact.source == "probed"})

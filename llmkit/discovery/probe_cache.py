@@ -1,0 +1,95 @@
+"""What trials of models have shown, kept in one small JSON file, so that the next process need not pay for them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AwareDatetime, ValidationError
+
+from llmkit.providers.model_facts import Fact, FactBook, ModelFacts
+from llmkit.types import LLMProvider, Route, Value, utc_now
+
+__all__ = ["PROBE_LASTS", "ProbeFile", "StoredProbe", "recall_probes"]
+
+FILE_NAME = "probes.json"
+PROBE_LASTS = timedelta(days=30)
+
+
+class StoredProbe(Value):
+    """What one trial showed.
+
+    Attributes:
+        address: Where the server was, without credentials; empty for one that llmkit runs itself.
+        digest: The model's at the time; None when it was not known.
+        json_schema: Whether the answer was held to the schema.
+    """
+
+    route: Route
+    address: str
+    digest: str | None
+    json_schema: bool
+    at_utc: AwareDatetime
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What it says of the model."""
+        return ModelFacts(json_schema=Fact(self.json_schema, "probed", self.at_utc))
+
+
+class _Contents(Value):
+    form: Literal["llmkit-probes-1"] = "llmkit-probes-1"
+    probes: tuple[StoredProbe, ...] = ()
+
+
+class ProbeFile:
+    """The last trial of each model at each address.
+
+    Never raises: a file that cannot be read or is damaged is empty, and what cannot be written is dropped; then the
+    next process tries again. Of two processes that write at once the later one wins.
+
+    Args:
+        folder: Where `probes.json` lies; made when there is something to keep.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE_NAME
+
+    def load(self) -> tuple[StoredProbe, ...]:
+        """All trials of the last 30 days."""
+        try:
+            contents = _Contents.model_validate_json(self._path.read_bytes())
+        except (OSError, ValidationError):
+            return ()
+        oldest = utc_now() - PROBE_LASTS
+        return tuple(probe for probe in contents.probes if probe.at_utc >= oldest)
+
+    def keep(self, probe: StoredProbe) -> None:
+        """Keep this trial in place of an earlier one of the same model at the same address."""
+        others = [old for old in self.load() if (old.route, old.address) != (probe.route, probe.address)]
+        with suppress(OSError):
+            self._write(_Contents(probes=(*others, probe)).model_dump_json(indent=1))
+
+    def _write(self, text: str) -> None:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Private (0600) by how it is made, and never seen half written.
+        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f"{FILE_NAME}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(name).replace(self._path)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def recall_probes(file: ProbeFile, facts: FactBook, addresses: Mapping[LLMProvider, str]) -> None:
+    """Write down what earlier processes found out at the addresses that are in use now."""
+    for probe in file.load():
+        if addresses.get(probe.route.provider) == probe.address:
+            facts.probe(probe.route, probe.facts, probe.digest)

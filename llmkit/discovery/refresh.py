@@ -1,0 +1,67 @@
+"""Keeps the facts of Ollama's models fresh, at the price of two small requests a minute and model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+
+from llmkit.providers.model_facts import FactBook
+from llmkit.settings import LLMSettings
+from llmkit.types import LLMProvider, Route
+
+__all__ = ["OllamaInquiry"]
+
+# After a look in vain; until then what was known before stands.
+TRY_AGAIN_AFTER_S = 10.0
+
+
+class OllamaInquiry:
+    """Implements `llmkit.ports.ModelInquiry` by asking the Ollama server of the settings. Used by any event loop.
+
+    A look in vain (no server, an error, nothing within 2 s) changes nothing, and is repeated after 10 s at the
+    earliest. A model that the server does not have is forgotten.
+
+    Args:
+        settings: `ollama_api_base` and `facts_ttl_s` are used.
+        facts: Where to write down what is found.
+        clock: Seconds on a clock that never goes back.
+    """
+
+    def __init__(self, settings: LLMSettings, facts: FactBook, clock: Callable[[], float] = time.monotonic) -> None:
+        self._base = str(settings.ollama_api_base)
+        self._fresh_s = settings.facts_ttl_s
+        self._facts = facts
+        self._clock = clock
+        self._due_s: dict[Route, float] = {}
+        # By event loop, because a task can only be awaited in its own.
+        self._looks: dict[tuple[asyncio.AbstractEventLoop, Route], asyncio.Task[None]] = {}
+
+    def is_due(self, route: Route) -> bool:
+        """See `ModelInquiry`."""
+        return route.provider is LLMProvider.OLLAMA and self._clock() >= self._due_s.get(route, float("-inf"))
+
+    async def learn(self, routes: Iterable[Route]) -> None:
+        """See `ModelInquiry`."""
+        looks = [self._look(route) for route in dict.fromkeys(routes) if self.is_due(route)]
+        if looks:
+            # Not gather: who stops waiting must not end it for the others.
+            await asyncio.wait(looks)
+
+    def _look(self, route: Route) -> asyncio.Task[None]:
+        """The look that is under way, or a new one."""
+        here = (asyncio.get_running_loop(), route)
+        task = self._looks.get(here)
+        if task is None:
+            task = self._looks[here] = here[0].create_task(self._take_a_look(route))
+            task.add_done_callback(lambda _done: self._looks.pop(here, None))
+        return task
+
+    async def _take_a_look(self, route: Route) -> None:
+        from llmkit.discovery.ollama import look_at_model
+
+        found = await look_at_model(self._base, route.model)
+        if found is not None:
+            self._facts.report(route, found)
+        has_it = found is not None and bool(tuple(found))
+        self._due_s[route] = self._clock() + (self._fresh_s if has_it else min(TRY_AGAIN_AFTER_S, self._fresh_s))

@@ -1,0 +1,1 @@
+"""Rendering for people: HTML, terminal text and plots."""

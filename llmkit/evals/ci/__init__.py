@@ -1,0 +1,1 @@
+"""Output for continuous integration: gates, JUnit and Markdown."""

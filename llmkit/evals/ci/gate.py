@@ -1,0 +1,393 @@
+"""Gates: whether a run may pass, by rules that were set before; the same run gives the same bytes every time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from llmkit.errors import LLMEvaluationError
+from llmkit.eval_ports import EvalResult
+from llmkit.evals.call_names import require_unedited
+from llmkit.evals.report.aggregate import Pairs, by_sample, pairs_of, scores_of, worst_of
+from llmkit.evals.report.notes import direction_notes
+from llmkit.evals.report.report import EvalReport
+from llmkit.evals.results import FAILED, STORED_STATUSES
+
+__all__ = ["Check", "GateReport", "GateRules", "check_gate", "matched_routes", "require_asked"]
+
+GATE_FORM = "llmkit-gate-1"
+DEFAULT_MAX_LEFT_OUT = 0.1
+DIGITS = 12
+
+RoutePair: TypeAlias = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class GateRules:
+    """What is asked of a run.
+
+    Attributes:
+        metrics: Which metrics are compared with the baseline; none means all that both have.
+        margin: Largest loss that is accepted, in the metric's own unit: every comparison has to show that there is no
+            larger one. None asks only that no loss is significant.
+        minimums: Least mean by metric, of which more is better.
+        maximums: Largest mean by metric, of which less is better.
+        max_failed: Largest share of a route's results that may be FAILED; None for any.
+        max_left_out: Largest share of samples (times epochs) that only one side has a score for.
+        alpha: Chance of a wrong verdict: of passing a loss beyond the margin, or of failing where there is none.
+        failures: Whether a FAILED answer counts as 0 (where less is better as 1) or is left out, in comparisons,
+            minimums and maximums.
+
+    Raises:
+        LLMEvaluationError: A number is out of range; the message names it.
+    """
+
+    metrics: tuple[str, ...] = ()
+    margin: float | None = None
+    minimums: Mapping[str, float] = field(default_factory=dict)
+    maximums: Mapping[str, float] = field(default_factory=dict)
+    max_failed: float | None = None
+    max_left_out: float = DEFAULT_MAX_LEFT_OUT
+    alpha: float = 0.05
+    failures: Literal["as-zero", "excluded"] = "as-zero"
+
+    def __post_init__(self) -> None:
+        for name, value, fits in (
+            ("margin", self.margin, self.margin is None or 0 <= self.margin < math.inf),
+            ("max_failed", self.max_failed, self.max_failed is None or 0 <= self.max_failed <= 1),
+            ("max_left_out", self.max_left_out, 0 <= self.max_left_out <= 1),
+            ("alpha", self.alpha, 0 < self.alpha < 0.5),
+            ("failures", self.failures, self.failures in ("as-zero", "excluded")),
+        ):
+            if not fits:
+                raise LLMEvaluationError(f"A gate cannot have {name}={value!r}.")
+        for metric, limit in (*self.minimums.items(), *self.maximums.items()):
+            if not math.isfinite(limit):
+                raise LLMEvaluationError(f"A gate cannot ask {metric} for a mean of {limit!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was asked.
+
+    Attributes:
+        name: `regression`, `non_inferiority`, `coverage`, `minimum`, `maximum` or `failed_share`.
+        route: Who was checked.
+        baseline: Route of the baseline; None where there is none.
+        metric: Name of the metric; None where it is about all.
+        passed: Whether it holds.
+        detail: The numbers, in words.
+    """
+
+    name: str
+    route: str
+    baseline: str | None
+    metric: str | None
+    passed: bool
+    detail: str
+
+    @property
+    def title(self) -> str:
+        """One line that tells it from the others."""
+        against = f" against {self.baseline}" if self.baseline is not None else ""
+        return f"{self.name.replace('_', ' ')}{f' of {self.metric}' if self.metric else ''}: {self.route}{against}"
+
+
+@dataclass(frozen=True, slots=True)
+class GateReport:
+    """What a gate found.
+
+    Attributes:
+        run: Name of the run.
+        baseline: Name of the run that it was compared with; None where nothing was compared.
+        task: Name of the task.
+        rules: What was asked.
+        comparisons: Rows of numbers, one for each pair of routes and metric.
+        checks: The verdicts.
+        notes: What a reader of them has to know.
+        sides: What identifies the `run`, and the `baseline` where it is another run: task, hashes, commit, versions and
+            digests, by name.
+    """
+
+    run: str
+    baseline: str | None
+    task: str
+    rules: GateRules
+    comparisons: tuple[Mapping[str, Any], ...]
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]
+    sides: Mapping[str, Mapping[str, str]]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check holds."""
+        return all(check.passed for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict as JSON-able data, without clocks, ids and latencies; what is unknown is null.
+
+        Keys: `form`, `passed`, `run`, `baseline`, `task`, `rules` (as `GateRules`), `comparisons` (metric,
+        lower_is_better, route, baseline, pairs, left_out, mean, baseline_mean, difference, ci_low, ci_high, p_value,
+        p_holm, lower_bound (of the gain, which is the difference, or minus it where less is better; one-sided, null
+        without a margin), method), `checks` (name, route, baseline, metric, passed, detail), `notes`, `sides` (`run`
+        and, of another run, `baseline`: task, task_sha256, dataset_sha256, scorers_sha256, commit, `version of ...`,
+        `digest of ...`).
+        """
+        return {
+            "form": GATE_FORM,
+            "passed": self.passed,
+            "run": self.run,
+            "baseline": self.baseline,
+            "task": self.task,
+            "rules": asdict(self.rules) | {"metrics": list(self.rules.metrics)},
+            "comparisons": [{name: _rounded(value) for name, value in row.items()} for row in self.comparisons],
+            "checks": [asdict(check) for check in self.checks],
+            "notes": list(self.notes),
+            "sides": {side: dict(told) for side, told in self.sides.items()},
+        }
+
+
+def check_gate(
+    report: EvalReport,
+    rules: GateRules,
+    *,
+    baseline: EvalReport | None = None,
+    routes: Sequence[RoutePair] = (),
+    only: Sequence[str] = (),
+) -> GateReport:
+    """Compare a run with a baseline, and check it by rules.
+
+    Args:
+        report: The run.
+        rules: What is asked of it.
+        baseline: Where the second route of each pair is; the run itself when None.
+        routes: Pairs of a route of the run and a route of the baseline, as `matched_routes` finds them.
+        only: Which routes of the run are asked for means and failures; those of the pairs, or all, when there is none.
+
+    Raises:
+        LLMEvaluationError: Nothing is asked, the run has no result, a route or metric is unknown, two routes have
+            nothing in common, or samples were edited between the runs.
+    """
+    require_asked(rules, is_compared=bool(routes))
+    other = report if baseline is None else baseline
+    rows = [row for pair in routes for row in _compared(report, other, pair, rules)]
+    rows = _adjusted(rows)
+    checks = [check for row in rows for check in _comparison_checks(row, rules)]
+    labels = tuple(dict.fromkeys(only)) or tuple(dict.fromkeys(route for route, _ in routes)) or report.routes
+    if not labels:
+        raise LLMEvaluationError(f"The evaluation {report.run.name!r} has no result, so that nothing can be checked.")
+    checks += [check for label in labels for check in _own_checks(report, label, rules)]
+    return GateReport(
+        run=report.run.name,
+        baseline=other.run.name if routes else None,
+        task=report.run.task_name,
+        rules=rules,
+        comparisons=tuple(rows),
+        checks=tuple(checks),
+        notes=(
+            *_coverage_notes(report, labels),
+            *(_notes(report, other) if routes else ()),
+            *direction_notes(sorted(report.lower_is_better)),
+        ),
+        sides={"run": report.what_was_run} | ({} if other is report else {"baseline": other.what_was_run}),
+    )
+
+
+def _coverage_notes(report: EvalReport, labels: Sequence[str]) -> Iterator[str]:
+    """Which routes have results of a part of the dataset only: by a limit, or because the run was stopped."""
+    samples = report.run.spec.get("samples", 0)
+    for label in labels:
+        count = len({result.sample_id for result in report.of(label) if result.status in STORED_STATUSES})
+        if count < samples:
+            yield f"{label}: {count} of the {samples} samples of the dataset have a result; the others are not judged."
+
+
+def require_asked(rules: GateRules, *, is_compared: bool) -> None:
+    """Refuse rules that would check nothing, or leave out what they say.
+
+    Raises:
+        LLMEvaluationError: There is no rule, or one that needs a baseline has none.
+    """
+    if is_compared:
+        return
+    if rules.margin is not None or rules.metrics:
+        raise LLMEvaluationError("A margin, and metrics to compare, need a baseline: name one, or leave them out.")
+    if not rules.minimums and not rules.maximums and rules.max_failed is None:
+        raise LLMEvaluationError(
+            "A gate without rules would pass everything: give a baseline, minimums, maximums or max_failed."
+        )
+
+
+def matched_routes(
+    report: EvalReport, baseline: EvalReport | None, route: str | None = None, baseline_route: str | None = None
+) -> tuple[RoutePair, ...]:
+    """Which route is compared with which.
+
+    In another run: each route with the one of its own name, or with `baseline_route`; where no name is the same, but
+    each run has one route, these two. In the same run: each other route with `baseline_route`.
+
+    Raises:
+        LLMEvaluationError: There is no such route, or it cannot be told which are meant.
+    """
+    ours = report.routes if route is None else (route,)
+    theirs = report.routes if baseline is None else baseline.routes
+    for label in ours:
+        report.of(label)
+    if baseline_route is not None:
+        (report if baseline is None else baseline).of(baseline_route)
+        pairs = [(label, baseline_route) for label in ours if baseline is not None or label != baseline_route]
+    elif baseline is None:
+        pairs = []
+    elif len(ours) == len(theirs) == 1:
+        pairs = [(ours[0], theirs[0])]
+    else:
+        pairs = [(label, label) for label in ours if label in theirs]
+    if not pairs:
+        raise LLMEvaluationError(
+            "Say which routes to compare, with --route and --baseline-route: "
+            f"the run has {', '.join(report.routes) or 'none'}; the baseline has {', '.join(theirs) or 'none'}."
+        )
+    return tuple(pairs)
+
+
+def _compared(report: EvalReport, other: EvalReport, pair: RoutePair, rules: GateRules) -> Iterator[dict[str, Any]]:
+    route, against = pair
+    ours, theirs = report.of(route), other.of(against)
+    require_unedited(ours, theirs)
+    a, b = by_sample(ours), by_sample(theirs)
+    shared = [metric for metric in report.metrics if metric in other.metrics]
+    lower, clusters = report.lower_is_better, {**other.clusters, **report.clusters}
+    if not shared:
+        raise LLMEvaluationError(
+            f"{route} and {against} have no metric in common: their tasks have other scorers, or none."
+        )
+    for metric in rules.metrics or shared:
+        if metric not in shared:
+            raise LLMEvaluationError(f"There is no metric {metric!r} in both runs; there are: {', '.join(shared)}.")
+        is_lower = metric in lower
+        failed = _failed_as(rules, metric, (ours, theirs), is_lower=is_lower)
+        found = pairs_of(scores_of(a, metric, failed=failed), scores_of(b, metric, failed=failed), clusters)
+        if not found.a:
+            raise LLMEvaluationError(f"{route} and {against} have no sample in common that is scored by {metric}.")
+        row = {"metric": metric, "lower_is_better": is_lower, "route": route, "baseline": against}
+        row |= {"pairs": len(found.a), "left_out": len(a.keys() | b.keys()) - len(found.a)}
+        yield row | _numbers(found, rules, is_lower=is_lower)
+
+
+def _failed_as(
+    rules: GateRules, metric: str, groups: Sequence[Sequence[EvalResult]], *, is_lower: bool
+) -> float | None:
+    """The score of a FAILED answer; None where it is left out."""
+    if rules.failures == "excluded":
+        return None
+    worst = worst_of(groups, metric, {metric} if is_lower else frozenset())
+    if math.isnan(worst) and any(result.status == FAILED for results in groups for result in results):
+        raise LLMEvaluationError(
+            f"Less is better of {metric}, and its scores are not all within 0 and 1, so that nobody knows what a "
+            "FAILED answer counts as: leave failures out (--failures excluded) and limit their share (--max-failed)."
+        )
+    return worst
+
+
+def _numbers(found: Pairs, rules: GateRules, *, is_lower: bool) -> dict[str, Any]:
+    from llmkit.evals.statistics import non_inferiority, paired
+
+    clusters: Sequence[Hashable] = found.clusters
+    difference = paired(found.a, found.b, clusters)
+    bound = None
+    if rules.margin is not None:
+        better, worse = (found.b, found.a) if is_lower else (found.a, found.b)
+        bound = non_inferiority(better, worse, rules.margin, clusters, rules.alpha).low
+    return {
+        "mean": math.fsum(found.a) / len(found.a),
+        "baseline_mean": math.fsum(found.b) / len(found.b),
+        "difference": difference.difference,
+        "ci_low": difference.low,
+        "ci_high": difference.high,
+        "p_value": difference.p_value,
+        "lower_bound": bound,
+        "method": difference.method,
+    }
+
+
+def _adjusted(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    from llmkit.evals.statistics import holm
+
+    adjusted = holm([row["p_value"] for row in rows])
+    return [{**row, "p_holm": float(value)} for row, value in zip(rows, adjusted, strict=True)]
+
+
+def _comparison_checks(row: Mapping[str, Any], rules: GateRules) -> Iterator[Check]:
+    route, against, metric = row["route"], row["baseline"], row["metric"]
+    means = f"{row['mean']:.4g} against {row['baseline_mean']:.4g} on {row['pairs']} pairs, difference "
+    means += f"{row['difference']:+.4g} [{row['ci_low']:+.4g}, {row['ci_high']:+.4g}]"
+    if rules.margin is None:
+        gain = -row["difference"] if row["lower_is_better"] else row["difference"]
+        regressed = bool(gain < 0 and row["p_holm"] < rules.alpha)
+        yield Check("regression", route, against, metric, not regressed, f"{means}, p {row['p_holm']:.3g} (Holm)")
+    else:
+        shown = bool(row["lower_bound"] > -rules.margin)
+        detail = f"{means}, lower bound of the gain {row['lower_bound']:+.4g}, margin {rules.margin:g}"
+        yield Check("non_inferiority", route, against, metric, shown, detail)
+    share = row["left_out"] / (row["left_out"] + row["pairs"])
+    detail = f"{row['left_out']} of {row['left_out'] + row['pairs']} have no partner; at most {rules.max_left_out:.0%}"
+    yield Check("coverage", route, against, metric, share <= rules.max_left_out, detail)
+
+
+def _own_checks(report: EvalReport, label: str, rules: GateRules) -> Iterator[Check]:
+    results = report.of(label)
+    for metric, least in rules.minimums.items():
+        mean = _mean_of(report, results, metric, rules, is_lower=False)
+        yield Check("minimum", label, None, metric, mean >= least, f"{_mean_text(mean)}, at least {least:g}")
+    for metric, most in rules.maximums.items():
+        mean = _mean_of(report, results, metric, rules, is_lower=True)
+        yield Check("maximum", label, None, metric, mean <= most, f"{_mean_text(mean)}, at most {most:g}")
+    if rules.max_failed is not None:
+        failed = sum(result.status == FAILED for result in results)
+        detail = f"{failed} of {len(results)} failed; at most {rules.max_failed:.0%}"
+        yield Check("failed_share", label, None, None, failed <= rules.max_failed * len(results), detail)
+
+
+def _mean_of(
+    report: EvalReport, results: Sequence[EvalResult], metric: str, rules: GateRules, *, is_lower: bool
+) -> float:
+    """The mean of a metric that is better in this direction; NaN without a score."""
+    if metric not in report.metrics:
+        known = ", ".join(report.metrics) or "none"
+        raise LLMEvaluationError(f"There is no metric {metric!r}; there are: {known}.")
+    if is_lower != (metric in report.lower_is_better):
+        said = "more is better: ask for a minimum (--min)" if is_lower else "less is better: ask for a maximum (--max)"
+        raise LLMEvaluationError(f"Of {metric} {said}. A scorer says which by lower_is_better.")
+    failed = _failed_as(rules, metric, (results,), is_lower=is_lower)
+    scores = scores_of(by_sample(results), metric, failed=failed)
+    return math.fsum(scores.values()) / len(scores) if scores else math.nan
+
+
+def _mean_text(mean: float) -> str:
+    return "no score" if math.isnan(mean) else f"mean {mean:.4g}"
+
+
+def _notes(report: EvalReport, other: EvalReport) -> Iterator[str]:
+    ours, theirs = report.run, other.run
+    if ours.task_name != theirs.task_name:
+        yield f"The runs are of two tasks: {ours.task_name} and {theirs.task_name}."
+    before, now = theirs.spec.get("task", {}), ours.spec.get("task", {})
+    changed = [part for part in now if now[part] != before.get(part)]
+    if changed:
+        yield f"The task has changed since the baseline: {', '.join(changed)}."
+    if ours.dataset_sha256 != theirs.dataset_sha256:
+        yield "The datasets differ; only samples that both have are compared."
+    turned = sorted((report.lower_is_better ^ other.lower_is_better) & set(report.metrics) & set(other.metrics))
+    if turned:
+        yield f"The baseline says otherwise whether less is better of {', '.join(turned)}; the run's word counts."
+    if ours.spec.get("scorers_sha256") != theirs.spec.get("scorers_sha256"):
+        yield "The scorers differ: a difference may be theirs."
+
+
+def _rounded(value: Any) -> Any:
+    """Twelve digits: the last ones depend on the machine."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

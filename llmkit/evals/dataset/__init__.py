@@ -1,0 +1,1 @@
+"""Datasets and the files they are loaded from."""

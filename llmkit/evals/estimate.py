@@ -1,0 +1,299 @@
+"""What an evaluation will take, before it is paid for: from what an earlier run took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pydantic import ValidationError
+
+from llmkit.errors import LLMEvaluationError
+from llmkit.eval_ports import EvalResult
+from llmkit.evals.budget import Budget
+from llmkit.evals.report.report import EvalReport
+from llmkit.evals.results import FAILED, FINAL_CODES, SCORER_FAILED, SUCCEEDED
+from llmkit.evals.tasks.task import Task
+from llmkit.pricing import is_free, list_price
+from llmkit.providers import PROVIDERS
+from llmkit.settings import LLMSettings
+from llmkit.types import Route
+
+__all__ = ["Forecast", "Outlook", "SampleSize", "forecast", "outlook", "sample_size"]
+
+# Two independent coins differ no more than this.
+WIDEST_SPREAD = math.sqrt(0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What one route will take.
+
+    Attributes:
+        route: Its label.
+        results: Samples times epochs.
+        done: How many are stored and will not be called again.
+        calls: How many will be; each may need a repair or a retry on top.
+        known_from: From how many earlier results the rest is known; 0 when nothing is.
+        input_tokens: Of all calls; None when it is not known.
+        output_tokens: The same for output.
+        time_s: Seconds that this route takes of a run with this concurrency and, where settings were given, within the
+            limits per minute of its provider; None when it is not known.
+        cost_usd: US dollars, by list prices and by who answered before; 0 for a route that nobody charges for, None
+            when it is not known.
+    """
+
+    route: str
+    results: int
+    done: int
+    calls: int
+    known_from: int
+    input_tokens: int | None
+    output_tokens: int | None
+    time_s: float | None
+    cost_usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """How one limit of a budget compares with a plan.
+
+    Attributes:
+        limit: `max_tokens`, `max_cost_usd` or `max_time_s`.
+        allowed: The limit itself.
+        spent: What the run that will be continued has spent of it.
+        planned: What the rest will take; None when it is not known for some route.
+        suffices: Whether spent and planned stay within what is allowed; None when it cannot be told.
+    """
+
+    limit: str
+    allowed: float
+    spent: float
+    planned: float | None
+    suffices: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSize:
+    """How many samples a difference needs.
+
+    Attributes:
+        metric: Of what.
+        difference: The difference to be seen.
+        spread: Standard deviation of the differences of samples.
+        known_from: How many pairs of an earlier run the spread is from; 0 when it is the widest that two independent
+            routes can have.
+        samples: Fewest samples with which it is seen with this power.
+        power: Chance to see it.
+    """
+
+    metric: str
+    difference: float
+    spread: float
+    known_from: int
+    samples: int
+    power: float
+
+
+def forecast(
+    task: Task,
+    routes: Sequence[str],
+    *,
+    run: EvalReport | None = None,
+    history: EvalReport | None = None,
+    epochs: int = 1,
+    limit: int | None = None,
+    concurrency: int = 8,
+    settings: LLMSettings | None = None,
+) -> tuple[Forecast, ...]:
+    """What an evaluation of these routes will take. Calls nothing; loads litellm, for prices, when a route is not free.
+
+    What judges take is not in it, nor are repairs and retries.
+
+    Args:
+        task: What will be asked.
+        routes: Labels of the routes.
+        run: The stored run of that name, which will be continued; None for a new one.
+        history: An earlier run, or a short pilot, that tells tokens and times; `run` when None.
+        epochs: Repeats of every sample.
+        limit: Only the first samples.
+        concurrency: Calls under way at once.
+        settings: Whose limits per minute count; None for no limits.
+
+    Raises:
+        LLMEvaluationError: The run of that name was made with another task, or epochs or concurrency are below 1.
+        LLMDatasetError: The dataset cannot be read.
+    """
+    if epochs < 1 or concurrency < 1:
+        raise LLMEvaluationError("epochs and concurrency are at least 1.")
+    if run is not None and run.run.task_sha256 != task.task_sha256:
+        raise LLMEvaluationError(f"Evaluation {run.run.name!r} was made with another task; plan under another name.")
+    ids = {sample.key for sample in task.load().limit(limit)}
+    earlier = run if history is None else history
+    stored = () if run is None else run.results
+    told = () if earlier is None else earlier.results
+    rows = (_of_route(route, ids, epochs, stored, told, concurrency) for route in routes)
+    return tuple(rows if settings is None else (_within_limits(row, settings) for row in rows))
+
+
+def _within_limits(row: Forecast, settings: LLMSettings) -> Forecast:
+    """The same with the time that the limits per minute of its provider make of it."""
+    route = _pinned(row.route)
+    if route is None or row.time_s is None:
+        return row
+    spec = PROVIDERS[route.provider]
+    requests, tokens = spec.per_minute(settings)
+    counted = _plus(row.input_tokens, row.output_tokens) if spec.answers_count else row.input_tokens
+    slowest_s = max(row.time_s, _waited_s(row.calls, requests), _waited_s(counted, tokens))
+    return replace(row, time_s=slowest_s)
+
+
+def _waited_s(amount: int | None, per_minute: int | None) -> float:
+    """Seconds before the last of this amount may begin: what is allowed in a minute leaves at its beginning."""
+    return 0.0 if not amount or per_minute is None else 60.0 * ((amount - 1) // per_minute)
+
+
+def _of_route(
+    route: str,
+    ids: set[str],
+    epochs: int,
+    stored: Iterable[EvalResult],
+    told: Iterable[EvalResult],
+    concurrency: int,
+) -> Forecast:
+    done = sum(
+        result.route == route and result.sample_id in ids and result.epoch < epochs and _is_kept(result)
+        for result in stored
+    )
+    answered = [result for result in told if result.route == route and result.status in (SUCCEEDED, SCORER_FAILED)]
+    calls = len(ids) * epochs - done
+    latency = _mean(result.latency_ms for result in answered)
+    return Forecast(
+        route=route,
+        results=len(ids) * epochs,
+        done=done,
+        calls=calls,
+        known_from=len(answered),
+        input_tokens=_times(_mean(result.input_tokens for result in answered), calls),
+        output_tokens=_times(_mean(result.output_tokens for result in answered), calls),
+        time_s=None if latency is None else latency / 1_000 * calls / concurrency,
+        cost_usd=_cost_usd(route, answered, calls),
+    )
+
+
+def _cost_usd(label: str, answered: Sequence[EvalResult], calls: int) -> float | None:
+    if not calls or _is_free(label):
+        return 0.0
+    each = [_cost_of(result) for result in answered]
+    mean = None if None in each else _mean(each)
+    return None if mean is None else mean * calls
+
+
+def _is_free(label: str) -> bool:
+    route = _pinned(label)
+    return route is not None and is_free(route)
+
+
+def _pinned(label: str) -> Route | None:
+    try:
+        return Route.parse(label.partition("@")[0])
+    except ValidationError:  # a policy, or a label that somebody gave
+        return None
+
+
+def _cost_of(result: EvalResult) -> float | None:
+    price = None if result.served_route is None else list_price(Route.parse(result.served_route))
+    if price is None or result.input_tokens is None or result.output_tokens is None:
+        return None
+    return price.usual(result.input_tokens, result.output_tokens)
+
+
+def outlook(rows: Sequence[Forecast], budget: Budget, run: EvalReport | None = None) -> tuple[Outlook, ...]:
+    """How a budget compares with a plan, limit by limit.
+
+    Args:
+        rows: What `forecast` said.
+        budget: The limits.
+        run: The stored run that will be continued: what it has spent counts.
+    """
+    spent = () if run is None else run.spent
+    tokens = sum(each.input_tokens + each.output_tokens for each in spent)
+    counts = [_plus(row.input_tokens, row.output_tokens) for row in rows]
+    found = (
+        ("max_tokens", budget.max_tokens, tokens, _total(counts)),
+        ("max_cost_usd", budget.max_cost_usd, math.fsum(e.cost_usd for e in spent), _total(r.cost_usd for r in rows)),
+        ("max_time_s", budget.max_time_s, 0.0, _total(row.time_s for row in rows)),
+    )
+    return tuple(
+        Outlook(limit, allowed, used, planned, None if planned is None else used + planned <= allowed)
+        for limit, allowed, used, planned in found
+        if allowed is not None
+    )
+
+
+def _plus(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else a + b
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
+
+
+def _is_kept(result: EvalResult) -> bool:
+    return result.status in (SUCCEEDED, SCORER_FAILED) or (result.status == FAILED and result.error_code in FINAL_CODES)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _times(each: float | None, calls: int) -> int | None:
+    return None if each is None else round(each * calls)
+
+
+def sample_size(metric: str, difference: float, *, history: EvalReport | None = None, power: float = 0.8) -> SampleSize:
+    """How many samples a paired comparison needs to see a difference with this power.
+
+    The spread is that of the first two routes of the earlier run, by sample; without two routes the widest that
+    independent zeros and ones can have, which asks for too many samples rather than too few.
+
+    Raises:
+        LLMEvaluationError: The earlier run has no such metric, or the numbers are out of range.
+    """
+    from llmkit.evals.statistics import pairs_needed
+
+    if history is not None and metric not in history.metrics:
+        raise LLMEvaluationError(f"There is no metric {metric!r}; there are: {', '.join(history.metrics) or 'none'}.")
+    differences = [] if history is None else list(_differences(history, metric))
+    spread = _spread(differences)
+    known_from = len(differences) if spread else 0
+    try:
+        samples = pairs_needed(difference, spread or WIDEST_SPREAD, power=power)
+    except ValueError as error:
+        raise LLMEvaluationError(f"No sample size: {error}.") from None
+    return SampleSize(metric, difference, spread or WIDEST_SPREAD, known_from, samples, power)
+
+
+def _differences(history: EvalReport, metric: str) -> Iterator[float]:
+    if len(history.routes) < 2:
+        return
+    a, b = (_by_sample(history.of(route), metric) for route in history.routes[:2])
+    for sample in a.keys() & b.keys():
+        yield sum(a[sample]) / len(a[sample]) - sum(b[sample]) / len(b[sample])
+
+
+def _by_sample(results: Sequence[EvalResult], metric: str) -> Mapping[str, list[float]]:
+    scores: dict[str, list[float]] = {}
+    for result in results:
+        if metric in result.scores:
+            scores.setdefault(result.sample_id, []).append(result.scores[metric])
+    return scores
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    if len(values) < 2:
+        return None
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)) or None

@@ -1,0 +1,1 @@
+"""Reports of evaluations: analysis, frames, notes, plots and HTML."""

@@ -1,0 +1,255 @@
+"""From results to rows: means with intervals for each route and metric, and paired comparisons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from llmkit.eval_ports import EvalResult
+from llmkit.evals.report.direction import worst_score
+from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, SUCCEEDED, fell_back
+
+if TYPE_CHECKING:
+    from llmkit.evals.statistics import PairedDifference
+
+__all__ = [
+    "COMPARISON_COLUMNS",
+    "SUMMARY_COLUMNS",
+    "Cluster",
+    "Pairs",
+    "by_sample",
+    "comparison_rows",
+    "pairs_of",
+    "scores_of",
+    "summary_rows",
+    "worst_of",
+]
+
+# What results of one kind have in common and are not independent of: a group, or a sample over its epochs.
+Cluster: TypeAlias = tuple[str, str]
+ClusterOf: TypeAlias = Mapping[str, Cluster]
+PairKey: TypeAlias = tuple[str, int]
+
+OUTCOMES = ("first_try", "repaired", "reasked")
+
+SUMMARY_COLUMNS: Mapping[str, str] = {
+    "route": "str",
+    "metric": "str",
+    "n": "int64",
+    "scored": "int64",
+    "failed": "int64",
+    "scorer_failed": "int64",
+    "not_run": "int64",
+    "in_progress": "int64",
+    "mean": "float64",
+    "ci_low": "float64",
+    "ci_high": "float64",
+    "standard_error": "float64",
+    "interval": "str",
+    "mean_failures_as_zero": "float64",
+    "valid_first_try": "float64",
+    "first_try": "float64",
+    "repaired": "float64",
+    "reasked": "float64",
+    "fallbacks": "int64",
+    "requests": "int64",
+    "input_tokens": "Int64",
+    "output_tokens": "Int64",
+    "latency_p50_ms": "float64",
+    "latency_p95_ms": "float64",
+    "lower_is_better": "bool",
+}
+
+COMPARISON_COLUMNS: Mapping[str, str] = {
+    "metric": "str",
+    "a": "str",
+    "b": "str",
+    "pairs": "int64",
+    "left_out": "int64",
+    "mean_a": "float64",
+    "mean_b": "float64",
+    "difference": "float64",
+    "ci_low": "float64",
+    "ci_high": "float64",
+    "standard_error": "float64",
+    "p_value": "float64",
+    "p_holm": "float64",
+    "effect": "float64",
+    "method": "str",
+    "clusters": "int64",
+    "difference_failures_as_zero": "float64",
+    "lower_is_better": "bool",
+}
+
+
+def summary_rows(
+    groups: Mapping[str, Sequence[EvalResult]], metrics: Sequence[str], clusters: ClusterOf, lower: Set[str]
+) -> Iterator[dict[str, Any]]:
+    """One row for each label and metric; one without a metric for a label of a task that has no scorers.
+
+    Of the metrics in `lower`, less is better.
+    """
+    worst = {metric: worst_of(groups.values(), metric, lower) for metric in metrics}
+    for label, results in groups.items():
+        shared = {"route": label, **_counts(results), **_costs(results)}
+        for metric in metrics or (None,):
+            scores = _score(results, metric, clusters, worst.get(metric or "", math.nan))
+            yield {**shared, "metric": metric, **scores, "lower_is_better": metric in lower}
+
+
+def worst_of(groups: Iterable[Iterable[EvalResult]], metric: str, lower: Set[str]) -> float:
+    """What a FAILED answer counts as, by all scores of the metric; NaN where that cannot be known."""
+    scores = (result.scores[metric] for results in groups for result in results if metric in result.scores)
+    return worst_score(scores, lower_is_better=metric in lower)
+
+
+def _counts(results: Sequence[EvalResult]) -> dict[str, Any]:
+    statuses = [result.status for result in results]
+    answered = [result.valid_first_try for result in results if result.valid_first_try is not None]
+    return {
+        "n": len(results),
+        "failed": statuses.count(FAILED),
+        "not_run": statuses.count(NOT_RUN),
+        "in_progress": statuses.count(IN_PROGRESS),
+        "valid_first_try": sum(answered) / len(answered) if answered else math.nan,
+        **_outcomes(results),
+        "fallbacks": sum(fell_back(result) for result in results),
+    }
+
+
+def _outcomes(results: Sequence[EvalResult]) -> dict[str, float]:
+    """Shares of those that got an answer; a valid output whose outcome was not kept is left out."""
+    answered = [r for r in results if r.outcome is not None or (r.status == FAILED and r.valid_first_try is not None)]
+    outcomes = [result.outcome for result in answered]
+    return {name: outcomes.count(name) / len(outcomes) if outcomes else math.nan for name in OUTCOMES}
+
+
+def _costs(results: Sequence[EvalResult]) -> dict[str, Any]:
+    import numpy as np
+
+    latencies = [r.latency_ms for r in results if r.status in (SUCCEEDED, SCORER_FAILED) and r.latency_ms is not None]
+    middle, high = np.percentile(latencies, [50, 95]) if latencies else (math.nan, math.nan)
+    return {
+        "requests": sum(result.requests for result in results),
+        "input_tokens": _known_sum(result.input_tokens for result in results),
+        "output_tokens": _known_sum(result.output_tokens for result in results),
+        "latency_p50_ms": float(middle),
+        "latency_p95_ms": float(high),
+    }
+
+
+def _known_sum(counts: Iterable[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def _score(results: Sequence[EvalResult], metric: str | None, clusters: ClusterOf, worst: float) -> dict[str, Any]:
+    from llmkit.evals.statistics import mean_of
+
+    if metric is None:
+        return {"scored": 0, "scorer_failed": sum(result.status == SCORER_FAILED for result in results)}
+    scored = [result for result in results if metric in result.scores]
+    values = [result.scores[metric] for result in scored]
+    found = mean_of(values, [clusters[result.sample_id] for result in scored])
+    failed = [worst for result in results if result.status == FAILED]
+    return {
+        "scored": len(values),
+        "scorer_failed": sum(_scorer_failed(result, metric) for result in results),
+        "mean": found.value,
+        "ci_low": found.low,
+        "ci_high": found.high,
+        "standard_error": found.standard_error,
+        "interval": found.method,
+        "mean_failures_as_zero": _mean([*values, *failed]),
+    }
+
+
+def _scorer_failed(result: EvalResult, metric: str) -> bool:
+    return metric not in result.scores and any(
+        metric == name or metric.startswith(f"{name}.") for name in result.scorer_errors
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Scores of two routes on the samples and epochs where both have one."""
+
+    a: list[float]
+    b: list[float]
+    clusters: list[Cluster]
+
+
+def comparison_rows(
+    a: Sequence[EvalResult], b: Sequence[EvalResult], metrics: Sequence[str], clusters: ClusterOf, lower: Set[str]
+) -> list[dict[str, Any]]:
+    """One row for each metric that both have, `a` minus `b`; p-values adjusted by Holm over the rows."""
+    from llmkit.evals.statistics import holm
+
+    worst = {metric: worst_of((a, b), metric, lower) for metric in metrics}
+    rows = [
+        _compared(by_sample(a), by_sample(b), metric, clusters, worst[metric]) | {"lower_is_better": metric in lower}
+        for metric in metrics
+    ]
+    adjusted = holm([row["p_value"] for row in rows])
+    return [{**row, "p_holm": float(value)} for row, value in zip(rows, adjusted, strict=True)]
+
+
+def by_sample(results: Sequence[EvalResult]) -> dict[PairKey, EvalResult]:
+    """The results of one route by sample and epoch."""
+    return {(result.sample_id, result.epoch): result for result in results}
+
+
+def _compared(
+    a: Mapping[PairKey, EvalResult],
+    b: Mapping[PairKey, EvalResult],
+    metric: str,
+    clusters: ClusterOf,
+    worst: float,
+) -> dict[str, Any]:
+    strict = pairs_of(scores_of(a, metric), scores_of(b, metric), clusters)
+    lenient = pairs_of(scores_of(a, metric, failed=worst), scores_of(b, metric, failed=worst), clusters)
+    found = _difference(strict)
+    return {
+        "metric": metric,
+        "pairs": found.n,
+        "left_out": len(a.keys() | b.keys()) - found.n,
+        "mean_a": _mean(strict.a),
+        "mean_b": _mean(strict.b),
+        "difference": found.difference,
+        "ci_low": found.low,
+        "ci_high": found.high,
+        "standard_error": found.standard_error,
+        "p_value": found.p_value,
+        "effect": found.effect,
+        "method": found.method,
+        "clusters": found.clusters,
+        "difference_failures_as_zero": _mean(lenient.a) - _mean(lenient.b),
+    }
+
+
+def scores_of(
+    results: Mapping[PairKey, EvalResult], metric: str, *, failed: float | None = None
+) -> dict[PairKey, float]:
+    """The scores that there are, and `failed` (if given) for what FAILED."""
+    found = {key: result.scores[metric] for key, result in results.items() if metric in result.scores}
+    if failed is not None:
+        found |= {key: failed for key, result in results.items() if result.status == FAILED}
+    return found
+
+
+def pairs_of(a: Mapping[PairKey, float], b: Mapping[PairKey, float], clusters: ClusterOf) -> Pairs:
+    """The scores of what both have."""
+    keys = [key for key in a if key in b]
+    return Pairs([a[key] for key in keys], [b[key] for key in keys], [clusters[sample] for sample, _epoch in keys])
+
+
+def _difference(pairs: Pairs) -> PairedDifference:
+    from llmkit.evals.statistics import paired
+
+    return paired(pairs.a, pairs.b, pairs.clusters)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

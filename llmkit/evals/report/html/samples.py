@@ -1,0 +1,183 @@
+"""Every sample with the answers of all routes, as data for the page's script."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmkit.eval_ports import EvalResult, RecordedCall
+from llmkit.evals.report.html.fields import Fields, by_field, differs, shown
+from llmkit.evals.report.html.prompts import AskedPrompts
+from llmkit.evals.results import IN_PROGRESS, NOT_RUN, fell_back
+from llmkit.types import Attempt, ServedFrom
+
+if TYPE_CHECKING:
+    from llmkit.evals.dataset.dataset import Sample
+    from llmkit.evals.report.analysis import Findings
+
+__all__ = ["page_data", "single_field"]
+
+SHOWN_DIGEST = 12
+SAMPLE_STAGE = "sample"
+
+
+def page_data(report: Findings, calls: Iterable[RecordedCall], *, stable: bool) -> dict[str, Any]:
+    """Routes, metrics, and one case for each sample and epoch; what is unknown or empty is left out of a case."""
+    builder, lower = _Cases.of(report, calls, stable=stable), report.lower_is_better
+    return {
+        "routes": list(report.routes),
+        "metrics": list(report.metrics),
+        "lower": [number for number, metric in enumerate(report.metrics) if metric in lower],
+        "epochs": 1 + max((result.epoch for result in report.results), default=0),
+        "cases": [builder.case(results) for results in _grouped(report)],
+    }
+
+
+def _grouped(report: Findings) -> list[list[EvalResult]]:
+    """The results of each sample and epoch, in the order of the dataset as far as it is known."""
+    place = {sample_id: number for number, sample_id in enumerate(report.dataset)}
+    routes = {label: number for number, label in enumerate(report.routes)}
+    groups: defaultdict[tuple[int, str, int], list[EvalResult]] = defaultdict(list)
+    for result in report.results:
+        groups[place.get(result.sample_id, len(place)), result.sample_id, result.epoch].append(result)
+    return [sorted(groups[key], key=lambda result: routes[result.route]) for key in sorted(groups)]
+
+
+def single_field(report: Findings) -> str | None:
+    """Name of the field of an output type that has only one."""
+    names = list(report.run.spec.get("task", {}).get("output schema", {}).get("properties", {}))
+    return names[0] if len(names) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Cases:
+    dataset: Mapping[str, Sample]
+    routes: Sequence[str]
+    metrics: Sequence[str]
+    only_field: str | None
+    prompts: AskedPrompts
+    calls: Mapping[str, list[RecordedCall]]
+    stable: bool
+
+    @classmethod
+    def of(cls, report: Findings, calls: Iterable[RecordedCall], *, stable: bool) -> _Cases:
+        by_name: defaultdict[str, list[RecordedCall]] = defaultdict(list)
+        for call in calls:
+            by_name[call.pipeline_run_id].append(call)
+        prompts = AskedPrompts(report)
+        return cls(report.dataset, report.routes, report.metrics, single_field(report), prompts, by_name, stable)
+
+    def case(self, results: Sequence[EvalResult]) -> dict[str, Any]:
+        """One sample in one epoch."""
+        sample = self.dataset.get(results[0].sample_id)
+        target = by_field(sample.target, self.only_field) if sample and sample.target is not None else {}
+        outputs = [self._output(result) for result in results]
+        paths = list(dict.fromkeys([*target, *(path for output in outputs for path in output)]))
+        prompts: list[Any] = []
+        return _filled(
+            id=results[0].sample_id,
+            epoch=results[0].epoch,
+            group=sample.group if sample else results[0].sample_group,
+            input=shown(sample.input) if sample else None,
+            fields=paths,
+            target=[shown(target[path]) if path in target else None for path in paths] if target else None,
+            results=[
+                self._result(result, output, target, paths, prompts)
+                for result, output in zip(results, outputs, strict=True)
+            ],
+            prompts=prompts,
+        )
+
+    def _output(self, result: EvalResult) -> Fields:
+        return {} if result.output_json is None else by_field(json.loads(result.output_json), self.only_field)
+
+    def _result(
+        self, result: EvalResult, output: Fields, target: Fields, paths: Sequence[str], prompts: list[Any]
+    ) -> dict[str, Any]:
+        calls = self.calls.get(result.pipeline_run_id, [])
+        prompt = self._prompt(result, calls)
+        if prompt is not None and prompt not in prompts:
+            prompts.append(prompt)
+        is_known = result.output_json is not None
+        return _filled(
+            route=self.routes.index(result.route),
+            status=result.status,
+            code=result.error_code,
+            message=result.error_message,
+            served=result.served_route if fell_back(result) else None,
+            prompt=None if prompt is None else prompts.index(prompt),
+            values=[shown(output[path]) if path in output else None for path in paths] if is_known else None,
+            differing=[
+                number
+                for number, path in enumerate(paths)
+                if is_known and path in target and (path not in output or differs(target[path], output[path]))
+            ],
+            scores=[result.scores.get(metric) for metric in self.metrics],
+            details=result.score_details,
+            problems=result.scorer_errors,
+            outcome=result.outcome,
+            mode=result.output_mode,
+            tokens=[result.input_tokens, result.output_tokens],
+            ms=None if self.stable or result.latency_ms is None else round(result.latency_ms, 1),
+            requests=result.requests,
+            warnings=list(result.warnings),
+            calls=[self._call(call, result, is_first=call is _first_asking(calls)) for call in calls],
+        )
+
+    def _prompt(self, result: EvalResult, calls: Sequence[RecordedCall]) -> dict[str, Any] | None:
+        """The messages as they were sent, or what the record has of them."""
+        if result.status in (NOT_RUN, IN_PROGRESS):
+            return None
+        turns = self.prompts.of(result)
+        if turns is not None:
+            return {"turns": [[role, shown(text)] for role, text in turns]}
+        recorded = _first_asking(calls)
+        return None if recorded is None else {"recorded": recorded.prompt}
+
+    def _call(self, call: RecordedCall, result: EvalResult, *, is_first: bool) -> dict[str, Any]:
+        is_answer = call.answer is not None and _same_json(call.answer, result.output_json)
+        return _filled(
+            stage=call.stage,
+            status=str(call.status),
+            source=None if call.served_from in (None, ServedFrom.PROVIDER) else str(call.served_from),
+            code=call.error_code,
+            message=call.error_message,
+            prompt=None if is_first else call.prompt,
+            answer=None if is_answer else call.answer,
+            attempts=[self._attempt(attempt) for attempt in call.attempts],
+        )
+
+    def _attempt(self, attempt: Attempt) -> dict[str, Any]:
+        return _filled(
+            model=str(attempt.route),
+            status=str(attempt.status),
+            tokens=[attempt.usage.input_tokens, attempt.usage.output_tokens],
+            ms=None if self.stable else round(attempt.latency_ms, 1),
+            finish=attempt.finish_reason,
+            digest=None if attempt.model_digest is None else attempt.model_digest[:SHOWN_DIGEST],
+            http=attempt.status_code,
+            code=attempt.error_code,
+            message=attempt.error_message,
+            usd=attempt.cost_usd,
+        )
+
+
+def _first_asking(calls: Iterable[RecordedCall]) -> RecordedCall | None:
+    """The call whose prompt is that of the sample; those of repairs and judges are their own."""
+    return next((call for call in calls if call.stage == SAMPLE_STAGE and call.prompt), None)
+
+
+def _filled(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value not in (None, "", [], {})}
+
+
+def _same_json(text: str, output_json: str | None) -> bool:
+    if output_json is None:
+        return False
+    try:
+        return bool(json.loads(text) == json.loads(output_json))
+    except ValueError:
+        return False

@@ -1,0 +1,37 @@
+"""A report as a notebook shows it: the summary and the notes. However many samples, a row for a route and a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from llmkit.display.html import table
+from llmkit.evals.report.terminal import mean_text
+
+if TYPE_CHECKING:
+    from llmkit.evals.report.analysis import Findings
+
+__all__ = ["report_html"]
+
+_HEADINGS = ("route", "metric", "mean [95 % interval]", "scored", "failed", "first try", "tokens", "median ms")
+
+
+def report_html(report: Findings) -> str:
+    """Summary and notes as HTML, everything escaped."""
+    run = report.run
+    title = run.name if run.name == run.task_name else f"{run.name} ({run.task_name})"
+    rows = [_cells(row) for row in report.summary().astype(object).to_dict("records")]
+    return table(_HEADINGS, rows, caption=title, notes=report.notes)
+
+
+def _cells(row: Mapping[Any, Any]) -> tuple[Any, ...]:
+    from pandas import isna
+
+    known = {name: None if isna(value) else value for name, value in row.items()}
+    first_try = "" if known["valid_first_try"] is None else f"{known['valid_first_try']:.0%}"
+    tokens = " + ".join(
+        "?" if known[name] is None else f"{known[name]:,}" for name in ("input_tokens", "output_tokens")
+    )
+    median = "" if known["latency_p50_ms"] is None else f"{known['latency_p50_ms']:,.0f}"
+    mean = mean_text(known) if known["metric"] else ""
+    return (known["route"], known["metric"] or "", mean, known["scored"], known["failed"], first_try, tokens, median)

@@ -1,0 +1,252 @@
+"""A report as plots: scores with their intervals, and quality against what it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from llmkit.dataframes.plotting import GREY, Mark, axes, key, marks, short
+from llmkit.errors import LLMEvaluationError
+from llmkit.eval_ports import EvalResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from llmkit.evals.report.analysis import Findings
+
+__all__ = ["KINDS", "PlotKind", "Prices", "plot_report"]
+
+PlotKind: TypeAlias = Literal["score", "latency", "tokens", "cost"]
+Prices: TypeAlias = Mapping[str, tuple[float, float]]
+"""Route to USD for a million tokens: of prompts, of answers."""
+
+KINDS: Final[Mapping[str, str]] = {
+    "score": "mean score",
+    "latency": "latency of a sample (ms): median, line to the 95th percentile",
+    "tokens": "tokens of a sample, prompt and answer (mean)",
+    "cost": "cost of 1,000 samples (USD)",
+}
+_PER_MILLION: Final = 1e6
+_INTERVAL: Final = "mean with 95 % interval"
+# Room for the names below the plot, in inches.
+_LINE_INCHES: Final = 0.22
+# Of a route's height in the plot of scores; the rest is for its name.
+_DOTS_SHARE: Final = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class _Price:
+    """What a route takes on the horizontal axis; NaN when that is not known."""
+
+    value: float
+    up_to: float = math.nan
+    left_out: int = 0
+
+
+def plot_report(
+    report: Findings,
+    kind: str,
+    metric: str | Sequence[str] | None,
+    prices: Prices | None,
+    ax: Axes | None,
+) -> Axes:
+    """See `EvalReport.plot`."""
+    if kind not in KINDS:
+        raise LLMEvaluationError(f"There is no plot {kind!r}; there are: {', '.join(KINDS)}.")
+    metrics = _chosen(report, metric)
+    _require_routes(report, prices or {})
+    if kind == "score":
+        return _scores(report, metrics, ax)
+    return _quality_against(report, kind, metrics[0], prices or {}, ax)
+
+
+def _chosen(report: Findings, metric: str | Sequence[str] | None) -> tuple[str, ...]:
+    wanted = (metric,) if isinstance(metric, str) else tuple(metric or report.metrics)
+    unknown = [name for name in wanted if name not in report.metrics]
+    if unknown or not wanted:
+        known = ", ".join(report.metrics) or "none, because the task has no scorers"
+        raise LLMEvaluationError(f"There is no metric {unknown[0] if unknown else 'to plot'!r}; there are: {known}.")
+    return wanted
+
+
+def _require_routes(report: Findings, prices: Prices) -> None:
+    unknown = [label for label in prices if label not in report.routes]
+    if unknown:
+        raise LLMEvaluationError(f"There is no route {unknown[0]!r} to price; there are: {', '.join(report.routes)}.")
+
+
+def _told(report: Findings, metric: str) -> str:
+    return f"{metric} (less is better)" if metric in report.lower_is_better else metric
+
+
+def _rows(report: Findings, metric: str) -> list[dict[str, Any]]:
+    frame = report.summary()
+    return [
+        {str(name): value for name, value in row.items()} for row in frame[frame["metric"] == metric].to_dict("records")
+    ]
+
+
+# --- scores -------------------------------------------------------------------------------------------------------
+
+
+def _scores(report: Findings, metrics: Sequence[str], ax: Axes | None) -> Axes:
+    """Routes from top to bottom, each with its name above a dot for every metric."""
+    routes = report.routes
+    key_lines = len(metrics) if len(metrics) > 1 else 0
+    height = 1.0 + len(routes) * (0.45 + 0.2 * len(metrics)) + _LINE_INCHES * key_lines
+    is_own, ax = ax is None, axes(ax, height)
+    by_metric = {name: _rows(report, name) for name in metrics}
+    for number, (name, mark) in enumerate(zip(metrics, marks(), strict=False)):
+        shift = (number + 0.5) / len(metrics) * _DOTS_SHARE + 0.5 - _DOTS_SHARE
+        _dots(ax, by_metric[name], shift, mark, _told(report, name))
+    for place, route in enumerate(routes):
+        at = ax.get_yaxis_transform()
+        ax.text(0.01, place - 0.45, _route_label(route, by_metric), transform=at, va="top", fontsize="small")
+    ax.set_yticks([])
+    ax.set_ylim(len(routes) - 0.5, -0.5)
+    ax.set_xlabel(f"{_told(report, metrics[0])}: {_INTERVAL}" if len(metrics) == 1 else f"score: {_INTERVAL}")
+    _unit_range(ax, [row for rows in by_metric.values() for row in rows], "x")
+    _finish(report, ax, "x")
+    if key_lines:
+        key(ax, is_own=is_own)
+    return ax
+
+
+def _dots(ax: Axes, rows: Sequence[Mapping[str, Any]], shift: float, mark: Mark, name: str) -> None:
+    """A dot for each mean, its interval as a line; hollow where there is none, words where there is no score."""
+    there = [(place + shift, row) for place, row in enumerate(rows) if row["scored"]]
+    sure = [(y, row) for y, row in there if _has_interval(row)]
+    ax.hlines(
+        [y for y, _ in sure], [row["ci_low"] for _, row in sure], [row["ci_high"] for _, row in sure], color=mark.colour
+    )
+    _points(ax, [(row["mean"], y) for y, row in sure], mark, hollow=False)
+    _points(ax, [(row["mean"], y) for y, row in there if not _has_interval(row)], mark, hollow=True)
+    ax.plot([], [], mark.marker, color=mark.colour, linestyle="-", label=name)
+    for place, row in enumerate(rows):
+        if not row["scored"]:
+            at = ax.get_yaxis_transform()
+            ax.text(0.01, place + shift, f"no {name}", transform=at, color=GREY, va="center", fontsize="small")
+
+
+def _points(ax: Axes, points: Sequence[tuple[float, float]], mark: Mark, *, hollow: bool) -> None:
+    if points:
+        face = "none" if hollow else mark.colour
+        x, y = zip(*points, strict=True)
+        ax.scatter(x, y, marker=mark.marker, s=45, facecolors=face, edgecolors=mark.colour, zorder=3)
+
+
+def _route_label(route: str, by_metric: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    rows = [row for rows in by_metric.values() for row in rows if row["route"] == route]
+    scored = sorted({int(row["scored"]) for row in rows})
+    told = f"{scored[0]}" if len(scored) == 1 else f"{scored[0]} to {scored[-1]}"
+    failed = f", {rows[0]['failed']} failed" if rows[0]["failed"] else ""
+    lone = ", no interval" if any(row["scored"] and not _has_interval(row) for row in rows) else ""
+    return f"{short(route)}: {told} of {rows[0]['n']} scored{failed}{lone}"
+
+
+def _has_interval(row: Mapping[str, Any]) -> bool:
+    return not (math.isnan(row["ci_low"]) or math.isnan(row["ci_high"]))
+
+
+# --- quality against latency, tokens and cost ---------------------------------------------------------------------
+
+
+def _quality_against(report: Findings, kind: str, metric: str, prices: Prices, ax: Axes | None) -> Axes:
+    """A mark for each route that has both; what the others miss is said beside their names."""
+    routes = report.routes
+    is_own, ax = ax is None, axes(ax, 3.6 + _LINE_INCHES * len(routes))
+    rows = {row["route"]: row for row in _rows(report, metric)}
+    taken = {route: _price(report.of(route), rows[route], kind, prices.get(route)) for route in routes}
+    for route, mark in zip(routes, marks(), strict=False):
+        _one_route(ax, rows[route], taken[route], mark, _named(route, kind, rows[route], taken[route]))
+    if not any(_is_known(rows[route], taken[route]) for route in routes):
+        ax.text(0.5, 0.5, _nothing(kind), transform=ax.transAxes, color=GREY, ha="center", va="center")
+    ax.set_xlabel(KINDS[kind])
+    ax.set_ylabel(f"{_told(report, metric)}: {_INTERVAL}")
+    right = ax.get_xlim()[1]
+    ax.set_xlim(-0.02 * right, right)
+    if kind != "cost":
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+    _unit_range(ax, list(rows.values()), "y")
+    _finish(report, ax, "both")
+    key(ax, is_own=is_own)
+    return ax
+
+
+def _price(
+    results: Sequence[EvalResult], row: Mapping[str, Any], kind: str, price: tuple[float, float] | None
+) -> _Price:
+    if kind == "latency":
+        return _Price(row["latency_p50_ms"], row["latency_p95_ms"])
+    known = [(r.input_tokens, r.output_tokens) for r in results]
+    counted = [(asked, said) for asked, said in known if asked is not None and said is not None]
+    left_out = sum(r.requests > 0 for r in results) - len(counted)
+    if not counted:
+        return _Price(math.nan)
+    if kind == "tokens":
+        return _Price(_mean(asked + said for asked, said in counted), left_out=left_out)
+    if price is None:
+        return _Price(math.nan)
+    asked_usd, said_usd = price
+    each = _mean(asked * asked_usd + said * said_usd for asked, said in counted)
+    return _Price(1000 * each / _PER_MILLION, left_out=left_out)
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return math.fsum(listed) / len(listed)
+
+
+def _is_known(row: Mapping[str, Any], taken: _Price) -> bool:
+    return bool(row["scored"]) and not math.isnan(taken.value)
+
+
+def _one_route(ax: Axes, row: Mapping[str, Any], taken: _Price, mark: Mark, label: str) -> None:
+    """The mark and its name; a route without a place only has its name, with a mark that is grey and hollow."""
+    if not _is_known(row, taken):
+        ax.plot([], [], mark.marker, color=GREY, markerfacecolor="none", label=label)
+        return
+    x, y = taken.value, row["mean"]
+    if _has_interval(row):
+        ax.vlines([x], [row["ci_low"]], [row["ci_high"]], color=mark.colour)
+    if not math.isnan(taken.up_to):
+        ax.hlines([y], [x], [taken.up_to], color=mark.colour, linewidth=1)
+    face = mark.colour if _has_interval(row) else "none"
+    ax.plot([x], [y], mark.marker, color=mark.colour, markerfacecolor=face, markersize=7, label=label, zorder=3)
+
+
+def _named(route: str, kind: str, row: Mapping[str, Any], taken: _Price) -> str:
+    remarks = []
+    if not row["scored"]:
+        remarks.append("no score")
+    elif not _has_interval(row):
+        remarks.append("no interval")
+    if math.isnan(taken.value):
+        remarks.append(f"{kind} unknown")
+    elif taken.left_out > 0:
+        remarks.append(f"{taken.left_out} without token counts left out")
+    return f"{short(route)} ({', '.join(remarks)})" if remarks else short(route)
+
+
+def _nothing(kind: str) -> str:
+    if kind == "cost":
+        return "No cost is known.\nGive prices={route: (USD per million prompt tokens, answer tokens)}."
+    return f"No route has both a score and its {kind}."
+
+
+# --- both ---------------------------------------------------------------------------------------------------------
+
+
+def _unit_range(ax: Axes, rows: Sequence[Mapping[str, Any]], axis: Literal["x", "y"]) -> None:
+    """The whole range of scores that lie between 0 and 1: a part of it makes small differences look large."""
+    ends = [row[name] for row in rows for name in ("mean", "ci_low", "ci_high") if not math.isnan(row[name])]
+    if all(0 <= end <= 1 for end in ends):
+        (ax.set_xlim if axis == "x" else ax.set_ylim)(-0.02, 1.02)
+
+
+def _finish(report: Findings, ax: Axes, grid: Literal["x", "both"]) -> None:
+    ax.set_title(report.run.name, loc="left")
+    ax.grid(axis=grid, color=GREY, alpha=0.3)
+    ax.set_axisbelow(True)

@@ -1,0 +1,167 @@
+"""Further views of a report: what repeats tell, what missing scores could change, and every request that was sent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
+from functools import partial
+from typing import Any
+
+from llmkit.eval_ports import EvalResult, RecordedCall
+from llmkit.evals.report.direction import is_right
+from llmkit.evals.results import FAILED
+from llmkit.types import Attempt
+
+__all__ = ["ATTEMPT_COLUMNS", "MISSING_COLUMNS", "REPEAT_COLUMNS", "attempt_rows", "missing_rows", "repeat_rows"]
+
+REPEAT_COLUMNS: Mapping[str, str] = {
+    "route": "str",
+    "metric": "str",
+    "k": "int64",
+    "samples": "int64",
+    "left_out": "int64",
+    "pass_at_k": "float64",
+    "pass_at_k_low": "float64",
+    "pass_at_k_high": "float64",
+    "pass_hat_k": "float64",
+    "pass_hat_k_low": "float64",
+    "pass_hat_k_high": "float64",
+}
+
+MISSING_COLUMNS: Mapping[str, str] = {
+    "route": "str",
+    "metric": "str",
+    "n": "int64",
+    "missing": "int64",
+    "mean_excluded": "float64",
+    "excluded_low": "float64",
+    "excluded_high": "float64",
+    "mean_as_failures": "float64",
+    "as_failures_low": "float64",
+    "as_failures_high": "float64",
+    "worst": "float64",
+    "best": "float64",
+}
+
+ATTEMPT_COLUMNS: Mapping[str, str] = {
+    "sample_id": "str",
+    "route": "str",
+    "epoch": "int64",
+    "stage": "str",
+    "sent_to": "str",
+    "number": "int64",
+    "status": "str",
+    "started_at_utc": "datetime64[us, UTC]",
+    "latency_ms": "float64",
+    "input_tokens": "Int64",
+    "output_tokens": "Int64",
+    "finish_reason": "str",
+    "response_model": "str",
+    "model_digest": "str",
+    "cost_usd": "float64",
+    "status_code": "Int64",
+    "error_code": "str",
+    "error_message": "str",
+    "pipeline_run_id": "str",
+}
+
+
+def repeat_rows(
+    groups: Mapping[str, Sequence[EvalResult]],
+    metrics: Sequence[str],
+    clusters: Mapping[str, Hashable],
+    k: int,
+    right_from: float | None = None,
+    lower: Set[str] = frozenset(),
+) -> Iterator[dict[str, Any]]:
+    """One row for each route and metric: the mean chances over samples that have at least `k` repeats."""
+    for label, results in groups.items():
+        for metric in metrics:
+            verdict = partial(is_right, lower_is_better=metric in lower, limit=right_from)
+            yield {"route": label, "metric": metric, "k": k, **_chances(results, metric, clusters, k, verdict)}
+
+
+def _chances(
+    results: Sequence[EvalResult],
+    metric: str,
+    clusters: Mapping[str, Hashable],
+    k: int,
+    verdict: Callable[[float], bool],
+) -> dict[str, Any]:
+    from llmkit.evals.statistics import mean_of, pass_at_k, pass_hat_k
+
+    counts: dict[str, list[bool]] = {}
+    for result in results:
+        if metric in result.scores or result.status == FAILED:
+            # An answer that cannot be used is a wrong one here.
+            is_right_now = metric in result.scores and verdict(result.scores[metric])
+            counts.setdefault(result.sample_id, []).append(is_right_now)
+    enough = {sample: tries for sample, tries in counts.items() if len(tries) >= k}
+    among = [clusters[sample] for sample in enough]
+    some = mean_of([pass_at_k(len(tries), sum(tries), k) for tries in enough.values()], among)
+    every = mean_of([pass_hat_k(len(tries), sum(tries), k) for tries in enough.values()], among)
+    return {
+        "samples": len(enough),
+        "left_out": len({result.sample_id for result in results}) - len(enough),
+        "pass_at_k": some.value,
+        "pass_at_k_low": some.low,
+        "pass_at_k_high": some.high,
+        "pass_hat_k": every.value,
+        "pass_hat_k_low": every.low,
+        "pass_hat_k_high": every.high,
+    }
+
+
+def missing_rows(
+    groups: Mapping[str, Sequence[EvalResult]],
+    metrics: Sequence[str],
+    clusters: Mapping[str, Hashable],
+    lower: Set[str] = frozenset(),
+) -> Iterator[dict[str, Any]]:
+    """One row for each route and metric: the mean of all results in three views of those without a score."""
+    for label, results in groups.items():
+        for metric in metrics:
+            yield {"route": label, "metric": metric, **_views(results, metric, clusters, is_lower=metric in lower)}
+
+
+def _views(
+    results: Sequence[EvalResult], metric: str, clusters: Mapping[str, Hashable], *, is_lower: bool
+) -> dict[str, Any]:
+    from llmkit.evals.statistics import mean_of, mean_with_missing
+
+    values = [result.scores.get(metric, math.nan) for result in results]
+    among = [clusters[result.sample_id] for result in results]
+    there = [number for number, value in enumerate(values) if not math.isnan(value)]
+    counts = {"n": len(values), "missing": len(values) - len(there)}
+    if any(not 0 <= values[number] <= 1 for number in there):
+        # Nobody knows the worst of a score that has no bounds.
+        found = mean_of([values[number] for number in there], [among[number] for number in there])
+        return counts | {"mean_excluded": found.value, "excluded_low": found.low, "excluded_high": found.high}
+    views = mean_with_missing(values, among, lower_is_better=is_lower)
+    return counts | {
+        "mean_excluded": views.excluded.value,
+        "excluded_low": views.excluded.low,
+        "excluded_high": views.excluded.high,
+        "mean_as_failures": views.as_failures.value,
+        "as_failures_low": views.as_failures.low,
+        "as_failures_high": views.as_failures.high,
+        "worst": views.worst,
+        "best": views.best,
+    }
+
+
+def attempt_rows(results: Iterable[EvalResult], calls: Iterable[RecordedCall]) -> Iterator[dict[str, Any]]:
+    """One row for each request that was sent for the results, in the order of the calls."""
+    by_name = {result.pipeline_run_id: result for result in results}
+    for call in calls:
+        result = by_name.get(call.pipeline_run_id)
+        if result is not None:
+            yield from (_attempt_row(result, call, attempt) for attempt in call.attempts)
+
+
+def _attempt_row(result: EvalResult, call: RecordedCall, attempt: Attempt) -> dict[str, Any]:
+    known = {name: getattr(attempt, name) for name in ATTEMPT_COLUMNS if hasattr(attempt, name)}
+    sample = {name: getattr(result, name) for name in ("sample_id", "route", "epoch", "pipeline_run_id")}
+    tokens = {"input_tokens": attempt.usage.input_tokens, "output_tokens": attempt.usage.output_tokens}
+    told = {"stage": call.stage, "sent_to": str(attempt.route), "status": str(attempt.status)}
+    return known | sample | tokens | told

@@ -1,0 +1,195 @@
+"""What an evaluation found, as a value: its numbers, and how they are shown, written and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from llmkit.errors import LLMEvaluationError
+from llmkit.evals.report.aggregate import COMPARISON_COLUMNS, SUMMARY_COLUMNS
+from llmkit.evals.report.analysis import Findings
+from llmkit.evals.report.failure_reasons import most_frequent
+from llmkit.evals.report.frames import SAMPLE_COLUMNS, SCORE_PREFIX, json_rows, plain_rows
+from llmkit.evals.report.repeats_missing import ATTEMPT_COLUMNS, MISSING_COLUMNS, REPEAT_COLUMNS
+from llmkit.evals.report.terminal import mean_text
+from llmkit.evals.results import IN_PROGRESS, NOT_RUN
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+    from llmkit.evals.report.plots import PlotKind, Prices
+
+__all__ = [
+    "ATTEMPT_COLUMNS",
+    "COMPARISON_COLUMNS",
+    "MISSING_COLUMNS",
+    "REPEAT_COLUMNS",
+    "SAMPLE_COLUMNS",
+    "SCORE_PREFIX",
+    "SUMMARY_COLUMNS",
+    "EvalReport",
+    "steady",
+]
+
+JSON_FORM = "llmkit-evaluation-1"
+
+
+@dataclass(frozen=True, repr=False)
+class EvalReport(Findings):
+    """Results of a run and what they mean: the numbers are those of `Findings`, with its attributes."""
+
+    def to_json(self, *, stable: bool = False) -> dict[str, Any]:
+        """The report as JSON-able data; what is unknown is null.
+
+        Keys: `form`, `run` (id, name, workspace_id, task, task_sha256, dataset_sha256, created_at_utc), `counts`
+        (status to number), `work` (reused, rescored, called, replayed, sent, shared, warm_ups; null for a report from
+        the store), `summary` (rows of `summary()`), `comparisons` (rows of `compare(a, b)` for all pairs of routes),
+        `stopped` (route to reason), `in_doubt` (ids of calls), `judges` (metric to route, prompt, criteria, scale,
+        parameters), `budget` (budget with its limits, tokens, cost_usd, uncounted, stopped_by, why; null without one),
+        `failures` (the three most frequent reasons of each route: route, status, error_code, results, message),
+        `notes`, `warnings` (those of the notes that put a comparison in doubt), `provenance` (see there).
+
+        Args:
+            stable: Leave out what differs between two runs with the same answers: `run.id`, `run.created_at_utc`,
+                `work`, `in_doubt`, latencies, and digits of numbers after the twelfth.
+        """
+        run = self.run
+        document = {
+            "form": JSON_FORM,
+            "run": {
+                "id": str(run.id),
+                "name": run.name,
+                "workspace_id": run.workspace_id,
+                "task": run.task_name,
+                "task_sha256": run.task_sha256,
+                "dataset_sha256": run.dataset_sha256,
+                "created_at_utc": run.created_at_utc.isoformat(),
+            },
+            "counts": self.counts,
+            "work": asdict(self.work) if self.work else None,
+            "summary": json_rows(self.summary()),
+            "comparisons": [row for a, b in _pairs(self.routes) for row in json_rows(self.compare(a, b))],
+            "stopped": dict(self.stopped),
+            "in_doubt": [str(call.id) for call in self.in_doubt],
+            "judges": self.judges,
+            "budget": asdict(self.budget) if self.budget else None,
+            "failures": [asdict(reason) for reason in most_frequent(self.results, self.routes)],
+            "notes": list(self.lasting_notes if stable else self.notes),
+            "warnings": list(self.warnings),
+            "provenance": self.provenance,
+        }
+        return steady(document) if stable else document
+
+    def to_html(self, file: str | Path, *, stable: bool = False) -> None:
+        """Write the report with every sample to one HTML file that needs no network, over an earlier one.
+
+        It holds inputs, targets, prompts and answers as far as they are at hand: see `docs/evaluation.md`. The calls
+        are read from the store; those of a replaying session are there until it is closed.
+
+        Args:
+            file: Where to.
+            stable: As for `to_json`: the same answers give the same bytes.
+
+        Raises:
+            LLMEvaluationError: The file cannot be written.
+            LLMStoreError: The calls behind the results cannot be read.
+        """
+        from llmkit.evals.report.html import report_page
+
+        text = report_page(self, stable=stable)
+        try:
+            Path(file).expanduser().write_text(text, encoding="utf-8", errors="replace", newline="\n")
+        except OSError as error:
+            raise LLMEvaluationError(f"{file} cannot be written: {error.strerror or error}") from None
+
+    def export(self, file: str | Path) -> None:
+        """Write the run and its stored results to a new `.jsonl` or `.parquet` file, for `Session.import_run`.
+
+        Raises:
+            LLMEvaluationError: The file exists, cannot be written, or is of another kind.
+            LLMConfigurationError: A Parquet file, and no pyarrow.
+        """
+        from llmkit.evals.export import export_run
+
+        stored = [result for result in self.results if result.status not in (NOT_RUN, IN_PROGRESS)]
+        export_run(self.run, stored, file)
+
+    def plot(
+        self,
+        kind: PlotKind = "score",
+        *,
+        metric: str | Sequence[str] | None = None,
+        prices: Prices | None = None,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Draw the routes side by side. Nothing is shown and no default of matplotlib changed.
+
+        A notebook shows the figure at the end of its cell, a script saves it by `ax.figure.savefig(...)`. A hollow mark
+        has no interval. A route without a score, or with an unknown latency, token count or cost, has no mark and is
+        named with what is missing: nothing unknown is drawn as 0.
+
+        Args:
+            kind: `score`: means with 95 % intervals by route and metric. `latency`, `tokens`, `cost`: one metric
+                against the latency of a sample in ms, its tokens, or the cost of 1,000 samples in USD.
+            metric: Those to draw, of one scale; all when None. Against something else it is the first of them.
+            prices: For `cost`: by route, what a million tokens of prompts and of answers cost in USD.
+            ax: Axes to draw into; a new figure when None.
+
+        Raises:
+            LLMConfigurationError: matplotlib is not installed (`pip install 'llmkit[plot]'`).
+            LLMEvaluationError: The kind, a metric or a route of `prices` is unknown; the message lists those known.
+        """
+        from llmkit.evals.report.plots import plot_report
+
+        return plot_report(self, kind, metric, prices, ax)
+
+    def table(self) -> Table:
+        """The summary for a terminal, the notes below it; 80 columns are enough for one metric."""
+        from llmkit.evals.report.terminal import summary_table
+
+        return summary_table(self.run, plain_rows(self.summary()), self.notes)
+
+    def _repr_html_(self) -> str:
+        from llmkit.evals.report.notebook import report_html
+
+        return report_html(self)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {status}" for status, count in self.counts.items() if count) or "nothing yet"
+        rows = [row for row in plain_rows(self.summary()) if row["metric"]]
+        scores = [f"  {row['route']}: {row['metric']} {mean_text(row)}" for row in rows]
+        why = [f"  {reason}" for reason in self.why_failed]
+        return "\n".join([f"EvalReport({self.run.name!r}, task {self.run.task_name}: {counts})", *scores, *why])
+
+
+def _pairs(labels: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for number, a in enumerate(labels):
+        for b in labels[number + 1 :]:
+            yield a, b
+
+
+# Another machine may add up in another order.
+DIGITS: Final = 12
+
+
+def steady(document: Mapping[str, Any]) -> dict[str, Any]:
+    """`EvalReport.to_json()` without ids, clock times and latencies, its numbers rounded to twelve digits."""
+    kept = _without(document, ("work", "in_doubt"))
+    kept["run"] = _without(document["run"], ("id", "created_at_utc"))
+    kept["summary"] = [_without(row, ("latency_p50_ms", "latency_p95_ms")) for row in document["summary"]]
+    return {name: _rounded(part) for name, part in kept.items()}
+
+
+def _without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

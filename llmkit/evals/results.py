@@ -1,0 +1,106 @@
+"""The words for results: statuses, keys, and what one call of `evaluate` did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from llmkit.errors import LLMError, LLMUnusableAnswer
+from llmkit.eval_ports import EvalResult
+
+__all__ = [
+    "FAILED",
+    "FALLBACK_WARNING",
+    "IN_PROGRESS",
+    "NOT_RUN",
+    "SCORER_FAILED",
+    "STATUSES",
+    "STORED_STATUSES",
+    "SUCCEEDED",
+    "ResultKey",
+    "Slot",
+    "Work",
+    "fell_back",
+    "key_of",
+]
+
+SUCCEEDED = "SUCCEEDED"
+FAILED = "FAILED"
+SCORER_FAILED = "SCORER_FAILED"
+# Never stored: there is no result yet.
+NOT_RUN = "NOT_RUN"
+IN_PROGRESS = "IN_PROGRESS"
+STORED_STATUSES = (SUCCEEDED, FAILED, SCORER_FAILED)
+STATUSES = (*STORED_STATUSES, NOT_RUN, IN_PROGRESS)
+
+FALLBACK_WARNING = "fallback:"
+
+
+class ResultKey(NamedTuple):
+    """Which result: one sample on one route in one epoch."""
+
+    sample_id: str
+    route: str
+    epoch: int
+
+
+class Slot(NamedTuple):
+    """Where a result belongs, before there is one: its fields that do not depend on what comes of the sample."""
+
+    eval_run_id: UUID
+    route: str
+    sample_id: str
+    epoch: int
+    pipeline_run_id: str
+    sample_group: str | None
+
+    def result(self, status: str, finished_at_utc: datetime, **outcome: Any) -> EvalResult:
+        """The result with this outcome."""
+        return EvalResult(**self._asdict(), status=status, finished_at_utc=finished_at_utc, **outcome)
+
+
+def key_of(result: EvalResult) -> ResultKey:
+    """The key of a result."""
+    return ResultKey(result.sample_id, result.route, result.epoch)
+
+
+def fell_back(result: EvalResult) -> bool:
+    """Whether another model answered than the one that the route or policy puts first."""
+    return any(warning.startswith(FALLBACK_WARNING) for warning in result.warnings)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one call of `evaluate` did.
+
+    Attributes:
+        reused: Results that were there already.
+        rescored: Stored outputs that were scored again.
+        called: Samples asked now, replayed ones included.
+        replayed: Of those, answered wholly from the store.
+        sent: Requests sent to providers for samples.
+        shared: Results that another process made meanwhile.
+        warm_ups: Unmeasured requests before the samples, so that models were loaded.
+    """
+
+    reused: int = 0
+    rescored: int = 0
+    called: int = 0
+    replayed: int = 0
+    sent: int = 0
+    shared: int = 0
+    warm_ups: int = 0
+
+
+def _codes_of_final_outcomes(parent: type[LLMError]) -> Iterator[str]:
+    if not parent.retryable:
+        yield parent.code
+    for child in parent.__subclasses__():
+        yield from _codes_of_final_outcomes(child)
+
+
+# The model has answered, and the answer cannot be used: that is its result.
+FINAL_CODES = frozenset(_codes_of_final_outcomes(LLMUnusableAnswer))

@@ -1,0 +1,1 @@
+"""The evaluation runner: plan, work queue, coordination and budget."""

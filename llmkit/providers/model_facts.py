@@ -1,0 +1,180 @@
+"""What is known of a single model beyond what its provider declares, with where each fact came from and when.
+
+Pure: values, and a book of them in memory. Who asks servers is `llmkit.discovery`; who tries a model out is
+`llmkit.discovery.probe`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from threading import Lock
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+from llmkit.types import ProviderCaps, Route
+
+__all__ = ["NOTHING_KNOWN", "Fact", "FactBook", "FactOrigin", "ModelFacts", "declared_facts"]
+
+FactOrigin = Literal["declared", "reported", "probed"]
+T = TypeVar("T", bound=bool | int | str)
+
+SHOWN_DIGEST_CHARS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Fact(Generic[T]):
+    """One fact of a model.
+
+    Attributes:
+        value: What is known.
+        source: `declared` by llmkit for the whole provider, `reported` by the server, `probed` by trying it.
+        at_utc: When it was reported or probed; None for what is declared.
+    """
+
+    value: T
+    source: FactOrigin
+    at_utc: datetime | None = None
+
+    def __str__(self) -> str:
+        return f"{_shown(self.value)} ({self.source})"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is known of one model; None where nothing is.
+
+    Attributes:
+        tools: Whether it can call tools.
+        json_schema: Whether its answers are held to a schema.
+        images: Whether it reads images.
+        context_tokens: Size of its context window.
+        digest: What identifies its weights and template: another digest is another model under the same name.
+    """
+
+    tools: Fact[bool] | None = None
+    json_schema: Fact[bool] | None = None
+    images: Fact[bool] | None = None
+    context_tokens: Fact[int] | None = None
+    digest: Fact[str] | None = None
+
+    def __iter__(self) -> Iterator[tuple[str, Fact[Any]]]:
+        for each in fields(self):
+            fact = getattr(self, each.name)
+            if fact is not None:
+                yield each.name, fact
+
+    def over(self, weaker: ModelFacts) -> ModelFacts:
+        """These facts, and the weaker ones where there is none of these."""
+        return replace(weaker, **dict(self))
+
+    def refine(self, caps: ProviderCaps) -> ProviderCaps:
+        """The provider's capabilities as far as this model has them."""
+        known = {_CAPS_FIELDS[name]: fact.value for name, fact in self if name in _CAPS_FIELDS}
+        return caps.model_copy(update=known)
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """JSON-able form: name of the fact to `value`, `source` and `at_utc` (ISO 8601, null when declared)."""
+        return {
+            name: {
+                "value": fact.value,
+                "source": fact.source,
+                "at_utc": None if fact.at_utc is None else fact.at_utc.isoformat(),
+            }
+            for name, fact in self
+        }
+
+    def __str__(self) -> str:
+        return ", ".join(f"{_LABELS[name]}: {fact}" for name, fact in self)
+
+
+NOTHING_KNOWN = ModelFacts()
+
+_CAPS_FIELDS: Mapping[str, str] = {
+    "tools": "supports_tools",
+    "json_schema": "supports_json_schema",
+    "images": "supports_images",
+    "context_tokens": "max_context_tokens",
+}
+_LABELS: Mapping[str, str] = {
+    "tools": "tools",
+    "json_schema": "schema",
+    "images": "images",
+    "context_tokens": "context",
+    "digest": "digest",
+}
+
+
+def declared_facts(caps: ProviderCaps, context_tokens: int | None, *, by_model: bool = False) -> ModelFacts:
+    """What holds for every model of a provider.
+
+    Args:
+        caps: The provider's capabilities.
+        context_tokens: Its context window; None when it depends on the model.
+        by_model: Whether tools and images depend on the model, so that not promising them says nothing.
+    """
+    return ModelFacts(
+        tools=None if by_model and not caps.supports_tools else Fact(caps.supports_tools, "declared"),
+        json_schema=Fact(caps.supports_json_schema, "declared"),
+        images=None if by_model and not caps.supports_images else Fact(caps.supports_images, "declared"),
+        context_tokens=None if context_tokens is None else Fact(context_tokens, "declared"),
+    )
+
+
+def _shown(value: bool | int | str) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,} tokens" if isinstance(value, int) else value[:SHOWN_DIGEST_CHARS]
+
+
+class _Entry(NamedTuple):
+    reported: ModelFacts = NOTHING_KNOWN
+    probed: ModelFacts = NOTHING_KNOWN
+    probed_digest: str | None = None
+
+
+class FactBook:
+    """The facts of all models, by route, safe from any thread. What is probed outweighs what is reported.
+
+    A probe tells of the digest that it was made on: once the server reports another one, it is passed over.
+
+    Attributes:
+        version: Another number after every change.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._entries: dict[Route, _Entry] = {}
+        self._known: dict[Route, ModelFacts] = {}
+        self.version = 0
+
+    def of(self, route: Route) -> ModelFacts:
+        """What is known of the model beyond what its provider declares."""
+        return self._known.get(route, NOTHING_KNOWN)
+
+    def report(self, route: Route, facts: ModelFacts) -> None:
+        """Take over what the server says; `NOTHING_KNOWN` forgets what it said before."""
+        self._change(route, reported=facts)
+
+    def probe(self, route: Route, facts: ModelFacts, digest: str | None) -> None:
+        """Take over what a trial showed.
+
+        Args:
+            route: The model.
+            facts: What was found; `NOTHING_KNOWN` forgets an earlier trial.
+            digest: The model's digest at the time; None when it is not known, and the trial holds for any.
+        """
+        self._change(route, probed=facts, probed_digest=digest)
+
+    def _change(self, route: Route, **changes: Any) -> None:
+        with self._lock:
+            entry = self._entries.get(route, _Entry())._replace(**changes)
+            self._entries[route] = entry
+            self._known[route] = _merged(entry)
+            self.version += 1
+
+
+def _merged(entry: _Entry) -> ModelFacts:
+    digest = entry.reported.digest
+    is_other = digest is not None and entry.probed_digest is not None and digest.value != entry.probed_digest
+    return entry.reported if is_other else entry.probed.over(entry.reported)

@@ -1,0 +1,37 @@
+"""Providers whose call arguments take into account what is known of the single model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from llmkit.ports import Endpoint
+from llmkit.providers.base import CallArguments, ProviderSpec
+from llmkit.providers.model_facts import FactBook
+from llmkit.settings import LLMSettings
+from llmkit.types import LLMProvider, LLMRequest, Route
+
+__all__ = ["informed"]
+
+
+def informed(providers: Mapping[LLMProvider, ProviderSpec], facts: FactBook) -> Mapping[LLMProvider, ProviderSpec]:
+    """The same providers: the context window is kept within the model's, and the model's digest goes on record.
+
+    Args:
+        providers: What differs between providers.
+        facts: Read anew for every request.
+    """
+    return {name: _informed(spec, facts) for name, spec in providers.items()}
+
+
+def _informed(spec: ProviderSpec, facts: FactBook) -> ProviderSpec:
+    def call_arguments(
+        settings: LLMSettings, route: Route, request: LLMRequest, endpoint: Endpoint | None
+    ) -> CallArguments:
+        known = facts.of(route)
+        arguments = spec.call_arguments(settings, route, request, endpoint)
+        if known.context_tokens is not None:
+            arguments = spec.within_window(arguments, known.context_tokens.value)
+        return arguments if known.digest is None else replace(arguments, model_digest=known.digest.value)
+
+    return replace(spec, call_arguments=call_arguments)

@@ -1,0 +1,76 @@
+"""The prompt of an extraction: what to read, examples built from the type, and the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from llmkit.errors import LLMBadRequest
+from llmkit.pydanticai.output_shape import Answer
+from llmkit.types import Attachment, Message
+
+__all__ = ["extraction_prompt"]
+
+# A base model goes on where the text stops. An answer begins right behind the colon, on the same line.
+_QUESTION = "Text: {text}\nJSON:"
+
+
+def extraction_prompt(
+    output_type: Any,
+    text: str,
+    *,
+    examples: Sequence[tuple[str, Any]] = (),
+    instructions: str | None = None,
+    attachments: Sequence[Attachment] = (),
+) -> tuple[Message, ...]:
+    """The conversation that asks for an instance of a type.
+
+    Args:
+        output_type: A Pydantic model, or any type that Pydantic can validate.
+        text: What to read; may be empty beside attachments.
+        examples: Pairs of a text and its value: an instance, or what validates to one. Each becomes a question and
+            its answer, in the JSON that the model is to write.
+        instructions: Takes the place of the sentence in front.
+        attachments: Images and documents to read, with the text.
+
+    Raises:
+        LLMBadRequest: `output_type` is no type, an example is not a pair or not of the type, or a text is no text.
+    """
+    answer: Answer[Any] = Answer.of(output_type)
+    text = _text("text", text, "; `map` reads a whole column")
+    lead = _lead(answer.name, text, attachments) if instructions is None else _text("instructions", instructions)
+    shown = [Message(role="system", content=lead)] if lead else []
+    if not isinstance(examples, Iterable):
+        raise LLMBadRequest(f"examples are a list of pairs of a text and its value; got {type(examples).__name__}")
+    for number, example in enumerate(examples, start=1):
+        if not isinstance(example, tuple | list) or len(example) != 2:
+            raise LLMBadRequest(f"examples are pairs of a text and its value; number {number} is not")
+        sample, value = example
+        shown += [_question(f"the text of example {number}", sample), _said(answer.json_of(value))]
+    question = _question("text", text) if text or not attachments else Message(role="user", content="JSON:")
+    return (*shown, question.model_copy(update={"attachments": tuple(attachments)}))
+
+
+def _lead(name: str, text: str, attachments: Sequence[Attachment]) -> str:
+    if not attachments:
+        return f"Read the {name} out of the text. Answer with JSON only."
+    where = "the text and what is attached to it" if text else "what is attached"
+    return f"Read the {name} out of {where}. Answer with JSON only."
+
+
+def _question(name: str, text: Any) -> Message:
+    return Message(role="user", content=_QUESTION.format(text=_text(name, text).strip()))
+
+
+def _said(json: str) -> Message:
+    return Message(role="assistant", content=json)
+
+
+def _text(name: str, text: Any, advice: str = "") -> str:
+    if not isinstance(text, str):
+        raise LLMBadRequest(f"{name} must be a text; got {type(text).__name__}{advice}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise LLMBadRequest(f"{name} holds half of a character (a lone surrogate)") from None
+    return text

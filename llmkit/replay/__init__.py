@@ -1,0 +1,1 @@
+"""Cassettes: recorded answers that replace providers."""

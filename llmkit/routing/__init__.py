@@ -1,0 +1,1 @@
+"""Order and exclusion of candidates, and the circuit breaker."""

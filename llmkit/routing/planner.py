@@ -1,0 +1,250 @@
+"""Which routes come into question for a request, and in which order. It reads facts and outages, and calls nobody.
+
+Requests that are alike in what a plan depends on get one plan, made once: most of a study's are. Outages come and go by
+the clock, so they are looked at every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from llmkit.errors import LLMError, LLMNoRoute, LLMUnavailable
+from llmkit.providers import ProviderSpec, answers_on_this_machine, smallest_prompt_tokens
+from llmkit.providers.model_facts import FactBook, declared_facts
+from llmkit.routing.circuit_breaker import Outage, Outages
+from llmkit.routing.rules import OPEN_TO_FACTS, Case, Exclusion, Kind, Page, first_exclusion, pinned_error
+from llmkit.settings import LLMSettings, RouterPolicy
+from llmkit.types import LLMProvider, LLMRequest, PlanEntry, Route, RoutePlan
+
+__all__ = ["Planner"]
+
+_ORDER: Mapping[RouterPolicy, tuple[LLMProvider, ...]] = {
+    "by_profile": (LLMProvider.OLLAMA, LLMProvider.GEMINI, LLMProvider.LOCAL),
+    "prefer_local": (LLMProvider.OLLAMA, LLMProvider.LOCAL, LLMProvider.GEMINI),
+    "prefer_cloud": (LLMProvider.GEMINI, LLMProvider.OLLAMA, LLMProvider.LOCAL),
+    # Of equal ones, the order of by_profile.
+    "cheapest_known": (LLMProvider.OLLAMA, LLMProvider.GEMINI, LLMProvider.LOCAL),
+}
+_REASONS: Mapping[RouterPolicy, str] = {
+    "by_profile": "order of policy by_profile",
+    "prefer_local": "policy prefer_local",
+    "prefer_cloud": "policy prefer_cloud",
+    "cheapest_known": "policy cheapest_known: its price is not known",
+}
+_FREE = "policy cheapest_known: it charges nothing"
+_LAST_RESORT = "small base model, last resort"
+_PINNED = "pinned"
+
+# A study asks in a handful of ways; who asks in ever new ones must not fill the memory.
+_MOST_KEPT = 1024
+
+
+class _Considered(NamedTuple):
+    route: Route
+    reason: str
+    page: Page
+    exclusion: Exclusion | None
+
+
+class _Weighed(NamedTuple):
+    """What requests that are alike come to while nothing is known of an outage.
+
+    Attributes:
+        shortest_window: Tokens that fit into every window that is known; None when none is. A longer prompt may come to
+            something else.
+    """
+
+    considered: tuple[_Considered, ...]
+    plan: RoutePlan
+    shortest_window: int | None
+
+    def holds_for(self, request: LLMRequest) -> bool:
+        return self.shortest_window is None or smallest_prompt_tokens(request) <= self.shortest_window
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was made of one state of the book of facts."""
+
+    version: int
+    pages: dict[Route, Page] = field(default_factory=dict)
+    weighed: dict[Hashable, _Weighed] = field(default_factory=dict)
+
+
+class Planner:
+    """Orders the routes for a request. Equal requests, settings, facts and outages give equal plans in every process.
+
+    Args:
+        settings: Policy, default models, addresses.
+        providers: What differs between providers.
+        facts: What is known of single models.
+        outages: Which routes are left alone.
+    """
+
+    def __init__(
+        self, settings: LLMSettings, providers: Mapping[LLMProvider, ProviderSpec], facts: FactBook, outages: Outages
+    ) -> None:
+        self._settings = settings
+        self._providers = providers
+        self._facts = facts
+        self._outages = outages
+        self._known = _Known(facts.version)
+        # What the settings alone decide is found out once: looking for a package takes longer than a whole plan.
+        self._problems = {name: spec.configuration_problem(settings) for name, spec in providers.items()}
+        self._on_this_machine = {name: answers_on_this_machine(spec, settings) for name, spec in providers.items()}
+        self._defaults = {
+            name: Route(provider=name, model=spec.default_model(settings)) for name, spec in providers.items()
+        }
+
+    def plan(self, request: LLMRequest) -> RoutePlan:
+        """Every route considered, candidates first and in order, the others with the reason for passing them over."""
+        weighed = self._weighed(request)
+        considered = self._with_outages(weighed.considered)
+        return weighed.plan if considered is weighed.considered else self._shown(considered)
+
+    def page(self, route: Route) -> Page:
+        """What is known of the route."""
+        return self._page(self._up_to_date(), route)
+
+    def routes(self, request: LLMRequest) -> tuple[Route, ...]:
+        """Every route that comes into question, in no order and whatever speaks against it."""
+        return (request.route,) if request.route is not None else tuple(self._defaults.values())
+
+    def open_routes(self, request: LLMRequest) -> tuple[Route, ...]:
+        """The routes about which it is worth knowing more: those that no constraint and no outage keeps out."""
+        return tuple(
+            item.route
+            for item in self._with_outages(self._weighed(request).considered)
+            if item.exclusion is None or item.exclusion.kind in OPEN_TO_FACTS
+        )
+
+    def nothing_left(self, request: LLMRequest) -> LLMError:
+        """The error for a request without candidates."""
+        considered = self._with_outages(self._weighed(request).considered)
+        if request.route is not None:
+            return self._pinned_error(request.route, considered[0].exclusion)
+        cooling = [item for item in considered if item.exclusion and item.exclusion.kind is Kind.COOLING]
+        lines = [f"  {item.route}: {item.exclusion.why}" for item in considered if item.exclusion]
+        if cooling:
+            return LLMUnavailable("\n".join(["No route answers at the moment:", *lines]))
+        return LLMNoRoute("\n".join(["No route can take this request:", *lines]))
+
+    def _pinned_error(self, route: Route, exclusion: Exclusion | None) -> LLMError:
+        if exclusion is None or exclusion.kind is Kind.COOLING:
+            return (self._outages.of(route) or Outage(0.0)).error(route)
+        return pinned_error(exclusion, route, self._providers[route.provider])
+
+    def _up_to_date(self) -> _Known:
+        """What was made of the facts as they are now. Whoever still works on an older state fills only that one."""
+        known, version = self._known, self._facts.version
+        if known.version != version:
+            known = self._known = _Known(version)
+        return known
+
+    def _page(self, known: _Known, route: Route) -> Page:
+        page = known.pages.get(route)
+        if page is None:
+            spec = self._providers[route.provider]
+            window = spec.context_tokens(self._settings, route.model)
+            declared = declared_facts(spec.caps, window, by_model=spec.tools_depend_on_model)
+            facts = self._facts.of(route).over(declared)
+            page = known.pages[route] = Page(facts, facts.refine(spec.caps), str(facts))
+        return page
+
+    def _weighed(self, request: LLMRequest) -> _Weighed:
+        known, key = self._up_to_date(), _what_a_plan_depends_on(request)
+        kept = known.weighed.get(key)
+        if kept is not None and kept.holds_for(request):
+            return kept
+        considered = tuple(self._consider(known, *each, request) for each in self._in_order(request))
+        windows = [fact.value for item in considered if (fact := item.page.facts.context_tokens) is not None]
+        weighed = _Weighed(considered, self._shown(considered), min(windows, default=None))
+        if weighed.holds_for(request):
+            if len(known.weighed) >= _MOST_KEPT:
+                known.weighed.clear()
+            known.weighed[key] = weighed
+        return weighed
+
+    def _consider(self, known: _Known, route: Route, reason: str, request: LLMRequest) -> _Considered:
+        page, provider = self._page(known, route), route.provider
+        case = Case(
+            settings=self._settings,
+            spec=self._providers[provider],
+            route=route,
+            request=request,
+            page=page,
+            problem=self._problems[provider],
+            on_this_machine=self._on_this_machine[provider],
+        )
+        return _Considered(route, reason, page, first_exclusion(case))
+
+    def _with_outages(self, considered: tuple[_Considered, ...]) -> tuple[_Considered, ...]:
+        """The same, and what an outage keeps out now; the very same while there is none."""
+        if not self._outages.any:
+            return considered
+        changed = tuple(self._cooled(item) for item in considered)
+        is_same = all(now is before for now, before in zip(changed, considered, strict=True))
+        return considered if is_same else changed
+
+    def _cooled(self, item: _Considered) -> _Considered:
+        outage = self._outages.of(item.route) if item.exclusion is None else None
+        return item if outage is None else item._replace(exclusion=Exclusion(Kind.COOLING, outage.why))
+
+    def _in_order(self, request: LLMRequest) -> Iterator[tuple[Route, str]]:
+        """The pinned route, or the default route of every provider, the preferred ones first; and why."""
+        if request.route is not None:
+            yield request.route, _PINNED
+            return
+        policy = self._settings.router_policy
+        order = [name for name in _ORDER[policy] if name in self._providers]
+        if policy == "cheapest_known":
+            free = {name for name in order if not self._providers[name].runs_elsewhere(self._defaults[name].model)}
+            for name in sorted(order, key=lambda name: name not in free):
+                yield self._defaults[name], _FREE if name in free else _REASONS[policy]
+            return
+        fits, preferred = self._fitting(request, order) if policy == "by_profile" else (set(), "")
+        for name in sorted(order, key=lambda name: name not in fits):
+            usual = _LAST_RESORT if name is order[-1] and name is LLMProvider.LOCAL else _REASONS[policy]
+            yield self._defaults[name], preferred if name in fits else usual
+
+    def _fitting(self, request: LLMRequest, order: Sequence[LLMProvider]) -> tuple[set[LLMProvider], str]:
+        """The providers that policy by_profile puts first, and why: for tools, those whose every model has them."""
+        caps = {name: self._providers[name].caps for name in order}
+        if request.tools:
+            return {name for name in order if caps[name].supports_tools}, "preferred for tools"
+        profile = request.profile or self._settings.default_profile
+        fits = {name for name in order if profile in caps[name].preferred_for_profiles}
+        return fits, f"preferred for profile {profile}"
+
+    def _shown(self, considered: Sequence[_Considered]) -> RoutePlan:
+        ranked = sorted(considered, key=lambda item: item.exclusion is not None)
+        return RoutePlan(
+            policy=_PINNED if ranked[0].reason == _PINNED else self._settings.router_policy,
+            entries=tuple(
+                PlanEntry(
+                    route=item.route,
+                    reason=item.reason,
+                    excluded_because=item.exclusion.why if item.exclusion is not None else None,
+                    facts=item.page.text,
+                )
+                for item in ranked
+            ),
+        )
+
+
+def _what_a_plan_depends_on(request: LLMRequest) -> Hashable:
+    """Everything of a request that a plan depends on, but for the length of its prompt."""
+    given, constraints = vars(request), vars(request.constraints)
+    wanted, attachments = given["response_format"], request.attachments
+    return (
+        given["route"],
+        given["profile"],
+        constraints["local_only"],
+        constraints["allowed_providers"],
+        constraints["min_context_tokens"],
+        bool(given["tools"]),
+        None if wanted is None else wanted.json_schema is not None,
+        frozenset([attachment.media_type for attachment in attachments]) if attachments else None,
+    )

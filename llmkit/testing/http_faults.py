@@ -1,0 +1,122 @@
+"""How an answer is put on the socket: whole, in pieces, too slowly, in part, or not at all."""
+
+import asyncio
+import math
+import socket
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+from llmkit.testing.http_answers import Answer
+from llmkit.testing.replies import Fault, FaultKind, Reply
+from llmkit.testing.request_log import Outcome, Usage
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+__all__ = ["Book", "after_delays", "content_of", "send", "send_whole", "transport_answer"]
+
+Book: TypeAlias = Callable[[Outcome, Usage | None], None]
+"""Books the end of a request; called just before the last bytes leave."""
+
+_SHELLS = frozenset({FaultKind.DRIP, FaultKind.TRUNCATED, FaultKind.CUT_AT_LIMIT, FaultKind.REASONING_ATE_LIMIT})
+_LINGER_ZERO = struct.pack("ii", 1, 0)
+_HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body><h1>Please sign in</h1></body></html>"
+
+
+async def after_delays(planned: Reply | Fault) -> Reply | Fault:
+    """Sit out every delay that `planned` begins with and return what comes after them."""
+    while isinstance(planned, Fault) and planned.kind is FaultKind.DELAY:
+        await (asyncio.Event().wait() if math.isinf(planned.seconds) else asyncio.sleep(planned.seconds))
+        planned = planned.then
+    return planned
+
+
+def content_of(planned: Reply | Fault) -> Reply | Fault:
+    """Return what `planned` says, without the way in which it is sent."""
+    while isinstance(planned, Fault) and planned.kind in _SHELLS:
+        planned = planned.then
+    return planned
+
+
+def transport_answer(fault: Fault) -> Answer | None:
+    """Return the answer to a fault that looks the same on every wire, None for any other."""
+    match fault.kind:
+        case FaultKind.MALFORMED:
+            return Answer([b'{"model": "unfinished", "message": {"role": "assist'])
+        case FaultKind.HTML:
+            return Answer([_HTML], fault.status_code, "text/html; charset=utf-8")
+        case FaultKind.EMPTY | FaultKind.RESET | FaultKind.HANG_UP:
+            return Answer([b""], fault.status_code)
+        case FaultKind.REDIRECT:
+            return Answer([b""], fault.status_code, headers={"Location": fault.url})
+    return None
+
+
+async def send(http: "web.BaseRequest", answer: Answer, planned: Reply | Fault, book: Book) -> "web.StreamResponse":
+    """Send `answer` in the way that `planned` says."""
+    kind = planned.kind if isinstance(planned, Fault) else None
+    if isinstance(planned, Fault) and kind is FaultKind.DRIP:
+        return await _send_slowly(http, answer, planned, book)
+    if kind is FaultKind.TRUNCATED:
+        return await _send_half(http, answer, book)
+    if kind in (FaultKind.RESET, FaultKind.HANG_UP):
+        return _without_answer(http, book, reset=kind is FaultKind.RESET)
+    return await _send_pieces(http, answer, book) if answer.streamed else send_whole(answer, book)
+
+
+def send_whole(answer: Answer, book: Book) -> "web.Response":
+    """Return the response for `answer` as one body."""
+    from aiohttp import web
+
+    book("answered", answer.usage)
+    return web.Response(body=answer.body, status=answer.status, headers=answer.all_headers)
+
+
+async def _send_pieces(http: "web.BaseRequest", answer: Answer, book: Book) -> "web.StreamResponse":
+    response = await _opened(http, answer, length=None)
+    for piece in answer.pieces[:-1]:
+        await response.write(piece)
+    book("answered", answer.usage)
+    await response.write(answer.pieces[-1])
+    return response
+
+
+async def _send_slowly(http: "web.BaseRequest", answer: Answer, fault: Fault, book: Book) -> "web.StreamResponse":
+    body, size = answer.body, fault.piece_bytes
+    response = await _opened(http, answer, length=len(body))
+    last = (len(body) - 1) // size * size
+    for at in range(0, last, size):
+        await response.write(body[at : at + size])
+        await asyncio.sleep(fault.seconds)
+    book("answered", answer.usage)
+    await response.write(body[last:])
+    return response
+
+
+async def _send_half(http: "web.BaseRequest", answer: Answer, book: Book) -> "web.StreamResponse":
+    response = await _opened(http, answer, length=len(answer.body))
+    book("broken", None)
+    await response.write(answer.body[: len(answer.body) // 2])
+    response.force_close()
+    return response
+
+
+async def _opened(http: "web.BaseRequest", answer: Answer, *, length: int | None) -> "web.StreamResponse":
+    from aiohttp import web
+
+    response = web.StreamResponse(status=answer.status, headers=answer.all_headers)
+    response.content_length = length
+    await response.prepare(http)
+    return response
+
+
+def _without_answer(http: "web.BaseRequest", book: Book, *, reset: bool) -> "web.Response":
+    from aiohttp import web
+
+    book("broken", None)
+    if http.transport is not None:
+        if reset:  # a linger time of zero makes the kernel send RST instead of FIN
+            http.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+        http.transport.abort()
+    return web.Response()

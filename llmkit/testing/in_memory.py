@@ -1,0 +1,290 @@
+"""Repositories in memory, with the contract of the real ones: one suite of tests runs on both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from llmkit.errors import ABANDONED_CODE
+from llmkit.eval_ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, RecordedCall, Spent
+from llmkit.ports import DOUBTFUL_STATUSES, KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
+from llmkit.redaction import tool_preview
+from llmkit.types import Attempt, Route, RunStatus, utc_now
+
+__all__ = ["InMemoryEvalStore", "InMemoryLLMRunRepo", "InMemoryRun", "outcome_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class InMemoryRun:
+    """A run as the store keeps it: how it began, where it stands, how it ended, and every request sent for it."""
+
+    start: RunStart
+    status: RunStatus
+    heartbeat_at_utc: datetime
+    success: RunSuccess | None = None
+    failure: RunFailure | None = None
+    attempts: tuple[Attempt, ...] = field(default=())
+
+    @property
+    def error_code(self) -> str | None:
+        """Why it failed, if it did."""
+        return None if self.failure is None else self.failure.error_code
+
+    def stored(self) -> StoredRun:
+        """As a repository shows it."""
+        start = self.start
+        return StoredRun(
+            id=start.id,
+            workspace_id=start.workspace_id,
+            status=self.status,
+            prompt_sha256=start.prompt_sha256,
+            epoch=start.epoch,
+            owner=start.owner,
+            created_at_utc=start.created_at_utc,
+            heartbeat_at_utc=self.heartbeat_at_utc,
+            result_json=None if self.success is None else self.success.result_json,
+        )
+
+    def recorded(self) -> RecordedCall:
+        """As the report of an evaluation shows it."""
+        success, failure = self.success, self.failure
+        text = None if success is None else success.response_preview
+        return RecordedCall(
+            pipeline_run_id=self.start.pipeline_run_id or "",
+            stage=self.start.stage,
+            status=self.status,
+            served_from=None if success is None else success.served_from,
+            prompt=self.start.request_preview,
+            answer=text or tool_preview(None if success is None else success.result_json) or text,
+            error_code=None if failure is None else failure.error_code,
+            error_message=None if failure is None else failure.error_message,
+            attempts=self.attempts,
+        )
+
+
+class InMemoryLLMRunRepo:
+    """`LLMRunRepo` in a dictionary, for one event loop. `runs` shows everything, in the order of creation."""
+
+    def __init__(self) -> None:
+        self._runs: dict[UUID, InMemoryRun] = {}
+
+    @property
+    def runs(self) -> tuple[InMemoryRun, ...]:
+        """All runs of all workspaces."""
+        return tuple(self._runs.values())
+
+    async def get_by_idempotency_key(self, workspace_id: str, idempotency_key: str) -> StoredRun | None:
+        """See `LLMRunRepo`."""
+        holder = self._key_holder(workspace_id, idempotency_key)
+        return None if holder is None else holder.stored()
+
+    async def get_by_flight_key(self, workspace_id: str, flight_key: str) -> StoredRun | None:
+        """See `LLMRunRepo`."""
+        holder = self._flight_holder(workspace_id, flight_key)
+        return None if holder is None else holder.stored()
+
+    async def get_run(self, workspace_id: str, run_id: UUID) -> StoredRun | None:
+        """See `LLMRunRepo`."""
+        run = self._runs.get(run_id)
+        return run.stored() if run is not None and run.start.workspace_id == workspace_id else None
+
+    async def create_started(self, start: RunStart) -> None:
+        """See `LLMRunRepo`."""
+        self._refuse_taken(start)
+        self._runs[start.id] = InMemoryRun(start, RunStatus.STARTED, start.created_at_utc)
+
+    async def mark_succeeded(self, success: RunSuccess) -> bool:
+        """See `LLMRunRepo`."""
+        run = self._add_attempts(success.run_id, success.attempts)
+        if run is None or run.status is not RunStatus.STARTED:
+            return False
+        self._runs[success.run_id] = replace(run, status=RunStatus.SUCCEEDED, success=success)
+        return True
+
+    async def mark_failed(self, failure: RunFailure) -> bool:
+        """See `LLMRunRepo`."""
+        run = self._add_attempts(failure.run_id, failure.attempts)
+        if run is None or run.status is not RunStatus.STARTED:
+            return False
+        self._runs[failure.run_id] = replace(run, status=RunStatus.FAILED, failure=failure)
+        return True
+
+    async def record_unsent(self, start: RunStart, failure: RunFailure) -> None:
+        """See `LLMRunRepo`."""
+        self._runs[start.id] = InMemoryRun(start, RunStatus.FAILED, start.created_at_utc, failure=failure)
+
+    async def mark_abandoned(self, run: StoredRun) -> bool:
+        """See `LLMRunRepo`."""
+        found = self._runs.get(run.id)
+        if found is None or found.heartbeat_at_utc != run.heartbeat_at_utc:
+            return False
+        return await self.mark_failed(RunFailure(run.id, utc_now(), 0.0, ABANDONED_CODE, "abandoned"))
+
+    async def save_result_for_idempotency_key(self, start: RunStart, success: RunSuccess) -> None:
+        """See `LLMRunRepo`."""
+        self._refuse_taken(start._replace(flight_key=None))
+        self._runs[start.id] = InMemoryRun(start, RunStatus.SUCCEEDED, start.created_at_utc, success=success)
+        self._add_attempts(start.id, success.attempts)
+
+    async def record_served(self, start: RunStart, success: RunSuccess) -> None:
+        """See `LLMRunRepo`."""
+        await self.save_result_for_idempotency_key(start, success)
+
+    async def annotate(self, workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> None:
+        """See `LLMRunRepo`."""
+        run = self._runs.get(run_id)
+        if run is not None and run.start.workspace_id == workspace_id:
+            self._runs[run_id] = replace(run, start=run.start._replace(metadata=dict(metadata)))
+
+    async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
+        """See `LLMRunRepo`."""
+        for run_id in run_ids:
+            run = self._runs.get(run_id)
+            if run is not None and run.status is RunStatus.STARTED:
+                self._runs[run_id] = replace(run, heartbeat_at_utc=at_utc)
+
+    def _add_attempts(self, run_id: UUID, attempts: Sequence[Attempt]) -> InMemoryRun | None:
+        run = self._runs.get(run_id)
+        if run is None:
+            return None
+        known = {attempt.number for attempt in run.attempts}
+        added = tuple(attempt for attempt in attempts if attempt.number not in known)
+        self._runs[run_id] = run = replace(run, attempts=run.attempts + added)
+        return run
+
+    def _refuse_taken(self, start: RunStart) -> None:
+        holders = (
+            start.idempotency_key and self._key_holder(start.workspace_id, start.idempotency_key),
+            start.flight_key and self._flight_holder(start.workspace_id, start.flight_key),
+        )
+        if any(holders):
+            raise KeyTaken("another run of the workspace holds the key")
+
+    def _key_holder(self, workspace_id: str, key: str) -> InMemoryRun | None:
+        live = (run for run in self._of(workspace_id) if run.status is not RunStatus.FAILED)
+        return next((run for run in live if run.start.idempotency_key == key), None)
+
+    def _flight_holder(self, workspace_id: str, key: str) -> InMemoryRun | None:
+        flying = (run for run in self._of(workspace_id) if run.status is RunStatus.STARTED)
+        return next((run for run in flying if run.start.flight_key == key), None)
+
+    def _of(self, workspace_id: str) -> Iterable[InMemoryRun]:
+        return (run for run in self._runs.values() if run.start.workspace_id == workspace_id)
+
+
+def outcome_of(result: EvalResult) -> EvalOutcome:
+    """The part of a result that `EvalStore.outcomes` tells."""
+    return EvalOutcome(
+        sample_id=result.sample_id,
+        route=result.route,
+        epoch=result.epoch,
+        status=result.status,
+        error_code=result.error_code,
+        finished_at_utc=result.finished_at_utc,
+        pipeline_run_id=result.pipeline_run_id,
+        has_output=result.output_json is not None,
+        scores=frozenset(result.scores),
+    )
+
+
+class InMemoryEvalStore:
+    """`EvalStore` in dictionaries.
+
+    Args:
+        runs: Where the calls of the evaluations are recorded, for `in_doubt`.
+    """
+
+    def __init__(self, runs: InMemoryLLMRunRepo | None = None) -> None:
+        self._calls = runs or InMemoryLLMRunRepo()
+        self._runs: dict[tuple[str, str], EvalRun] = {}
+        self._results: dict[tuple[UUID, str, str, int], EvalResult] = {}
+
+    async def open_run(self, run: EvalRun) -> EvalRun:
+        """See `EvalStore`."""
+        return self._runs.setdefault((run.workspace_id, run.name), run)
+
+    async def get_run(self, workspace_id: str, name: str) -> EvalRun | None:
+        """See `EvalStore`."""
+        return self._runs.get((workspace_id, name))
+
+    async def list_runs(self, workspace_id: str) -> tuple[EvalRun, ...]:
+        """See `EvalStore`."""
+        mine = [run for run in self._runs.values() if run.workspace_id == workspace_id]
+        return tuple(sorted(mine, key=lambda run: (run.created_at_utc, run.id), reverse=True))
+
+    async def save_result(self, result: EvalResult) -> None:
+        """See `EvalStore`."""
+        self._results[result.eval_run_id, result.route, result.sample_id, result.epoch] = result
+
+    async def results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
+        """See `EvalStore`."""
+        mine = [result for result in self._results.values() if result.eval_run_id == eval_run_id]
+        return tuple(sorted(mine, key=lambda result: (result.sample_id, result.route, result.epoch)))
+
+    async def result(self, eval_run_id: UUID, sample_id: str, route: str, epoch: int) -> EvalResult | None:
+        """See `EvalStore`."""
+        return self._results.get((eval_run_id, route, sample_id, epoch))
+
+    async def outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
+        """See `EvalStore`."""
+        return [outcome_of(result) for result in self._results.values() if result.eval_run_id == eval_run_id]
+
+    async def under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
+        """See `EvalStore`."""
+        return [
+            CallUnderWay(run.start.pipeline_run_id or "", run.start.owner, run.heartbeat_at_utc)
+            for run in self._calls_of(workspace_id, pipeline_run_id_prefix)
+            if run.status is RunStatus.STARTED
+        ]
+
+    async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
+        """See `EvalStore`."""
+        prefixed = self._calls_of(workspace_id, pipeline_run_id_prefix)
+        doubtful = [run for run in prefixed if run.status is RunStatus.STARTED or run.error_code == ABANDONED_CODE]
+        ordered = sorted(doubtful, key=lambda run: (run.start.created_at_utc, run.start.id))
+        return tuple(run.stored() for run in ordered)
+
+    async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
+        """See `EvalStore`."""
+        prefixed = self._calls_of(workspace_id, pipeline_run_id_prefix)
+        times: dict[tuple[Route, str], list[datetime]] = {}
+        for attempt in (attempt for run in prefixed for attempt in run.attempts):
+            if attempt.model_digest is not None:
+                times.setdefault((attempt.route, attempt.model_digest), []).append(attempt.started_at_utc)
+        seen = [DigestSeen(route, digest, min(at), len(at)) for (route, digest), at in times.items()]
+        return tuple(sorted(seen, key=lambda each: (each.route.provider, each.route.model, each.first_at_utc)))
+
+    async def spent(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
+        """See `EvalStore`."""
+        spent: dict[Route, Spent] = {}
+        for run in self._calls_of(workspace_id, pipeline_run_id_prefix):
+            for attempt in run.attempts:
+                spent[attempt.route] = _with(spent.get(attempt.route, Spent(attempt.route)), attempt)
+        return tuple(spent[route] for route in sorted(spent, key=lambda route: (route.provider, route.model)))
+
+    async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
+        """See `EvalStore`."""
+        mine = self._calls_of(workspace_id, pipeline_run_id_prefix)
+        ordered = sorted(mine, key=lambda run: (run.start.created_at_utc, run.start.id))
+        return tuple(run.recorded() for run in ordered)
+
+    def _calls_of(self, workspace_id: str, prefix: str) -> list[InMemoryRun]:
+        mine = [run for run in self._calls.runs if run.start.workspace_id == workspace_id]
+        return [run for run in mine if (run.start.pipeline_run_id or "").startswith(prefix)]
+
+
+def _with(spent: Spent, attempt: Attempt) -> Spent:
+    usage, status = attempt.usage, attempt.status_code
+    if usage.input_tokens is None or usage.output_tokens is None or usage.estimated:
+        doubtful = status is None or status < 400 or status in DOUBTFUL_STATUSES
+        return replace(spent, uncounted=spent.uncounted + doubtful)
+    return replace(
+        spent,
+        input_tokens=spent.input_tokens + usage.input_tokens,
+        output_tokens=spent.output_tokens + usage.output_tokens,
+        cost_usd=spent.cost_usd + (attempt.cost_usd or 0.0),
+        unpriced=spent.unpriced + (attempt.cost_usd is None),
+    )

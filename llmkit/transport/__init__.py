@@ -1,0 +1,1 @@
+"""HTTP to providers: request paths, limits and the connection pool."""

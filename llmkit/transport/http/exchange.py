@@ -1,0 +1,158 @@
+"""The record of one request: what was really sent and what really came back, whatever a library makes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from hashlib import sha256
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlsplit
+
+from llmkit.canonical_json import canonical_json, json_object, sha256_of
+from llmkit.providers import CallArguments, ProviderSpec, ReplyFacts
+from llmkit.types import LLMProvider, utc_now
+
+__all__ = ["Exchange", "Outline", "current_exchange"]
+
+
+class Outline:
+    """The body of requests that differ in their texts alone: what is hashed of them needs no reading of each.
+
+    Args:
+        body: As it is sent, with a mark in the place of each text.
+        marks: Finds the marks in JSON, quotes included; its group is the number of the text.
+
+    Raises:
+        ValueError: The body holds NaN or an infinity.
+    """
+
+    def __init__(self, body: Mapping[str, Any], marks: re.Pattern[str]) -> None:
+        parts = marks.split(canonical_json(body))
+        self._body = body
+        self._pieces = tuple(int(part) if at % 2 else part for at, part in enumerate(parts))
+        self._schemas: dict[LLMProvider, tuple[Mapping[str, Any] | None, str | None]] = {}
+
+    def params_sha256(self, path: str, texts: Sequence[str]) -> str:
+        """`Exchange.params_sha256` of a request with these texts."""
+        told = [canonical_json(text) for text in texts]
+        body = "".join(piece if isinstance(piece, str) else told[piece] for piece in self._pieces)
+        return sha256(f'{{"body":{body},"path":{canonical_json(path)}}}'.encode("ascii")).hexdigest()
+
+    def schema(self, spec: ProviderSpec) -> tuple[Mapping[str, Any] | None, str | None]:
+        """The output schema in the body, and its hash."""
+        if spec.provider not in self._schemas:
+            found = spec.sent_schema(self._body)
+            self._schemas[spec.provider] = found, None if found is None else _hash(found)
+        return self._schemas[spec.provider]
+
+
+@dataclass(kw_only=True)
+class Exchange:
+    """One request to one provider, filled by the transport.
+
+    Attributes:
+        sent_at_utc: When the request left; None when it never did.
+        status: HTTP status of the answer; None when there was none.
+        transport_error: Class name of what went wrong below HTTP.
+        is_abandoned: Nobody waits for it any more: it must not leave.
+        on_leaving: Called when the request leaves, to start its clock.
+        outline: Of the body, where it is known.
+        texts: That are in the places of the outline.
+    """
+
+    spec: ProviderSpec
+    arguments: CallArguments
+    sent_at_utc: datetime | None = None
+    sent_body: bytes = b""
+    sent_path: str = ""
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    transport_error: str | None = None
+    is_abandoned: bool = False
+    on_leaving: Callable[[], None] = lambda: None
+    outline: Outline | None = None
+    texts: Sequence[str] = ()
+    _started_s: float = field(default_factory=perf_counter)
+
+    def request_leaves(self, path: str, body: bytes) -> None:
+        """Note that the request is handed to the network."""
+        self.sent_at_utc = utc_now()
+        self._started_s = perf_counter()
+        self.sent_path, self.sent_body = path, body
+        self.on_leaving()
+
+    def reply_arrives(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Note the whole answer."""
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request left."""
+        return (perf_counter() - self._started_s) * 1000
+
+    @cached_property
+    def reply_json(self) -> Mapping[str, Any] | None:
+        """The answer when it is a JSON object, else None."""
+        return json_object(self.body)
+
+    @cached_property
+    def facts(self) -> ReplyFacts:
+        """What the provider's own JSON says."""
+        return self.spec.reply_facts(self.reply_json or {})
+
+    @cached_property
+    def _sent_json(self) -> Mapping[str, Any] | None:
+        return json_object(self.sent_body)
+
+    @property
+    def params_sha256(self) -> str | None:
+        """Hash of the parameters as sent: path (it names the model at some providers) and body, no host, no key."""
+        if self.outline is not None and self.sent_body:
+            return self.outline.params_sha256(self.sent_path, self.texts)
+        return None if self._sent_json is None else _hash({"path": self.sent_path, "body": self._sent_json})
+
+    @property
+    def model_digest(self) -> str | None:
+        """What identifies the model that was asked: its digest, or the version that the provider names."""
+        return self.arguments.model_digest or self.facts.model_version
+
+    @property
+    def sent_schema(self) -> Mapping[str, Any] | None:
+        """The output schema that was really sent."""
+        return self._schema[0]
+
+    @property
+    def schema_sha256(self) -> str | None:
+        """Hash of the output schema that was really sent."""
+        return self._schema[1]
+
+    @property
+    def _schema(self) -> tuple[Mapping[str, Any] | None, str | None]:
+        if self.outline is not None and self.sent_body:
+            return self.outline.schema(self.spec)
+        schema = None if self._sent_json is None else self.spec.sent_schema(self._sent_json)
+        return schema, None if schema is None else _hash(schema)
+
+    @property
+    def redirected_to(self) -> str | None:
+        """Host of the redirect that was not followed."""
+        location = self.headers.get("location")
+        return urlsplit(location).netloc.rpartition("@")[2] if location else None
+
+
+def _hash(sent: Mapping[str, Any]) -> str:
+    try:
+        return sha256_of(sent)
+    except ValueError:  # NaN or an infinity, which Python writes into JSON although no standard knows them
+        return sha256_of(json.dumps(sent, sort_keys=True))
+
+
+current_exchange: ContextVar[Exchange] = ContextVar("llmkit_exchange")
+"""The exchange that the running task fills: a transport serves many calls and is told of none by LiteLLM."""

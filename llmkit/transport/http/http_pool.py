@@ -1,0 +1,142 @@
+"""The one way out: a pooled aiohttp session that sends the request of an exchange once and records what happens."""
+
+from __future__ import annotations
+
+import io
+import ssl
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import certifi
+from yarl import URL
+
+from llmkit.settings import is_loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmkit.transport.http.exchange import Exchange
+
+__all__ = ["NotAnsweredError", "Pool"]
+
+_KEY_HEADERS = frozenset({"authorization", "x-goog-api-key", "x-api-key", "api-key"})
+# Of the connection, which is the pool's business; what it can decode is also the pool's to say.
+_HOP_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding"})
+KEEPALIVE_S = 30.0
+# A longer one is sent bit by bit, so that it does not hold up all others; else aiohttp warns.
+LARGE_BODY_BYTES = 2**20
+
+
+class NotAnsweredError(Exception):
+    """Nothing was sent, or no whole answer arrived. Its text is the class name of the reason, as in the exchange."""
+
+
+class Pool:
+    """Sends requests, each to its own address and nowhere else, and reads whole answers. Follows no redirect.
+
+    There is no timeout here: the caller holds the deadline. Must be used and closed in one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    async def send(self, exchange: Exchange, method: str, url: str, headers: Mapping[str, str], body: bytes) -> None:
+        """Send the request of this exchange and record the answer in it.
+
+        Raises:
+            NotAnsweredError: There is no answer; the exchange has the reason.
+        """
+        exchange.transport_error = _objection(url, exchange)
+        if exchange.transport_error is not None:
+            raise NotAnsweredError(exchange.transport_error)
+        way = _way(url)
+        exchange.request_leaves(way.path, body)
+        try:
+            async with self._open_session().request(
+                method,
+                way,
+                data=body if len(body) <= LARGE_BODY_BYTES else io.BytesIO(body),
+                headers=_headers_to_send(headers, send_key=exchange.arguments.send_key),
+                allow_redirects=False,
+                proxy=_proxy_for(url),
+                ssl=_tls() if way.scheme == "https" else True,
+            ) as answer:
+                exchange.reply_arrives(answer.status, answer.headers, await answer.read())
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            exchange.transport_error = type(error).__name__
+            raise NotAnsweredError(exchange.transport_error) from None
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # The client bounds what is under way, so the pool does not.
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+    async def close(self) -> None:
+        """Close all connections. Idempotent."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+
+def _objection(url: str, exchange: Exchange) -> str | None:
+    """Why this request must not leave, as the name of an error, or None."""
+    if exchange.is_abandoned:
+        return "Abandoned"
+    # LiteLLM lets globals of its own and the environment override an address that it was given.
+    return None if _origin(exchange.arguments.address) == _origin(url) else "WrongAddress"
+
+
+# Few addresses and models take part in a process; parsing their URLs anew for every call is a tenth of its cost.
+@lru_cache(maxsize=256)
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port
+
+
+@lru_cache(maxsize=256)
+def _way(url: str) -> URL:
+    return URL(url, encoded=True).with_user(None)
+
+
+def _headers_to_send(headers: Mapping[str, str], *, send_key: bool) -> Mapping[str, str]:
+    kept = {name: value for name, value in headers.items() if name.lower() not in _HOP_HEADERS}
+    if send_key:
+        return kept
+    return {name: value for name, value in kept.items() if not _is_key(name.lower(), value)}
+
+
+def _is_key(name: str, value: str) -> bool:
+    # User and password in the address of one's own server become Basic, and are meant to be sent.
+    return name in _KEY_HEADERS and not value.startswith("Basic ")
+
+
+@lru_cache(maxsize=256)
+def _proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for this URL. What is on this machine never goes through one."""
+    return None if is_loopback(url) else _environment_proxy(urlsplit(url).scheme, urlsplit(url).hostname or "")
+
+
+@cache
+def _environment_proxy(scheme: str, host: str) -> str | None:
+    if proxy_bypass(host):
+        return None
+    proxies = getproxies()
+    proxy = proxies.get(scheme) or proxies.get("all")
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """The machine's certificates (SSL_CERT_FILE counts) and the ones that come with certifi."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context

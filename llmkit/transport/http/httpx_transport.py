@@ -1,0 +1,49 @@
+"""The pool as an httpx transport, for a library that brings its own httpx client.
+
+LiteLLM's own transport follows redirects with the key in hand, sends a request again after some connection errors and
+shares its connections with everyone in the process. This one does none of it.
+"""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+
+from llmkit.transport.http.exchange import Exchange, current_exchange
+from llmkit.transport.http.http_pool import NotAnsweredError, Pool
+
+__all__ = ["RecordingTransport"]
+
+_ENCODING_HEADERS = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+
+
+class RecordingTransport(httpx.AsyncBaseTransport):
+    """Sends the request of the current exchange through the pool, which belongs to the caller."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send it.
+
+        Raises:
+            httpx.ReadError: Nothing was sent, or no whole answer arrived; the exchange has the reason. Never
+                `ConnectError`, which makes LiteLLM send the request a second time by itself.
+        """
+        exchange = current_exchange.get()
+        body = await request.aread()
+        try:
+            await self._pool.send(exchange, request.method, str(request.url), request.headers, body)
+        except NotAnsweredError as error:
+            raise httpx.ReadError(str(error)) from None
+        kept = [(name, value) for name, value in exchange.headers.items() if name.lower() not in _ENCODING_HEADERS]
+        return httpx.Response(exchange.status or 0, headers=kept, content=_mended(exchange), request=request)
+
+
+def _mended(exchange: Exchange) -> bytes:
+    reply = exchange.reply_json
+    if reply is None or exchange.status != httpx.codes.OK:
+        return exchange.body
+    mended = exchange.spec.mend_reply(reply)
+    return exchange.body if mended is reply else json.dumps(mended).encode()

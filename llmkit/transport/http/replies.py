@@ -1,0 +1,181 @@
+"""What an answer with status 200 means: an answer, or one of the outcomes that only look like one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from llmkit.errors import (
+    LLMContentBlocked,
+    LLMEmptyReply,
+    LLMError,
+    LLMOutputTruncated,
+    LLMPromptTruncated,
+    LLMReasoningExhausted,
+    LLMUnusableAnswer,
+)
+from llmkit.ports import ClientReply
+from llmkit.providers import ReplyFacts, smallest_prompt_tokens
+from llmkit.transport.http.exchange import Exchange
+from llmkit.types import FinishReason, LLMRequest, TokenUsage, ToolCall
+
+__all__ = ["read_reply", "verdict"]
+
+_FINISH_REASONS: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+}
+# Context windows are multiples of this.
+WINDOW_STEP_TOKENS = 1024
+
+
+def read_reply(completion: Any, exchange: Exchange, request: LLMRequest) -> ClientReply:
+    """Read LiteLLM's `ModelResponse`, and the provider's own JSON where that says more.
+
+    Args:
+        completion: What `litellm.acompletion` returned.
+        exchange: The record of the request.
+        request: What was asked.
+    """
+    facts = exchange.facts
+    # A reply of Gemini's without candidates has no choice at all.
+    choice = completion.choices[0] if completion.choices else None
+    message = choice.message if choice is not None else None
+    calls = tuple(_tool_call(call, number) for number, call in enumerate(getattr(message, "tool_calls", None) or ()))
+    finish_reason = _FINISH_REASONS.get(str(getattr(choice, "finish_reason", "")), "unknown")
+    usage = _usage(getattr(completion, "usage", None), facts, estimates=exchange.spec.estimates_missing_counts)
+    reply = ClientReply(
+        text=getattr(message, "content", None) or "",
+        tool_calls=calls,
+        finish_reason="tool_calls" if calls and finish_reason == "stop" else finish_reason,
+        usage=usage,
+        response_model=_response_model(completion),
+        cost_usd=_cost_usd(completion, exchange, usage),
+    )
+    return _with_warnings(reply, exchange, request, facts)
+
+
+def verdict(reply: ClientReply, exchange: Exchange, request: LLMRequest) -> LLMError | None:
+    """The error that this reply amounts to, or None when it is an answer."""
+    facts = exchange.facts
+    model = str(exchange.arguments.kwargs["model"]).partition("/")[2]
+    if facts.blocked or reply.finish_reason == "content_filter":
+        kind: type[LLMUnusableAnswer] | None = LLMContentBlocked
+    elif _prompt_was_cut(facts, exchange, request):
+        kind = LLMPromptTruncated
+    elif reply.finish_reason == "length":
+        kind = _kind_of_cut(reply, request)
+    else:
+        kind = LLMEmptyReply if _is_empty(reply) else None
+    if kind is None:
+        return None
+    limit = request.max_output_tokens or exchange.arguments.kwargs.get("max_tokens")
+    message = _MESSAGES[kind].format(
+        label=exchange.spec.label,
+        model=model,
+        reason=facts.blocked or facts.unreadable or "neither text nor a tool call",
+        tokens=facts.prompt_tokens,
+        limit=f"limit of {limit} tokens" if limit else "output limit",
+        cut=exchange.spec.hints["cut"],
+    )
+    return kind(message, provider=exchange.spec.provider, model=model, status_code=exchange.status)
+
+
+_MESSAGES: dict[type[LLMUnusableAnswer], str] = {
+    LLMContentBlocked: "A safety filter of {label} stopped the prompt or the answer ({reason}): reword it.",
+    LLMPromptTruncated: "{label} cut the prompt to {tokens} tokens, the context window of {model}, and answered the "
+    "rest: shorten the prompt, or use a model with a larger window.",
+    LLMReasoningExhausted: "{model} used up its {limit} before it wrote an answer, in hidden reasoning: raise "
+    "max_output_tokens.",
+    LLMOutputTruncated: "{model} was cut off at its {limit}: {cut}.",
+    LLMEmptyReply: "{label} answered without content: {reason}. Another try may do.",
+}
+
+
+def _is_empty(reply: ClientReply) -> bool:
+    return not reply.text.strip() and not reply.tool_calls
+
+
+def _kind_of_cut(reply: ClientReply, request: LLMRequest) -> type[LLMUnusableAnswer] | None:
+    """A text that the caller's own limit cut is what was asked for; half a JSON text or half a tool call is not."""
+    if _is_empty(reply):
+        return LLMReasoningExhausted
+    free_text = request.response_format is None and not request.tools
+    return None if free_text and request.max_output_tokens is not None else LLMOutputTruncated
+
+
+def _prompt_was_cut(facts: ReplyFacts, exchange: Exchange, request: LLMRequest) -> bool:
+    """Whether the server read as many tokens as a window holds, and so probably not all.
+
+    The window is the one that was asked for, or a smaller one of the model's own: then the count is a whole multiple
+    of 1,024 and smaller than any tokenizer would make of a prompt of this length.
+    """
+    window, counted = exchange.arguments.context_tokens, facts.prompt_tokens
+    if window is None or counted is None:
+        return False
+    if counted >= window - 1:
+        return True
+    return counted % WINDOW_STEP_TOKENS == 0 and counted < smallest_prompt_tokens(request)
+
+
+def _with_warnings(reply: ClientReply, exchange: Exchange, request: LLMRequest, facts: ReplyFacts) -> ClientReply:
+    warnings = []
+    if reply.finish_reason == "length":
+        warnings.append(f"The answer stops at the limit of {request.max_output_tokens} tokens.")
+    wants_schema = request.response_format is not None and request.response_format.json_schema is not None
+    if wants_schema and exchange.sent_schema is None:
+        warnings.append(f"{exchange.spec.label} was not given the schema as a constraint, only as part of the prompt.")
+    if exchange.arguments.context_tokens is not None and _fewer_than_sent(facts, request):
+        warnings.append(
+            f"{exchange.spec.label} counted {facts.prompt_tokens} tokens, far fewer than the prompt should have: "
+            "it may have left out the oldest messages."
+        )
+    return replace(reply, warnings=tuple(warnings)) if warnings else reply
+
+
+def _fewer_than_sent(facts: ReplyFacts, request: LLMRequest) -> bool:
+    return (
+        facts.counts_reported
+        and facts.prompt_tokens is not None
+        and facts.prompt_tokens < smallest_prompt_tokens(request)
+    )
+
+
+def _tool_call(call: Any, number: int) -> ToolCall:
+    arguments = call.function.arguments
+    return ToolCall(
+        id=call.id or f"call_{number}",
+        name=call.function.name or "",
+        arguments=arguments if isinstance(arguments, str) else json.dumps(arguments or {}),
+    )
+
+
+def _response_model(completion: Any) -> str | None:
+    model = getattr(completion, "model", None)
+    return str(model).removeprefix("ollama_chat/").removeprefix("hosted_vllm/") if model else None
+
+
+def _usage(usage: Any, facts: ReplyFacts, *, estimates: bool) -> TokenUsage:
+    """Token counts. Ones that the provider did not send are unknown, or LiteLLM's estimate where it makes one."""
+    if usage is None or not (facts.counts_reported or estimates):
+        return TokenUsage()
+    prompt, output = getattr(usage, "prompt_tokens_details", None), getattr(usage, "completion_tokens_details", None)
+    return TokenUsage(
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+        cached_input_tokens=getattr(prompt, "cached_tokens", None),
+        reasoning_tokens=getattr(output, "reasoning_tokens", None),
+        estimated=not facts.counts_reported,
+    )
+
+
+def _cost_usd(completion: Any, exchange: Exchange, usage: TokenUsage) -> float | None:
+    if not exchange.spec.reports_cost or usage.estimated or usage.input_tokens is None:
+        return None
+    cost = getattr(completion, "_hidden_params", {}).get("response_cost")
+    return float(cost) if cost else None

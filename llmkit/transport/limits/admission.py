@@ -1,0 +1,245 @@
+"""The limits of every provider, and a place among them for each call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from llmkit.errors import LLMError, LLMQuotaExhausted, LLMTimeout, LLMUnusableAnswer
+from llmkit.ports import AttemptLog, ClientReply
+from llmkit.providers import ProviderSpec, estimated_prompt_tokens
+from llmkit.settings import LLMSettings
+from llmkit.transport.limits.adaptive_concurrency import AdaptiveLimit, Concurrency, FixedLimit, Ticket
+from llmkit.transport.limits.daily_quota import Parking
+from llmkit.transport.limits.rate_limits import Leave, Rates
+from llmkit.transport.limits.resizable_semaphore import Gate
+from llmkit.transport.limits.sliding_window import SlidingWindow
+from llmkit.types import LLMProvider, LLMRequest, Route, utc_now
+
+__all__ = ["Limits", "Place"]
+
+# Too many requests; Ollama's full queue, which any overloaded server may say too; Anthropic's and others' overload.
+_REFUSALS = frozenset({429, 503, 529})
+_TOO_MANY = 429
+
+Work = Callable[[], Awaitable[ClientReply]]
+
+
+class Limits:
+    """What may be under way, over all providers and at each. Belongs to one event loop.
+
+    Args:
+        settings: `concurrency_limit`, `adaptive_concurrency` and what the providers read from it.
+        providers: What differs between providers.
+        clock: Seconds on a clock that never goes back.
+        now: The time of day.
+    """
+
+    def __init__(
+        self,
+        settings: LLMSettings,
+        providers: Mapping[LLMProvider, ProviderSpec],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._all = Gate(lambda: settings.concurrency_limit)
+        self._now = now
+        self._providers = {
+            name: _Provider(spec, _concurrency(spec, settings), _rates(spec, settings, clock), Parking(spec.quota_zone))
+            for name, spec in providers.items()
+        }
+
+    def concurrency(self, provider: LLMProvider) -> int:
+        """Requests that the provider may get at once now."""
+        return self._providers[provider].concurrency.limit
+
+    @asynccontextmanager
+    async def place(self, route: Route, request: LLMRequest, log: AttemptLog) -> AsyncIterator[Place]:
+        """A place at the route's provider, for one call with its retries. First come, first served.
+
+        A retry that waits keeps its place while the provider answers nobody: then others queue instead of joining in.
+        After a failure among answers, and after a refusal for being one too many, it gives its place up, and is the
+        next to get one when there is room again.
+
+        Raises:
+            LLMQuotaExhausted: The route's quota of the day is used up; nothing was sent.
+        """
+        provider = self._providers[route.provider]
+        place = Place(provider, self._all, self._now, route, request, log)
+        place.check_quota()
+        await place.enter()
+        try:
+            yield place
+        finally:
+            place.leave()
+
+
+class Place:
+    """A place at a provider, kept by one call."""
+
+    def __init__(
+        self,
+        provider: _Provider,
+        everywhere: Gate,
+        now: Callable[[], datetime],
+        route: Route,
+        request: LLMRequest,
+        log: AttemptLog,
+    ) -> None:
+        self._provider = provider
+        self._everywhere = everywhere
+        self._now = now
+        self._route = route
+        self._request = request
+        self._log = log
+        self._is_inside = False
+
+    async def enter(self, *, first: bool = False) -> None:
+        """Wait for the place."""
+        began_s = time.perf_counter()
+        await self._provider.gate.enter(first=first)
+        self._is_inside = True
+        self._log.queued_ms += (time.perf_counter() - began_s) * 1000
+
+    def leave(self) -> None:
+        """Give the place up. Idempotent."""
+        if self._is_inside:
+            self._is_inside = False
+            self._provider.gate.leave()
+
+    async def send(self, work: Work) -> ClientReply:
+        """Do the work, one request, when the limits over all and per minute allow it, and learn from how it ends.
+
+        Raises:
+            LLMQuotaExhausted: The route's quota of the day was used up meanwhile; nothing was sent.
+            LLMError: What the work raised.
+        """
+        if not self._is_inside:
+            await self.enter(first=True)
+        began_s = time.perf_counter()
+        leave = await self._provider.rates.wait(self._tokens)
+        try:
+            await self._everywhere.enter()
+        except BaseException:
+            leave.give_back()
+            raise
+        self._log.queued_ms += (time.perf_counter() - began_s) * 1000
+        try:
+            self.check_quota()
+            leave.use()
+            return await self._learning(work, leave)
+        finally:
+            leave.give_back()
+            self._everywhere.leave()
+
+    async def _learning(self, work: Work, leave: Leave) -> ClientReply:
+        ticket, sent_before = self._provider.began(), len(self._log.attempts)
+        try:
+            reply = await work()
+        except LLMError as error:
+            self._learn(ticket, sent_before, error)
+            raise
+        except BaseException:
+            self._provider.failed(ticket)
+            raise
+        self._learn(ticket, sent_before)
+        usage = reply.usage
+        leave.correct(usage.total_tokens if self._provider.spec.answers_count else usage.input_tokens)
+        return reply
+
+    def _learn(self, ticket: Ticket, sent_before: int, error: LLMError | None = None) -> None:
+        attempts = self._log.attempts[sent_before:]
+        failed_alone, self._provider.answers = self._provider.answers and error is not None, error is None
+        if isinstance(error, LLMQuotaExhausted):
+            self._park(error)
+        elif error is not None and error.status_code in _REFUSALS:
+            self._provider.refused(ticket, again=self._was_refused(sent_before))
+            self.leave()
+            return
+        if attempts and (error is None or isinstance(error, LLMTimeout | LLMUnusableAnswer)):
+            # What took too long, or was no answer, took its time all the same.
+            self._provider.answered(ticket, attempts[-1].latency_ms / 1000)
+        else:
+            self._provider.failed(ticket)
+        if failed_alone:
+            self.leave()
+
+    def _was_refused(self, sent_before: int) -> bool:
+        earlier = self._log.attempts[:sent_before]
+        return any(each.route == self._route and each.status_code in _REFUSALS for each in earlier)
+
+    def _park(self, error: LLMQuotaExhausted) -> None:
+        if error.status_code == _TOO_MANY:  # a bill that is not paid is no matter of time
+            now = self._now()
+            until = self._provider.parking.park(self._route, now, error.retry_after_s)
+            error.retry_after_s = (until - now).total_seconds()
+
+    def _tokens(self) -> int:
+        """What the request will come to, as far as that can be told beforehand."""
+        answer = self._request.max_output_tokens if self._provider.spec.answers_count else None
+        return estimated_prompt_tokens(self._request) + (answer or 0)
+
+    def check_quota(self) -> None:
+        """Refuse the call while its route's quota of the day is used up."""
+        now = self._now()
+        until = self._provider.parking.until(self._route, now)
+        if until is not None:
+            raise LLMQuotaExhausted(
+                f"The quota of {self._provider.spec.label} for {self._route.model} is used up until "
+                f"{until:%Y-%m-%d %H:%M} UTC; nothing was sent. Try again then, ask another model, or raise the quota "
+                "and open a new session.",
+                provider=self._route.provider,
+                model=self._route.model,
+                retry_after_s=(until - now).total_seconds(),
+            )
+
+
+@dataclass
+class _Provider:
+    """The limits of one provider."""
+
+    spec: ProviderSpec
+    concurrency: Concurrency
+    rates: Rates
+    parking: Parking
+    gate: Gate = field(init=False)
+    answers: bool = field(init=False, default=False)
+    """Whether the last request that ended was answered."""
+
+    def __post_init__(self) -> None:
+        self.gate = Gate(lambda: self.concurrency.limit)
+
+    def began(self) -> Ticket:
+        return self.concurrency.began(self.gate.inside)
+
+    def answered(self, ticket: Ticket, latency_s: float) -> None:
+        self.concurrency.answered(ticket, latency_s)
+        self.gate.open()
+
+    def failed(self, ticket: Ticket) -> None:
+        self.concurrency.failed(ticket)
+        self.gate.open()
+
+    def refused(self, ticket: Ticket, *, again: bool) -> None:
+        self.concurrency.refused(ticket, again=again)
+
+
+def _concurrency(spec: ProviderSpec, settings: LLMSettings) -> Concurrency:
+    own = spec.parallel(settings)
+    if own is not None or not settings.adaptive_concurrency:
+        # A server that llmkit runs itself has as many slots as it was given: there is nothing to find out.
+        return FixedLimit(min(own or settings.concurrency_limit, settings.concurrency_limit))
+    return AdaptiveLimit(settings.concurrency_limit)
+
+
+def _rates(spec: ProviderSpec, settings: LLMSettings, clock: Callable[[], float]) -> Rates:
+    requests, tokens = spec.per_minute(settings)
+    return Rates(_window(requests), _window(tokens), clock)
+
+
+def _window(limit: int | None) -> SlidingWindow | None:
+    return None if limit is None else SlidingWindow(limit)

@@ -1,0 +1,162 @@
+"""The fast lane: LiteLLM's translations alone, straight over the pool. `benchmarks/client.py` says what that saves."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from llmkit.providers import CallArguments
+from llmkit.transport.http.exchange import Exchange
+from llmkit.transport.paths.library import LOADING, RELEASE, load_internals, surprises
+from llmkit.transport.paths.request_templates import Forms, kind_of
+from llmkit.transport.paths.translation import Answer, Prepared, Translation, carries, rehearse, translations
+
+if TYPE_CHECKING:
+    from llmkit.transport.http.http_pool import Pool
+
+__all__ = ["FastLane", "FastParts", "NoAnswerError", "load_parts"]
+
+HTTP_OK = 200
+_SUCCESS = range(200, 300)
+
+# Addresses that HTTP libraries cannot read in two ways.
+_PLAIN_URL = re.compile(r"https?://(?:[^/@\s]+@)?[A-Za-z0-9.\-\[\]:]+(?:/[A-Za-z0-9._~:\-]+)*")
+
+
+class NoAnswerError(Exception):
+    """The provider answered, but not with a JSON object and a status of success; the exchange has what it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class FastParts:
+    """LiteLLM's translations, and its list of models."""
+
+    translations: Mapping[str, Translation]
+    model_cost: Mapping[str, Any]
+
+
+_parts: tuple[FastParts | None] | None = None
+
+
+def load_parts() -> FastParts | None:
+    """What the fast lane is made of, loaded and tried once per process; None when this LiteLLM is another one.
+
+    Then one warning says so. Takes as long as importing litellm.
+    """
+    global _parts  # noqa: PLW0603
+    with LOADING:
+        if _parts is None:
+            _parts = (_tried_parts(),)
+        return _parts[0]
+
+
+def _tried_parts() -> FastParts | None:
+    try:
+        found = surprises()
+        if not found:
+            internals = load_internals()
+            parts = FastParts(translations(internals), internals.model_cost)
+            rehearse(parts.translations)
+            return parts
+    except Exception as error:  # noqa: BLE001 - whatever is wrong, there is another lane
+        found = (f"{type(error).__name__} at rehearsal: {error}",)
+    logging.getLogger("llmkit").warning(
+        "LiteLLM is not the one that llmkit's fast lane was made for (%s): calls take its own, slower way. Install "
+        "litellm==%s, or set LLM_LANE=reference.",
+        "; ".join(found),
+        RELEASE,
+    )
+    return None
+
+
+class FastLane:
+    """Carries the requests that llmkit makes. Used in one event loop; the pool is the caller's to close.
+
+    Args:
+        pool: Where requests leave.
+        parts: What LiteLLM contributes.
+    """
+
+    def __init__(self, pool: Pool, parts: FastParts) -> None:
+        self._pool = pool
+        self._model_cost = parts.model_cost
+        self._translations = parts.translations
+        self._forms = Forms(parts.model_cost)
+
+    def prepare(self, arguments: CallArguments) -> Prepared | None:
+        """The request on the wire, or None when the reference lane has to carry it."""
+        provider, _, model = str(arguments.kwargs["model"]).partition("/")
+        translation = self._translations.get(provider)
+        if translation is None or not self._is_chat_model(arguments):
+            return None
+        try:
+            return self._prepared(translation, model, arguments)
+        except Exception:  # noqa: BLE001 - the reference lane finds the same fault and has LiteLLM's words for it
+            return None
+
+    def _prepared(self, translation: Translation, model: str, arguments: CallArguments) -> Prepared | None:
+        kind = kind_of(arguments.kwargs)
+        filled = self._forms.filled(kind, arguments, translation) if kind is not None else None
+        if filled is not None:
+            return filled
+        if not carries(translation, arguments.kwargs):
+            return None
+        prepared = translation.prepare(model, arguments.own_kwargs())
+        if not _is_plain(prepared.url):
+            return None
+        if kind is not None:
+            self._forms.learn(kind, arguments, translation, prepared)
+        return prepared
+
+    def _is_chat_model(self, arguments: CallArguments) -> bool:
+        """LiteLLM calls some models through another API of their provider."""
+        entry = self._model_cost.get(str(arguments.kwargs["model"]), {})
+        return bool(entry.get("mode", "chat") == "chat")
+
+    async def complete(self, prepared: Prepared, exchange: Exchange) -> Any:
+        """Send it, and read the answer into LiteLLM's `ModelResponse`.
+
+        Raises:
+            NotAnsweredError: There is no answer.
+            NoAnswerError: The answer is a refusal, or unreadable.
+            Exception: Whatever LiteLLM raises on an answer that it does not understand.
+        """
+        exchange.outline = prepared.outline
+        exchange.texts = [message["content"] for message in prepared.messages] if prepared.outline else ()
+        headers = {"Accept": "*/*", **prepared.headers, **_credentials(prepared.url)}
+        await self._pool.send(exchange, "POST", prepared.url, headers, prepared.body)
+        status = exchange.status or 0
+        if exchange.reply_json is None or status not in _SUCCESS:
+            raise NoAnswerError
+        provider = str(exchange.arguments.kwargs["model"]).partition("/")[0]
+        translation = self._translations[provider]
+        plain = translation.glance(prepared, exchange.reply_json, exchange.headers) if status == HTTP_OK else None
+        return plain if plain is not None else self._read(translation, prepared, exchange, status)
+
+    def _read(self, translation: Translation, prepared: Prepared, exchange: Exchange, status: int) -> Any:
+        # A copy of its own: LiteLLM moves things about in it.
+        reply = json.loads(exchange.body)
+        if status == HTTP_OK:
+            reply = exchange.spec.mend_reply(reply)
+        facts = exchange.spec.reply_facts(reply)
+        answer = Answer(status, exchange.headers, exchange.body, dict(reply), facts.counts_reported)
+        return translation.read(prepared, answer)
+
+
+def _is_plain(url: str) -> bool:
+    return _PLAIN_URL.fullmatch(url) is not None and "/." not in url
+
+
+def _credentials(url: str) -> Mapping[str, str]:
+    """User and password in an address, as the header that they are meant to become."""
+    if "@" not in url:
+        return {}
+    parts = urlsplit(url)
+    pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}

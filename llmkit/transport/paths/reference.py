@@ -1,0 +1,85 @@
+"""The reference lane: `litellm.acompletion` as it is, over a transport of ours."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from llmkit.transport.http.exchange import Exchange, current_exchange
+from llmkit.transport.paths.library import Library, load_library
+
+if TYPE_CHECKING:
+    from llmkit.transport.http.http_pool import Pool
+
+__all__ = ["ReferenceLane"]
+
+# LiteLLM's own limit is one of inactivity; ours, on the whole request, comes first.
+BACKSTOP_S = 5.0
+
+
+class ReferenceLane:
+    """Carries every request. Used and closed in one event loop; the pool stays the caller's to close.
+
+    Args:
+        pool: Where requests leave.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._handler: Any = None
+        self._http: Any = None
+
+    async def complete(self, exchange: Exchange, timeout_s: float) -> Any:
+        """LiteLLM's `ModelResponse`, or whatever it raises; the exchange tells what really happened."""
+        task = asyncio.ensure_future(self._start(exchange, timeout_s))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await _stop(task, exchange)
+            raise
+
+    async def _start(self, exchange: Exchange, timeout_s: float) -> Any:
+        library = load_library()
+        library.model_cost.update(exchange.arguments.price_entry)
+        # This runs in a task of its own, so the variables need no reset.
+        current_exchange.set(exchange)
+        # As one of its own inner calls it runs no callbacks and starts no logging task that outlives the call.
+        library.internal_call.set(True)
+        return await library.acompletion(
+            **exchange.arguments.own_kwargs(),
+            client=self._http_handler(library),
+            timeout=timeout_s + BACKSTOP_S,
+            num_retries=0,
+            max_retries=0,
+        )
+
+    def _http_handler(self, library: Library) -> Any:
+        if self._handler is None:
+            from llmkit.transport.http.httpx_transport import RecordingTransport
+
+            handler = library.http_handler(transport=RecordingTransport(self._pool), follow_redirects=False)
+            # Once it is given its client it leaves the closing to us; else it does so when it is collected, in a task.
+            handler.client = self._http = handler.client
+            self._handler = handler
+        return self._handler
+
+    async def close(self) -> None:
+        """Let go of the HTTP client. Idempotent."""
+        http, self._handler, self._http = self._http, None, None
+        if http is not None:
+            await http.aclose()
+            # LiteLLM starts a task of one step after each reply: let the last ones end.
+            await asyncio.sleep(0)
+
+
+async def _stop(task: asyncio.Task[Any], exchange: Exchange) -> None:
+    """End a request that nobody waits for, as soon as it can be ended without a warning.
+
+    Until the request leaves, LiteLLM prepares it in a thread, and a cancellation there drops a coroutine that was never
+    awaited. So the transport holds it back instead, some milliseconds later.
+    """
+    exchange.is_abandoned = True
+    if exchange.sent_at_utc is not None:
+        task.cancel()
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    await asyncio.wait({task})

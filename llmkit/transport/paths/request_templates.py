@@ -1,0 +1,153 @@
+"""Forms of requests: LiteLLM's own translation with places for the texts, so that it is not asked the same every call.
+
+The thousand requests of a study differ in their texts alone, and LiteLLM copies a text as it is. So when a kind of
+request comes for the second time, it is translated once more with marks in place of its texts; where they end up is
+where the texts of the next one go.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Any
+
+from llmkit.canonical_json import compact_encoder, json_object
+from llmkit.providers import CallArguments
+from llmkit.transport.http.exchange import Outline
+from llmkit.transport.paths.translation import Prepared, Translation
+
+__all__ = ["Forms", "kind_of"]
+
+_PLAIN_MESSAGE = frozenset({"role", "content"})
+# Nobody's prompt: a mark is looked for in a translation that holds no prompt at all.
+_MARK = "llmkit-text-{}-87b0c7e1"
+_MARKS = re.compile(r'"llmkit-text-(\d+)-87b0c7e1"')
+_MARKS_IN_BYTES = re.compile(_MARKS.pattern.encode())
+# Who asks in ever new ways (another seed for every sample) must not fill the memory.
+_MOST_KEPT = 512
+
+_encode = compact_encoder()
+
+Entries = tuple[Mapping[str, Any] | None, ...]
+
+
+def kind_of(arguments: Mapping[str, Any]) -> bytes | None:
+    """What a request has in common with others that differ in their texts alone; None when it is of no such kind.
+
+    A digest, since a key and a schema may be part of it. LiteLLM takes two sorts of text apart instead of copying them:
+    empty ones, and ones that begin with `<think>`.
+    """
+    roles = []
+    for message in arguments["messages"]:
+        text = message["content"]
+        if message.keys() != _PLAIN_MESSAGE or not isinstance(text, str) or text[:1] in {"", "<"}:
+            return None
+        roles.append(message["role"])
+    rest = {name: value for name, value in arguments.items() if name != "messages"}
+    try:
+        told = _encode([roles, rest])
+    except (TypeError, ValueError):
+        return None
+    return blake2b(told.encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A translation with places for texts.
+
+    Attributes:
+        pieces: The body: bytes as they are, and numbers of texts.
+        entries: What LiteLLM's list said of the model.
+    """
+
+    prepared: Prepared
+    pieces: tuple[bytes | int, ...] = field(repr=False)
+    entries: Entries
+
+    def filled(self, arguments: Mapping[str, Any], translation: Translation) -> Prepared:
+        texts = _texts(arguments, translation)
+        body = b"".join(piece if isinstance(piece, bytes) else texts[piece] for piece in self.pieces)
+        made = self.prepared
+        # Field by field: `replace` takes longer than all the rest of filling a form.
+        return Prepared(
+            url=made.url,
+            headers=made.headers,
+            body=body,
+            model=made.model,
+            messages=arguments["messages"],
+            data=made.data,
+            outline=made.outline,
+        )
+
+
+class Forms:
+    """The forms of one lane. Belongs to one event loop.
+
+    Args:
+        listed: LiteLLM's list of models, which may be changed while the process runs.
+    """
+
+    def __init__(self, listed: Mapping[str, Any]) -> None:
+        self._listed = listed
+        # None for a kind that was seen once, False for one whose texts are not just copied.
+        self._forms: dict[bytes, _Form | bool | None] = {}
+
+    def filled(self, kind: bytes, arguments: CallArguments, translation: Translation) -> Prepared | None:
+        """The request in its form; None when there is none for its kind."""
+        form = self._forms.get(kind)
+        if not isinstance(form, _Form):
+            return None
+        if form.entries != self._entries(arguments):
+            del self._forms[kind]
+            return None
+        return form.filled(arguments.kwargs, translation)
+
+    def learn(self, kind: bytes, arguments: CallArguments, translation: Translation, prepared: Prepared) -> None:
+        """Take note of what LiteLLM made of a request.
+
+        Args:
+            kind: What `kind_of` says of it.
+            arguments: The request.
+            translation: Its provider's.
+            prepared: What came of it.
+        """
+        if kind not in self._forms:
+            if len(self._forms) >= _MOST_KEPT:
+                self._forms.clear()
+            self._forms[kind] = None
+        elif self._forms[kind] is None:
+            form = self._form(arguments, translation)
+            self._forms[kind] = form if form.filled(arguments.kwargs, translation).is_like(prepared) else False
+
+    def _form(self, arguments: CallArguments, translation: Translation) -> _Form:
+        marked = arguments.own_kwargs()
+        for number, message in enumerate(marked["messages"]):
+            message["content"] = _MARK.format(number)
+        prepared = translation.prepare(prepared_model(arguments), marked)
+        parts = _MARKS_IN_BYTES.split(prepared.body)
+        pieces = tuple(int(part) if at % 2 else part for at, part in enumerate(parts))
+        return _Form(replace(prepared, outline=_outline(prepared.body)), pieces, self._entries(arguments))
+
+    def _entries(self, arguments: CallArguments) -> Entries:
+        """What LiteLLM's list says of the model, as a copy: its translations go by that."""
+        names = (str(arguments.kwargs["model"]), prepared_model(arguments))
+        return tuple(dict(entry) if (entry := self._listed.get(name)) else None for name in names)
+
+
+def _outline(marked: bytes) -> Outline | None:
+    body = json_object(marked)
+    try:
+        return None if body is None else Outline(body, _MARKS)
+    except ValueError:  # NaN or an infinity
+        return None
+
+
+def prepared_model(arguments: CallArguments) -> str:
+    """The model's name at its provider."""
+    return str(arguments.kwargs["model"]).partition("/")[2]
+
+
+def _texts(arguments: Mapping[str, Any], translation: Translation) -> Sequence[bytes]:
+    return [translation.encoder.encode(message["content"]).encode() for message in arguments["messages"]]

@@ -1,0 +1,122 @@
+"""Which lane carries a request: the fast one where it can, else the reference lane."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmkit.settings import LaneName
+from llmkit.transport.http.exchange import Exchange
+from llmkit.transport.paths.fast import FastLane, FastParts, load_parts
+from llmkit.transport.paths.library import load_library
+from llmkit.transport.paths.reference import ReferenceLane
+
+if TYPE_CHECKING:
+    from llmkit.transport.http.http_pool import Pool
+
+__all__ = ["Lanes", "load_here"]
+
+_REHEARSAL_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    pool: Pool
+    reference: ReferenceLane
+    fast: FastLane | None
+
+
+def _opened(parts: FastParts | None) -> _Opened:
+    from llmkit.transport.http.http_pool import Pool
+
+    pool = Pool()
+    return _Opened(pool, ReferenceLane(pool), FastLane(pool, parts) if parts is not None else None)
+
+
+class Lanes:
+    """Both lanes over one pool of connections. Belongs to one event loop, in which it is used and closed.
+
+    Args:
+        preferred: The lane of a request that both can carry.
+    """
+
+    def __init__(self, preferred: LaneName) -> None:
+        self._preferred = preferred
+        self._opened: _Opened | None = None
+
+    async def load(self) -> None:
+        """Load litellm, in a worker thread; 3 to 6 s in a process that has not, nothing afterwards."""
+        await self._open()
+
+    async def _open(self) -> _Opened:
+        if self._opened is None:
+            parts = await asyncio.to_thread(_load, self._preferred)
+            # Several calls may have waited for the loading.
+            if self._opened is None:
+                self._opened = _opened(parts)
+        return self._opened
+
+    async def rehearse(self, exchange: Exchange) -> None:
+        """Take a call up to the moment of leaving, in a worker thread: parts of litellm are loaded by the first one.
+
+        Args:
+            exchange: A call that is given up here.
+        """
+        opened = await self._open()
+        # The fast lane was tried when it was loaded.
+        if opened.fast is None:
+            exchange.is_abandoned = True
+            await asyncio.to_thread(asyncio.run, _held_back(exchange))
+
+    async def complete(self, exchange: Exchange, timeout_s: float) -> Any:
+        """LiteLLM's `ModelResponse`, or an exception of anyone's; the exchange tells what really happened.
+
+        Cancelling it ends the request at once.
+
+        Args:
+            exchange: The record of the request, which is filled.
+            timeout_s: The caller's deadline, in seconds, of which LiteLLM is told where it carries the request.
+        """
+        opened = await self._open()
+        prepared = opened.fast.prepare(exchange.arguments) if opened.fast is not None else None
+        if opened.fast is None or prepared is None:
+            return await opened.reference.complete(exchange, timeout_s)
+        return await opened.fast.complete(prepared, exchange)
+
+    async def close(self) -> None:
+        """Close all connections. Idempotent; a later call opens new ones."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            await opened.reference.close()
+            await opened.pool.close()
+
+
+def _load(preferred: LaneName) -> FastParts | None:
+    import llmkit.transport.http.http_pool  # noqa: F401 - takes a while too
+
+    load_library()
+    return load_parts() if preferred == "fast" else None
+
+
+def load_here(preferred: LaneName, exchange: Exchange) -> None:
+    """`Lanes.load` and `Lanes.rehearse` in the calling thread, which must have no running event loop.
+
+    Args:
+        preferred: The lane that will be used.
+        exchange: A call that is given up here.
+    """
+    # The fast lane is tried when it is loaded.
+    if _load(preferred) is None:
+        exchange.is_abandoned = True
+        asyncio.run(_held_back(exchange))
+
+
+async def _held_back(exchange: Exchange) -> None:
+    from llmkit.transport.http.http_pool import Pool
+
+    pool = Pool()
+    lane = ReferenceLane(pool)
+    await asyncio.gather(lane.complete(exchange, _REHEARSAL_S), return_exceptions=True)
+    await lane.close()
+    await pool.close()

@@ -1,0 +1,318 @@
+"""LiteLLM's translations, called one by one: from call arguments to the request on the wire, from the answer back.
+
+Each follows what `litellm.completion` does with the arguments that are carried, step by step and with LiteLLM's own
+functions; what it does beyond them is declared here and held to by the contract suite, which compares every byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from llmkit.transport.http.exchange import Outline
+from llmkit.transport.paths.library import Internals
+from llmkit.transport.paths.reply_cost import Prices
+from llmkit.transport.paths.reply_shortcuts import READERS, Reader, as_plain
+
+__all__ = ["Answer", "Prepared", "Translation", "carries", "rehearse", "translations"]
+
+Arguments = Mapping[str, Any]
+
+# In the order in which LiteLLM maps them, which is the order on the wire.
+_OPENAI_PARAMETERS = ("temperature", "stop", "max_tokens", "response_format", "seed", "tools", "tool_choice")
+_FRAME = frozenset({"model", "messages", "api_base", "api_key", "extra_headers"})
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that is ready to leave. Never shown: it holds the prompt and may hold a key.
+
+    Attributes:
+        model: The model's name at the provider.
+        messages: What LiteLLM's reading of the answer wants of the request.
+        data: The body before it was encoded.
+        outline: What the body has in common with others of its form; None when it was made without one.
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    model: str
+    messages: list[dict[str, Any]] = field(repr=False)
+    data: Mapping[str, Any] = field(repr=False)
+    outline: Outline | None = field(default=None, repr=False)
+
+    def is_like(self, other: Prepared) -> bool:
+        """Whether both are the same on the wire."""
+        return (self.url, self.headers, self.body) == (other.url, other.headers, other.body)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer as LiteLLM's translations read it.
+
+    Attributes:
+        reply: The JSON object, which the reading may change.
+        counts_reported: Whether the provider's own token counts are in it.
+    """
+
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes = field(repr=False)
+    reply: dict[str, Any] = field(repr=False)
+    counts_reported: bool = True
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.content.decode(errors="replace")
+
+    def json(self) -> dict[str, Any]:
+        """The body as JSON."""
+        return self.reply
+
+
+class Translation(Protocol):
+    """One provider's requests and answers."""
+
+    @property
+    def own_parameters(self) -> frozenset[str]:
+        """Parameters beside OpenAI's that it passes on."""
+        ...
+
+    @property
+    def encoder(self) -> json.JSONEncoder:
+        """How LiteLLM writes JSON for this provider."""
+        ...
+
+    def prepare(self, model: str, arguments: Arguments) -> Prepared:
+        """The request. May change the arguments. Raises whatever LiteLLM raises."""
+        ...
+
+    def read(self, prepared: Prepared, answer: Answer) -> Any:
+        """LiteLLM's `ModelResponse`. Raises whatever LiteLLM raises."""
+        ...
+
+    def glance(self, prepared: Prepared, reply: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
+        """The same as `read` for the plainest answers, at a tenth of its cost; None for all others."""
+        ...
+
+
+def carries(translation: Translation, arguments: Arguments) -> bool:
+    """Whether nothing is asked that this translation would leave out."""
+    known = arguments.keys() <= _FRAME | set(_OPENAI_PARAMETERS) | translation.own_parameters
+    return known and all(isinstance(message.get("content"), str) for message in arguments["messages"])
+
+
+class _Unheard:
+    """Takes the place of LiteLLM's logging object, of which the translations only want a listener."""
+
+    optional_params: Mapping[str, Any] = {}
+
+    def post_call(self, **_said: Any) -> None:
+        """Nobody listens."""
+
+
+_UNHEARD = _Unheard()
+
+
+@dataclass(frozen=True, slots=True)
+class _Common:
+    internals: Internals
+
+    def messages(self, arguments: Arguments) -> list[dict[str, Any]]:
+        messages, name = arguments["messages"], arguments["model"]
+        if not self.internals.is_gemini(name, name.partition("/")[0]):
+            messages = self.internals.without_signatures(messages, self.internals.signature_separator)
+        return self.internals.fix_messages(messages=messages)
+
+    def mapped(self, config: Any, model: str, arguments: Arguments) -> dict[str, Any]:
+        given = {name: arguments[name] for name in _OPENAI_PARAMETERS if name in arguments}
+        if "stop" in given:
+            given["stop"] = self.internals.fix_stop(stop=given["stop"])
+        mapped: dict[str, Any] = config.map_openai_params(
+            non_default_params=given, optional_params={}, model=model, drop_params=False
+        )
+        return mapped
+
+    def read(self, config: Any, prepared: Prepared, answer: Answer, messages: list[dict[str, Any]]) -> Any:
+        return config.transform_response(
+            model=prepared.model,
+            raw_response=answer,
+            model_response=self.internals.response(),
+            logging_obj=_UNHEARD,
+            request_data=prepared.data,
+            messages=messages,
+            optional_params={},
+            litellm_params={},
+            encoding=None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _PlainTranslation:
+    """A provider that LiteLLM calls through its general HTTP handler."""
+
+    internals: Internals
+    config: Any
+    own_parameters: frozenset[str] = frozenset()
+    reader: Reader | None = None
+    encoder: json.JSONEncoder = json.JSONEncoder()  # noqa: RUF009 - it has no state
+
+    def prepare(self, model: str, arguments: Arguments) -> Prepared:
+        common, base, key = _Common(self.internals), arguments["api_base"], arguments["api_key"]
+        messages = common.messages(arguments)
+        options = common.mapped(self.config, model, arguments)
+        options.update({name: arguments[name] for name in self.own_parameters if name in arguments})
+        rest: dict[str, Any] = {"model": model, "messages": messages, "optional_params": options, "litellm_params": {}}
+        headers = self.config.validate_environment(
+            headers=dict(arguments.get("extra_headers", {})), api_key=key, api_base=base, **rest
+        )
+        url = self.config.get_complete_url(
+            api_base=base, api_key=key, model=model, optional_params=options, litellm_params={}, stream=None
+        )
+        data = self.config.transform_request(headers=headers, **rest)
+        return Prepared(
+            url=url,
+            headers={**self.internals.default_headers, **headers},
+            body=self.encoder.encode(data).encode(),
+            model=model,
+            messages=messages,
+            data=data,
+        )
+
+    def read(self, prepared: Prepared, answer: Answer) -> Any:
+        # LiteLLM counts the tokens of the prompt even when it has no use for the number.
+        counted = [] if answer.counts_reported else prepared.messages
+        return _Common(self.internals).read(self.config, prepared, answer, counted)
+
+    def glance(self, prepared: Prepared, reply: Mapping[str, Any], _headers: Mapping[str, str]) -> Any:
+        return self.reader(prepared.model, reply) if self.reader is not None else None
+
+
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _GeminiTranslation:
+    """Gemini, which LiteLLM calls with a handler of its own."""
+
+    internals: Internals
+    prices: Prices
+    own_parameters: frozenset[str] = frozenset()
+    encoder: json.JSONEncoder = _COMPACT
+
+    def prepare(self, model: str, arguments: Arguments) -> Prepared:
+        common, config = _Common(self.internals), self.internals.gemini
+        messages = common.messages(arguments)
+        options = common.mapped(config, model, arguments)
+        key, url = self.internals.gemini_address(
+            model=model, auth_header=None, gemini_api_key=arguments["api_key"], vertex_project=None,
+            vertex_location=None, vertex_credentials=None, stream=None, custom_llm_provider="gemini",
+            api_base=arguments["api_base"],
+        )  # fmt: skip
+        headers = config.validate_environment(
+            headers=dict(arguments.get("extra_headers", {})), model=model, messages=messages, optional_params=options,
+            litellm_params={}, api_key=key,
+        )  # fmt: skip
+        data = self.internals.gemini_body(
+            messages=messages, model=model, optional_params=options, custom_llm_provider="gemini", litellm_params={},
+            cached_content=None,
+        )  # fmt: skip
+        return Prepared(
+            url=url,
+            headers={**self.internals.default_headers, **headers},
+            body=self.encoder.encode(data).encode(),
+            model=model,
+            messages=messages,
+            data=data,
+        )
+
+    def read(self, prepared: Prepared, answer: Answer) -> Any:
+        completion = _Common(self.internals).read(self.internals.gemini, prepared, answer, prepared.messages)
+        if answer.counts_reported:
+            cost = self.prices.cost_usd(completion, prepared.model, answer.reply, answer.headers)
+            completion._hidden_params["response_cost"] = cost  # noqa: SLF001
+        return completion
+
+    def glance(self, prepared: Prepared, reply: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
+        completion = READERS["gemini"](prepared.model, reply)
+        if completion is None:
+            return None
+        cost = self.prices.by_the_token_usd(completion, prepared.model, reply, headers)
+        return None if cost is None else replace(completion, _hidden_params={"response_cost": cost})
+
+
+def _prices(internals: Internals) -> Prices:
+    common = _Common(internals)
+
+    def read(model: str, reply: dict[str, Any]) -> Any:
+        asked = Prepared(url="", headers={}, body=b"", model=model, messages=[], data={})
+        return common.read(internals.gemini, asked, Answer(200, {}, b"", reply), [])
+
+    def calculate(completion: Any, model: str) -> float | None:
+        try:
+            return internals.cost(
+                completion_response=completion, model=model, custom_llm_provider="gemini", call_type="acompletion"
+            )
+        except Exception:  # noqa: BLE001 - LiteLLM's way to say that it has no price for this model
+            return None
+
+    return Prices(read, calculate, internals.model_cost)
+
+
+def translations(internals: Internals) -> Mapping[str, Translation]:
+    """All that there are, by LiteLLM's name of the provider."""
+    return {
+        "ollama_chat": _PlainTranslation(
+            internals, internals.ollama, frozenset({"num_ctx"}), reader=READERS["ollama_chat"]
+        ),
+        "hosted_vllm": _PlainTranslation(internals, internals.openai),
+        "gemini": _GeminiTranslation(internals, _prices(internals)),
+    }
+
+
+def rehearse(translated: Mapping[str, Translation]) -> None:
+    """Translate a request and an answer of every kind, sending nothing. Raises whatever does not work.
+
+    The first translation is also the slow one: LiteLLM loads parts of itself.
+    """
+    for provider, translation in translated.items():
+        prepared = translation.prepare("rehearsal", {**json.loads(_REHEARSAL), "model": f"{provider}/rehearsal"})
+        for reply in _REPLIES[provider]:
+            completion = translation.read(prepared, Answer(200, {}, b"", json.loads(reply)))
+            reader = READERS.get(provider)
+            glanced = reader(prepared.model, json.loads(reply)) if reader is not None else None
+            if completion.choices[0].message.content != _SAID or glanced not in (None, as_plain(completion)):
+                raise ValueError(f"the reading of an answer of {provider} has changed")
+
+
+_SAID = "Hi"
+_REHEARSAL = (
+    '{"messages": [{"role": "user", "content": "rehearsal"}], "temperature": 0, "api_base": "http://localhost", '
+    '"api_key": "none"}'
+)
+_GEMINI_REPLY = (
+    '{"candidates": [{"content": {"parts": [{"text": "Hi"}], "role": "model"}, "finishReason": "%s", "index": 0}], '
+    '"usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 2, %s}, "modelVersion": "m@1"}'
+)
+_OLLAMA_REPLY = '{"message": {"role": "assistant", "content": "Hi"}, "prompt_eval_count": 1, "eval_count": 1%s}'
+_VLLM_REPLY = (
+    '{"id": "1", "created": 1, "model": "m", "choices": [{"index": 0, "finish_reason": "stop", "message": '
+    '{"role": "assistant", "content": "Hi"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1, '
+    '"total_tokens": 2}}'
+)
+_REPLIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "ollama_chat": (_OLLAMA_REPLY % "", _OLLAMA_REPLY % ', "done_reason": "length"'),
+        "hosted_vllm": (_VLLM_REPLY,),
+        "gemini": (
+            _GEMINI_REPLY % ("STOP", '"totalTokenCount": 7'),
+            _GEMINI_REPLY % ("MAX_TOKENS", '"totalTokenCount": 10, "thoughtsTokenCount": 3'),
+            _GEMINI_REPLY % ("STOP", '"totalTokenCount": 7, "thoughtsTokenCount": 1'),
+        ),
+    }
+)

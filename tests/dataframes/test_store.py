@@ -1,0 +1,406 @@
+"""The contract of the DataFrames: columns, order, dtypes, and what is in them."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from unittest import mock
+from uuid import UUID
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import create_engine
+
+from llmkit.dataframes.build import Kind
+from llmkit.dataframes.store import (
+    ATTEMPT_COLUMNS,
+    EVAL_RESULT_COLUMNS,
+    EVAL_RUN_COLUMNS,
+    ROWS_AT_ONCE,
+    RUN_COLUMNS,
+    attempts_frame,
+    eval_results_frame,
+    eval_runs_frame,
+    frame_of,
+    runs_frame,
+    usage_frame,
+)
+from llmkit.persistence.eval_store import SqlEvalStore
+from llmkit.persistence.models import METADATA
+from llmkit.types import Route, utc_now
+from tests.support.repositories import JournalHome, journal_home
+from tests.support.run_values import a_failure, a_start, a_success, an_attempt, an_eval_result, an_eval_run, new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# The contract as users rely on it, written out once more.
+RUN_DTYPES = """
+    id                  string
+    created_at_utc      datetime64[us, UTC]
+    finished_at_utc     datetime64[us, UTC]
+    workspace_id        string
+    pipeline_run_id     string
+    stage               string
+    status              string
+    requested_route     string
+    provider            string
+    model               string
+    response_model      string
+    profile             string
+    epoch               Int64
+    idempotency_key     string
+    prompt_sha256       string
+    served_from         string
+    source_run_id       string
+    finish_reason       string
+    input_tokens        Int64
+    output_tokens       Int64
+    total_tokens        Int64
+    cached_input_tokens Int64
+    reasoning_tokens    Int64
+    usage_estimated     boolean
+    cost_usd            Float64
+    latency_ms          Float64
+    attempts            Int64
+    error_code          string
+    error_message       string
+    request_preview     string
+    response_preview    string
+    metadata_json       string
+    plan_json           string
+"""
+ATTEMPT_DTYPES = """
+    run_id              string
+    number              Int64
+    workspace_id        string
+    pipeline_run_id     string
+    started_at_utc      datetime64[us, UTC]
+    provider            string
+    model               string
+    status              string
+    latency_ms          Float64
+    params_sha256       string
+    schema_sha256       string
+    input_tokens        Int64
+    output_tokens       Int64
+    total_tokens        Int64
+    cached_input_tokens Int64
+    reasoning_tokens    Int64
+    usage_estimated     boolean
+    finish_reason       string
+    response_model      string
+    model_digest        string
+    cost_usd            Float64
+    status_code         Int64
+    error_code          string
+    error_message       string
+"""
+
+
+def dtypes(frame: pd.DataFrame) -> list[list[str]]:
+    return [[str(name), str(dtype)] for name, dtype in frame.dtypes.items()]
+
+
+def written(contract: str) -> list[list[str]]:
+    return [line.split(maxsplit=1) for line in contract.strip().splitlines()]
+
+
+@pytest.fixture
+def home(database_url: str) -> Iterator[JournalHome]:
+    yield from journal_home(database_url)
+
+
+async def fill(home: JournalHome) -> list[str]:
+    """Three runs of one workspace, newest last, and one of another."""
+    now = utc_now()
+    done = a_start(created_at_utc=now - timedelta(hours=2), pipeline_run_id="p1", idempotency_key="k")
+    failed = a_start(created_at_utc=now - timedelta(hours=1), pipeline_run_id="p2")
+    running = a_start(created_at_utc=now)
+    for start in (done, failed, running, a_start(workspace_id="other lab")):
+        await home.repo.create_started(start)
+    attempts = (an_attempt(1), an_attempt(2))
+    await home.repo.mark_succeeded(a_success(done.id, source_run_id=failed.id, cost_usd=0.5, attempts=attempts))
+    await home.repo.mark_failed(a_failure(failed.id))
+    return [str(start.id) for start in (running, failed, done)]
+
+
+async def test_the_contract_holds_with_rows_and_without(home: JournalHome) -> None:
+    for _ in range(2):
+        runs = home.journal.read_here(lambda connection: runs_frame(connection, "lab"))
+        attempts = home.journal.read_here(lambda connection: attempts_frame(connection, "lab"))
+        assert dtypes(runs) == written(RUN_DTYPES)
+        assert dtypes(attempts) == written(ATTEMPT_DTYPES)
+        await fill(home) if runs.empty else None
+    assert len(runs) == len(attempts) == 3
+
+
+async def test_runs_come_newest_first(home: JournalHome) -> None:
+    ids = await fill(home)
+    frame = home.journal.read_here(lambda connection: runs_frame(connection, "lab"))
+    assert frame["id"].tolist() == ids
+    running, _, done = frame.to_dict("records")
+    assert (done["status"], done["input_tokens"], done["cost_usd"]) == ("SUCCEEDED", 11, 0.5)
+    assert (done["source_run_id"], done["usage_estimated"]) == (ids[1], False)
+    assert running["finished_at_utc"] is pd.NaT
+    assert all(pd.isna(running[name]) for name in ("input_tokens", "cost_usd", "model", "source_run_id"))
+    assert done["created_at_utc"].tzinfo is not None
+    assert (done["finished_at_utc"] - done["created_at_utc"]) < pd.Timedelta(hours=3)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({"status": "FAILED"}, [1]),
+        ({"pipeline_run_id": "p1"}, [2]),
+        ({"limit": 2}, [0, 1]),
+        ({"limit": 0}, []),
+        ({"since": utc_now() - timedelta(minutes=90)}, [0, 1]),
+        ({"since": utc_now() + timedelta(days=1)}, []),
+        ({"status": "STARTED", "pipeline_run_id": "p1"}, []),
+    ],
+)
+async def test_filters(home: JournalHome, filters: dict[str, object], expected: list[int]) -> None:
+    ids = await fill(home)
+    frame = home.journal.read_here(lambda connection: runs_frame(connection, "lab", **filters))
+    assert frame["id"].tolist() == [ids[index] for index in expected]
+    if "status" not in filters:
+        attempts = home.journal.read_here(lambda connection: attempts_frame(connection, "lab", **filters))
+        assert set(attempts["run_id"]) <= set(ids)
+
+
+async def test_attempts_by_run_and_number(home: JournalHome) -> None:
+    ids = await fill(home)
+    frame = home.journal.read_here(lambda connection: attempts_frame(connection, "lab"))
+    assert list(zip(frame["run_id"], frame["number"], strict=True)) == [(ids[1], 1), (ids[2], 1), (ids[2], 2)]
+    assert frame["pipeline_run_id"].tolist() == ["p2", "p1", "p1"]
+    one = home.journal.read_here(lambda connection: attempts_frame(connection, "lab", pipeline_run_id="p2"))
+    assert one["error_code"].tolist() == ["timeout"]
+
+
+USAGE_DTYPES = """
+    route                   string
+    calls                   Int64
+    failed_calls            Int64
+    served_from_store       Int64
+    served_input_tokens     Int64
+    served_output_tokens    Int64
+    requests                Int64
+    failed_requests         Int64
+    requests_without_tokens Int64
+    billed_input_tokens     Int64
+    billed_output_tokens    Int64
+    billed_cost_usd         Float64
+"""
+
+
+async def test_usage_tells_what_was_served_from_what_was_billed_and_unknown_from_none(home: JournalHome) -> None:
+    empty = home.journal.read_here(lambda connection: usage_frame(connection, "lab"))
+    assert dtypes(empty) == written(USAGE_DTYPES)
+    await fill(home)
+    replay = a_start()
+    await home.repo.record_served(replay, a_success(replay.id, served_from="cache", attempts=()))
+    dear = a_start(requested_route="gemini/g")
+    await home.repo.create_started(dear)
+    attempt = an_attempt(route=Route.parse("gemini/g"), cost_usd=0.25, status="FAILED")
+    await home.repo.mark_failed(a_failure(dear.id, attempts=(attempt,)))
+    await home.journal.flush()
+    frame = home.journal.read_here(lambda connection: usage_frame(connection, "lab"))
+    assert dtypes(frame) == written(USAGE_DTYPES)
+    assert frame.astype(object).where(frame.notna(), None).to_numpy().tolist() == [
+        ["gemini/g", 0, 1, 0, None, None, 1, 1, 0, 11, 7, 0.25],
+        ["ollama/llama3.2", 2, 0, 1, 22, 14, 3, 1, 1, 22, 14, None],
+        [None, 0, 1, 0, None, None, 0, 0, 0, None, None, None],
+    ]
+    later = home.journal.read_here(lambda c: usage_frame(c, "lab", since=utc_now() - timedelta(minutes=1)))
+    assert later["calls"].tolist() == [0, 1, 0]
+
+
+async def test_another_workspace_is_not_seen(home: JournalHome) -> None:
+    await fill(home)
+    assert len(home.journal.read_here(lambda connection: runs_frame(connection, "other lab"))) == 1
+    assert home.journal.read_here(lambda connection: runs_frame(connection, "third lab")).empty
+
+
+async def test_evaluations(home: JournalHome) -> None:
+    store = SqlEvalStore(home.journal)
+    empty = home.journal.read_here(lambda connection: eval_runs_frame(connection, "lab"))
+    run = await store.open_run(an_eval_run())
+    for sample in ("s2", "s1"):
+        await store.save_result(an_eval_result(run.id, sample_id=sample))
+    runs = home.journal.read_here(lambda connection: eval_runs_frame(connection, "lab"))
+    results = home.journal.read_here(lambda connection: eval_results_frame(connection, run.id))
+    assert dtypes(empty) == dtypes(runs)
+    assert list(runs) == list(EVAL_RUN_COLUMNS)
+    assert list(results) == list(EVAL_RESULT_COLUMNS)
+    assert runs["id"].tolist() == [str(run.id)]
+    assert results["sample_id"].tolist() == ["s1", "s2"]
+    assert results["valid_first_try"].tolist() == [True, True]
+    none = home.journal.read_here(lambda connection: eval_results_frame(connection, new_id()))
+    assert dtypes(none) == dtypes(results)
+
+
+def test_since_needs_a_zone(home: JournalHome) -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        home.journal.read_here(
+            lambda connection: runs_frame(connection, "lab", since=datetime(2026, 1, 1))  # noqa: DTZ001
+        )
+
+
+def test_large_counts_stay_exact() -> None:
+    frame = frame_of([(2**53 + 1, None), (None, 0.1)], {"tokens": "Int64", "cost": "Float64"})
+    assert frame["tokens"].tolist() == [2**53 + 1, pd.NA]
+    assert frame["cost"].tolist() == [pd.NA, 0.1]
+
+
+def test_times_in_either_form() -> None:
+    moment = datetime(2026, 3, 4, 5, 6, 7, 8, tzinfo=UTC)
+    texts = frame_of([("2026-03-04 05:06:07.000008",), (None,)], {"at": "time"})
+    values = frame_of([(moment.astimezone(),), (None,)], {"at": "time"})
+    pd.testing.assert_frame_equal(texts, values)
+    assert texts["at"][0].to_pydatetime() == moment
+
+
+@pytest.mark.parametrize(
+    ("table", "columns", "left_out"),
+    [
+        ("llm_runs", RUN_COLUMNS, {"owner", "heartbeat_at_utc", "flight_key", "result_json"}),
+        ("llm_attempts", ATTEMPT_COLUMNS, set()),
+        ("eval_runs", EVAL_RUN_COLUMNS, set()),
+        ("eval_results", EVAL_RESULT_COLUMNS, set()),
+    ],
+)
+def test_every_column_is_shown_or_left_out_on_purpose(table: str, columns: dict[str, str], left_out: set[str]) -> None:
+    stored = set(METADATA.tables[table].columns.keys())
+    assert stored - set(columns) == left_out
+    assert set(columns) - stored <= {"pipeline_run_id"}
+
+
+AWARE = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+TIME = "datetime64[us, UTC]"
+CELLS = st.tuples(
+    st.none() | st.uuids() | st.uuids().map(str) | st.uuids().map(lambda value: value.hex),
+    st.none() | st.text(st.characters(exclude_categories=["Cs"])),
+    st.none() | st.integers(-(2**63), 2**63 - 1),
+    st.none() | st.floats() | st.integers(-1000, 1000),
+    st.none() | st.booleans() | st.sampled_from([0, 1]),
+    st.none() | AWARE | AWARE.map(lambda value: value.strftime("%Y-%m-%d %H:%M:%S.%f")),
+    st.uuids().map(lambda value: value.hex),
+)
+KINDS: dict[str, Kind] = {
+    "id": "uuid",
+    "text": "string",
+    "count": "Int64",
+    "share": "Float64",
+    "flag": "boolean",
+    "at": "time",
+    "key": "uuid",
+}
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(CELLS, max_size=5))
+def test_a_frame_is_the_same_with_and_without_pyarrow(rows: list[tuple[object, ...]]) -> None:
+    fast = frame_of(rows, KINDS)
+    with mock.patch.dict(sys.modules, {"pyarrow": None}):
+        plain = frame_of(rows, KINDS)
+    pd.testing.assert_frame_equal(fast, plain, check_exact=True)
+    for made in (fast, plain):
+        assert [str(dtype) for dtype in made.dtypes] == [
+            "string",
+            "string",
+            "Int64",
+            "Float64",
+            "boolean",
+            TIME,
+            "string",
+        ]
+    assert [None if pd.isna(at) else at.to_pydatetime() for at in fast["at"]] == [
+        datetime.fromisoformat(f"{row[5]}+00:00") if isinstance(row[5], str) else row[5] for row in rows
+    ]
+    assert fast["key"].tolist() == [str(UUID(hex=str(row[6]))) for row in rows]
+
+
+def test_values_that_pyarrow_does_not_take_as_text_become_text_as_without_it() -> None:
+    frame = frame_of([(7,), (Route.parse("ollama/m"),)], {"text": "string"})
+    assert frame.text.tolist() == ["7", "ollama/m"]
+
+
+def test_more_rows_than_are_read_at_once_keep_their_order_and_their_values(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/many.db")
+    names = (*ATTEMPT_COLUMNS, "id", "created_at_utc")
+    number = 2 * ROWS_AT_ONCE + 1
+    with engine.begin() as connection:
+        for table in ("llm_runs", "llm_attempts"):
+            connection.exec_driver_sql(f"CREATE TABLE {table} ({', '.join(names)})")
+        ids = [UUID(int=each).hex for each in range(number)]
+        connection.exec_driver_sql(
+            "INSERT INTO llm_runs (id, workspace_id, created_at_utc) VALUES (?, 'lab', ?)",
+            [(key, f"2026-01-01 00:00:00.{each:06}") for each, key in enumerate(ids)],
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO llm_attempts (run_id, number, workspace_id, input_tokens) VALUES (?, 1, 'lab', ?)",
+            [(key, each) for each, key in enumerate(ids)],
+        )
+        frame = attempts_frame(connection, "lab")
+    engine.dispose()
+    assert frame.input_tokens.tolist() == list(reversed(range(number)))
+    assert frame.run_id.tolist() == [str(UUID(hex=key)) for key in reversed(ids)]
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+SEEN: dict[str, Kind] = {
+    "status": "string",
+    "epoch": "Int64",
+    "usage_estimated": "boolean",
+    "error_code": "string",
+}
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["2026-01-01 00:00:00.000000", "2026-01-01 00:00:00.000001"]),
+            st.none() | TEXT,
+            st.none() | st.integers(-(2**63), 2**63 - 1),
+            st.none() | st.sampled_from([0, 1]),
+            st.none() | TEXT,
+            st.permutations(range(3)),
+            st.uuids(),
+        ),
+        max_size=6,
+        unique_by=lambda row: row[-1],
+    ),
+)
+def test_rows_of_sqlite_come_whole_and_newest_first_also_those_of_the_same_time(
+    rows: list[tuple[str, str | None, int | None, int | None, str | None, list[int], UUID]],
+) -> None:
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE TABLE llm_runs ({', '.join(RUN_COLUMNS)})")
+        connection.exec_driver_sql(f"CREATE TABLE llm_attempts ({', '.join((*ATTEMPT_COLUMNS, 'id'))})")
+        for created, *values, numbers, key in rows:
+            connection.exec_driver_sql(
+                f"INSERT INTO llm_runs (id, created_at_utc, workspace_id, {', '.join(SEEN)}) "
+                "VALUES (?, ?, 'lab', ?, ?, ?, ?)",
+                (key.hex, created, *values),
+            )
+            for number in numbers:
+                connection.exec_driver_sql("INSERT INTO llm_attempts (run_id, number) VALUES (?, ?)", (key.hex, number))
+        frames = [runs_frame(connection, "lab", limit=limit) for limit in (None, 100)]
+        attempts = [attempts_frame(connection, "lab", limit=limit) for limit in (None, 100)]
+    engine.dispose()
+    ordered = sorted(rows, key=lambda row: (row[0], row[-1]), reverse=True)
+    for frame in frames:
+        assert dtypes(frame) == written(RUN_DTYPES)
+        pd.testing.assert_frame_equal(frame[list(SEEN)], frame_of([row[1:5] for row in ordered], SEEN))
+        assert frame["id"].tolist() == [str(row[-1]) for row in ordered]
+    for frame in attempts:
+        assert dtypes(frame) == written(ATTEMPT_DTYPES)
+        expected = [(str(row[-1]), number) for row in ordered for number in range(3)]
+        assert list(zip(frame["run_id"], frame["number"], strict=True)) == expected

@@ -1,0 +1,301 @@
+"""Datasets from every source, with stable ids, and errors that name file, line and field."""
+
+import builtins
+import json
+import random
+import re
+import sys
+from dataclasses import replace
+from datetime import date
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from llmkit.canonical_json import sha256_of
+from llmkit.errors import LLMConfigurationError, LLMDatasetError
+from llmkit.evals import Dataset, Sample
+
+
+def write(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def error_of(path):
+    with pytest.raises(LLMDatasetError) as caught:
+        Dataset.load(path)
+    return str(caught.value)
+
+
+def test_a_sample_that_gets_an_id_stays_what_it_is_otherwise():
+    given_samples = [Sample({"a": [1]}, {"b": 2}, group="g", metadata={"m": 1}), Sample("x", id="own"), Sample("x")]
+    dataset = Dataset.load(given_samples)
+    assert [replace(sample, id=None) for sample in dataset] == [replace(sample, id=None) for sample in given_samples]
+    assert [sample.id for sample in given_samples] == [None, "own", None]
+    for part in (dataset, dataset.filter(lambda sample: sample.input == "x"), dataset.limit(1)):
+        assert [part.content_sha256(each) for each in part] == [sha256_of(each.content()) for each in part]
+
+
+def test_json_lines_with_a_mark_blank_lines_and_windows_line_ends(tmp_path):
+    lines = [
+        '{"input": "a\u2028b", "target": {"x": 1}, "id": 7}',
+        "",
+        '{"input": {"q": "c"}, "group": "g", "metadata": {"p": [1]}}  ',
+    ]
+    path = write(tmp_path, "d.jsonl", "\ufeff" + "\r\n".join(lines) + "\r\n\r\n")
+    first, second = Dataset.load(path)
+    assert first == Sample("a\u2028b", {"x": 1}, id="7")
+    assert (second.input, second.group, second.metadata) == ({"q": "c"}, "g", {"p": [1]})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"input": "a"', "d.jsonl, line 2, column 14: not JSON: Expecting ',' delimiter"),
+        ('["a"]', "d.jsonl, line 2: a sample is a JSON object with the field input; got list"),
+        ('{"target": 1}', "d.jsonl, line 2: input: Field required"),
+        ('{"input": 3}', "d.jsonl, line 2: input: must be text or a JSON object; got int"),
+        (
+            '{"input": "a", "label": 1}',
+            "d.jsonl, line 2: label: unknown field; known fields: input, target, id, group, metadata",
+        ),
+        ('{"input": "a", "metadata": 1}', "d.jsonl, line 2: metadata: Input should be a valid dictionary"),
+        ('{"input": "a", "id": ""}', "d.jsonl, line 2: id: String should have at least 1 character"),
+        ('{"input": "a", "target": NaN}', "d.jsonl, line 2: not JSON: NaN is not a JSON value"),
+        ('{"input": "\\ud800"}', "d.jsonl, line 2: input: holds half of a character (a lone surrogate)"),
+        ("[" * 100_000, "d.jsonl, line 2: not JSON"),
+        ('{"input": {"a": ' + "[" * 900 + "]" * 900 + "}}", "d.jsonl, line 2: lists or objects within each other, too"),
+        ('{"input": {"a": 1, "a": 2}}', "d.jsonl, line 2: not JSON: the field 'a' stands twice in one object"),
+        ('{"input": "a", "id": "x\\u0000"}', "d.jsonl, line 2: id: holds the character NUL"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path, line, message):
+    path = write(tmp_path, "d.jsonl", f'{{"input": "fine"}}\n{line}\n')
+    assert error_of(path).startswith(message)
+
+
+def test_the_line_that_is_not_utf8_is_named(tmp_path):
+    path = write(tmp_path, "d.jsonl", b'{"input": "a"}\n{"input": "\xff"}\n')
+    assert error_of(path) == "d.jsonl, line 2: not UTF-8 text"
+
+
+@pytest.mark.parametrize(("name", "content"), [("d.jsonl", "\n \n"), ("d.csv", "input,target\n"), ("d.csv", "")])
+def test_an_empty_dataset_is_an_error(tmp_path, name, content):
+    assert error_of(write(tmp_path, name, content)) == f"{name} has no samples."
+
+
+def test_a_missing_file_says_where_it_was_looked_for(tmp_path):
+    message = error_of("absent.jsonl")
+    assert str(tmp_path / "absent.jsonl") in message
+    assert "relative path" in message
+
+
+def test_an_unknown_kind_and_a_folder(tmp_path):
+    assert "known kinds: .jsonl" in error_of(write(tmp_path, "d.xlsx", "x"))
+    assert "no dataset file" in error_of(tmp_path)
+
+
+def test_csv_with_dotted_columns_quotes_and_empty_cells(tmp_path):
+    content = 'id,input.text,input.lang,target.amount,group,metadata\n1,"a,\n""b""",en,3.5,,"{""page"": 2}"\n,c,,,g,\n'
+    first, second = Dataset.load(write(tmp_path, "d.csv", content))
+    assert first.input == {"text": 'a,\n"b"', "lang": "en"}
+    assert (first.id, first.target, first.group, first.metadata) == ("1", {"amount": "3.5"}, None, {"page": 2})
+    assert (second.input, second.target, second.group) == ({"text": "c"}, None, "g")
+
+
+def test_a_cell_of_a_megabyte(tmp_path):
+    (sample,) = Dataset.load(write(tmp_path, "d.csv", f"input\n{'x' * 1_000_000}\n"))
+    assert len(sample.input) == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("input,label\na,b\n", "d.csv: unknown column 'label'; known columns: input, target, id, group, metadata"),
+        ("input,input\na,b\n", "d.csv: there are two columns 'input'"),
+        ("input,target\na\n", "d.csv, line 2: 1 cells, but the header has 2 columns"),
+        ('input,target\n"a\nb",1\nc\n', "d.csv, line 4: 1 cells"),
+        ('input\n"a"b\n', "d.csv, line 2: not CSV"),
+        ("input,target\n,b\n", "d.csv, line 2: input: Field required"),
+        ("input,metadata\na,{\n", "d.csv, line 2: metadata, column 2: not JSON"),
+        ("target,target.x,input\n1,2,a\n", "d.csv, line 2: target.x: there is a column target as well"),
+    ],
+)
+def test_a_malformed_csv_is_named(tmp_path, content, message):
+    assert error_of(write(tmp_path, "d.csv", content)).startswith(message)
+
+
+def test_a_frame_with_missing_cells_and_numpy_values():
+    frame = pd.DataFrame(
+        {
+            "input": ["a", "b"],
+            "target.n": [np.int64(3), None],
+            "target.tags": [np.array(["x", "y"]), None],
+            "group": pd.Series(["g", pd.NA], dtype="string"),
+        }
+    )
+    first, second = Dataset.load(frame)
+    assert first.target == {"n": 3, "tags": ["x", "y"]}
+    assert (second.target, second.group) == (None, None)
+    with pytest.raises(LLMDatasetError, match="DataFrame, row 1: input: Field required"):
+        Dataset.load(pd.DataFrame({"input": ["a", None]}))
+
+
+def test_parquet(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "d.parquet"
+    pd.DataFrame({"input": ["a"], "target": [1]}).to_parquet(path)
+    assert Dataset.load(path).samples[0].target == 1
+    assert "not a Parquet file" in error_of(write(tmp_path, "bad.parquet", "no"))
+
+
+def test_parquet_keeps_whole_numbers_whole_where_others_are_missing(tmp_path):
+    rows = [
+        {"input": {"n": 12, "q": "a"}, "target": 3, "id": 7},
+        {"input": {"n": None, "q": "b"}, "target": None, "id": None},
+    ]
+    table = pytest.importorskip("pyarrow").Table.from_pylist(rows)
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "d.parquet")
+    first, second = Dataset.load(tmp_path / "d.parquet")
+    assert (json.dumps(first.input), json.dumps(first.target), first.id) == ('{"n": 12, "q": "a"}', "3", "7")
+    assert (second.input["n"], second.target) == (None, None)
+
+
+def test_the_index_of_a_frame_is_no_field_of_its_file_unless_it_has_a_name(tmp_path):
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"input": ["a", "b"], "id": ["x", "y"]}, index=[5, 3])
+    for name, kept in (("d.parquet", frame), ("e.parquet", frame.set_index("id"))):
+        kept.to_parquet(tmp_path / name)
+        assert [sample.id for sample in Dataset.load(tmp_path / name)] == ["x", "y"]
+
+
+def test_dotted_columns_fill_objects_within_objects(tmp_path):
+    path = write(tmp_path, "d.csv", "input,target.address.city,target.address.zip,target.name\na,Bonn,53111,x\n")
+    assert Dataset.load(path).samples[0].target == {"address": {"city": "Bonn", "zip": "53111"}, "name": "x"}
+    path = write(tmp_path, "e.csv", "input,target.address.city,target.address\na,Bonn,b\n")
+    assert error_of(path) == "e.csv, line 2: target.address: there is a column that fills it already"
+    path = write(tmp_path, "f.csv", "input.q,input\na,b\n")
+    assert error_of(path) == "f.csv, line 2: input: there is a column that fills it already"
+
+
+def test_parquet_without_its_package_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(LLMConfigurationError, match=r"pip install 'llmkit\[parquet\]'"):
+        Dataset.load(write(tmp_path, "d.parquet", "x"))
+
+
+def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
+    path = write(tmp_path, "d.jsonl", '{"input": "a"}')
+    monkeypatch.setattr(type(path), "read_bytes", lambda self: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    assert error_of(path) == "d.jsonl cannot be read: denied"
+
+
+def test_the_same_content_twice_gets_a_suffix_and_ids_survive_other_processes():
+    samples = [Sample("a", 1), Sample("a", 1), Sample("b"), Sample("a", 1)]
+    ids = [sample.id for sample in Dataset.load(samples)]
+    assert ids[1:] == [f"{ids[0]}-2", ids[2], f"{ids[0]}-3"]
+    assert ids[0] == "d546288a2bbc8450"
+
+
+def test_an_id_twice_is_an_error_with_both_places(tmp_path):
+    path = write(tmp_path, "d.jsonl", '{"input": "a", "id": "x"}\n{"input": "b", "id": "x"}\n')
+    assert error_of(path) == "d.jsonl, line 2: id: 'x' is already the id of d.jsonl, line 1"
+
+
+def test_only_samples_are_samples():
+    with pytest.raises(LLMDatasetError, match="Sample 1 of the list is a dict"):
+        Dataset.load([Sample("a"), {"input": "b"}])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+).filter(lambda value: "\ud800" not in json.dumps(value))
+
+
+@given(st.lists(st.builds(Sample, st.sampled_from("ab"), st.sampled_from([1, 2, None])), min_size=1, max_size=12))
+def test_ids_are_unique_and_depend_on_content_only(samples):
+    ids = [sample.id for sample in Dataset.load(samples)]
+    assert len(set(ids)) == len(ids)
+    assert ids == [sample.id for sample in Dataset.load(Dataset.load(samples).samples)]
+    assert {name.partition("-")[0] for name in ids} == {name.partition("-")[0] for name in reversed(ids)}
+
+
+@given(st.text(), JSON)
+def test_a_sample_survives_json_lines(tmp_path_factory, text, target):
+    path = tmp_path_factory.mktemp("lines") / "d.jsonl"
+    path.write_text(json.dumps({"input": text, "target": target}), encoding="utf-8")
+    (sample,) = Dataset.load(path)
+    assert (sample.input, sample.target) == (text, target)
+
+
+class Invoice(BaseModel):
+    day: date
+    tags: set[str]
+
+
+def test_targets_of_python_become_json_in_one_order():
+    target = Invoice(day=date(2024, 5, 1), tags={"b", "a", "c"})
+    expected = {"day": "2024-05-01", "tags": ["a", "b", "c"]}
+    assert Sample("x", target).target == expected
+    assert Sample("x", {"tags": {"b", "a", "c"}}).target == {"tags": ["a", "b", "c"]}
+    assert Sample("x", np.float64(2.5)).target == 2.5
+
+
+@pytest.mark.parametrize("target", [float("nan"), {"x": float("inf")}, object()])
+def test_what_is_not_json_is_refused(target):
+    with pytest.raises(ValueError, match="JSON"):
+        Sample("x", target)
+
+
+def test_filter_shuffle_and_limit_keep_the_ids():
+    data = Dataset.load([Sample(str(number), group="g" if number % 2 else None) for number in range(20)])
+    assert len(data.filter(lambda sample: sample.group == "g")) == 10
+    assert [s.id for s in data.limit(3)] == [s.id for s in data][:3]
+    shuffled = data.shuffle(1)
+    assert shuffled == data.shuffle(1) != data.shuffle(2)
+    assert set(shuffled.by_id) == set(data.by_id)
+    assert len(data.limit(None)) == 20
+    with pytest.raises(LLMDatasetError, match="at least 1"):
+        data.limit(0)
+
+
+def test_the_hash_changes_with_every_field():
+    base = Sample("a", 1, id="x", group="g", metadata={"m": 1})
+    changed = [("b", 1, "g", {"m": 1}), ("a", 2, "g", {"m": 1}), ("a", 1, "h", {"m": 1}), ("a", 1, "g", {"m": 2})]
+    others = [Sample(text, target, id="x", group=group, metadata=more) for text, target, group, more in changed]
+    assert len({Dataset.load([sample]).sha256 for sample in [base, *others]}) == 5
+
+
+def test_no_import_of_pandas_for_lists(monkeypatch):
+    real = builtins.__import__
+
+    def guarded(name, *args, **kwargs):
+        assert name != "pandas"
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", guarded)
+    samples = [Sample(str(random.Random(number).random())) for number in range(3)]
+    assert len(Dataset.load(samples)) == 3
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda data: data.limit("3"), "The limit of samples is a whole number; got '3'"),
+        (lambda data: data.shuffle(None), "The seed of a shuffle is a whole number; got None"),
+        (lambda data: data.filter("x"), "filter takes a function of a sample; got str"),
+        (lambda data: data.splits([0.2, 0.8]), "splits takes shares by name"),
+        (lambda data: data.splits({"dev": "x"}), "splits takes shares by name"),
+        (lambda data: Dataset.load(42), "A dataset is a file, samples or a DataFrame; got int"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_in_words(use, message):
+    with pytest.raises(LLMDatasetError, match=re.escape(message)):
+        use(Dataset.load([Sample("one", "x"), Sample("two", "y")]))

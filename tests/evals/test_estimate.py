@@ -1,0 +1,157 @@
+"""A plan says what is left to call and what it will take, as far as an earlier run can tell."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from llmkit.cli.main import _run as llmkit
+from llmkit.errors import LLMEvaluationError, LLMTimeout
+from llmkit.evals import statistics as s
+from llmkit.evals.estimate import WIDEST_SPREAD, forecast, sample_size
+from llmkit.settings import load_settings
+from llmkit.testing import GeminiServer, Reply
+from tests.support.eval_fakes import FakeExtract, Sentiment, invalid, right, run, sentiment_task
+
+A, B = "ollama/a", "gemini/b"
+FLASH = "gemini/gemini-2.5-flash"
+
+
+def failing(call):
+    if "bad" in call.text:
+        raise LLMTimeout("slow")
+    if "awful" in call.text:
+        raise invalid(call.route)
+    return right(call)
+
+
+async def test_what_is_stored_is_not_counted_again():
+    report = await run(routes=(A,), extract=FakeExtract(failing))
+    first, second = forecast(sentiment_task(), [A, B], run=report, epochs=2, concurrency=2)
+    # Two answers and an unusable one stay; the time-out and the second epoch are called.
+    assert (first.results, first.done, first.calls, first.known_from) == (8, 3, 5, 2)
+    assert (first.input_tokens, first.output_tokens) == (50, 20)
+    assert first.time_s == pytest.approx(5 * 0.020 / 2)
+    assert (second.calls, second.known_from, second.input_tokens, second.time_s) == (8, 0, None, None)
+    (new,) = forecast(sentiment_task(), [A], history=report, limit=3)
+    assert (new.done, new.calls, new.input_tokens) == (0, 3, 30)
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        ({}, 4 * 0.020 / 2),
+        ({"ollama_requests_per_minute": 4}, 4 * 0.020 / 2),
+        ({"ollama_requests_per_minute": 2}, 60),
+        ({"ollama_tokens_per_minute": 15}, 180),  # answers count too: 10 and 4 tokens for each of four calls
+        ({"gemini_requests_per_minute": 1}, 4 * 0.020 / 2),
+    ],
+)
+async def test_limits_per_minute_make_a_plan_longer(limits, seconds):
+    report = await run(routes=(A,))
+    plan = {"history": report, "concurrency": 2}
+    first, policy = forecast(sentiment_task(), [A, "policy:fast"], settings=load_settings(**limits), **plan)
+    assert first.time_s == pytest.approx(seconds)
+    assert policy.time_s is None
+    assert forecast(sentiment_task(), [A], **plan)[0].time_s == pytest.approx(4 * 0.020 / 2)
+
+
+async def test_a_plan_under_a_name_of_another_task_is_refused():
+    report = await run()
+    with pytest.raises(LLMEvaluationError, match="another task"):
+        forecast(sentiment_task(prompt="T: {input}"), [A], run=report)
+    with pytest.raises(LLMEvaluationError, match="at least 1"):
+        forecast(sentiment_task(), [A], epochs=0)
+
+
+async def test_the_samples_that_a_difference_needs():
+    def worse(call):
+        return right(call) if call.route.model == "a" or "good" not in call.text else Sentiment(label="negative")
+
+    report = await run(routes=(A, B), extract=FakeExtract(worse))
+    spread = np.std([1, 0, 0, 0], ddof=1)
+    found = sample_size("field_match", 0.1, history=report)
+    assert (found.spread, found.known_from, found.samples) == (spread, 4, s.pairs_needed(0.1, spread))
+    unknown = sample_size("field_match", 0.1)
+    assert (unknown.spread, unknown.known_from) == (WIDEST_SPREAD, 0)
+    with pytest.raises(LLMEvaluationError, match="no metric 'x'"):
+        sample_size("x", 0.1, history=report)
+    with pytest.raises(LLMEvaluationError, match="No sample size"):
+        sample_size("x", 0)
+
+
+@pytest.mark.parametrize(("effect", "power", "n"), [(0.5, 0.8, 34), (0.2, 0.8, 199), (0.5, 0.9, 44), (0.8, 0.8, 15)])
+def test_pairs_needed_are_those_of_the_tables(effect, power, n):
+    # As G*Power gives them for a two-sided paired t test at 5 %.
+    assert s.pairs_needed(effect, 1.0, power=power) == n
+    assert s.pairs_needed(-effect * 3, 3.0, power=power) == n
+
+
+def test_so_many_pairs_see_the_difference_so_often():
+    rng = np.random.default_rng(30)
+    n = s.pairs_needed(0.4, 1.0)
+    p = stats.ttest_1samp(rng.normal(0.4, 1, size=(4_000, n)), 0, axis=1).pvalue
+    assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "numbers", [(0, 1, 0.8), (0.1, 0, 0.8), (0.1, np.inf, 0.8), (np.nan, 1, 0.8), (0.1, 1, 1.0), (0.1, 1, 0.3)]
+)
+def test_numbers_that_need_no_sample_size(numbers):
+    difference, spread, power = numbers
+    with pytest.raises(ValueError, match="got"):
+        s.pairs_needed(difference, spread, power=power)
+
+
+def test_the_command(tmp_path, capsys):
+    (tmp_path / "t.yaml").write_text(
+        "name: t\ndataset: t.jsonl\nprompt: '{input}'\n"
+        "output_schema: {properties: {a: {type: string}}, required: [a]}\nscorers: [exact_match]\n"
+    )
+    (tmp_path / "t.jsonl").write_text('{"input": "x"}\n{"input": "y"}\n')
+    arguments = ["eval", "plan", "t.yaml", "--routes", f"{A},{B}", "--epochs", "3"]
+    assert llmkit([*arguments, "--metric", "exact_match", "--difference", "0.05", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [row["calls"] for row in document["routes"]] == [6, 6]
+    # Nobody charges for one's own machine; what the other takes is not known.
+    assert [row["cost_usd"] for row in document["routes"]] == [0.0, None]
+    assert document["budget"] == []
+    assert document["sample_size"]["samples"] == s.pairs_needed(0.05, WIDEST_SPREAD)
+    assert llmkit(arguments) == 0
+    assert "unknown" in capsys.readouterr().out
+    assert llmkit([*arguments, "--metric", "exact_match"]) == 2
+    assert llmkit([*arguments, "--max-tokens", "500"]) == 0
+    assert "Whether --max-tokens 500 will do is unknown" in capsys.readouterr().out
+    assert llmkit([*arguments, "--max-time-s", "0"]) == 2
+
+
+def test_a_plan_tells_cost_and_whether_a_budget_will_do_from_a_pilot(tmp_path, monkeypatch, capsys):
+    (tmp_path / "t.yaml").write_text(
+        "name: t\ndataset: t.jsonl\nprompt: '{input}'\n"
+        "output_schema: {properties: {a: {type: string}}, required: [a]}\n"
+    )
+    (tmp_path / "t.jsonl").write_text("".join(f'{{"input": "x{number}"}}\n' for number in range(10)))
+    with GeminiServer(Reply('{"a": "b"}', input_tokens=1_000, output_tokens=100)) as server:
+        monkeypatch.setenv("LLM_GEMINI_API_BASE", server.url)
+        monkeypatch.setenv("LLM_GEMINI_API_KEY", "k")
+        task = ["t.yaml", "--routes", FLASH]
+        assert llmkit(["eval", "run", *task, "--name", "n", "--limit", "2"]) == 0
+        capsys.readouterr()
+        plan = ["eval", "plan", *task, "--name", "n", "--max-tokens", "11000", "--json"]
+        limits = ["--max-cost-usd", "0.005", "--max-time-s", "1e9"]
+        assert llmkit([*plan, *limits]) == 0
+        document = json.loads(capsys.readouterr().out)
+        billed = 1_000 * 0.3e-6 + 100 * 2.5e-6
+        assert document["routes"][0]["cost_usd"] == pytest.approx(8 * billed)
+        tokens, cost, time = document["budget"]
+        assert (tokens["allowed"], tokens["suffices"]) == (11_000, True)
+        assert (tokens["spent"], tokens["planned"]) == (2_200, 8_800)
+        assert (cost["spent"], cost["planned"]) == (pytest.approx(2 * billed), pytest.approx(8 * billed))
+        assert (cost["suffices"], time["suffices"]) == (False, True)
+        monkeypatch.setenv("LLM_GEMINI_REQUESTS_PER_MINUTE", "2")
+        assert llmkit([*plan, *limits]) == 0
+        assert json.loads(capsys.readouterr().out)["routes"][0]["time_s"] == 180
+        assert llmkit(plan[:-1]) == 0
+        assert "--max-tokens 11,000 should do: 2,200 spent and 8,800 to come" in capsys.readouterr().out
+        assert len(server.calls) == 2

@@ -1,0 +1,96 @@
+"""What a session does before the first call, in a quiet moment."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from llmkit import Session
+from llmkit.notebook.preload import WarmUp
+
+
+def started(work, quiet_s: float = 0.01) -> WarmUp:
+    subject = WarmUp(work, quiet_s)
+    subject.start()
+    return subject
+
+
+def test_the_work_is_done_once_when_all_is_quiet():
+    done = threading.Semaphore(0)
+    subject = started(done.release)
+    assert done.acquire(timeout=30)
+    subject._thread.join(30)
+    assert not done.acquire(timeout=0.05)
+
+
+def test_nothing_begins_while_something_is_going_on():
+    done = threading.Event()
+    subject = WarmUp(done.set, 0.01)
+    with subject.busy(), subject.busy():
+        subject.start()
+        assert not done.wait(0.1)
+    assert done.wait(30)
+
+
+def test_cancelled_before_it_began_it_never_does():
+    done = threading.Event()
+    subject = started(done.set, quiet_s=600)
+    subject.cancel()
+    subject.cancel()
+    subject._thread.join(30)
+    assert not subject._thread.is_alive()
+    assert not done.is_set()
+
+
+def test_an_error_is_left_to_whoever_needs_the_work(caplog: pytest.LogCaptureFixture):
+    def fail() -> None:
+        raise ImportError("no such library")
+
+    with caplog.at_level(logging.DEBUG, "llmkit"):
+        started(fail)._thread.join(30)
+    assert [record.getMessage() for record in caplog.records] == ["warm-up failed: ImportError"]
+
+
+def _waiting() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "llmkit-warm-up"]
+
+
+def test_a_session_waits_in_a_daemon_thread_until_it_is_closed_and_can_be_told_not_to():
+    Session(warm_up=False).close()
+    assert not _waiting()
+    session = Session(warm_up=True)
+    (thread,) = _waiting()
+    assert thread.daemon
+    session.close()
+    thread.join(30)
+    assert not _waiting()
+
+
+SCRIPT = """
+import os, sys, threading, time
+import llmkit
+assert threading.active_count() == 1, "importing starts nothing"
+session = llmkit.Session(warm_up=True)
+while "litellm" not in sys.modules:
+    time.sleep(0.01)
+if sys.argv[1] == "fork":
+    child = os.fork()  # in the middle of the import
+    if child == 0:
+        import litellm
+        os._exit(0 if litellm.acompletion else 1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+else:
+    print("loaded" if hasattr(sys.modules["litellm"], "acompletion") else "loading")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ending", "said"), [("exit", "loading"), ("fork", "0")])
+def test_a_process_can_end_or_fork_in_the_middle_of_it(ending: str, said: str):
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", SCRIPT, ending]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, said, "")

@@ -1,0 +1,167 @@
+"""The content cache: JSON only, and whatever is wrong is a miss."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sqlite3
+import stat
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmkit.errors import LLMStoreError
+from llmkit.persistence.content_cache import DiskContentCache
+from llmkit.ports import CacheKey
+from llmkit.types import LLMResponse, Route, TokenUsage
+
+ROUTE = Route.parse("ollama/x")
+KEY = CacheKey("w", "sha", ROUTE, "fast", 0)
+ANSWER = LLMResponse(text="früh", route=ROUTE, usage=TokenUsage(input_tokens=1))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> DiskContentCache:
+    made = DiskContentCache(tmp_path / "cache", ttl_s=60, size_limit_bytes=10**7)
+    yield made
+    made.close()
+
+
+def _rows(tmp_path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(tmp_path / "cache" / "cache.db", isolation_level=None)
+
+
+def test_what_is_kept_is_found_again_also_by_another_process_object(cache: DiskContentCache, tmp_path: Path) -> None:
+    cache.put(KEY, ANSWER)
+    other = DiskContentCache(tmp_path / "cache", ttl_s=60, size_limit_bytes=10**7)
+    assert cache.get(KEY) == other.get(KEY) == ANSWER
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        CacheKey("v", "sha", ROUTE, "fast", 0),
+        CacheKey("w", "sha2", ROUTE, "fast", 0),
+        CacheKey("w", "sha", Route.parse("gemini/x"), "fast", 0),
+        CacheKey("w", "sha", ROUTE, "quality", 0),
+        CacheKey("w", "sha", ROUTE, "fast", 1),
+    ],
+)
+def test_every_part_of_the_key_counts(cache: DiskContentCache, other: CacheKey) -> None:
+    cache.put(KEY, ANSWER)
+    assert cache.get(other) is None
+
+
+NAMES = st.text(st.sampled_from(["a", "1", "\x1f", "/"]), min_size=1, max_size=6)
+KEYS = st.builds(
+    CacheKey,
+    NAMES,
+    st.just("sha"),
+    NAMES.map(lambda model: Route.parse(f"ollama/m{model}")),
+    st.just("fast"),
+    st.just(0),
+)
+
+
+@given(KEYS, KEYS)
+def test_different_keys_have_different_texts(one: CacheKey, other: CacheKey) -> None:
+    assert (one.text() == other.text()) == (one == other)
+
+
+def test_a_locked_cache_is_a_miss(cache: DiskContentCache, tmp_path: Path) -> None:
+    rows = _rows(tmp_path)
+    rows.execute("BEGIN IMMEDIATE")
+    cache.put(KEY, ANSWER)
+    rows.execute("ROLLBACK")
+    rows.close()
+    assert cache.get(KEY) is None
+
+
+def test_an_answer_expires(tmp_path: Path) -> None:
+    cache = DiskContentCache(tmp_path / "short", ttl_s=0.05, size_limit_bytes=10**7)
+    cache.put(KEY, ANSWER)
+    time.sleep(0.1)
+    assert cache.get(KEY) is None
+    cache.close()
+
+
+def test_the_folder_is_for_its_owner_only(cache: DiskContentCache, tmp_path: Path) -> None:
+    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch exploded",)
+
+
+@pytest.mark.parametrize("mode", [1, 2, 3, 4, 9])
+def test_a_planted_pickle_is_a_miss_and_is_not_run(cache: DiskContentCache, tmp_path: Path, mode: int) -> None:
+    cache.put(KEY, ANSWER)
+    rows = _rows(tmp_path)
+    rows.execute("UPDATE Cache SET mode = ?, value = ?", (mode, pickle.dumps(_Bomb())))
+    rows.close()
+    assert cache.get(KEY) is None
+    assert not Path("exploded").exists()
+
+
+@given(garbage=st.text(max_size=200) | st.binary(max_size=200) | st.integers(-(2**62), 2**62) | st.none())
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+def test_a_tampered_value_is_a_miss(cache: DiskContentCache, tmp_path: Path, garbage: object) -> None:
+    cache.put(KEY, ANSWER)
+    rows = _rows(tmp_path)
+    rows.execute("UPDATE Cache SET value = ?", (garbage,))
+    rows.close()
+    assert cache.get(KEY) is None
+
+
+def test_an_entry_moved_to_another_key_is_a_miss(cache: DiskContentCache, tmp_path: Path) -> None:
+    cache.put(KEY, ANSWER)
+    theirs = CacheKey("another workspace", "sha", ROUTE, "fast", 0)
+    cache.put(theirs, ANSWER.model_copy(update={"text": "theirs"}))
+    rows = _rows(tmp_path)
+    values = [row[0] for row in rows.execute("SELECT value FROM Cache ORDER BY rowid")]
+    rows.execute("UPDATE Cache SET value = ?", (values[1],))
+    rows.close()
+    assert cache.get(KEY) is None
+
+
+def test_a_corrupt_file_is_a_miss_and_not_an_error(cache: DiskContentCache, tmp_path: Path) -> None:
+    cache.put(KEY, ANSWER)
+    cache.close()
+    for path in (tmp_path / "cache").glob("cache.db*"):
+        path.write_bytes(b"garbage" * 1000)
+    assert cache.get(KEY) is None
+    cache.put(KEY, ANSWER)
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LLMStoreError, match="LLM_CACHE_DIR"):
+        DiskContentCache(tmp_path / "file" / "cache", ttl_s=1, size_limit_bytes=1000)
+
+
+def test_the_size_limit_drops_the_oldest(tmp_path: Path) -> None:
+    cache = DiskContentCache(tmp_path / "small", ttl_s=60, size_limit_bytes=200_000)
+    long = ANSWER.model_copy(update={"text": "x" * 10_000})
+    keys = [CacheKey("w", str(number), ROUTE, "fast", 0) for number in range(100)]
+    for key in keys:
+        cache.put(key, long)
+    kept = [key for key in keys if cache.get(key) is not None]
+    assert 0 < len(kept) < 60
+    assert keys[-1] in kept
+    cache.close()
+
+
+def test_erasing_a_workspace_leaves_the_others(cache: DiskContentCache) -> None:
+    other = CacheKey("v", "sha", ROUTE, "fast", 0)
+    cache.put(KEY, ANSWER)
+    cache.put(other, ANSWER)
+    assert cache.erase("w") == 1
+    assert cache.get(KEY) is None
+    assert cache.get(other) == ANSWER

@@ -1,0 +1,24 @@
+"""A client that a test holds at the moment when a request leaves."""
+
+from __future__ import annotations
+
+import asyncio
+
+from llmkit.ports import AttemptLog, ClientReply
+from llmkit.testing.scripted_client import ScriptedClient
+from llmkit.types import LLMRequest, Route
+
+
+class GatedClient(ScriptedClient):
+    """Every call waits for `gate`, which is shut at first; `arrived` says that one is there."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.arrived = asyncio.Event()
+        self.gate = asyncio.Event()
+
+    async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
+        await log.open()
+        self.arrived.set()
+        await self.gate.wait()
+        return await super().call(route, request, log)
