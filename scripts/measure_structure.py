@@ -21,14 +21,46 @@ from functools import cached_property
 from pathlib import Path
 
 PARTICIPLES = frozenset(
-    ["bound", "built", "caught", "chosen", "cut", "done", "drawn", "fed", "felt", "found", "given", "gone", "had", "heard", "held", "hidden", "kept", "known", "laid", "left", "lent", "lost", "made", "meant", "met", "paid", "put", "read", "run", "said", "seen", "sent", "set", "shown", "shut", "sold", "spent", "split", "spoken", "stood", "sunk", "taken", "taught", "thought", "thrown", "told", "torn", "understood", "won", "worn", "written", "asked"]
+    (
+        *(
+            "asked",
+            "bound",
+            "built",
+            "caught",
+            "chosen",
+            "done",
+            "drawn",
+            "fed",
+            "felt",
+            "found",
+            "given",
+            "gone",
+            "had",
+        ),
+        *(
+            "heard",
+            "held",
+            "hidden",
+            "kept",
+            "known",
+            "laid",
+            "left",
+            "lent",
+            "lost",
+            "made",
+            "meant",
+            "met",
+            "paid",
+            "said",
+        ),
+        *("seen", "sent", "shown", "sold", "spent", "spoken", "stood", "sunk", "taken", "taught", "thought", "thrown"),
+        *("told", "torn", "understood", "won", "worn", "written"),
+    )
 )
-"""Irregular participles, beside every name that ends in -ed; some of them are also verbs (`VERBS`)."""
+"""Irregular participles. Names whose first word ends in -ed count too, except `VERBS`."""
 
-VERBS = frozenset(
-    ["cut", "put", "read", "run", "set", "split", "shut", "embed", "feed", "need", "speed", "seed", "bound", "found", "left", "shed", "exceed", "proceed", "succeed"]
-)
-"""Words of `PARTICIPLES` or on -ed that are imperatives too, and so begin a name well."""
+VERBS = frozenset(("embed", "exceed", "feed", "need", "proceed", "seed", "shed", "speed", "succeed"))
+"""Verbs that end in -ed."""
 
 HEADLESS = re.compile(r"(What|Who|Whoever|Of|As which)\b")
 AMBIGUOUS_LENGTH = 2
@@ -76,18 +108,15 @@ class Source:
         for module, tree in self.trees.items():
             for node in ast.walk(tree):
                 if isinstance(node, ast.ClassDef):
-                    found[node.name].add(module)
+                    found[node.name.strip("_")].add(module)
         return found
 
     @cached_property
     def imports(self) -> dict[str, set[str]]:
         """Modules of the package that each module imports, lazy and type-only imports included."""
-        return {
-            name: {target for target in self._targets(name, tree) if target != name}
-            for name, tree in self.trees.items()
-        }
+        return {name: {target for target in self._targets(tree) if target != name} for name, tree in self.trees.items()}
 
-    def _targets(self, importer: str, tree: ast.Module) -> Iterator[str]:
+    def _targets(self, tree: ast.Module) -> Iterator[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names if alias.name in self.trees)
@@ -136,7 +165,7 @@ def cycles(graph: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def rooms(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """Fold modules into the files and folders beside each other in the package, and imports into arrows between them."""
+    """Fold modules into the files and folders at the top of the package, and imports into arrows between them."""
     folded: dict[str, set[str]] = defaultdict(set)
     for name, targets in graph.items():
         room = ".".join(name.split(".")[:2])

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from llmkit import Session
-from llmkit.persistence import retention
+from llmkit.persistence import retention, workspace_export
 from llmkit.testing import OllamaServer, Reply
 from tests.cli.test_cli import LLMKIT, run
 from tests.support.databases import PostgresServer
@@ -153,7 +153,7 @@ def test_an_interrupted_export_says_that_there_is_none(
     store: Path, monkeypatch: pytest.MonkeyPatch, output: tuple[str, ...], said: str
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(retention, "_rows_of", _ctrl_c)
+        patch.setattr(workspace_export, "_rows_of", _ctrl_c)
         done = run("db", "export", "--workspace", "mine", *output)
     assert done.returncode == 130
     assert f"Interrupted. {said} w" in done.stderr

@@ -26,7 +26,7 @@ from pandas.testing import assert_frame_equal, assert_index_equal
 from pydantic import BaseModel
 
 from llmkit import LLMBadRequest, LLMConfigurationError, LLMConstraints, LLMResponse, Route, Session, TokenUsage
-from llmkit.batch import progress_bar as bar
+from llmkit.batch.progress_bar import bar
 from llmkit.mapping import MAP_COLUMNS, Mapping, Meter, plan_map
 from llmkit.testing import Fault, OllamaServer, Reply
 from llmkit.testing.replies import Fault as AnyFault
