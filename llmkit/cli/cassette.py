@@ -15,7 +15,7 @@ __all__ = ["cassette_app"]
 
 EXIT_DIFFERS = 1
 
-cassette_app = typer.Typer(help="Answers recorded from the store, for Session(replay=...).", no_args_is_help=True)
+cassette_app = typer.Typer(help="Record answers from the store for Session(replay=...).", no_args_is_help=True)
 
 File = Annotated[Path, typer.Argument(help="The cassette, a JSONL file.")]
 
@@ -25,9 +25,9 @@ def cassette_record(
     file: File,
     workspace: Workspace = None,
     pipeline_run_id: Annotated[str | None, typer.Option(help="Only the calls of this pipeline run.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Write over a file that is there.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write every call of a workspace that a provider answered, redacted, one JSON object a line."""
+    """Write every call of a workspace that a provider answered to a redacted cassette (JSON Lines)."""
     from llmkit import __version__
     from llmkit.cli.db import open_store
     from llmkit.replay.cassette import Cassette
@@ -41,20 +41,20 @@ def cassette_record(
         found = recordings(journal.engine, journal.address, name, pipeline_run_id=pipeline_run_id, secrets=secrets)
     if not found:
         raise LLMBadRequest(
-            f"Workspace {name!r} holds no call that a provider answered; `llmkit db stats` lists others"
+            f"Workspace {name!r} has no call answered by a provider; `llmkit db stats` lists the workspaces"
         )
     models = sorted({f"{each.route} ({each.response_model})" for each in found if each.route is not None})
     try:
         with file.open("w" if replace else "x", encoding="utf-8") as out:
             Cassette(found).write(out, made_by=f"llmkit {__version__}", answered_by=models)
     except OSError as error:
-        raise LLMBadRequest(f"Cannot write {file}: {error.strerror}; --replace writes over a file") from None
-    typer.echo(f"Wrote {len(found):,} calls, answered by {', '.join(models) or 'nobody'}", err=True)
+        raise LLMBadRequest(f"Cannot write {file}: {error.strerror}; use --replace to overwrite a file") from None
+    typer.echo(f"Wrote {len(found):,} calls, answered by {', '.join(models) or 'no provider'}", err=True)
 
 
 @cassette_app.command("verify")
 def cassette_verify(file: File, workspace: Workspace = None, as_json: AsJson = False) -> None:
-    """Compare a cassette with the calls of a workspace: which it lacks, and which of its entries nothing asked for."""
+    """Compare a cassette with the calls of a workspace: list unused entries and count missing ones."""
     from llmkit.cli.db import open_store
     from llmkit.replay.cassette import Cassette
     from llmkit.replay.recorder import asked_keys
@@ -71,8 +71,6 @@ def cassette_verify(file: File, workspace: Workspace = None, as_json: AsJson = F
         )
     else:
         for number in unasked:
-            typer.echo(f"line {number}: nothing asked for it: {cassette.recordings[number - 2].prompt[:100]!r}")
-        typer.echo(
-            f"{len(cassette.recordings)} recordings, {len(unasked)} unasked; {missing} calls without a recording"
-        )
+            typer.echo(f"line {number}: unused: {cassette.recordings[number - 2].prompt[:100]!r}")
+        typer.echo(f"{len(cassette.recordings)} recordings, {len(unasked)} unused; {missing} calls without a recording")
     raise typer.Exit(EXIT_DIFFERS if unasked or missing else 0)

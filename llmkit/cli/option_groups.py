@@ -1,4 +1,4 @@
-"""Options that several commands share, as groups: a parameter of a command stands for all options of its group."""
+"""Groups of options that several commands share: one parameter of a command stands for all options of a group."""
 
 from __future__ import annotations
 
@@ -15,69 +15,71 @@ from llmkit.cli.output import (
     MarkdownFile,
     Stable,
     Workspace,
-    require_places,
+    require_writable,
 )
 
-__all__ = ["GateOutput", "RunOutput", "grouped"]
+__all__ = ["GateOutput", "RunOutput", "expand_groups"]
 
 KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateOutput:
-    """Whose runs are looked at, and where a verdict goes to."""
+    """Workspace of the runs, and the files of a verdict."""
 
     junit: JUnitFile = None
     markdown: MarkdownFile = None
     workspace: Workspace = None
     as_json: AsJson = False
 
-    def require_places(self) -> None:
-        """Refuse files that could not be written.
+    def require_writable(self) -> None:
+        """Check that the files can be written.
 
         Raises:
-            LLMBadRequest: There is such a file.
+            LLMBadRequest: One of them cannot.
         """
-        require_places(self.junit, self.markdown)
+        require_writable(self.junit, self.markdown)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOutput(GateOutput):
-    """Whose runs are looked at, and where a report on one goes to."""
+    """Workspace of the runs, and the files of a report."""
 
     html: HtmlFile = None
     stable: Stable = False
 
-    def require_places(self) -> None:
-        """Refuse files that could not be written.
+    def require_writable(self) -> None:
+        """Check that the files can be written.
 
         Raises:
-            LLMBadRequest: There is such a file.
+            LLMBadRequest: One of them cannot.
         """
-        require_places(self.junit, self.markdown, self.html)
+        require_writable(self.junit, self.markdown, self.html)
 
 
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A command as Typer reads it: a parameter that is a dataclass gives way to the fields of it, at the end."""
+def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace each dataclass parameter of a command by its fields, at the end of the signature that Typer reads."""
     hints = get_type_hints(command, include_extras=True)
-    given = inspect.signature(command).parameters.values()
-    groups = {each.name: hints[each.name] for each in given if is_dataclass(hints[each.name])}
-    own = [each.replace(kind=KEYWORD_ONLY, annotation=hints[each.name]) for each in given if each.name not in groups]
-    flat = [*own, *(option for kind in groups.values() for option in _options(kind))]
+    parameters = inspect.signature(command).parameters.values()
+    groups = {each.name: hints[each.name] for each in parameters if is_dataclass(hints[each.name])}
+    own = [
+        each.replace(kind=KEYWORD_ONLY, annotation=hints[each.name]) for each in parameters if each.name not in groups
+    ]
+    flat = [*own, *(option for kind in groups.values() for option in _list_options(kind))]
 
     @wraps(command)
-    def called(**arguments: Any) -> None:
+    def run_command(**arguments: Any) -> None:
         for name, kind in groups.items():
             arguments[name] = kind(**{part.name: arguments.pop(part.name) for part in fields(kind)})
         command(**arguments)
 
-    called.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]  # what inspect reads first
-    called.__annotations__ = {option.name: option.annotation for option in flat}
-    return called
+    run_command.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]  # what inspect reads first
+    run_command.__annotations__ = {option.name: option.annotation for option in flat}
+    return run_command
 
 
-def _options(kind: type[Any]) -> list[inspect.Parameter]:
-    """Each field of a group; all have defaults."""
+def _list_options(kind: type[Any]) -> list[inspect.Parameter]:
+    """Return the fields of a group as parameters. All have defaults."""
     hints = get_type_hints(kind, include_extras=True)
     return [
         inspect.Parameter(part.name, KEYWORD_ONLY, default=part.default, annotation=hints[part.name])

@@ -1,18 +1,22 @@
-"""How commands print: JSON documents, tables, and the options they share."""
+"""Input and output of commands, and the options that they share."""
 
 from __future__ import annotations
 
 import json
 import os
+import select
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmkit.display.terminal_text import printable
 from llmkit.errors import LLMBadRequest
 
 if TYPE_CHECKING:
@@ -23,41 +27,46 @@ __all__ = [
     "AsJson",
     "HtmlFile",
     "Interruption",
+    "InterruptionMessage",
     "JUnitFile",
     "MarkdownFile",
     "MaxCostUsd",
     "MaxTimeS",
     "MaxTokens",
     "Stable",
-    "Standing",
     "Workspace",
     "abandon_stdout",
-    "frame_table",
-    "interruptible",
+    "build_frame_table",
+    "build_record_table",
+    "handle_interruption",
+    "make_table",
     "print_json",
     "print_rich",
-    "require_places",
-    "table",
+    "read_piped_text",
+    "replace_unencodable_characters",
+    "require_writable",
     "write_text",
 ]
 
 PIPE_WIDTH = 200
+PIPE_PATIENCE_S = 10.0
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
 Workspace = Annotated[
     str | None,
-    typer.Option("--workspace", "-w", help="Whose runs these are; default LLM_WORKSPACE_ID, else 'default'."),
+    typer.Option("--workspace", "-w", help="Workspace of the runs; default LLM_WORKSPACE_ID, else 'default'."),
 ]
 
-JUnitFile = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file as well.")]
-MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Write a Markdown summary to this file as well.")]
+JUnitFile = Annotated[Path | None, typer.Option("--junit", help="Also write JUnit XML to this file.")]
+MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Also write a Markdown summary to this file.")]
 MaxTokens = Annotated[
-    int | None, typer.Option(min=1, help="Most tokens, in and out, that a run may take in all, judges included.")
+    int | None,
+    typer.Option(min=1, help="Largest number of tokens, input and output, that the run may use, judges included."),
 ]
-MaxCostUsd = Annotated[float | None, typer.Option(help="Most US dollars that a run may cost in all.")]
-MaxTimeS = Annotated[float | None, typer.Option(help="Most seconds that a run may take now.")]
+MaxCostUsd = Annotated[float | None, typer.Option(help="Largest cost of the run, in US dollars.")]
+MaxTimeS = Annotated[float | None, typer.Option(help="Longest time that this call may run, in seconds.")]
 HtmlFile = Annotated[
-    Path | None, typer.Option("--html", help="Write the whole report, with every sample, to this HTML file as well.")
+    Path | None, typer.Option("--html", help="Also write the full report, with every sample, to this HTML file.")
 ]
 Stable = Annotated[
     bool, typer.Option("--stable", help="Leave ids, clock times and latencies out of --html and --json.")
@@ -65,35 +74,35 @@ Stable = Annotated[
 
 
 class Interruption(Exception):
-    """Ctrl-C in a command; the message says what became of its work."""
+    """Ctrl-C in a command; the message says what state its work is in."""
 
 
 @dataclass(slots=True)
-class Standing:
-    """What is true of a command's work if it is interrupted now; changed as the work goes on."""
+class InterruptionMessage:
+    """Text to print if the command is interrupted now; the command updates it as its work advances."""
 
-    said: str
+    text: str
 
 
 @contextmanager
-def interruptible(said: str) -> Iterator[Standing]:
-    """A command of which something else is true, when it is interrupted, than of most.
+def handle_interruption(text: str) -> Iterator[InterruptionMessage]:
+    """Replace the usual message after Ctrl-C by one that fits this command.
 
     Raises:
-        Interruption: With what is said then, in the place of KeyboardInterrupt.
+        Interruption: Instead of KeyboardInterrupt, with the text as it stands then.
     """
-    standing = Standing(said)
+    message = InterruptionMessage(text)
     try:
-        yield standing
+        yield message
     except KeyboardInterrupt:
-        raise Interruption(standing.said) from None
+        raise Interruption(message.text) from None
 
 
-def require_places(*files: Path | None) -> None:
-    """Refuse files that could not be written, before anything is paid.
+def require_writable(*files: Path | None) -> None:
+    """Check that output files can be written, before anything is paid.
 
     Raises:
-        LLMBadRequest: A folder is missing, or a folder stands where the file would be.
+        LLMBadRequest: The folder of a file does not exist, or the file is a folder.
     """
     for file in files:
         if file is not None and (file.is_dir() or not file.parent.is_dir()):
@@ -101,7 +110,7 @@ def require_places(*files: Path | None) -> None:
 
 
 def write_text(file: Path | None, text: str) -> None:
-    """Write a report where one is wanted, over an earlier one.
+    """Write a text file, replacing an earlier one; do nothing without a file.
 
     Raises:
         LLMBadRequest: The file cannot be written.
@@ -115,10 +124,41 @@ def write_text(file: Path | None, text: str) -> None:
 
 
 def abandon_stdout() -> None:
-    """Let what could not be written go nowhere: the interpreter would try again at its end, and complain."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    """Send what is still buffered for stdout to the null device: at exit, Python would try again and complain."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def replace_unencodable_characters() -> None:
+    """Make stdout and stderr escape characters that their encoding lacks.
+
+    A paid answer must not end in a UnicodeEncodeError because a terminal or a pipe uses cp1252 or ASCII.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def read_piped_text(*, is_required: bool) -> str:
+    """Read standard input if a pipe or a file is connected to it.
+
+    Args:
+        is_required: Read until the end in any case. Otherwise a pipe that sends nothing within `PIPE_PATIENCE_S`, such
+            as one inherited from a scheduler that never writes, is ignored with a note.
+    """
+    if sys.stdin is None or sys.stdin.closed:
+        return ""
+    if is_required:
+        return "" if sys.stdin.isatty() else sys.stdin.read()
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except OSError:  # io.UnsupportedOperation too: the stream has no file behind it
+        return ""
+    if stat.S_ISFIFO(mode) and not select.select([sys.stdin], [], [], PIPE_PATIENCE_S)[0]:
+        typer.echo(f"Standard input sent nothing within {PIPE_PATIENCE_S:.0f} s and is ignored", err=True)
+        return ""
+    return sys.stdin.read() if stat.S_ISFIFO(mode) or stat.S_ISREG(mode) else ""
 
 
 def print_json(value: Any) -> None:
@@ -127,34 +167,48 @@ def print_json(value: Any) -> None:
 
 
 def print_rich(renderable: Any) -> None:
-    """Print a table or marked-up text."""
+    """Print a table or marked-up text, without control sequences that a model or a server put into it."""
     from rich.console import Console
+    from rich.segment import Segment, Segments
 
-    # Where nobody's window limits it (a pipe, a log), a table is written whole.
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(renderable)
+    # A pipe or a log has no window width, so a table is written at full width.
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    # Here rather than at each cell: colours are styles at this point, so every escape in the text is foreign.
+    segments = [Segment(printable(part.text), part.style, part.control) for part in console.render(renderable)]
+    console.print(Segments(segments), end="")
 
 
-def table(*columns: str) -> Table:
-    """An empty table without a frame."""
+def make_table(*columns: str) -> Table:
+    """Return an empty table without a frame. Cells wrap between words, never inside one."""
     from rich.table import Table
 
-    made = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for column in columns:
-        made.add_column(column, overflow="fold")
-    return made
+        table.add_column(column, overflow="fold")
+    return table
 
 
-def frame_table(frame: pd.DataFrame) -> Table:
-    """A DataFrame as a table, without its index."""
+def build_frame_table(frame: pd.DataFrame) -> Table:
+    """Return a DataFrame as a table, without its index."""
     from rich.markup import escape
 
-    made = table(*frame.columns)
+    table = make_table(*frame.columns)
     for row in frame.itertuples(index=False):
-        made.add_row(*(escape(_cell(value)) for value in row))
-    return made
+        table.add_row(*(escape(_format_cell(value)) for value in row))
+    return table
 
 
-def _cell(value: Any) -> str:
+def build_record_table(record: pd.Series[Any]) -> Table:
+    """Return one row of a DataFrame as a table of names and values."""
+    from rich.markup import escape
+
+    table = make_table("field", "value")
+    for name, value in record.items():
+        table.add_row(str(name), escape(printable(_format_cell(value))))
+    return table
+
+
+def _format_cell(value: Any) -> str:
     import pandas as pd
 
     if pd.isna(value):

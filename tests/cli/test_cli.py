@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+import llmkit
 from llmkit.cli import main
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply, refused_url
 
@@ -244,7 +245,7 @@ def test_ctrl_c_in_an_evaluation_exits_cleanly_and_the_next_run_continues(
     _, stderr = process.communicate(timeout=200)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
-    assert "the same command continues" in stderr
+    assert "run the same command again to continue" in stderr
     sent = len(servers[0].calls)
     servers[0].script([Reply(POSITIVE)])
     assert run(*command).returncode == 0
@@ -293,3 +294,78 @@ def test_db_upgrade_makes_a_new_database(tmp_path: Path) -> None:
 
 def test_the_installed_command_exists() -> None:
     assert shutil.which("llmkit", path=str(Path(sys.executable).parent))
+
+
+def chat_process(
+    encoding: str = "utf-8", *arguments: str, stdin: str | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run `llmkit chat` with real pipes."""
+    return subprocess.run(
+        [*LLMKIT, "chat", *arguments, "--route", "ollama/llama3.2"],
+        input=(stdin or "").encode(),
+        capture_output=True,
+        timeout=250,
+        check=False,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "gbk", "cp850"])
+def test_an_answer_is_printed_in_every_encoding(servers: tuple[OllamaServer, GeminiServer], encoding: str) -> None:
+    """Characters that the encoding lacks are escaped: the answer was paid for."""
+    servers[0].script(Reply("Warm → sunny ✓ 🙂"))
+    done = chat_process(encoding, "hi")
+    assert (done.returncode, b"Warm" in done.stdout, b"\\U0001f642" in done.stdout) == (0, True, True)
+
+
+def test_chat_puts_piped_text_before_the_prompt(servers: tuple[OllamaServer, GeminiServer]) -> None:
+    assert chat_process("utf-8", "Summarise this.", stdin="A long text.").returncode == 0
+    assert servers[0].calls[-1].json["messages"][-1]["content"] == "A long text.\n\nSummarise this."
+
+
+def test_chat_reads_its_prompt_from_a_pipe(servers: tuple[OllamaServer, GeminiServer]) -> None:
+    assert chat_process("utf-8", stdin="Hello").returncode == 0
+    assert servers[0].calls[-1].json["messages"][-1]["content"] == "Hello"
+
+
+def test_chat_without_a_prompt_is_refused(servers: tuple[OllamaServer, GeminiServer]) -> None:
+    done = run("chat")
+    assert (done.returncode, "There is no prompt" in done.stderr, servers[0].call_count) == (2, True, 0)
+
+
+def test_chat_passes_its_sampling_options(servers: tuple[OllamaServer, GeminiServer]) -> None:
+    options = ("--temperature", "0.5", "--seed", "3", "--stop", "END", "--max-output-tokens", "9")
+    assert run("chat", "hi", "--route", "ollama/llama3.2", *options).returncode == 0
+    sent = servers[0].calls[-1].json["options"]
+    assert {name: sent[name] for name in ("temperature", "seed", "stop", "num_predict")} == {
+        "temperature": 0.5,
+        "seed": 3,
+        "stop": ["END"],
+        "num_predict": 9,
+    }
+
+
+def test_version_and_short_help_are_known() -> None:
+    assert run("--version").stdout == f"llmkit {llmkit.__version__}\n"
+    assert "Usage" in run("-h").stdout
+
+
+def test_runs_shows_every_field_of_one_run(servers: tuple[OllamaServer, GeminiServer]) -> None:
+    run("chat", "hi", "--route", "ollama/llama3.2")
+    (row,) = json.loads(run("runs", "--json").stdout)
+    shown = run("runs", "--show", row["id"]).stdout
+    assert all(name in shown for name in ("prompt_sha256", "latency_ms", row["id"]))
+
+
+def test_runs_refuses_an_unknown_id(servers: tuple[OllamaServer, GeminiServer]) -> None:
+    done = run("runs", "--show", "nothing")
+    assert (done.returncode, "0 runs have an id" in done.stderr) == (2, True)
+
+
+def test_tables_do_not_carry_control_sequences(
+    servers: tuple[OllamaServer, GeminiServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server chooses the name of its model, and a terminal would obey an escape in it."""
+    servers[0].version = "0.6.5\x1b]0;stolen title\x07"
+    shown = run("doctor").stdout
+    assert ("stolen title" in shown, "\x1b]" in shown, "\x07" in shown) == (True, False, False)

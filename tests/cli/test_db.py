@@ -93,7 +93,7 @@ def test_an_export_that_breaks_off_leaves_no_file_that_looks_whole(tmp_path: Pat
     assert not Path("out.jsonl.partial").exists()
 
 
-def test_an_export_into_a_full_disk_says_that_it_is_not_whole(store: Path) -> None:
+def test_an_export_to_a_full_disk_is_reported_as_incomplete(store: Path) -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         broken = subprocess.run(
             [*LLMKIT, "db", "export", "--workspace", "mine"],
@@ -105,7 +105,7 @@ def test_an_export_into_a_full_disk_says_that_it_is_not_whole(store: Path) -> No
         )
     assert broken.returncode == 2
     assert broken.stderr.splitlines() == [
-        "LLMBadRequest: Cannot write to standard output: No space left on device; what came out is not whole"
+        "LLMBadRequest: Cannot write to standard output: No space left on device; the output is incomplete"
     ]
 
 
@@ -147,21 +147,21 @@ def test_a_server_that_goes_away_in_an_export_is_one_message_and_leaves_no_file(
 
 
 @pytest.mark.parametrize(
-    ("output", "said"), [((), "What came out is not"), (("--output", "o.jsonl"), "o.jsonl is not")]
+    ("output", "said"), [((), "The output is incomplete."), (("--output", "o.jsonl"), "o.jsonl is not written.")]
 )
-def test_an_interrupted_export_says_that_there_is_none(
+def test_an_interrupted_export_is_reported(
     store: Path, monkeypatch: pytest.MonkeyPatch, output: tuple[str, ...], said: str
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(workspace_export, "_rows_of", _ctrl_c)
         done = run("db", "export", "--workspace", "mine", *output)
     assert done.returncode == 130
-    assert f"Interrupted. {said} w" in done.stderr
+    assert f"Interrupted. {said}" in done.stderr
     assert list(Path().glob("o.jsonl*")) == []
 
 
 @pytest.mark.parametrize("command", [("prune", "--before", "2999-01-01"), ("erase", "--workspace", "mine", "--yes")])
-def test_what_was_deleted_is_told_although_its_space_cannot_be_given_back(
+def test_deleted_rows_are_reported_when_their_space_cannot_be_freed(
     store: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "LOG_PATIENCE_S", 0.1)
@@ -171,7 +171,7 @@ def test_what_was_deleted_is_told_although_its_space_cannot_be_given_back(
         done = run("db", *command)
     assert done.returncode == 2
     assert "llm_runs" in done.stderr
-    assert "space is not given back yet. Another program is reading" in done.stderr
+    assert "space is not freed yet. Another program is reading" in done.stderr
     assert run("db", *command).returncode == 0
     assert _runs("mine") == 0
 
@@ -198,18 +198,18 @@ def _ctrl_c_at_deletion(number: int) -> Iterator[None]:
         event.remove(Engine, "before_cursor_execute", listen)
 
 
-def test_an_erasure_that_is_interrupted_while_it_deletes_has_deleted_nothing_and_says_so(store: Path) -> None:
+def test_an_erasure_interrupted_while_deleting_deletes_nothing(store: Path) -> None:
     with _ctrl_c_at_deletion(1):
         done = run("db", "erase", "--workspace", "mine", "--yes")
     assert done.returncode == 130
     assert done.stderr.splitlines() == [
         "",
-        "Interrupted. Nothing is deleted, or in the last moment all rows. The same command does the rest.",
+        "Interrupted. Either no row or every row was deleted. Run the same command again to finish.",
     ]
     assert _runs("mine") == 3
 
 
-def test_an_erasure_that_is_interrupted_while_it_waits_for_a_reader_says_that_the_file_may_hold_what_is_deleted(
+def test_an_erasure_interrupted_while_waiting_for_a_reader_warns_about_the_file(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, closing(sqlite3.connect(store, isolation_level=None)) as reader:
@@ -222,19 +222,19 @@ def test_an_erasure_that_is_interrupted_while_it_waits_for_a_reader_says_that_th
     assert told == ["Deleted 0 eval_results, 0 eval_runs, 3 llm_attempts, 3 llm_runs", "Deleted 3 cached answers"]
     assert last == (
         "Interrupted. All rows and cached answers are deleted, but the database file may still hold them. "
-        "The same command does the rest."
+        "Run the same command again to finish."
     )
     assert run("db", "erase", "--workspace", "mine", "--yes").returncode == 0
     assert (_runs("mine"), _runs("theirs")) == (0, 1)
 
 
-def test_an_interrupted_pruning_does_not_speak_of_what_is_kept(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_prune_reports_what_is_deleted(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "PRUNE_BATCH", 1)
     with _ctrl_c_at_deletion(2):
         done = run("db", "prune", "--before", "2999-01-01")
     assert _runs("mine") + _runs("theirs") == 3
     assert done.returncode == 130
-    assert "Interrupted. What is deleted until now stays deleted; the same command deletes the rest" in done.stderr
+    assert "Interrupted. Rows deleted so far stay deleted; run the same command again to delete the rest" in done.stderr
 
 
 def test_the_file_is_smaller_after_an_erasure() -> None:

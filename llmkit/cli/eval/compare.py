@@ -1,4 +1,4 @@
-"""`llmkit eval compare` and `llmkit eval gate`: a run against a baseline, with a verdict as exit code."""
+"""`llmkit eval compare` and `llmkit eval gate`: comparison of runs, with the verdict as exit code."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmkit.cli.option_groups import GateOutput, grouped
-from llmkit.cli.output import print_json, print_rich, table, write_text
+from llmkit.cli.option_groups import GateOutput, expand_groups
+from llmkit.cli.output import make_table, print_json, print_rich, write_text
 from llmkit.errors import LLMBadRequest
 
 if TYPE_CHECKING:
@@ -23,38 +23,38 @@ SHOWN_HASHES = {"task": "task_sha256", "dataset": "dataset_sha256", "scorers": "
 
 Run = Annotated[str, typer.Argument(help="Name of the run.")]
 Baseline = Annotated[
-    str | None, typer.Argument(help="Name of the run to compare with; none compares two routes of RUN.")
+    str | None, typer.Argument(help="Name of the run to compare with; omit it to compare two routes of RUN.")
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What is compared with what, and by which rules."""
+    """The two sides of a comparison, and its rules."""
 
     route: Annotated[str | None, typer.Option(help="Route of RUN; default all.")] = None
     baseline_route: Annotated[
-        str | None, typer.Option(help="What it is compared with; default the route of the same name.")
+        str | None, typer.Option(help="Route of BASELINE to compare with; default the same route.")
     ] = None
-    metric: Annotated[list[str] | None, typer.Option(help="Only this metric; may stand several times.")] = None
+    metric: Annotated[list[str] | None, typer.Option(help="Only this metric; repeatable.")] = None
     margin: Annotated[
         float | None,
-        typer.Option(min=0, help="Largest loss that is accepted: it has to be shown that there is no larger one."),
+        typer.Option(min=0, help="Largest acceptable loss; the data must show that the loss is not larger."),
     ] = None
-    alpha: Annotated[float, typer.Option(help="Chance of a wrong verdict.")] = 0.05
+    alpha: Annotated[float, typer.Option(help="Significance level: the chance of a wrong verdict.")] = 0.05
     failures: Annotated[
-        Literal["as-zero", "excluded"], typer.Option(help="Whether failed answers count as 0 or are left out.")
+        Literal["as-zero", "excluded"], typer.Option(help="Count failed answers as 0, or exclude them.")
     ] = "as-zero"
     max_left_out: Annotated[
-        float, typer.Option(min=0, max=1, help="Largest share of samples that only one side has a score for.")
+        float, typer.Option(min=0, max=1, help="Largest share of samples that only one side has scored.")
     ] = 0.1
 
-    def rules(
+    def make_rules(
         self,
         minimums: Mapping[str, float] | None = None,
         maximums: Mapping[str, float] | None = None,
         max_failed: float | None = None,
     ) -> GateRules:
-        """What is asked of the run.
+        """Build the rules of the gate.
 
         Raises:
             LLMEvaluationError: A number is out of range.
@@ -73,63 +73,63 @@ class Comparison:
         )
 
 
-@grouped
+@expand_groups
 def eval_compare(run: Run, comparison: Comparison, output: GateOutput, baseline: Baseline = None) -> None:
     """Compare two runs, or two routes of one run, on the same samples. Calls nothing.
 
-    With --margin it is a gate too: exit code 1 when it is not shown that the loss is within the margin.
+    With --margin, exit code 1 unless the data show that the loss is within the margin.
     """
-    output.require_places()
-    gate = _checked(run, baseline, comparison, comparison.rules(), output, is_compared=True)
-    _tell(gate, output)
+    output.require_writable()
+    gate = _check_run(run, baseline, comparison, comparison.make_rules(), output, is_compared=True)
+    _output_gate(gate, output)
     raise typer.Exit(EXIT_FAILED if comparison.margin is not None and not gate.passed else EXIT_OK)
 
 
-@grouped
+@expand_groups
 def eval_gate(
     run: Run,
     comparison: Comparison,
     output: GateOutput,
     baseline: Baseline = None,
     minimum: Annotated[
-        list[str] | None, typer.Option("--min", help="METRIC=VALUE: least mean; may stand several times.")
+        list[str] | None, typer.Option("--min", help="METRIC=VALUE: smallest acceptable mean; repeatable.")
     ] = None,
     maximum: Annotated[
         list[str] | None,
-        typer.Option("--max", help="METRIC=VALUE: largest mean, where less is better; may stand several times."),
+        typer.Option("--max", help="METRIC=VALUE: largest acceptable mean, where less is better; repeatable."),
     ] = None,
     max_failed: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Largest share of samples that may have failed.")
+        float | None, typer.Option(min=0, max=1, help="Largest acceptable share of failed samples.")
     ] = None,
 ) -> None:
-    """Check a run, for CI. Exit code 0 when all holds, 1 when something does not. Calls nothing.
+    """Check a run in CI: exit code 0 if every check passes, 1 otherwise. Calls nothing.
 
-    Against a baseline: without --margin, no metric may be significantly worse; with it, every comparison has to show
-    that the loss is within the margin.
+    Against a baseline, no metric may be significantly worse. With --margin, every comparison must show that the loss
+    is within the margin.
     """
-    output.require_places()
+    output.require_writable()
     is_compared = baseline is not None or comparison.baseline_route is not None
     if not is_compared and not minimum and not maximum and max_failed is None:
         raise LLMBadRequest("A gate needs a BASELINE, --baseline-route, --min, --max or --max-failed")
-    rules = comparison.rules(_means("--min", minimum), _means("--max", maximum), max_failed)
-    gate = _checked(run, baseline, comparison, rules, output, is_compared=is_compared)
-    _tell(gate, output)
+    rules = comparison.make_rules(_parse_means("--min", minimum), _parse_means("--max", maximum), max_failed)
+    gate = _check_run(run, baseline, comparison, rules, output, is_compared=is_compared)
+    _output_gate(gate, output)
     raise typer.Exit(EXIT_OK if gate.passed else EXIT_FAILED)
 
 
-def _means(option: str, texts: Sequence[str] | None) -> dict[str, float]:
-    return dict(_mean(option, text) for text in texts or ())
+def _parse_means(option: str, texts: Sequence[str] | None) -> dict[str, float]:
+    return dict(_parse_mean(option, text) for text in texts or ())
 
 
-def _mean(option: str, text: str) -> tuple[str, float]:
+def _parse_mean(option: str, text: str) -> tuple[str, float]:
     metric, _, value = text.rpartition("=")
     try:
         return metric.strip(), float(value)
     except ValueError:
-        raise LLMBadRequest(f"{option} is written METRIC=VALUE; got {text!r}") from None
+        raise LLMBadRequest(f"{option} must be written METRIC=VALUE; got {text!r}") from None
 
 
-def _checked(
+def _check_run(
     run: str, baseline: str | None, comparison: Comparison, rules: GateRules, output: GateOutput, *, is_compared: bool
 ) -> GateReport:
     from llmkit.evals.ci.gate import check_gate, matched_routes
@@ -143,7 +143,7 @@ def _checked(
     return check_gate(report, rules, baseline=other, routes=pairs, only=only)
 
 
-def _tell(gate: GateReport, output: GateOutput) -> None:
+def _output_gate(gate: GateReport, output: GateOutput) -> None:
     from llmkit.evals.ci.junit import gate_junit
     from llmkit.evals.ci.markdown import gate_markdown
 
@@ -152,37 +152,39 @@ def _tell(gate: GateReport, output: GateOutput) -> None:
     if output.as_json:
         print_json(gate.to_json())
         return
-    _print(gate)
+    _print_gate(gate)
 
 
-def _print(gate: GateReport) -> None:
+def _print_gate(gate: GateReport) -> None:
     from rich.markup import escape
 
-    compared = table("metric", "route", "baseline", "pairs", "mean", "baseline mean", "difference [95 %]", "p (Holm)")
+    comparisons = make_table(
+        "metric", "route", "baseline", "pairs", "mean", "baseline mean", "difference [95 %]", "p (Holm)"
+    )
     for row in gate.comparisons:
-        compared.add_row(*(escape(cell) for cell in _cells(row)))
+        comparisons.add_row(*(escape(cell) for cell in _format_row(row)))
     if gate.comparisons:
-        print_rich(compared)
-    checks = table("", "check", "numbers")
+        print_rich(comparisons)
+    checks = make_table("", "check", "numbers")
     for check in gate.checks:
         checks.add_row("[green]pass[/]" if check.passed else "[red]FAIL[/]", escape(check.title), escape(check.detail))
     print_rich(checks)
     for note in gate.notes:
         print_rich(escape(note))
-    for line in _compared(gate):
+    for line in _describe_sides(gate):
         print_rich(escape(line))
 
 
-def _compared(gate: GateReport) -> Iterator[str]:
-    """What each side is, in a line: a hash by its beginning."""
+def _describe_sides(gate: GateReport) -> Iterator[str]:
+    """Yield one line for each side: task, hashes (shortened) and version."""
     names = {"run": gate.run, "baseline": gate.baseline}
-    for side, told in gate.sides.items():
-        hashes = ", ".join(f"{what} {told[key][:SHOWN_DIGITS]}" for what, key in SHOWN_HASHES.items() if key in told)
-        release = told.get("version of llmkit", "unknown")
-        yield f"{side} {names[side]}: task {told['task']} ({hashes}), llmkit {release}"
+    for side, facts in gate.sides.items():
+        hashes = ", ".join(f"{what} {facts[key][:SHOWN_DIGITS]}" for what, key in SHOWN_HASHES.items() if key in facts)
+        release = facts.get("version of llmkit", "unknown")
+        yield f"{side} {names[side]}: task {facts['task']} ({hashes}), llmkit {release}"
 
 
-def _cells(row: Any) -> list[str]:
+def _format_row(row: Any) -> list[str]:
     interval = f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
     names = [row["metric"], row["route"], row["baseline"], str(row["pairs"])]
     return [*names, f"{row['mean']:.3f}", f"{row['baseline_mean']:.3f}", interval, f"{row['p_holm']:.3g}"]

@@ -1,4 +1,4 @@
-"""`llmkit eval plan`: what a run will take, before it is paid for."""
+"""`llmkit eval plan`: an estimate of calls, tokens, time and cost before a run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from llmkit.cli.output import (
     MaxTimeS,
     MaxTokens,
     Workspace,
+    make_table,
     print_json,
     print_rich,
-    table,
 )
 from llmkit.errors import LLMBadRequest
 
@@ -31,35 +31,36 @@ __all__ = ["eval_plan"]
 def eval_plan(  # noqa: PLR0913 - options of a command
     file: Annotated[Path, typer.Argument(help="A task file, as for `eval run`; one task.")],
     routes: Annotated[str, typer.Option(help="Routes to compare, separated by commas: provider/model.")],
-    name: Annotated[str | None, typer.Option(help="Name of a run that would be continued.")] = None,
-    history: Annotated[str | None, typer.Option(help="An earlier run or pilot that tells tokens and times.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of an existing run to continue.")] = None,
+    history: Annotated[str | None, typer.Option(help="An earlier run or pilot to take tokens and times from.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Repeats of every sample.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Most samples under way at once; default LLM_CONCURRENCY_LIMIT.")
+        int | None,
+        typer.Option(min=1, help="Largest number of samples in progress at once; default LLM_CONCURRENCY_LIMIT."),
     ] = None,
     max_tokens: MaxTokens = None,
     max_cost_usd: MaxCostUsd = None,
     max_time_s: MaxTimeS = None,
-    metric: Annotated[str | None, typer.Option(help="Of which metric a difference is to be seen.")] = None,
-    difference: Annotated[float | None, typer.Option(help="The difference to be seen.")] = None,
-    power: Annotated[float, typer.Option(help="Chance to see it, if it is there.")] = 0.8,
+    metric: Annotated[str | None, typer.Option(help="Metric in which a difference should be detected.")] = None,
+    difference: Annotated[float | None, typer.Option(help="The difference to detect.")] = None,
+    power: Annotated[float, typer.Option(help="Probability of detecting it if it exists.")] = 0.8,
     workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a run takes and whether a budget will do, and how many samples a difference needs. Calls nothing.
+    """Estimate what a run needs, whether a budget suffices, and how many samples a difference needs. Calls nothing.
 
-    A run takes calls, tokens, seconds and, by list prices, dollars; what nothing tells is unknown, and never 0.
+    Shows calls, tokens, seconds and, from list prices, dollars. What cannot be known is "unknown", never 0.
     """
     from llmkit.evals import Budget, load_tasks
     from llmkit.evals.estimate import forecast, outlook, sample_size
     from llmkit.session import Session
 
     if (metric is None) != (difference is None):
-        raise LLMBadRequest("--metric and --difference belong together")
+        raise LLMBadRequest("Give --metric and --difference together")
     task, *others = load_tasks(file)
     if others:
-        raise LLMBadRequest(f"{file} has several tasks; plan a file with one")
+        raise LLMBadRequest(f"{file} has several tasks; give a file with one task")
     with Session(workspace) as session:
         run = None if name is None else session.report(name)
         earlier = run if history is None else session.report(history)
@@ -77,38 +78,40 @@ def eval_plan(  # noqa: PLR0913 - options of a command
         routes_of_plan = [asdict(row) for row in rows]
         print_json({"routes": routes_of_plan, "budget": budget, "sample_size": asdict(size) if size else None})
     else:
-        _print(rows, limits, size)
+        _print_plan(rows, limits, size)
 
 
-def _print(rows: Sequence[Forecast], limits: Sequence[Outlook], size: SampleSize | None) -> None:
+def _print_plan(rows: Sequence[Forecast], limits: Sequence[Outlook], size: SampleSize | None) -> None:
     from rich.markup import escape
 
-    shown = table("route", "results", "done", "calls", "input tokens", "output tokens", "seconds", "USD", "known from")
+    listing = make_table(
+        "route", "results", "done", "calls", "input tokens", "output tokens", "seconds", "USD", "known from"
+    )
     for row in rows:
         seconds = "unknown" if row.time_s is None else f"{row.time_s:,.0f}"
         tokens = ["unknown" if count is None else f"{count:,}" for count in (row.input_tokens, row.output_tokens)]
         counts = [f"{count:,}" for count in (row.results, row.done, row.calls)]
         cost = "unknown" if row.cost_usd is None else f"{row.cost_usd:,.4f}"
-        shown.add_row(escape(row.route), *counts, *tokens, seconds, cost, f"{row.known_from:,} results")
-    print_rich(shown)
+        listing.add_row(escape(row.route), *counts, *tokens, seconds, cost, f"{row.known_from:,} results")
+    print_rich(listing)
     for limit in limits:
-        print_rich(_compared(limit))
+        print_rich(_describe_limit(limit))
     if size is not None:
         source = f"spread {size.spread:.3g} of {size.known_from} pairs" if size.known_from else "the widest spread"
         print_rich(
-            f"A difference of {size.difference:g} in {escape(size.metric)} needs {size.samples:,} samples to be seen "
-            f"with a chance of {size.power:.0%} ({source})."
+            f"A difference of {size.difference:g} in {escape(size.metric)} needs {size.samples:,} samples "
+            f"to be detected with probability {size.power:.0%} ({source})."
         )
 
 
-def _compared(limit: Outlook) -> str:
+def _describe_limit(limit: Outlook) -> str:
     shape = _SHAPES[limit.limit]
     option = f"--{limit.limit.replace('_', '-')} {limit.allowed:{shape}}"
     if limit.planned is None:
-        return f"Whether {option} will do is unknown: run a short pilot, and give it as --history."
+        return f"Whether {option} suffices is unknown: run a short pilot and pass it as --history."
     spent = f"{limit.spent:{shape}} spent and " if limit.spent else ""
-    verdict = "should do" if limit.suffices else "will not do"
-    return f"{option} {verdict}: {spent}{limit.planned:{shape}} to come; repairs, retries and judges come on top."
+    verdict = "should suffice" if limit.suffices else "will not suffice"
+    return f"{option} {verdict}: {spent}{limit.planned:{shape}} to come; reasks, retries and judges are extra."
 
 
 _SHAPES = {"max_tokens": ",.0f", "max_cost_usd": ",.4f", "max_time_s": ",.0f"}

@@ -1,4 +1,4 @@
-"""`llmkit eval report`, and how reports are written and printed."""
+"""`llmkit eval report`, and the output of reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmkit.cli.option_groups import RunOutput, grouped
+from llmkit.cli.option_groups import RunOutput, expand_groups
 from llmkit.cli.output import print_json, print_rich, write_text
 from llmkit.errors import LLMBadRequest
 
@@ -18,41 +18,41 @@ if TYPE_CHECKING:
 __all__ = ["eval_report", "print_reports", "require_one_page", "write_reports"]
 
 
-@grouped
+@expand_groups
 def eval_report(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
     output: RunOutput,
     task: Annotated[
-        Path | None, typer.Option("--task", help="The file of its task: adds inputs, targets and whole prompts.")
+        Path | None, typer.Option("--task", help="The task file: adds inputs, targets and full prompts.")
     ] = None,
 ) -> None:
-    """Report on a stored run. Calls nothing."""
+    """Show the report of a stored run. Calls nothing."""
     from llmkit.session import Session
 
-    output.require_places()
+    output.require_writable()
     with Session(output.workspace) as session:
         report = session.report(run)
         if task is not None:
-            report = session.report(run, task=_task_of(report, task))
+            report = session.report(run, task=_load_task(report, task))
         write_reports([report], output)
     print_reports([report], output)
 
 
-def _task_of(report: EvalReport, file: Path) -> Task:
+def _load_task(report: EvalReport, file: Path) -> Task:
     from llmkit.evals import load_tasks
 
     name = report.run.task_name
     found = {task.name: task for task in load_tasks(file)}
     if name not in found:
-        raise LLMBadRequest(f"{file} has no task {name!r}, which the run is of; it has: {', '.join(found)}")
+        raise LLMBadRequest(f"{file} has no task {name!r}, the task of this run; it has: {', '.join(found)}")
     return found[name]
 
 
 def require_one_page(html: Path | None, tasks: int) -> None:
-    """Refuse one HTML file for several tasks, before anything is paid.
+    """Check, before anything is paid, that one HTML file is not wanted for several tasks.
 
     Raises:
-        LLMBadRequest: There are several.
+        LLMBadRequest: There are several tasks and an HTML file.
     """
     if html is not None and tasks > 1:
         raise LLMBadRequest(
@@ -61,7 +61,7 @@ def require_one_page(html: Path | None, tasks: int) -> None:
 
 
 def write_reports(reports: Sequence[EvalReport], output: RunOutput) -> None:
-    """Write the files that were asked for, over earlier ones."""
+    """Write the requested files, replacing earlier ones."""
     from llmkit.evals.ci.junit import run_junit
     from llmkit.evals.ci.markdown import run_markdown
 
@@ -73,7 +73,7 @@ def write_reports(reports: Sequence[EvalReport], output: RunOutput) -> None:
 
 
 def print_reports(reports: Sequence[EvalReport], output: RunOutput) -> None:
-    """Tables, or one JSON document: a list when there are several reports."""
+    """Print tables, or one JSON document: a list if there are several reports."""
     if output.as_json:
         documents = [report.to_json(stable=output.stable) for report in reports]
         print_json(documents[0] if len(documents) == 1 else documents)

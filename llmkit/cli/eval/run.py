@@ -1,4 +1,4 @@
-"""`llmkit eval`: run tasks over routes and compare them."""
+"""`llmkit eval run`, and the group of commands under `llmkit eval`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmkit.cli.eval.compare import eval_compare, eval_gate
 from llmkit.cli.eval.plan import eval_plan
 from llmkit.cli.eval.report import eval_report, print_reports, require_one_page, write_reports
 from llmkit.cli.eval.transfer import eval_export, eval_import
-from llmkit.cli.option_groups import RunOutput, grouped
+from llmkit.cli.option_groups import RunOutput, expand_groups
 from llmkit.cli.output import MaxCostUsd, MaxTimeS, MaxTokens
 
 __all__ = ["eval_app"]
@@ -31,49 +31,49 @@ eval_app.command("import")(eval_import)
 
 
 @eval_app.callback()
-def _evaluations() -> None:
+def _describe_group() -> None:
     """Run tasks over several routes and compare them."""
 
 
 @eval_app.command("run")
-@grouped
+@expand_groups
 def eval_run(  # noqa: PLR0913 - options of a command
     file: Annotated[
         Path, typer.Argument(help="A Python file with module-level tasks, a YAML task, or the folder of one.")
     ],
     routes: Annotated[str, typer.Option(help="Routes to compare, separated by commas: provider/model.")],
     output: RunOutput,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the run; the same name again finishes what is missing.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; repeat it to resume the run.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Repeats of every sample.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Most samples under way at once.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Largest number of samples in progress at once.")
+    ] = None,
     max_tokens: MaxTokens = None,
     max_cost_usd: MaxCostUsd = None,
     max_time_s: MaxTimeS = None,
 ) -> None:
     """Run every task of FILE over the routes, resume what was interrupted, and print the comparison.
 
-    Finished samples are not called again; failed ones are tried again. Exit code 1 when samples failed, or when a
-    budget stopped the run: with a larger one, the same command goes on.
+    Finished samples are not called again; failed samples are. Exit code 1 if samples failed or a budget stopped the
+    run: repeat the command with a larger budget to continue.
     """
     from llmkit.evals import Budget, load_tasks
     from llmkit.session import Session
 
-    output.require_places()
+    output.require_writable()
     tasks = load_tasks(file)
     require_one_page(output.html, len(tasks))
     labels = [route.strip() for route in routes.split(",") if route.strip()]
     options: dict[str, Any] = {"epochs": epochs, "limit": limit, "budget": Budget(max_tokens, max_cost_usd, max_time_s)}
     if concurrency is not None:
         options["concurrency"] = concurrency
-    # Or the limit over all requests, 8 if nothing is set, would be what counts.
+    # Without this, the limit over all requests (8 by default) would still apply.
     settings: dict[str, Any] = {} if concurrency is None else {"concurrency_limit": concurrency}
     if name is None:
-        name = _new_name(tasks[0].name if len(tasks) == 1 else file.stem)
-        # Or nobody could go on with it when it is interrupted.
-        typer.echo(f"To go on with this run, should it be interrupted, give --name {name}", err=True)
+        name = _make_name(tasks[0].name if len(tasks) == 1 else file.stem)
+        # The generated name is needed to resume the run after an interrupt.
+        typer.echo(f"To resume this run after an interrupt, pass --name {name}", err=True)
     names = [name if len(tasks) == 1 else f"{name}-{task.name}" for task in tasks]
     with Session(output.workspace, **settings) as session:
         reports = [session.evaluate(task, labels, name=run, **options) for task, run in zip(tasks, names, strict=True)]
@@ -82,5 +82,5 @@ def eval_run(  # noqa: PLR0913 - options of a command
     raise typer.Exit(EXIT_FAILED if any(report.has_failures for report in reports) else EXIT_OK)
 
 
-def _new_name(what: str) -> str:
-    return f"{what}-{datetime.now():%Y%m%d-%H%M%S}"  # noqa: DTZ005 - a person's own clock
+def _make_name(stem: str) -> str:
+    return f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"  # noqa: DTZ005 - people read it, so local time

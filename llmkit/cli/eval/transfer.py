@@ -17,9 +17,9 @@ def eval_export(
     file: Annotated[Path, typer.Argument(help="A new .jsonl or .parquet file.")],
     workspace: Workspace = None,
 ) -> None:
-    """Write a run and its results to a file, such as a baseline that is kept with the code. Calls nothing.
+    """Write a run and its results to a file, for example as a baseline kept with the code. Calls nothing.
 
-    Inputs and targets are not part of it: they are the dataset's.
+    Inputs and targets are not included: they belong to the dataset.
     """
     from llmkit.session import Session
 
@@ -30,11 +30,11 @@ def eval_export(
 
 
 def eval_import(
-    file: Annotated[Path, typer.Argument(help="What `llmkit eval export` wrote.")],
-    name: Annotated[str | None, typer.Option("--name", help="Another name for the run; its own by default.")] = None,
+    file: Annotated[Path, typer.Argument(help="A file written by `llmkit eval export`.")],
+    name: Annotated[str | None, typer.Option("--name", help="Another name for the run; default its own.")] = None,
     workspace: Workspace = None,
 ) -> None:
-    """Read a run from a file, to compare with it or to report on it. The same file again changes nothing."""
+    """Import a run, to compare with it or report on it. Importing the same file again changes nothing."""
     from llmkit.session import Session
 
     with Session(workspace) as session:
