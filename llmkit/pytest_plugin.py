@@ -55,7 +55,7 @@ def assert_evaluation(tmp_path: Path) -> Iterator[AssertEvaluation]:
                 # Opened here, so that the test has set its environment by now.
                 store = f"sqlite:///{tmp_path / 'evaluation.db'}"
                 session = open_sessions.enter_context(Session(database_url=store, replay=replay))
-                return _checked(session, _task(task), routes, rules, baseline, options)
+                return _check_run(session, _task(task), routes, rules, baseline, options)
             except (LLMError, AssertionError) as error:
                 # Where it was raised is no help to who reads of a test: its own line and the message are.
                 raise error.with_traceback(None) from None
@@ -63,7 +63,7 @@ def assert_evaluation(tmp_path: Path) -> Iterator[AssertEvaluation]:
         yield check
 
 
-def _checked(
+def _check_run(
     session: Session,
     task: Task,
     routes: Sequence[str | Variant],
@@ -71,9 +71,9 @@ def _checked(
     baseline: str | Path | None,
     options: Mapping[str, Any],
 ) -> EvalReport:
-    from llmkit.evals.ci.gate import require_asked
+    from llmkit.evals.ci.gate import require_rules
 
-    require_asked(rules, is_compared=baseline is not None)
+    require_rules(rules, is_compared=baseline is not None)
     other = None if baseline is None else session.import_run(baseline, name=f"baseline {Path(baseline).stem}")
     report = session.evaluate(task, routes, **{"progress": False, **options})
     _require(_gate(report, rules, other), report)
@@ -93,10 +93,10 @@ def _task(given: Task | str | Path) -> Task:
 
 
 def _gate(report: EvalReport, rules: GateRules, baseline: EvalReport | None) -> GateReport:
-    from llmkit.evals.ci.gate import check_gate, matched_routes
+    from llmkit.evals.ci.gate import check_gate, match_variants
 
-    pairs = () if baseline is None else matched_routes(report, baseline)
-    return check_gate(report, rules, baseline=baseline, routes=pairs)
+    pairs = () if baseline is None else match_variants(report, baseline)
+    return check_gate(report, rules, baseline=baseline, variants=pairs)
 
 
 def _require(gate: GateReport, report: EvalReport) -> None:

@@ -132,23 +132,23 @@ def _parse_mean(option: str, text: str) -> tuple[str, float]:
 def _check_run(
     run: str, baseline: str | None, comparison: Comparison, rules: GateRules, output: GateOutput, *, is_compared: bool
 ) -> GateReport:
-    from llmkit.evals.ci.gate import check_gate, matched_routes
+    from llmkit.evals.ci.gate import check_gate, match_variants
     from llmkit.session import Session
 
     with Session(output.workspace) as session:
         report = session.report(run)
         other = None if baseline is None else session.report(baseline)
-    pairs = matched_routes(report, other, comparison.route, comparison.baseline_route) if is_compared else ()
+    pairs = match_variants(report, other, comparison.route, comparison.baseline_route) if is_compared else ()
     only = () if is_compared or comparison.route is None else (comparison.route,)
-    return check_gate(report, rules, baseline=other, routes=pairs, only=only)
+    return check_gate(report, rules, baseline=other, variants=pairs, only=only)
 
 
 def _output_gate(gate: GateReport, output: GateOutput) -> None:
-    from llmkit.evals.ci.junit import gate_junit
-    from llmkit.evals.ci.markdown import gate_markdown
+    from llmkit.evals.ci.junit import render_gate_junit
+    from llmkit.evals.ci.markdown import render_gate_markdown
 
-    write_text(output.junit, gate_junit(gate))
-    write_text(output.markdown, gate_markdown(gate))
+    write_text(output.junit, render_gate_junit(gate))
+    write_text(output.markdown, render_gate_markdown(gate))
     if output.as_json:
         print_json(gate.to_json())
         return
@@ -159,7 +159,7 @@ def _print_gate(gate: GateReport) -> None:
     from rich.markup import escape
 
     comparisons = make_table(
-        "metric", "route", "baseline", "pairs", "mean", "baseline mean", "difference [95 %]", "p (Holm)"
+        "metric", "variant", "baseline", "pairs", "mean", "baseline mean", "difference [95 %]", "p (Holm)"
     )
     for row in gate.comparisons:
         comparisons.add_row(*(escape(cell) for cell in _format_row(row)))
@@ -186,5 +186,5 @@ def _describe_sides(gate: GateReport) -> Iterator[str]:
 
 def _format_row(row: Any) -> list[str]:
     interval = f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
-    names = [row["metric"], row["route"], row["baseline"], str(row["pairs"])]
+    names = [row["metric"], row["variant"], row["baseline"], str(row["pairs"])]
     return [*names, f"{row['mean']:.3f}", f"{row['baseline_mean']:.3f}", interval, f"{row['p_holm']:.3g}"]

@@ -62,11 +62,11 @@ def require_one_page(html: Path | None, tasks: int) -> None:
 
 def write_reports(reports: Sequence[EvalReport], output: RunOutput) -> None:
     """Write the requested files, replacing earlier ones."""
-    from llmkit.evals.ci.junit import run_junit
-    from llmkit.evals.ci.markdown import run_markdown
+    from llmkit.evals.ci.junit import render_run_junit
+    from llmkit.evals.ci.markdown import render_run_markdown
 
-    write_text(output.junit, run_junit(reports))
-    write_text(output.markdown, run_markdown(reports))
+    write_text(output.junit, render_run_junit(reports))
+    write_text(output.markdown, render_run_markdown(reports))
     if output.html is not None:
         (report,) = reports
         report.to_html(output.html, stable=output.stable)

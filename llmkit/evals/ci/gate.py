@@ -10,18 +10,18 @@ from typing import Any, Literal, TypeAlias
 from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import EvalResult
 from llmkit.evals.call_names import require_unedited
-from llmkit.evals.report.aggregate import Pairs, by_sample, pairs_of, scores_of, worst_of
-from llmkit.evals.report.notes import direction_notes
+from llmkit.evals.report.aggregate import Pairs, collect_scores, find_worst_score, index_by_sample, pair_scores
+from llmkit.evals.report.notes import note_direction
 from llmkit.evals.report.report import EvalReport
 from llmkit.evals.results import FAILED, STORED_STATUSES
 
-__all__ = ["Check", "GateReport", "GateRules", "check_gate", "matched_routes", "require_asked"]
+__all__ = ["Check", "GateReport", "GateRules", "check_gate", "match_variants", "require_rules"]
 
 GATE_FORM = "llmkit-gate-1"
 DEFAULT_MAX_LEFT_OUT = 0.1
 DIGITS = 12
 
-RoutePair: TypeAlias = tuple[str, str]
+VariantPair: TypeAlias = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class GateRules:
             larger one. None asks only that no loss is significant.
         minimums: Least mean by metric, of which more is better.
         maximums: Largest mean by metric, of which less is better.
-        max_failed: Largest share of a route's results that may be FAILED; None for any.
+        max_failed: Largest share of a variant's results that may be FAILED; None for any.
         max_left_out: Largest share of samples (times epochs) that only one side has a score for.
         alpha: Chance of a wrong verdict: of passing a loss beyond the margin, or of failing where there is none.
         failures: Whether a FAILED answer counts as 0 (where less is better as 1) or is left out, in comparisons,
@@ -74,15 +74,15 @@ class Check:
 
     Attributes:
         name: `regression`, `non_inferiority`, `coverage`, `minimum`, `maximum` or `failed_share`.
-        route: Who was checked.
-        baseline: Route of the baseline; None where there is none.
+        variant: Who was checked.
+        baseline: Variant of the baseline; None where there is none.
         metric: Name of the metric; None where it is about all.
         passed: Whether it holds.
         detail: The numbers, in words.
     """
 
     name: str
-    route: str
+    variant: str
     baseline: str | None
     metric: str | None
     passed: bool
@@ -92,7 +92,7 @@ class Check:
     def title(self) -> str:
         """One line that tells it from the others."""
         against = f" against {self.baseline}" if self.baseline is not None else ""
-        return f"{self.name.replace('_', ' ')}{f' of {self.metric}' if self.metric else ''}: {self.route}{against}"
+        return f"{self.name.replace('_', ' ')}{f' of {self.metric}' if self.metric else ''}: {self.variant}{against}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class GateReport:
         baseline: Name of the run that it was compared with; None where nothing was compared.
         task: Name of the task.
         rules: What was asked.
-        comparisons: Rows of numbers, one for each pair of routes and metric.
+        comparisons: Rows of numbers, one for each pair of variants and metric.
         checks: The verdicts.
         notes: What a reader of them has to know.
         sides: What identifies the `run`, and the `baseline` where it is another run: task, hashes, commit, versions and
@@ -129,9 +129,9 @@ class GateReport:
         """The verdict as JSON-able data, without clocks, ids and latencies; what is unknown is null.
 
         Keys: `form`, `passed`, `run`, `baseline`, `task`, `rules` (as `GateRules`), `comparisons` (metric,
-        lower_is_better, route, baseline, pairs, left_out, mean, baseline_mean, difference, ci_low, ci_high, p_value,
+        lower_is_better, variant, baseline, pairs, left_out, mean, baseline_mean, difference, ci_low, ci_high, p_value,
         p_holm, lower_bound (of the gain, which is the difference, or minus it where less is better; one-sided, null
-        without a margin), method), `checks` (name, route, baseline, metric, passed, detail), `notes`, `sides` (`run`
+        without a margin), method), `checks` (name, variant, baseline, metric, passed, detail), `notes`, `sides` (`run`
         and, of another run, `baseline`: task, task_sha256, dataset_sha256, scorers_sha256, commit, `version of ...`,
         `digest of ...`).
         """
@@ -154,7 +154,7 @@ def check_gate(
     rules: GateRules,
     *,
     baseline: EvalReport | None = None,
-    routes: Sequence[RoutePair] = (),
+    variants: Sequence[VariantPair] = (),
     only: Sequence[str] = (),
 ) -> GateReport:
     """Compare a run with a baseline, and check it by rules.
@@ -162,41 +162,41 @@ def check_gate(
     Args:
         report: The run.
         rules: What is asked of it.
-        baseline: Where the second route of each pair is; the run itself when None.
-        routes: Pairs of a route of the run and a route of the baseline, as `matched_routes` finds them.
-        only: Which routes of the run are asked for means and failures; those of the pairs, or all, when there is none.
+        baseline: Where the second variant of each pair is; the run itself when None.
+        variants: Pairs of a variant of the run and a variant of the baseline, as `match_variants` finds them.
+        only: Which variants of the run are asked for means and failures; those of the pairs, or all, when there is none.
 
     Raises:
-        LLMEvaluationError: Nothing is asked, the run has no result, a route or metric is unknown, two routes have
+        LLMEvaluationError: Nothing is asked, the run has no result, a variant or metric is unknown, two variants have
             nothing in common, or samples were edited between the runs.
     """
-    require_asked(rules, is_compared=bool(routes))
+    require_rules(rules, is_compared=bool(variants))
     other = report if baseline is None else baseline
-    rows = [row for pair in routes for row in _compared(report, other, pair, rules)]
+    rows = [row for pair in variants for row in _compared(report, other, pair, rules)]
     rows = _adjusted(rows)
     checks = [check for row in rows for check in _comparison_checks(row, rules)]
-    labels = tuple(dict.fromkeys(only)) or tuple(dict.fromkeys(route for route, _ in routes)) or report.routes
+    labels = tuple(dict.fromkeys(only)) or tuple(dict.fromkeys(variant for variant, _ in variants)) or report.variants
     if not labels:
         raise LLMEvaluationError(f"The evaluation {report.run.name!r} has no result, so that nothing can be checked.")
     checks += [check for label in labels for check in _own_checks(report, label, rules)]
     return GateReport(
         run=report.run.name,
-        baseline=other.run.name if routes else None,
+        baseline=other.run.name if variants else None,
         task=report.run.task_name,
         rules=rules,
         comparisons=tuple(rows),
         checks=tuple(checks),
         notes=(
             *_coverage_notes(report, labels),
-            *(_notes(report, other) if routes else ()),
-            *direction_notes(sorted(report.lower_is_better)),
+            *(_notes(report, other) if variants else ()),
+            *note_direction(sorted(report.lower_is_better)),
         ),
-        sides={"run": report.what_was_run} | ({} if other is report else {"baseline": other.what_was_run}),
+        sides={"run": report.provenance_summary} | ({} if other is report else {"baseline": other.provenance_summary}),
     )
 
 
 def _coverage_notes(report: EvalReport, labels: Sequence[str]) -> Iterator[str]:
-    """Which routes have results of a part of the dataset only: by a limit, or because the run was stopped."""
+    """Which variants have results of a part of the dataset only: by a limit, or because the run was stopped."""
     samples = report.run.spec.get("samples", 0)
     for label in labels:
         count = len({result.sample_id for result in report.of(label) if result.status in STORED_STATUSES})
@@ -204,7 +204,7 @@ def _coverage_notes(report: EvalReport, labels: Sequence[str]) -> Iterator[str]:
             yield f"{label}: {count} of the {samples} samples of the dataset have a result; the others are not judged."
 
 
-def require_asked(rules: GateRules, *, is_compared: bool) -> None:
+def require_rules(rules: GateRules, *, is_compared: bool) -> None:
     """Refuse rules that would check nothing, or leave out what they say.
 
     Raises:
@@ -220,24 +220,24 @@ def require_asked(rules: GateRules, *, is_compared: bool) -> None:
         )
 
 
-def matched_routes(
-    report: EvalReport, baseline: EvalReport | None, route: str | None = None, baseline_route: str | None = None
-) -> tuple[RoutePair, ...]:
-    """Which route is compared with which.
+def match_variants(
+    report: EvalReport, baseline: EvalReport | None, variant: str | None = None, baseline_variant: str | None = None
+) -> tuple[VariantPair, ...]:
+    """Which variant is compared with which.
 
-    In another run: each route with the one of its own name, or with `baseline_route`; where no name is the same, but
-    each run has one route, these two. In the same run: each other route with `baseline_route`.
+    In another run: each variant with the one of its own name, or with `baseline_variant`; where no name is the same, but
+    each run has one variant, these two. In the same run: each other variant with `baseline_variant`.
 
     Raises:
-        LLMEvaluationError: There is no such route, or it cannot be told which are meant.
+        LLMEvaluationError: There is no such variant, or it cannot be told which are meant.
     """
-    ours = report.routes if route is None else (route,)
-    theirs = report.routes if baseline is None else baseline.routes
+    ours = report.variants if variant is None else (variant,)
+    theirs = report.variants if baseline is None else baseline.variants
     for label in ours:
         report.of(label)
-    if baseline_route is not None:
-        (report if baseline is None else baseline).of(baseline_route)
-        pairs = [(label, baseline_route) for label in ours if baseline is not None or label != baseline_route]
+    if baseline_variant is not None:
+        (report if baseline is None else baseline).of(baseline_variant)
+        pairs = [(label, baseline_variant) for label in ours if baseline is not None or label != baseline_variant]
     elif baseline is None:
         pairs = []
     elif len(ours) == len(theirs) == 1:
@@ -246,32 +246,34 @@ def matched_routes(
         pairs = [(label, label) for label in ours if label in theirs]
     if not pairs:
         raise LLMEvaluationError(
-            "Say which routes to compare, with --route and --baseline-route: "
-            f"the run has {', '.join(report.routes) or 'none'}; the baseline has {', '.join(theirs) or 'none'}."
+            "Say which variants to compare, with --route and --baseline-route: "
+            f"the run has {', '.join(report.variants) or 'none'}; the baseline has {', '.join(theirs) or 'none'}."
         )
     return tuple(pairs)
 
 
-def _compared(report: EvalReport, other: EvalReport, pair: RoutePair, rules: GateRules) -> Iterator[dict[str, Any]]:
-    route, against = pair
-    ours, theirs = report.of(route), other.of(against)
+def _compared(report: EvalReport, other: EvalReport, pair: VariantPair, rules: GateRules) -> Iterator[dict[str, Any]]:
+    variant, against = pair
+    ours, theirs = report.of(variant), other.of(against)
     require_unedited(ours, theirs)
-    a, b = by_sample(ours), by_sample(theirs)
+    a, b = index_by_sample(ours), index_by_sample(theirs)
     shared = [metric for metric in report.metrics if metric in other.metrics]
     lower, clusters = report.lower_is_better, {**other.clusters, **report.clusters}
     if not shared:
         raise LLMEvaluationError(
-            f"{route} and {against} have no metric in common: their tasks have other scorers, or none."
+            f"{variant} and {against} have no metric in common: their tasks have other scorers, or none."
         )
     for metric in rules.metrics or shared:
         if metric not in shared:
             raise LLMEvaluationError(f"There is no metric {metric!r} in both runs; there are: {', '.join(shared)}.")
         is_lower = metric in lower
         failed = _failed_as(rules, metric, (ours, theirs), is_lower=is_lower)
-        found = pairs_of(scores_of(a, metric, failed=failed), scores_of(b, metric, failed=failed), clusters)
+        found = pair_scores(
+            collect_scores(a, metric, failed=failed), collect_scores(b, metric, failed=failed), clusters
+        )
         if not found.a:
-            raise LLMEvaluationError(f"{route} and {against} have no sample in common that is scored by {metric}.")
-        row = {"metric": metric, "lower_is_better": is_lower, "route": route, "baseline": against}
+            raise LLMEvaluationError(f"{variant} and {against} have no sample in common that is scored by {metric}.")
+        row = {"metric": metric, "lower_is_better": is_lower, "variant": variant, "baseline": against}
         row |= {"pairs": len(found.a), "left_out": len(a.keys() | b.keys()) - len(found.a)}
         yield row | _numbers(found, rules, is_lower=is_lower)
 
@@ -282,7 +284,7 @@ def _failed_as(
     """The score of a FAILED answer; None where it is left out."""
     if rules.failures == "excluded":
         return None
-    worst = worst_of(groups, metric, {metric} if is_lower else frozenset())
+    worst = find_worst_score(groups, metric, {metric} if is_lower else frozenset())
     if math.isnan(worst) and any(result.status == FAILED for results in groups for result in results):
         raise LLMEvaluationError(
             f"Less is better of {metric}, and its scores are not all within 0 and 1, so that nobody knows what a "
@@ -320,20 +322,20 @@ def _adjusted(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _comparison_checks(row: Mapping[str, Any], rules: GateRules) -> Iterator[Check]:
-    route, against, metric = row["route"], row["baseline"], row["metric"]
+    variant, against, metric = row["variant"], row["baseline"], row["metric"]
     means = f"{row['mean']:.4g} against {row['baseline_mean']:.4g} on {row['pairs']} pairs, difference "
     means += f"{row['difference']:+.4g} [{row['ci_low']:+.4g}, {row['ci_high']:+.4g}]"
     if rules.margin is None:
         gain = -row["difference"] if row["lower_is_better"] else row["difference"]
         regressed = bool(gain < 0 and row["p_holm"] < rules.alpha)
-        yield Check("regression", route, against, metric, not regressed, f"{means}, p {row['p_holm']:.3g} (Holm)")
+        yield Check("regression", variant, against, metric, not regressed, f"{means}, p {row['p_holm']:.3g} (Holm)")
     else:
         shown = bool(row["lower_bound"] > -rules.margin)
         detail = f"{means}, lower bound of the gain {row['lower_bound']:+.4g}, margin {rules.margin:g}"
-        yield Check("non_inferiority", route, against, metric, shown, detail)
+        yield Check("non_inferiority", variant, against, metric, shown, detail)
     share = row["left_out"] / (row["left_out"] + row["pairs"])
     detail = f"{row['left_out']} of {row['left_out'] + row['pairs']} have no partner; at most {rules.max_left_out:.0%}"
-    yield Check("coverage", route, against, metric, share <= rules.max_left_out, detail)
+    yield Check("coverage", variant, against, metric, share <= rules.max_left_out, detail)
 
 
 def _own_checks(report: EvalReport, label: str, rules: GateRules) -> Iterator[Check]:
@@ -361,7 +363,7 @@ def _mean_of(
         said = "more is better: ask for a minimum (--min)" if is_lower else "less is better: ask for a maximum (--max)"
         raise LLMEvaluationError(f"Of {metric} {said}. A scorer says which by lower_is_better.")
     failed = _failed_as(rules, metric, (results,), is_lower=is_lower)
-    scores = scores_of(by_sample(results), metric, failed=failed)
+    scores = collect_scores(index_by_sample(results), metric, failed=failed)
     return math.fsum(scores.values()) / len(scores) if scores else math.nan
 
 

@@ -11,7 +11,7 @@ from llmkit.evals.ci.gate import GateReport
 from llmkit.evals.report.report import EvalReport
 from llmkit.evals.results import FAILED, SCORER_FAILED, SUCCEEDED
 
-__all__ = ["gate_junit", "run_junit"]
+__all__ = ["render_gate_junit", "render_run_junit"]
 
 # What XML 1.0 cannot hold, not even escaped.
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -19,7 +19,7 @@ REPLACEMENT = "\ufffd"
 LONGEST_TEXT = 2_000
 
 
-def gate_junit(gate: GateReport) -> str:
+def render_gate_junit(gate: GateReport) -> str:
     """One test case for each check; one that does not hold is a failure with its numbers."""
     suite = _suite(f"llmkit gate: {gate.run}")
     facts = ET.SubElement(suite, "properties")
@@ -33,8 +33,8 @@ def gate_junit(gate: GateReport) -> str:
     return _document(suite)
 
 
-def run_junit(reports: Iterable[EvalReport]) -> str:
-    """One test case for each sample, route and epoch, by task and route.
+def render_run_junit(reports: Iterable[EvalReport]) -> str:
+    """One test case for each sample, variant and epoch, by task and variant.
 
     A result without a usable answer, or that a scorer failed on, is an error; one that did not run is skipped. Scores
     are output of the case (`system-out`) and no verdict: what is good enough is said by a gate.
@@ -50,7 +50,7 @@ def run_junit(reports: Iterable[EvalReport]) -> str:
 def _run_suite(report: EvalReport) -> ET.Element:
     suite = _suite(f"llmkit evaluation: {report.run.name}")
     facts = ET.SubElement(suite, "properties")
-    for name, fact in report.what_was_run.items():
+    for name, fact in report.provenance_summary.items():
         ET.SubElement(facts, "property", name=_legal(name), value=_legal(fact))
     for result in report.results:
         case = _case(suite, f"{result.sample_id} (epoch {result.epoch + 1})", f"{report.run.task_name}.{result.route}")

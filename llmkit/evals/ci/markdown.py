@@ -8,20 +8,20 @@ from typing import Any
 
 from llmkit.evals.ci.gate import Check, GateReport
 from llmkit.evals.ci.junit import _legal
-from llmkit.evals.report.frames import plain_rows
+from llmkit.evals.report.frames import to_plain_rows
 from llmkit.evals.report.report import EvalReport
-from llmkit.evals.report.terminal import mean_text
+from llmkit.evals.report.terminal import format_mean
 
-__all__ = ["gate_markdown", "run_markdown"]
+__all__ = ["render_gate_markdown", "render_run_markdown"]
 
 
-def gate_markdown(gate: GateReport) -> str:
+def render_gate_markdown(gate: GateReport) -> str:
     """A verdict, the comparisons and the checks as tables."""
     verdict = "passed" if gate.passed else "failed"
     against = f" against {_cell(gate.baseline)}" if gate.baseline is not None else ""
     lines = [f"## Gate {verdict}: {_cell(gate.run)}{against}", ""]
     if gate.comparisons:
-        header = ("Metric", "Route", "Baseline", "Pairs", "Mean", "Baseline mean", "Difference [95 %]", "p (Holm)")
+        header = ("Metric", "Variant", "Baseline", "Pairs", "Mean", "Baseline mean", "Difference [95 %]", "p (Holm)")
         lines += [*_table(header, (_comparison_cells(row) for row in gate.comparisons)), ""]
     if gate.checks:
         lines += [*_table(("", "Check", "Numbers"), (_check_cells(check) for check in gate.checks)), ""]
@@ -39,7 +39,7 @@ def _compared(gate: GateReport) -> Iterator[str]:
 
 def _comparison_cells(row: Mapping[str, Any]) -> Sequence[str]:
     interval = f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
-    names = [row["metric"], row["route"], row["baseline"], str(row["pairs"])]
+    names = [row["metric"], row["variant"], row["baseline"], str(row["pairs"])]
     return [*names, f"{row['mean']:.3f}", f"{row['baseline_mean']:.3f}", interval, f"{row['p_holm']:.3g}"]
 
 
@@ -47,20 +47,20 @@ def _check_cells(check: Check) -> Sequence[str]:
     return ["pass" if check.passed else "FAIL", check.title, check.detail]
 
 
-def run_markdown(reports: Iterable[EvalReport]) -> str:
+def render_run_markdown(reports: Iterable[EvalReport]) -> str:
     """The summaries as tables, without latencies, which are different every time."""
     return "\n".join(line for report in reports for line in _run_lines(report))
 
 
 def _run_lines(report: EvalReport) -> Iterator[str]:
-    header = ("Route", "Metric", "Mean [95 %]", "Scored", "Failed", "Not scored", "Tokens in", "Tokens out")
+    header = ("Variant", "Metric", "Mean [95 %]", "Scored", "Failed", "Not scored", "Tokens in", "Tokens out")
     yield f"## {_cell(report.run.name)} ({_cell(report.run.task_name)})"
     yield ""
-    yield from _table(header, (_summary_cells(row) for row in plain_rows(report.summary())))
+    yield from _table(header, (_summary_cells(row) for row in to_plain_rows(report.summary())))
     yield ""
     # What a run did now depends on what was there before; these notes do not.
-    yield from _listed(report.lasting_notes)
-    facts = "; ".join(f"{_cell(name)}: {_cell(value)}" for name, value in report.what_was_run.items())
+    yield from _listed(report.stable_notes)
+    facts = "; ".join(f"{_cell(name)}: {_cell(value)}" for name, value in report.provenance_summary.items())
     yield f"What was run: {facts}"
     yield ""
 
@@ -68,9 +68,9 @@ def _run_lines(report: EvalReport) -> Iterator[str]:
 def _summary_cells(row: Mapping[str, Any]) -> Sequence[str]:
     counts = [row["scored"], row["failed"], row["scorer_failed"], row["input_tokens"], row["output_tokens"]]
     return [
-        row["route"],
+        row["variant"],
         row["metric"] or "-",
-        mean_text(row),
+        format_mean(row),
         *("-" if each is None else str(each) for each in counts),
     ]
 

@@ -1,4 +1,4 @@
-"""From results to rows: means with intervals for each route and metric, and paired comparisons."""
+"""From results to rows: means with intervals for each variant and metric, and paired comparisons."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmkit.eval_ports import EvalResult
-from llmkit.evals.report.direction import worst_score
+from llmkit.evals.report.direction import choose_worst_score
 from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, SUCCEEDED, fell_back
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ __all__ = [
     "SUMMARY_COLUMNS",
     "Cluster",
     "Pairs",
-    "by_sample",
-    "comparison_rows",
-    "pairs_of",
-    "scores_of",
-    "summary_rows",
-    "worst_of",
+    "build_comparison_rows",
+    "build_summary_rows",
+    "collect_scores",
+    "find_worst_score",
+    "index_by_sample",
+    "pair_scores",
 ]
 
 # What results of one kind have in common and are not independent of: a group, or a sample over its epochs.
@@ -35,7 +35,7 @@ PairKey: TypeAlias = tuple[str, int]
 OUTCOMES = ("first_try", "repaired", "reasked")
 
 SUMMARY_COLUMNS: Mapping[str, str] = {
-    "route": "str",
+    "variant": "str",
     "metric": "str",
     "n": "int64",
     "scored": "int64",
@@ -84,25 +84,25 @@ COMPARISON_COLUMNS: Mapping[str, str] = {
 }
 
 
-def summary_rows(
+def build_summary_rows(
     groups: Mapping[str, Sequence[EvalResult]], metrics: Sequence[str], clusters: ClusterOf, lower: Set[str]
 ) -> Iterator[dict[str, Any]]:
     """One row for each label and metric; one without a metric for a label of a task that has no scorers.
 
     Of the metrics in `lower`, less is better.
     """
-    worst = {metric: worst_of(groups.values(), metric, lower) for metric in metrics}
+    worst = {metric: find_worst_score(groups.values(), metric, lower) for metric in metrics}
     for label, results in groups.items():
-        shared = {"route": label, **_counts(results), **_costs(results)}
+        shared = {"variant": label, **_counts(results), **_costs(results)}
         for metric in metrics or (None,):
             scores = _score(results, metric, clusters, worst.get(metric or "", math.nan))
             yield {**shared, "metric": metric, **scores, "lower_is_better": metric in lower}
 
 
-def worst_of(groups: Iterable[Iterable[EvalResult]], metric: str, lower: Set[str]) -> float:
+def find_worst_score(groups: Iterable[Iterable[EvalResult]], metric: str, lower: Set[str]) -> float:
     """What a FAILED answer counts as, by all scores of the metric; NaN where that cannot be known."""
     scores = (result.scores[metric] for results in groups for result in results if metric in result.scores)
-    return worst_score(scores, lower_is_better=metric in lower)
+    return choose_worst_score(scores, lower_is_better=metric in lower)
 
 
 def _counts(results: Sequence[EvalResult]) -> dict[str, Any]:
@@ -174,30 +174,31 @@ def _scorer_failed(result: EvalResult, metric: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Scores of two routes on the samples and epochs where both have one."""
+    """Scores of two variants on the samples and epochs where both have one."""
 
     a: list[float]
     b: list[float]
     clusters: list[Cluster]
 
 
-def comparison_rows(
+def build_comparison_rows(
     a: Sequence[EvalResult], b: Sequence[EvalResult], metrics: Sequence[str], clusters: ClusterOf, lower: Set[str]
 ) -> list[dict[str, Any]]:
     """One row for each metric that both have, `a` minus `b`; p-values adjusted by Holm over the rows."""
     from llmkit.evals.statistics import holm
 
-    worst = {metric: worst_of((a, b), metric, lower) for metric in metrics}
+    worst = {metric: find_worst_score((a, b), metric, lower) for metric in metrics}
     rows = [
-        _compared(by_sample(a), by_sample(b), metric, clusters, worst[metric]) | {"lower_is_better": metric in lower}
+        _compared(index_by_sample(a), index_by_sample(b), metric, clusters, worst[metric])
+        | {"lower_is_better": metric in lower}
         for metric in metrics
     ]
     adjusted = holm([row["p_value"] for row in rows])
     return [{**row, "p_holm": float(value)} for row, value in zip(rows, adjusted, strict=True)]
 
 
-def by_sample(results: Sequence[EvalResult]) -> dict[PairKey, EvalResult]:
-    """The results of one route by sample and epoch."""
+def index_by_sample(results: Sequence[EvalResult]) -> dict[PairKey, EvalResult]:
+    """The results of one variant by sample and epoch."""
     return {(result.sample_id, result.epoch): result for result in results}
 
 
@@ -208,8 +209,8 @@ def _compared(
     clusters: ClusterOf,
     worst: float,
 ) -> dict[str, Any]:
-    strict = pairs_of(scores_of(a, metric), scores_of(b, metric), clusters)
-    lenient = pairs_of(scores_of(a, metric, failed=worst), scores_of(b, metric, failed=worst), clusters)
+    strict = pair_scores(collect_scores(a, metric), collect_scores(b, metric), clusters)
+    lenient = pair_scores(collect_scores(a, metric, failed=worst), collect_scores(b, metric, failed=worst), clusters)
     found = _difference(strict)
     return {
         "metric": metric,
@@ -229,7 +230,7 @@ def _compared(
     }
 
 
-def scores_of(
+def collect_scores(
     results: Mapping[PairKey, EvalResult], metric: str, *, failed: float | None = None
 ) -> dict[PairKey, float]:
     """The scores that there are, and `failed` (if given) for what FAILED."""
@@ -239,7 +240,7 @@ def scores_of(
     return found
 
 
-def pairs_of(a: Mapping[PairKey, float], b: Mapping[PairKey, float], clusters: ClusterOf) -> Pairs:
+def pair_scores(a: Mapping[PairKey, float], b: Mapping[PairKey, float], clusters: ClusterOf) -> Pairs:
     """The scores of what both have."""
     keys = [key for key in a if key in b]
     return Pairs([a[key] for key in keys], [b[key] for key in keys], [clusters[sample] for sample, _epoch in keys])

@@ -12,27 +12,33 @@ from llmkit.evals.budget import BudgetUse
 from llmkit.evals.call_names import require_unedited
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.provenance import short_facts
-from llmkit.evals.report.aggregate import COMPARISON_COLUMNS, SUMMARY_COLUMNS, Cluster, comparison_rows, summary_rows
-from llmkit.evals.report.failure_reasons import reason_sentences
-from llmkit.evals.report.frames import SAMPLE_COLUMNS, SCORE_PREFIX, frame_of, sample_row
+from llmkit.evals.report.aggregate import (
+    COMPARISON_COLUMNS,
+    SUMMARY_COLUMNS,
+    Cluster,
+    build_comparison_rows,
+    build_summary_rows,
+)
+from llmkit.evals.report.failure_reasons import describe_reasons
+from llmkit.evals.report.frames import SAMPLE_COLUMNS, SCORE_PREFIX, build_frame, build_sample_row
 from llmkit.evals.report.notes import (
-    asked_differently,
-    budget_notes,
-    digest_notes,
-    direction_notes,
-    doubt_notes,
-    failure_notes,
-    fallback_notes,
-    stop_notes,
-    work_notes,
+    describe_request_differences,
+    note_budget,
+    note_digests,
+    note_direction,
+    note_doubt,
+    note_failures,
+    note_fallbacks,
+    note_stops,
+    note_work,
 )
 from llmkit.evals.report.repeats_missing import (
     ATTEMPT_COLUMNS,
     MISSING_COLUMNS,
     REPEAT_COLUMNS,
-    attempt_rows,
-    missing_rows,
-    repeat_rows,
+    build_attempt_rows,
+    build_missing_rows,
+    build_repeat_rows,
 )
 from llmkit.evals.results import STATUSES, SUCCEEDED, Work
 from llmkit.ports import StoredRun
@@ -40,11 +46,11 @@ from llmkit.ports import StoredRun
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Findings"]
+__all__ = ["Analysis"]
 
 
 @dataclass(frozen=True, repr=False)
-class Findings:
+class Analysis:
     """Results of a run, and every number that they give: means, comparisons, repeats, what is missing.
 
     Attributes:
@@ -77,8 +83,8 @@ class Findings:
         return any(result.status != SUCCEEDED for result in self.results)
 
     @property
-    def routes(self) -> tuple[str, ...]:
-        """Labels of all routes, in the order in which they were first named."""
+    def variants(self) -> tuple[str, ...]:
+        """Labels of all variants, in the order in which they were first named."""
         present = dict.fromkeys(result.route for result in self.results)
         named = [label for label in self.run.spec.get("routes", ()) if label in present]
         return tuple(dict.fromkeys([*named, *present]))
@@ -108,7 +114,7 @@ class Findings:
     def provenance(self) -> dict[str, Any]:
         """What was run, without secrets, addresses and paths; parts that were not recorded are absent.
 
-        Keys: `task_sha256`, `dataset_sha256`, `scorers_sha256`, `samples` (in the dataset), `epochs`, `routes` (label
+        Keys: `task_sha256`, `dataset_sha256`, `scorers_sha256`, `samples` (in the dataset), `epochs`, `routes` (label of a variant
         to route, prompt and parameters with the seed, to which each epoch adds one), `models` (route, digest,
         requests; of servers that identify them), and `python`, `platform`, `packages`, `commit`, `settings` and
         `options` of the process that began the run.
@@ -117,10 +123,10 @@ class Findings:
         known = {name: spec[name] for name in ("scorers_sha256", "samples", "epochs", "routes") if name in spec}
         models = [{"route": str(s.route), "digest": s.digest, "requests": s.requests} for s in self.digests]
         hashes = {"task_sha256": self.run.task_sha256, "dataset_sha256": self.run.dataset_sha256}
-        return {**hashes, **known, "models": models, **spec.get("made_with", {})}
+        return {**hashes, **known, "models": models, **spec.get("describe_process", {})}
 
     @property
-    def what_was_run(self) -> dict[str, str]:
+    def provenance_summary(self) -> dict[str, str]:
         """The short form of `provenance`, by name: task, hashes, commit, versions of packages, digests of models."""
         return {"task": self.run.task_name, **dict(short_facts(self.provenance))}
 
@@ -131,31 +137,31 @@ class Findings:
         return {status: statuses.count(status) for status in STATUSES}
 
     @property
-    def why_failed(self) -> tuple[str, ...]:
-        """Why results have no score: a sentence for each of a route's three most frequent reasons, and for the rest."""
-        return tuple(reason_sentences(self.results, self.routes))
+    def failure_summary(self) -> tuple[str, ...]:
+        """Why results have no score: a sentence for each of a variant's three most frequent reasons, and for the rest."""
+        return tuple(describe_reasons(self.results, self.variants))
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What puts a comparison of the routes in doubt: that they were asked different things."""
-        return asked_differently(self.results, self.routes)
+        """What puts a comparison of the variants in doubt: that they were sent different requests."""
+        return describe_request_differences(self.results, self.variants)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the numbers has to know, one sentence each; the warnings are among them."""
-        return (*work_notes(self.work), *budget_notes(self.budget), *self.lasting_notes)
+        return (*note_work(self.work), *note_budget(self.budget), *self.stable_notes)
 
     @property
-    def lasting_notes(self) -> tuple[str, ...]:
+    def stable_notes(self) -> tuple[str, ...]:
         """The notes but for what was done now."""
-        why = self.why_failed
-        failures = (*failure_notes(self.results), *why, *stop_notes(self.stopped, why))
-        without_score = (*failures, *doubt_notes(len(self.in_doubt)))
-        moved = (*fallback_notes(self.results), *digest_notes(self.digests))
-        return (*without_score, *self.warnings, *moved, *direction_notes(sorted(self.lower_is_better)))
+        why = self.failure_summary
+        failures = (*note_failures(self.results), *why, *note_stops(self.stopped, why))
+        without_score = (*failures, *note_doubt(len(self.in_doubt)))
+        moved = (*note_fallbacks(self.results), *note_digests(self.digests))
+        return (*without_score, *self.warnings, *moved, *note_direction(sorted(self.lower_is_better)))
 
-    def summary(self, by: Literal["route", "served_route"] = "route") -> pd.DataFrame:
-        """One row for each route and metric, with the columns and dtypes of `SUMMARY_COLUMNS`.
+    def summary(self, by: Literal["variant", "served_route"] = "variant") -> pd.DataFrame:
+        """One row for each variant and metric, with the columns and dtypes of `SUMMARY_COLUMNS`.
 
         `mean` and its 95 % interval are over scored samples, errors excluded; `mean_failures_as_zero` counts FAILED as
         0, or where less is better (`lower_is_better`) as 1, if all scores are within 0 and 1: else the worst is not
@@ -165,14 +171,16 @@ class Findings:
         are sums over what is known, latencies are of samples with a valid output.
 
         Args:
-            by: `route` groups as assigned, `served_route` by who answered.
+            by: `variant` groups as assigned, `served_route` by who answered.
         """
-        groups: dict[str, list[EvalResult]] = {label: [] for label in self.routes} if by == "route" else {}
+        groups: dict[str, list[EvalResult]] = {label: [] for label in self.variants} if by == "variant" else {}
         for result in self.results:
-            label = result.route if by == "route" else result.served_route
+            label = result.route if by == "variant" else result.served_route
             if label is not None:
                 groups.setdefault(label, []).append(result)
-        return frame_of(summary_rows(groups, self.metrics, self.clusters, self.lower_is_better), SUMMARY_COLUMNS)
+        return build_frame(
+            build_summary_rows(groups, self.metrics, self.clusters, self.lower_is_better), SUMMARY_COLUMNS
+        )
 
     def samples(self) -> pd.DataFrame:
         """One row for each result: `SAMPLE_COLUMNS`, then a float64 column `score_NAME` for each metric.
@@ -181,21 +189,21 @@ class Findings:
         unknown is missing, never 0.
         """
         columns = {**SAMPLE_COLUMNS, **{f"{SCORE_PREFIX}{name}": "float64" for name in self.metrics}}
-        return frame_of((sample_row(result, self.dataset) for result in self.results), columns)
+        return build_frame((build_sample_row(result, self.dataset) for result in self.results), columns)
 
     def attempts(self) -> pd.DataFrame:
         """Every request that was sent for the results, judges' included, with the columns of `ATTEMPT_COLUMNS`.
 
-        `route` is the label that the sample was asked on, `sent_to` who got the request, `stage` is `sample` or
+        `variant` is the label that the sample was asked on, `sent_to` who got the request, `stage` is `sample` or
         `judge`. Read from the store each time; empty for an imported run, whose calls are in another.
 
         Raises:
             LLMStoreError: The store cannot be read.
         """
-        return frame_of(attempt_rows(self.results, self.recorded()), ATTEMPT_COLUMNS)
+        return build_frame(build_attempt_rows(self.results, self.recorded()), ATTEMPT_COLUMNS)
 
     def repeats(self, k: int, *, right_from: float | None = None) -> pd.DataFrame:
-        """Chances over epochs: one row for each route and metric, with the columns of `REPEAT_COLUMNS`.
+        """Chances over epochs: one row for each variant and metric, with the columns of `REPEAT_COLUMNS`.
 
         `pass_at_k` is the chance that at least one of `k` repeats of a sample is right, `pass_hat_k` that all are:
         unbiased estimates by sample, averaged, with 95 % intervals over samples. An answer that FAILED is a wrong one;
@@ -211,19 +219,19 @@ class Findings:
         """
         if k < 1:
             raise LLMEvaluationError(f"repeats(k) needs k of at least 1; got {k}.")
-        rows = repeat_rows(self._by_route(), self.metrics, self.clusters, k, right_from, self.lower_is_better)
-        return frame_of(rows, REPEAT_COLUMNS)
+        rows = build_repeat_rows(self._by_variant(), self.metrics, self.clusters, k, right_from, self.lower_is_better)
+        return build_frame(rows, REPEAT_COLUMNS)
 
     def missing(self) -> pd.DataFrame:
-        """What results without a score could change: one row for each route and metric, columns of `MISSING_COLUMNS`.
+        """What results without a score could change: one row for each variant and metric, columns of `MISSING_COLUMNS`.
 
         Every result counts that is not scored, whatever the reason. Three views: `mean_excluded` without them,
         `mean_as_failures` with 0 for them, each with its 95 % interval; and between `worst` (0 for all) and `best` (1
         for all) lies the mean whatever they would have been. Where less is better, 0 and 1 change places. For scores
         outside of 0 to 1 only the first is known.
         """
-        return frame_of(
-            missing_rows(self._by_route(), self.metrics, self.clusters, self.lower_is_better), MISSING_COLUMNS
+        return build_frame(
+            build_missing_rows(self._by_variant(), self.metrics, self.clusters, self.lower_is_better), MISSING_COLUMNS
         )
 
     @property
@@ -237,25 +245,25 @@ class Findings:
             clusters[result.sample_id] = ("sample", result.sample_id) if group is None else ("group", group)
         return clusters
 
-    def of(self, route: str) -> list[EvalResult]:
-        """The results of one route.
+    def of(self, variant: str) -> list[EvalResult]:
+        """The results of one variant.
 
         Raises:
-            LLMEvaluationError: There is no such route; the message lists those that there are.
+            LLMEvaluationError: There is no such variant; the message lists those that there are.
         """
-        _known("route", route, self.routes)
-        return [result for result in self.results if result.route == route]
+        _known("variant", variant, self.variants)
+        return [result for result in self.results if result.route == variant]
 
-    def _by_route(self) -> dict[str, list[EvalResult]]:
-        groups: dict[str, list[EvalResult]] = {label: [] for label in self.routes}
+    def _by_variant(self) -> dict[str, list[EvalResult]]:
+        groups: dict[str, list[EvalResult]] = {label: [] for label in self.variants}
         for result in self.results:
             groups[result.route].append(result)
         return groups
 
     def compare(
-        self, a: str, b: str | None = None, metric: str | None = None, *, baseline: Findings | None = None
+        self, a: str, b: str | None = None, metric: str | None = None, *, baseline: Analysis | None = None
     ) -> pd.DataFrame:
-        """Route `a` minus route `b` on the same samples: one row for each metric, columns of `COMPARISON_COLUMNS`.
+        """Variant `a` minus variant `b` on the same samples: one row for each metric, columns of `COMPARISON_COLUMNS`.
 
         Pairs are the samples and epochs that both have a score for; `left_out` counts the others. Zeros and ones on
         independent samples get McNemar's exact test, anything else a paired t test, clustered by group, or by sample
@@ -264,26 +272,26 @@ class Findings:
         lists what puts the comparison in doubt.
 
         Args:
-            a: Label of a route.
+            a: Label of a variant.
             b: Label of another; `a` again when None, which needs a baseline.
             metric: Only this one.
             baseline: Take `b` from this report instead.
 
         Raises:
-            LLMEvaluationError: A route or metric is unknown, both sides are the same, or samples of one id were edited
+            LLMEvaluationError: A variant or metric is unknown, both sides are the same, or samples of one id were edited
                 between the two runs.
         """
         other = self if baseline is None else baseline
         b = a if b is None else b
         if other is self and a == b:
-            raise LLMEvaluationError(f"Name two routes to compare; there are: {', '.join(self.routes)}.")
+            raise LLMEvaluationError(f"Name two variants to compare; there are: {', '.join(self.variants)}.")
         metrics = [name for name in self.metrics if name in other.metrics]
         if metric is not None:
             metrics = [_known("metric", metric, metrics)]
         ours, theirs = self.of(a), other.of(b)
         require_unedited(ours, theirs)
-        rows = comparison_rows(ours, theirs, metrics, {**other.clusters, **self.clusters}, self.lower_is_better)
-        frame = frame_of(({**row, "a": a, "b": b} for row in rows), COMPARISON_COLUMNS)
+        rows = build_comparison_rows(ours, theirs, metrics, {**other.clusters, **self.clusters}, self.lower_is_better)
+        frame = build_frame(({**row, "a": a, "b": b} for row in rows), COMPARISON_COLUMNS)
         frame.attrs["warnings"] = list(_comparison_warnings(self, ours, theirs, other))
         return frame
 
@@ -301,8 +309,8 @@ def _known(what: str, name: str, known: Sequence[str]) -> str:
 
 
 def _comparison_warnings(
-    report: Findings, ours: Sequence[EvalResult], theirs: Sequence[EvalResult], other: Findings
+    report: Analysis, ours: Sequence[EvalResult], theirs: Sequence[EvalResult], other: Analysis
 ) -> tuple[str, ...]:
     if other is not report:
         theirs = [replace(result, route=f"{result.route} of {other.run.name}") for result in theirs]
-    return asked_differently([*ours, *theirs], ())
+    return describe_request_differences([*ours, *theirs], ())

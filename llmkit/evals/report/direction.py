@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-__all__ = ["RIGHT", "RIGHT_LOWER", "is_right", "worst_score"]
+__all__ = ["RIGHT", "RIGHT_LOWER", "choose_worst_score", "is_right"]
 
 # A score is right from here on, or, where less is better, down from there.
 RIGHT, RIGHT_LOWER = 1.0, 0.0
@@ -18,7 +18,7 @@ def is_right(score: float, *, lower_is_better: bool, limit: float | None = None)
     return score >= (RIGHT if limit is None else limit)
 
 
-def worst_score(scores: Iterable[float], *, lower_is_better: bool) -> float:
+def choose_worst_score(scores: Iterable[float], *, lower_is_better: bool) -> float:
     """What an answer that FAILED counts as: 0; where less is better 1, if all scores are within 0 and 1, else NaN.
 
     Nobody knows the worst of a score that has no bound on that side.

@@ -1,4 +1,4 @@
-"""Why samples have no score: the reasons, each once for a route with how many it befell."""
+"""Why samples have no score: the reasons, each once for a variant with how many it befell."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from itertools import groupby, islice
 from llmkit.eval_ports import EvalResult
 from llmkit.evals.results import FAILED, SCORER_FAILED
 
-__all__ = ["REASONS_OF_A_ROUTE", "FailureReason", "failure_reasons", "most_frequent", "reason_sentences"]
+__all__ = ["MAX_REASONS", "FailureReason", "describe_reasons", "find_top_reasons", "group_failures"]
 
-REASONS_OF_A_ROUTE = 3
+MAX_REASONS = 3
 LONGEST_REASON = 300
 # What differs between two messages of one kind: numbers, and what is quoted of an answer.
 _PARTICULARS = re.compile(r"\d+|'[^']*'|\"[^\"]*\"")
@@ -22,56 +22,56 @@ _VERBS = {FAILED: "samples failed", SCORER_FAILED: "answers could not be scored"
 
 @dataclass(frozen=True, slots=True)
 class FailureReason:
-    """One reason why results of a route have no score.
+    """One reason why results of a variant have no score.
 
     Attributes:
-        route: Label of the route.
+        variant: Label of the variant.
         status: FAILED or SCORER_FAILED.
         error_code: Of a failed sample; None for a scorer's failure.
         results: How many results it befell. Messages that differ in numbers and quotations only are one reason.
         message: One of the messages, in one line, cut at 300 characters.
     """
 
-    route: str
+    variant: str
     status: str
     error_code: str | None
     results: int
     message: str
 
 
-def failure_reasons(results: Sequence[EvalResult], routes: Sequence[str]) -> list[FailureReason]:
-    """All reasons, by route in the given order, the most frequent first."""
+def group_failures(results: Sequence[EvalResult], variants: Sequence[str]) -> list[FailureReason]:
+    """All reasons, by variant in the given order, the most frequent first."""
     told = Counter(
         (result.route, result.status, result.error_code, _said(result)) for result in results if _has_failed(result)
     )
     kinds: dict[tuple[str, str, str | None, str], list[tuple[str, int]]] = defaultdict(list)
-    for (route, status, code, said), count in told.items():
+    for (variant, status, code, said), count in told.items():
         message = _one_line(said)
-        kinds[route, status, code, _PARTICULARS.sub("#", message)].append((message, count))
+        kinds[variant, status, code, _PARTICULARS.sub("#", message)].append((message, count))
     found = [
-        FailureReason(route, status, code, sum(count for _, count in alike), _cut(min(alike)[0]))
-        for (route, status, code, _), alike in kinds.items()
+        FailureReason(variant, status, code, sum(count for _, count in alike), _cut(min(alike)[0]))
+        for (variant, status, code, _), alike in kinds.items()
     ]
-    order = {route: number for number, route in enumerate(routes)}
-    return sorted(found, key=lambda each: (order[each.route], -each.results, each.status, each.message))
+    order = {variant: number for number, variant in enumerate(variants)}
+    return sorted(found, key=lambda each: (order[each.variant], -each.results, each.status, each.message))
 
 
-def most_frequent(results: Sequence[EvalResult], routes: Sequence[str]) -> Iterator[FailureReason]:
-    """At most three reasons of each route."""
-    for _route, own in groupby(failure_reasons(results, routes), key=lambda reason: reason.route):
-        yield from islice(own, REASONS_OF_A_ROUTE)
+def find_top_reasons(results: Sequence[EvalResult], variants: Sequence[str]) -> Iterator[FailureReason]:
+    """At most three reasons of each variant."""
+    for _route, own in groupby(group_failures(results, variants), key=lambda reason: reason.variant):
+        yield from islice(own, MAX_REASONS)
 
 
-def reason_sentences(results: Sequence[EvalResult], routes: Sequence[str]) -> Iterator[str]:
-    """The most frequent reasons of each route in words, and how many results have others."""
+def describe_reasons(results: Sequence[EvalResult], variants: Sequence[str]) -> Iterator[str]:
+    """The most frequent reasons of each variant in words, and how many results have others."""
     totals = Counter(result.route for result in results)
-    for route, group in groupby(failure_reasons(results, routes), key=lambda reason: reason.route):
+    for variant, group in groupby(group_failures(results, variants), key=lambda reason: reason.variant):
         own = list(group)
-        for reason in own[:REASONS_OF_A_ROUTE]:
-            yield f"{reason.results:,} of {totals[route]:,} {_VERBS[reason.status]} on {route}: {reason.message}"
-        if rest := own[REASONS_OF_A_ROUTE:]:
+        for reason in own[:MAX_REASONS]:
+            yield f"{reason.results:,} of {totals[variant]:,} {_VERBS[reason.status]} on {variant}: {reason.message}"
+        if rest := own[MAX_REASONS:]:
             befallen = sum(reason.results for reason in rest)
-            yield f"{befallen:,} of {totals[route]:,} on {route} for {len(rest):,} other reasons: see samples()."
+            yield f"{befallen:,} of {totals[variant]:,} on {variant} for {len(rest):,} other reasons: see samples()."
 
 
 def _has_failed(result: EvalResult) -> bool:

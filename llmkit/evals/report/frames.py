@@ -14,14 +14,14 @@ from llmkit.evals.results import IN_PROGRESS, NOT_RUN, fell_back
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SAMPLE_COLUMNS", "SCORE_PREFIX", "frame_of", "json_rows", "plain_rows", "sample_row"]
+__all__ = ["SAMPLE_COLUMNS", "SCORE_PREFIX", "build_frame", "build_sample_row", "to_json_rows", "to_plain_rows"]
 
 SCORE_PREFIX = "score_"
 
 SAMPLE_COLUMNS: Mapping[str, str] = {
     "sample_id": "str",
     "group": "str",
-    "route": "str",
+    "variant": "str",
     "served_route": "str",
     "fallback": "bool",
     "epoch": "int64",
@@ -47,11 +47,12 @@ SAMPLE_COLUMNS: Mapping[str, str] = {
 }
 
 
-def sample_row(result: EvalResult, dataset: Mapping[str, Sample]) -> dict[str, Any]:
+def build_sample_row(result: EvalResult, dataset: Mapping[str, Sample]) -> dict[str, Any]:
     """One result by `SAMPLE_COLUMNS`, and its scores by the names of their columns."""
     sample = dataset.get(result.sample_id)
     row: dict[str, Any] = {name: getattr(result, name) for name in SAMPLE_COLUMNS if hasattr(result, name)}
     row |= {
+        "variant": result.route,
         "group": sample.group if sample else None,
         "input": _as_text(sample.input) if sample else None,
         "target": _as_text(sample.target) if sample else None,
@@ -69,7 +70,7 @@ def _as_text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def frame_of(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
+def build_frame(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
     """Exactly these columns, in this order and with these dtypes, also when there are no rows."""
     import pandas as pd
 
@@ -79,7 +80,7 @@ def frame_of(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> p
     )
 
 
-def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def to_plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows with None for everything that is missing."""
     return [
         {str(name): None if _is_missing(value) else value for name, value in row.items()}
@@ -93,9 +94,9 @@ def _is_missing(value: Any) -> bool:
     return bool(isna(value))
 
 
-def json_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def to_json_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The same without what JSON cannot hold: None for numbers that are not finite."""
     return [
         {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
-        for row in plain_rows(frame)
+        for row in to_plain_rows(frame)
     ]

@@ -1,4 +1,4 @@
-"""A report as a notebook shows it: the summary and the notes. However many samples, a row for a route and a metric."""
+"""A report as a notebook shows it: the summary and the notes. However many samples, a row for a variant and a metric."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmkit.display.html import table
-from llmkit.evals.report.terminal import mean_text
+from llmkit.evals.report.terminal import format_mean
 
 if TYPE_CHECKING:
-    from llmkit.evals.report.analysis import Findings
+    from llmkit.evals.report.analysis import Analysis
 
-__all__ = ["report_html"]
+__all__ = ["render_report"]
 
-_HEADINGS = ("route", "metric", "mean [95 % interval]", "scored", "failed", "first try", "tokens", "median ms")
+_HEADINGS = ("variant", "metric", "mean [95 % interval]", "scored", "failed", "first try", "tokens", "median ms")
 
 
-def report_html(report: Findings) -> str:
+def render_report(report: Analysis) -> str:
     """Summary and notes as HTML, everything escaped."""
     run = report.run
     title = run.name if run.name == run.task_name else f"{run.name} ({run.task_name})"
@@ -33,5 +33,5 @@ def _cells(row: Mapping[Any, Any]) -> tuple[Any, ...]:
         "?" if known[name] is None else f"{known[name]:,}" for name in ("input_tokens", "output_tokens")
     )
     median = "" if known["latency_p50_ms"] is None else f"{known['latency_p50_ms']:,.0f}"
-    mean = mean_text(known) if known["metric"] else ""
-    return (known["route"], known["metric"] or "", mean, known["scored"], known["failed"], first_try, tokens, median)
+    mean = format_mean(known) if known["metric"] else ""
+    return (known["variant"], known["metric"] or "", mean, known["scored"], known["failed"], first_try, tokens, median)

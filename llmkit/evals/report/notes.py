@@ -11,19 +11,19 @@ from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, Wo
 from llmkit.types import Route
 
 __all__ = [
-    "asked_differently",
-    "budget_notes",
-    "digest_notes",
-    "direction_notes",
-    "doubt_notes",
-    "failure_notes",
-    "fallback_notes",
-    "stop_notes",
-    "work_notes",
+    "describe_request_differences",
+    "note_budget",
+    "note_digests",
+    "note_direction",
+    "note_doubt",
+    "note_failures",
+    "note_fallbacks",
+    "note_stops",
+    "note_work",
 ]
 
 
-def work_notes(work: Work | None) -> Iterator[str]:
+def note_work(work: Work | None) -> Iterator[str]:
     """What was done now; nothing of a report from the store."""
     if work is None:
         return
@@ -38,7 +38,7 @@ def work_notes(work: Work | None) -> Iterator[str]:
         yield f"{_many(work.replayed, 'answer')} came from the store."
 
 
-def budget_notes(use: BudgetUse | None) -> Iterator[str]:
+def note_budget(use: BudgetUse | None) -> Iterator[str]:
     """What the run has used of its budget, and why it was stopped; nothing without one."""
     if use is None:
         return
@@ -50,14 +50,14 @@ def budget_notes(use: BudgetUse | None) -> Iterator[str]:
         yield use.why
 
 
-def stop_notes(stopped: Mapping[str, str], told: Sequence[str]) -> Iterator[str]:
+def note_stops(stopped: Mapping[str, str], told: Sequence[str]) -> Iterator[str]:
     """Routes that are no longer called, and why, unless that is told already."""
     for label, reason in stopped.items():
         is_told = any(note.endswith(f"on {label}: {reason}") for note in told)
         yield f"{label} is no longer called." if is_told else f"{label} is no longer called: {reason}"
 
 
-def failure_notes(results: Sequence[EvalResult]) -> Iterator[str]:
+def note_failures(results: Sequence[EvalResult]) -> Iterator[str]:
     """What has no score, and why."""
     statuses = [result.status for result in results]
     counts = {status: statuses.count(status) for status in (FAILED, SCORER_FAILED, NOT_RUN, IN_PROGRESS)}
@@ -73,19 +73,19 @@ def failure_notes(results: Sequence[EvalResult]) -> Iterator[str]:
         yield f"{_many(counts[IN_PROGRESS], 'sample')} under way in another process."
 
 
-def doubt_notes(calls: int) -> Iterator[str]:
+def note_doubt(calls: int) -> Iterator[str]:
     """How many calls are in doubt."""
     if calls:
         yield f"{_many(calls, 'call')} in doubt: begun and never ended, perhaps billed."
 
 
-def direction_notes(lower: Sequence[str]) -> Iterator[str]:
+def note_direction(lower: Sequence[str]) -> Iterator[str]:
     """Of which metrics less is better."""
     if lower:
         yield f"Less is better: {', '.join(lower)}."
 
 
-def fallback_notes(results: Sequence[EvalResult]) -> Iterator[str]:
+def note_fallbacks(results: Sequence[EvalResult]) -> Iterator[str]:
     """How many samples another model answered than the one that was asked first."""
     moved = sum(fell_back(result) for result in results)
     if moved:
@@ -105,29 +105,29 @@ Asked: TypeAlias = tuple[str, str | None]
 SampleKey: TypeAlias = tuple[str, int]
 
 
-def asked_differently(results: Iterable[EvalResult], routes: Sequence[str]) -> tuple[str, ...]:
-    """A warning when routes were asked different things about the same sample; none when they were not.
+def describe_request_differences(results: Iterable[EvalResult], variants: Sequence[str]) -> tuple[str, ...]:
+    """A warning when variants were sent different requests about the same sample; none when they were not.
 
     Only valid outputs count: of the others it is not known what was asked last.
 
     Args:
-        results: Of all routes, or of the two that are compared.
-        routes: Labels in the order in which they are named.
+        results: Of all variants, or of the two that are compared.
+        variants: Labels in the order in which they are named.
     """
     by_sample: dict[SampleKey, set[Asked]] = {}
-    by_route: dict[str, dict[Asked, None]] = {label: {} for label in routes}
+    by_variant: dict[str, dict[Asked, None]] = {label: {} for label in variants}
     for result in results:
         # A result without an outcome is of a version that kept no hash.
         if result.output_mode is not None and result.outcome is not None:
             asked = (result.output_mode, result.schema_sha256)
             by_sample.setdefault((result.sample_id, result.epoch), set()).add(asked)
-            by_route.setdefault(result.route, {})[asked] = None
+            by_variant.setdefault(result.route, {})[asked] = None
     differing = sum(len(asked) > 1 for asked in by_sample.values())
     if not differing:
         return ()
-    told = "; ".join(f"{label}: {', '.join(map(_shown, asked))}" for label, asked in by_route.items() if asked)
+    told = "; ".join(f"{label}: {', '.join(map(_shown, asked))}" for label, asked in by_variant.items() if asked)
     warning = (
-        f"The routes were asked different things on {differing:,} of {len(by_sample):,} samples, so their difference "
+        f"The variants were sent different requests on {differing:,} of {len(by_sample):,} samples, so their difference "
         f"is not the models' alone ({told})."
     )
     return (warning,)
@@ -141,7 +141,7 @@ def _shown(asked: Asked) -> str:
 SHOWN_CHARS = 12
 
 
-def digest_notes(seen: Iterable[DigestSeen]) -> Iterator[str]:
+def note_digests(seen: Iterable[DigestSeen]) -> Iterator[str]:
     """One sentence for each route behind which there was more than one model.
 
     Args:

@@ -14,13 +14,13 @@ from llmkit.eval_ports import EvalResult
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from llmkit.evals.report.analysis import Findings
+    from llmkit.evals.report.analysis import Analysis
 
 __all__ = ["KINDS", "PlotKind", "Prices", "plot_report"]
 
 PlotKind: TypeAlias = Literal["score", "latency", "tokens", "cost"]
 Prices: TypeAlias = Mapping[str, tuple[float, float]]
-"""Route to USD for a million tokens: of prompts, of answers."""
+"""Variant to USD for a million tokens: of prompts, of answers."""
 
 KINDS: Final[Mapping[str, str]] = {
     "score": "mean score",
@@ -32,13 +32,13 @@ _PER_MILLION: Final = 1e6
 _INTERVAL: Final = "mean with 95 % interval"
 # Room for the names below the plot, in inches.
 _LINE_INCHES: Final = 0.22
-# Of a route's height in the plot of scores; the rest is for its name.
+# Of a variant's height in the plot of scores; the rest is for its name.
 _DOTS_SHARE: Final = 0.6
 
 
 @dataclass(frozen=True, slots=True)
 class _Price:
-    """What a route takes on the horizontal axis; NaN when that is not known."""
+    """What a variant takes on the horizontal axis; NaN when that is not known."""
 
     value: float
     up_to: float = math.nan
@@ -46,7 +46,7 @@ class _Price:
 
 
 def plot_report(
-    report: Findings,
+    report: Analysis,
     kind: str,
     metric: str | Sequence[str] | None,
     prices: Prices | None,
@@ -56,13 +56,13 @@ def plot_report(
     if kind not in KINDS:
         raise LLMEvaluationError(f"There is no plot {kind!r}; there are: {', '.join(KINDS)}.")
     metrics = _chosen(report, metric)
-    _require_routes(report, prices or {})
+    _require_variants(report, prices or {})
     if kind == "score":
         return _scores(report, metrics, ax)
     return _quality_against(report, kind, metrics[0], prices or {}, ax)
 
 
-def _chosen(report: Findings, metric: str | Sequence[str] | None) -> tuple[str, ...]:
+def _chosen(report: Analysis, metric: str | Sequence[str] | None) -> tuple[str, ...]:
     wanted = (metric,) if isinstance(metric, str) else tuple(metric or report.metrics)
     unknown = [name for name in wanted if name not in report.metrics]
     if unknown or not wanted:
@@ -71,17 +71,19 @@ def _chosen(report: Findings, metric: str | Sequence[str] | None) -> tuple[str, 
     return wanted
 
 
-def _require_routes(report: Findings, prices: Prices) -> None:
-    unknown = [label for label in prices if label not in report.routes]
+def _require_variants(report: Analysis, prices: Prices) -> None:
+    unknown = [label for label in prices if label not in report.variants]
     if unknown:
-        raise LLMEvaluationError(f"There is no route {unknown[0]!r} to price; there are: {', '.join(report.routes)}.")
+        raise LLMEvaluationError(
+            f"There is no variant {unknown[0]!r} to price; there are: {', '.join(report.variants)}."
+        )
 
 
-def _told(report: Findings, metric: str) -> str:
+def _told(report: Analysis, metric: str) -> str:
     return f"{metric} (less is better)" if metric in report.lower_is_better else metric
 
 
-def _rows(report: Findings, metric: str) -> list[dict[str, Any]]:
+def _rows(report: Analysis, metric: str) -> list[dict[str, Any]]:
     frame = report.summary()
     return [
         {str(name): value for name, value in row.items()} for row in frame[frame["metric"] == metric].to_dict("records")
@@ -91,21 +93,21 @@ def _rows(report: Findings, metric: str) -> list[dict[str, Any]]:
 # --- scores -------------------------------------------------------------------------------------------------------
 
 
-def _scores(report: Findings, metrics: Sequence[str], ax: Axes | None) -> Axes:
+def _scores(report: Analysis, metrics: Sequence[str], ax: Axes | None) -> Axes:
     """Routes from top to bottom, each with its name above a dot for every metric."""
-    routes = report.routes
+    variants = report.variants
     key_lines = len(metrics) if len(metrics) > 1 else 0
-    height = 1.0 + len(routes) * (0.45 + 0.2 * len(metrics)) + _LINE_INCHES * key_lines
+    height = 1.0 + len(variants) * (0.45 + 0.2 * len(metrics)) + _LINE_INCHES * key_lines
     is_own, ax = ax is None, axes(ax, height)
     by_metric = {name: _rows(report, name) for name in metrics}
     for number, (name, mark) in enumerate(zip(metrics, marks(), strict=False)):
         shift = (number + 0.5) / len(metrics) * _DOTS_SHARE + 0.5 - _DOTS_SHARE
         _dots(ax, by_metric[name], shift, mark, _told(report, name))
-    for place, route in enumerate(routes):
+    for place, variant in enumerate(variants):
         at = ax.get_yaxis_transform()
-        ax.text(0.01, place - 0.45, _route_label(route, by_metric), transform=at, va="top", fontsize="small")
+        ax.text(0.01, place - 0.45, _label_variant(variant, by_metric), transform=at, va="top", fontsize="small")
     ax.set_yticks([])
-    ax.set_ylim(len(routes) - 0.5, -0.5)
+    ax.set_ylim(len(variants) - 0.5, -0.5)
     ax.set_xlabel(f"{_told(report, metrics[0])}: {_INTERVAL}" if len(metrics) == 1 else f"score: {_INTERVAL}")
     _unit_range(ax, [row for rows in by_metric.values() for row in rows], "x")
     _finish(report, ax, "x")
@@ -137,13 +139,13 @@ def _points(ax: Axes, points: Sequence[tuple[float, float]], mark: Mark, *, holl
         ax.scatter(x, y, marker=mark.marker, s=45, facecolors=face, edgecolors=mark.colour, zorder=3)
 
 
-def _route_label(route: str, by_metric: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    rows = [row for rows in by_metric.values() for row in rows if row["route"] == route]
+def _label_variant(variant: str, by_metric: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    rows = [row for rows in by_metric.values() for row in rows if row["variant"] == variant]
     scored = sorted({int(row["scored"]) for row in rows})
     told = f"{scored[0]}" if len(scored) == 1 else f"{scored[0]} to {scored[-1]}"
     failed = f", {rows[0]['failed']} failed" if rows[0]["failed"] else ""
     lone = ", no interval" if any(row["scored"] and not _has_interval(row) for row in rows) else ""
-    return f"{short(route)}: {told} of {rows[0]['n']} scored{failed}{lone}"
+    return f"{short(variant)}: {told} of {rows[0]['n']} scored{failed}{lone}"
 
 
 def _has_interval(row: Mapping[str, Any]) -> bool:
@@ -153,15 +155,15 @@ def _has_interval(row: Mapping[str, Any]) -> bool:
 # --- quality against latency, tokens and cost ---------------------------------------------------------------------
 
 
-def _quality_against(report: Findings, kind: str, metric: str, prices: Prices, ax: Axes | None) -> Axes:
-    """A mark for each route that has both; what the others miss is said beside their names."""
-    routes = report.routes
-    is_own, ax = ax is None, axes(ax, 3.6 + _LINE_INCHES * len(routes))
-    rows = {row["route"]: row for row in _rows(report, metric)}
-    taken = {route: _price(report.of(route), rows[route], kind, prices.get(route)) for route in routes}
-    for route, mark in zip(routes, marks(), strict=False):
-        _one_route(ax, rows[route], taken[route], mark, _named(route, kind, rows[route], taken[route]))
-    if not any(_is_known(rows[route], taken[route]) for route in routes):
+def _quality_against(report: Analysis, kind: str, metric: str, prices: Prices, ax: Axes | None) -> Axes:
+    """A mark for each variant that has both; what the others miss is said beside their names."""
+    variants = report.variants
+    is_own, ax = ax is None, axes(ax, 3.6 + _LINE_INCHES * len(variants))
+    rows = {row["variant"]: row for row in _rows(report, metric)}
+    taken = {variant: _price(report.of(variant), rows[variant], kind, prices.get(variant)) for variant in variants}
+    for variant, mark in zip(variants, marks(), strict=False):
+        _draw_variant(ax, rows[variant], taken[variant], mark, _named(variant, kind, rows[variant], taken[variant]))
+    if not any(_is_known(rows[variant], taken[variant]) for variant in variants):
         ax.text(0.5, 0.5, _nothing(kind), transform=ax.transAxes, color=GREY, ha="center", va="center")
     ax.set_xlabel(KINDS[kind])
     ax.set_ylabel(f"{_told(report, metric)}: {_INTERVAL}")
@@ -203,8 +205,8 @@ def _is_known(row: Mapping[str, Any], taken: _Price) -> bool:
     return bool(row["scored"]) and not math.isnan(taken.value)
 
 
-def _one_route(ax: Axes, row: Mapping[str, Any], taken: _Price, mark: Mark, label: str) -> None:
-    """The mark and its name; a route without a place only has its name, with a mark that is grey and hollow."""
+def _draw_variant(ax: Axes, row: Mapping[str, Any], taken: _Price, mark: Mark, label: str) -> None:
+    """The mark and its name; a variant without a place only has its name, with a mark that is grey and hollow."""
     if not _is_known(row, taken):
         ax.plot([], [], mark.marker, color=GREY, markerfacecolor="none", label=label)
         return
@@ -217,7 +219,7 @@ def _one_route(ax: Axes, row: Mapping[str, Any], taken: _Price, mark: Mark, labe
     ax.plot([x], [y], mark.marker, color=mark.colour, markerfacecolor=face, markersize=7, label=label, zorder=3)
 
 
-def _named(route: str, kind: str, row: Mapping[str, Any], taken: _Price) -> str:
+def _named(variant: str, kind: str, row: Mapping[str, Any], taken: _Price) -> str:
     remarks = []
     if not row["scored"]:
         remarks.append("no score")
@@ -227,13 +229,13 @@ def _named(route: str, kind: str, row: Mapping[str, Any], taken: _Price) -> str:
         remarks.append(f"{kind} unknown")
     elif taken.left_out > 0:
         remarks.append(f"{taken.left_out} without token counts left out")
-    return f"{short(route)} ({', '.join(remarks)})" if remarks else short(route)
+    return f"{short(variant)} ({', '.join(remarks)})" if remarks else short(variant)
 
 
 def _nothing(kind: str) -> str:
     if kind == "cost":
-        return "No cost is known.\nGive prices={route: (USD per million prompt tokens, answer tokens)}."
-    return f"No route has both a score and its {kind}."
+        return "No cost is known.\nGive prices={variant: (USD per million prompt tokens, answer tokens)}."
+    return f"No variant has both a score and its {kind}."
 
 
 # --- both ---------------------------------------------------------------------------------------------------------
@@ -246,7 +248,7 @@ def _unit_range(ax: Axes, rows: Sequence[Mapping[str, Any]], axis: Literal["x", 
         (ax.set_xlim if axis == "x" else ax.set_ylim)(-0.02, 1.02)
 
 
-def _finish(report: Findings, ax: Axes, grid: Literal["x", "both"]) -> None:
+def _finish(report: Analysis, ax: Axes, grid: Literal["x", "both"]) -> None:
     ax.set_title(report.run.name, loc="left")
     ax.grid(axis=grid, color=GREY, alpha=0.3)
     ax.set_axisbelow(True)

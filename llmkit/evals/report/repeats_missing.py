@@ -12,10 +12,17 @@ from llmkit.evals.report.direction import is_right
 from llmkit.evals.results import FAILED
 from llmkit.types import Attempt
 
-__all__ = ["ATTEMPT_COLUMNS", "MISSING_COLUMNS", "REPEAT_COLUMNS", "attempt_rows", "missing_rows", "repeat_rows"]
+__all__ = [
+    "ATTEMPT_COLUMNS",
+    "MISSING_COLUMNS",
+    "REPEAT_COLUMNS",
+    "build_attempt_rows",
+    "build_missing_rows",
+    "build_repeat_rows",
+]
 
 REPEAT_COLUMNS: Mapping[str, str] = {
-    "route": "str",
+    "variant": "str",
     "metric": "str",
     "k": "int64",
     "samples": "int64",
@@ -29,7 +36,7 @@ REPEAT_COLUMNS: Mapping[str, str] = {
 }
 
 MISSING_COLUMNS: Mapping[str, str] = {
-    "route": "str",
+    "variant": "str",
     "metric": "str",
     "n": "int64",
     "missing": "int64",
@@ -45,7 +52,7 @@ MISSING_COLUMNS: Mapping[str, str] = {
 
 ATTEMPT_COLUMNS: Mapping[str, str] = {
     "sample_id": "str",
-    "route": "str",
+    "variant": "str",
     "epoch": "int64",
     "stage": "str",
     "sent_to": "str",
@@ -66,7 +73,7 @@ ATTEMPT_COLUMNS: Mapping[str, str] = {
 }
 
 
-def repeat_rows(
+def build_repeat_rows(
     groups: Mapping[str, Sequence[EvalResult]],
     metrics: Sequence[str],
     clusters: Mapping[str, Hashable],
@@ -74,11 +81,11 @@ def repeat_rows(
     right_from: float | None = None,
     lower: Set[str] = frozenset(),
 ) -> Iterator[dict[str, Any]]:
-    """One row for each route and metric: the mean chances over samples that have at least `k` repeats."""
+    """One row for each variant and metric: the mean chances over samples that have at least `k` repeats."""
     for label, results in groups.items():
         for metric in metrics:
             verdict = partial(is_right, lower_is_better=metric in lower, limit=right_from)
-            yield {"route": label, "metric": metric, "k": k, **_chances(results, metric, clusters, k, verdict)}
+            yield {"variant": label, "metric": metric, "k": k, **_chances(results, metric, clusters, k, verdict)}
 
 
 def _chances(
@@ -112,16 +119,16 @@ def _chances(
     }
 
 
-def missing_rows(
+def build_missing_rows(
     groups: Mapping[str, Sequence[EvalResult]],
     metrics: Sequence[str],
     clusters: Mapping[str, Hashable],
     lower: Set[str] = frozenset(),
 ) -> Iterator[dict[str, Any]]:
-    """One row for each route and metric: the mean of all results in three views of those without a score."""
+    """One row for each variant and metric: the mean of all results in three views of those without a score."""
     for label, results in groups.items():
         for metric in metrics:
-            yield {"route": label, "metric": metric, **_views(results, metric, clusters, is_lower=metric in lower)}
+            yield {"variant": label, "metric": metric, **_views(results, metric, clusters, is_lower=metric in lower)}
 
 
 def _views(
@@ -150,7 +157,7 @@ def _views(
     }
 
 
-def attempt_rows(results: Iterable[EvalResult], calls: Iterable[RecordedCall]) -> Iterator[dict[str, Any]]:
+def build_attempt_rows(results: Iterable[EvalResult], calls: Iterable[RecordedCall]) -> Iterator[dict[str, Any]]:
     """One row for each request that was sent for the results, in the order of the calls."""
     by_name = {result.pipeline_run_id: result for result in results}
     for call in calls:
@@ -161,7 +168,8 @@ def attempt_rows(results: Iterable[EvalResult], calls: Iterable[RecordedCall]) -
 
 def _attempt_row(result: EvalResult, call: RecordedCall, attempt: Attempt) -> dict[str, Any]:
     known = {name: getattr(attempt, name) for name in ATTEMPT_COLUMNS if hasattr(attempt, name)}
-    sample = {name: getattr(result, name) for name in ("sample_id", "route", "epoch", "pipeline_run_id")}
+    sample = {name: getattr(result, name) for name in ("sample_id", "epoch", "pipeline_run_id")}
+    sample["variant"] = result.route
     tokens = {"input_tokens": attempt.usage.input_tokens, "output_tokens": attempt.usage.output_tokens}
     told = {"stage": call.stage, "sent_to": str(attempt.route), "status": str(attempt.status)}
     return known | sample | tokens | told

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals.report.aggregate import COMPARISON_COLUMNS, SUMMARY_COLUMNS
-from llmkit.evals.report.analysis import Findings
-from llmkit.evals.report.failure_reasons import most_frequent
-from llmkit.evals.report.frames import SAMPLE_COLUMNS, SCORE_PREFIX, json_rows, plain_rows
+from llmkit.evals.report.analysis import Analysis
+from llmkit.evals.report.failure_reasons import find_top_reasons
+from llmkit.evals.report.frames import SAMPLE_COLUMNS, SCORE_PREFIX, to_json_rows, to_plain_rows
 from llmkit.evals.report.repeats_missing import ATTEMPT_COLUMNS, MISSING_COLUMNS, REPEAT_COLUMNS
-from llmkit.evals.report.terminal import mean_text
+from llmkit.evals.report.terminal import format_mean
 from llmkit.evals.results import IN_PROGRESS, NOT_RUN
 
 if TYPE_CHECKING:
@@ -31,25 +31,25 @@ __all__ = [
     "SCORE_PREFIX",
     "SUMMARY_COLUMNS",
     "EvalReport",
-    "steady",
+    "strip_volatile",
 ]
 
 JSON_FORM = "llmkit-evaluation-1"
 
 
 @dataclass(frozen=True, repr=False)
-class EvalReport(Findings):
-    """Results of a run and what they mean: the numbers are those of `Findings`, with its attributes."""
+class EvalReport(Analysis):
+    """Results of a run and what they mean: the numbers are those of `Analysis`, with its attributes."""
 
     def to_json(self, *, stable: bool = False) -> dict[str, Any]:
         """The report as JSON-able data; what is unknown is null.
 
         Keys: `form`, `run` (id, name, workspace_id, task, task_sha256, dataset_sha256, created_at_utc), `counts`
         (status to number), `work` (reused, rescored, called, replayed, sent, shared, warm_ups; null for a report from
-        the store), `summary` (rows of `summary()`), `comparisons` (rows of `compare(a, b)` for all pairs of routes),
-        `stopped` (route to reason), `in_doubt` (ids of calls), `judges` (metric to route, prompt, criteria, scale,
+        the store), `summary` (rows of `summary()`), `comparisons` (rows of `compare(a, b)` for all pairs of variants),
+        `stopped` (variant to reason), `in_doubt` (ids of calls), `judges` (metric to route, prompt, criteria, scale,
         parameters), `budget` (budget with its limits, tokens, cost_usd, uncounted, stopped_by, why; null without one),
-        `failures` (the three most frequent reasons of each route: route, status, error_code, results, message),
+        `failures` (the three most frequent reasons of each variant: variant, status, error_code, results, message),
         `notes`, `warnings` (those of the notes that put a comparison in doubt), `provenance` (see there).
 
         Args:
@@ -70,18 +70,18 @@ class EvalReport(Findings):
             },
             "counts": self.counts,
             "work": asdict(self.work) if self.work else None,
-            "summary": json_rows(self.summary()),
-            "comparisons": [row for a, b in _pairs(self.routes) for row in json_rows(self.compare(a, b))],
+            "summary": to_json_rows(self.summary()),
+            "comparisons": [row for a, b in _pairs(self.variants) for row in to_json_rows(self.compare(a, b))],
             "stopped": dict(self.stopped),
             "in_doubt": [str(call.id) for call in self.in_doubt],
             "judges": self.judges,
             "budget": asdict(self.budget) if self.budget else None,
-            "failures": [asdict(reason) for reason in most_frequent(self.results, self.routes)],
-            "notes": list(self.lasting_notes if stable else self.notes),
+            "failures": [asdict(reason) for reason in find_top_reasons(self.results, self.variants)],
+            "notes": list(self.stable_notes if stable else self.notes),
             "warnings": list(self.warnings),
             "provenance": self.provenance,
         }
-        return steady(document) if stable else document
+        return strip_volatile(document) if stable else document
 
     def to_html(self, file: str | Path, *, stable: bool = False) -> None:
         """Write the report with every sample to one HTML file that needs no network, over an earlier one.
@@ -97,9 +97,9 @@ class EvalReport(Findings):
             LLMEvaluationError: The file cannot be written.
             LLMStoreError: The calls behind the results cannot be read.
         """
-        from llmkit.evals.report.html import report_page
+        from llmkit.evals.report.html import render_page
 
-        text = report_page(self, stable=stable)
+        text = render_page(self, stable=stable)
         try:
             Path(file).expanduser().write_text(text, encoding="utf-8", errors="replace", newline="\n")
         except OSError as error:
@@ -125,22 +125,22 @@ class EvalReport(Findings):
         prices: Prices | None = None,
         ax: Axes | None = None,
     ) -> Axes:
-        """Draw the routes side by side. Nothing is shown and no default of matplotlib changed.
+        """Draw the variants side by side. Nothing is shown and no default of matplotlib changed.
 
         A notebook shows the figure at the end of its cell, a script saves it by `ax.figure.savefig(...)`. A hollow mark
-        has no interval. A route without a score, or with an unknown latency, token count or cost, has no mark and is
+        has no interval. A variant without a score, or with an unknown latency, token count or cost, has no mark and is
         named with what is missing: nothing unknown is drawn as 0.
 
         Args:
-            kind: `score`: means with 95 % intervals by route and metric. `latency`, `tokens`, `cost`: one metric
+            kind: `score`: means with 95 % intervals by variant and metric. `latency`, `tokens`, `cost`: one metric
                 against the latency of a sample in ms, its tokens, or the cost of 1,000 samples in USD.
             metric: Those to draw, of one scale; all when None. Against something else it is the first of them.
-            prices: For `cost`: by route, what a million tokens of prompts and of answers cost in USD.
+            prices: For `cost`: by variant, what a million tokens of prompts and of answers cost in USD.
             ax: Axes to draw into; a new figure when None.
 
         Raises:
             LLMConfigurationError: matplotlib is not installed (`pip install 'llmkit[plot]'`).
-            LLMEvaluationError: The kind, a metric or a route of `prices` is unknown; the message lists those known.
+            LLMEvaluationError: The kind, a metric or a variant of `prices` is unknown; the message lists those known.
         """
         from llmkit.evals.report.plots import plot_report
 
@@ -148,20 +148,20 @@ class EvalReport(Findings):
 
     def table(self) -> Table:
         """The summary for a terminal, the notes below it; 80 columns are enough for one metric."""
-        from llmkit.evals.report.terminal import summary_table
+        from llmkit.evals.report.terminal import build_summary_table
 
-        return summary_table(self.run, plain_rows(self.summary()), self.notes)
+        return build_summary_table(self.run, to_plain_rows(self.summary()), self.notes)
 
     def _repr_html_(self) -> str:
-        from llmkit.evals.report.notebook import report_html
+        from llmkit.evals.report.notebook import render_report
 
-        return report_html(self)
+        return render_report(self)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items() if count) or "nothing yet"
-        rows = [row for row in plain_rows(self.summary()) if row["metric"]]
-        scores = [f"  {row['route']}: {row['metric']} {mean_text(row)}" for row in rows]
-        why = [f"  {reason}" for reason in self.why_failed]
+        rows = [row for row in to_plain_rows(self.summary()) if row["metric"]]
+        scores = [f"  {row['variant']}: {row['metric']} {format_mean(row)}" for row in rows]
+        why = [f"  {reason}" for reason in self.failure_summary]
         return "\n".join([f"EvalReport({self.run.name!r}, task {self.run.task_name}: {counts})", *scores, *why])
 
 
@@ -175,7 +175,7 @@ def _pairs(labels: Sequence[str]) -> Iterator[tuple[str, str]]:
 DIGITS: Final = 12
 
 
-def steady(document: Mapping[str, Any]) -> dict[str, Any]:
+def strip_volatile(document: Mapping[str, Any]) -> dict[str, Any]:
     """`EvalReport.to_json()` without ids, clock times and latencies, its numbers rounded to twelve digits."""
     kept = _without(document, ("work", "in_doubt"))
     kept["run"] = _without(document["run"], ("id", "created_at_utc"))

@@ -11,7 +11,7 @@ from llmkit.eval_ports import EvalRun
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["mean_text", "summary_table"]
+__all__ = ["build_summary_table", "format_mean"]
 
 UNKNOWN = "-"
 # From so many samples on, a third decimal means something.
@@ -20,7 +20,7 @@ MANY_SAMPLES = 1_000
 Row: TypeAlias = Mapping[str, Any]
 
 
-def mean_text(row: Row) -> str:
+def format_mean(row: Row) -> str:
     """Mean and interval of a summary row, such as `0.60 [0.46, 0.73]`."""
     places = 3 if row["n"] >= MANY_SAMPLES else 2
     if row["mean"] is None:
@@ -30,8 +30,8 @@ def mean_text(row: Row) -> str:
     return f"{row['mean']:.{places}f} [{row['ci_low']:.{places}f}, {row['ci_high']:.{places}f}]"
 
 
-def summary_table(run: EvalRun, rows: Sequence[Row], notes: Sequence[str]) -> Table:
-    """The rows of `EvalReport.summary()` for a terminal. Only the route folds, so that numbers stay whole."""
+def build_summary_table(run: EvalRun, rows: Sequence[Row], notes: Sequence[str]) -> Table:
+    """The rows of `EvalReport.summary()` for a terminal. Only the variant folds, so that numbers stay whole."""
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
@@ -44,8 +44,8 @@ def summary_table(run: EvalRun, rows: Sequence[Row], notes: Sequence[str]) -> Ta
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     previous = None
     for row in rows:
-        table.add_row(*(escape(cell) for cell in layout.cells(row, again=row["route"] == previous)))
-        previous = row["route"]
+        table.add_row(*(escape(cell) for cell in layout.cells(row, again=row["variant"] == previous)))
+        previous = row["variant"]
     return table
 
 
@@ -76,7 +76,7 @@ class _Layout:
         return cls(next(iter(metrics)) if len(metrics) == 1 else None, len(metrics) > 1, slowest >= 1_000)
 
     def headings(self) -> Iterator[str]:
-        yield "Route"
+        yield "Variant"
         if self.several:
             yield "Metric"
         yield f"{self.metric or 'Mean'}\n[95 %]"
@@ -84,11 +84,11 @@ class _Layout:
         yield from ("Scored", "Errors", "Valid\n1st try", "Tokens\nin/out", f"p50/p95\n{unit}")
 
     def cells(self, row: Row, *, again: bool) -> Iterator[str]:
-        """The text of one row; what belongs to the route as a whole stands only in its first row."""
-        yield "" if again else row["route"]
+        """The text of one row; what belongs to the variant as a whole stands only in its first row."""
+        yield "" if again else row["variant"]
         if self.several:
             yield row["metric"] or UNKNOWN
-        yield from (mean_text(row), f"{row['scored']:,}", f"{row['failed'] + row['scorer_failed']:,}")
+        yield from (format_mean(row), f"{row['scored']:,}", f"{row['failed'] + row['scorer_failed']:,}")
         if again:
             yield from ("", "", "")
             return

@@ -27,9 +27,9 @@ __all__ = [
     "Scores",
     "ScoringContext",
     "as_scorer",
-    "declares_lower",
+    "describe_scorer",
+    "is_lower_better",
     "lower_is_better",
-    "scorer_definition",
 ]
 
 
@@ -191,12 +191,12 @@ def lower_is_better(scorer: ScorerLike) -> Scorer:
     raise LLMEvaluationError(f"Give {type(made).__name__} the attribute lower_is_better = True; it is your own class.")
 
 
-def declares_lower(scorer: Scorer) -> bool:
+def is_lower_better(scorer: Scorer) -> bool:
     """Whether less is better of its scores."""
     return getattr(scorer, "lower_is_better", False) is True
 
 
-def scorer_definition(scorer: Scorer) -> list[str]:
+def describe_scorer(scorer: Scorer) -> list[str]:
     """Name and substance of a scorer, to notice that it was edited: source text of functions, options of the rest."""
     if not isinstance(scorer, FunctionScorer):
         return [scorer.name, repr(scorer) if type(scorer).__repr__ is not object.__repr__ else type(scorer).__name__]

@@ -10,9 +10,9 @@ import pytest
 from llmkit.cli.main import _run as llmkit
 from llmkit.errors import LLMEvaluationError, LLMTimeout
 from llmkit.evals import Sample, field_match
-from llmkit.evals.ci.gate import GateRules, check_gate, matched_routes
-from llmkit.evals.ci.junit import gate_junit, run_junit
-from llmkit.evals.ci.markdown import gate_markdown, run_markdown
+from llmkit.evals.ci.gate import GateRules, check_gate, match_variants
+from llmkit.evals.ci.junit import render_gate_junit, render_run_junit
+from llmkit.evals.ci.markdown import render_gate_markdown, render_run_markdown
 from llmkit.testing import OllamaServer, Reply
 from tests.support.eval_fakes import FakeExtract, MemoryStore, Sentiment, run, sentiment_task
 
@@ -37,7 +37,7 @@ async def report(wrong=0, failing=0, samples=SAMPLES, routes=(A,), **options):
 
 
 def gate(made, baseline, **rules):
-    return check_gate(made, GateRules(**rules), baseline=baseline, routes=matched_routes(made, baseline))
+    return check_gate(made, GateRules(**rules), baseline=baseline, variants=match_variants(made, baseline))
 
 
 def failing_checks(found):
@@ -115,7 +115,7 @@ async def test_rules_of_the_run_alone_are_asked_of_the_routes_that_are_named():
     rules = GateRules(minimums={"field_match": 0.5})
     assert failing_checks(check_gate(made, rules)) == {"minimum"}
     assert check_gate(made, rules, only=(A,)).passed
-    with pytest.raises(LLMEvaluationError, match="no route 'x'"):
+    with pytest.raises(LLMEvaluationError, match="no variant 'x'"):
         check_gate(made, rules, only=("x",))
 
 
@@ -126,7 +126,7 @@ async def test_a_run_without_a_result_does_not_pass():
 
 
 async def test_junit_has_no_more_in_a_case_than_the_common_schema_knows():
-    suite = ET.fromstring(run_junit([await report(failing=1)]))
+    suite = ET.fromstring(render_run_junit([await report(failing=1)]))
     cases = {case.get("name"): [part.tag for part in case] for case in suite.iter("testcase")}
     assert cases["s000 (epoch 1)"] == ["system-out"]
     assert cases["s059 (epoch 1)"] == ["error"]
@@ -153,16 +153,16 @@ async def test_two_routes_of_one_run():
         return Sentiment(label="negative" if call.route.model == "b" and call.text < "Text: good 3" else "positive")
 
     made = await run(sentiment_task(dataset=SAMPLES), (A, "gemini/b"), extract=FakeExtract(answer))
-    pairs = matched_routes(made, None, "gemini/b", A)
+    pairs = match_variants(made, None, "gemini/b", A)
     assert pairs == (("gemini/b", A),)
-    assert failing_checks(check_gate(made, GateRules(), routes=pairs)) == {"regression"}
-    assert matched_routes(made, None, None, A) == (("gemini/b", A),)
-    assert matched_routes(made, made) == ((A, A), ("gemini/b", "gemini/b"))
+    assert failing_checks(check_gate(made, GateRules(), variants=pairs)) == {"regression"}
+    assert match_variants(made, None, None, A) == (("gemini/b", A),)
+    assert match_variants(made, made) == ((A, A), ("gemini/b", "gemini/b"))
     for arguments in [(None,), (None, A), (None, A, A)]:
         with pytest.raises(LLMEvaluationError, match="--baseline-route"):
-            matched_routes(made, *arguments)
-    with pytest.raises(LLMEvaluationError, match="no route 'x'"):
-        matched_routes(made, made, "x")
+            match_variants(made, *arguments)
+    with pytest.raises(LLMEvaluationError, match="no variant 'x'"):
+        match_variants(made, made, "x")
 
 
 async def test_a_holm_adjusted_p_value_over_all_comparisons():
@@ -235,10 +235,10 @@ async def test_two_runs_with_the_same_answers_give_the_same_bytes():
         documents.append(
             [
                 json.dumps(found.to_json()),
-                gate_junit(found),
-                gate_markdown(found),
-                run_junit([made]),
-                run_markdown([made]),
+                render_gate_junit(found),
+                render_gate_markdown(found),
+                render_run_junit([made]),
+                render_run_markdown([made]),
             ]
         )
     assert documents[0] == documents[1]
@@ -248,7 +248,7 @@ async def test_a_verdict_names_what_was_compared():
     made, baseline = await report(), await report(samples=SAMPLES[:59], name="base")
     found = gate(made, baseline)
     assert found.sides["run"]["dataset_sha256"] != found.sides["baseline"]["dataset_sha256"]
-    for text in (gate_junit(found), gate_markdown(found).replace("\\", ""), json.dumps(found.to_json())):
+    for text in (render_gate_junit(found), render_gate_markdown(found).replace("\\", ""), json.dumps(found.to_json())):
         for side in (made, baseline):
             assert side.run.name in text
             assert side.run.task_sha256 in text
@@ -257,12 +257,12 @@ async def test_a_verdict_names_what_was_compared():
         assert "version of llmkit" in text
     of_one = check_gate(made, GateRules(max_failed=0.0))
     assert list(of_one.sides) == ["run"]
-    assert "| What was checked | Run |" in gate_markdown(of_one)
+    assert "| What was checked | Run |" in render_gate_markdown(of_one)
 
 
 async def test_junit_of_a_gate():
     found = gate(await report(wrong=30), await report(wrong=2, name="base"))
-    suite = ET.fromstring(gate_junit(found))
+    suite = ET.fromstring(render_gate_junit(found))
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("2", "1", "0")
     (failure,) = suite.iter("failure")
     assert failure.get("type") == "regression"
@@ -272,19 +272,19 @@ async def test_junit_of_a_gate():
 async def test_junit_and_markdown_survive_whatever_a_model_writes():
     samples = (*SAMPLES[:3], Sample("bad|`<x>\x07 0", "negative", id="id|<b>\n\x01"))
     made = await run(sentiment_task(dataset=samples), extract=FakeExtract(hostile), name="run | <i>")
-    suite = ET.fromstring(run_junit([made]))
+    suite = ET.fromstring(render_run_junit([made]))
     assert (suite.get("tests"), suite.get("errors")) == ("4", "2")
     assert {case.get("name") for case in suite.iter("testcase")} >= {"s001 (epoch 1)", "id|<b>\n\ufffd (epoch 1)"}
-    text = run_markdown([made])
+    text = render_run_markdown([made])
     assert "<" not in text.replace("\\<", "")
     (row,) = [line for line in text.splitlines() if line.startswith("| ollama")]
     assert row.replace("\\|", "").count("|") == 9
-    two = ET.fromstring(run_junit([made, made]))
+    two = ET.fromstring(render_run_junit([made, made]))
     assert [suite.tag for suite in two] == ["testsuite"] * 2
 
 
 async def test_markdown_of_a_gate():
-    text = gate_markdown(gate(await report(wrong=30), await report(wrong=2, name="base")))
+    text = render_gate_markdown(gate(await report(wrong=30), await report(wrong=2, name="base")))
     assert text.startswith("## Gate failed: run against base\n")
     assert "| field\\_match | ollama/a | ollama/a | 60 | 0.500 | 0.967 | -0.467 \\[" in text
     assert "| FAIL | regression of field\\_match: ollama/a against ollama/a |" in text

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from llmkit import Session
 from llmkit.eval_ports import DigestSeen
 from llmkit.evals import Sample, Task, field_match
-from llmkit.evals.report.notes import digest_notes
+from llmkit.evals.report.notes import note_digests
 from llmkit.testing import OllamaModel, OllamaServer
 from llmkit.types import Route
 
@@ -19,12 +19,12 @@ A, B = Route.parse("ollama/a"), Route.parse("ollama/b")
 
 
 def test_one_model_behind_each_route_is_nothing_to_tell() -> None:
-    assert list(digest_notes([DigestSeen(A, "1", AT, 9), DigestSeen(B, "2", AT, 9)])) == []
+    assert list(note_digests([DigestSeen(A, "1", AT, 9), DigestSeen(B, "2", AT, 9)])) == []
 
 
 def test_each_route_that_changed_is_told_with_its_digests_in_order() -> None:
     seen = [DigestSeen(A, "1" * 64, AT, 1), DigestSeen(A, "2" * 64, AT, 1200), DigestSeen(B, "1" * 64, AT, 5)]
-    (note,) = digest_notes(seen)
+    (note,) = note_digests(seen)
     assert note.startswith("The model behind ollama/a changed during the run: 111111111111 (1 request), then 2222")
     assert "(1,200 requests)" in note
 

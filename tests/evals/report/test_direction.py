@@ -7,9 +7,9 @@ import pytest
 
 from llmkit.errors import LLMEvaluationError, LLMTimeout
 from llmkit.evals import Sample, Score, exact_match, load_tasks, lower_is_better, regex_match
-from llmkit.evals.ci.gate import GateRules, check_gate, matched_routes
-from llmkit.evals.ci.markdown import gate_markdown, run_markdown
-from llmkit.evals.scorers import declares_lower
+from llmkit.evals.ci.gate import GateRules, check_gate, match_variants
+from llmkit.evals.ci.markdown import render_gate_markdown, render_run_markdown
+from llmkit.evals.scorers import is_lower_better
 from tests.support.eval_fakes import FakeExtract, MemoryStore, Sentiment, run, sentiment_task
 
 SAMPLES = tuple(Sample(f"good {number}", "positive", id=f"s{number:03}") for number in range(60))
@@ -39,7 +39,7 @@ async def report(wrong=0, failing=0, scorers=(errors,), routes=("ollama/a",), **
 
 def failing_checks(made, baseline, **rules):
     gate = check_gate(
-        made, GateRules(metrics=("errors",), **rules), baseline=baseline, routes=matched_routes(made, baseline)
+        made, GateRules(metrics=("errors",), **rules), baseline=baseline, variants=match_variants(made, baseline)
     )
     return {check.name for check in gate.checks if not check.passed}
 
@@ -54,7 +54,7 @@ async def test_more_errors_are_a_regression_and_fewer_are_none():
 
 async def test_the_bound_is_that_of_the_gain():
     few, many = await report(wrong=2), await report(wrong=20)
-    gate = check_gate(many, GateRules(margin=0.1), baseline=few, routes=matched_routes(many, few))
+    gate = check_gate(many, GateRules(margin=0.1), baseline=few, variants=match_variants(many, few))
     row = next(row for row in gate.comparisons if row["metric"] == "errors")
     assert row["difference"] == pytest.approx(0.3)
     assert row["lower_bound"] < -0.3
@@ -79,11 +79,11 @@ async def test_where_the_worst_is_unknown_no_number_is_made_up():
     whole, failing = await report(scorers=[seconds]), await report(failing=20, scorers=[seconds])
     assert math.isnan(failing.summary()["mean_failures_as_zero"][0])
     assert whole.summary()["mean_failures_as_zero"][0] == 2
-    pairs = matched_routes(failing, whole)
+    pairs = match_variants(failing, whole)
     with pytest.raises(LLMEvaluationError, match="--failures excluded"):
-        check_gate(failing, GateRules(), baseline=whole, routes=pairs)
+        check_gate(failing, GateRules(), baseline=whole, variants=pairs)
     rules = GateRules(failures="excluded", max_left_out=0.5)
-    assert check_gate(failing, rules, baseline=whole, routes=pairs).passed
+    assert check_gate(failing, rules, baseline=whole, variants=pairs).passed
 
 
 async def test_a_maximum_is_asked_of_it_and_a_minimum_of_the_others():
@@ -116,9 +116,9 @@ async def test_readers_are_told():
     made = await report(wrong=2, scorers=[errors, exact_match()])
     assert made.lower_is_better == {"errors", "errors.twice"}
     assert "Less is better: errors, errors.twice." in made.notes
-    assert "Less is better: errors, errors.twice." in run_markdown([made])
-    gate = check_gate(made, GateRules(), baseline=await report(), routes=(("ollama/a", "ollama/a"),))
-    assert "Less is better: errors" in gate_markdown(gate)
+    assert "Less is better: errors, errors.twice." in render_run_markdown([made])
+    gate = check_gate(made, GateRules(), baseline=await report(), variants=(("ollama/a", "ollama/a"),))
+    assert "Less is better: errors" in render_gate_markdown(gate)
     assert list(made.summary()["lower_is_better"]) == [True, True, False]
 
 
@@ -126,7 +126,7 @@ def test_any_scorer_can_be_declared_so_and_stored_answers_need_no_new_score():
     plain = sentiment_task(scorers=[regex_match("neg.*")])
     turned = sentiment_task(scorers=[lower_is_better(regex_match("neg.*"))])
     assert turned.scorers_sha256 == plain.scorers_sha256
-    assert [declares_lower(task.scorer_objects[0]) for task in (plain, turned)] == [False, True]
+    assert [is_lower_better(task.scorer_objects[0]) for task in (plain, turned)] == [False, True]
 
     class Own:
         name = "own"
@@ -137,7 +137,7 @@ def test_any_scorer_can_be_declared_so_and_stored_answers_need_no_new_score():
     with pytest.raises(LLMEvaluationError, match="Give Own the attribute lower_is_better = True"):
         lower_is_better(Own())
     Own.lower_is_better = True
-    assert declares_lower(sentiment_task(scorers=[Own()]).scorer_objects[0])
+    assert is_lower_better(sentiment_task(scorers=[Own()]).scorer_objects[0])
 
 
 def test_a_task_that_is_data_says_it_as_an_option(tmp_path):
@@ -153,7 +153,7 @@ scorers:
     file = tmp_path / "task.yaml"
     file.write_text(text.replace("VALUE", "true"), encoding="utf-8")
     (task,) = load_tasks(file)
-    assert declares_lower(task.scorer_objects[0])
+    assert is_lower_better(task.scorer_objects[0])
     file.write_text(text.replace("VALUE", "maybe"), encoding="utf-8")
     with pytest.raises(LLMEvaluationError, match=r"task.yaml:6: scorers.0.regex_match.lower_is_better: .*true or"):
         load_tasks(file)

@@ -11,15 +11,15 @@ from uuid_utils.compat import uuid7
 from llmkit import Session
 from llmkit.errors import LLMTimeout
 from llmkit.evals import Sample
-from llmkit.evals.ci.markdown import run_markdown
+from llmkit.evals.ci.markdown import render_run_markdown
 from llmkit.evals.report.failure_reasons import (
     LONGEST_REASON,
-    REASONS_OF_A_ROUTE,
-    failure_reasons,
-    most_frequent,
-    reason_sentences,
+    MAX_REASONS,
+    describe_reasons,
+    find_top_reasons,
+    group_failures,
 )
-from llmkit.testing import GeminiServer, Reply, refused_url
+from llmkit.testing import GeminiServer, Reply, get_refused_url
 from llmkit.types import utc_now
 from tests.cli.test_cli import run as llmkit
 from tests.support.eval_fakes import SAMPLES, FakeExtract, run, sentiment_task
@@ -64,32 +64,32 @@ RESULTS = st.lists(
 @given(RESULTS, st.randoms())
 @settings(max_examples=60, deadline=None)
 def test_every_failure_is_counted_in_one_reason_whatever_their_order(results, random):
-    reasons = failure_reasons(results, ROUTES)
+    reasons = group_failures(results, ROUTES)
     counted, failed = Counter(), Counter()
     for reason in reasons:
-        counted[reason.route, reason.status] += reason.results
+        counted[reason.variant, reason.status] += reason.results
     failed.update((each.route, each.status) for each in results if each.status in ("FAILED", "SCORER_FAILED"))
     assert counted == failed
     shuffled = list(results)
     random.shuffle(shuffled)
-    assert failure_reasons(shuffled, ROUTES) == reasons
+    assert group_failures(shuffled, ROUTES) == reasons
 
 
 @given(RESULTS)
 @settings(max_examples=60, deadline=None)
 def test_few_short_lines_are_told_of_each_route(results):
-    lines = list(reason_sentences(results, ROUTES))
+    lines = list(describe_reasons(results, ROUTES))
     for route in ROUTES:
         own = [line for line in lines if f" on {route}" in line]
-        assert len(own) <= REASONS_OF_A_ROUTE + 1
+        assert len(own) <= MAX_REASONS + 1
     assert all(line.isprintable() and len(line) < LONGEST_REASON + 80 for line in lines)
-    assert len(list(most_frequent(results, ROUTES))) <= REASONS_OF_A_ROUTE * len(ROUTES)
+    assert len(list(find_top_reasons(results, ROUTES))) <= MAX_REASONS * len(ROUTES)
 
 
 def test_messages_that_differ_in_numbers_and_quotations_are_one_reason():
     texts = ["cut at 17: 'ab'", "cut at 4: 'c'", 'cut at 9: "d"', "refused"]
     results = [a_result(number, "a/a", "FAILED", text) for number, text in enumerate(texts)]
-    assert list(reason_sentences(results, ROUTES)) == [
+    assert list(describe_reasons(results, ROUTES)) == [
         "3 of 4 samples failed on a/a: cut at 17: 'ab'",
         "1 of 4 samples failed on a/a: refused",
     ]
@@ -98,7 +98,7 @@ def test_messages_that_differ_in_numbers_and_quotations_are_one_reason():
 def test_reasons_beyond_the_third_are_counted():
     words = ["red", "red", "red", "green", "green", "blue", "grey", "pink"]
     results = [a_result(number, "a/a", "FAILED", word) for number, word in enumerate(words)]
-    assert list(reason_sentences(results, ROUTES)) == [
+    assert list(describe_reasons(results, ROUTES)) == [
         "3 of 8 samples failed on a/a: red",
         "2 of 8 samples failed on a/a: green",
         "1 of 8 samples failed on a/a: blue",
@@ -115,7 +115,7 @@ def dead_ollama(tmp_path, monkeypatch):
     )
     lines = (json.dumps({"input": f"x{number}", "target": {"label": "a"}}) + "\n" for number in range(12))
     (tmp_path / "t.jsonl").write_text("".join(lines))
-    monkeypatch.setenv("LLM_OLLAMA_API_BASE", refused_url())
+    monkeypatch.setenv("LLM_OLLAMA_API_BASE", get_refused_url())
     monkeypatch.setenv("LLM_MAX_RETRIES", "0")
 
 
@@ -128,7 +128,7 @@ def test_a_dead_server_is_named_in_the_terminal_and_in_json_with_what_to_do_next
     assert "start it with `ollama serve`" in shown
     document = json.loads(llmkit(*command, "--name", "two", "--json").stdout)
     (reason,) = document["failures"]
-    assert (reason["route"], reason["error_code"], reason["status"]) == (OLLAMA, "unavailable", "FAILED")
+    assert (reason["variant"], reason["error_code"], reason["status"]) == (OLLAMA, "unavailable", "FAILED")
     assert reason["results"] == document["counts"]["FAILED"] > 0
     assert "start it with `ollama serve`" in reason["message"]
 
@@ -139,10 +139,10 @@ def test_a_refused_key_is_told_once_also_where_its_route_is_no_longer_called():
         with Session("w", **settings) as session:
             dataset = [Sample(f"good {number}", "positive", id=f"s{number}") for number in range(12)]
             report = session.evaluate(sentiment_task(dataset=dataset), [GEMINI], name="run", progress=False)
-    (why,) = report.why_failed
+    (why,) = report.failure_summary
     assert "LLM_GEMINI_API_KEY" in why
     assert f"{GEMINI} is no longer called." in report.notes
-    for text in (repr(report), report._repr_html_(), run_markdown([report])):
+    for text in (repr(report), report._repr_html_(), render_run_markdown([report])):
         assert text.count("samples failed on ") == 1
     assert "wrong" not in repr(report)
 
@@ -161,6 +161,6 @@ async def test_a_scorer_that_always_raises_is_named_with_its_error():
         raise KeyError("length")
 
     report = await run(sentiment_task(scorers=[counts]))
-    (why,) = report.why_failed
+    (why,) = report.failure_summary
     assert why.startswith(f"{len(SAMPLES)} of {len(SAMPLES)} answers could not be scored on ")
     assert "counts: KeyError: 'length'" in why

@@ -21,9 +21,9 @@ from llmkit.cli.main import _run
 from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import RecordedCall
 from llmkit.evals import Sample, Score
-from llmkit.evals.ci.junit import run_junit
-from llmkit.evals.ci.markdown import run_markdown
-from llmkit.evals.report.html import report_page
+from llmkit.evals.ci.junit import render_run_junit
+from llmkit.evals.ci.markdown import render_run_markdown
+from llmkit.evals.report.html import render_page
 from llmkit.evals.report.html.fields import by_field, differs, shown
 from llmkit.evals.report.report import ATTEMPT_COLUMNS, EvalReport
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply
@@ -81,7 +81,7 @@ class Page(HTMLParser):
 
 
 def page_of(report: EvalReport, **options: bool) -> Page:
-    return Page(report_page(report, **options))
+    return Page(render_page(report, **options))
 
 
 def worse_on_b(call):
@@ -157,7 +157,7 @@ async def test_what_datasets_models_and_scorers_say_stays_text():
         return Free(label=f"<b>{HOSTILE}")
 
     report = await run(task, ("ollama/a",), extract=FakeExtract(answer), name="<script>alert(1)</script>")
-    text = report_page(report).encode("utf-8", "replace").decode()
+    text = render_page(report).encode("utf-8", "replace").decode()
     page = Page(text)
     assert text.count("</script>") == 2
     assert [tag for tag, _ in page.tags].count("script") == 2
@@ -175,7 +175,7 @@ async def test_what_datasets_models_and_scorers_say_stays_text():
 async def test_the_file_of_many_samples_stays_small():
     samples = [Sample(f"good coffee, number {n}", "positive", id=f"s{n}") for n in range(400)]
     report = await run(sentiment_task(dataset=samples), ("ollama/a", "gemini/b"))
-    page = report_page(report)
+    page = render_page(report)
     assert len(Page(page).data["cases"]) == 400
     assert len(page) < 80_000
 
@@ -199,7 +199,7 @@ async def test_the_leaderboard_has_the_means_and_intervals_of_the_summary_best_f
     visible = page_of(report).visible
     for text in ("1.00 [0.44, 1.00]", "0.67 [0.21, 0.94]", "invalid_output"):
         assert text in visible
-    page = report_page(report)
+    page = render_page(report)
     board = page[page.index('id="leaderboard"') : page.index('id="comparisons"')]
     assert board.index(">ollama/a<") < board.index(">gemini/b<")
     assert 'aria-label="ollama/a: 1.00 [0.44, 1.00]"' in board
@@ -220,7 +220,7 @@ async def test_the_comparisons_are_those_of_compare_in_both_directions():
 async def test_frequent_wrong_answers_are_counted_by_field():
     samples = [Sample(f"good {n}", "positive", id=f"s{n}") for n in range(4)]
     report = await small(task=sentiment_task(dataset=samples))
-    page = report_page(report)
+    page = render_page(report)
     fields = Page(page[page.index('<section id="fields"') : page.index('<section id="cost"')])
     cells = [text for place in ("th#", "td#") for text in fields.texts[place]]
     assert {"label", "gemini/b", "positive", "negative", "4"} <= set(cells)
@@ -228,7 +228,7 @@ async def test_frequent_wrong_answers_are_counted_by_field():
 
 
 async def test_repeats_have_a_section_of_their_own():
-    assert 'id="repeats"' not in report_page(await small())
+    assert 'id="repeats"' not in render_page(await small())
     page = page_of(await small(epochs=2))
     assert "k = 2" in page.visible
     assert [case["epoch"] for case in page.data["cases"]] == [0, 1] * 4
@@ -253,7 +253,7 @@ async def test_cost_is_the_sum_of_what_is_known_and_judges_stand_apart():
 
     calls = [call(result, "sample", failed, priced) for result in report.of("gemini/b")]
     calls += [call(result, "judge", priced) for result in report.of("ollama/a")]
-    text = report_page(replace(report, recorded=lambda: calls))
+    text = render_page(replace(report, recorded=lambda: calls))
     cost = Page(text[text.index('<section id="cost"') : text.index('<section id="missing"')]).visible
     assert "1.000000 without 4 requests of unknown price" in cost
     assert "judges" in cost
@@ -278,7 +278,7 @@ async def test_attempts_are_rows_with_the_sample_that_they_are_of():
         ("s0", "judge"),
     ]
     row = frame.iloc[0]
-    assert (row["route"], row["sent_to"], row["input_tokens"], row["cost_usd"]) == ("gemini/b", "gemini/b", 10, 0.25)
+    assert (row["variant"], row["sent_to"], row["input_tokens"], row["cost_usd"]) == ("gemini/b", "gemini/b", 10, 0.25)
     assert (row["status"], row["model_digest"]) == ("SUCCEEDED", "d")
     assert pd.isna(row["error_code"])
 
@@ -367,7 +367,7 @@ def test_without_payloads_answers_are_not_in_the_file(servers):
 def test_the_report_names_what_was_run_and_no_secret(servers):
     with Session("w", **servers) as session:
         report = evaluated(session)
-        text, known = report_page(report), report.provenance
+        text, known = render_page(report), report.provenance
     assert known == json.loads(json.dumps(report.to_json()["provenance"]))
     assert known["routes"][ROUTES[0]]["parameters"] == {"seed": 7, "temperature": 0}
     assert known["settings"]["max_retries"] == 0
@@ -380,10 +380,16 @@ def test_the_report_names_what_was_run_and_no_secret(servers):
     for model in known["models"]:
         assert model["digest"] in visible
     assert "Be brief." in visible
-    everything = text + json.dumps(Page(text).data) + json.dumps(known) + run_markdown([report]) + run_junit([report])
+    everything = (
+        text
+        + json.dumps(Page(text).data)
+        + json.dumps(known)
+        + render_run_markdown([report])
+        + render_run_junit([report])
+    )
     assert "canary" not in everything
     assert servers["ollama_api_base"].removeprefix("http://") not in json.dumps(known)
-    for document in (run_markdown([report]).replace("\\", ""), run_junit([report])):
+    for document in (render_run_markdown([report]).replace("\\", ""), render_run_junit([report])):
         assert known["dataset_sha256"] in document
         assert known["packages"]["litellm"] in document
 
@@ -409,9 +415,9 @@ def test_two_runs_on_identical_recordings_have_the_same_bytes(servers):
         with Session("w", replay="tape.jsonl") as session:
             report = evaluated(session, concurrency=4)
             report.to_html("replay.html", stable=True)
-            texts = [json.dumps(report.to_json(stable=True)), run_markdown([report]), run_junit([report])]
+            texts = [json.dumps(report.to_json(stable=True)), render_run_markdown([report]), render_run_junit([report])]
             replays.append([*texts, Path("replay.html").read_bytes()])
-            unsteady.append([json.dumps(report.to_json()), report_page(report)])
+            unsteady.append([json.dumps(report.to_json()), render_page(report)])
     assert replays[0] == replays[1]
     assert not set(unsteady[0]) & set(unsteady[1])
     page = Page(replays[0][-1].decode())
@@ -467,7 +473,7 @@ def test_the_file_of_a_run_can_be_written_again_from_the_store(commands, capsys)
     [
         (["report", "missing", "--html", "r.html"], "There is no evaluation 'missing'"),
         (["report", "r", "--html", "no/such/folder/r.html"], "name a file in a folder that exists"),
-        (["report", "r", "--task", "other.py"], "has no task 'sentiment', which the run is of; it has: other"),
+        (["report", "r", "--task", "other.py"], "has no task 'sentiment', the task of this run; it has: other"),
         (["run", "two.py", "--routes", ROUTES[0], "--name", "t", "--html", "r.html"], "the file has 2 tasks"),
     ],
 )

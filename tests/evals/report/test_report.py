@@ -68,7 +68,7 @@ async def test_frames_have_the_promised_columns_and_types():
 
 
 async def test_summary_in_three_views():
-    summary = (await failing_report()).summary().set_index("route")
+    summary = (await failing_report()).summary().set_index("variant")
     a, b = summary.loc["ollama/a"], summary.loc["gemini/b"]
     assert (a["n"], a["scored"], a["failed"], a["mean"], a["mean_failures_as_zero"]) == (4, 2, 2, 1.0, 0.5)
     assert (b["mean"], b["mean_failures_as_zero"]) == (0.5, 0.25)
@@ -77,7 +77,7 @@ async def test_summary_in_three_views():
 
 
 async def test_samples_say_what_is_missing():
-    frame = (await failing_report()).samples().set_index(["route", "sample_id"])
+    frame = (await failing_report()).samples().set_index(["variant", "sample_id"])
     good, awful = frame.loc[("ollama/a", "s0")], frame.loc[("ollama/a", "s3")]
     assert (good["input"], good["target"], good["output"]) == ("good", "positive", '{"label":"positive"}')
     assert good["valid_first_try"] is np.True_ or good["valid_first_try"] is True
@@ -159,9 +159,9 @@ async def test_compare_adjusts_for_several_metrics():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("ollama/a", "ollama/x"), "no route 'ollama/x'; there are: ollama/a, gemini/b"),
+        (("ollama/a", "ollama/x"), "no variant 'ollama/x'; there are: ollama/a, gemini/b"),
         (("ollama/a", "gemini/b", "f1"), "no metric 'f1'; there are: field_match"),
-        (("ollama/a",), "two routes"),
+        (("ollama/a",), "two variants"),
     ],
 )
 async def test_what_cannot_be_compared_says_what_can(arguments, message):
@@ -260,7 +260,7 @@ def asked(**by_route):
 async def test_routes_that_were_asked_different_things_are_warned_of(ollama, gemini, told):
     report = await run(routes=ROUTES, extract=asked(ollama=ollama, gemini=gemini))
     (warning,) = report.warnings
-    assert warning.startswith("The routes were asked different things on 4 of 4 samples")
+    assert warning.startswith("The variants were sent different requests on 4 of 4 samples")
     assert told in warning
     assert warning in report.notes
     assert report.to_json()["warnings"] == [warning]

@@ -77,8 +77,8 @@ def test_a_key_that_is_revoked_stops_its_route_and_no_other_and_a_new_key_goes_o
         with session_on(ollama, gemini_api_base=gemini.url, gemini_api_key="old") as session:
             report = session.evaluate(task_of(30), routes, progress=revoke, **options)
         frame = report.samples()
-        assert set(frame[frame["route"] == OLLAMA]["status"]) == {"SUCCEEDED"}
-        gone = frame[(frame["route"] == GEMINI) & (frame["status"] != "SUCCEEDED")]
+        assert set(frame[frame["variant"] == OLLAMA]["status"]) == {"SUCCEEDED"}
+        gone = frame[(frame["variant"] == GEMINI) & (frame["status"] != "SUCCEEDED")]
         assert set(gone["error_code"]) == {"authentication"}
         assert list(gone["status"]).count("FAILED") <= 4
         assert "LLM_GEMINI_API_KEY" in report.stopped[GEMINI]

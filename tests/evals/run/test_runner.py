@@ -98,7 +98,7 @@ async def test_a_sample_that_a_fallback_answered_is_flagged():
     report = await run(routes=["policy:default"], extract=extract, service=FakeService("ollama/a", "gemini/b"))
     frame = report.samples()
     assert set(frame["fallback"]) == {True}
-    assert list(report.summary("served_route")["route"]) == ["gemini/b"]
+    assert list(report.summary("served_route")["variant"]) == ["gemini/b"]
     assert any("fallback" in note for note in report.notes)
 
 
@@ -284,7 +284,7 @@ async def test_a_route_that_stays_away_is_given_up_and_the_others_are_not():
     task = sentiment_task(dataset=[Sample(f"good {number}", "positive") for number in range(20)])
     report = await run(task, ["ollama/a", "gemini/b"], extract=FakeExtract(answer))
     frame = report.samples()
-    assert set(frame[frame["route"] == "gemini/b"]["status"]) == {"SUCCEEDED"}
+    assert set(frame[frame["variant"] == "gemini/b"]["status"]) == {"SUCCEEDED"}
     assert report.counts["NOT_RUN"] == 16
     assert set(frame[frame["status"] == "NOT_RUN"]["error_code"]) == {"unavailable"}
     assert report.stopped == {"ollama/a": "ollama/a is left alone for 30 s more"}
@@ -583,7 +583,7 @@ async def test_variants_of_prompt_and_parameters_on_one_route():
     task = sentiment_task(prompts={"short": "{input}"}, parameters={"temperature": 0, "seed": 1})
     routes = ["ollama/a", "ollama/a@short", Variant("ollama/a", parameters={"temperature": 1}, label="hot")]
     report = await run(task, routes, extract=extract, epochs=2, concurrency=1, limit=1)
-    assert report.routes == ("ollama/a", "ollama/a@short", "hot")
+    assert report.variants == ("ollama/a", "ollama/a@short", "hot")
     seen = [(call.text, call.options["parameters"]) for call in extract.calls]
     assert seen[:3] == [
         ("Text: good", {"temperature": 0, "seed": 1}),

@@ -1,4 +1,4 @@
-"""What each route took: requests, tokens, money and time; what judges took stands apart."""
+"""What each variant took: requests, tokens, money and time; what judges took stands apart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmkit.evals.report.html.svg import Scale, Section, number, section, table,
 from llmkit.types import Attempt, AttemptStatus
 
 if TYPE_CHECKING:
-    from llmkit.evals.report.analysis import Findings
+    from llmkit.evals.report.analysis import Analysis
 
 __all__ = ["spending"]
 
@@ -21,7 +21,7 @@ JUDGE_STAGE = "judge"
 
 @dataclass(frozen=True, slots=True)
 class _Bill:
-    """What a provider was sent for one route, as far as calls were recorded."""
+    """What a provider was sent for one variant, as far as calls were recorded."""
 
     requests: int
     failed: int
@@ -60,10 +60,10 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 
 
 def spending(
-    report: Findings, rows: Sequence[Mapping[str, Any]], calls: Sequence[RecordedCall], *, stable: bool
+    report: Analysis, rows: Sequence[Mapping[str, Any]], calls: Sequence[RecordedCall], *, stable: bool
 ) -> Section:
     """Cost, and latency unless it is to be left out."""
-    headings = ("Route", "Requests", "of them failed", "Input tokens", "Output tokens", "Cost in USD")
+    headings = ("Variant", "Requests", "of them failed", "Input tokens", "Output tokens", "Cost in USD")
     parts = [table(headings, _bills(report, rows, calls), caption="Requests, tokens and cost")]
     if not stable:
         parts.append(_latency(rows))
@@ -71,20 +71,20 @@ def spending(
 
 
 def _bills(
-    report: Findings, rows: Sequence[Mapping[str, Any]], calls: Sequence[RecordedCall]
+    report: Analysis, rows: Sequence[Mapping[str, Any]], calls: Sequence[RecordedCall]
 ) -> Iterator[Sequence[Any]]:
-    route_of = {result.pipeline_run_id: result.route for result in report.results}
-    sent: dict[str, list[Attempt]] = {label: [] for label in report.routes}
+    variant_of = {result.pipeline_run_id: result.route for result in report.results}
+    sent: dict[str, list[Attempt]] = {label: [] for label in report.variants}
     judged: list[Attempt] = []
     for call in calls:
-        label = route_of.get(call.pipeline_run_id)
+        label = variant_of.get(call.pipeline_run_id)
         if label is not None:
             (judged if call.stage == JUDGE_STAGE else sent[label]).extend(call.attempts)
-    for row in _one_per_route(rows):
-        bill = _Bill.of(sent[row["route"]])
+    for row in _first_rows(rows):
+        bill = _Bill.of(sent[row["variant"]])
         # Without recorded calls, what the results themselves say.
         cells = bill.cells() if bill.requests else _from_summary(row)
-        yield row["route"], *cells
+        yield row["variant"], *cells
     if judged:
         yield "judges", *_Bill.of(judged).cells()
 
@@ -95,24 +95,26 @@ def _from_summary(row: Mapping[str, Any]) -> Iterable[Any]:
 
 
 def _latency(rows: Sequence[Mapping[str, Any]]) -> Html:
-    routes = list(_one_per_route(rows))
-    slowest = max((row["latency_p95_ms"] or 0.0 for row in routes), default=0.0)
+    variants = list(_first_rows(rows))
+    slowest = max((row["latency_p95_ms"] or 0.0 for row in variants), default=0.0)
     scale = Scale(0.0, slowest or 1.0)
     cells = (
         (
-            row["route"],
+            row["variant"],
             number(row["latency_p50_ms"], ",.0f"),
             number(row["latency_p95_ms"], ",.0f"),
             scale.span(row["latency_p50_ms"], row["latency_p95_ms"], "from the median to the 95th percentile"),
         )
-        for row in routes
+        for row in variants
     )
-    return table(("Route", "Median ms", "95 % below, ms", ""), cells, caption="Latency of samples with a valid output")
+    return table(
+        ("Variant", "Median ms", "95 % below, ms", ""), cells, caption="Latency of samples with a valid output"
+    )
 
 
-def _one_per_route(rows: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Requests, tokens and latencies are the route's, so that every metric's row says the same."""
+def _first_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Requests, tokens and latencies are the variant's, so that every metric's row says the same."""
     first: dict[str, Mapping[str, Any]] = {}
     for row in rows:
-        first.setdefault(row["route"], row)
+        first.setdefault(row["variant"], row)
     return iter(first.values())

@@ -13,9 +13,9 @@ from llmkit.evals.report.html.fields import by_field, differs, shown
 from llmkit.evals.report.html.samples import single_field
 
 if TYPE_CHECKING:
-    from llmkit.evals.report.analysis import Findings
+    from llmkit.evals.report.analysis import Analysis
 
-__all__ = ["frequent_mistakes"]
+__all__ = ["find_frequent_mistakes"]
 
 SHOWN_MISTAKES: Final = 20
 LEAST_TIMES: Final = 2
@@ -24,8 +24,8 @@ LONGEST_VALUE: Final = 120
 ABSENT: Final = html('<span class="faint">absent</span>')
 
 
-def frequent_mistakes(report: Findings) -> Iterator[tuple[Any, ...]]:
-    """Field, route, target, answer and how many times, of what happened more than once; the most frequent first."""
+def find_frequent_mistakes(report: Analysis) -> Iterator[tuple[Any, ...]]:
+    """Field, variant, target, answer and how many times, of what happened more than once; the most frequent first."""
     counted: Counter[tuple[str, str, str, str | None]] = Counter()
     only_field, lower = single_field(report), report.lower_is_better
     for result in report.results:
@@ -34,19 +34,19 @@ def frequent_mistakes(report: Findings) -> Iterator[tuple[Any, ...]]:
         if sample is not None and sample.target is not None and result.output_json is not None and is_wrong:
             counted.update(_differences(sample.target, result.output_json, result.route, only_field))
     frequent = sorted((-times, key) for key, times in counted.items() if times >= LEAST_TIMES)
-    for times, (field, route, target, answer) in frequent[:SHOWN_MISTAKES]:
-        yield field or "answer", route, _cut(target), ABSENT if answer is None else _cut(answer), -times
+    for times, (field, variant, target, answer) in frequent[:SHOWN_MISTAKES]:
+        yield field or "answer", variant, _cut(target), ABSENT if answer is None else _cut(answer), -times
 
 
 def _differences(
-    target: Any, output_json: str, route: str, only_field: str | None
+    target: Any, output_json: str, variant: str, only_field: str | None
 ) -> Iterator[tuple[str, str, str, str | None]]:
     output = by_field(json.loads(output_json), only_field)
     for path, wanted in by_field(target, only_field).items():
         if path not in output:
-            yield path, route, shown(wanted), None
+            yield path, variant, shown(wanted), None
         elif differs(wanted, output[path]):
-            yield path, route, shown(wanted), shown(output[path])
+            yield path, variant, shown(wanted), shown(output[path])
 
 
 def _cut(text: str) -> str:

@@ -10,21 +10,21 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Any, Final
 
-from llmkit.display.html import html, joined
-from llmkit.evals.report.html.provenance import what_was_run
+from llmkit.display.html import html, join_html
+from llmkit.evals.report.html.provenance import provenance_summary
 from llmkit.evals.report.html.samples import page_data
 from llmkit.evals.report.html.sections import findings, heading
 
 if TYPE_CHECKING:
-    from llmkit.evals.report.analysis import Findings
+    from llmkit.evals.report.analysis import Analysis
 
-__all__ = ["report_page"]
+__all__ = ["render_page"]
 
 # Fixed, because it is part of the bytes.
 COMPRESSION_LEVEL: Final = 6
 
 
-def report_page(report: Findings, *, stable: bool = False) -> str:
+def render_page(report: Analysis, *, stable: bool = False) -> str:
     """The report as the text of one HTML file. The same report gives the same text.
 
     The file loads nothing and its policy forbids it to: only its own script and style sheet, named by their hashes,
@@ -36,7 +36,7 @@ def report_page(report: Findings, *, stable: bool = False) -> str:
     """
     calls = tuple(report.recorded())
     style, script = _own("report.css"), _own("report.js")
-    found, facts = findings(report, calls, stable=stable), what_was_run(report, stable=stable)
+    found, facts = findings(report, calls, stable=stable), provenance_summary(report, stable=stable)
     return Template(_own("report.html")).substitute(
         title=html("{}", f"{report.run.name} - llmkit evaluation"),
         script_hash=_csp_hash(script),
@@ -44,8 +44,8 @@ def report_page(report: Findings, *, stable: bool = False) -> str:
         style=style,
         script=script,
         heading=heading(report, stable=stable),
-        links=joined(each.link for each in found),
-        findings=joined(each.html for each in found),
+        links=join_html(each.link for each in found),
+        findings=join_html(each.html for each in found),
         facts_link=facts.link,
         facts=facts.html,
         data=_packed(page_data(report, calls, stable=stable)),

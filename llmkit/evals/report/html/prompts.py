@@ -9,11 +9,11 @@ from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import EvalResult
 from llmkit.evals.call_names import digests_of, with_repairs
 from llmkit.evals.prompt import Template, render
-from llmkit.evals.tasks.variant import asked_digest
+from llmkit.evals.tasks.variant import hash_variant
 
 if TYPE_CHECKING:
     from llmkit.evals.dataset.dataset import Sample
-    from llmkit.evals.report.analysis import Findings
+    from llmkit.evals.report.analysis import Analysis
 
 __all__ = ["AskedPrompts"]
 
@@ -23,13 +23,13 @@ Turns: TypeAlias = list[list[str]]
 class AskedPrompts:
     """Renders the prompts of a run, as far as its routes have templates and its dataset is at hand."""
 
-    def __init__(self, report: Findings) -> None:
+    def __init__(self, report: Analysis) -> None:
         spec = report.run.spec
         routes = spec.get("routes", {})
         self._dataset = report.dataset
         self._routes: Mapping[str, Any] = routes if isinstance(routes, Mapping) else {}
         self._system = spec.get("task", {}).get("system")
-        self._repairs = spec.get("made_with", {}).get("options", {}).get("repairs", 1)
+        self._repairs = spec.get("describe_process", {}).get("options", {}).get("repairs", 1)
         self._templates = {label: _template(each.get("prompt")) for label, each in self._routes.items()}
 
     def of(self, result: EvalResult) -> Turns | None:
@@ -45,7 +45,7 @@ class AskedPrompts:
             messages = render(template, sample, self._system)
         except LLMEvaluationError:  # the sample has changed: the hash would not fit either
             return None
-        digest = asked_digest(route["route"], messages, route["parameters"])
+        digest = hash_variant(route["route"], messages, route["parameters"])
         if digests_of(result.pipeline_run_id)[1] != with_repairs(digest, self._repairs):
             return None
         return [[message.role, message.content] for message in messages]

@@ -6,16 +6,16 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmkit.display.html import Html, html, joined
+from llmkit.display.html import Html, html, join_html
 from llmkit.evals.report.html.svg import Section, count, definitions, section, table, unknown
 
 if TYPE_CHECKING:
-    from llmkit.evals.report.analysis import Findings
+    from llmkit.evals.report.analysis import Analysis
 
-__all__ = ["what_was_run"]
+__all__ = ["provenance_summary"]
 
 
-def what_was_run(report: Findings, *, stable: bool) -> Section:
+def provenance_summary(report: Analysis, *, stable: bool) -> Section:
     """Everything that somebody needs who wants to run it again."""
     known = report.provenance
     return section(
@@ -28,7 +28,7 @@ def what_was_run(report: Findings, *, stable: bool) -> Section:
     )
 
 
-def _facts(report: Findings, known: Mapping[str, Any], *, stable: bool) -> Iterator[tuple[str, Any]]:
+def _facts(report: Analysis, known: Mapping[str, Any], *, stable: bool) -> Iterator[tuple[str, Any]]:
     run = report.run
     yield "Run", run.name
     if not stable:
@@ -60,14 +60,14 @@ def _or_unknown(value: Any) -> Any:
 def _listed(values: Mapping[str, Any]) -> Any:
     if not values:
         return unknown
-    return joined(html('<code class="item">{} {}</code> ', name, value) for name, value in values.items())
+    return join_html(html('<code class="item">{} {}</code> ', name, value) for name, value in values.items())
 
 
-def _routes(report: Findings, known: Mapping[str, Any]) -> Html:
+def _routes(report: Analysis, known: Mapping[str, Any]) -> Html:
     described = known.get("routes", {})
     described = described if isinstance(described, Mapping) else {}
     cells = []
-    for label in report.routes:
+    for label in report.variants:
         each = described.get(label, {})
         parameters = json.dumps(each.get("parameters", {}), ensure_ascii=False)
         cells.append((label, _or_unknown(each.get("route")), _code(parameters if each else None)))
@@ -82,7 +82,7 @@ def _models(known: Mapping[str, Any]) -> Html:
     return table(("Route", "Digest or version", "Requests"), cells, caption="Models that answered")
 
 
-def _texts(report: Findings, known: Mapping[str, Any]) -> Iterator[Html]:
+def _texts(report: Analysis, known: Mapping[str, Any]) -> Iterator[Html]:
     task = report.run.spec.get("task", {})
     if task.get("system"):
         yield _text("System message", task["system"])

@@ -38,7 +38,7 @@
     at("problem").textContent = `The samples cannot be unpacked by this browser: ${error.message}`;
     return;
   }
-  const { routes, metrics, lower, cases, epochs } = data;
+  const { variants, metrics, lower, cases, epochs } = data;
   const state = { rows: cases, page: 0, metric: 0, open: new Set() };
 
   const isRight = (number, metric) => (lower.includes(metric) ? number <= 0 : number >= 1);
@@ -64,7 +64,7 @@
 
   const wanted = () => ({
     words: at("text").value.toLowerCase().split(/\s+/).filter(Boolean),
-    route: at("route").value,
+    variant: at("variant").value,
     status: at("status").value,
     verdict: at("verdict").value,
   });
@@ -72,7 +72,7 @@
   const fits = (each, want) => {
     if (want.verdict === "differ" && !disagree(each)) return false;
     const some = each.results.some((result) =>
-      (want.route === "" || routes[result.route] === want.route) &&
+      (want.variant === "" || variants[result.variant] === want.variant) &&
       (want.status === "" || result.status === want.status || statusOf(result) === want.status) &&
       (want.verdict === "" || want.verdict === "differ" || verdictOf(result) === want.verdict));
     return some && (want.words.length === 0 || want.words.every((word) => textOf(each).includes(word)));
@@ -136,7 +136,7 @@
   const line = (title, cells) => node("tr", {}, node("th", { scope: "row", class: "text" }, title), cells);
 
   const answers = (each) => {
-    const columns = ["", ...(each.target ? ["Target"] : []), ...each.results.map((result) => routes[result.route])];
+    const columns = ["", ...(each.target ? ["Target"] : []), ...each.results.map((result) => variants[result.variant])];
     const span = each.results.length;
     const fields = (each.fields || []).length ? each.fields : [""];
     const rows = fields.map((path, place) => line(path || "answer", [
@@ -158,7 +158,7 @@
       row("ms", (result) => result.ms === undefined ? null : result.ms.toLocaleString("en")),
       row("warnings", (result) => (result.warnings || []).join("\n") || null),
     ];
-    return grid(`Answers of ${span} routes`, columns, [...rows, ...scores, ...facts].filter(Boolean));
+    return grid(`Answers of ${span} variants`, columns, [...rows, ...scores, ...facts].filter(Boolean));
   };
 
   const scoreText = (result, metric, place) => {
@@ -171,7 +171,7 @@
 
   const prompts = (each) => {
     const named = (each.prompts || []).map((prompt, place) => {
-      const who = each.results.filter((result) => result.prompt === place).map((result) => routes[result.route]);
+      const who = each.results.filter((result) => result.prompt === place).map((result) => variants[result.variant]);
       const title = (each.prompts.length > 1 ? `Prompt of ${who.join(", ")}` : "Prompt") + (prompt.recorded === undefined ? "" : " (as recorded: its beginning, redacted, the latest message first)");
       const text = prompt.recorded === undefined ? prompt.turns.map(([role, said]) => `${role}:\n${said}`).join("\n\n") : prompt.recorded;
       return node("details", { open: each.input === undefined }, node("summary", {}, title), node("pre", { class: "text" }, text));
@@ -186,7 +186,7 @@
       for (const call of result.calls || []) {
         const attempts = call.attempts || [{}];
         attempts.forEach((attempt, place) => rows.push(node("tr", {},
-          node("td", {}, place ? "" : routes[result.route]),
+          node("td", {}, place ? "" : variants[result.variant]),
           node("td", {}, place ? "" : [call.stage, call.source && `from ${call.source}`].filter(Boolean).join(", ")),
           node("td", {}, attempt.model || "no request", attempt.digest ? node("span", { class: "faint" }, ` ${attempt.digest}`) : null),
           node("td", {}, [attempt.status || call.status, attempt.http && `HTTP ${attempt.http}`, attempt.finish].filter(Boolean).join(", ")),
@@ -196,7 +196,7 @@
       }
     }
     if (!rows.length) return [node("p", { class: "faint" }, "No recorded calls are at hand.")];
-    return [grid("Trace", ["Route", "Call", "Model", "Status", "Tokens in, out", "ms", "Error, and what was said"], rows)];
+    return [grid("Trace", ["Variant", "Call", "Model", "Status", "Tokens in, out", "ms", "Error, and what was said"], rows)];
   };
 
   const said = (call) => [["prompt", call.prompt], ["answer", call.answer]].filter(([, text]) => text).map(([title, text]) =>
@@ -209,8 +209,8 @@
 
   // --- the table -------------------------------------------------------------------------------------------------
 
-  const glance = (each, route) => {
-    const result = each.results.find((candidate) => candidate.route === route);
+  const glance = (each, variant) => {
+    const result = each.results.find((candidate) => candidate.variant === variant);
     if (!result) return node("td", { class: "faint" }, "–");
     const number = value(result), verdict = verdictOf(result);
     const text = (result.values || []).filter((part) => part !== null).join(" · ");
@@ -228,10 +228,10 @@
     const toggle = node("button", { type: "button", class: "toggle", "aria-expanded": String(isOpen) }, title);
     const row = node("tr", {}, node("th", { scope: "row" }, toggle),
       node("td", {}, node("span", { class: "snippet" }, (each.input ?? "").slice(0, 300)), node("span", { class: "snippet faint" }, each.target ? `target: ${each.target.filter((part) => part !== null).join(" · ").slice(0, 200)}` : "")),
-      routes.map((_, place) => glance(each, place)));
+      variants.map((_, place) => glance(each, place)));
     let open = null;
     const show = () => {
-      open = node("tr", { class: "open" }, node("td", { colspan: 2 + routes.length }, detail(each)));
+      open = node("tr", { class: "open" }, node("td", { colspan: 2 + variants.length }, detail(each)));
       row.after(open);
     };
     toggle.addEventListener("click", () => {
@@ -266,15 +266,15 @@
 
   const statuses = new Set();
   for (const each of cases) for (const result of each.results) { statuses.add(result.status); statuses.add(statusOf(result)); }
-  choices("route", [["", "any"], ...routes.map((name) => [name, name])]);
+  choices("variant", [["", "any"], ...variants.map((name) => [name, name])]);
   choices("status", [["", "any"], ...[...statuses].sort().map((name) => [name, name])]);
   choices("metric", metrics.length ? metrics.map((name) => [name, name]) : [["", "none"]]);
-  choices("verdict", [["", "any"], ["right", lower.length ? "right (at least 1, or at most 0)" : "right (at least 1)"], ["wrong", lower.length ? "wrong" : "wrong (below 1)"], ["none", "no score"], ...(routes.length > 1 ? [["differ", "routes differ"]] : [])]);
-  at("cases").tHead.replaceChildren(node("tr", {}, node("th", { scope: "col", class: "id" }, "Sample"), node("th", { scope: "col" }, "Input and target"), routes.map((name) => node("th", { scope: "col" }, name))));
+  choices("verdict", [["", "any"], ["right", lower.length ? "right (at least 1, or at most 0)" : "right (at least 1)"], ["wrong", lower.length ? "wrong" : "wrong (below 1)"], ["none", "no score"], ...(variants.length > 1 ? [["differ", "variants differ"]] : [])]);
+  at("cases").tHead.replaceChildren(node("tr", {}, node("th", { scope: "col", class: "id" }, "Sample"), node("th", { scope: "col" }, "Input and target"), variants.map((name) => node("th", { scope: "col" }, name))));
 
   let timer;
   at("text").addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(search, 120); });
-  for (const id of ["route", "status", "metric", "verdict"]) at(id).addEventListener("change", search);
+  for (const id of ["variant", "status", "metric", "verdict"]) at(id).addEventListener("change", search);
   at("filter").addEventListener("submit", (event) => { event.preventDefault(); search(); });
   at("filter").addEventListener("reset", () => setTimeout(search));
   const turn = (page) => { state.page = page; draw(); at("filter").scrollIntoView(); };

@@ -1,4 +1,4 @@
-"""Every sample with the answers of all routes, as data for the page's script."""
+"""Every sample with the answers of all variants, as data for the page's script."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmkit.types import Attempt, ServedFrom
 
 if TYPE_CHECKING:
     from llmkit.evals.dataset.dataset import Sample
-    from llmkit.evals.report.analysis import Findings
+    from llmkit.evals.report.analysis import Analysis
 
 __all__ = ["page_data", "single_field"]
 
@@ -24,11 +24,11 @@ SHOWN_DIGEST = 12
 SAMPLE_STAGE = "sample"
 
 
-def page_data(report: Findings, calls: Iterable[RecordedCall], *, stable: bool) -> dict[str, Any]:
+def page_data(report: Analysis, calls: Iterable[RecordedCall], *, stable: bool) -> dict[str, Any]:
     """Routes, metrics, and one case for each sample and epoch; what is unknown or empty is left out of a case."""
     builder, lower = _Cases.of(report, calls, stable=stable), report.lower_is_better
     return {
-        "routes": list(report.routes),
+        "variants": list(report.variants),
         "metrics": list(report.metrics),
         "lower": [number for number, metric in enumerate(report.metrics) if metric in lower],
         "epochs": 1 + max((result.epoch for result in report.results), default=0),
@@ -36,17 +36,17 @@ def page_data(report: Findings, calls: Iterable[RecordedCall], *, stable: bool) 
     }
 
 
-def _grouped(report: Findings) -> list[list[EvalResult]]:
+def _grouped(report: Analysis) -> list[list[EvalResult]]:
     """The results of each sample and epoch, in the order of the dataset as far as it is known."""
     place = {sample_id: number for number, sample_id in enumerate(report.dataset)}
-    routes = {label: number for number, label in enumerate(report.routes)}
+    variants = {label: number for number, label in enumerate(report.variants)}
     groups: defaultdict[tuple[int, str, int], list[EvalResult]] = defaultdict(list)
     for result in report.results:
         groups[place.get(result.sample_id, len(place)), result.sample_id, result.epoch].append(result)
-    return [sorted(groups[key], key=lambda result: routes[result.route]) for key in sorted(groups)]
+    return [sorted(groups[key], key=lambda result: variants[result.route]) for key in sorted(groups)]
 
 
-def single_field(report: Findings) -> str | None:
+def single_field(report: Analysis) -> str | None:
     """Name of the field of an output type that has only one."""
     names = list(report.run.spec.get("task", {}).get("output schema", {}).get("properties", {}))
     return names[0] if len(names) == 1 else None
@@ -55,7 +55,7 @@ def single_field(report: Findings) -> str | None:
 @dataclass(frozen=True, slots=True)
 class _Cases:
     dataset: Mapping[str, Sample]
-    routes: Sequence[str]
+    variants: Sequence[str]
     metrics: Sequence[str]
     only_field: str | None
     prompts: AskedPrompts
@@ -63,12 +63,12 @@ class _Cases:
     stable: bool
 
     @classmethod
-    def of(cls, report: Findings, calls: Iterable[RecordedCall], *, stable: bool) -> _Cases:
+    def of(cls, report: Analysis, calls: Iterable[RecordedCall], *, stable: bool) -> _Cases:
         by_name: defaultdict[str, list[RecordedCall]] = defaultdict(list)
         for call in calls:
             by_name[call.pipeline_run_id].append(call)
         prompts = AskedPrompts(report)
-        return cls(report.dataset, report.routes, report.metrics, single_field(report), prompts, by_name, stable)
+        return cls(report.dataset, report.variants, report.metrics, single_field(report), prompts, by_name, stable)
 
     def case(self, results: Sequence[EvalResult]) -> dict[str, Any]:
         """One sample in one epoch."""
@@ -103,7 +103,7 @@ class _Cases:
             prompts.append(prompt)
         is_known = result.output_json is not None
         return _filled(
-            route=self.routes.index(result.route),
+            variant=self.variants.index(result.route),
             status=result.status,
             code=result.error_code,
             message=result.error_message,

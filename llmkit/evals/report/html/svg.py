@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from llmkit.display.html import Html, html, joined
+from llmkit.display.html import Html, html, join_html
 
 __all__ = ["Scale", "Section", "count", "definitions", "number", "ranged", "section", "signed", "table", "unknown"]
 
@@ -50,7 +50,7 @@ class Scale:
         if middle is None:
             return unknown
         marks = [self.place(self.low + part * (self.high - self.low)) for part in (0, 0.5, 1)]
-        ticks = joined(html('<line class="tick" x1="{x}" x2="{x}" y1="2" y2="16"/>', x=Html(x)) for x in marks)
+        ticks = join_html(html('<line class="tick" x1="{x}" x2="{x}" y1="2" y2="16"/>', x=Html(x)) for x in marks)
         whisker = Html()
         if low is not None and high is not None:
             ends = (Html(self.place(max(low, self.low))), Html(self.place(min(high, self.high))))
@@ -72,14 +72,20 @@ class Scale:
 
 def _picture(label: str, *parts: Html) -> Html:
     return html(
-        '<svg class="mark" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>', WIDTH, HEIGHT, label, joined(parts)
+        '<svg class="mark" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>',
+        WIDTH,
+        HEIGHT,
+        label,
+        join_html(parts),
     )
 
 
 def table(headings: Sequence[Any], rows: Iterable[Sequence[Any]], *, caption: str = "") -> Html:
     """A table whose first column names its rows; numbers stand to the right."""
-    head = joined(html('<th scope="col">{}</th>', heading) for heading in headings)
-    body = joined(html("<tr>{}</tr>", joined(_cell(place, cell) for place, cell in enumerate(row))) for row in rows)
+    head = join_html(html('<th scope="col">{}</th>', heading) for heading in headings)
+    body = join_html(
+        html("<tr>{}</tr>", join_html(_cell(place, cell) for place, cell in enumerate(row))) for row in rows
+    )
     title = html("<caption>{}</caption>", caption) if caption else Html()
     return html(
         '<div class="wide" tabindex="0" role="region" aria-label="{}"><table>{}<thead><tr>{}</tr></thead>'
@@ -113,7 +119,7 @@ class Section:
             '<section id="{a}" aria-labelledby="{a}-title"><h2 id="{a}-title">{title}</h2>{body}</section>',
             a=self.anchor,
             title=self.title,
-            body=joined(self.parts),
+            body=join_html(self.parts),
         )
 
     @property
@@ -129,7 +135,7 @@ def section(anchor: str, title: str, *parts: Html) -> Section:
 
 def definitions(pairs: Iterable[tuple[str, Any]]) -> Html:
     """Names and what they stand for."""
-    return html("<dl>{}</dl>", joined(html("<dt>{}</dt><dd>{}</dd>", name, value) for name, value in pairs))
+    return html("<dl>{}</dl>", join_html(html("<dt>{}</dt><dd>{}</dd>", name, value) for name, value in pairs))
 
 
 def count(value: float) -> str:
