@@ -123,7 +123,7 @@ class Analysis:
         known = {name: spec[name] for name in ("scorers_sha256", "samples", "epochs", "routes") if name in spec}
         models = [{"route": str(s.route), "digest": s.digest, "requests": s.requests} for s in self.digests]
         hashes = {"task_sha256": self.run.task_sha256, "dataset_sha256": self.run.dataset_sha256}
-        return {**hashes, **known, "models": models, **spec.get("describe_process", {})}
+        return {**hashes, **known, "models": models, **spec.get("made_with", {})}
 
     @property
     def provenance_summary(self) -> dict[str, str]:

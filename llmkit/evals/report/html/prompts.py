@@ -29,7 +29,7 @@ class AskedPrompts:
         self._dataset = report.dataset
         self._routes: Mapping[str, Any] = routes if isinstance(routes, Mapping) else {}
         self._system = spec.get("task", {}).get("system")
-        self._repairs = spec.get("describe_process", {}).get("options", {}).get("repairs", 1)
+        self._repairs = spec.get("made_with", {}).get("options", {}).get("repairs", 1)
         self._templates = {label: _template(each.get("prompt")) for label, each in self._routes.items()}
 
     def of(self, result: EvalResult) -> Turns | None:
