@@ -31,7 +31,7 @@ from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
 from llmkit.persistence.models import LLMAttemptRow, LLMRunRow
 from llmkit.persistence.operations import InsertStarted, MarkSucceeded
-from llmkit.persistence.rows import attempt_values, started_values, success_values
+from llmkit.persistence.rows import attempt_values, make_started_values, success_values
 from llmkit.persistence.sqlite_driver import open_sqlite
 from llmkit.ports import RunStart, RunSuccess
 from llmkit.types import Attempt, AttemptStatus, Route, TokenUsage, utc_now
@@ -146,7 +146,7 @@ async def sqlmodel_rate(url: str, callers: int, seconds: float) -> Rate:
     async def pair(values: Values) -> None:
         start, success = values
         async with turn, AsyncSession(engine) as db:
-            db.add(LLMRunRow(**started_values(start)))
+            db.add(LLMRunRow(**make_started_values(start)))
             await db.commit()
         async with turn, AsyncSession(engine) as db:
             run = await db.get_one(LLMRunRow, start.id)

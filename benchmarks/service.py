@@ -75,7 +75,7 @@ async def measure(name: str, work: Work, *, rounds: int = ROUNDS, callers: tuple
     return best
 
 
-async def stored_answers(service: LLMService, database: Path) -> None:
+async def read_stored_answers(service: LLMService, database: Path) -> None:
     """Replays and cache hits against a bare SELECT and litellm's disk cache."""
     for number in range(CALLS):
         await service.chat(request(number, keyed=True, cached=True), CONTEXT)
@@ -135,7 +135,7 @@ async def main() -> None:
     cache = DiskContentCache(folder / "cache", ttl_s=3600, size_limit_bytes=10**9)
     router = LLMRouter(settings, ScriptedClient([reply(ANSWER)]))
     service = LLMService(router=router, settings=settings, runs=JournalLLMRunRepo(journal), cache=cache)
-    await stored_answers(service, folder / "bench.db")
+    await read_stored_answers(service, folder / "bench.db")
     await overhead(journal)
     journal.close()
     cache.close()

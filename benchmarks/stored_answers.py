@@ -1,6 +1,6 @@
 """Answers that are there already, a second: llmkit against the caches that people use, in the same run.
 
-    python benchmarks/stored_answers.py [--rounds 3] [--questions 1000] [--without dspy]
+    python benchmarks/read_stored_answers.py [--rounds 3] [--questions 1000] [--without dspy]
 
 Different questions of 330 characters, answered once; then each is asked again, one after the other, by the calling
 process. llmkit checks the contract, validates the answer and records that it was served. Each in a process of its

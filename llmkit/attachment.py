@@ -10,7 +10,7 @@ from typing import Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["MAX_ATTACHED_BYTES", "Attachment", "Source", "attached"]
+__all__ = ["MAX_ATTACHED_BYTES", "Attachment", "Source", "collect_attachments"]
 
 MAX_ATTACHED_BYTES = 15_000_000
 """Most bytes that all attachments of one request may have: Gemini takes 20 MB, and base64 adds a third."""
@@ -114,12 +114,14 @@ class Attachment(BaseModel):
         return hashlib.sha256(self.data).hexdigest()
 
     def __repr__(self) -> str:
-        return f"[{self.media_type} {_shown_size(len(self.data))} sha256:{self.sha256[:SHOWN_DIGITS]}…]"
+        return f"[{self.media_type} {_format_size(len(self.data))} sha256:{self.sha256[:SHOWN_DIGITS]}…]"
 
     __str__ = __repr__
 
 
-def attached(images: Source | Iterable[Source] = (), files: Source | Iterable[Source] = ()) -> tuple[Attachment, ...]:
+def collect_attachments(
+    images: Source | Iterable[Source] = (), files: Source | Iterable[Source] = ()
+) -> tuple[Attachment, ...]:
     """The attachments for what a person gave as images and as files, a single one or several; raises as `of`."""
     pictures, documents = (tuple(Attachment.of(source) for source in _several(given)) for given in (images, files))
     for wanted, found in (("files", pictures), ("images", documents)):
@@ -137,14 +139,14 @@ def _several(given: Source | Iterable[Source]) -> Iterable[Source]:
 def _require_fits(size: int) -> None:
     if size > MAX_ATTACHED_BYTES:
         raise ValueError(
-            f"it has {_shown_size(size)}, and attachments may have {_shown_size(MAX_ATTACHED_BYTES)} in all; "
+            f"it has {_format_size(size)}, and attachments may have {_format_size(MAX_ATTACHED_BYTES)} in all; "
             "scale it down, or send a part of it"
         )
     if not size:
         raise ValueError("it is empty")
 
 
-def _shown_size(size: int) -> str:
+def _format_size(size: int) -> str:
     if size < 1000:
         return f"{size} B"
     return f"{size / 1000:.0f} kB" if size < 999_500 else f"{size / 1_000_000:.1f} MB"

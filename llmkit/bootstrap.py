@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from llmkit.discovery.probe_cache import ProbeFile, recall_probes
 from llmkit.discovery.refresh import OllamaInquiry
-from llmkit.local_model.models import embedded_model, model_names
+from llmkit.local_model.models import find_local_model, model_names
 from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
 from llmkit.ports import AttemptLog, ClientReply, ModelClient, ModelInquiry, ModelServer
 from llmkit.providers import PROVIDERS
 from llmkit.providers.model_facts import Fact, FactBook, ModelFacts
-from llmkit.providers.with_facts import informed
+from llmkit.providers.with_facts import add_model_facts
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import LLMSettings
@@ -90,10 +90,10 @@ def open_runtime(settings: LLMSettings, replay: Path | None = None) -> Runtime:
     """
     if replay is not None:
         return _replaying_runtime(settings, replay)
-    facts = _known_facts(settings)
+    facts = _load_facts(settings)
     client = _FirstUseClient(settings, facts)
     router = LLMRouter(settings, client, PROVIDERS, facts=facts)
-    return _joined(settings, router, client, facts, inquiry=OllamaInquiry(settings, facts))
+    return _assemble(settings, router, client, facts, inquiry=OllamaInquiry(settings, facts))
 
 
 def _replaying_runtime(settings: LLMSettings, replay: Path) -> Runtime:
@@ -102,13 +102,13 @@ def _replaying_runtime(settings: LLMSettings, replay: Path) -> Runtime:
     cassette = Cassette.read(replay)
     scratch = None if "database_url" in settings.model_fields_set else Path(mkdtemp(prefix="llmkit-replay-"))
     settings = replaying(settings, scratch)
-    facts = _known_facts(settings)
+    facts = _load_facts(settings)
     client = CassetteClient(cassette, settings)
     router = LLMRouter(settings, client, always_set_up(PROVIDERS), facts=facts)
-    return replace(_joined(settings, router, client, facts, inquiry=None), cassette=cassette, scratch=scratch)
+    return replace(_assemble(settings, router, client, facts, inquiry=None), cassette=cassette, scratch=scratch)
 
 
-def _joined(
+def _assemble(
     settings: LLMSettings, router: LLMRouter, client: ModelClient, facts: FactBook, inquiry: ModelInquiry | None
 ) -> Runtime:
     cache = _open_cache(settings)
@@ -138,10 +138,10 @@ class _FirstUseClient:
         """See `ModelClient`."""
         if self._made is None:
             from llmkit.client_litellm import LiteLLMClient
-            from llmkit.local_model.server import shared_server
+            from llmkit.local_model.server import share_server
 
-            self._servers[LLMProvider.LOCAL] = shared_server(self._settings)
-            self._made = LiteLLMClient(self._settings, self._servers, providers=informed(PROVIDERS, self._facts))
+            self._servers[LLMProvider.LOCAL] = share_server(self._settings)
+            self._made = LiteLLMClient(self._settings, self._servers, providers=add_model_facts(PROVIDERS, self._facts))
         return await self._made.call(route, request, log)
 
     async def close(self) -> None:
@@ -169,11 +169,11 @@ def _open_cache(settings: LLMSettings) -> DiskContentCache | None:
     )
 
 
-def _known_facts(settings: LLMSettings) -> FactBook:
+def _load_facts(settings: LLMSettings) -> FactBook:
     """A book that knows the embedded models by the hash of their weights, and what earlier trials have shown."""
     facts = FactBook()
     for name in model_names():
-        digest = Fact(embedded_model(name).sha256, "declared")
+        digest = Fact(find_local_model(name).sha256, "declared")
         facts.report(Route(provider=LLMProvider.LOCAL, model=name), ModelFacts(digest=digest))
     file = _probe_file(settings)
     if file is not None:

@@ -23,7 +23,7 @@ from llmkit.errors import (
     LLMMalformedReply,
     LLMModelNotFound,
 )
-from llmkit.ports import AttemptLog, ClientReply, Endpoint, ModelServer, guarded
+from llmkit.ports import AttemptLog, ClientReply, Endpoint, ModelServer, apply_guard
 from llmkit.providers import PROVIDERS, ProviderSpec
 from llmkit.redaction import redact
 from llmkit.settings import LLMSettings
@@ -97,13 +97,13 @@ class LiteLLMClient:
             await self._lanes.load()
             # Several seconds in a new process, which say nothing of the provider.
             log.queued_ms += (time.perf_counter() - began_s) * 1000
-            once = guarded(route, request, log, partial(self._request_once, spec, route, request, log))
+            once = apply_guard(route, request, log, partial(self._request_once, spec, route, request, log))
             send = partial(place.send, once)
-            first = await _tried(send)
+            first = await _try_once(send)
             # Most calls need no retry, and its machinery is a third of all the work that is done here.
-            return first if isinstance(first, ClientReply) else await self._retried(first, send)
+            return first if isinstance(first, ClientReply) else await self._retry(first, send)
 
-    async def _retried(self, failed: LLMError, send: Send) -> ClientReply:
+    async def _retry(self, failed: LLMError, send: Send) -> ClientReply:
         """Go on after the first try, which counts as one."""
         outcomes: Iterator[LLMError] = iter((failed,))
 
@@ -199,7 +199,7 @@ def _error_of(state: RetryCallState) -> BaseException | None:
     return state.outcome.exception() if state.outcome is not None else None
 
 
-async def _tried(send: Send) -> ClientReply | LLMError:
+async def _try_once(send: Send) -> ClientReply | LLMError:
     try:
         return await send()
     except LLMError as error:

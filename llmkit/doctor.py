@@ -24,7 +24,7 @@ from llmkit.persistence.migrate import SchemaStatus, current_state
 from llmkit.providers import PROVIDERS
 from llmkit.providers.local import EMBEDDED_MODELS
 from llmkit.providers.model_facts import Fact
-from llmkit.providers.ollama import tagged
+from llmkit.providers.ollama import add_tag
 from llmkit.redaction import redact
 from llmkit.session import Session
 from llmkit.settings import LLMSettings
@@ -93,9 +93,9 @@ def examine(settings: LLMSettings, *, probe: bool = False) -> tuple[Check, ...]:
         probe: Send one small request, billed and recorded, on every route that looks usable, to see whether its
             answers are held to a schema. Else nothing is sent to a model, and it takes a few seconds at most.
     """
-    checks = tuple(check for look in _LOOKS for check in _guarded(look, settings))
+    checks = tuple(check for look in _LOOKS for check in _check_safely(look, settings))
     routes = tuple(map(Route.parse, usable_routes(checks)))
-    return (*checks, *(_tried(settings, routes) if probe else _remembered(settings, routes)))
+    return (*checks, *(_probe_routes(settings, routes) if probe else _list_probed(settings, routes)))
 
 
 def usable_routes(checks: Iterable[Check]) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ def usable_routes(checks: Iterable[Check]) -> tuple[str, ...]:
     return tuple(check.route for check in checks if check.route)
 
 
-def _guarded(look: Callable[[LLMSettings], Iterable[Check]], settings: LLMSettings) -> tuple[Check, ...]:
+def _check_safely(look: Callable[[LLMSettings], Iterable[Check]], settings: LLMSettings) -> tuple[Check, ...]:
     try:
         return tuple(look(settings))
     except LLMError as error:
@@ -198,20 +198,20 @@ def _ollama(settings: LLMSettings) -> Iterator[Check]:
         yield Check("ollama", CheckState.ABSENT, f"nothing answers at {base}", fix)
         return
     yield _ollama_server(settings, found, base)
-    yield from map(_pulled, found.models)
+    yield from map(_check_pulled, found.models)
 
 
 def _ollama_server(settings: LLMSettings, found: OllamaServerState, base: str) -> Check:
     wanted, names = settings.ollama_model, [model.name for model in found.models]
     listed, where = ", ".join(names) or "none", f"{found.version} at {base}"
-    if tagged(wanted) in names:
+    if add_tag(wanted) in names:
         return Check("ollama", CheckState.OK, f"{where}; models: {listed}", route=f"ollama/{wanted}")
     detail = f"{where}; model {wanted} is not pulled (there: {listed})"
     usable = f"ollama/{names[0].removesuffix(':latest')}" if names else None
     return Check("ollama", CheckState.ABSENT, detail, f"ollama pull {wanted}", route=usable)
 
 
-def _pulled(model: PulledModel) -> Check:
+def _check_pulled(model: PulledModel) -> Check:
     size = f"; {model.size_bytes / 10**6:,.0f} MB" if model.size_bytes else ""
     detail = f"{str(model.facts) or 'the server tells no details of it'}{size}"
     return Check(f"ollama/{model.name}", CheckState.OK, detail, facts=model.facts.as_dict())
@@ -249,7 +249,7 @@ _LOOKS = (_llmkit, _litellm, _database, _cache, _disk, _extras, _ollama, _gemini
 # --- whether answers are held to a schema -------------------------------------------------------------------------
 
 
-def _remembered(settings: LLMSettings, routes: Iterable[Route]) -> Iterator[Check]:
+def _list_probed(settings: LLMSettings, routes: Iterable[Route]) -> Iterator[Check]:
     """What earlier trials found."""
     probes = ProbeFile(settings.cache_dir).load() if settings.cache_enabled else ()
     found = {(probe.route, probe.address): probe for probe in probes}
@@ -261,7 +261,7 @@ def _remembered(settings: LLMSettings, routes: Iterable[Route]) -> Iterator[Chec
             yield _schema(route, Fact(probe.json_schema, "probed", probe.at_utc))
 
 
-def _tried(settings: LLMSettings, routes: Iterable[Route]) -> Iterator[Check]:
+def _probe_routes(settings: LLMSettings, routes: Iterable[Route]) -> Iterator[Check]:
     with Session(settings=settings) as session:
         for route in routes:
             try:

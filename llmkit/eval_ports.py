@@ -202,7 +202,7 @@ class EvalStore(Protocol):
         """Every model digest that was recorded with requests of an evaluation, by route and first appearance."""
         ...
 
-    async def spent(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
+    async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
         """What the requests of an evaluation took, by route. Those of calls that are in doubt are not recorded yet."""
         ...
 

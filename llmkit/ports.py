@@ -46,8 +46,8 @@ __all__ = [
     "Send",
     "StoredRun",
     "UnitOfWork",
-    "guarded",
-    "watched_by",
+    "apply_guard",
+    "use_guard",
 ]
 
 DOUBTFUL_STATUSES = frozenset({408, 499, 504})
@@ -405,7 +405,7 @@ _guard: ContextVar[Guard | None] = ContextVar("llmkit_guard", default=None)
 
 
 @contextmanager
-def watched_by(guard: Guard) -> Iterator[None]:
+def use_guard(guard: Guard) -> Iterator[None]:
     """Let the guard decide about all that is sent in this block, and in the tasks and threads that begin in it."""
     token = _guard.set(guard)
     try:
@@ -414,7 +414,7 @@ def watched_by(guard: Guard) -> Iterator[None]:
         _guard.reset(token)
 
 
-def guarded(route: Route, request: LLMRequest, log: AttemptLog, send: Send) -> Send:
+def apply_guard(route: Route, request: LLMRequest, log: AttemptLog, send: Send) -> Send:
     """`send` under the guard of this context, or as it is when there is none."""
     guard = _guard.get()
     return send if guard is None else partial(guard.send, route, request, log, send)

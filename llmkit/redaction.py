@@ -28,7 +28,7 @@ _CUT_MARGIN_CHARS = 512
 
 
 @cache
-def _compiled(expression: str) -> re.Pattern[str]:
+def _compile(expression: str) -> re.Pattern[str]:
     return re.compile(expression)
 
 
@@ -45,7 +45,7 @@ class _Pattern(NamedTuple):
     @property
     def regex(self) -> re.Pattern[str]:
         """The expression, compiled."""
-        return _compiled(self.expression)
+        return _compile(self.expression)
 
 
 # The more telling patterns come first. Hints are lower case; with them 1,000 characters of prose cost 50 us, not 400.
@@ -107,12 +107,12 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     lower = text.lower()
     has_digits = _ENOUGH_DIGITS.search(text) is not None
     for pattern in _PATTERNS:
-        if _hinted(pattern.hints, lower) if pattern.hints else has_digits:
+        if _has_hint(pattern.hints, lower) if pattern.hints else has_digits:
             text = pattern.regex.sub(_LABELS.get(pattern.kind, f"[{pattern.kind}]"), text)
     return text
 
 
-def _hinted(hints: tuple[str, ...], lower: str) -> bool:
+def _has_hint(hints: tuple[str, ...], lower: str) -> bool:
     for hint in hints:  # noqa: SIM110 - `any` with a generator takes six times as long here
         if hint in lower:
             return True
@@ -148,7 +148,7 @@ def request_preview(request: LLMRequest, secrets: Iterable[str] = ()) -> str:
 
     Of an attachment it says kind, size and the beginning of its hash, such as `[image/png 12 kB sha256:1f0c9ab…]`.
     """
-    lines = (f"{message.role}: {_shown(message)}" for message in reversed(request.messages[-8:]))
+    lines = (f"{message.role}: {_format_message(message)}" for message in reversed(request.messages[-8:]))
     return preview("\n".join(lines), secrets=secrets)
 
 
@@ -158,6 +158,6 @@ def tool_preview(result_json: str | None) -> str:
     return preview("\n".join(f"{call['name']}({call['arguments']})" for call in calls))
 
 
-def _shown(message: Message) -> str:
+def _format_message(message: Message) -> str:
     text = message.content[: 2 * PREVIEW_CHARS]
     return " ".join([*map(str, message.attachments), text]) if message.attachments else text

@@ -121,12 +121,12 @@ class LLMRouter:
             try:
                 reply = await self._try(route, request, log)
             except LLMError as error:
-                failures.append(_told(error, route, log))
+                failures.append(_complete_error(error, route, log))
                 if not (error.retryable and request.constraints.allow_fallback):
                     raise
             else:
                 return Routed(reply, route, plan, plan_as_json(plan, failures, served_by=route))
-        raise _told(self._all_failed(request, failures), None, log)
+        raise _complete_error(self._all_failed(request, failures), None, log)
 
     async def _try(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
         outage = self._outages.enter(route)
@@ -135,7 +135,7 @@ class LLMRouter:
         try:
             reply = await self._client.call(route, request, log)
         except LLMUnavailable:
-            self._outages.failed(route)
+            self._outages.note_failure(route)
             raise
         except LLMQuotaExhausted as error:
             if error.retry_after_s is not None:
@@ -144,9 +144,9 @@ class LLMRouter:
         except LLMError as error:
             if error.status_code is not None:
                 # It answered: whatever is wrong, it is not an outage.
-                self._outages.answered(route)
+                self._outages.note_answer(route)
             raise
-        self._outages.answered(route)
+        self._outages.note_answer(route)
         return reply
 
     def _all_failed(self, request: LLMRequest, failures: Sequence[LLMError]) -> LLMError:
@@ -155,7 +155,7 @@ class LLMRouter:
         return failures[0] if len(failures) == 1 else LLMAllRoutesFailed(failures)
 
 
-def _told(error: LLMError, route: Route | None, log: AttemptLog) -> LLMError:
+def _complete_error(error: LLMError, route: Route | None, log: AttemptLog) -> LLMError:
     """The error, with what was sent so far and, where it does not say so itself, who failed."""
     error.attempts = log.attempts
     if route is not None:

@@ -320,7 +320,7 @@ class LLMService:
                 return await self._end_with(call, plan, unsent.outcome)
             raise unsent.outcome from None
         except asyncio.CancelledError:
-            await self._cancelled(call, plan, log)
+            await self._record_cancellation(call, plan, log)
             raise
         except LLMError as error:
             error.run_id = self._ledger.run_id(call)
@@ -350,7 +350,7 @@ class LLMService:
         if self._heartbeat is not None:
             self._heartbeat.begin(call.run_id)
 
-    async def _cancelled(self, call: Call, plan: RoutePlan, log: AttemptLog) -> None:
+    async def _record_cancellation(self, call: Call, plan: RoutePlan, log: AttemptLog) -> None:
         message = "cancelled by the caller" if log.attempts else "cancelled before anything was sent"
         # What the store cannot take now is remembered by the ledger; the cancellation must not turn into an error.
         with suppress(LLMStoreError):

@@ -21,8 +21,8 @@ from llmkit.notebook.options import (
     EXTRACT_SHOWN,
     accepting,
     attachments_of,
-    checked_count,
-    checked_output_type,
+    check_count,
+    check_output_type,
     context_of,
     request_of,
 )
@@ -202,14 +202,14 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
         from llmkit.pydanticai import extract, extraction_prompt
 
         context, fields = self._split(parameters)
-        checked_output_type(output_type)
+        check_output_type(output_type)
         attachments = attachments_of(fields)
         shots = {name: fields.pop(name) for name in ("instructions", "examples") if name in fields}
         if isinstance(text, str) and not text.strip() and not attachments:
             raise LLMBadRequest("There is nothing to read: give a text, images=... or files=...")
         messages = extraction_prompt(output_type, text, attachments=attachments, **shots)
         retries = fields.pop("retries", 1)
-        checked_count("retries", retries, 0)
+        check_count("retries", retries, 0)
         # Refuses unknown or bad fields before anything else happens.
         request = request_of(messages, fields, EXTRACT_NAMES)
         own = {name: getattr(request, name) for name in _EXTRACT_FIELDS}
@@ -235,9 +235,9 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
             from llmkit.pydanticai import extraction_prompt
 
             shots = {name: fields.pop(name) for name in ("instructions", "examples") if name in fields}
-            checked_output_type(what)
+            check_output_type(what)
             messages = extraction_prompt(what, "?", **shots)
-            checked_count("retries", fields.pop("retries", 1), 0)
+            check_count("retries", fields.pop("retries", 1), 0)
             request_of(messages, fields, EXTRACT_NAMES)
 
     def _split(self, parameters: dict[str, Any]) -> tuple[RequestContext, dict[str, Any]]:

@@ -153,7 +153,7 @@ class LLMSettings(BaseSettings):
 
     @field_validator("database_url")
     @classmethod
-    def _known_database(cls, url: str) -> str:
+    def _check_database(cls, url: str) -> str:
         scheme = url.split(":", 1)[0].split("+", 1)[0]
         if scheme not in {"sqlite", "postgresql", "postgres"}:
             raise ValueError("must begin with sqlite:/// or postgresql://")
@@ -183,7 +183,7 @@ def load_settings(**overrides: Any) -> LLMSettings:
     """
     unknown = sorted(set(overrides) - set(LLMSettings.model_fields))
     if unknown:
-        raise LLMConfigurationError(f"Unknown setting: {', '.join(unknown)}. {_meant(unknown)}")
+        raise LLMConfigurationError(f"Unknown setting: {', '.join(unknown)}. {_suggest_settings(unknown)}")
     try:
         return LLMSettings(**overrides)
     except ValidationError as error:
@@ -211,7 +211,7 @@ _ELSEWHERE = {
 }
 
 
-def _meant(unknown: Sequence[str]) -> str:
+def _suggest_settings(unknown: Sequence[str]) -> str:
     """Which settings were probably meant, or all that there are."""
     known = sorted(LLMSettings.model_fields)
     near = [_ELSEWHERE.get(name) or next(iter(get_close_matches(name, known, 1, cutoff=0.7)), None) for name in unknown]

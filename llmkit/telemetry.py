@@ -112,7 +112,7 @@ class Telemetry:
         self._runs.add(1, attributes)
         self._requests.add(event.requests, attributes)
         self._duration.record(event.latency_ms / 1000, attributes)
-        for kind, count in _billed_tokens(event):
+        for kind, count in _list_billed_tokens(event):
             self._tokens.record(count, attributes | {"gen_ai.token.type": kind})
 
     def _trace(self, event: RunEvent, attributes: dict[str, str]) -> None:
@@ -128,7 +128,7 @@ class Telemetry:
             names = ("llm_run_id", "workspace_id", "stage", "profile")
             own = {name: getattr(event, name) for name in names}
             span.set_attributes({f"llmkit.{name}": str(value) for name, value in own.items() if value is not None})
-            span.set_attributes({f"gen_ai.usage.{kind}_tokens": count for kind, count in _billed_tokens(event)})
+            span.set_attributes({f"gen_ai.usage.{kind}_tokens": count for kind, count in _list_billed_tokens(event)})
             if event.error_code is not None:
                 span.set_status(trace.StatusCode.ERROR, event.error_code)
         span.end(ended_ns)
@@ -253,7 +253,7 @@ class Span:
         """What the span is about ended badly."""
         self.error_code = error_code
 
-    def scored(self, scores: Mapping[str, float]) -> None:
+    def add_scores(self, scores: Mapping[str, float]) -> None:
         """Add an event for each score, as the semantic conventions have it."""
         if self._made.is_recording():
             for name, value in scores.items():
@@ -275,7 +275,7 @@ def _attributes(event: RunEvent) -> dict[str, str]:
     return attributes
 
 
-def _billed_tokens(event: RunEvent) -> list[tuple[str, int]]:
+def _list_billed_tokens(event: RunEvent) -> list[tuple[str, int]]:
     if event.usage is None or event.served_from != "provider":
         return []
     counts = (("input", event.usage.input_tokens), ("output", event.usage.output_tokens))

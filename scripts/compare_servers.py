@@ -29,7 +29,7 @@ from rich.console import Console
 
 from llmkit import LLMError, Session
 from llmkit.evals import EvalReport, Progress, load_tasks
-from llmkit.local_model.models import embedded_model
+from llmkit.local_model.models import find_local_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,7 +147,7 @@ def _options() -> argparse.Namespace:
 
 def _weights(folder: Path) -> str:
     """Whether both servers have the same file of weights: Ollama names its blobs by their hash."""
-    sha256 = embedded_model(LOCAL.partition("/")[2]).sha256
+    sha256 = find_local_model(LOCAL.partition("/")[2]).sha256
     same = (folder / "models" / "blobs" / f"sha256-{sha256}").exists()
     return f"Both servers have {'the same weights' if same else 'DIFFERENT weights'} (embedded: sha256 {sha256[:12]})."
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llmkit.attachment import MAX_ATTACHED_BYTES, Attachment, attached
+from llmkit.attachment import MAX_ATTACHED_BYTES, Attachment, collect_attachments
 from llmkit.calls.request_hash import prompt_sha256
 from llmkit.errors import LLMNoRoute, LLMUnavailable, LLMUnsupported
-from llmkit.providers import PROVIDERS, estimated_prompt_tokens, smallest_prompt_tokens
+from llmkit.providers import PROVIDERS, estimate_prompt_tokens, smallest_prompt_tokens
 from llmkit.providers.ollama import context_window
 from llmkit.redaction import request_preview
 from llmkit.router import PROVIDER_CAPABILITIES, LLMRouter
@@ -93,11 +93,11 @@ def test_an_attachment_survives_json(tail: bytes) -> None:
 
 
 def test_several_and_single_ones_and_each_in_its_place() -> None:
-    assert attached(images=png(), files=[PDF]) == (PNG, Attachment.of(PDF))
+    assert collect_attachments(images=png(), files=[PDF]) == (PNG, Attachment.of(PDF))
     with pytest.raises(ValueError, match=r"application/pdf 69 B .* belongs in files="):
-        attached(images=[PDF])
+        collect_attachments(images=[PDF])
     with pytest.raises(ValueError, match=r"image/png 69 B .* belongs in images="):
-        attached(images=[png()], files=[png()])
+        collect_attachments(images=[png()], files=[png()])
 
 
 @pytest.mark.parametrize("role", ["system", "assistant"])
@@ -149,9 +149,9 @@ def test_a_preview_tells_kind_size_and_hash_and_never_the_bytes() -> None:
 
 
 def test_room_is_made_for_images_and_documents() -> None:
-    text = estimated_prompt_tokens(looking())
-    assert estimated_prompt_tokens(looking(PNG, PNG)) == text + 6_000
-    assert estimated_prompt_tokens(looking(Attachment.of(PDF + bytes(20_000)))) == text + 1_003
+    text = estimate_prompt_tokens(looking())
+    assert estimate_prompt_tokens(looking(PNG, PNG)) == text + 6_000
+    assert estimate_prompt_tokens(looking(Attachment.of(PDF + bytes(20_000)))) == text + 1_003
     assert smallest_prompt_tokens(looking(PNG)) == smallest_prompt_tokens(looking())
     assert (context_window(looking()), context_window(looking(PNG, PNG))) == (4_096, 8_192)
 

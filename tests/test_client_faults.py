@@ -10,7 +10,7 @@ from llmkit.client_litellm import LiteLLMClient
 from llmkit.errors import LLMError, LLMQuotaExhausted, LLMUnavailable
 from llmkit.ports import AttemptLog
 from llmkit.settings import load_settings
-from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply, StandInServer, refused_url
+from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply, StandInServer, get_refused_url
 from llmkit.transport.http.error_rules import RULES, Seen, rule_for
 from llmkit.types import AttemptStatus, LLMProvider, LLMRequest, ResponseFormat, Route
 from tests.support.client_faults import CASES, MAX_RETRIES, REFUSED, UNKNOWN_HOST, UNKNOWN_MODEL, Case
@@ -34,7 +34,7 @@ async def no_wait(seconds: float) -> None:
 
 
 def address(case: Case, server: StandInServer) -> str:
-    return {REFUSED: refused_url(), UNKNOWN_HOST: "https://no-such-host.invalid"}.get(str(case.happens), server.url)
+    return {REFUSED: get_refused_url(), UNKNOWN_HOST: "https://no-such-host.invalid"}.get(str(case.happens), server.url)
 
 
 @pytest.mark.parametrize(("case", "provider"), ALL)

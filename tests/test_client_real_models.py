@@ -20,7 +20,7 @@ from llmkit.errors import (
 from llmkit.ports import AttemptLog
 from llmkit.providers import PROVIDERS
 from llmkit.providers.model_facts import Fact, FactBook, ModelFacts
-from llmkit.providers.with_facts import informed
+from llmkit.providers.with_facts import add_model_facts
 from llmkit.settings import load_settings
 from llmkit.types import AttemptStatus, LLMProvider, LLMRequest, ResponseFormat, Route, ToolDefinition
 
@@ -119,7 +119,7 @@ async def test_ollama_that_cuts_the_prompt_is_found_out(real_ollama, route):
     book = FactBook()
     book.report(route, ModelFacts(context_tokens=Fact(512, "reported")))
     settings = load_settings(ollama_api_base=real_ollama.url)
-    client = LiteLLMClient(settings, providers=informed(PROVIDERS, book))
+    client = LiteLLMClient(settings, providers=add_model_facts(PROVIDERS, book))
     log = AttemptLog()
     with pytest.raises(LLMPromptTruncated, match="cut the prompt to 512 tokens"):
         await client.call(route, LLMRequest(messages="one two three four " * 1500, max_output_tokens=2), log)
@@ -168,10 +168,10 @@ async def test_ollama_killed_and_restarted(own_ollama):
 
 @pytest.mark.local
 async def test_the_embedded_model():
-    from llmkit.local_model.server import shared_server
+    from llmkit.local_model.server import share_server
 
     settings = load_settings(local_context_tokens=512)
-    server = shared_server(settings)
+    server = share_server(settings)
     client = LiteLLMClient(settings, {LLMProvider.LOCAL: server}, sleep=no_wait)
     route = Route.parse("local/gemma-3-270m")
     try:

@@ -14,7 +14,7 @@ from llmkit import Session, doctor
 from llmkit.cli.main import _run as run_command
 from llmkit.doctor import EXTRAS, Check, CheckState, examine, usable_routes
 from llmkit.settings import load_settings
-from llmkit.testing import Fault, GeminiServer, OllamaModel, OllamaServer, refused_url
+from llmkit.testing import Fault, GeminiServer, OllamaModel, OllamaServer, get_refused_url
 
 KEY = "AIzaSyCanary0123456789-canary_canary"
 
@@ -44,7 +44,7 @@ def test_every_pulled_model_is_told_with_context_and_digest(ollama: OllamaServer
 
 def test_what_is_missing_is_told_with_the_one_thing_to_do() -> None:
     found = checks(
-        ollama_api_base=refused_url(), gemini_api_key=None, cache_enabled=False, database_url="sqlite:///x/new.db"
+        ollama_api_base=get_refused_url(), gemini_api_key=None, cache_enabled=False, database_url="sqlite:///x/new.db"
     )
     wanted = {
         "ollama": "start it with `ollama serve`, or set LLM_OLLAMA_API_BASE",
@@ -74,13 +74,13 @@ def test_the_extras_are_those_of_the_package() -> None:
     assert set(EXTRAS) == set(importlib.metadata.metadata("llmkit").get_all("Provides-Extra") or ())
     requires = {line.split("[")[0] for line in importlib.metadata.requires("llmkit") or ()}
     assert requires
-    found = checks(ollama_api_base=refused_url())
+    found = checks(ollama_api_base=get_refused_url())
     assert {name for name in found if name.startswith("extra ")} == {f"extra {extra}" for extra in EXTRAS}
 
 
 def test_a_missing_extra_is_told_and_stops_only_what_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda _name: None)
-    found = checks(ollama_api_base=refused_url())
+    found = checks(ollama_api_base=get_refused_url())
     assert (found["extra plot"].state, found["extra plot"].fix) == (CheckState.ABSENT, "pip install 'llmkit[plot]'")
     assert found["extra postgres"].state is CheckState.ABSENT
     needed = {check.name: check for check in doctor._extras(load_settings(database_url="postgresql://nobody/x"))}
@@ -88,9 +88,9 @@ def test_a_missing_extra_is_told_and_stops_only_what_needs_it(monkeypatch: pytes
 
 
 def test_a_full_disk_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert checks(ollama_api_base=refused_url())["disk"].state is CheckState.OK
+    assert checks(ollama_api_base=get_refused_url())["disk"].state is CheckState.OK
     monkeypatch.setattr(doctor, "LEAST_FREE_BYTES", 10**18)
-    full = checks(ollama_api_base=refused_url())["disk"]
+    full = checks(ollama_api_base=get_refused_url())["disk"]
     assert (full.state, str(full.fix).startswith("llmkit db prune")) == (CheckState.FAILED, True)
 
 

@@ -474,7 +474,7 @@ def test_a_plan_that_is_kept_is_the_one_that_would_be_made(history, environment)
             book.report(Route.parse(details[0]), ModelFacts(context_tokens=Fact(details[1], "reported")))
         elif happening == "fail":
             for _ in range(settings.cooldown_after_failures):
-                subject._outages.failed(Route.parse(details[0]))
+                subject._outages.note_failure(Route.parse(details[0]))
         elif happening == "park":
             subject._outages.park(Route.parse(details[0]), 30)
         elif happening == "wait":

@@ -30,7 +30,7 @@ from llmkit import (
     bootstrap,
 )
 from llmkit.evals import EvalReport, Sample, Task, field_match
-from llmkit.testing import Fault, OllamaServer, Reply, refused_url
+from llmkit.testing import Fault, OllamaServer, Reply, get_refused_url
 
 
 class City(BaseModel):
@@ -138,7 +138,7 @@ def test_a_bad_workspace_or_setting_is_a_configuration_error() -> None:
 
 
 def test_nobody_answering_says_what_to_do_and_leaves_a_row() -> None:
-    with Session("study", ollama_api_base=refused_url(), max_retries=0) as session:
+    with Session("study", ollama_api_base=get_refused_url(), max_retries=0) as session:
         with pytest.raises(LLMUnavailable, match="ollama serve"):
             session.chat("x", route="ollama/llama3.2")
         row = session.runs().iloc[0]

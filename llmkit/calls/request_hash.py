@@ -69,7 +69,7 @@ class CanonicalRequest:
             content["route"] = str(route)
         if profile is not None:
             content["profile"] = profile
-        messages = f"[{','.join(map(_said, values['messages']))}]"
+        messages = f"[{','.join(map(_encode_message, values['messages']))}]"
         if not self._long:
             # What comes before is of ours alone.
             return _sha256(_encode(content).replace('"messages":0', f'"messages":{messages}', 1))
@@ -106,7 +106,7 @@ def _shape(wanted: ResponseFormat) -> dict[str, Any]:
     return shape if wanted.json_schema is None else {**shape, "json_schema": wanted.json_schema}
 
 
-def _said(message: Message) -> str:
+def _encode_message(message: Message) -> str:
     """JSON of the message's fields that are not at their default, attachments as the hashes of their bytes."""
     values = vars(message)
     if values["attachments"] or values["tool_calls"] or values["tool_call_id"] or values["tool_name"]:

@@ -57,12 +57,12 @@ def cassette_verify(file: File, workspace: Workspace = None, as_json: AsJson = F
     """Compare a cassette with the calls of a workspace: list unused entries and count missing ones."""
     from llmkit.cli.db import open_store
     from llmkit.replay.cassette import Cassette
-    from llmkit.replay.recorder import asked_keys
+    from llmkit.replay.recorder import read_asked_keys
 
     cassette = Cassette.read(file)
     settings = load_settings()
     with open_store(settings) as journal:
-        asked = asked_keys(journal.engine, journal.address, workspace or settings.workspace_id)
+        asked = read_asked_keys(journal.engine, journal.address, workspace or settings.workspace_id)
     unasked = [number for number, each in enumerate(cassette, start=2) if each.key not in asked]
     missing = len(asked - {each.key for each in cassette})
     if as_json:

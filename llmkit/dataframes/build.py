@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["Columns", "Kind", "frame_of", "framed"]
+__all__ = ["Columns", "Kind", "build_frame", "frame_of"]
 
 Kind = Literal["uuid", "time", "string", "Int64", "Float64", "boolean"]
 Columns = Mapping[str, Kind]
@@ -25,10 +25,10 @@ def frame_of(rows: Iterable[tuple[Any, ...]], columns: Columns) -> pd.DataFrame:
 
     Times may be aware datetimes or UTC texts, ids UUIDs or texts with or without hyphens.
     """
-    return framed([rows], columns)
+    return build_frame([rows], columns)
 
 
-def framed(
+def build_frame(
     batches: Iterable[Iterable[Sequence[Any]]], columns: Columns, *, packed: Collection[str] = ()
 ) -> pd.DataFrame:
     """As `frame_of`, from batches of rows that become columns at once: few rows stay in the processor's cache.
@@ -47,13 +47,15 @@ def framed(
     for rows in batches:
         for column_so_far, values in zip(by_column, zip(*rows, strict=True), strict=False):
             column_so_far.extend(values)
-    typed = _unpacked(by_column.pop(0), together) if together else {}
-    typed |= {name: _typed(values, kind) for values, (name, kind) in zip(by_column, apart.items(), strict=True)}
+    typed = _unpack_columns(by_column.pop(0), together) if together else {}
+    typed |= {
+        name: _convert_column(values, kind) for values, (name, kind) in zip(by_column, apart.items(), strict=True)
+    }
     # Of arrays of our own, which nobody else holds.
     return pd.DataFrame(typed, columns=list(columns), copy=False)
 
 
-def _unpacked(texts: list[str], columns: Columns) -> dict[str, pd.Series[Any]]:
+def _unpack_columns(texts: list[str], columns: Columns) -> dict[str, pd.Series[Any]]:
     """Columns of JSON arrays, many of which are the same."""
     import numpy as np
     import pandas as pd
@@ -61,11 +63,13 @@ def _unpacked(texts: list[str], columns: Columns) -> dict[str, pd.Series[Any]]:
     codes, distinct = pd.factorize(np.array(texts, dtype=object))
     rows = [json.loads(text) for text in distinct]
     by_column = [list(values) for values in zip(*rows, strict=True)] or [[] for _ in columns]
-    typed = ((name, _typed(values, kind)) for values, (name, kind) in zip(by_column, columns.items(), strict=True))
+    typed = (
+        (name, _convert_column(values, kind)) for values, (name, kind) in zip(by_column, columns.items(), strict=True)
+    )
     return {name: pd.Series(values.array.take(codes), copy=False) for name, values in typed}
 
 
-def _typed(values: list[Any], kind: Kind) -> pd.Series[Any]:
+def _convert_column(values: list[Any], kind: Kind) -> pd.Series[Any]:
     import pandas as pd
 
     if kind == "boolean":
@@ -74,7 +78,7 @@ def _typed(values: list[Any], kind: Kind) -> pd.Series[Any]:
     if by_arrow is not None:
         return by_arrow
     if kind == "uuid":
-        return _typed([_hyphenated(value) for value in values], "string")
+        return _convert_column([_hyphenate_id(value) for value in values], "string")
     if kind == "time":
         return pd.to_datetime(pd.Series(values, dtype="object"), utc=True, format="ISO8601").astype(TIME_DTYPE)
     # Never by way of a float: that would round large counts.
@@ -97,7 +101,7 @@ def _by_arrow(values: list[Any], kind: Kind) -> pd.Series[Any] | None:
             times = pa.array(values, type=pa.string()).cast(pa.timestamp("us"))
             return pd.Series(times.to_pandas()).dt.tz_localize("UTC")
         if kind == "uuid":
-            array = _hyphenated_together(values)
+            array = _hyphenate_ids(values)
         else:
             array = pa.array(values, type=types[kind](), from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError):
@@ -105,7 +109,7 @@ def _by_arrow(values: list[Any], kind: Kind) -> pd.Series[Any] | None:
     return None if array is None else pd.Series(dtypes.get(kind, pd.StringDtype)().__from_arrow__(array), copy=False)
 
 
-def _hyphenated_together(values: list[Any]) -> pa.LargeStringArray | None:
+def _hyphenate_ids(values: list[Any]) -> pa.LargeStringArray | None:
     """Ids as SQLite has them in the usual form; None when one is missing or not as SQLite has it."""
     import numpy as np
     import pyarrow as pa
@@ -118,7 +122,7 @@ def _hyphenated_together(values: list[Any]) -> pa.LargeStringArray | None:
     return pa.LargeStringArray.from_buffers(len(values), pa.py_buffer(ends), pa.py_buffer(texts))
 
 
-def _hyphenated(value: Any) -> str | None:
+def _hyphenate_id(value: Any) -> str | None:
     """An id in the usual form; SQLite has it without hyphens."""
     if value is None:
         return None

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import ColumnElement
 
-from llmkit.dataframes.build import Columns, frame_of, framed
+from llmkit.dataframes.build import Columns, build_frame, frame_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,8 +45,8 @@ __all__ = [
     "eval_runs_frame",
     "frame_of",
     "moment",
+    "read_stored_answers",
     "runs_frame",
-    "stored_answers",
     "usage_frame",
 ]
 
@@ -204,7 +204,7 @@ def runs_frame(
     if limit is None and dialect == "sqlite":
         return _by_time(connection, query, _col("created_at_utc"), RUN_COLUMNS, {"id": False})
     newest_first = query.order_by(_col("created_at_utc").desc(), _col("id").desc()).limit(limit)
-    return _fetched(connection, newest_first, RUN_COLUMNS)
+    return _fetch_frame(connection, newest_first, RUN_COLUMNS)
 
 
 def attempts_frame(
@@ -223,7 +223,7 @@ def attempts_frame(
     runs = table("llm_runs", *[column(name) for name in ("id", "workspace_id", "pipeline_run_id", "created_at_utc")])
     attempts = table("llm_attempts", *[column(name) for name in ATTEMPT_COLUMNS if name != "pipeline_run_id"])
     sources = {**{each.name: each for each in attempts.c}, "pipeline_run_id": runs.c.pipeline_run_id}
-    query = select(*_shown(sources, ATTEMPT_COLUMNS, dialect)).select_from(
+    query = select(*_select_columns(sources, ATTEMPT_COLUMNS, dialect)).select_from(
         attempts.join(runs, runs.c.id == attempts.c.run_id)
     )
     query = query.where(runs.c.workspace_id == workspace_id)
@@ -234,14 +234,14 @@ def attempts_frame(
     if limit is None and dialect == "sqlite":
         return _by_time(connection, query, runs.c.created_at_utc, ATTEMPT_COLUMNS, {"run_id": False, "number": True})
     ordered = query.order_by(runs.c.created_at_utc.desc(), runs.c.id.desc(), attempts.c.number).limit(limit)
-    return _fetched(connection, ordered, ATTEMPT_COLUMNS)
+    return _fetch_frame(connection, ordered, ATTEMPT_COLUMNS)
 
 
 def eval_runs_frame(connection: Connection, workspace_id: str) -> pd.DataFrame:
     """The evaluations of a workspace, newest first, with `EVAL_RUN_COLUMNS`."""
     query = _select("eval_runs", EVAL_RUN_COLUMNS, connection.dialect.name)
     mine = query.where(_col("workspace_id") == workspace_id)
-    return _fetched(connection, mine.order_by(_col("created_at_utc").desc(), _col("id").desc()), EVAL_RUN_COLUMNS)
+    return _fetch_frame(connection, mine.order_by(_col("created_at_utc").desc(), _col("id").desc()), EVAL_RUN_COLUMNS)
 
 
 def eval_results_frame(connection: Connection, eval_run_id: UUID) -> pd.DataFrame:
@@ -249,7 +249,7 @@ def eval_results_frame(connection: Connection, eval_run_id: UUID) -> pd.DataFram
     dialect = connection.dialect.name
     key = eval_run_id.hex if dialect == "sqlite" else eval_run_id
     query = _select("eval_results", EVAL_RESULT_COLUMNS, dialect).where(_col("eval_run_id") == key)
-    frame = _fetched(connection, query, EVAL_RESULT_COLUMNS)
+    frame = _fetch_frame(connection, query, EVAL_RESULT_COLUMNS)
     # Sorted here: databases sort text by rules of their own.
     return frame.sort_values(["sample_id", "route", "epoch"], ignore_index=True)
 
@@ -272,8 +272,8 @@ def usage_frame(connection: Connection, workspace_id: str, *, since: datetime | 
     mine = [runs.c.workspace_id == workspace_id]
     if since is not None:
         mine.append(runs.c.created_at_utc >= moment(since, connection.dialect.name))
-    by_call = _by_route(connection, _served(runs).where(*mine))
-    by_request = _by_route(connection, _sent(runs).where(*mine))
+    by_call = _by_route(connection, _select_served(runs).where(*mine))
+    by_request = _by_route(connection, _select_sent(runs).where(*mine))
     no_call, no_request = (0, 0, 0, None, None), (0, 0, 0, None, None, None)
     routes = sorted({*by_call, *by_request}, key=lambda name: (name is None, name or ""))
     rows = [(name, *by_call.get(name, no_call), *by_request.get(name, no_request)) for name in routes]
@@ -287,7 +287,7 @@ _USAGE_OF_RUNS = (
 )
 
 
-def _served(runs: TableClause) -> Select[Any]:
+def _select_served(runs: TableClause) -> Select[Any]:
     succeeded = runs.c.status == "SUCCEEDED"
     route = case((succeeded, _route(runs)), else_=runs.c.requested_route)
     return select(
@@ -299,7 +299,7 @@ def _served(runs: TableClause) -> Select[Any]:
     ).group_by(literal_column("1"))
 
 
-def _sent(runs: TableClause) -> Select[Any]:
+def _select_sent(runs: TableClause) -> Select[Any]:
     names = ("run_id", "provider", "model", "status", *_TOKENS, "cost_usd")
     attempts = table("llm_attempts", *[column(name) for name in names])
     return (
@@ -324,15 +324,17 @@ def _count(condition: ColumnElement[bool]) -> ColumnElement[Any]:
 
 
 def _by_route(connection: Connection, query: Select[Any]) -> dict[str | None, tuple[Any, ...]]:
-    return {row[0]: tuple(map(_counted, row[1:])) for row in connection.execute(query)}
+    return {row[0]: tuple(map(_convert_count, row[1:])) for row in connection.execute(query)}
 
 
-def _counted(value: Any) -> Any:
+def _convert_count(value: Any) -> Any:
     """PostgreSQL adds whole numbers up to a Decimal."""
     return int(value) if isinstance(value, Decimal) else value
 
 
-def stored_answers(connection: Connection, workspace_id: str, pipeline_run_id: str) -> list[tuple[str, str | None]]:
+def read_stored_answers(
+    connection: Connection, workspace_id: str, pipeline_run_id: str
+) -> list[tuple[str, str | None]]:
     """Metadata and stored answer, as JSON, of the succeeded runs of a pipeline run, oldest first."""
     names = ("workspace_id", "pipeline_run_id", "status", "created_at_utc", "id", "metadata_json", "result_json")
     runs = table("llm_runs", *[column(name) for name in names])
@@ -344,15 +346,15 @@ def stored_answers(connection: Connection, workspace_id: str, pipeline_run_id: s
     return [(row[0], row[1]) for row in connection.execute(query.order_by(runs.c.created_at_utc, runs.c.id))]
 
 
-def _fetched(connection: Connection, query: Select[Any], columns: Columns) -> pd.DataFrame:
+def _fetch_frame(connection: Connection, query: Select[Any], columns: Columns) -> pd.DataFrame:
     packed = SELDOM_CHANGES if connection.dialect.name == "sqlite" else ()
-    return framed(connection.execute(query).partitions(ROWS_AT_ONCE), columns, packed=packed)
+    return build_frame(connection.execute(query).partitions(ROWS_AT_ONCE), columns, packed=packed)
 
 
 def _by_time(
     connection: Connection, query: Select[Any], created: ColumnElement[Any], columns: Columns, ties: Mapping[str, bool]
 ) -> pd.DataFrame:
-    """As `_fetched`, newest first: by the index in SQLite, and equal times here.
+    """As `_fetch_frame`, newest first: by the index in SQLite, and equal times here.
 
     SQLite would take every row, whole, through a sorter of its own for the few that are of the same time.
 
@@ -365,7 +367,7 @@ def _by_time(
     """
     hidden = "_created"
     query = query.add_columns(created.label(hidden)).order_by(created.desc())
-    frame = _fetched(connection, query, {**columns, hidden: "string"})
+    frame = _fetch_frame(connection, query, {**columns, hidden: "string"})
     order = {hidden: False, **ties}
     if not _is_sorted(frame, order):
         frame = frame.sort_values(list(order), ascending=list(order.values()), ignore_index=True)
@@ -391,10 +393,14 @@ def _col(name: str) -> ColumnElement[Any]:
 
 
 def _select(table_name: str, columns: Columns, dialect: str) -> Select[Any]:
-    return select(*_shown({name: column(name) for name in columns}, columns, dialect)).select_from(table(table_name))
+    return select(*_select_columns({name: column(name) for name in columns}, columns, dialect)).select_from(
+        table(table_name)
+    )
 
 
-def _shown(sources: Mapping[str, ColumnElement[Any]], columns: Columns, dialect: str) -> list[ColumnElement[Any]]:
+def _select_columns(
+    sources: Mapping[str, ColumnElement[Any]], columns: Columns, dialect: str
+) -> list[ColumnElement[Any]]:
     """The columns as the driver should give them: ids as text, and of SQLite what seldom changes in one piece."""
     if dialect == "sqlite":
         together = func.json_array(*(sources[name] for name in columns if name in SELDOM_CHANGES))

@@ -102,7 +102,7 @@ class UsagePlot(PlotAccessor):
             LLMConfigurationError: matplotlib is not installed.
         """
         if kind in _LABELS:
-            return _drawn(self._timeline, kind, ax)
+            return _draw_timeline(self._timeline, kind, ax)
         theirs: Any = super().__call__
         return theirs(kind=kind, ax=ax, **pandas_options)
 
@@ -155,7 +155,7 @@ def _timeline(connection: Connection, workspace_id: str, since: datetime | None)
     what = (func.count(), func.sum(tokens), func.count(tokens), func.sum(sent.c.cost_usd), func.count(sent.c.cost_usd))
     grouped = (sent.c.provider, sent.c.model, slot)
     found = connection.execute(select(*grouped, *what).select_from(both).where(*mine).group_by(*grouped))
-    return Timeline(datetime.fromtimestamp(float(first), UTC), slot_s, tuple(_spent(row) for row in found))
+    return Timeline(datetime.fromtimestamp(float(first), UTC), slot_s, tuple(_sum_spending(row) for row in found))
 
 
 def _epoch_s(time: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
@@ -170,7 +170,7 @@ def _whole(number: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
     return cast(number if dialect == "sqlite" else func.floor(number), Integer)
 
 
-def _spent(row: Sequence[Any]) -> Spent:
+def _sum_spending(row: Sequence[Any]) -> Spent:
     provider, model, slot, requests, tokens, counted, cost_usd, priced = row
     return Spent(
         route=f"{provider}/{model}",
@@ -183,13 +183,13 @@ def _spent(row: Sequence[Any]) -> Spent:
     )
 
 
-def _drawn(timeline: Timeline, kind: str, ax: Axes | None) -> Axes:
+def _draw_timeline(timeline: Timeline, kind: str, ax: Axes | None) -> Axes:
     routes = sorted({each.route for each in timeline.spent})
     is_own, ax = ax is None, axes(ax, 3.4 + _LINE_INCHES * len(routes))
     times, known = timeline.times(), 0
     for route, mark in zip(routes, marks(), strict=False):
         sums = timeline.so_far(route, kind)
-        label = _named(route, kind, timeline, is_known=sums is not None)
+        label = _label_route(route, kind, timeline, is_known=sums is not None)
         if sums is None:
             ax.plot([], [], mark.marker, color=GREY, markerfacecolor="none", label=label)
             continue
@@ -206,7 +206,7 @@ def _drawn(timeline: Timeline, kind: str, ax: Axes | None) -> Axes:
     return ax
 
 
-def _named(route: str, kind: str, timeline: Timeline, *, is_known: bool) -> str:
+def _label_route(route: str, kind: str, timeline: Timeline, *, is_known: bool) -> str:
     if not is_known:
         return f"{short(route)} ({kind} unknown)"
     left_out = timeline.unknown(route, kind)

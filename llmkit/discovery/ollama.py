@@ -18,7 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from llmkit.canonical_json import json_object
 from llmkit.providers.model_facts import NOTHING_KNOWN, ModelFacts
-from llmkit.providers.ollama import reported_facts, tagged
+from llmkit.providers.ollama import add_tag, read_facts
 from llmkit.settings import is_loopback
 from llmkit.types import utc_now
 
@@ -72,8 +72,8 @@ async def look_at_model(base: str, model: str) -> ModelFacts | None:
         return NOTHING_KNOWN
     if shown.status != HTTPStatus.OK or shown.body is None:
         return None
-    entry = next((entry for entry in _entries(listed.body) if entry.get("name") == tagged(model)), {})
-    return reported_facts(shown.body, entry, utc_now())
+    entry = next((entry for entry in _entries(listed.body) if entry.get("name") == add_tag(model)), {})
+    return read_facts(shown.body, entry, utc_now())
 
 
 async def look_at_server(base: str) -> OllamaServerState | None:
@@ -89,7 +89,7 @@ async def look_at_server(base: str) -> OllamaServerState | None:
     return OllamaServerState(
         version=str(version.body.get("version", "?")),
         models=tuple(
-            PulledModel(entry["name"], _size(entry), reported_facts(answer.body or {}, entry, now))
+            PulledModel(entry["name"], _size(entry), read_facts(answer.body or {}, entry, now))
             for entry, answer in zip(entries, shown, strict=True)
         ),
     )
@@ -132,7 +132,7 @@ class _Asking:
         )
         try:
             async with request as answer:
-                return _Answer(answer.status, json_object(await _bounded(answer)))
+                return _Answer(answer.status, json_object(await _read_bounded(answer)))
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return _Answer()
 
@@ -148,7 +148,7 @@ async def _asking(base: str) -> AsyncIterator[_Asking]:
         yield _Asking(session, base.rstrip("/"))
 
 
-async def _bounded(answer: aiohttp.ClientResponse) -> bytes:
+async def _read_bounded(answer: aiohttp.ClientResponse) -> bytes:
     """The body, cut where no such answer is as long: what is cut is no JSON."""
     body = bytearray()
     async for chunk in answer.content.iter_any():

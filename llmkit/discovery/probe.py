@@ -104,7 +104,7 @@ class Prober:
         try:
             holds = await self._try(request, context)
         except BaseException:
-            self._facts.probe(route, _probed(before), digest)
+            self._facts.probe(route, _mark_probed(before), digest)
             raise
         found = StoredProbe(
             route=route, address=self._addresses[route.provider], digest=digest, json_schema=holds, at_utc=utc_now()
@@ -126,5 +126,5 @@ class Prober:
         return holds_to_schema(response)
 
 
-def _probed(facts: ModelFacts) -> ModelFacts:
+def _mark_probed(facts: ModelFacts) -> ModelFacts:
     return ModelFacts(**{name: fact for name, fact in facts if fact.source == "probed"})

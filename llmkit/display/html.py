@@ -32,10 +32,10 @@ class Html(str):
 
 def html(template: str, *values: Any, **named: Any) -> Html:
     """Fill a template of ours; every value that is not `Html` is escaped."""
-    return Html(template.format(*map(_escaped, values), **{name: _escaped(value) for name, value in named.items()}))
+    return Html(template.format(*map(_escape, values), **{name: _escape(value) for name, value in named.items()}))
 
 
-def joined(parts: Iterable[Html]) -> Html:
+def join_html(parts: Iterable[Html]) -> Html:
     """Several pieces as one."""
     return Html("".join(parts))
 
@@ -49,7 +49,9 @@ def card(text: str, facts: Sequence[str], warnings: Sequence[str] = ()) -> Html:
         as_it_is=_AS_IT_IS,
         accent=Html(_ACCENT),
         body=body,
-        warnings=joined(html('<div style="color:{};margin-top:4px">{}</div>', Html(_WARN), each) for each in warnings),
+        warnings=join_html(
+            html('<div style="color:{};margin-top:4px">{}</div>', Html(_WARN), each) for each in warnings
+        ),
         facts=_facts(facts),
     )
 
@@ -60,7 +62,7 @@ def chat(turns: Sequence[tuple[str, str, Sequence[str]]], title: str) -> Html:
     lead = [_note(f"{left_out} earlier messages")] if left_out > 0 else []
     budget = MAX_CHARS // max(1, min(len(turns), MAX_ROWS))
     shown = [_bubble(who, _cut(text, budget), facts) for who, text, facts in turns[-MAX_ROWS:]]
-    talk = joined([*lead, *shown])
+    talk = join_html([*lead, *shown])
     return html('<div class="{}" style="max-width:60em">{}{}</div>', _AS_IT_IS, talk, _facts([title]))
 
 
@@ -77,13 +79,15 @@ def table(
         "<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}</div>",
         as_it_is=_AS_IT_IS,
         caption=html('<div style="font-weight:600;margin-bottom:4px">{}</div>', caption) if caption else Html(),
-        head=joined(_cell("th", each, f"white-space:nowrap;border-bottom:1px solid {_RULE}") for each in headings),
-        body=joined(html("<tr>{}</tr>", joined(_cell("td", value, limit=budget) for value in row)) for row in shown),
-        notes=joined(_note(note) for note in [*left_out, *notes]),
+        head=join_html(_cell("th", each, f"white-space:nowrap;border-bottom:1px solid {_RULE}") for each in headings),
+        body=join_html(
+            html("<tr>{}</tr>", join_html(_cell("td", value, limit=budget) for value in row)) for row in shown
+        ),
+        notes=join_html(_note(note) for note in [*left_out, *notes]),
     )
 
 
-def _escaped(value: Any) -> str:
+def _escape(value: Any) -> str:
     return value if isinstance(value, Html) else escape(str(value))
 
 

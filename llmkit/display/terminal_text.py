@@ -16,8 +16,8 @@ def printable(text: str) -> str:
 
     A carriage return before a line feed is left out, since both are one line break. What is printable stays as it is.
     """
-    return _STEERING.sub(_written_out, text.replace("\r\n", "\n"))
+    return _STEERING.sub(_escape_character, text.replace("\r\n", "\n"))
 
 
-def _written_out(match: re.Match[str]) -> str:
+def _escape_character(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode("ascii")

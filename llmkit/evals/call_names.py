@@ -14,7 +14,7 @@ from llmkit.evals.tasks.variant import DIGEST_LENGTH
 if TYPE_CHECKING:
     pass
 
-__all__ = ["call_name", "checked_name", "digests_of", "name_prefix", "require_unedited", "with_repairs"]
+__all__ = ["call_name", "check_run_name", "digests_of", "name_prefix", "require_unedited", "with_repairs"]
 
 
 PART_LENGTH = 48
@@ -37,7 +37,7 @@ def _some(ids: set[str], most: int = 5) -> str:
     return ", ".join(shown) + more
 
 
-def checked_name(name: object) -> str:
+def check_run_name(name: object) -> str:
     """The name of a run, if it can be one.
 
     Raises:

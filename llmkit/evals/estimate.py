@@ -138,17 +138,17 @@ def forecast(
 
 def _within_limits(row: Forecast, settings: LLMSettings) -> Forecast:
     """The same with the time that the limits per minute of its provider make of it."""
-    route = _pinned(row.route)
+    route = _parse_route(row.route)
     if route is None or row.time_s is None:
         return row
     spec = PROVIDERS[route.provider]
     requests, tokens = spec.per_minute(settings)
     counted = _plus(row.input_tokens, row.output_tokens) if spec.answers_count else row.input_tokens
-    slowest_s = max(row.time_s, _waited_s(row.calls, requests), _waited_s(counted, tokens))
+    slowest_s = max(row.time_s, _estimate_wait_s(row.calls, requests), _estimate_wait_s(counted, tokens))
     return replace(row, time_s=slowest_s)
 
 
-def _waited_s(amount: int | None, per_minute: int | None) -> float:
+def _estimate_wait_s(amount: int | None, per_minute: int | None) -> float:
     """Seconds before the last of this amount may begin: what is allowed in a minute leaves at its beginning."""
     return 0.0 if not amount or per_minute is None else 60.0 * ((amount - 1) // per_minute)
 
@@ -190,11 +190,11 @@ def _cost_usd(label: str, answered: Sequence[EvalResult], calls: int) -> float |
 
 
 def _is_free(label: str) -> bool:
-    route = _pinned(label)
+    route = _parse_route(label)
     return route is not None and is_free(route)
 
 
-def _pinned(label: str) -> Route | None:
+def _parse_route(label: str) -> Route | None:
     try:
         return Route.parse(label.partition("@")[0])
     except ValidationError:  # a policy, or a label that somebody gave
@@ -277,9 +277,9 @@ def sample_size(metric: str, difference: float, *, history: EvalReport | None = 
 
 
 def _differences(history: EvalReport, metric: str) -> Iterator[float]:
-    if len(history.routes) < 2:
+    if len(history.variants) < 2:
         return
-    a, b = (_by_sample(history.of(route), metric) for route in history.routes[:2])
+    a, b = (_by_sample(history.of(route), metric) for route in history.variants[:2])
     for sample in a.keys() & b.keys():
         yield sum(a[sample]) / len(a[sample]) - sum(b[sample]) / len(b[sample])
 

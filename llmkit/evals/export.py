@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 
 from llmkit.errors import LLMConfigurationError, LLMEvaluationError, describe_validation
 from llmkit.eval_ports import EvalResult, EvalRun, EvalStore
-from llmkit.evals.call_names import checked_name
+from llmkit.evals.call_names import check_run_name
 from llmkit.evals.results import STORED_STATUSES
 
 __all__ = ["export_run", "import_run"]
@@ -43,7 +43,7 @@ def export_run(run: EvalRun, results: Sequence[EvalResult], file: str | Path) ->
         LLMEvaluationError: The file exists, cannot be written, or is of another kind.
         LLMConfigurationError: A Parquet file, and no pyarrow.
     """
-    place = _known_kind(file)
+    place = _check_suffix(file)
     head = json.dumps({"form": RUN_FORM, "run": _RUN.dump_python(run, mode="json")})
     rows = (_RESULT.dump_python(result, mode="json") for result in results)
     content = _jsonl(head, rows) if place.suffix == JSONL else _parquet(head, rows)
@@ -89,9 +89,9 @@ async def import_run(store: EvalStore, workspace_id: str, file: str | Path, *, n
         LLMConfigurationError: A Parquet file, and no pyarrow.
         LLMStoreError: The database failed; the same import again completes it.
     """
-    place = _known_kind(file)
+    place = _check_suffix(file)
     origin, results = _read(place)
-    wanted_name = checked_name(origin.name if name is None else name)
+    wanted_name = check_run_name(origin.name if name is None else name)
     spec = {**origin.spec, ORIGIN: str(origin.id)}
     wanted = replace(origin, id=uuid7(), workspace_id=workspace_id, name=wanted_name, spec=spec)
     run = await store.open_run(wanted)
@@ -104,7 +104,7 @@ async def import_run(store: EvalStore, workspace_id: str, file: str | Path, *, n
     return run
 
 
-def _known_kind(file: object) -> Path:
+def _check_suffix(file: object) -> Path:
     if not isinstance(file, str | PathLike):
         raise LLMEvaluationError(f"file is the path of a {JSONL} or {PARQUET} file; got {type(file).__name__}.")
     place = Path(file).expanduser()
@@ -139,7 +139,7 @@ def _lines(place: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(place.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
             where = f"{place.name}, line {number}"
-            yield where, _parsed(line, where)
+            yield where, _parse_line(line, where)
 
 
 def _parquet_rows(place: Path) -> Iterator[tuple[str, Any]]:
@@ -149,14 +149,14 @@ def _parquet_rows(place: Path) -> Iterator[tuple[str, Any]]:
     except pa.ArrowInvalid as error:
         raise LLMEvaluationError(f"{place.name} is not a Parquet file: {error}") from None
     head = (table.schema.metadata or {}).get(METADATA_KEY, b"null")
-    yield f"{place.name}, metadata", _parsed(head.decode(), f"{place.name}, metadata")
+    yield f"{place.name}, metadata", _parse_line(head.decode(), f"{place.name}, metadata")
     for number, row in enumerate(table.to_pylist(), start=1):
         where = f"{place.name}, row {number}"
-        texts = {key: _parsed(row[key], where) for key in JSON_COLUMNS if isinstance(row.get(key), str)}
+        texts = {key: _parse_line(row[key], where) for key in JSON_COLUMNS if isinstance(row.get(key), str)}
         yield where, row | texts
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parse_line(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -74,7 +74,7 @@ class Template:
         Raises:
             LLMEvaluationError: The sample lacks a field; the message lists those that it has.
         """
-        return "".join(part if isinstance(part, str) else _filled(part, sample) for part in self.parts)
+        return "".join(part if isinstance(part, str) else _fill_field(part, sample) for part in self.parts)
 
 
 def _parts(text: str) -> Iterator[str | Field]:
@@ -88,7 +88,7 @@ def _parts(text: str) -> Iterator[str | Field]:
             yield Field(found["name"], found["key"])
 
 
-def _filled(field: Field, sample: Sample) -> str:
+def _fill_field(field: Field, sample: Sample) -> str:
     try:
         value = field.value(sample)
     except KeyError:
@@ -126,7 +126,7 @@ def content_of(prompt: Template | Callable[[Sample], Any], sample: Sample) -> Co
     Raises:
         LLMEvaluationError: As `render`.
     """
-    return prompt.render(sample) if isinstance(prompt, Template) else _called(prompt, sample)
+    return prompt.render(sample) if isinstance(prompt, Template) else _call_prompt(prompt, sample)
 
 
 def as_messages(content: Content, system: str | None = None) -> tuple[Message, ...]:
@@ -135,7 +135,7 @@ def as_messages(content: Content, system: str | None = None) -> tuple[Message, .
     return messages if system is None else (Message(role="system", content=system), *messages)
 
 
-def _called(function: Callable[[Sample], Any], sample: Sample) -> Content:
+def _call_prompt(function: Callable[[Sample], Any], sample: Sample) -> Content:
     name = getattr(function, "__name__", repr(function))
     try:
         content = function(sample)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from llmkit.settings import LLMSettings
 
-__all__ = ["commit_of", "made_with", "short_facts"]
+__all__ = ["commit_of", "describe_process", "short_facts"]
 
 # Whose release can change an answer, a score or a number of the report.
 PACKAGES: Final = (
@@ -29,7 +29,7 @@ SETTINGS: Final = (
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
-def made_with(settings: LLMSettings | None, options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def describe_process(settings: LLMSettings | None, options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Facts about this process for the record of a run, as JSON-able data without secrets, addresses and paths.
 
     Keys: `python`, `platform`, `packages` (name to version, of those that are installed), `commit` (of the Git working
@@ -64,10 +64,10 @@ def short_facts(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 @cache
 def _packages() -> Mapping[str, str]:
-    return dict(_installed())
+    return dict(_list_versions())
 
 
-def _installed() -> Iterator[tuple[str, str]]:
+def _list_versions() -> Iterator[tuple[str, str]]:
     for name in PACKAGES:
         try:
             yield name, version(name)

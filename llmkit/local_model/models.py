@@ -8,7 +8,7 @@ from llmkit.errors import LLMConfigurationError
 from llmkit.providers.local import EMBEDDED_MODELS
 from llmkit.types import LLMProvider
 
-__all__ = ["EmbeddedModel", "embedded_model", "has_model", "model_names"]
+__all__ = ["EmbeddedModel", "find_local_model", "has_model", "model_names"]
 
 
 class EmbeddedModel(NamedTuple):
@@ -58,7 +58,7 @@ def has_model(name: str) -> bool:
     return name in _MODELS
 
 
-def embedded_model(name: str) -> EmbeddedModel:
+def find_local_model(name: str) -> EmbeddedModel:
     """The description of one model.
 
     Raises:

@@ -14,14 +14,14 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 from llmkit.errors import LLMError, LLMUnavailable
-from llmkit.local_model.models import embedded_model
+from llmkit.local_model.models import find_local_model
 from llmkit.local_model.process import ModelProcess, ServeOrder
 from llmkit.local_model.weights import require_installed, weights_path
 from llmkit.ports import Endpoint
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider
 
-__all__ = ["EmbeddedModelServer", "shared_server"]
+__all__ = ["EmbeddedModelServer", "share_server"]
 
 EXIT_WAIT_S = 1.0
 
@@ -70,7 +70,7 @@ class EmbeddedModelServer:
             await start.astop()
 
 
-def shared_server(settings: LLMSettings) -> EmbeddedModelServer:
+def share_server(settings: LLMSettings) -> EmbeddedModelServer:
     """A new user of this process's child for these settings; nothing starts before `ensure_running`."""
     return EmbeddedModelServer(settings)
 
@@ -124,7 +124,7 @@ class _Start:
         self.outcome.set_result(result)
 
     def _bring_up(self) -> Endpoint:
-        model = embedded_model(self._spec.model)
+        model = find_local_model(self._spec.model)
         require_installed(model)
         order = ServeOrder(model.name, str(weights_path(model)), self._spec.context_tokens, self._spec.parallel)
         if self._is_stopped:

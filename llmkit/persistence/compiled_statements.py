@@ -83,7 +83,7 @@ class Prepared:
 
     Args:
         compiled: The statement.
-        columns: The order of rows that are made without a mapping, for `arranged`.
+        columns: The order of rows that are made without a mapping, for `arrange`.
 
     Attributes:
         sql: With the driver's positional placeholders.
@@ -105,7 +105,7 @@ class Prepared:
             row[index] = process(row[index])
         return tuple(row)
 
-    def arranged(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
+    def arrange(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
         """The parameters of one execution, from encoded values in the order of `columns`."""
         return row if self._order is None else self._order(row)
 
@@ -142,23 +142,23 @@ class Statements:
     def __init__(self, compiled: Mapping[str, Compiled], codec: Codec = AS_IT_IS) -> None:
         self.codec = codec
 
-        def prepared(name: str) -> Prepared:
+        def prepare(name: str) -> Prepared:
             return Prepared(compiled[name], ORDERS.get(name, ()))
 
         def select(name: str) -> PreparedSelect:
             return PreparedSelect(compiled[name], ORDERS.get(name, ()))
 
-        self.insert_started = prepared("insert_started")
-        self.insert_finished = prepared("insert_finished")
-        self.insert_unsent = prepared("insert_unsent")
-        self.insert_attempt = prepared("insert_attempt")
-        self.mark_succeeded = prepared("mark_succeeded")
-        self.mark_failed = prepared("mark_failed")
-        self.mark_abandoned = prepared("mark_abandoned")
-        self.annotate = prepared("annotate")
-        self.beat = prepared("beat")
-        self.upsert_result = prepared("upsert_result")
-        self.insert_eval_run = prepared("insert_eval_run")
+        self.insert_started = prepare("insert_started")
+        self.insert_finished = prepare("insert_finished")
+        self.insert_unsent = prepare("insert_unsent")
+        self.insert_attempt = prepare("insert_attempt")
+        self.mark_succeeded = prepare("mark_succeeded")
+        self.mark_failed = prepare("mark_failed")
+        self.mark_abandoned = prepare("mark_abandoned")
+        self.annotate = prepare("annotate")
+        self.beat = prepare("beat")
+        self.upsert_result = prepare("upsert_result")
+        self.insert_eval_run = prepare("insert_eval_run")
         self.by_idempotency_key = select("by_idempotency_key")
         self.by_flight_key = select("by_flight_key")
         self.by_id = select("by_id")

@@ -32,7 +32,7 @@ class FileGuard:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._opened = self._identity()
+        self._open_connection = self._identity()
         self._checked_s = monotonic()
 
     def check(self, *, at_most_old_s: float = 0.0) -> None:
@@ -43,7 +43,7 @@ class FileGuard:
         """
         if self._path is None or (now_s := monotonic()) < self._checked_s + at_most_old_s:
             return
-        if self._identity() != self._opened:
+        if self._identity() != self._open_connection:
             raise database_gone(self._path)
         self._checked_s = now_s
 
@@ -181,13 +181,13 @@ class WriteConnection:
         """
         with self._gate:
             try:
-                return self._transacted(work)
+                return self._run_transaction(work)
             except BaseException:
                 self.discard()
                 raise
 
-    def _transacted(self, work: Callable[[Writer], T]) -> T:
-        writer, guard = self._opened()
+    def _run_transaction(self, work: Callable[[Writer], T]) -> T:
+        writer, guard = self._open_connection()
         guard.check()
         writer.begin()
         result = work(writer)
@@ -195,7 +195,7 @@ class WriteConnection:
         guard.check()
         return result
 
-    def _opened(self) -> tuple[Writer, FileGuard]:
+    def _open_connection(self) -> tuple[Writer, FileGuard]:
         if self._open is None:
             self._open = self._opener(), FileGuard(self._path)
         return self._open
@@ -242,12 +242,12 @@ class SqliteReader:
         return None if row is None else select.values(row)
 
     def _first(self, sql: str, parameters: Sequence[Any]) -> Row | None:
-        connection, guard = self._open or self._opened()
+        connection, guard = self._open or self._open_connection()
         guard.check(at_most_old_s=LOOK_AGAIN_S)
         rows: list[Row] = connection.execute(sql, parameters).fetchall()
         return rows[0] if rows else None
 
-    def _opened(self) -> tuple[sqlite3.Connection, FileGuard]:
+    def _open_connection(self) -> tuple[sqlite3.Connection, FileGuard]:
         self._open = open_sqlite(self._address, self._busy_timeout_s), FileGuard(self._address.path)
         return self._open
 

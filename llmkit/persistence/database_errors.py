@@ -149,7 +149,7 @@ def store_error(error: Exception, label: str, path: Path | None = None) -> LLMSt
     if template is None and path is not None and _sqlite_code(cause) == sqlite3.SQLITE_CANTOPEN:
         return cannot_open(path)
     if template is None:
-        template = f"{{label}} failed: {_described(cause)}"
+        template = f"{{label}} failed: {_describe_cause(cause)}"
     name = label if path is None else f"the database {label}"
     message = template.replace("{label}", name)
     return LLMStoreError(message[0].upper() + message[1:])
@@ -231,7 +231,7 @@ def _is_psycopg_operational(cause: BaseException) -> bool:
     return type(cause).__name__ == "OperationalError" and type(cause).__module__.startswith("psycopg")
 
 
-def _described(cause: BaseException) -> str:
+def _describe_cause(cause: BaseException) -> str:
     """The kind of failure and, from a server, its code; a message may repeat values, so only SQLite's own is shown."""
     name = type(cause).__name__
     if isinstance(cause, sqlite3.Error):

@@ -14,10 +14,10 @@ from llmkit.types import Attempt, Route, RunStatus, ServedFrom, TokenUsage
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
 
-__all__ = ["eval_result_values", "eval_run_of", "eval_run_values", "recorded_call_of"]
+__all__ = ["eval_result_values", "eval_run_of", "eval_run_values", "make_recorded_call"]
 
 
-def recorded_call_of(row: RowMapping, attempts: Sequence[RowMapping]) -> RecordedCall:
+def make_recorded_call(row: RowMapping, attempts: Sequence[RowMapping]) -> RecordedCall:
     """A call of an evaluation from its columns and those of its attempts.
 
     Args:

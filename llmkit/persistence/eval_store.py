@@ -30,10 +30,10 @@ from llmkit.errors import ABANDONED_CODE, LLMStoreError
 from llmkit.eval_ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, RecordedCall, Spent
 from llmkit.persistence.compiled_statements import PreparedSelect
 from llmkit.persistence.eval_operations import OpenEvalRun, SaveEvalResult
-from llmkit.persistence.eval_rows import eval_run_of, recorded_call_of
+from llmkit.persistence.eval_rows import eval_run_of, make_recorded_call
 from llmkit.persistence.journal import Journal
-from llmkit.persistence.rows import stored_run_of
-from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS, compiled, stored_run_select
+from llmkit.persistence.rows import make_stored_run
+from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS, compile_statement, select_stored_run
 from llmkit.ports import DOUBTFUL_STATUSES, StoredRun
 from llmkit.types import Route, RunStatus
 
@@ -110,16 +110,16 @@ class SqlEvalStore:
     async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
         """See `EvalStore`. Oldest first."""
         query = _in_doubt(workspace_id, self._begins(pipeline_run_id_prefix))
-        return await self._journal.read(lambda connection: _stored_runs(connection, query))
+        return await self._journal.read(lambda connection: _fetch_runs(connection, query))
 
     async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
         """See `EvalStore`."""
         query = _digests(workspace_id, self._begins(pipeline_run_id_prefix))
         return await self._journal.read(lambda connection: _digests_seen(connection, query))
 
-    async def spent(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
+    async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
         """See `EvalStore`."""
-        query = _spent(workspace_id, self._begins(pipeline_run_id_prefix))
+        query = _select_spending(workspace_id, self._begins(pipeline_run_id_prefix))
         return await self._journal.read(lambda connection: _spendings(connection, query))
 
     async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
@@ -128,7 +128,7 @@ class SqlEvalStore:
         calls = select(*[RUNS.c[name] for name in _CALL_COLUMNS], _tool_answer()).where(*mine)
         calls = calls.order_by(RUNS.c.created_at_utc, RUNS.c.id)
         sent = select(ATTEMPTS).join(RUNS, RUNS.c.id == ATTEMPTS.c.run_id).where(*mine).order_by(ATTEMPTS.c.number)
-        return await self._journal.read(lambda connection: _recorded_calls(connection, calls, sent))
+        return await self._journal.read(lambda connection: _fetch_calls(connection, calls, sent))
 
     def _begins(self, prefix: str) -> ColumnElement[bool]:
         name = RUNS.c.pipeline_run_id
@@ -201,8 +201,10 @@ class _Queries:
         # PostgreSQL's driver gives floats as they are; SQLAlchemy's reading of them needs its own cursor.
         plain = {"latency_ms": type_coerce(rows.latency_ms, NULLTYPE)}
         whole = select(*[plain.get(name, rows[name]) for name in _RESULT_COLUMNS]).where(of_run)
-        self.results = PreparedSelect(compiled(whole, dialect))
-        self.result = PreparedSelect(compiled(whole.where(*key), dialect), ("of_run", "sample_id", "route", "epoch"))
+        self.results = PreparedSelect(compile_statement(whole, dialect))
+        self.result = PreparedSelect(
+            compile_statement(whole.where(*key), dialect), ("of_run", "sample_id", "route", "epoch")
+        )
         outcomes = select(
             rows.sample_id,
             rows.route,
@@ -214,7 +216,7 @@ class _Queries:
             rows.output_json.is_not(None),
             rows.scores_json,
         ).where(of_run)
-        self.outcomes = PreparedSelect(compiled(outcomes, dialect))
+        self.outcomes = PreparedSelect(compile_statement(outcomes, dialect))
 
 
 def _rows(connection: Connection, query: PreparedSelect, eval_run_id: UUID) -> Iterator[list[Any]]:
@@ -261,7 +263,7 @@ def _digests(workspace_id: str, begins: ColumnElement[bool]) -> Select[Any]:
     )
 
 
-def _spent(workspace_id: str, begins: ColumnElement[bool]) -> Select[Any]:
+def _select_spending(workspace_id: str, begins: ColumnElement[bool]) -> Select[Any]:
     sent = ATTEMPTS.c
     counted = and_(sent.input_tokens.is_not(None), sent.output_tokens.is_not(None), sent.usage_estimated.is_(False))
     doubtful = or_(sent.status_code.is_(None), sent.status_code < 400, sent.status_code.in_(DOUBTFUL_STATUSES))
@@ -288,7 +290,7 @@ def _spent(workspace_id: str, begins: ColumnElement[bool]) -> Select[Any]:
 
 def _in_doubt(workspace_id: str, begins: ColumnElement[bool]) -> Select[Any]:
     unfinished = or_(RUNS.c.status == RunStatus.STARTED.value, RUNS.c.error_code == ABANDONED_CODE)
-    query = stored_run_select().where(RUNS.c.workspace_id == workspace_id, begins, unfinished)
+    query = select_stored_run().where(RUNS.c.workspace_id == workspace_id, begins, unfinished)
     return query.order_by(RUNS.c.created_at_utc, RUNS.c.id)
 
 
@@ -296,8 +298,8 @@ def _eval_runs(connection: Connection, query: Select[Any]) -> tuple[EvalRun, ...
     return tuple(eval_run_of(row._asdict()) for row in connection.execute(query))
 
 
-def _stored_runs(connection: Connection, query: Select[Any]) -> tuple[StoredRun, ...]:
-    return tuple(stored_run_of(tuple(row)) for row in connection.execute(query))
+def _fetch_runs(connection: Connection, query: Select[Any]) -> tuple[StoredRun, ...]:
+    return tuple(make_stored_run(tuple(row)) for row in connection.execute(query))
 
 
 def _digests_seen(connection: Connection, query: Select[Any]) -> tuple[DigestSeen, ...]:
@@ -314,8 +316,8 @@ def _spendings(connection: Connection, query: Select[Any]) -> tuple[Spent, ...]:
     )
 
 
-def _recorded_calls(connection: Connection, calls: Select[Any], sent: Select[Any]) -> tuple[RecordedCall, ...]:
+def _fetch_calls(connection: Connection, calls: Select[Any], sent: Select[Any]) -> tuple[RecordedCall, ...]:
     attempts: defaultdict[UUID, list[RowMapping]] = defaultdict(list)
     for row in connection.execute(sent).mappings():
         attempts[row["run_id"]].append(row)
-    return tuple(recorded_call_of(row, attempts[row["id"]]) for row in connection.execute(calls).mappings())
+    return tuple(make_recorded_call(row, attempts[row["id"]]) for row in connection.execute(calls).mappings())

@@ -29,7 +29,7 @@ from llmkit.persistence.operations import (
     MarkFailed,
     MarkSucceeded,
 )
-from llmkit.persistence.rows import stored_run_of
+from llmkit.persistence.rows import make_stored_run
 from llmkit.persistence.sqlite_driver import SQLITE_BUSY_TIMEOUT_S, open_sqlite
 from llmkit.persistence.writer import GroupWriter, Operation
 from llmkit.ports import RunFailure, RunStart, RunSuccess, StoredRun
@@ -56,7 +56,7 @@ class _Resources:
         self._busy_timeout_s = busy_timeout_s
         self._engine: Engine | None = None
         self._lock = Lock()
-        self.statements = sqlite_statements() if address.is_sqlite else _compiled_for(self.engine)
+        self.statements = sqlite_statements() if address.is_sqlite else _compile_for(self.engine)
         self._connection = WriteConnection(self._open_writer, address.path, self.gate)
         self.writer = GroupWriter(self._connection, self.statements, address, patience_s)
         self.reader = SqliteReader(address, busy_timeout_s) if address.is_sqlite else None
@@ -110,7 +110,7 @@ class _Resources:
             self._engine.dispose()
 
 
-def _compiled_for(engine: Engine) -> Statements:
+def _compile_for(engine: Engine) -> Statements:
     from llmkit.persistence.statements import compile_all
 
     return Statements(compile_all(engine.dialect))
@@ -235,7 +235,7 @@ class Journal:
         """
         resources = self._here()
         self._refuse_when_closed()
-        parameters = select.arranged(key)
+        parameters = select.arrange(key)
         if resources.reader is not None:
             return resources.reader.one(select, parameters)
         return await self.read(lambda connection: _first(connection, select, parameters))
@@ -301,18 +301,18 @@ class JournalLLMRunRepo:
     async def get_by_idempotency_key(self, workspace_id: str, idempotency_key: str) -> StoredRun | None:
         """See `LLMRunRepo`."""
         row = await self._journal.find(self._journal.statements.by_idempotency_key, workspace_id, idempotency_key)
-        return None if row is None else stored_run_of(row)
+        return None if row is None else make_stored_run(row)
 
     async def get_by_flight_key(self, workspace_id: str, flight_key: str) -> StoredRun | None:
         """See `LLMRunRepo`."""
         row = await self._journal.find(self._journal.statements.by_flight_key, workspace_id, flight_key)
-        return None if row is None else stored_run_of(row)
+        return None if row is None else make_stored_run(row)
 
     async def get_run(self, workspace_id: str, run_id: UUID) -> StoredRun | None:
         """See `LLMRunRepo`."""
         statements = self._journal.statements
         row = await self._journal.find(statements.by_id, workspace_id, statements.codec.uuid(run_id))
-        return None if row is None else stored_run_of(row)
+        return None if row is None else make_stored_run(row)
 
     def create_started(self, start: RunStart) -> Awaitable[None]:
         """See `LLMRunRepo`."""

@@ -73,7 +73,7 @@ def upgrade(database_url: str) -> SchemaState:
         create_database_file(address.path)
     state = _read_state(address)
     _refuse_unknown(state, address)
-    if not (state.status is SchemaStatus.CURRENT or _created(state, address)):
+    if not (state.status is SchemaStatus.CURRENT or _create_schema(state, address)):
         _migrate(address, "head")
     return state
 
@@ -129,7 +129,7 @@ def migration_connection(address: DatabaseAddress) -> Iterator[Connection]:
         engine.dispose()
 
 
-def _created(state: SchemaState, address: DatabaseAddress) -> bool:
+def _create_schema(state: SchemaState, address: DatabaseAddress) -> bool:
     """Whether an SQLite file without our tables now has those of the head, without Alembic, whose import takes longer.
 
     What the migrations make of a new file is kept in a file of the package; a test compares the two.

@@ -14,12 +14,12 @@ from llmkit.persistence.connections import Writer
 from llmkit.persistence.rows import (
     FAILED,
     SUCCEEDED,
-    abandoned_values,
     annotation_values,
     attempt_row,
     failure_values,
-    finished_row,
-    started_row,
+    make_abandoned_values,
+    make_finished_row,
+    make_started_row,
     success_row,
     unsent_values,
 )
@@ -50,7 +50,7 @@ def execute(connection: Writer, statement: Prepared, rows: Rows) -> int:
 
 def _attempt_rows(statements: Statements, run_id: UUID, attempts: Sequence[Attempt]) -> Rows:
     insert, codec = statements.insert_attempt, statements.codec
-    return [insert.arranged(attempt_row(run_id, attempt, codec)) for attempt in attempts]
+    return [insert.arrange(attempt_row(run_id, attempt, codec)) for attempt in attempts]
 
 
 def _insert_attempts(connection: Writer, statements: Statements, operations: Sequence[_Insert | _Mark]) -> None:
@@ -59,7 +59,7 @@ def _insert_attempts(connection: Writer, statements: Statements, operations: Seq
         execute(connection, statements.insert_attempt, rows)
 
 
-def _taken(connection: Writer, statements: Statements, run_id: UUID) -> KeyTaken | None:
+def _find_taken_key(connection: Writer, statements: Statements, run_id: UUID) -> KeyTaken | None:
     present = _outcome_of(connection, statements, run_id) is not None
     return None if present else KeyTaken("another run of the workspace holds the key")
 
@@ -98,7 +98,7 @@ class _Insert(Operation):
         inserted = execute(connection, cls.statement(statements), [each.row for each in operations])
         outcomes: list[Any] = [None] * len(operations)
         if inserted < len(operations):
-            outcomes = [_taken(connection, statements, each.run_id) for each in operations]
+            outcomes = [_find_taken_key(connection, statements, each.run_id) for each in operations]
         written = [each for each, outcome in zip(operations, outcomes, strict=True) if outcome is None]
         _insert_attempts(connection, statements, written)
         return outcomes
@@ -111,7 +111,7 @@ class InsertStarted(_Insert):
 
     def prepare(self, statements: Statements) -> None:
         """See `Operation`."""
-        self.row = statements.insert_started.arranged(started_row(self.start, statements.codec))
+        self.row = statements.insert_started.arrange(make_started_row(self.start, statements.codec))
         self.attempt_rows = []
 
     @staticmethod
@@ -131,7 +131,7 @@ class InsertFinished(_Insert):
 
     def prepare(self, statements: Statements) -> None:
         """See `Operation`."""
-        self.row = statements.insert_finished.arranged(finished_row(self.start, self.success, statements.codec))
+        self.row = statements.insert_finished.arrange(make_finished_row(self.start, self.success, statements.codec))
         self.attempt_rows = _attempt_rows(statements, self.run_id, self.success.attempts)
 
     @staticmethod
@@ -207,7 +207,7 @@ class MarkSucceeded(_Mark):
     def prepare(self, statements: Statements) -> None:
         """See `Operation`."""
         values = success_row(self.success, statements.codec)
-        self.row = statements.mark_succeeded.arranged((*values, statements.codec.uuid(self.run_id)))
+        self.row = statements.mark_succeeded.arrange((*values, statements.codec.uuid(self.run_id)))
         self.expected = [SUCCEEDED, self.success.finished_at_utc, None]
         self.attempt_rows = _attempt_rows(statements, self.run_id, self.success.attempts)
 
@@ -253,7 +253,7 @@ class AbandonRun(_Mark):
     def prepare(self, statements: Statements) -> None:
         """See `Operation`."""
         seen = {"run_id": self.run_id, "seen_at_utc": self.run.heartbeat_at_utc}
-        self.row = statements.mark_abandoned.row(abandoned_values(self.at_utc) | seen)
+        self.row = statements.mark_abandoned.row(make_abandoned_values(self.at_utc) | seen)
         self.expected = [FAILED, self.at_utc, ABANDONED_CODE]
         self.attempt_rows = []
 

@@ -18,13 +18,13 @@ from llmkit.persistence.rows import (
     FINISHED_COLUMNS,
     STARTED_COLUMNS,
     SUCCESS_COLUMNS,
-    abandoned_values,
     annotation_values,
     attempt_values,
     failure_values,
-    finished_values,
-    started_values,
-    stored_run_of,
+    make_abandoned_values,
+    make_finished_values,
+    make_started_values,
+    make_stored_run,
     success_values,
     unsent_values,
 )
@@ -39,7 +39,7 @@ from llmkit.persistence.statements import (
     insert_attempt,
     insert_run,
     is_run,
-    stored_run_select,
+    select_stored_run,
 )
 from llmkit.ports import KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
 from llmkit.types import Attempt, utc_now
@@ -66,7 +66,7 @@ class SqlLLMRunRepo:
     async def get_by_idempotency_key(self, workspace_id: str, idempotency_key: str) -> StoredRun | None:
         """See `LLMRunRepo`."""
         values = {"workspace_id": workspace_id, "idempotency_key": idempotency_key}
-        return await self._find(stored_run_select().where(holds_idempotency_key()), values)
+        return await self._find(select_stored_run().where(holds_idempotency_key()), values)
 
     async def get_by_flight_key(self, workspace_id: str, flight_key: str) -> StoredRun | None:
         """Always None: see the class."""
@@ -75,12 +75,12 @@ class SqlLLMRunRepo:
 
     async def get_run(self, workspace_id: str, run_id: UUID) -> StoredRun | None:
         """See `LLMRunRepo`."""
-        return await self._find(stored_run_select().where(is_run()), {"workspace_id": workspace_id, "run_id": run_id})
+        return await self._find(select_stored_run().where(is_run()), {"workspace_id": workspace_id, "run_id": run_id})
 
     async def create_started(self, start: RunStart) -> None:
         """See `LLMRunRepo`."""
         async with self._write() as connection:
-            await self._insert(connection, STARTED_COLUMNS, started_values(start) | {"flight_key": None})
+            await self._insert(connection, STARTED_COLUMNS, make_started_values(start) | {"flight_key": None})
 
     async def mark_succeeded(self, success: RunSuccess) -> bool:
         """See `LLMRunRepo`."""
@@ -101,13 +101,13 @@ class SqlLLMRunRepo:
         """See `LLMRunRepo`."""
         seen = {"run_id": run.id, "seen_at_utc": run.heartbeat_at_utc}
         async with self._write() as connection:
-            result = await connection.execute(abandon_run(), abandoned_values(utc_now()) | seen)
+            result = await connection.execute(abandon_run(), make_abandoned_values(utc_now()) | seen)
             return result.rowcount == 1
 
     async def save_result_for_idempotency_key(self, start: RunStart, success: RunSuccess) -> None:
         """See `LLMRunRepo`."""
         async with self._write() as connection:
-            await self._insert(connection, FINISHED_COLUMNS, finished_values(start, success))
+            await self._insert(connection, FINISHED_COLUMNS, make_finished_values(start, success))
             await self._insert_attempts(connection, start.id, success.attempts)
 
     async def record_served(self, start: RunStart, success: RunSuccess) -> None:
@@ -139,7 +139,7 @@ class SqlLLMRunRepo:
             return changed
 
     async def _exists(self, connection: AsyncConnection, run_id: UUID) -> bool:
-        found = await connection.execute(stored_run_select().where(RUNS.c.id == run_id))
+        found = await connection.execute(select_stored_run().where(RUNS.c.id == run_id))
         return found.first() is not None
 
     async def _insert_attempts(self, connection: AsyncConnection, run_id: UUID, attempts: Sequence[Attempt]) -> None:
@@ -148,15 +148,15 @@ class SqlLLMRunRepo:
             await connection.execute(insert_attempt(connection.dialect.name), rows)
 
     async def _find(self, query: Select[Any], values: Mapping[str, Any]) -> StoredRun | None:
-        async with self._translated():
+        async with self._translate_errors():
             connection = await self._db.connection()
             row = (await connection.execute(query, values)).first()
-        return None if row is None else stored_run_of(tuple(row))
+        return None if row is None else make_stored_run(tuple(row))
 
     @asynccontextmanager
     async def _write(self) -> AsyncIterator[AsyncConnection]:
         """A step inside the caller's transaction; when it fails, the transaction is as before it."""
-        async with self._translated():
+        async with self._translate_errors():
             connection = await self._db.connection()
             if connection.dialect.name == "sqlite":
                 # There a failed statement takes back itself alone. A savepoint would end the transaction of a session
@@ -167,7 +167,7 @@ class SqlLLMRunRepo:
                     yield connection
 
     @asynccontextmanager
-    async def _translated(self) -> AsyncIterator[None]:
+    async def _translate_errors(self) -> AsyncIterator[None]:
         try:
             yield
         except (SQLAlchemyError, OSError, OverflowError) as error:

@@ -159,15 +159,15 @@ def _number(cursor: DBAPICursor, pragma: str) -> int:
 def _old_runs(before: datetime, workspace_id: str | None, dead_after: timedelta) -> Select[Any]:
     silent = RUNS.c.heartbeat_at_utc < min(before, utc_now() - dead_after)
     over = or_(RUNS.c.status != RunStatus.STARTED.value, silent)
-    return _limited(RUNS, workspace_id, and_(RUNS.c.created_at_utc < before, over))
+    return _select_batch(RUNS, workspace_id, and_(RUNS.c.created_at_utc < before, over))
 
 
 def _old_evaluations(before: datetime, workspace_id: str | None) -> Select[Any]:
     newer = exists().where(EVAL_RESULTS.c.eval_run_id == EVAL_RUNS.c.id, EVAL_RESULTS.c.finished_at_utc >= before)
-    return _limited(EVAL_RUNS, workspace_id, and_(EVAL_RUNS.c.created_at_utc < before, ~newer))
+    return _select_batch(EVAL_RUNS, workspace_id, and_(EVAL_RUNS.c.created_at_utc < before, ~newer))
 
 
-def _limited(table: Table, workspace_id: str | None, condition: ColumnElement[bool]) -> Select[Any]:
+def _select_batch(table: Table, workspace_id: str | None, condition: ColumnElement[bool]) -> Select[Any]:
     query = select(table.c.id).where(condition).limit(PRUNE_BATCH)
     return query if workspace_id is None else query.where(table.c.workspace_id == workspace_id)
 

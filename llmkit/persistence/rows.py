@@ -30,22 +30,22 @@ __all__ = [
     "SUCCEEDED",
     "SUCCESS_COLUMNS",
     "Codec",
-    "abandoned_values",
     "annotation_values",
     "as_json",
     "attempt_row",
     "attempt_values",
     "failure_values",
-    "finished_row",
-    "finished_values",
     "identity",
+    "make_abandoned_values",
+    "make_finished_row",
+    "make_finished_values",
+    "make_started_row",
+    "make_started_values",
+    "make_stored_run",
     "sqlite_time",
     "sqlite_uuid",
-    "started_row",
-    "started_values",
     "storable",
     "storable_or_none",
-    "stored_run_of",
     "success_row",
     "success_values",
     "time_of_sqlite",
@@ -65,7 +65,7 @@ class Codec(NamedTuple):
     flag: Callable[[bool], Any]
 
 
-def _unchanged(value: Any) -> Any:
+def _keep_value(value: Any) -> Any:
     return value
 
 
@@ -98,7 +98,7 @@ def uuid_of_sqlite(stored: str | None) -> UUID | None:
     return None if stored is None else UUID(int=int(stored, 16))
 
 
-AS_IT_IS: Final = Codec(_unchanged, _unchanged, _unchanged)
+AS_IT_IS: Final = Codec(_keep_value, _keep_value, _keep_value)
 SQLITE_CODEC: Final = Codec(sqlite_time, sqlite_uuid, int)
 
 # ASCII: NUL and lone surrogates become escapes. `default`: a strange value must not cost a paid call its record.
@@ -153,7 +153,7 @@ SUCCESS_COLUMNS: Final = (
     "plan_json",
     "result_json",
 )
-# The order of `finished_row`; the status is that of the end.
+# The order of `make_finished_row`; the status is that of the end.
 FINISHED_COLUMNS: Final = (*STARTED_COLUMNS, *SUCCESS_COLUMNS[1:])
 ATTEMPT_COLUMNS: Final = (
     "run_id",
@@ -232,7 +232,7 @@ def as_json(value: Mapping[str, Any] | Sequence[Any]) -> str:
     return _encode(value)
 
 
-def started_row(start: RunStart, codec: Codec) -> Row:
+def make_started_row(start: RunStart, codec: Codec) -> Row:
     """A run that begins now, in the order of `STARTED_COLUMNS`.
 
     Raises:
@@ -259,9 +259,9 @@ def started_row(start: RunStart, codec: Codec) -> Row:
     )
 
 
-def started_values(start: RunStart) -> Values:
-    """`started_row` by column."""
-    return dict(zip(STARTED_COLUMNS, started_row(start, AS_IT_IS), strict=True))
+def make_started_values(start: RunStart) -> Values:
+    """`make_started_row` by column."""
+    return dict(zip(STARTED_COLUMNS, make_started_row(start, AS_IT_IS), strict=True))
 
 
 def success_row(success: RunSuccess, codec: Codec, finished_at: Any = None) -> Row:
@@ -311,10 +311,10 @@ def failure_values(failure: RunFailure) -> Values:
 
 def unsent_values(start: RunStart, failure: RunFailure) -> Values:
     """Columns of a run that failed before it was started."""
-    return started_values(start) | failure_values(failure) | {"flight_key": None}
+    return make_started_values(start) | failure_values(failure) | {"flight_key": None}
 
 
-def abandoned_values(at_utc: datetime) -> Values:
+def make_abandoned_values(at_utc: datetime) -> Values:
     """Columns that declaring a run dead changes."""
     return {
         "status": FAILED,
@@ -324,9 +324,9 @@ def abandoned_values(at_utc: datetime) -> Values:
     }
 
 
-def finished_row(start: RunStart, success: RunSuccess, codec: Codec) -> Row:
+def make_finished_row(start: RunStart, success: RunSuccess, codec: Codec) -> Row:
     """A run that is over when it is first written, in the order of `FINISHED_COLUMNS`; without a flight key."""
-    started = started_row(start, codec)
+    started = make_started_row(start, codec)
     # An answer that was there already is over when it begins.
     finished_at = started[_CREATED_AT] if success.finished_at_utc is start.created_at_utc else None
     row = [*started, *success_row(success, codec, finished_at)[1:]]
@@ -334,9 +334,9 @@ def finished_row(start: RunStart, success: RunSuccess, codec: Codec) -> Row:
     return tuple(row)
 
 
-def finished_values(start: RunStart, success: RunSuccess) -> Values:
-    """`finished_row` by column."""
-    return dict(zip(FINISHED_COLUMNS, finished_row(start, success, AS_IT_IS), strict=True))
+def make_finished_values(start: RunStart, success: RunSuccess) -> Values:
+    """`make_finished_row` by column."""
+    return dict(zip(FINISHED_COLUMNS, make_finished_row(start, success, AS_IT_IS), strict=True))
 
 
 def attempt_row(run_id: UUID, attempt: Attempt, codec: Codec) -> Row:
@@ -379,7 +379,7 @@ def _usage(usage: TokenUsage, codec: Codec) -> Row:
     return (*_tokens(seen), codec.flag(seen["estimated"]))
 
 
-def stored_run_of(row: Sequence[Any]) -> StoredRun:
+def make_stored_run(row: Sequence[Any]) -> StoredRun:
     """A run from the values of `STORED_RUN_COLUMNS`."""
     run_id, workspace_id, status, *others = row
     return StoredRun(run_id, workspace_id, _STATUSES[status], *others)

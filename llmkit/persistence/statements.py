@@ -51,7 +51,7 @@ __all__ = [
     "abandon_run",
     "annotate_run",
     "compile_all",
-    "compiled",
+    "compile_statement",
     "finish_run",
     "holds_flight_key",
     "holds_idempotency_key",
@@ -59,7 +59,7 @@ __all__ = [
     "insert_or_ignore",
     "insert_run",
     "is_run",
-    "stored_run_select",
+    "select_stored_run",
 ]
 
 RUNS: Final = table_of(LLMRunRow)
@@ -91,7 +91,7 @@ SQLITE_RESULTS: Final[Mapping[type[TypeEngine[Any]], Processor]] = {
 }
 
 
-def compiled(statement: Executable, dialect: Dialect) -> Compiled:
+def compile_statement(statement: Executable, dialect: Dialect) -> Compiled:
     """The statement in the words of a database."""
     positional = "qmark" if dialect.name == "sqlite" else "format"
     # A dialect of its own: the engine's is set to named parameters on PostgreSQL.
@@ -189,7 +189,7 @@ def _upsert_result(dialect_name: str) -> Insert:
     return statement.on_conflict_do_update(index_elements=list(EVAL_RESULT_KEY), set_=changed)
 
 
-def stored_run_select() -> Select[Any]:
+def select_stored_run() -> Select[Any]:
     """What `StoredRun` holds, of one run."""
     return select(*[RUNS.c[name] for name in STORED_RUN_COLUMNS])
 
@@ -222,7 +222,7 @@ def is_run() -> Any:
 def compile_all(dialect: Dialect) -> dict[str, Compiled]:
     """Every statement of the journal for one database, by name."""
     name = dialect.name
-    found = stored_run_select()
+    found = select_stored_run()
     run_id = RUNS.c.id == bindparam("run_id", type_=RUNS.c.id.type)
     new_evaluation = insert_or_ignore(EVAL_RUNS, name).values(_parameters(EVAL_RUNS, EVAL_RUNS.columns.keys()))
     statements: dict[str, Executable] = {
@@ -242,4 +242,4 @@ def compile_all(dialect: Dialect) -> dict[str, Compiled]:
         "by_id": found.where(is_run()),
         "outcome": select(RUNS.c.status, RUNS.c.finished_at_utc, RUNS.c.error_code).where(run_id),
     }
-    return {key: compiled(statement, dialect) for key, statement in statements.items()}
+    return {key: compile_statement(statement, dialect) for key, statement in statements.items()}

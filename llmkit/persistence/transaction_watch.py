@@ -63,8 +63,8 @@ class WriteTransactionWatch:
     def _listeners(self) -> tuple[tuple[str, Any], ...]:
         return (
             ("before_cursor_execute", self._on_statement),
-            ("commit", self.ended),
-            ("rollback", self.ended),
+            ("commit", self.end_transaction),
+            ("rollback", self.end_transaction),
         )
 
     @property
@@ -108,7 +108,7 @@ class WriteTransactionWatch:
                 self._count += 1
                 self._open[connection] = OpenTransaction(self._count, current_thread().name, statement[:80])
 
-    def ended(self, connection: object) -> None:
+    def end_transaction(self, connection: object) -> None:
         """The transaction of a connection is over."""
         with self._lock:
             self._open.pop(connection, None)
@@ -127,4 +127,4 @@ def write_began(connection: object, statement: str) -> None:
 def write_ended(connection: object) -> None:
     """Tell the watches that it is over."""
     for watch in _WATCHES:
-        watch.ended(connection)
+        watch.end_transaction(connection)

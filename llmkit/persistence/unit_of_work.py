@@ -51,7 +51,7 @@ class SqlUnitOfWork:
             await db.connection(execution_options=IMMEDIATE_OPTIONS)
         except (SQLAlchemyError, OSError) as error:
             await db.close()
-            raise self._translated(error) from None
+            raise self._translate_error(error) from None
         self._db = db
         return self
 
@@ -71,7 +71,7 @@ class SqlUnitOfWork:
         try:
             await self.db.commit()
         except (SQLAlchemyError, OSError) as error:
-            raise self._translated(error) from None
+            raise self._translate_error(error) from None
 
-    def _translated(self, error: Exception) -> LLMStoreError:
+    def _translate_error(self, error: Exception) -> LLMStoreError:
         return store_error(error, label_of(self._engine.url), path_of(self._engine.url))

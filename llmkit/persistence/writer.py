@@ -209,7 +209,7 @@ class GroupWriter:
                 self._bell.get(timeout=longest_s)
 
     def _carry_out(self, batch: list[_Request]) -> None:
-        batch = self._prepared(batch)
+        batch = self._prepare_batch(batch)
         if not batch:
             return
         try:
@@ -221,7 +221,7 @@ class GroupWriter:
         else:
             self._deliver(batch, outcomes)
 
-    def _prepared(self, batch: list[_Request]) -> list[_Request]:
+    def _prepare_batch(self, batch: list[_Request]) -> list[_Request]:
         """Those that can be stored; the others fail alone."""
         refused: list[_Request] = []
         errors: list[Exception] = []

@@ -31,7 +31,7 @@ __all__ = [
     "ProviderSpec",
     "ReplyFacts",
     "answers_on_this_machine",
-    "estimated_prompt_tokens",
+    "estimate_prompt_tokens",
     "most_prompt_tokens",
     "openai_arguments",
     "smallest_prompt_tokens",
@@ -188,16 +188,16 @@ def url_password(url: str) -> tuple[str, ...]:
     return (password,) if password else ()
 
 
-def _sent_bytes(request: LLMRequest) -> int:
+def _count_bytes(request: LLMRequest) -> int:
     texts = [message.content for message in request.messages]
     texts += [call.name + call.arguments for message in request.messages for call in message.tool_calls]
     texts += [tool.name + tool.description + json.dumps(tool.parameters) for tool in request.tools]
     return sum(len(text.encode()) for text in texts)
 
 
-def estimated_prompt_tokens(request: LLMRequest) -> int:
+def estimate_prompt_tokens(request: LLMRequest) -> int:
     """About how many tokens the prompt has, rather too many than too few: 3,000 for an image, 50 for a kB of PDF."""
-    texts = _sent_bytes(request) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE * (len(request.messages) + 1)
+    texts = _count_bytes(request) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE * (len(request.messages) + 1)
     return texts + sum(_attachment_tokens(attachment) for attachment in request.attachments)
 
 
@@ -207,7 +207,7 @@ def most_prompt_tokens(request: LLMRequest) -> int:
     No tokenizer makes more tokens of a text than it has bytes. A model's own template comes on top.
     """
     schema = request.response_format and request.response_format.json_schema
-    texts = _sent_bytes(request) + len(json.dumps(schema or {}).encode())
+    texts = _count_bytes(request) + len(json.dumps(schema or {}).encode())
     frame = TOKENS_OF_A_TEMPLATE + 2 * TOKENS_PER_MESSAGE * (len(request.messages) + len(request.tools))
     return texts + frame + sum(_attachment_tokens(attachment) for attachment in request.attachments)
 

@@ -117,7 +117,7 @@ def _mend_reply(reply: Mapping[str, Any]) -> Mapping[str, Any]:
     return reply if "usageMetadata" in reply else {**reply, "usageMetadata": {}}
 
 
-def _sent_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _find_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     config = _mapping(body.get("generationConfig") or body.get("generation_config"))
     names = ("responseJsonSchema", "response_json_schema", "responseSchema", "response_schema")
     return next((config[name] for name in names if isinstance(config.get(name), Mapping)), None)
@@ -146,7 +146,7 @@ SPEC = ProviderSpec(
     call_arguments=_call_arguments,
     calls_tools_beside_json=_calls_tools_beside_json,
     reply_facts=_reply_facts,
-    sent_schema=_sent_schema,
+    sent_schema=_find_schema,
     mend_reply=_mend_reply,
     secrets=_secrets,
     reports_cost=True,

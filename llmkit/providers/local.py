@@ -73,7 +73,7 @@ def _reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
     )
 
 
-def _sent_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _find_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     wanted = body.get("response_format")
     named = wanted.get("json_schema") if isinstance(wanted, Mapping) else None
     schema = named.get("schema") if isinstance(named, Mapping) else None
@@ -100,7 +100,7 @@ SPEC = ProviderSpec(
     configuration_problem=_configuration_problem,
     call_arguments=_call_arguments,
     reply_facts=_reply_facts,
-    sent_schema=_sent_schema,
+    sent_schema=_find_schema,
     model_problem=_model_problem,
     hints={
         "start": "the next call starts it again; if that fails too, run `llmkit doctor`",

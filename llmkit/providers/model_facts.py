@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from llmkit.types import ProviderCaps, Route
 
-__all__ = ["NOTHING_KNOWN", "Fact", "FactBook", "FactOrigin", "ModelFacts", "declared_facts"]
+__all__ = ["NOTHING_KNOWN", "Fact", "FactBook", "FactOrigin", "ModelFacts", "make_declared_facts"]
 
 FactOrigin = Literal["declared", "reported", "probed"]
 T = TypeVar("T", bound=bool | int | str)
@@ -37,7 +37,7 @@ class Fact(Generic[T]):
     at_utc: datetime | None = None
 
     def __str__(self) -> str:
-        return f"{_shown(self.value)} ({self.source})"
+        return f"{_format_fact(self.value)} ({self.source})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ _LABELS: Mapping[str, str] = {
 }
 
 
-def declared_facts(caps: ProviderCaps, context_tokens: int | None, *, by_model: bool = False) -> ModelFacts:
+def make_declared_facts(caps: ProviderCaps, context_tokens: int | None, *, by_model: bool = False) -> ModelFacts:
     """What holds for every model of a provider.
 
     Args:
@@ -121,7 +121,7 @@ def declared_facts(caps: ProviderCaps, context_tokens: int | None, *, by_model: 
     )
 
 
-def _shown(value: bool | int | str) -> str:
+def _format_fact(value: bool | int | str) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,} tokens" if isinstance(value, int) else value[:SHOWN_DIGEST_CHARS]
@@ -170,11 +170,11 @@ class FactBook:
         with self._lock:
             entry = self._entries.get(route, _Entry())._replace(**changes)
             self._entries[route] = entry
-            self._known[route] = _merged(entry)
+            self._known[route] = _merge_facts(entry)
             self.version += 1
 
 
-def _merged(entry: _Entry) -> ModelFacts:
+def _merge_facts(entry: _Entry) -> ModelFacts:
     digest = entry.reported.digest
     is_other = digest is not None and entry.probed_digest is not None and digest.value != entry.probed_digest
     return entry.reported if is_other else entry.probed.over(entry.reported)

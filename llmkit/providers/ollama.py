@@ -14,7 +14,7 @@ from llmkit.providers.base import (
     CallArguments,
     ProviderSpec,
     ReplyFacts,
-    estimated_prompt_tokens,
+    estimate_prompt_tokens,
     openai_arguments,
     url_password,
     without_credentials,
@@ -23,7 +23,7 @@ from llmkit.providers.model_facts import NOTHING_KNOWN, Fact, ModelFacts
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProfile, LLMProvider, LLMRequest, ProviderCaps, Route
 
-__all__ = ["SPEC", "context_window", "reported_facts", "tagged"]
+__all__ = ["SPEC", "add_tag", "context_window", "read_facts"]
 
 SMALLEST_CONTEXT_TOKENS = 4096
 # Memory for the window is taken when the model is loaded; few models read further than this.
@@ -37,7 +37,7 @@ def context_window(request: LLMRequest) -> int:
     Ollama silently cuts a prompt that is longer than its window, and its default is 2,048 or 4,096. Powers of two,
     because every change of the window makes it load the model again.
     """
-    needed = estimated_prompt_tokens(request) + (request.max_output_tokens or ROOM_FOR_ANSWER_TOKENS)
+    needed = estimate_prompt_tokens(request) + (request.max_output_tokens or ROOM_FOR_ANSWER_TOKENS)
     rounded = 1 << (needed - 1).bit_length()
     return min(max(rounded, SMALLEST_CONTEXT_TOKENS), LARGEST_CONTEXT_TOKENS)
 
@@ -49,12 +49,12 @@ def _within_window(arguments: CallArguments, window: int) -> CallArguments:
     return replace(arguments, kwargs={**arguments.kwargs, "num_ctx": window}, context_tokens=window)
 
 
-def tagged(model: str) -> str:
+def add_tag(model: str) -> str:
     """The model's name as Ollama lists it: `latest` unless it has a tag."""
     return model if ":" in model.rsplit("/", 1)[-1] else f"{model}:latest"
 
 
-def reported_facts(shown: Mapping[str, Any], listed: Mapping[str, Any], at_utc: datetime) -> ModelFacts:
+def read_facts(shown: Mapping[str, Any], listed: Mapping[str, Any], at_utc: datetime) -> ModelFacts:
     """What Ollama says of a model; what it does not say, or says in a form of its own, is left open.
 
     Args:
@@ -133,7 +133,7 @@ def _reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
     )
 
 
-def _sent_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _find_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     schema = body.get("format")
     return schema if isinstance(schema, Mapping) else None
 
@@ -159,7 +159,7 @@ SPEC = ProviderSpec(
     configuration_problem=lambda _settings: None,
     call_arguments=_call_arguments,
     reply_facts=_reply_facts,
-    sent_schema=_sent_schema,
+    sent_schema=_find_schema,
     within_window=_within_window,
     secrets=lambda settings: url_password(str(settings.ollama_api_base)),
     tools_depend_on_model=True,

@@ -11,20 +11,22 @@ from llmkit.providers.model_facts import FactBook
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider, LLMRequest, Route
 
-__all__ = ["informed"]
+__all__ = ["add_model_facts"]
 
 
-def informed(providers: Mapping[LLMProvider, ProviderSpec], facts: FactBook) -> Mapping[LLMProvider, ProviderSpec]:
+def add_model_facts(
+    providers: Mapping[LLMProvider, ProviderSpec], facts: FactBook
+) -> Mapping[LLMProvider, ProviderSpec]:
     """The same providers: the context window is kept within the model's, and the model's digest goes on record.
 
     Args:
         providers: What differs between providers.
         facts: Read anew for every request.
     """
-    return {name: _informed(spec, facts) for name, spec in providers.items()}
+    return {name: _add_facts(spec, facts) for name, spec in providers.items()}
 
 
-def _informed(spec: ProviderSpec, facts: FactBook) -> ProviderSpec:
+def _add_facts(spec: ProviderSpec, facts: FactBook) -> ProviderSpec:
     def call_arguments(
         settings: LLMSettings, route: Route, request: LLMRequest, endpoint: Endpoint | None
     ) -> CallArguments:

@@ -182,7 +182,7 @@ class _Task(Generic[T]):
     async def run(self, service: LLMService, model: PydanticAiLiteLLMModel, mode: OutputMode) -> Extraction[T]:
         """Ask in one mode."""
         reader = _AskingReader(model)
-        found = await self._found(model, reader, _asker(self.answer.wire_type, mode))
+        found = await self._extract_output(model, reader, _asker(self.answer.wire_type, mode))
         outcome: Outcome = "reasked" if len(model.responses) > 1 else "repaired" if reader.is_repaired else "first_try"
         last = model.responses[-1]
         warnings = _warnings(service, model, last, is_repaired=reader.is_repaired)
@@ -201,7 +201,7 @@ class _Task(Generic[T]):
             warnings=warnings,
         )
 
-    async def _found(self, model: PydanticAiLiteLLMModel, reader: Reader, asker: Asker) -> Any:
+    async def _extract_output(self, model: PydanticAiLiteLLMModel, reader: Reader, asker: Asker) -> Any:
         try:
             return await asker.ask(model, self.conversation, self.answer, reader, self.retries)
         except LLMError as error:
@@ -265,7 +265,7 @@ def _warnings(
     service: LLMService, model: PydanticAiLiteLLMModel, last: LLMResponse, *, is_repaired: bool
 ) -> tuple[str, ...]:
     caps = service.router.capabilities(last.route)
-    loose = model.schema.unenforced(caps) if model.schema else ()
+    loose = model.schema.list_unenforced(caps) if model.schema else ()
     warnings = (
         [f"{last.route.provider} is not held to all of the schema; validation enforces: {', '.join(loose)}"]
         if loose

@@ -46,7 +46,7 @@ def extraction_prompt(
         if not isinstance(example, tuple | list) or len(example) != 2:
             raise LLMBadRequest(f"examples are pairs of a text and its value; number {number} is not")
         sample, value = example
-        shown += [_question(f"the text of example {number}", sample), _said(answer.json_of(value))]
+        shown += [_question(f"the text of example {number}", sample), _make_message(answer.json_of(value))]
     question = _question("text", text) if text or not attachments else Message(role="user", content="JSON:")
     return (*shown, question.model_copy(update={"attachments": tuple(attachments)}))
 
@@ -62,7 +62,7 @@ def _question(name: str, text: Any) -> Message:
     return Message(role="user", content=_QUESTION.format(text=_text(name, text).strip()))
 
 
-def _said(json: str) -> Message:
+def _make_message(json: str) -> Message:
     return Message(role="assistant", content=json)
 
 

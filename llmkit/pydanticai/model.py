@@ -24,7 +24,7 @@ from llmkit.errors import (
 )
 from llmkit.pydanticai.messages import as_messages, as_model_response, with_instructions
 from llmkit.pydanticai.request_fields import (
-    asked_schema,
+    find_schema,
     modes_of,
     refuse_settings,
     response_format,
@@ -78,20 +78,20 @@ class Form:
         """Whether it is the form of these very objects."""
         return self.settings is settings and self.parameters is parameters
 
-    def prepared(self, model: PydanticAiLiteLLMModel, mode: StructuredOutputMode) -> _Prepared:
+    def prepare(self, model: PydanticAiLiteLLMModel, mode: StructuredOutputMode) -> _Prepared:
         """As the model sends it in an output mode, made once; for models with the same settings of their own.
 
         Raises:
             UserError: A setting, a schema or a choice cannot be carried; the message names it.
         """
         if mode not in self._prepared:
-            self._prepared[mode] = self._made(model, mode)
+            self._prepared[mode] = self._make_prepared(model, mode)
         return self._prepared[mode]
 
-    def _made(self, model: PydanticAiLiteLLMModel, mode: StructuredOutputMode) -> _Prepared:
+    def _make_prepared(self, model: PydanticAiLiteLLMModel, mode: StructuredOutputMode) -> _Prepared:
         refuse_settings(merge_model_settings(model.settings, self.settings))
         chosen = self.parameters.with_default_output_mode(mode)
-        schema = asked_schema(chosen)
+        schema = find_schema(chosen)
         settings, parameters = model.prepare_request(self.settings, chosen)
         tools, tool_choice = tools_and_choice(settings, parameters)
         fields = {
@@ -219,7 +219,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
         def said(parameters: ModelRequestParameters) -> tuple[Message, ...]:
             return as_messages(messages, self._get_instruction_parts(messages, parameters))
 
-        return as_model_response(await self._answered(said, step, self.form))
+        return as_model_response(await self._call_service(said, step, self.form))
 
     async def answer(self, conversation: Sequence[Message], form: Form) -> LLMResponse:
         """What `request` would get, without Pydantic AI's forms of the conversation and of the answer.
@@ -237,15 +237,15 @@ class PydanticAiLiteLLMModel(Model[Any]):
         def said(parameters: ModelRequestParameters) -> tuple[Message, ...]:
             return with_instructions(conversation, self._get_instruction_parts((), parameters))
 
-        return await self._answered(said, step, form)
+        return await self._call_service(said, step, form)
 
-    async def _answered(self, said: Said, step: int, form: Form) -> LLMResponse:
+    async def _call_service(self, said: Said, step: int, form: Form) -> LLMResponse:
         check_allow_model_requests()
         earlier: LLMError | None = None
         for request, schema in self._ways(said, step, form):
             self.schema = schema
             try:
-                response = await self._asked(request)
+                response = await self._send_request(request)
             except LLMError as error:
                 if earlier is not None:
                     error.attempts = earlier.attempts + error.attempts
@@ -257,7 +257,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
                 return response
         raise earlier or LLMUnavailable("No route answers at the moment")
 
-    async def _asked(self, request: LLMRequest) -> LLMResponse:
+    async def _send_request(self, request: LLMRequest) -> LLMResponse:
         try:
             return await self._service.chat(request, self._context)
         except LLMContentBlocked as error:
@@ -279,7 +279,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
         seen: set[Route] = set()
         first: tuple[LLMRequest, CanonicalSchema | None] | None = None
         for mode in modes:
-            prepared = form.prepared(self, mode)
+            prepared = form.prepare(self, mode)
             request, schema = self._request(said, step, prepared), prepared.schema
             if len(modes) == 1:
                 yield request, schema

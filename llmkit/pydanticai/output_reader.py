@@ -15,7 +15,7 @@ from pydantic_ai.tools import RunContext
 
 from llmkit.errors import describe_validation
 from llmkit.pydanticai.model import PydanticAiLiteLLMModel
-from llmkit.pydanticai.repair import is_json, repaired_json
+from llmkit.pydanticai.repair import is_json, mend_json
 
 __all__ = ["Reader"]
 
@@ -54,7 +54,7 @@ class Reader(AbstractCapability[Any]):
         """
         text = output if isinstance(output, str) else None
         is_sound = text is None or is_json(text)
-        read = output if is_sound or text is None else repaired_json(text)
+        read = output if is_sound or text is None else mend_json(text)
         if read is None:
             raise self._refusal((_NO_JSON,))
         try:

@@ -47,7 +47,7 @@ class Answer(Generic[T]):
             # `int | str` and `str | int` are equal, and their schemas are not.
             return _answer(output_type, repr(output_type))
         except TypeError:  # not hashable: an Annotated with a dictionary in it, say
-            return _made(output_type)
+            return _make_shape(output_type)
 
     def value(self, found: Any) -> T:
         """The value in a validated object."""
@@ -72,10 +72,10 @@ class Answer(Generic[T]):
 
 @lru_cache(maxsize=256)
 def _answer(output_type: Any, _written: str) -> Answer[Any]:
-    return _made(output_type)
+    return _make_shape(output_type)
 
 
-def _made(output_type: Any) -> Answer[Any]:
+def _make_shape(output_type: Any) -> Answer[Any]:
     name = getattr(output_type, "__name__", None) or str(output_type)
     try:
         if not _may_be_a_type(output_type):

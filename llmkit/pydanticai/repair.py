@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from json_repair import repair_json
 from pydantic_core import from_json
 
-__all__ = ["is_json", "repaired_json"]
+__all__ = ["is_json", "mend_json"]
 
 # json_repair takes 8 us a character and more on the worst texts; 30,000 keep the event loop for a quarter of a second.
 MAX_REPAIRED_CHARS = 30_000
@@ -27,7 +27,7 @@ def is_json(text: str) -> bool:
     return True
 
 
-def repaired_json(text: str) -> str | None:
+def mend_json(text: str) -> str | None:
     """The one JSON object that the text holds, as strict JSON; None when there is none, or which one is not clear.
 
     An empty object among other words is none. One that breaks off is not completed, since what is missing would be
@@ -39,7 +39,7 @@ def repaired_json(text: str) -> str | None:
     (found,) = objects
     if not found[1:-1].strip():
         return None
-    return found if is_json(found) else _mended(found)
+    return found if is_json(found) else _mend_object(found)
 
 
 def _objects(text: str) -> Iterator[str]:
@@ -64,7 +64,7 @@ def _objects(text: str) -> Iterator[str]:
         yield "{"
 
 
-def _mended(found: str) -> str | None:
+def _mend_object(found: str) -> str | None:
     if not 2 <= len(found) <= MAX_REPAIRED_CHARS:
         return None
     try:

@@ -16,7 +16,7 @@ from llmkit.pydanticai.schema import CanonicalSchema, SchemaError, canonical
 from llmkit.types import NamedToolChoice, ResponseFormat, ToolDefinition
 
 __all__ = [
-    "asked_schema",
+    "find_schema",
     "modes_of",
     "refuse_settings",
     "response_format",
@@ -90,7 +90,7 @@ def with_canonical(parameters: ModelRequestParameters) -> ModelRequestParameters
     )
 
 
-def asked_schema(parameters: ModelRequestParameters) -> CanonicalSchema | None:
+def find_schema(parameters: ModelRequestParameters) -> CanonicalSchema | None:
     """The schema of the output; None for text, or when several output tools each have one.
 
     Raises:
@@ -160,7 +160,7 @@ def tools_and_choice(
     can_answer_in_text = parameters.allow_text_output or parameters.output_mode in {"native", "prompted"}
     choice: ToolChoice = "auto" if can_answer_in_text else "required"
     if isinstance(wanted, list) and wanted:
-        available = _named(available, wanted)
+        available = _select_tools(available, wanted)
         choice = NamedToolChoice(name=wanted[0]) if len(wanted) == 1 else "required"
     elif wanted == "required":
         choice = "required"
@@ -174,7 +174,7 @@ def tools_and_choice(
     return tools, choice if tools else None
 
 
-def _named(available: Mapping[str, AgentToolDefinition], names: Sequence[str]) -> dict[str, AgentToolDefinition]:
+def _select_tools(available: Mapping[str, AgentToolDefinition], names: Sequence[str]) -> dict[str, AgentToolDefinition]:
     unknown = sorted(set(names) - set(available))
     if unknown:
         raise UserError(

@@ -89,7 +89,7 @@ class CanonicalSchema:
         """Equal to `Attempt.schema_sha256` of a request that carried this schema unchanged."""
         return sha256_of(self.json_schema)
 
-    def unenforced(self, caps: ProviderCaps) -> tuple[str, ...]:
+    def list_unenforced(self, caps: ProviderCaps) -> tuple[str, ...]:
         """Every part that this provider does not hold its model to, as `path: keyword`."""
         ignored = caps.unenforced_schema_keywords
         own = (f"{path}: {keyword}" for path, keyword in self.bounds if keyword in ignored)
@@ -185,11 +185,11 @@ class _Canonicaliser:
     def _node(self, schema: Any, path: str, depth: int) -> JsonSchema:
         self.nodes += 1
         if depth > MAX_DEPTH or self.nodes > MAX_NODES:
-            raise SchemaError(f"the schema is too {'deep' if depth > MAX_DEPTH else 'large'} at {_shown(path)}")
+            raise SchemaError(f"the schema is too {'deep' if depth > MAX_DEPTH else 'large'} at {_format_path(path)}")
         if schema is True:
             return {}
         if not isinstance(schema, dict):
-            raise SchemaError(f"{_shown(path)} is not a schema but {schema!r:.60}")
+            raise SchemaError(f"{_format_path(path)} is not a schema but {schema!r:.60}")
         if "$ref" in schema:
             return self._reference(schema, path)
         for keyword in ("anyOf", "oneOf", "allOf"):
@@ -197,12 +197,12 @@ class _Canonicaliser:
                 return self._combination(keyword, schema, path, depth)
         if "const" in schema or "enum" in schema:
             return self._constants(schema, path)
-        return self._typed(schema, path, depth)
+        return self._add_type(schema, path, depth)
 
     def _combination(self, keyword: str, schema: JsonSchema, path: str, depth: int) -> JsonSchema:
         choices = schema[keyword]
         if not isinstance(choices, list | tuple) or not choices:
-            raise SchemaError(f"{keyword} of {_shown(path)} is not a list of schemas")
+            raise SchemaError(f"{keyword} of {_format_path(path)} is not a list of schemas")
         rest = {name: value for name, value in schema.items() if name != keyword}
         if keyword == "allOf" and len(choices) == 1 and isinstance(choices[0], dict):
             return self._node({**choices[0], **rest}, path, depth + 1)
@@ -215,7 +215,7 @@ class _Canonicaliser:
     def _constants(self, schema: JsonSchema, path: str) -> JsonSchema:
         values = [schema["const"]] if "const" in schema else schema["enum"]
         if not isinstance(values, list | tuple) or not values:
-            raise SchemaError(f"enum of {_shown(path)} is not a list of values")
+            raise SchemaError(f"enum of {_format_path(path)} is not a list of values")
         self._note_rest(schema, {"const", "enum", "type"}, path)
         groups: dict[str, list[Any]] = {}
         for value in values:
@@ -229,16 +229,16 @@ class _Canonicaliser:
             self._note(path, "enum")
         return {"type": kind}
 
-    def _typed(self, schema: JsonSchema, path: str, depth: int) -> JsonSchema:
-        kind = schema.get("type", _implied_type(schema))
+    def _add_type(self, schema: JsonSchema, path: str, depth: int) -> JsonSchema:
+        kind = schema.get("type", _infer_type(schema))
         if isinstance(kind, list | tuple):
-            return _union([self._typed({**schema, "type": each}, path, depth + 1) for each in kind], None)
+            return _union([self._add_type({**schema, "type": each}, path, depth + 1) for each in kind], None)
         about = {"description": schema["description"]} if schema.get("description") else {}
         if kind is None:
             self._note_rest(schema, set(), path)
             return about
         if kind not in _TYPES:
-            raise SchemaError(f"type of {_shown(path)} is {kind!r:.40}, which JSON Schema does not have")
+            raise SchemaError(f"type of {_format_path(path)} is {kind!r:.40}, which JSON Schema does not have")
         self._note_rest(schema, {"type", *_READ_OF_TYPE[kind]}, path)
         return {"type": kind, **about, **self._SHAPES[kind](self, schema, path, depth)}
 
@@ -249,7 +249,7 @@ class _Canonicaliser:
             plain = str(pattern).replace(r"\d", "[0-9]")
             if _PLAIN_PATTERN.fullmatch(plain):
                 shaped["pattern"] = plain
-                self.bounds[_shown(path), "pattern"] = None
+                self.bounds[_format_path(path), "pattern"] = None
             else:
                 self._note(path, "pattern")
         return shaped | self._sizes(schema, _LENGTHS, path)
@@ -272,12 +272,12 @@ class _Canonicaliser:
             if size is None:
                 continue
             if not isinstance(size, int | float) or isinstance(size, bool) or size < 0:
-                raise SchemaError(f"{keyword} of {_shown(path)} is not a size but {size!r:.40}")
+                raise SchemaError(f"{keyword} of {_format_path(path)} is not a size but {size!r:.40}")
             if size > MAX_REPETITIONS:
                 self._note(path, keyword)
             else:
                 shaped[keyword] = int(size)
-                self.bounds[_shown(path), keyword] = None
+                self.bounds[_format_path(path), keyword] = None
         return shaped
 
     def _number(self, schema: JsonSchema, path: str, _depth: int) -> JsonSchema:
@@ -288,13 +288,13 @@ class _Canonicaliser:
             if bound is None:
                 continue
             if not isinstance(bound, int | float) or isinstance(bound, bool):
-                raise SchemaError(f"{keyword} of {_shown(path)} is not a number but {bound!r:.40}")
+                raise SchemaError(f"{keyword} of {_format_path(path)} is not a number but {bound!r:.40}")
             if keyword in _STEPS and not whole:  # the edge itself is let through, and caught by validation
                 self._note(path, keyword)
             edge = bound + _STEPS.get(keyword, 0) if whole else bound
             tighter = max if plain == "minimum" else min
             shaped[plain] = tighter(shaped[plain], edge) if plain in shaped else edge
-            self.bounds[_shown(path), plain if whole else f"number.{plain}"] = None
+            self.bounds[_format_path(path), plain if whole else f"number.{plain}"] = None
         return shaped
 
     def _array(self, schema: JsonSchema, path: str, depth: int) -> JsonSchema:
@@ -302,7 +302,7 @@ class _Canonicaliser:
         prefix = schema.get("prefixItems")
         if prefix is not None:
             if not isinstance(prefix, list | tuple):
-                raise SchemaError(f"prefixItems of {_shown(path)} is not a list of schemas")
+                raise SchemaError(f"prefixItems of {_format_path(path)} is not a list of schemas")
             shaped["prefixItems"] = [self._node(item, f"{path}[{n}]", depth + 1) for n, item in enumerate(prefix)]
         items = schema.get("items")
         if items is not None and items is not False:
@@ -312,24 +312,24 @@ class _Canonicaliser:
     def _object(self, schema: JsonSchema, path: str, depth: int) -> JsonSchema:
         properties = schema.get("properties")
         if properties is not None and not isinstance(properties, Mapping):
-            raise SchemaError(f"properties of {_shown(path)} is not an object of schemas")
+            raise SchemaError(f"properties of {_format_path(path)} is not an object of schemas")
         shaped: JsonSchema = {}
         if properties is not None:
             shaped["properties"] = {
                 name: self._node(inner, f"{path}.{name}" if path else str(name), depth + 1)
                 for name, inner in properties.items()
             }
-            shaped["required"] = self._required(schema, properties, path)
+            shaped["required"] = self._list_required(schema, properties, path)
         extra = schema.get("additionalProperties", properties is None)
         shaped["additionalProperties"] = (
             extra if isinstance(extra, bool) else self._node(extra, f"{path}.*" if path else "*", depth + 1)
         )
         return shaped
 
-    def _required(self, schema: JsonSchema, properties: Mapping[str, Any], path: str) -> list[str]:
+    def _list_required(self, schema: JsonSchema, properties: Mapping[str, Any], path: str) -> list[str]:
         required = schema.get("required", ())
         if not isinstance(required, list | tuple):
-            raise SchemaError(f"required of {_shown(path)} is not a list of names")
+            raise SchemaError(f"required of {_format_path(path)} is not a list of names")
         kept = []
         for name in properties:
             if name not in required:
@@ -344,7 +344,7 @@ class _Canonicaliser:
     # --- what is left out -----------------------------------------------------------------------------------------
 
     def _note(self, path: str, keyword: str) -> None:
-        self.validated_only[f"{_shown(path)}: {keyword}"] = None
+        self.validated_only[f"{_format_path(path)}: {keyword}"] = None
 
     def _note_rest(self, schema: JsonSchema, read: set[str], path: str) -> None:
         for keyword in schema:
@@ -362,11 +362,11 @@ class _Canonicaliser:
     }
 
 
-def _shown(path: str) -> str:
+def _format_path(path: str) -> str:
     return path or "the value"
 
 
-def _implied_type(schema: JsonSchema) -> str | None:
+def _infer_type(schema: JsonSchema) -> str | None:
     if "properties" in schema or "additionalProperties" in schema:
         return "object"
     return "array" if "items" in schema or "prefixItems" in schema else None

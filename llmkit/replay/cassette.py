@@ -41,7 +41,7 @@ __all__ = [
     "CassetteClient",
     "Recording",
     "always_set_up",
-    "redacted_answer",
+    "redact_answer",
     "replaying",
 ]
 
@@ -172,7 +172,7 @@ class Cassette:
         found = _fields_of(self.recordings[place])
         for name in wanted | found:
             if found.get(name) != wanted.get(name):
-                then, now = _shown(found.get(name)), _shown(wanted.get(name))
+                then, now = _format_value(found.get(name)), _format_value(wanted.get(name))
                 if name == "messages":
                     then, now = _around_difference(str(found[name]), str(wanted[name]))
                 return f"the nearest one (line {place + 2}) differs in {name}: recorded {then}, asked {now}"
@@ -246,7 +246,7 @@ def always_set_up(providers: Mapping[LLMProvider, ProviderSpec]) -> dict[LLMProv
     return {name: replace(spec, configuration_problem=lambda _settings: None) for name, spec in providers.items()}
 
 
-def redacted_answer(text: str, secrets: Iterable[str] = ()) -> str:
+def redact_answer(text: str, secrets: Iterable[str] = ()) -> str:
     """An answer without secrets and personal data; one that is JSON stays JSON. Bare numbers in JSON stay."""
     try:
         value = json.loads(text)
@@ -254,17 +254,17 @@ def redacted_answer(text: str, secrets: Iterable[str] = ()) -> str:
         return redact(text, secrets)
     if not isinstance(value, dict | list):
         return redact(text, secrets)
-    clean = _redacted(value, tuple(secrets))
+    clean = _redact_value(value, tuple(secrets))
     return text if clean == value else json.dumps(clean, ensure_ascii=False)
 
 
-def _redacted(value: Any, secrets: tuple[str, ...]) -> Any:
+def _redact_value(value: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(value, str):
         return redact(value, secrets)
     if isinstance(value, list):
-        return [_redacted(part, secrets) for part in value]
+        return [_redact_value(part, secrets) for part in value]
     if isinstance(value, dict):
-        return {name: _redacted(part, secrets) for name, part in value.items()}
+        return {name: _redact_value(part, secrets) for name, part in value.items()}
     return value
 
 
@@ -355,7 +355,7 @@ def _likeness(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[floa
     return round(alike, 2), sum(found.get(name) == value for name, value in wanted.items())
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "nothing" if value is None else repr(value)[:_SHOWN_CHARS]
 
 

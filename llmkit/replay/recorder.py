@@ -12,10 +12,10 @@ from llmkit.errors import ABANDONED_CODE, CANCELLED_CODE, LLMInProgress, LLMNoRe
 from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.engines import reading
 from llmkit.persistence.statements import RUNS
-from llmkit.replay.cassette import Recording, redacted_answer
+from llmkit.replay.cassette import Recording, redact_answer
 from llmkit.types import WARM_UP_STAGE, LLMResponse, RunStatus, ServedFrom
 
-__all__ = ["asked_keys", "recordings"]
+__all__ = ["read_asked_keys", "recordings"]
 
 # How these ended says nothing of the provider.
 _OURS: Final = frozenset(
@@ -52,10 +52,10 @@ def recordings(
     with reading(engine, address) as connection:
         rows = list(connection.execute(query.order_by(RUNS.c.created_at_utc, RUNS.c.id)).mappings())
     answered = {(row["prompt_sha256"], row["epoch"]) for row in rows if row["status"] == str(RunStatus.SUCCEEDED)}
-    return list(_chosen(rows, answered, tuple(secrets)))
+    return list(_select_recordings(rows, answered, tuple(secrets)))
 
 
-def asked_keys(engine: Engine, address: DatabaseAddress, workspace_id: str) -> set[tuple[str, int]]:
+def read_asked_keys(engine: Engine, address: DatabaseAddress, workspace_id: str) -> set[tuple[str, int]]:
     """What a cassette finds calls by, for every call of a workspace but warm-ups, wherever its answer came from.
 
     Raises:
@@ -67,7 +67,7 @@ def asked_keys(engine: Engine, address: DatabaseAddress, workspace_id: str) -> s
         return {(row[0], row[1]) for row in connection.execute(query)}
 
 
-def _chosen(
+def _select_recordings(
     rows: Iterable[RowMapping], answered: set[tuple[str, int]], secrets: tuple[str, ...]
 ) -> Iterator[Recording]:
     failed: set[tuple[str, int]] = set()
@@ -87,9 +87,9 @@ def _answer(row: RowMapping, secrets: tuple[str, ...]) -> Recording:
     response = LLMResponse.model_validate_json(row["result_json"])
     return Recording(
         **_common(row),
-        text=redacted_answer(response.text, secrets),
+        text=redact_answer(response.text, secrets),
         tool_calls=tuple(
-            call.model_copy(update={"arguments": redacted_answer(call.arguments, secrets)})
+            call.model_copy(update={"arguments": redact_answer(call.arguments, secrets)})
             for call in response.tool_calls
         ),
         route=response.route,

@@ -86,7 +86,7 @@ class Outages:
             self._closed_until[route] = self._clock() + self._cooldown_s
         return None
 
-    def failed(self, route: Route) -> None:
+    def note_failure(self, route: Route) -> None:
         """Note a call that the provider did not answer."""
         self._failures[route] = self._failures.get(route, 0) + 1
         if self._failures[route] >= self._limit:
@@ -96,7 +96,7 @@ class Outages:
         """Note that the route's quota is used up for so many seconds."""
         self._parked_until[route] = self._clock() + wait_s
 
-    def answered(self, route: Route) -> None:
+    def note_answer(self, route: Route) -> None:
         """Note a call that was answered, with whatever."""
         if self._failures:
             self._failures.pop(route, None)

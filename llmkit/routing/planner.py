@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from llmkit.errors import LLMError, LLMNoRoute, LLMUnavailable
 from llmkit.providers import ProviderSpec, answers_on_this_machine, smallest_prompt_tokens
-from llmkit.providers.model_facts import FactBook, declared_facts
+from llmkit.providers.model_facts import FactBook, make_declared_facts
 from llmkit.routing.circuit_breaker import Outage, Outages
-from llmkit.routing.rules import OPEN_TO_FACTS, Case, Exclusion, Kind, Page, first_exclusion, pinned_error
+from llmkit.routing.rules import OPEN_TO_FACTS, Case, Exclusion, Kind, Page, first_exclusion, make_pinned_error
 from llmkit.settings import LLMSettings, RouterPolicy
 from llmkit.types import LLMProvider, LLMRequest, PlanEntry, Route, RoutePlan
 
@@ -100,9 +100,9 @@ class Planner:
 
     def plan(self, request: LLMRequest) -> RoutePlan:
         """Every route considered, candidates first and in order, the others with the reason for passing them over."""
-        weighed = self._weighed(request)
+        weighed = self._weigh(request)
         considered = self._with_outages(weighed.considered)
-        return weighed.plan if considered is weighed.considered else self._shown(considered)
+        return weighed.plan if considered is weighed.considered else self._make_plan(considered)
 
     def page(self, route: Route) -> Page:
         """What is known of the route."""
@@ -116,25 +116,25 @@ class Planner:
         """The routes about which it is worth knowing more: those that no constraint and no outage keeps out."""
         return tuple(
             item.route
-            for item in self._with_outages(self._weighed(request).considered)
+            for item in self._with_outages(self._weigh(request).considered)
             if item.exclusion is None or item.exclusion.kind in OPEN_TO_FACTS
         )
 
     def nothing_left(self, request: LLMRequest) -> LLMError:
         """The error for a request without candidates."""
-        considered = self._with_outages(self._weighed(request).considered)
+        considered = self._with_outages(self._weigh(request).considered)
         if request.route is not None:
-            return self._pinned_error(request.route, considered[0].exclusion)
+            return self._make_pinned_error(request.route, considered[0].exclusion)
         cooling = [item for item in considered if item.exclusion and item.exclusion.kind is Kind.COOLING]
         lines = [f"  {item.route}: {item.exclusion.why}" for item in considered if item.exclusion]
         if cooling:
             return LLMUnavailable("\n".join(["No route answers at the moment:", *lines]))
         return LLMNoRoute("\n".join(["No route can take this request:", *lines]))
 
-    def _pinned_error(self, route: Route, exclusion: Exclusion | None) -> LLMError:
+    def _make_pinned_error(self, route: Route, exclusion: Exclusion | None) -> LLMError:
         if exclusion is None or exclusion.kind is Kind.COOLING:
             return (self._outages.of(route) or Outage(0.0)).error(route)
-        return pinned_error(exclusion, route, self._providers[route.provider])
+        return make_pinned_error(exclusion, route, self._providers[route.provider])
 
     def _up_to_date(self) -> _Known:
         """What was made of the facts as they are now. Whoever still works on an older state fills only that one."""
@@ -148,19 +148,19 @@ class Planner:
         if page is None:
             spec = self._providers[route.provider]
             window = spec.context_tokens(self._settings, route.model)
-            declared = declared_facts(spec.caps, window, by_model=spec.tools_depend_on_model)
+            declared = make_declared_facts(spec.caps, window, by_model=spec.tools_depend_on_model)
             facts = self._facts.of(route).over(declared)
             page = known.pages[route] = Page(facts, facts.refine(spec.caps), str(facts))
         return page
 
-    def _weighed(self, request: LLMRequest) -> _Weighed:
+    def _weigh(self, request: LLMRequest) -> _Weighed:
         known, key = self._up_to_date(), _what_a_plan_depends_on(request)
         kept = known.weighed.get(key)
         if kept is not None and kept.holds_for(request):
             return kept
         considered = tuple(self._consider(known, *each, request) for each in self._in_order(request))
         windows = [fact.value for item in considered if (fact := item.page.facts.context_tokens) is not None]
-        weighed = _Weighed(considered, self._shown(considered), min(windows, default=None))
+        weighed = _Weighed(considered, self._make_plan(considered), min(windows, default=None))
         if weighed.holds_for(request):
             if len(known.weighed) >= _MOST_KEPT:
                 known.weighed.clear()
@@ -184,11 +184,11 @@ class Planner:
         """The same, and what an outage keeps out now; the very same while there is none."""
         if not self._outages.any:
             return considered
-        changed = tuple(self._cooled(item) for item in considered)
+        changed = tuple(self._apply_cooldown(item) for item in considered)
         is_same = all(now is before for now, before in zip(changed, considered, strict=True))
         return considered if is_same else changed
 
-    def _cooled(self, item: _Considered) -> _Considered:
+    def _apply_cooldown(self, item: _Considered) -> _Considered:
         outage = self._outages.of(item.route) if item.exclusion is None else None
         return item if outage is None else item._replace(exclusion=Exclusion(Kind.COOLING, outage.why))
 
@@ -218,7 +218,7 @@ class Planner:
         fits = {name for name in order if profile in caps[name].preferred_for_profiles}
         return fits, f"preferred for profile {profile}"
 
-    def _shown(self, considered: Sequence[_Considered]) -> RoutePlan:
+    def _make_plan(self, considered: Sequence[_Considered]) -> RoutePlan:
         ranked = sorted(considered, key=lambda item: item.exclusion is not None)
         return RoutePlan(
             policy=_PINNED if ranked[0].reason == _PINNED else self._settings.router_policy,

@@ -15,7 +15,7 @@ from llmkit.providers.model_facts import Fact, ModelFacts
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMRequest, ProviderCaps, Route
 
-__all__ = ["OPEN_TO_FACTS", "Case", "Exclusion", "Kind", "Page", "first_exclusion", "pinned_error"]
+__all__ = ["OPEN_TO_FACTS", "Case", "Exclusion", "Kind", "Page", "first_exclusion", "make_pinned_error"]
 
 
 class Kind(Enum):
@@ -198,7 +198,7 @@ _PINNED_ERRORS: dict[Kind, tuple[type[LLMError], str]] = {
 }
 
 
-def pinned_error(exclusion: Exclusion, route: Route, spec: ProviderSpec) -> LLMError:
+def make_pinned_error(exclusion: Exclusion, route: Route, spec: ProviderSpec) -> LLMError:
     """The error for a pinned route that is passed over, for any reason but an outage."""
     error, message = _PINNED_ERRORS[exclusion.kind]
     said = message.format(label=spec.label, route=route, why=exclusion.why)

@@ -19,7 +19,7 @@ from llmkit.testing.replies import DEFAULT_TEXT, Fault, FaultKind, Reply, ToolCa
 from llmkit.testing.reply_script import Replies, Scripted
 from llmkit.testing.request_log import Outcome, RecordedRequest, Usage
 from llmkit.testing.schema_instance import minimal_instance
-from llmkit.testing.server import StandInServer, refused_url
+from llmkit.testing.server import StandInServer, get_refused_url
 from llmkit.testing.server_load import Load
 from llmkit.testing.tokens import count_tokens
 
@@ -41,6 +41,6 @@ __all__ = [
     "ToolCall",
     "Usage",
     "count_tokens",
+    "get_refused_url",
     "minimal_instance",
-    "refused_url",
 ]

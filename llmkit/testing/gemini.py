@@ -165,7 +165,7 @@ class GeminiServer(StandInServer):
     def _rendered(self, request: RecordedRequest, body: Any, reply: Reply) -> Answer:
         config = _field(body, "generationConfig") or {}
         if reply.text is None and not reply.tool_calls:
-            reply = replace(reply, tool_calls=_forced_calls(body))
+            reply = replace(reply, tool_calls=_make_forced_calls(body))
         told = tell(
             reply,
             prompt_tokens=_prompt_tokens(body),
@@ -261,11 +261,11 @@ class GeminiServer(StandInServer):
             return refusal
         name, verb = _target(request.path)
         if not name:
-            return Answer([json_bytes({"models": [_described(model) for model in self.models]})])
+            return Answer([json_bytes({"models": [_describe_model(model) for model in self.models]})])
         model = self._models.get(name)
         if model is None or verb not in ("", "countTokens"):
             return self._error(404, _UNKNOWN_MODEL.format(name))
-        return self._count(request) if verb else Answer([json_bytes(_described(model))])
+        return self._count(request) if verb else Answer([json_bytes(_describe_model(model))])
 
     def _count(self, request: RecordedRequest) -> Answer:
         tokens = _prompt_tokens(request.json)
@@ -297,7 +297,7 @@ def _schema(config: Mapping[str, Any]) -> Any:
     return {"type": "object"} if _field(config, "responseMimeType") == "application/json" else None
 
 
-def _forced_calls(body: Mapping[str, Any]) -> tuple[ToolCall, ...]:
+def _make_forced_calls(body: Mapping[str, Any]) -> tuple[ToolCall, ...]:
     """The call that the model cannot avoid when the request's tool mode is ANY."""
     mode = _field(_field(body, "toolConfig") or {}, "functionCallingConfig") or {}
     if str(mode.get("mode")).upper() != "ANY":
@@ -319,12 +319,12 @@ def _parts(told: Told, reply: Reply, *, thoughts: bool) -> list[dict[str, Any]]:
         parts.append({"text": told.text})
     for number, call in enumerate(reply.tool_calls):
         called = {"name": call.name, "args": dict(call.arguments), "id": call.id or f"call-{number}"}
-        signature = call.thought_signature or ("" if number else _made_up_signature(call))
+        signature = call.thought_signature or ("" if number else _make_signature(call))
         parts.append({"functionCall": called, **({"thoughtSignature": signature} if signature else {})})
     return parts
 
 
-def _made_up_signature(call: ToolCall) -> str:
+def _make_signature(call: ToolCall) -> str:
     return base64.b64encode(hashlib.sha256(repr(call).encode()).digest()).decode()
 
 
@@ -390,7 +390,7 @@ def _retry_info(seconds: float) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{json.dumps(seconds)}s"}
 
 
-def _described(model: GeminiModel) -> dict[str, Any]:
+def _describe_model(model: GeminiModel) -> dict[str, Any]:
     return {
         "name": f"models/{model.name}",
         "version": model.version,

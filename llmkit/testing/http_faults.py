@@ -74,7 +74,7 @@ def send_whole(answer: Answer, book: Book) -> "web.Response":
 
 
 async def _send_pieces(http: "web.BaseRequest", answer: Answer, book: Book) -> "web.StreamResponse":
-    response = await _opened(http, answer, length=None)
+    response = await _open_response(http, answer, length=None)
     for piece in answer.pieces[:-1]:
         await response.write(piece)
     book("answered", answer.usage)
@@ -84,7 +84,7 @@ async def _send_pieces(http: "web.BaseRequest", answer: Answer, book: Book) -> "
 
 async def _send_slowly(http: "web.BaseRequest", answer: Answer, fault: Fault, book: Book) -> "web.StreamResponse":
     body, size = answer.body, fault.piece_bytes
-    response = await _opened(http, answer, length=len(body))
+    response = await _open_response(http, answer, length=len(body))
     last = (len(body) - 1) // size * size
     for at in range(0, last, size):
         await response.write(body[at : at + size])
@@ -95,14 +95,14 @@ async def _send_slowly(http: "web.BaseRequest", answer: Answer, fault: Fault, bo
 
 
 async def _send_half(http: "web.BaseRequest", answer: Answer, book: Book) -> "web.StreamResponse":
-    response = await _opened(http, answer, length=len(answer.body))
+    response = await _open_response(http, answer, length=len(answer.body))
     book("broken", None)
     await response.write(answer.body[: len(answer.body) // 2])
     response.force_close()
     return response
 
 
-async def _opened(http: "web.BaseRequest", answer: Answer, *, length: int | None) -> "web.StreamResponse":
+async def _open_response(http: "web.BaseRequest", answer: Answer, *, length: int | None) -> "web.StreamResponse":
     from aiohttp import web
 
     response = web.StreamResponse(status=answer.status, headers=answer.all_headers)

@@ -33,7 +33,7 @@ class InMemoryRun:
         """Why it failed, if it did."""
         return None if self.failure is None else self.failure.error_code
 
-    def stored(self) -> StoredRun:
+    def as_stored_run(self) -> StoredRun:
         """As a repository shows it."""
         start = self.start
         return StoredRun(
@@ -48,7 +48,7 @@ class InMemoryRun:
             result_json=None if self.success is None else self.success.result_json,
         )
 
-    def recorded(self) -> RecordedCall:
+    def as_recorded_call(self) -> RecordedCall:
         """As the report of an evaluation shows it."""
         success, failure = self.success, self.failure
         text = None if success is None else success.response_preview
@@ -79,17 +79,17 @@ class InMemoryLLMRunRepo:
     async def get_by_idempotency_key(self, workspace_id: str, idempotency_key: str) -> StoredRun | None:
         """See `LLMRunRepo`."""
         holder = self._key_holder(workspace_id, idempotency_key)
-        return None if holder is None else holder.stored()
+        return None if holder is None else holder.as_stored_run()
 
     async def get_by_flight_key(self, workspace_id: str, flight_key: str) -> StoredRun | None:
         """See `LLMRunRepo`."""
         holder = self._flight_holder(workspace_id, flight_key)
-        return None if holder is None else holder.stored()
+        return None if holder is None else holder.as_stored_run()
 
     async def get_run(self, workspace_id: str, run_id: UUID) -> StoredRun | None:
         """See `LLMRunRepo`."""
         run = self._runs.get(run_id)
-        return run.stored() if run is not None and run.start.workspace_id == workspace_id else None
+        return run.as_stored_run() if run is not None and run.start.workspace_id == workspace_id else None
 
     async def create_started(self, start: RunStart) -> None:
         """See `LLMRunRepo`."""
@@ -245,7 +245,7 @@ class InMemoryEvalStore:
         prefixed = self._calls_of(workspace_id, pipeline_run_id_prefix)
         doubtful = [run for run in prefixed if run.status is RunStatus.STARTED or run.error_code == ABANDONED_CODE]
         ordered = sorted(doubtful, key=lambda run: (run.start.created_at_utc, run.start.id))
-        return tuple(run.stored() for run in ordered)
+        return tuple(run.as_stored_run() for run in ordered)
 
     async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
         """See `EvalStore`."""
@@ -257,7 +257,7 @@ class InMemoryEvalStore:
         seen = [DigestSeen(route, digest, min(at), len(at)) for (route, digest), at in times.items()]
         return tuple(sorted(seen, key=lambda each: (each.route.provider, each.route.model, each.first_at_utc)))
 
-    async def spent(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
+    async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
         """See `EvalStore`."""
         spent: dict[Route, Spent] = {}
         for run in self._calls_of(workspace_id, pipeline_run_id_prefix):
@@ -269,7 +269,7 @@ class InMemoryEvalStore:
         """See `EvalStore`."""
         mine = self._calls_of(workspace_id, pipeline_run_id_prefix)
         ordered = sorted(mine, key=lambda run: (run.start.created_at_utc, run.start.id))
-        return tuple(run.recorded() for run in ordered)
+        return tuple(run.as_recorded_call() for run in ordered)
 
     def _calls_of(self, workspace_id: str, prefix: str) -> list[InMemoryRun]:
         mine = [run for run in self._calls.runs if run.start.workspace_id == workspace_id]

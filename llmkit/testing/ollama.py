@@ -56,7 +56,7 @@ class OllamaModel:
     @property
     def full_name(self) -> str:
         """The name with its tag."""
-        return _tagged(self.name)
+        return _add_tag(self.name)
 
     @property
     def full_digest(self) -> str:
@@ -130,7 +130,7 @@ class OllamaServer(StandInServer):
 
     def _refusal(self, request: RecordedRequest, body: Any) -> Answer | None:
         name = str(body.get("model") or body.get("name") or "")
-        model = self._models.get(_tagged(name))
+        model = self._models.get(_add_tag(name))
         if not name and request.path == "/api/chat":
             return self._error(400, "model is required")
         if model is None and request.path == "/api/generate":
@@ -140,10 +140,10 @@ class OllamaServer(StandInServer):
         self._loaded[model.full_name] = time.time()
         if body.get("tools") and "tools" not in model.capabilities:
             return self._error(400, f"registry.ollama.ai/library/{model.full_name} does not support tools")
-        if "vision" not in model.capabilities and any(each.get("images") for each in _spoken(body)):
+        if "vision" not in model.capabilities and any(each.get("images") for each in _parse_messages(body)):
             return self._error(500, _NO_EYES)
         if not body.get("messages") and not body.get("prompt"):
-            return Answer([json_bytes(_loaded_or_unloaded(request.path, body))])
+            return Answer([json_bytes(_answer_load(request.path, body))])
         return self._format_refusal(body.get("format"))
 
     def _format_refusal(self, wanted: Any) -> Answer | None:
@@ -153,23 +153,23 @@ class OllamaServer(StandInServer):
         return self._error(500, f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
 
     def _rendered(self, request: RecordedRequest, body: Any, reply: Reply) -> Answer:
-        told = self._told(body, reply)
+        told = self._make_counts(body, reply)
         ending: dict[str, Any] = {"done_reason": told.finish_reason, "done": True}
         ending.update(_metrics(told.usage, request.received_at_s, counted=not reply.no_usage))
         head = {"model": reply.model or body["model"], "created_at": _go_time(time.time_ns())}
         usage = None if reply.no_usage else told.usage
         if body.get("stream", True) is False:
-            return Answer([json_bytes({**head, **_said(request.path, told.text, reply), **ending})], usage=usage)
+            return Answer([json_bytes({**head, **_make_body(request.path, told.text, reply), **ending})], usage=usage)
         chunks = [{**head, **chunk, "done": False} for chunk in _chunks(request.path, told, reply, body.get("tools"))]
-        chunks.append({**head, **_said(request.path, "", None), **ending})
+        chunks.append({**head, **_make_body(request.path, "", None), **ending})
         lines = [json_bytes(chunk) + b"\n" for chunk in chunks]
         return Answer(lines, content_type="application/x-ndjson", usage=usage, streamed=True)
 
-    def _told(self, body: Any, reply: Reply) -> Told:
+    def _make_counts(self, body: Any, reply: Reply) -> Told:
         options = body.get("options") or {}
         wanted = body.get("format") or None
         schema = {"type": "object"} if wanted == "json" else wanted
-        model = self._models[_tagged(body["model"])]
+        model = self._models[_add_tag(body["model"])]
         num_ctx = min(max(int(options.get("num_ctx") or DEFAULT_NUM_CTX), _SMALLEST_NUM_CTX), model.context_length)
         limit = int(options.get("num_predict") or 0)
         return tell(
@@ -204,7 +204,7 @@ class OllamaServer(StandInServer):
                 return Answer([json_bytes({"version": self.version})])
             case ("GET" | "HEAD", "/api/tags"):
                 newest_first = sorted(self.models, key=lambda model: -model.modified_at_s)
-                return Answer([json_bytes({"models": [_listed(model) for model in newest_first]})])
+                return Answer([json_bytes({"models": [_describe_listed(model) for model in newest_first]})])
             case ("GET", "/api/ps"):
                 return Answer([json_bytes({"models": self._running()})])
             case ("POST", "/api/show"):
@@ -219,8 +219,8 @@ class OllamaServer(StandInServer):
         name = body.get("model") or body.get("name")
         if not name:
             return self._error(400, "model is required")
-        model = self._models.get(_tagged(name))
-        return Answer([json_bytes(_shown(model))]) if model else self._error(404, f"model '{name}' not found")
+        model = self._models.get(_add_tag(name))
+        return Answer([json_bytes(_describe_model(model))]) if model else self._error(404, f"model '{name}' not found")
 
     def _running(self) -> list[dict[str, Any]]:
         loaded = [(name, called) for name, called in self._loaded.items() if name in self._models]
@@ -234,11 +234,11 @@ class OllamaServer(StandInServer):
         ]
 
 
-def _spoken(body: Mapping[str, Any]) -> list[Any]:
+def _parse_messages(body: Mapping[str, Any]) -> list[Any]:
     return [body, *(body.get("messages") or ())]
 
 
-def _tagged(name: str) -> str:
+def _add_tag(name: str) -> str:
     return name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
 
 
@@ -291,7 +291,7 @@ def _metrics(usage: Usage, received_at_s: float, *, counted: bool) -> dict[str, 
     return {key: value for key, value in metrics.items() if value}  # the real one leaves out zeros too
 
 
-def _said(path: str, text: str, reply: Reply | None) -> dict[str, Any]:
+def _make_body(path: str, text: str, reply: Reply | None) -> dict[str, Any]:
     if path == "/api/generate":
         spoken = {"response": text}
         return {**spoken, "thinking": reply.thinking} if reply and reply.thinking else spoken
@@ -311,9 +311,9 @@ def _tool_call(call: ToolCall, index: int = 0) -> dict[str, Any]:
 def _chunks(path: str, told: Told, reply: Reply, tools: Any) -> Iterable[dict[str, Any]]:
     """The chunks before the last. With tools on offer the real server keeps the text back until it is whole."""
     if reply.thinking:
-        yield _said(path, "", Reply(thinking=reply.thinking))
+        yield _make_body(path, "", Reply(thinking=reply.thinking))
     if told.text:
-        yield from (_said(path, piece, None) for piece in ([told.text] if tools else _words(told.text)))
+        yield from (_make_body(path, piece, None) for piece in ([told.text] if tools else _words(told.text)))
     if reply.tool_calls:
         calls = [_tool_call(call, index) for index, call in enumerate(reply.tool_calls)]
         yield {"message": {"role": "assistant", "content": "", "tool_calls": calls}}
@@ -324,10 +324,10 @@ def _words(text: str) -> list[str]:
     return [first, *(f" {word}" for word in rest)]
 
 
-def _loaded_or_unloaded(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+def _answer_load(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
     reason = "unload" if body.get("keep_alive") in (0, "0", "0s") else "load"
     head = {"model": body["model"], "created_at": _go_time(time.time_ns())}
-    return {**head, **_said(path, "", None), "done_reason": reason, "done": True}
+    return {**head, **_make_body(path, "", None), "done_reason": reason, "done": True}
 
 
 def _details(model: OllamaModel) -> dict[str, Any]:
@@ -351,11 +351,11 @@ def _identity(model: OllamaModel) -> dict[str, Any]:
     }
 
 
-def _listed(model: OllamaModel) -> dict[str, Any]:
+def _describe_listed(model: OllamaModel) -> dict[str, Any]:
     return {**_identity(model), "modified_at": _go_time(int(model.modified_at_s * 1e9))}
 
 
-def _shown(model: OllamaModel) -> dict[str, Any]:
+def _describe_model(model: OllamaModel) -> dict[str, Any]:
     blob = f"/usr/share/ollama/.ollama/models/blobs/sha256-{model.full_digest}"
     lines = [f"{key:<30} {json.dumps(value)}" for key, value in model.parameters.items()]
     shown = {

@@ -37,7 +37,7 @@ class Script:
             self._function = replies
         else:
             several = [replies] if isinstance(replies, str | Reply | Fault) else replies
-            self._answers = tuple(self._checked(answer) for answer in several)
+            self._answers = tuple(self._check_reply(answer) for answer in several)
             if not self._answers:
                 raise ValueError("a script needs at least one reply")
 
@@ -49,13 +49,13 @@ class Script:
                 through too.
         """
         if self._function is not None:
-            return self._checked(self._function(request))
+            return self._check_reply(self._function(request))
         with self._lock:
             answer = self._answers[min(self._position, len(self._answers) - 1)]
             self._position += 1
         return answer
 
-    def _checked(self, scripted: Scripted) -> Reply | Fault:
+    def _check_reply(self, scripted: Scripted) -> Reply | Fault:
         answer = Reply(scripted) if isinstance(scripted, str) else scripted
         inner = answer
         while isinstance(inner, Fault):

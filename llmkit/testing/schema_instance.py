@@ -70,7 +70,7 @@ def _instance(schema: Any, root: Schema, depth: int) -> Any:
         raise ValueError("the schema never comes to an end: a required property contains itself")
     if not isinstance(schema, Mapping):  # `true` and `{}` allow anything
         return ""
-    schema = _flattened(schema, root, depth)
+    schema = _flatten(schema, root, depth)
     if "const" in schema:
         return schema["const"]
     if schema.get("enum"):
@@ -81,21 +81,21 @@ def _instance(schema: Any, root: Schema, depth: int) -> Any:
     return _of_type(_type_of(schema), schema, root, depth)
 
 
-def _flattened(schema: Schema, root: Schema, depth: int) -> dict[str, Any]:
+def _flatten(schema: Schema, root: Schema, depth: int) -> dict[str, Any]:
     merged = {key: value for key, value in schema.items() if key not in ("$ref", "allOf")}
     parts = list(schema.get("allOf", ()))
     if "$ref" in schema:
-        parts.append(_resolved(schema["$ref"], root))
+        parts.append(_resolve(schema["$ref"], root))
     if depth + len(parts) > _MAX_DEPTH:
         raise ValueError("the schema refers to itself without end")
     for part in parts:
-        flat = _flattened(part, root, depth + 1)
+        flat = _flatten(part, root, depth + 1)
         for key, value in flat.items():
-            merged[key] = _joined(key, merged[key], value) if key in merged else value
+            merged[key] = _join_values(key, merged[key], value) if key in merged else value
     return merged
 
 
-def _joined(key: str, first: Any, second: Any) -> Any:
+def _join_values(key: str, first: Any, second: Any) -> Any:
     if key == "properties":
         return {**second, **first}
     if key == "required":
@@ -103,7 +103,7 @@ def _joined(key: str, first: Any, second: Any) -> Any:
     return first
 
 
-def _resolved(reference: str, root: Schema) -> Schema:
+def _resolve(reference: str, root: Schema) -> Schema:
     target: Any = root
     for step in reference.removeprefix("#").strip("/").split("/"):
         key = step.replace("~1", "/").replace("~0", "~")
@@ -116,7 +116,7 @@ def _resolved(reference: str, root: Schema) -> Schema:
 
 
 def _first_possible(choices: list[Any], root: Schema, depth: int) -> Any:
-    nulls_first = sorted(choices, key=lambda choice: _type_of(_flattened(choice, root, depth)) != "null")
+    nulls_first = sorted(choices, key=lambda choice: _type_of(_flatten(choice, root, depth)) != "null")
     problem: ValueError | None = None
     for choice in nulls_first:
         try:

@@ -22,7 +22,7 @@ from llmkit.testing.server_load import Load, Overloaded, Slots
 if TYPE_CHECKING:
     from aiohttp import web
 
-__all__ = ["StandInServer", "refused_url"]
+__all__ = ["StandInServer", "get_refused_url"]
 
 _BACKLOG = 4096
 _MAX_BODY_BYTES = 256 * 1024**2
@@ -31,7 +31,7 @@ _JOIN_TIMEOUT_S = 10.0
 _TURNS_TO_KNOW_A_CONNECTION = 4
 
 
-def refused_url() -> str:
+def get_refused_url() -> str:
     """Return the URL of a loopback port where nobody listens: connecting to it is refused at once.
 
     The port is a reserved one, so that no server started on port 0 can come to sit there.

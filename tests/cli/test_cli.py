@@ -21,7 +21,7 @@ import pytest
 
 import llmkit
 from llmkit.cli import main
-from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply, refused_url
+from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply, get_refused_url
 
 LLMKIT = [sys.executable, "-m", "llmkit"]
 TASK = """
@@ -167,7 +167,7 @@ def _bad_inputs(task_file: Path) -> dict[str, tuple[list[str], dict[str, str], i
     on_ollama = ["--name", "n", "--routes", "ollama/llama3.2"]
     chat = ["chat", "x", "--route"]
     return {
-        "no server": ([*chat, "ollama/llama3.2"], {"LLM_OLLAMA_API_BASE": refused_url()}, 1, "ollama serve"),
+        "no server": ([*chat, "ollama/llama3.2"], {"LLM_OLLAMA_API_BASE": get_refused_url()}, 1, "ollama serve"),
         "wrong key": ([*chat, "gemini/gemini-2.5-flash"], {"LLM_GEMINI_API_KEY": "wrong"}, 1, "LLM_GEMINI_API_KEY"),
         "no key": ([*chat, "gemini/gemini-2.5-flash"], {"LLM_GEMINI_API_KEY": ""}, 2, "LLM_GEMINI_API_KEY"),
         "unknown model": ([*chat, "ollama/missing"], {}, 1, "ollama pull missing"),

@@ -14,9 +14,9 @@ from llmkit.discovery import ollama as asking
 from llmkit.discovery.ollama import look_at_server
 from llmkit.discovery.refresh import OllamaInquiry
 from llmkit.providers.model_facts import NOTHING_KNOWN, Fact, FactBook, ModelFacts
-from llmkit.providers.ollama import reported_facts, tagged
+from llmkit.providers.ollama import add_tag, read_facts
 from llmkit.settings import load_settings
-from llmkit.testing import Fault, OllamaModel, OllamaServer, Reply, refused_url
+from llmkit.testing import Fault, OllamaModel, OllamaServer, Reply, get_refused_url
 from llmkit.types import Route
 
 ROUTE = Route.parse("ollama/llama3.2")
@@ -111,7 +111,7 @@ async def test_what_was_known_stands_while_the_server_is_down_and_goes_with_the_
 
 async def test_nobody_there_is_no_error() -> None:
     book = FactBook()
-    await inquiry(refused_url(), book).learn([ROUTE])
+    await inquiry(get_refused_url(), book).learn([ROUTE])
     await inquiry("http://nobody.example.org:11434", book).learn([ROUTE])
     assert book.of(ROUTE) == NOTHING_KNOWN
 
@@ -179,7 +179,7 @@ async def test_a_whole_server_is_described(server: OllamaServer) -> None:
         "llama3.2:latest": False,
         "llava:7b": True,
     }
-    assert await look_at_server(refused_url()) is None
+    assert await look_at_server(get_refused_url()) is None
 
 
 # -- reading what it says --------------------------------------------------------------------------
@@ -202,7 +202,7 @@ odd = st.fixed_dictionaries(
 
 @given(odd, odd)
 def test_whatever_a_server_says_gives_well_formed_facts(shown: dict[str, object], listed: dict[str, object]) -> None:
-    found = reported_facts(shown, listed, AT)
+    found = read_facts(shown, listed, AT)
     assert found.json_schema is None
     for _, fact in found:
         assert isinstance(fact, Fact)
@@ -220,4 +220,4 @@ def test_whatever_a_server_says_gives_well_formed_facts(shown: dict[str, object]
     ],
 )
 def test_a_model_is_found_in_the_list_by_its_tag(model: str, listed: str) -> None:
-    assert tagged(model) == listed
+    assert add_tag(model) == listed

@@ -8,7 +8,7 @@ from llmkit.canonical_json import sha256_of
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals import Sample
 from llmkit.evals.prompt import Template, as_messages, render
-from llmkit.evals.tasks.variant import asked_digest
+from llmkit.evals.tasks.variant import hash_variant
 from llmkit.types import Message
 
 
@@ -81,4 +81,4 @@ TURNS = st.lists(st.builds(Message, role=st.sampled_from(["user", "assistant"]),
 def test_a_prompt_has_the_digest_of_the_messages_that_it_becomes(content, system):
     said = [turn.model_dump(mode="json", exclude_defaults=True) for turn in as_messages(content, system)]
     parameters = {"seed": 1}
-    assert asked_digest("ollama/m", content, parameters, system) == sha256_of(["ollama/m", said, parameters])[:12]
+    assert hash_variant("ollama/m", content, parameters, system) == sha256_of(["ollama/m", said, parameters])[:12]

@@ -245,7 +245,7 @@ def test_a_migration_that_fails_leaves_nothing_half_done(
     with monkeypatch.context() as patch:
         # The last of the first revision's tables exist by then.
         patch.setattr(op, "f", failing_upgrade)
-        patch.setattr(migrate, "_created", lambda *_arguments: False)
+        patch.setattr(migrate, "_create_schema", lambda *_arguments: False)
         with pytest.raises(RuntimeError, match="a bug in a migration"):
             upgrade(new_database_url)
     assert schema(new_database_url) == {}
@@ -259,7 +259,7 @@ from alembic import op
 create = op.create_index
 op.create_index = lambda name, *rest, **named: os._exit(9) if "flight" in name else create(name, *rest, **named)
 from llmkit.persistence import migrate
-migrate._created = lambda *_: False
+migrate._create_schema = lambda *_: False
 migrate.upgrade({url!r})
 """
 DYING_CREATION = """

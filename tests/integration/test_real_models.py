@@ -13,7 +13,7 @@ import pytest
 from llmkit import LLMContextOverflow, LLMModelNotFound, LLMUnavailable, LLMUnsupported, Session
 from llmkit.doctor import CheckState, examine
 from llmkit.evals import Progress, load_tasks
-from llmkit.local_model.models import embedded_model
+from llmkit.local_model.models import find_local_model
 from llmkit.settings import load_settings
 from llmkit.types import ToolDefinition
 from tests.support.ollama_server import RealOllama
@@ -182,7 +182,7 @@ def test_chat_and_extraction_on_the_embedded_model(on_local: Session) -> None:
     assert "white" in answer.text.lower()
     assert _label(on_local, "local/gemma-3-270m") in {"positive", "negative"}
     assert len(on_local.runs()) == 2
-    assert set(on_local.attempts().model_digest) == {embedded_model("gemma-3-270m").sha256}
+    assert set(on_local.attempts().model_digest) == {find_local_model("gemma-3-270m").sha256}
 
 
 @pytest.mark.local

@@ -97,7 +97,7 @@ s.require_installed = lambda model: None
 s.weights_path = lambda model: Path("weights.gguf")
 
 def start():
-    server = s.shared_server(load_settings())
+    server = s.share_server(load_settings())
     endpoint = asyncio.run(server.ensure_running())
     return server, endpoint, s._registry()._starts[server._spec]._process.pid
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.errors import LLMConfigurationError
-from llmkit.local_model.models import EmbeddedModel, embedded_model, has_model, model_names
+from llmkit.local_model.models import EmbeddedModel, find_local_model, has_model, model_names
 from llmkit.local_model.weights import require_installed, weights_path
 from llmkit.providers.local import EMBEDDED_MODELS
 
@@ -72,7 +72,7 @@ def test_one_embedded_model_is_known_and_the_provider_knows_the_same() -> None:
     assert model_names() == tuple(EMBEDDED_MODELS) == ("gemma-3-270m",)
     assert has_model("gemma-3-270m")
     assert not has_model("gemma-9")
-    assert len(embedded_model("gemma-3-270m").sha256) == 64
+    assert len(find_local_model("gemma-3-270m").sha256) == 64
 
 
 @pytest.mark.usefixtures("package", "no_hashing")

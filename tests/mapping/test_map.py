@@ -232,9 +232,9 @@ def test_a_route_that_is_broken_for_good_stops_the_map_and_the_rest_is_not_run(
 
 
 def test_a_server_that_is_not_there_does_not_cost_a_wait_per_row(ollama: OllamaServer) -> None:
-    from llmkit.testing import refused_url
+    from llmkit.testing import get_refused_url
 
-    with Session("study", ollama_api_base=refused_url(), max_retries=0, cache_enabled=False) as session:
+    with Session("study", ollama_api_base=get_refused_url(), max_retries=0, cache_enabled=False) as session:
         route = {"route": "ollama/llama3.2", "concurrency": 1, "progress": False}
         frame = session.map("Say {text}", [f"t{number}" for number in range(50)], **route)
         assert set(frame["status"]) == {"FAILED", "NOT_RUN"}

@@ -180,11 +180,11 @@ async def test_what_an_evaluation_took_is_told_by_route_and_what_nobody_counted_
         start = a_start(pipeline_run_id=pipeline_run_id, workspace_id=workspace_id)
         await runs.create_started(start)
         await runs.mark_succeeded(a_success(start.id, attempts=tuple(attempts)))
-    assert await store.spent("lab", "eval_1/") == (
+    assert await store.sum_spending("lab", "eval_1/") == (
         Spent(flash, 11, 7, 0.25),
         Spent(an_attempt().route, 22, 14, 0.5, unpriced=1, uncounted=4),
     )
-    assert await store.spent("lab", "eval_2/") == ()
+    assert await store.sum_spending("lab", "eval_2/") == ()
 
 
 async def test_the_calls_of_an_evaluation_come_back_with_every_request(stores: tuple[EvalStore, LLMRunRepo]) -> None:

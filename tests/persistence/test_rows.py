@@ -16,7 +16,14 @@ from sqlalchemy.dialects import sqlite
 
 from llmkit.errors import LLMStoreError
 from llmkit.persistence.connections import with_quick_nulls
-from llmkit.persistence.rows import as_json, attempt_values, finished_values, identity, started_values, storable
+from llmkit.persistence.rows import (
+    as_json,
+    attempt_values,
+    identity,
+    make_finished_values,
+    make_started_values,
+    storable,
+)
 from llmkit.persistence.statements import SQLITE_PROCESSORS
 from llmkit.types import AttemptStatus, ServedFrom
 from tests.support.repositories import ATTEMPTS, RUNS, JournalHome
@@ -96,7 +103,7 @@ def test_quick_nulls_are_stored_as_nulls(values: list[Any]) -> None:
     assert quick == plain
 
 
-@pytest.mark.parametrize("make", [started_values, lambda start: finished_values(start, served(start.id))])
+@pytest.mark.parametrize("make", [make_started_values, lambda start: make_finished_values(start, served(start.id))])
 def test_values_name_real_columns(make: Any) -> None:
     assert set(make(a_start())) <= set(RUNS.columns.keys())
     assert set(attempt_values(new_id(), an_attempt())) == set(ATTEMPTS.columns.keys()) - {"workspace_id"}

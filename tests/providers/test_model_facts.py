@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llmkit.errors import LLMContextOverflow, LLMUnsupported
 from llmkit.providers import PROVIDERS
 from llmkit.providers.model_facts import NOTHING_KNOWN, Fact, FactBook, ModelFacts
-from llmkit.providers.with_facts import informed
+from llmkit.providers.with_facts import add_model_facts
 from llmkit.router import LLMRouter
 from llmkit.settings import load_settings
 from llmkit.testing.scripted_client import ScriptedClient
@@ -195,7 +195,7 @@ def test_ollama_is_asked_for_no_larger_window_than_the_model_has(window: int | N
     book = FactBook()
     if window is not None:
         book.report(OLLAMA, reported(context_tokens=window, digest="abc"))
-    spec = informed(PROVIDERS, book)[LLMProvider.OLLAMA]
+    spec = add_model_facts(PROVIDERS, book)[LLMProvider.OLLAMA]
     arguments = spec.call_arguments(load_settings(), OLLAMA, LLMRequest(messages="Hi"), None)
     assert (arguments.kwargs["num_ctx"], arguments.context_tokens) == (asked_for, asked_for)
     assert arguments.model_digest == (None if window is None else "abc")

@@ -13,7 +13,7 @@ from llmkit.ports import Endpoint
 from llmkit.providers import (
     PROVIDERS,
     answers_on_this_machine,
-    estimated_prompt_tokens,
+    estimate_prompt_tokens,
     gemini,
     local,
     ollama,
@@ -110,16 +110,16 @@ def test_a_window_is_never_smaller_than_what_it_has_to_hold(text, limit):
     window = context_window(request)
     assert window & (window - 1) == 0
     assert 4096 <= window <= 131_072
-    assert window >= estimated_prompt_tokens(request) + (limit or 0)
-    assert smallest_prompt_tokens(request) <= estimated_prompt_tokens(request)
+    assert window >= estimate_prompt_tokens(request) + (limit or 0)
+    assert smallest_prompt_tokens(request) <= estimate_prompt_tokens(request)
 
 
 def test_tools_and_their_history_count_as_prompt():
-    bare = estimated_prompt_tokens(HI)
+    bare = estimate_prompt_tokens(HI)
     tool = ToolDefinition(name="f", description="d" * 300)
-    assert estimated_prompt_tokens(LLMRequest(messages="Hi", tools=(tool,))) > bare + 100
+    assert estimate_prompt_tokens(LLMRequest(messages="Hi", tools=(tool,))) > bare + 100
     called = Message(role="assistant", tool_calls=(ToolCall(id="1", name="f", arguments="9" * 300),))
-    assert estimated_prompt_tokens(LLMRequest(messages=(called,))) > 100
+    assert estimate_prompt_tokens(LLMRequest(messages=(called,))) > 100
 
 
 def test_gemini_takes_key_and_address_from_the_settings():

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from llmkit.errors import LLMEmptyReply, LLMInvalidOutput
 from llmkit.pydanticai import Extraction, extract
-from llmkit.pydanticai.repair import is_json, repaired_json
+from llmkit.pydanticai.repair import is_json, mend_json
 from llmkit.testing import Reply
 from llmkit.testing.scripted_client import reply
 from tests.support.scripted_services import CONTEXT, opened_wire, scripted_service
@@ -71,7 +71,7 @@ async def read(output_type: Any, *answers: str) -> Extraction[Any]:
     ],
 )
 def test_what_is_nearly_json_is_mended(text: str, value: Any) -> None:
-    mended = repaired_json(text)
+    mended = mend_json(text)
     assert mended is not None
     assert is_json(mended)
     assert json.loads(mended) == value
@@ -105,7 +105,7 @@ def test_what_is_nearly_json_is_mended(text: str, value: Any) -> None:
     ],
 )
 def test_what_is_not_clear_is_not_guessed(text: str) -> None:
-    mended = repaired_json(text)
+    mended = mend_json(text)
     assert mended is None or "NaN" in mended
 
 
@@ -114,7 +114,7 @@ def test_repair_takes_time_in_proportion() -> None:
     started = time.monotonic()
     for piece in nasty:
         for text in (piece * (LONG // len(piece)), "{" + piece * (28_000 // len(piece)) + "}"):
-            repaired_json(text)
+            mend_json(text)
     assert time.monotonic() - started < 30
 
 

@@ -44,7 +44,7 @@ def test_the_canonical_schema_is_as_it_was(name: str) -> None:
     left_out = {
         "validated_only": list(found.validated_only),
         **{
-            f"not enforced by {provider}": list(found.unenforced(PROVIDER_CAPABILITIES[provider]))
+            f"not enforced by {provider}": list(found.list_unenforced(PROVIDER_CAPABILITIES[provider]))
             for provider in LLMProvider
         },
     }

@@ -19,7 +19,7 @@ from llmkit import (
     Session,
 )
 from llmkit.cli.main import _run
-from llmkit.replay.cassette import Cassette, redacted_answer
+from llmkit.replay.cassette import Cassette, redact_answer
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply
 from llmkit.types import WARM_UP_STAGE
 
@@ -232,7 +232,7 @@ def test_a_session_that_replays_nothing_has_no_recordings() -> None:
     ],
 )
 def test_an_answer_in_json_stays_json(text: str, clean: str) -> None:
-    assert redacted_answer(text) == clean
+    assert redact_answer(text) == clean
 
 
 def test_an_empty_cassette_says_so(tmp_path: Path) -> None:

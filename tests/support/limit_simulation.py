@@ -56,13 +56,13 @@ def simulate(
                 queue.append((now, ticket))
             else:
                 outcome.refusals += 1
-                limit.refused(ticket)
+                limit.note_refusal(ticket)
                 if under_way >= limit.limit or under_way >= (capacity or 0) + (max_queue or 0):
                     break
         now, _, arrived, ticket = heapq.heappop(ends)
         under_way -= 1
         done += 1
-        limit.answered(ticket, now - arrived)
+        limit.note_answer(ticket, now - arrived)
         outcome.limits.append(limit.limit)
         if queue:
             serve(*queue.popleft())

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from pydantic import BaseModel
 
-from llmkit.testing import DEFAULT_TEXT, Fault, GeminiServer, OllamaServer, Reply, ToolCall, Usage, refused_url
+from llmkit.testing import DEFAULT_TEXT, Fault, GeminiServer, OllamaServer, Reply, ToolCall, Usage, get_refused_url
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -127,7 +127,7 @@ async def test_no_candidates(litellm, wires):
 async def test_refused(litellm, wire):
     name, _ = wire
     with pytest.raises(litellm.APIConnectionError) as caught:
-        await ask(litellm, name, refused_url())
+        await ask(litellm, name, get_refused_url())
     assert caught.value.status_code == 500
 
 

@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 import llmkit.testing
-from llmkit.testing import Fault, GeminiServer, Load, OllamaServer, Reply, Usage, refused_url
+from llmkit.testing import Fault, GeminiServer, Load, OllamaServer, Reply, Usage, get_refused_url
 
 CHAT = {"model": "llama3.2", "messages": [{"role": "user", "content": "hi"}], "stream": False}
 GENERATE = {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}
@@ -115,7 +115,7 @@ def test_who_comes_in_while_it_stops_is_sent_away():
 
 def test_a_port_that_refuses():
     with pytest.raises(urllib.error.URLError, match="refused"):
-        urllib.request.urlopen(refused_url(), timeout=5)
+        urllib.request.urlopen(get_refused_url(), timeout=5)
 
 
 # -- accounting -----------------------------------------------------------------------------------------------------

@@ -41,16 +41,16 @@ ID_LENGTH = 16
 SHARE_TOLERANCE = 1e-9
 
 
-def _ordered(value: Any) -> Any:
+def _order_sets(value: Any) -> Any:
     """Sets as sorted lists, because their own order changes with every process; what cannot be sent is refused."""
     if isinstance(value, BaseModel):
         value = value.model_dump(by_alias=True)
     if isinstance(value, Mapping):
-        return {key: _ordered(item) for key, item in value.items()}
+        return {key: _order_sets(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):
-        return sorted((_ordered(item) for item in value), key=repr)
+        return sorted((_order_sets(item) for item in value), key=repr)
     if isinstance(value, list | tuple):
-        return [_ordered(item) for item in value]
+        return [_order_sets(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("NaN and infinities are not JSON")
     if isinstance(value, str):
@@ -74,7 +74,7 @@ def _foreign(value: Any) -> Any:
 
 def _jsonable(value: Any) -> Any:
     try:
-        return _ordered(to_jsonable_python(_ordered(value), fallback=_foreign))
+        return _order_sets(to_jsonable_python(_order_sets(value), fallback=_foreign))
     except (PydanticSerializationError, TypeError) as error:
         raise ValueError(f"cannot be written as JSON ({error})") from None
 
@@ -172,7 +172,7 @@ class Dataset:
             return cls._of(_samples(frame_records(source, "DataFrame", first=0)), "DataFrame")
         if not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):
             raise LLMDatasetError(f"A dataset is a file, samples or a DataFrame; got {type(source).__name__}.")
-        return cls._of(_given(source), "samples")
+        return cls._of(_iterate_samples(source), "samples")
 
     @classmethod
     def _of(cls, placed: Iterable[tuple[str, Sample]], source: str) -> Dataset:
@@ -180,7 +180,7 @@ class Dataset:
         if not pairs:
             raise LLMDatasetError(f"{source} has no samples.")
         hashes: dict[str, str] = {}
-        return cls(tuple(_identified(pairs, hashes)), source, hashes)
+        return cls(tuple(_assign_ids(pairs, hashes)), source, hashes)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -240,7 +240,7 @@ class Dataset:
             raise LLMDatasetError(f'splits takes shares by name, such as {{"dev": 0.2, "test": 0.8}}; got {shares!r}.')
         if not shares or min(shares.values()) <= 0 or sum(shares.values()) > 1 + SHARE_TOLERANCE:
             raise LLMDatasetError(f"Shares of splits are above 0 and at most 1 together; got {dict(shares)}.")
-        parts = _parted(self.samples, shares, seed)
+        parts = _split_ids(self.samples, shares, seed)
         for name, ids in parts.items():
             if not ids:
                 raise LLMDatasetError(
@@ -270,7 +270,7 @@ def _require_whole(what: str, value: object) -> None:
         raise LLMDatasetError(f"{what} is a whole number; got {value!r}.")
 
 
-def _parted(samples: Sequence[Sample], shares: Mapping[str, float], seed: int) -> dict[str, set[str]]:
+def _split_ids(samples: Sequence[Sample], shares: Mapping[str, float], seed: int) -> dict[str, set[str]]:
     """Ids by part: groups, shuffled by a hash, are laid end to end, and belong where their middle lies."""
     groups: dict[str, list[str]] = {}
     for sample in samples:
@@ -302,14 +302,14 @@ def _samples(records: Iterable[Record]) -> Iterator[tuple[str, Sample]]:
         yield place, sample
 
 
-def _given(samples: Iterable[Any]) -> Iterator[tuple[str, Sample]]:
+def _iterate_samples(samples: Iterable[Any]) -> Iterator[tuple[str, Sample]]:
     for number, sample in enumerate(samples):
         if not isinstance(sample, Sample):
             raise LLMDatasetError(f"Sample {number} of the list is a {type(sample).__name__}, not a Sample.")
         yield f"sample {number}", sample
 
 
-def _identified(pairs: list[tuple[str, Sample]], hashes: dict[str, str]) -> Iterator[Sample]:
+def _assign_ids(pairs: list[tuple[str, Sample]], hashes: dict[str, str]) -> Iterator[Sample]:
     """Give an id to each sample that has none. The same content twice gets the suffixes -2, -3 and so on.
 
     Args:
@@ -325,10 +325,10 @@ def _identified(pairs: list[tuple[str, Sample]], hashes: dict[str, str]) -> Iter
         found = sha256_of(sample.content())
         name = _free_id(found[:ID_LENGTH], taken, counts)
         hashes[name] = found
-        yield _named(sample, name)
+        yield _with_id(sample, name)
 
 
-def _named(sample: Sample, name: str) -> Sample:
+def _with_id(sample: Sample, name: str) -> Sample:
     # Not by `replace`, which would check all of the sample a second time.
     named = copy(sample)
     object.__setattr__(named, "id", name)

@@ -118,7 +118,7 @@ def _csv_records(path: Path) -> Iterator[Record]:
         place = f"{path.name}, line {number}"
         if len(row) != len(columns):
             raise LLMDatasetError(f"{place}: {len(row)} cells, but the header has {len(columns)} columns")
-        yield place, _nested({name: cell or None for name, cell in zip(columns, row, strict=True)}, place)
+        yield place, _nest_columns({name: cell or None for name, cell in zip(columns, row, strict=True)}, place)
 
 
 def _parquet_records(path: Path) -> Iterator[Record]:
@@ -137,7 +137,7 @@ def _parquet_records(path: Path) -> Iterator[Record]:
     columns = _columns(kept, path.name)
     for number, row in enumerate(zip(*(table.column(name).to_pylist() for name in kept), strict=True), start=1):
         place = f"{path.name}, row {number}"
-        yield place, _nested({name: _cell(value) for name, value in zip(columns, row, strict=True)}, place)
+        yield place, _nest_columns({name: _cell(value) for name, value in zip(columns, row, strict=True)}, place)
 
 
 def is_frame(source: object) -> bool:
@@ -156,7 +156,7 @@ def frame_records(frame: Any, source: str, *, first: int) -> Iterator[Record]:
     columns = _columns([str(name) for name in frame.columns], source)
     for number, row in enumerate(frame.itertuples(index=False, name=None), start=first):
         place = f"{source}, row {number}"
-        yield place, _nested({name: _cell(value) for name, value in zip(columns, row, strict=True)}, place)
+        yield place, _nest_columns({name: _cell(value) for name, value in zip(columns, row, strict=True)}, place)
 
 
 def _cell(value: Any) -> Any:
@@ -177,7 +177,7 @@ def _columns(names: list[str], source: str) -> list[str]:
     return names
 
 
-def _nested(row: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _nest_columns(row: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Turn columns `target.amount` into one object `target`; an empty cell is a field that is not there."""
     record: dict[str, Any] = {}
     for name, value in row.items():

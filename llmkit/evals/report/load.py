@@ -38,5 +38,5 @@ async def load_report(store: EvalStore, workspace_id: str, name: str, *, task: T
     in_doubt = await store.in_doubt(workspace_id, name_prefix(run))
     samples = task.load().by_id if task else {}
     digests = await store.digests(workspace_id, name_prefix(run))
-    spent = await store.spent(workspace_id, name_prefix(run))
+    spent = await store.sum_spending(workspace_id, name_prefix(run))
     return EvalReport(run=run, results=results, dataset=samples, in_doubt=in_doubt, digests=digests, spent=spent)

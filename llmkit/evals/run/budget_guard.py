@@ -13,7 +13,7 @@ from llmkit.eval_ports import EvalRun, EvalStore, Spent
 from llmkit.evals.budget import NOTHING, PARTS_PER_USD, Amount, Books, Budget, BudgetUse, Kind, amount
 from llmkit.evals.call_names import name_prefix
 from llmkit.evals.run.plan import Plan
-from llmkit.ports import DOUBTFUL_STATUSES, AttemptLog, ClientReply, Send, watched_by
+from llmkit.ports import DOUBTFUL_STATUSES, AttemptLog, ClientReply, Send, use_guard
 from llmkit.pricing import FREE, ListPrice, list_price
 from llmkit.providers import most_prompt_tokens
 from llmkit.types import Attempt, LLMRequest, ResponseFormat, Route
@@ -67,7 +67,7 @@ class Keeper:
         """
         if not plan.budget.counts_requests:
             return cls(plan.budget)
-        spent = await store.spent(run.workspace_id, name_prefix(run))
+        spent = await store.sum_spending(run.workspace_id, name_prefix(run))
         doubtful = await store.in_doubt(run.workspace_id, name_prefix(run))
         uncounted = sum(each.uncounted for each in spent) + len(doubtful)
         earlier = await asyncio.to_thread(_earlier, plan, spent, uncounted)
@@ -100,7 +100,7 @@ class Keeper:
         self._ends_s = math.inf if seconds is None else self._clock() + seconds
         try:
             async with asyncio.timeout(seconds) as deadline:
-                with nullcontext() if self._budget == Budget() else watched_by(self):
+                with nullcontext() if self._budget == Budget() else use_guard(self):
                     yield
         except TimeoutError:
             if not deadline.expired():
@@ -128,7 +128,7 @@ class Keeper:
         finally:
             sent = log.attempts[sent_before:]
             self._slowest_s = max(self._slowest_s, *(attempt.latency_ms / 1000 for attempt in sent), 0.0)
-            self._books.settle(most, self._taken(route, sent, most))
+            self._books.settle(most, self._measure_use(route, sent, most))
             self._settled.set()
 
     async def _hold(self, most: Amount) -> None:
@@ -161,9 +161,9 @@ class Keeper:
 
     def _refusal(self, kind: Kind, most: Amount) -> str:
         account = self._books.accounts[kind]
-        wanted = _shown(kind, most.tokens if kind == "tokens" else most.money)
-        spent = f"{_shown(kind, account.spent)} were spent when the next request might have taken {wanted}"
-        return f"Stopped by the budget of {_shown(kind, account.limit)}: {spent}. {AGAIN}"
+        wanted = _format_limit(kind, most.tokens if kind == "tokens" else most.money)
+        spent = f"{_format_limit(kind, account.spent)} were spent when the next request might have taken {wanted}"
+        return f"Stopped by the budget of {_format_limit(kind, account.limit)}: {spent}. {AGAIN}"
 
     def _most(self, route: Route, request: LLMRequest) -> Amount:
         if not self._budget.counts_requests:
@@ -183,14 +183,14 @@ class Keeper:
             raise LLMBudgetExhausted(_unknown_price(route))
         return price
 
-    def _taken(self, route: Route, sent: Sequence[Attempt], most: Amount) -> Amount:
+    def _measure_use(self, route: Route, sent: Sequence[Attempt], most: Amount) -> Amount:
         total = NOTHING
         for attempt in sent:
-            taken = self._taken_by(route, attempt, most)
+            taken = self._measure_attempt(route, attempt, most)
             total = Amount(total.tokens + taken.tokens, total.money + taken.money)
         return total
 
-    def _taken_by(self, route: Route, attempt: Attempt, most: Amount) -> Amount:
+    def _measure_attempt(self, route: Route, attempt: Attempt, most: Amount) -> Amount:
         usage, status = attempt.usage, attempt.status_code
         if usage.input_tokens is not None and usage.output_tokens is not None and not usage.estimated:
             cost = attempt.cost_usd
@@ -201,7 +201,7 @@ class Keeper:
         return NOTHING if refused else most
 
 
-def _shown(kind: Kind, part: int) -> str:
+def _format_limit(kind: Kind, part: int) -> str:
     return f"{part:,} tokens" if kind == "tokens" else f"${part / PARTS_PER_USD:,.4f}"
 
 

@@ -114,11 +114,11 @@ class Sharing:
         """This process begins a call."""
         self._mine.add(name)
 
-    def ended(self, name: str) -> None:
+    def end_call(self, name: str) -> None:
         """The call's result is stored, or there will be none."""
         self._mine.discard(name)
 
-    async def met(self, cell: int, name: str) -> None:
+    async def wait_for(self, cell: int, name: str) -> None:
         """Another process has the cell's call under way: wait for it, and go on elsewhere."""
         self._await(cell, name)
         self._seen_s = time.monotonic()
@@ -129,7 +129,7 @@ class Sharing:
         """Whether an answer that was in the store already is being scored by the process that got it."""
         if cell in self._given_up:
             return False
-        self.ended(name)
+        self.end_call(name)
         if self._is_due(self._patience.least_s):
             await self.look(move=True)
         if self._cells.is_settled(cell):
@@ -217,7 +217,7 @@ class Sharing:
                 del self._awaited[cell]
                 self.silent.add(cell)
 
-    def left_behind(self) -> list[int]:
+    def list_left_behind(self) -> list[int]:
         """Cells that nobody else will finish. They are not waited for any more; call them again."""
         left = [cell for cell, awaited in self._awaited.items() if awaited.is_left]
         for cell in left:

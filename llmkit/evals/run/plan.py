@@ -15,10 +15,10 @@ from llmkit.evals.budget import Budget
 from llmkit.evals.call_names import _epoch, _legible_id, _some, digests_of, with_repairs
 from llmkit.evals.dataset.dataset import Dataset, Sample
 from llmkit.evals.prompt import Content
-from llmkit.evals.provenance import made_with
+from llmkit.evals.provenance import describe_process
 from llmkit.evals.results import FAILED, FINAL_CODES
 from llmkit.evals.run.progress import Progress
-from llmkit.evals.scorers import DEFAULT_SCORER_TIMEOUT_S, Scorer, declares_lower
+from llmkit.evals.scorers import DEFAULT_SCORER_TIMEOUT_S, Scorer, is_lower_better
 from llmkit.evals.tasks.task import Task
 from llmkit.evals.tasks.variant import DIGEST_LENGTH, Lane, RouteLike, lanes
 from llmkit.types import utc_now
@@ -164,7 +164,7 @@ class Plan:
                 "routes": {lane.label: dict(lane.description) for lane in self.lanes},
                 "epochs": self.epochs,
                 "samples": len(self.dataset),
-                "made_with": made_with(self.service.settings, self._options(), self.task.base_dir or Path.cwd()),
+                "made_with": describe_process(self.service.settings, self._options(), self.task.base_dir or Path.cwd()),
                 "groups": {sample.key: sample.group for sample in self.dataset if sample.group is not None},
             },
         )
@@ -176,7 +176,7 @@ class Plan:
 
     def lower_is_better(self) -> list[str]:
         """Names of the scorers of which less is better."""
-        return [scorer.name for scorer in self.scorers if declares_lower(scorer)]
+        return [scorer.name for scorer in self.scorers if is_lower_better(scorer)]
 
     def judges(self) -> dict[str, Any]:
         """Model, prompt and criteria of each judge, by the name of its metric."""

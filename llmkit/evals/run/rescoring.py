@@ -10,7 +10,7 @@ from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.results import ResultKey
 from llmkit.evals.run.budget_guard import Keeper
 from llmkit.evals.run.plan import Plan
-from llmkit.evals.run.result_builder import scored
+from llmkit.evals.run.result_builder import replace_scores
 from llmkit.evals.scorers import Scores, ScoringContext, apply_scorers
 
 __all__ = ["Scoring"]
@@ -50,7 +50,7 @@ class Scoring:
         if result is None or result.output_json is None:
             return False
         try:
-            fresh = scored(result, await self._scores_of_stored(result, result.output_json))
+            fresh = replace_scores(result, await self._scores_of_stored(result, result.output_json))
         except LLMBudgetExhausted:
             return False
         if fresh != result:

@@ -22,12 +22,12 @@ from llmkit.types import TokenUsage, utc_now
 if TYPE_CHECKING:
     from llmkit.pydanticai.extraction import Extraction
 
-__all__ = ["answered", "failed", "scored"]
+__all__ = ["build_failure", "build_result", "replace_scores"]
 
 LONGEST_MESSAGE = 2_000
 
 
-def answered(slot: Slot, lane: Lane, extraction: Extraction[Any], scores: Scores) -> EvalResult:
+def build_result(slot: Slot, lane: Lane, extraction: Extraction[Any], scores: Scores) -> EvalResult:
     """The result of a sample that got a valid output."""
     served = extraction.responses[-1].route
     warnings = dict.fromkeys(text for response in extraction.responses for text in response.warnings)
@@ -60,7 +60,7 @@ def answered(slot: Slot, lane: Lane, extraction: Extraction[Any], scores: Scores
     )
 
 
-def scored(result: EvalResult, scores: Scores) -> EvalResult:
+def replace_scores(result: EvalResult, scores: Scores) -> EvalResult:
     """The result with its scores in place of any earlier ones."""
     return replace(
         result,
@@ -75,7 +75,7 @@ def _status(scores: Scores) -> str:
     return SCORER_FAILED if scores.errors else SUCCEEDED
 
 
-def failed(slot: Slot, error: Exception) -> EvalResult:
+def build_failure(slot: Slot, error: Exception) -> EvalResult:
     """The result of a sample that got none. What it cost is in it as far as the error knows its attempts."""
     known = isinstance(error, LLMError)
     message = redact(str(error) if known else f"{type(error).__name__}: {error}")

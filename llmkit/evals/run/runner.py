@@ -18,7 +18,7 @@ from llmkit.errors import (
     LLMUnavailable,
 )
 from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun, EvalStore
-from llmkit.evals.call_names import call_name, checked_name, name_prefix
+from llmkit.evals.call_names import call_name, check_run_name, name_prefix
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.prompt import Content
 from llmkit.evals.report.report import EvalReport
@@ -28,7 +28,7 @@ from llmkit.evals.run.coordination import Patience, Sharing
 from llmkit.evals.run.plan import EvaluateOptions, Plan
 from llmkit.evals.run.progress import Tally, shown
 from llmkit.evals.run.rescoring import Scoring
-from llmkit.evals.run.result_builder import answered, failed
+from llmkit.evals.run.result_builder import build_failure, build_result
 from llmkit.evals.run.warm_up import WARM_UP_FROM, cold, warm_up
 from llmkit.evals.run.work_queue import Cells
 from llmkit.evals.tasks.task import Task
@@ -84,20 +84,20 @@ async def evaluate(
     """
     plan = Plan.make(task, routes, service, options)
     await require_countable(plan)
-    run = await _opened(plan, store, workspace_id, task.name if name is None else name)
+    run = await _open_run(plan, store, workspace_id, task.name if name is None else name)
     stored = await store.outcomes(run.id)
     plan.require_same_samples(run, stored)
     evaluation = _Evaluation(plan, run, store, await Keeper.of(plan, run, store))
     evaluation.go_on_from(stored)
     del stored  # it grows with the run, and this call may take hours
-    with span(f"evaluation {plan.task.name}", _told_of(plan, run)) as opened:
+    with span(f"evaluation {plan.task.name}", _span_values(plan, run)) as opened:
         await evaluation.work()
         opened.set({f"llmkit.evaluation.{what}": count for what, count in asdict(evaluation.tally.work()).items()})
     return await evaluation.report()
 
 
-async def _opened(plan: Plan, store: EvalStore, workspace_id: str, name: str) -> EvalRun:
-    run = await store.open_run(plan.new_run(workspace_id, checked_name(name)))
+async def _open_run(plan: Plan, store: EvalStore, workspace_id: str, name: str) -> EvalRun:
+    run = await store.open_run(plan.new_run(workspace_id, check_run_name(name)))
     plan.require_same_task(run)
     return run
 
@@ -169,7 +169,7 @@ class _Evaluation:
         await self._warm_up()
         await self._round(self._jobs())
         await self._come_back()
-        while not self.keeper.stopped_by and (left := await self._left_by_others()):
+        while not self.keeper.stopped_by and (left := await self._await_others()):
             await self._round(iter(left))
             await self._come_back()
 
@@ -210,14 +210,14 @@ class _Evaluation:
     def _answers(self) -> int:
         return sum(health.answers for health in self.health.values())
 
-    async def _left_by_others(self) -> list[_Call]:
+    async def _await_others(self) -> list[_Call]:
         """Wait until other processes are done, or one has left something behind, which is to be called again."""
         pause_s = FIRST_PAUSE_S
         while self._sharing.waits:
             await asyncio.sleep(max(pause_s, self._sharing.pause_s))
             await self._sharing.look()
             self.show()
-            if left := self._sharing.left_behind():
+            if left := self._sharing.list_left_behind():
                 return [self._call_at(place) for place in left]
             pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
         return []
@@ -259,10 +259,10 @@ class _Evaluation:
         slot, messages = self._slot(job, content), job.lane.sent(content)
         self._sharing.began(slot.pipeline_run_id)
         try:
-            with span(f"sample {job.lane.label}", self._told_of(slot)) as opened:
+            with span(f"sample {job.lane.label}", self._span_values(slot)) as opened:
                 await self._settle(job, health, slot, messages, opened)
         finally:
-            self._sharing.ended(slot.pipeline_run_id)
+            self._sharing.end_call(slot.pipeline_run_id)
 
     async def _settle(self, job: _Call, health: Health, slot: Slot, messages: Sequence[Message], opened: Span) -> None:
         try:
@@ -271,7 +271,7 @@ class _Evaluation:
             raise
         except LLMInProgress as error:
             opened.fail(error.code)
-            await self._sharing.met(job.place, slot.pipeline_run_id)
+            await self._sharing.wait_for(job.place, slot.pipeline_run_id)
         except Exception as error:  # noqa: BLE001 (a validator of the user's type may raise anything: a row, not a crash)
             if health.is_left_alone(error):
                 opened.fail(LLMError.code)
@@ -282,10 +282,10 @@ class _Evaluation:
                 self.tally.send(len(error.attempts) if isinstance(error, LLMError) else 0)
                 self.put_off.append(job)
             else:
-                health.failed(error)
+                health.note_failure(error)
                 await self._keep_failure(job, slot, error, opened)
         else:
-            health.answered()
+            health.note_answer()
             if _is_billed(extraction) or not await self._sharing.is_anothers(job.place, slot.pipeline_run_id):
                 await self._keep_answer(job, slot, extraction, opened)
 
@@ -316,22 +316,22 @@ class _Evaluation:
         sent = sum(len(response.attempts) or 1 for response in extraction.responses if response.billed)
         self.tally.send(sent)
         scores = await self._scoring.scores(slot.pipeline_run_id, extraction.value, job.sample)
-        await self._keep(job, answered(slot, job.lane, extraction, scores), opened, replayed=not sent)
+        await self._keep(job, build_result(slot, job.lane, extraction, scores), opened, replayed=not sent)
 
     async def _keep_failure(self, job: _Call, slot: Slot, error: Exception, opened: Span) -> None:
         self.tally.send(len(error.attempts) if isinstance(error, LLMError) else 0)
-        await self._keep(job, failed(slot, error), opened)
+        await self._keep(job, build_failure(slot, error), opened)
 
     async def _keep(self, job: _Call, result: EvalResult, opened: Span, *, replayed: bool = False) -> None:
         await self.store.save_result(result)
         self.cells.settle(job.place)
         self.tally.call(job.lane.label, replayed=replayed, failed=result.status == FAILED)
         opened.set({"llmkit.status": result.status, "llmkit.served_route": result.served_route})
-        opened.scored(result.scores)
+        opened.add_scores(result.scores)
         if result.error_code is not None:
             opened.fail(result.error_code)
 
-    def _told_of(self, slot: Slot) -> dict[str, SpanValue]:
+    def _span_values(self, slot: Slot) -> dict[str, SpanValue]:
         return {
             "llmkit.workspace_id": self.run.workspace_id,
             "llmkit.evaluation.name": self.run.name,
@@ -366,9 +366,9 @@ class _Evaluation:
             place = self.plan.cell_of(result.sample_id, result.route, result.epoch)
             if place is not None:
                 missing.settle(place)
-        return [self._unsettled(place) for place in iter(missing.take, None)]
+        return [self._make_unsettled(place) for place in iter(missing.take, None)]
 
-    def _unsettled(self, place: int) -> EvalResult:
+    def _make_unsettled(self, place: int) -> EvalResult:
         job = self._call_at(place)
         slot = self._slot(job, job.lane.content(job.sample))
         if place in self._sharing.silent:
@@ -382,7 +382,7 @@ def _is_billed(extraction: Extraction[Any]) -> bool:
     return any(response.billed for response in extraction.responses)
 
 
-def _told_of(plan: Plan, run: EvalRun) -> dict[str, SpanValue]:
+def _span_values(plan: Plan, run: EvalRun) -> dict[str, SpanValue]:
     return {
         "llmkit.workspace_id": run.workspace_id,
         "llmkit.evaluation.name": run.name,

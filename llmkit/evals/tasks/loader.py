@@ -36,7 +36,7 @@ def load_tasks(path: str | Path) -> tuple[Task, ...]:
         raise LLMEvaluationError(f"There is no task file {path}.")
     if file.suffix.lower() in DATA_SUFFIXES:
         return (load_task_data(file),)
-    module = _executed(file)
+    module = _execute_file(file)
     tasks = list({id(value): value for value in vars(module).values() if isinstance(value, Task)}.values())
     if not tasks:
         raise LLMEvaluationError(f"{path} defines no task: assign a llmkit.evals.Task to a name at module level.")
@@ -52,7 +52,7 @@ def _task_file(place: Path) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _executed(file: Path) -> ModuleType:
+def _execute_file(file: Path) -> ModuleType:
     module = ModuleType(f"llmkit_task_{sha256(str(file).encode()).hexdigest()[:12]}")
     module.__file__ = str(file)
     # Types that refer to each other by name are looked up in the module of this name, later too.

@@ -93,14 +93,14 @@ class _Builder:
                 return build(schema, place)
         if "anyOf" in schema:
             _only(schema, place, {"anyOf"})
-            given = enumerate(_listed(schema["anyOf"], (*place, "anyOf")))
+            given = enumerate(_check_list(schema["anyOf"], (*place, "anyOf")))
             return reduce(or_, [self.type_of(each, (*place, "anyOf", n), name) for n, each in given])
         if isinstance(schema.get("type"), list):
-            kinds = [self.type_of(_of_type(schema, kind), place, name) for kind in _listed(schema["type"], place)]
+            kinds = [self.type_of(_of_type(schema, kind), place, name) for kind in _check_list(schema["type"], place)]
             return reduce(or_, kinds)
-        return self._typed(schema, place, name)
+        return self._make_type(schema, place, name)
 
-    def _typed(self, schema: Schema, place: Place, name: str) -> Any:
+    def _make_type(self, schema: Schema, place: Place, name: str) -> Any:
         kind = schema.get("type", "object" if "properties" in schema else None)
         if not isinstance(kind, str) or kind not in KEYWORDS:
             raise SchemaProblem(f"type is one of {', '.join(KEYWORDS)}; got {kind!r}", place)
@@ -108,14 +108,14 @@ class _Builder:
         if kind == "object":
             return self._object(schema, place, str(schema.get("title", name)))
         if kind == "array":
-            return _limited(list[self.type_of(schema.get("items"), (*place, "items"), f"{name}Item")], schema)  # type: ignore[misc]
+            return _apply_limits(list[self.type_of(schema.get("items"), (*place, "items"), f"{name}Item")], schema)  # type: ignore[misc]
         found = SCALARS[kind]
         if "format" in schema:
             found = FORMATS.get(str(schema["format"]))
             if found is None:
                 known = ", ".join(FORMATS)
                 raise SchemaProblem(f"unknown format {schema['format']!r}; known formats: {known}", (*place, "format"))
-        return _limited(found, schema)
+        return _apply_limits(found, schema)
 
     def _reference(self, schema: Schema, place: Place) -> Any:
         target = str(schema["$ref"]).removeprefix("#/$defs/")
@@ -127,7 +127,7 @@ class _Builder:
         return inside.type_of(self.definitions[target], ("$defs", target), target)
 
     def _choice(self, schema: Schema, place: Place) -> Any:
-        values = _listed(schema["enum"], (*place, "enum")) if "enum" in schema else [schema["const"]]
+        values = _check_list(schema["enum"], (*place, "enum")) if "enum" in schema else [schema["const"]]
         if not all(value is None or isinstance(value, str | int | bool) for value in values):
             raise SchemaProblem("enum and const hold texts, whole numbers, true, false and null", place)
         return Literal[tuple(values)]
@@ -141,7 +141,7 @@ class _Builder:
         if not isinstance(others, bool):
             raise SchemaProblem("additionalProperties beside properties is true or false", place)
         required = schema.get("required", [])
-        unknown = [each for each in _listed(required, (*place, "required"), least=0) if each not in properties]
+        unknown = [each for each in _check_list(required, (*place, "required"), least=0) if each not in properties]
         if unknown:
             raise SchemaProblem(f"required names {unknown[0]!r}, which is no property", (*place, "required"))
         fields: dict[str, Any] = {
@@ -181,7 +181,7 @@ def _of_type(schema: Schema, kind: Any) -> Schema:
     return {word: value for word, value in schema.items() if word not in every or word in mine} | {"type": kind}
 
 
-def _limited(kind: Any, schema: Schema) -> Any:
+def _apply_limits(kind: Any, schema: Schema) -> Any:
     limits = {CONSTRAINTS[word]: value for word, value in schema.items() if word in CONSTRAINTS}
     return Annotated[kind, Field(**limits)] if limits else kind
 
@@ -195,7 +195,7 @@ def _unknown(schema: Schema, known: set[str]) -> Iterator[str]:
     return (word for word in schema if word not in known and word not in REMARKS)
 
 
-def _listed(value: Any, place: Place, least: int = 1) -> list[Any]:
+def _check_list(value: Any, place: Place, least: int = 1) -> list[Any]:
     if not isinstance(value, list) or len(value) < least:
         raise SchemaProblem("here stands a list that is not empty" if least else "here stands a list", place)
     return value

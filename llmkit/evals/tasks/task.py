@@ -17,10 +17,10 @@ from llmkit.canonical_json import sha256_of
 from llmkit.errors import LLMEvaluationError, describe_validation
 from llmkit.evals.dataset.dataset import Dataset, DatasetSource, Sample
 from llmkit.evals.prompt import Prompt, Template
-from llmkit.evals.scorers import Scorer, ScorerLike, as_scorer, scorer_definition
+from llmkit.evals.scorers import Scorer, ScorerLike, as_scorer, describe_scorer
 from llmkit.types import LLMRequest, Message
 
-__all__ = ["PARAMETERS", "Task", "checked_parameters", "compiled", "relative_to", "shown_prompt"]
+__all__ = ["PARAMETERS", "Task", "compile_prompt", "copy_parameters", "describe_prompt", "relative_to"]
 
 PARAMETERS = ("temperature", "max_output_tokens", "seed", "stop", "profile", "timeout_s")
 NAME = re.compile(r"[^\s@,:][^\s@,]{0,119}")
@@ -78,8 +78,8 @@ class Task:
                 raise LLMEvaluationError(f"The name {name!r} is empty, too long, or has white space, '@' or ','.")
         _require_schema(self.output_type)
         for prompt in (self.prompt, *self.prompts.values()):
-            compiled(prompt)
-        checked_parameters(self.parameters)
+            compile_prompt(prompt)
+        copy_parameters(self.parameters)
         if not isinstance(self.scorers, Sequence) or isinstance(self.scorers, str):
             raise LLMEvaluationError(f"scorers is a list, scorers=[...]; got {type(self.scorers).__name__}.")
         _require_scorers(self.scorer_objects, self.output_type)
@@ -101,7 +101,7 @@ class Task:
         """What answers depend on, as JSON-able data: prompts, output schema and parameters."""
         return {
             "system": self.system,
-            "prompt": shown_prompt(self.prompt),
+            "prompt": describe_prompt(self.prompt),
             "output schema": self.output_type.model_json_schema(),
             "parameters": dict(self.parameters),
         }
@@ -114,7 +114,7 @@ class Task:
     @property
     def scorers_sha256(self) -> str:
         """Hash of the scorers' names, options and source text."""
-        return sha256_of([scorer_definition(scorer) for scorer in self.scorer_objects])
+        return sha256_of([describe_scorer(scorer) for scorer in self.scorer_objects])
 
     def __repr__(self) -> str:
         scorers = ", ".join(scorer.name for scorer in self.scorer_objects)
@@ -145,7 +145,7 @@ def _require_scorers(scorers: Sequence[Scorer], output_type: type[BaseModel]) ->
             check(output_type)
 
 
-def compiled(prompt: Prompt) -> Template | Callable[[Sample], str | Sequence[Message]]:
+def compile_prompt(prompt: Prompt) -> Template | Callable[[Sample], str | Sequence[Message]]:
     """A template ready to fill, or the function.
 
     Raises:
@@ -158,12 +158,12 @@ def compiled(prompt: Prompt) -> Template | Callable[[Sample], str | Sequence[Mes
     raise LLMEvaluationError(f"A prompt is a template or a function of a sample; got {type(prompt).__name__}.")
 
 
-def shown_prompt(prompt: Prompt) -> str:
+def describe_prompt(prompt: Prompt) -> str:
     """The template, or the name of the function. An edited function shows in the messages that it renders."""
     return prompt if isinstance(prompt, str) else f"function {getattr(prompt, '__name__', type(prompt).__name__)}"
 
 
-def checked_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def copy_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The generation parameters as a new dictionary.
 
     Raises:

@@ -12,13 +12,13 @@ from llmkit.canonical_json import sha256_of
 from llmkit.errors import LLMEvaluationError, describe_validation
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.prompt import Content, Prompt, Template, as_messages, content_of
-from llmkit.evals.tasks.task import NAME, Task, checked_parameters, compiled, shown_prompt
+from llmkit.evals.tasks.task import NAME, Task, compile_prompt, copy_parameters, describe_prompt
 from llmkit.types import LLMConstraints, LLMProfile, LLMRequest, Message, ResponseFormat, Route
 
 if TYPE_CHECKING:
     from llmkit.service import LLMService
 
-__all__ = ["Lane", "RouteLike", "Variant", "asked_digest", "lanes"]
+__all__ = ["Lane", "RouteLike", "Variant", "hash_variant", "lanes"]
 
 POLICY_PREFIX = "policy:"
 DEFAULT_POLICY = "default"
@@ -80,7 +80,7 @@ class Lane:
     def digest(self, content: Content) -> str:
         """Short hash of everything that is sent for a sample of this content, to notice that it changed."""
         target = str(self.route) if self.route else f"{POLICY_PREFIX}{self.policy}"
-        return asked_digest(target, content, self.parameters, self.system)
+        return hash_variant(target, content, self.parameters, self.system)
 
     def parameters_of(self, epoch: int) -> dict[str, Any]:
         """Parameters of one repeat: a seed moves on by one, or all repeats would be the same."""
@@ -90,10 +90,10 @@ class Lane:
         return parameters
 
 
-def asked_digest(target: str, content: Content, parameters: Mapping[str, Any], system: str | None = None) -> str:
+def hash_variant(target: str, content: Content, parameters: Mapping[str, Any], system: str | None = None) -> str:
     """Short hash of who is asked what, and how."""
     # As the messages would be written, without making them.
-    turns = [_turn("user", content)] if isinstance(content, str) else [_said(message) for message in content]
+    turns = [_turn("user", content)] if isinstance(content, str) else [_encode_message(message) for message in content]
     said = turns if system is None else [_turn("system", system), *turns]
     return sha256_of([target, said, dict(parameters)])[:DIGEST_LENGTH]
 
@@ -102,7 +102,7 @@ def _turn(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content} if content else {"role": role}
 
 
-def _said(message: Message) -> dict[str, Any]:
+def _encode_message(message: Message) -> dict[str, Any]:
     return message.model_dump(mode="json", exclude_defaults=True)
 
 
@@ -122,7 +122,7 @@ def lanes(
     given: Sequence[RouteLike] = [routes] if isinstance(routes, str | Route | Variant) else list(routes)
     if not given:
         raise LLMEvaluationError("Name at least one route, for example ollama/llama3.2.")
-    builder = _LaneBuilder(task, service, checked_parameters(parameters), policies)
+    builder = _LaneBuilder(task, service, copy_parameters(parameters), policies)
     built = tuple(builder.lane(item) for item in given)
     labels = [lane.label for lane in built]
     for label in labels:
@@ -142,7 +142,7 @@ class _LaneBuilder:
         variant = item if isinstance(item, Variant) else self._from_text(item)
         label = _label(variant)
         prompt = self.task.prompt if variant.prompt is None else variant.prompt
-        parameters = checked_parameters({**self.task.parameters, **self.parameters, **variant.parameters})
+        parameters = copy_parameters({**self.task.parameters, **self.parameters, **variant.parameters})
         target = variant.route
         if isinstance(target, str) and target.startswith(POLICY_PREFIX):
             return self._policy(target.removeprefix(POLICY_PREFIX), label, prompt, parameters)
@@ -185,7 +185,7 @@ class _LaneBuilder:
         route: Route | None = None,
         policy: str | None = None,
     ) -> Lane:
-        description = {"route": str(route) if route else f"{POLICY_PREFIX}{policy}", "prompt": shown_prompt(prompt)}
+        description = {"route": str(route) if route else f"{POLICY_PREFIX}{policy}", "prompt": describe_prompt(prompt)}
         return Lane(
             label=label,
             service=service,
@@ -193,7 +193,7 @@ class _LaneBuilder:
             constraints=LLMConstraints(allow_fallback=route is None),
             planned=planned,
             policy=policy,
-            prompt=compiled(prompt),
+            prompt=compile_prompt(prompt),
             system=self.task.system,
             parameters=parameters,
             description={**description, "parameters": dict(parameters)},

@@ -24,7 +24,7 @@ HTTP_OK = 200
 
 def failure(exchange: Exchange, request: LLMRequest, error: Exception, timeout_s: float) -> LLMError:
     """The error to raise: its message is ours, on one line, and holds neither a key nor the prompt."""
-    seen = _seen(exchange, error)
+    seen = _inspect_failure(exchange, error)
     rule = rule_for(seen)
     spec, arguments = exchange.spec, exchange.arguments
     model = str(arguments.kwargs["model"]).partition("/")[2]
@@ -55,7 +55,7 @@ def _secrets(exchange: Exchange) -> tuple[str, ...]:
     return (key,) if exchange.arguments.send_key and isinstance(key, str) else ()
 
 
-def _seen(exchange: Exchange, error: Exception) -> Seen:
+def _inspect_failure(exchange: Exchange, error: Exception) -> Seen:
     was_sent = exchange.sent_at_utc is not None
     if isinstance(error, TimeoutError):
         return Seen(name=TimeoutError.__name__, was_sent=was_sent)

@@ -38,10 +38,10 @@ class RecordingTransport(httpx.AsyncBaseTransport):
         except NotAnsweredError as error:
             raise httpx.ReadError(str(error)) from None
         kept = [(name, value) for name, value in exchange.headers.items() if name.lower() not in _ENCODING_HEADERS]
-        return httpx.Response(exchange.status or 0, headers=kept, content=_mended(exchange), request=request)
+        return httpx.Response(exchange.status or 0, headers=kept, content=_mend_body(exchange), request=request)
 
 
-def _mended(exchange: Exchange) -> bytes:
+def _mend_body(exchange: Exchange) -> bytes:
     reply = exchange.reply_json
     if reply is None or exchange.status != httpx.codes.OK:
         return exchange.body

@@ -51,15 +51,15 @@ class Concurrency(Protocol):
         """A request begins; `under_way` counts it in."""
         ...
 
-    def answered(self, ticket: Ticket, latency_s: float) -> None:
+    def note_answer(self, ticket: Ticket, latency_s: float) -> None:
         """A request was answered."""
         ...
 
-    def failed(self, ticket: Ticket) -> None:
+    def note_failure(self, ticket: Ticket) -> None:
         """A request ended in a way that says nothing about the limit: broken off, or not accepted for what it is."""
         ...
 
-    def refused(self, ticket: Ticket, *, again: bool = False) -> None:
+    def note_refusal(self, ticket: Ticket, *, again: bool = False) -> None:
         """A request was refused as servers refuse one too many; `again` when it is the same call's second time."""
         ...
 
@@ -74,13 +74,13 @@ class FixedLimit:
         """See `Concurrency`."""
         return _NO_MATTER
 
-    def answered(self, ticket: Ticket, latency_s: float) -> None:
+    def note_answer(self, ticket: Ticket, latency_s: float) -> None:
         """See `Concurrency`."""
 
-    def failed(self, ticket: Ticket) -> None:
+    def note_failure(self, ticket: Ticket) -> None:
         """See `Concurrency`."""
 
-    def refused(self, ticket: Ticket, *, again: bool = False) -> None:
+    def note_refusal(self, ticket: Ticket, *, again: bool = False) -> None:
         """See `Concurrency`."""
 
 
@@ -157,17 +157,17 @@ class AdaptiveLimit:
         member = under_way >= self._limit and self._group.join()
         return Ticket(self._generation, self._group.number if member else None)
 
-    def answered(self, ticket: Ticket, latency_s: float) -> None:
+    def note_answer(self, ticket: Ticket, latency_s: float) -> None:
         """A request was answered."""
-        self._ended(ticket, latency_s)
+        self._end_request(ticket, latency_s)
 
-    def failed(self, ticket: Ticket) -> None:
+    def note_failure(self, ticket: Ticket) -> None:
         """A request ended in a way that says nothing about the limit: broken off, or not accepted for what it is."""
-        self._ended(ticket, None)
+        self._end_request(ticket, None)
 
-    def refused(self, ticket: Ticket, *, again: bool = False) -> None:
+    def note_refusal(self, ticket: Ticket, *, again: bool = False) -> None:
         """A request was refused. Those that began together are one reason, not many."""
-        self._ended(ticket, None)
+        self._end_request(ticket, None)
         if ticket.generation != self._generation or (self._may_be_chance() and not again):
             return
         if self._is_calm:
@@ -186,7 +186,7 @@ class AdaptiveLimit:
         self._refusals.append(self._ends)
         return len(self._refusals) <= CHANCE_REFUSALS or self._ends - self._refusals[0] >= AMONG_ENDED
 
-    def _ended(self, ticket: Ticket, latency_s: float | None) -> None:
+    def _end_request(self, ticket: Ticket, latency_s: float | None) -> None:
         group = self._group
         self._ends += ticket.generation == self._generation
         if ticket.generation != self._generation or ticket.group != group.number:

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from llmkit.errors import LLMError, LLMQuotaExhausted, LLMTimeout, LLMUnusableAnswer
 from llmkit.ports import AttemptLog, ClientReply
-from llmkit.providers import ProviderSpec, estimated_prompt_tokens
+from llmkit.providers import ProviderSpec, estimate_prompt_tokens
 from llmkit.settings import LLMSettings
 from llmkit.transport.limits.adaptive_concurrency import AdaptiveLimit, Concurrency, FixedLimit, Ticket
 from llmkit.transport.limits.daily_quota import Parking
@@ -144,7 +144,7 @@ class Place:
             self._learn(ticket, sent_before, error)
             raise
         except BaseException:
-            self._provider.failed(ticket)
+            self._provider.note_failure(ticket)
             raise
         self._learn(ticket, sent_before)
         usage = reply.usage
@@ -157,14 +157,14 @@ class Place:
         if isinstance(error, LLMQuotaExhausted):
             self._park(error)
         elif error is not None and error.status_code in _REFUSALS:
-            self._provider.refused(ticket, again=self._was_refused(sent_before))
+            self._provider.note_refusal(ticket, again=self._was_refused(sent_before))
             self.leave()
             return
         if attempts and (error is None or isinstance(error, LLMTimeout | LLMUnusableAnswer)):
             # What took too long, or was no answer, took its time all the same.
-            self._provider.answered(ticket, attempts[-1].latency_ms / 1000)
+            self._provider.note_answer(ticket, attempts[-1].latency_ms / 1000)
         else:
-            self._provider.failed(ticket)
+            self._provider.note_failure(ticket)
         if failed_alone:
             self.leave()
 
@@ -181,7 +181,7 @@ class Place:
     def _tokens(self) -> int:
         """What the request will come to, as far as that can be told beforehand."""
         answer = self._request.max_output_tokens if self._provider.spec.answers_count else None
-        return estimated_prompt_tokens(self._request) + (answer or 0)
+        return estimate_prompt_tokens(self._request) + (answer or 0)
 
     def check_quota(self) -> None:
         """Refuse the call while its route's quota of the day is used up."""
@@ -216,16 +216,16 @@ class _Provider:
     def began(self) -> Ticket:
         return self.concurrency.began(self.gate.inside)
 
-    def answered(self, ticket: Ticket, latency_s: float) -> None:
-        self.concurrency.answered(ticket, latency_s)
+    def note_answer(self, ticket: Ticket, latency_s: float) -> None:
+        self.concurrency.note_answer(ticket, latency_s)
         self.gate.open()
 
-    def failed(self, ticket: Ticket) -> None:
-        self.concurrency.failed(ticket)
+    def note_failure(self, ticket: Ticket) -> None:
+        self.concurrency.note_failure(ticket)
         self.gate.open()
 
-    def refused(self, ticket: Ticket, *, again: bool) -> None:
-        self.concurrency.refused(ticket, again=again)
+    def note_refusal(self, ticket: Ticket, *, again: bool) -> None:
+        self.concurrency.note_refusal(ticket, again=again)
 
 
 def _concurrency(spec: ProviderSpec, settings: LLMSettings) -> Concurrency:

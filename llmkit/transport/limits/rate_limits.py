@@ -71,7 +71,7 @@ class Rates:
         """The time."""
         return self._clock()
 
-    def changed(self) -> None:
+    def note_change(self) -> None:
         """A leave was used, given back or corrected."""
         self._changed.set()
 
@@ -87,17 +87,17 @@ class Leave:
         """The request leaves now."""
         for each in self._granted:
             each.window.use(each.leave, self._rates.now_s())
-        self._rates.changed()
+        self._rates.note_change()
 
     def give_back(self) -> None:
         """Nothing will be sent. Idempotent; nothing happens after `use`."""
         for each in self._granted:
             each.window.give_back(each.leave)
-        self._rates.changed()
+        self._rates.note_change()
 
     def correct(self, tokens: int | None) -> None:
         """So many tokens it really was; None when that is not known."""
         for each in self._granted:
             if each.window is self._rates.tokens and tokens is not None:
                 each.window.correct(each.leave, tokens)
-                self._rates.changed()
+                self._rates.note_change()

@@ -52,11 +52,11 @@ def load_parts() -> FastParts | None:
     global _parts  # noqa: PLW0603
     with LOADING:
         if _parts is None:
-            _parts = (_tried_parts(),)
+            _parts = (_load_parts(),)
         return _parts[0]
 
 
-def _tried_parts() -> FastParts | None:
+def _load_parts() -> FastParts | None:
     try:
         found = surprises()
         if not found:
@@ -96,13 +96,13 @@ class FastLane:
         if translation is None or not self._is_chat_model(arguments):
             return None
         try:
-            return self._prepared(translation, model, arguments)
+            return self._prepare_request(translation, model, arguments)
         except Exception:  # noqa: BLE001 - the reference lane finds the same fault and has LiteLLM's words for it
             return None
 
-    def _prepared(self, translation: Translation, model: str, arguments: CallArguments) -> Prepared | None:
+    def _prepare_request(self, translation: Translation, model: str, arguments: CallArguments) -> Prepared | None:
         kind = kind_of(arguments.kwargs)
-        filled = self._forms.filled(kind, arguments, translation) if kind is not None else None
+        filled = self._forms.fill(kind, arguments, translation) if kind is not None else None
         if filled is not None:
             return filled
         if not carries(translation, arguments.kwargs):

@@ -76,10 +76,10 @@ class Prices:
         )
         units = self._known.get((model, served))
         if units is None or units.listed != listed:
-            units = self._known[(model, served)] = _Units(listed, self._asked(model, served))
+            units = self._known[(model, served)] = _Units(listed, self._look_up_prices(model, served))
         return units
 
-    def _asked(self, model: str, served: str) -> tuple[float, float, float] | None:
+    def _look_up_prices(self, model: str, served: str) -> tuple[float, float, float] | None:
         """The prices of one token each; None unless they account for LiteLLM's price of many."""
         one = [self._price(model, served, *counts) for counts in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
         many = (PLAIN_TOKENS, 77, 33)

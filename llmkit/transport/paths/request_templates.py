@@ -66,7 +66,7 @@ class _Form:
     pieces: tuple[bytes | int, ...] = field(repr=False)
     entries: Entries
 
-    def filled(self, arguments: Mapping[str, Any], translation: Translation) -> Prepared:
+    def fill(self, arguments: Mapping[str, Any], translation: Translation) -> Prepared:
         texts = _texts(arguments, translation)
         body = b"".join(piece if isinstance(piece, bytes) else texts[piece] for piece in self.pieces)
         made = self.prepared
@@ -94,7 +94,7 @@ class Forms:
         # None for a kind that was seen once, False for one whose texts are not just copied.
         self._forms: dict[bytes, _Form | bool | None] = {}
 
-    def filled(self, kind: bytes, arguments: CallArguments, translation: Translation) -> Prepared | None:
+    def fill(self, kind: bytes, arguments: CallArguments, translation: Translation) -> Prepared | None:
         """The request in its form; None when there is none for its kind."""
         form = self._forms.get(kind)
         if not isinstance(form, _Form):
@@ -102,7 +102,7 @@ class Forms:
         if form.entries != self._entries(arguments):
             del self._forms[kind]
             return None
-        return form.filled(arguments.kwargs, translation)
+        return form.fill(arguments.kwargs, translation)
 
     def learn(self, kind: bytes, arguments: CallArguments, translation: Translation, prepared: Prepared) -> None:
         """Take note of what LiteLLM made of a request.
@@ -119,20 +119,20 @@ class Forms:
             self._forms[kind] = None
         elif self._forms[kind] is None:
             form = self._form(arguments, translation)
-            self._forms[kind] = form if form.filled(arguments.kwargs, translation).is_like(prepared) else False
+            self._forms[kind] = form if form.fill(arguments.kwargs, translation).is_like(prepared) else False
 
     def _form(self, arguments: CallArguments, translation: Translation) -> _Form:
         marked = arguments.own_kwargs()
         for number, message in enumerate(marked["messages"]):
             message["content"] = _MARK.format(number)
-        prepared = translation.prepare(prepared_model(arguments), marked)
+        prepared = translation.prepare(get_model_name(arguments), marked)
         parts = _MARKS_IN_BYTES.split(prepared.body)
         pieces = tuple(int(part) if at % 2 else part for at, part in enumerate(parts))
         return _Form(replace(prepared, outline=_outline(prepared.body)), pieces, self._entries(arguments))
 
     def _entries(self, arguments: CallArguments) -> Entries:
         """What LiteLLM's list says of the model, as a copy: its translations go by that."""
-        names = (str(arguments.kwargs["model"]), prepared_model(arguments))
+        names = (str(arguments.kwargs["model"]), get_model_name(arguments))
         return tuple(dict(entry) if (entry := self._listed.get(name)) else None for name in names)
 
 
@@ -144,7 +144,7 @@ def _outline(marked: bytes) -> Outline | None:
         return None
 
 
-def prepared_model(arguments: CallArguments) -> str:
+def get_model_name(arguments: CallArguments) -> str:
     """The model's name at its provider."""
     return str(arguments.kwargs["model"]).partition("/")[2]
 

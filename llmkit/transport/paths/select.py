@@ -27,7 +27,7 @@ class _Opened:
     fast: FastLane | None
 
 
-def _opened(parts: FastParts | None) -> _Opened:
+def _open_path(parts: FastParts | None) -> _Opened:
     from llmkit.transport.http.http_pool import Pool
 
     pool = Pool()
@@ -43,19 +43,19 @@ class Lanes:
 
     def __init__(self, preferred: LaneName) -> None:
         self._preferred = preferred
-        self._opened: _Opened | None = None
+        self._open_path: _Opened | None = None
 
     async def load(self) -> None:
         """Load litellm, in a worker thread; 3 to 6 s in a process that has not, nothing afterwards."""
         await self._open()
 
     async def _open(self) -> _Opened:
-        if self._opened is None:
+        if self._open_path is None:
             parts = await asyncio.to_thread(_load, self._preferred)
             # Several calls may have waited for the loading.
-            if self._opened is None:
-                self._opened = _opened(parts)
-        return self._opened
+            if self._open_path is None:
+                self._open_path = _open_path(parts)
+        return self._open_path
 
     async def rehearse(self, exchange: Exchange) -> None:
         """Take a call up to the moment of leaving, in a worker thread: parts of litellm are loaded by the first one.
@@ -67,7 +67,7 @@ class Lanes:
         # The fast lane was tried when it was loaded.
         if opened.fast is None:
             exchange.is_abandoned = True
-            await asyncio.to_thread(asyncio.run, _held_back(exchange))
+            await asyncio.to_thread(asyncio.run, _raise_held_back(exchange))
 
     async def complete(self, exchange: Exchange, timeout_s: float) -> Any:
         """LiteLLM's `ModelResponse`, or an exception of anyone's; the exchange tells what really happened.
@@ -86,7 +86,7 @@ class Lanes:
 
     async def close(self) -> None:
         """Close all connections. Idempotent; a later call opens new ones."""
-        opened, self._opened = self._opened, None
+        opened, self._open_path = self._open_path, None
         if opened is not None:
             await opened.reference.close()
             await opened.pool.close()
@@ -109,10 +109,10 @@ def load_here(preferred: LaneName, exchange: Exchange) -> None:
     # The fast lane is tried when it is loaded.
     if _load(preferred) is None:
         exchange.is_abandoned = True
-        asyncio.run(_held_back(exchange))
+        asyncio.run(_raise_held_back(exchange))
 
 
-async def _held_back(exchange: Exchange) -> None:
+async def _raise_held_back(exchange: Exchange) -> None:
     from llmkit.transport.http.http_pool import Pool
 
     pool = Pool()

@@ -129,7 +129,7 @@ class _Common:
             messages = self.internals.without_signatures(messages, self.internals.signature_separator)
         return self.internals.fix_messages(messages=messages)
 
-    def mapped(self, config: Any, model: str, arguments: Arguments) -> dict[str, Any]:
+    def map_options(self, config: Any, model: str, arguments: Arguments) -> dict[str, Any]:
         given = {name: arguments[name] for name in _OPENAI_PARAMETERS if name in arguments}
         if "stop" in given:
             given["stop"] = self.internals.fix_stop(stop=given["stop"])
@@ -165,7 +165,7 @@ class _PlainTranslation:
     def prepare(self, model: str, arguments: Arguments) -> Prepared:
         common, base, key = _Common(self.internals), arguments["api_base"], arguments["api_key"]
         messages = common.messages(arguments)
-        options = common.mapped(self.config, model, arguments)
+        options = common.map_options(self.config, model, arguments)
         options.update({name: arguments[name] for name in self.own_parameters if name in arguments})
         rest: dict[str, Any] = {"model": model, "messages": messages, "optional_params": options, "litellm_params": {}}
         headers = self.config.validate_environment(
@@ -208,7 +208,7 @@ class _GeminiTranslation:
     def prepare(self, model: str, arguments: Arguments) -> Prepared:
         common, config = _Common(self.internals), self.internals.gemini
         messages = common.messages(arguments)
-        options = common.mapped(config, model, arguments)
+        options = common.map_options(config, model, arguments)
         key, url = self.internals.gemini_address(
             model=model, auth_header=None, gemini_api_key=arguments["api_key"], vertex_project=None,
             vertex_location=None, vertex_credentials=None, stream=None, custom_llm_provider="gemini",

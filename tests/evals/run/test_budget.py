@@ -14,9 +14,9 @@ from llmkit.errors import LLMBadRequest, LLMBudgetExhausted, LLMEvaluationError
 from llmkit.evals import Budget, Sample, field_match, judge
 from llmkit.evals.budget import Amount, Books, amount
 from llmkit.evals.run.budget_guard import Keeper
-from llmkit.ports import AttemptLog, ClientReply, guarded, watched_by
+from llmkit.ports import AttemptLog, ClientReply, apply_guard, use_guard
 from llmkit.pricing import list_price
-from llmkit.providers import estimated_prompt_tokens, most_prompt_tokens
+from llmkit.providers import estimate_prompt_tokens, most_prompt_tokens
 from llmkit.session import Session
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply
 from llmkit.types import Attempt, AttemptStatus, LLMRequest, Route, TokenUsage, utc_now
@@ -179,10 +179,10 @@ async def test_only_what_is_sent_in_its_own_loop_and_context_is_guarded():
     async def answer():
         return "sent"
 
-    assert guarded(ROUTE, asked(), log, answer) is answer
-    with watched_by(keeper):
+    assert apply_guard(ROUTE, asked(), log, answer) is answer
+    with use_guard(keeper):
         with pytest.raises(LLMBudgetExhausted):
-            await guarded(ROUTE, asked(), log, answer)()
+            await apply_guard(ROUTE, asked(), log, answer)()
         found = []
         other = threading.Thread(
             target=lambda: found.append(asyncio.run(keeper.send(ROUTE, asked(), AttemptLog(), answer)))
@@ -204,7 +204,7 @@ async def test_a_request_without_an_output_limit_is_refused_by_itself():
 def test_the_most_that_a_prompt_can_have_is_at_least_its_bytes_and_every_estimate(text, messages):
     request = LLMRequest(messages=[{"role": "user", "content": text}] * messages)
     assert most_prompt_tokens(request) >= messages * len(text.encode())
-    assert most_prompt_tokens(request) >= estimated_prompt_tokens(request)
+    assert most_prompt_tokens(request) >= estimate_prompt_tokens(request)
 
 
 # --- tokens -------------------------------------------------------------------------------------------------------

@@ -90,28 +90,28 @@ async def test_a_result_that_is_to_be_replaced_settles_nothing_until_another_tak
 async def test_a_call_that_is_alive_is_waited_for_and_left_to_its_process():
     async with Claims() as claims:
         claims.under_way(2)
-        await claims.sharing.met(2, claims.name(2))
+        await claims.sharing.wait_for(2, claims.name(2))
         assert claims.sharing.waits
         assert claims.sharing.are_others_at_work
-        assert claims.sharing.left_behind() == []
+        assert claims.sharing.list_left_behind() == []
         assert claims.sharing.silent == set()
         await claims.arrives(2)
         claims.under_way()
         await claims.sharing.look()
         assert not claims.sharing.waits
-        assert claims.sharing.left_behind() == []
+        assert claims.sharing.list_left_behind() == []
 
 
 async def test_a_call_that_just_ended_may_still_be_scored_and_is_not_called_again_at_once():
     async with Claims() as claims:
         claims.under_way()
-        await claims.sharing.met(2, claims.name(2))
+        await claims.sharing.wait_for(2, claims.name(2))
         await claims.sharing.look()
-        assert claims.sharing.left_behind() == []
+        assert claims.sharing.list_left_behind() == []
     async with Claims(replace(EAGER, result_s=0.0)) as claims:
-        await claims.sharing.met(2, claims.name(2))
+        await claims.sharing.wait_for(2, claims.name(2))
         await claims.sharing.look()
-        assert claims.sharing.left_behind() == [2]
+        assert claims.sharing.list_left_behind() == [2]
         assert not claims.sharing.waits
 
 
@@ -119,14 +119,14 @@ async def test_a_call_of_a_process_that_is_dead_is_called_again_at_once():
     async with Claims() as claims:
         world = current_owner().rpartition("|")[0].rpartition("|")[0]
         claims.under_way(2, owner=f"{world}|999999999|1")
-        await claims.sharing.met(2, claims.name(2))
-        assert claims.sharing.left_behind() == [2]
+        await claims.sharing.wait_for(2, claims.name(2))
+        assert claims.sharing.list_left_behind() == [2]
 
 
 async def test_a_call_of_another_machine_that_says_nothing_is_silent_at_last():
     async with Claims(replace(EAGER, silence_s=0.05)) as claims:
         claims.under_way(2, owner="elsewhere|1|2", heartbeat=utc_now() + timedelta(minutes=1))
-        await claims.sharing.met(2, claims.name(2))
+        await claims.sharing.wait_for(2, claims.name(2))
         assert claims.sharing.waits
         await asyncio.sleep(0.1)
         await claims.sharing.look()
@@ -136,12 +136,12 @@ async def test_a_call_of_another_machine_that_says_nothing_is_silent_at_last():
 
 async def test_what_was_given_up_once_is_not_waited_for_afresh():
     async with Claims(replace(EAGER, result_s=0.0, silence_s=0.05)) as claims:
-        await claims.sharing.met(2, claims.name(2))
+        await claims.sharing.wait_for(2, claims.name(2))
         await claims.sharing.look()
-        assert claims.sharing.left_behind() == [2]
+        assert claims.sharing.list_left_behind() == [2]
         assert not await claims.sharing.is_anothers(2, claims.name(2))
         await asyncio.sleep(0.1)
-        await claims.sharing.met(2, claims.name(2))
+        await claims.sharing.wait_for(2, claims.name(2))
         await claims.sharing.look()
         assert claims.sharing.silent == {2}
 

@@ -95,6 +95,6 @@ async def test_what_breaks_an_evaluation_off_is_told_by_its_kind_only(exporter):
 def test_without_an_sdk_a_span_is_nothing():
     with span("sample", {"a": 1}) as opened:
         opened.set({"b": 2})
-        opened.scored({"c": 0.5})
+        opened.add_scores({"c": 0.5})
         opened.fail("timeout")
     assert isinstance(opened, Span)

@@ -13,7 +13,7 @@ from llmkit.errors import LLMDatasetError, LLMEvaluationError
 from llmkit.evals import Sample, Task, load_tasks
 from llmkit.evals.prompt import render
 from llmkit.evals.results import STATUSES
-from llmkit.evals.tasks.task import compiled
+from llmkit.evals.tasks.task import compile_prompt
 from llmkit.session import Session
 from llmkit.testing import OllamaServer, Reply
 from tests.support.eval_fakes import FakeExtract, run
@@ -203,7 +203,7 @@ def test_the_tasks_of_this_project_are_sound(file):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
 async def test_a_model_that_knows_the_targets_scores_one_on_every_metric(file):
     for task in load_tasks(file):
-        targets = {render(compiled(task.prompt), sample)[-1].content: sample.target for sample in task.load()}
+        targets = {render(compile_prompt(task.prompt), sample)[-1].content: sample.target for sample in task.load()}
         extract = FakeExtract(lambda call, task=task, targets=targets: task.output_type(**targets[call.text]))
         report = await run(task, extract=extract)
         assert report.summary()["mean"].tolist() == [1.0] * len(report.metrics)
