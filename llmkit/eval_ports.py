@@ -16,9 +16,9 @@ __all__ = [
     "EvalOutcome",
     "EvalResult",
     "EvalRun",
+    "EvalSpending",
     "EvalStore",
     "RecordedCall",
-    "Spent",
 ]
 
 
@@ -97,7 +97,7 @@ class DigestSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class EvalSpending:
     """What the requests took that an evaluation sent to one route. What was refused, and so not billed, is left out.
 
     Attributes:
@@ -202,7 +202,7 @@ class EvalStore(Protocol):
         """Every model digest that was recorded with requests of an evaluation, by route and first appearance."""
         ...
 
-    async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
+    async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[EvalSpending, ...]:
         """What the requests of an evaluation took, by route. Those of calls that are in doubt are not recorded yet."""
         ...
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from llmkit.calls.call import Call, conflict, in_progress, open_call, who_asks
 from llmkit.calls.liveness import BEATS_PER_LIMIT, Heartbeat, Listener, looks_abandoned
-from llmkit.calls.recorder import Ledger
+from llmkit.calls.recorder import CallRecorder
 from llmkit.canonical_json import sha256_of
 from llmkit.errors import (
     CANCELLED_CODE,
@@ -93,7 +93,7 @@ class LLMService:
         self._settings = settings
         self._runs = runs if settings.persist_runs else None
         self._cache = cache if settings.cache_enabled and settings.store_payloads else None
-        self._ledger = Ledger(self._runs, settings, telemetry or Telemetry())
+        self._ledger = CallRecorder(self._runs, settings, telemetry or Telemetry())
         # By event loop: a future wakes only those who wait in its own.
         self._flights: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[LLMResponse]] = {}
         self._heartbeat = (

@@ -27,12 +27,12 @@ from llmkit.types import (
     utc_now,
 )
 
-__all__ = ["Ledger", "to_the_end"]
+__all__ = ["CallRecorder", "to_the_end"]
 
 T = TypeVar("T")
 
 
-class Ledger:
+class CallRecorder:
     """Writes calls into the repository, if there is one, and tells telemetry of them.
 
     What is written is written to the end, also when the caller is cancelled meanwhile: then that is raised afterwards.

@@ -26,7 +26,7 @@ _LABELS: Final = {"tokens": "billed tokens so far", "cost": "billed cost so far 
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class RouteSpending:
     """What one route billed in one slot: sums over what is known, None when nothing is."""
 
     route: str
@@ -50,7 +50,7 @@ class Timeline:
 
     start_utc: datetime | None
     slot_s: float
-    spent: tuple[Spent, ...]
+    spent: tuple[RouteSpending, ...]
 
     def times(self) -> list[datetime]:
         """Beginning of the first slot and end of every slot."""
@@ -170,9 +170,9 @@ def _whole(number: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
     return cast(number if dialect == "sqlite" else func.floor(number), Integer)
 
 
-def _sum_spending(row: Sequence[Any]) -> Spent:
+def _sum_spending(row: Sequence[Any]) -> RouteSpending:
     provider, model, slot, requests, tokens, counted, cost_usd, priced = row
-    return Spent(
+    return RouteSpending(
         route=f"{provider}/{model}",
         slot=min(int(slot), SLOTS - 1),
         requests=requests,

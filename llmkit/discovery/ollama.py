@@ -106,7 +106,7 @@ def _size(entry: Mapping[str, Any]) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _HttpReply:
     """Status and JSON object of an answer; both None when there was none."""
 
     status: int | None = None
@@ -118,13 +118,13 @@ class _Asking:
     session: aiohttp.ClientSession
     base: str
 
-    async def get(self, path: str) -> _Answer:
+    async def get(self, path: str) -> _HttpReply:
         return await self._ask("GET", path)
 
-    async def post(self, path: str, body: Mapping[str, Any]) -> _Answer:
+    async def post(self, path: str, body: Mapping[str, Any]) -> _HttpReply:
         return await self._ask("POST", path, json=body)
 
-    async def _ask(self, method: str, path: str, **body: Any) -> _Answer:
+    async def _ask(self, method: str, path: str, **body: Any) -> _HttpReply:
         import aiohttp
 
         request = self.session.request(
@@ -132,9 +132,9 @@ class _Asking:
         )
         try:
             async with request as answer:
-                return _Answer(answer.status, json_object(await _read_bounded(answer)))
+                return _HttpReply(answer.status, json_object(await _read_bounded(answer)))
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-            return _Answer()
+            return _HttpReply()
 
 
 @asynccontextmanager

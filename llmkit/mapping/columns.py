@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from typing_extensions import is_typeddict
 
 from llmkit.mapping.rows import MISSING, Rows
-from llmkit.pydanticai.output_shape import FIELD, Answer
+from llmkit.pydanticai.output_shape import FIELD, OutputShape
 from llmkit.types import ServedFrom
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class FieldColumns:
     """
 
     dtypes: Mapping[str, str]
-    answer: Answer[Any] | None = None
+    answer: OutputShape[Any] | None = None
     fields: tuple[str, ...] = ()
 
     def values(self, found: Any) -> tuple[Any, ...]:
@@ -91,7 +91,7 @@ def field_columns(output_type: Any | None) -> FieldColumns:
     """
     if output_type is None:
         return FieldColumns({TEXT_COLUMN: "string"})
-    answer = Answer.of(output_type)
+    answer = OutputShape.of(output_type)
     if answer.wrapped:
         return FieldColumns({VALUE_COLUMN: _dtype(output_type)}, answer)
     hints = _hints(output_type)

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     from llmkit.pydanticai.extraction import Extraction
 
-__all__ = ["Ask", "Mapping", "Tally"]
+__all__ = ["Ask", "MapProgress", "Mapping"]
 
 # Asks about one text.
 Ask = Callable[[str], Awaitable["LLMResponse | Extraction[Any]"]]
 
 
 @dataclass(slots=True)
-class Tally:
+class MapProgress:
     """How far a map is, in rows of the input. `tokens` are those of all answers so far, stored ones included."""
 
     total: int
@@ -64,7 +64,7 @@ class Mapping:
         self._put_off: list[int] = []
         self._losses: Counter[int] = Counter()
         self._rests_until_s = 0.0
-        self.tally = Tally(total=len(rows.codes), done=rows.skipped)
+        self.tally = MapProgress(total=len(rows.codes), done=rows.skipped)
 
     async def work(self) -> None:
         """Ask about every text that is open.

@@ -21,13 +21,13 @@ MISSING = -1
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Placeholder:
     """A place in a template that a row fills."""
 
     name: str
 
 
-Parts = tuple[str | _Place, ...]
+Parts = tuple[str | _Placeholder, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +105,14 @@ class _Source:
     @classmethod
     def of(cls, data: Any, template: str | None, prompt: str | None) -> _Source:
         index, columns = _columns(data)
-        around: Parts = (_Place(TEXT),)
+        around: Parts = (_Placeholder(TEXT),)
         if prompt is not None:
             around = _parse_template(prompt)
             if not _places(around):
-                around = (*around, "\n\n", _Place(TEXT))
+                around = (*around, "\n\n", _Placeholder(TEXT))
             elif template is None:
-                return cls(index, columns, _check_parts(around, columns), (_Place(TEXT),))
-        inner = _parse_template(template) if template is not None else (_Place(_only(columns)),)
+                return cls(index, columns, _check_parts(around, columns), (_Placeholder(TEXT),))
+        inner = _parse_template(template) if template is not None else (_Placeholder(_only(columns)),)
         return cls(index, columns, _check_parts(inner, columns), _check_parts(around, {TEXT: None}))
 
     @property
@@ -167,18 +167,18 @@ def _parse_template(template: str) -> Parts:
         raise LLMBadRequest(f"The template cannot be read: {error}; write {{column}}, and {{{{ for a brace") from None
 
 
-def _parts(template: str) -> Iterator[str | _Place]:
+def _parts(template: str) -> Iterator[str | _Placeholder]:
     for literal, name, spec, conversion in string.Formatter().parse(template):
         if literal:
             yield literal
         if name is not None:
             if spec or conversion:
                 raise ValueError(f"{{{name}}} is not a plain column")
-            yield _Place(name)
+            yield _Placeholder(name)
 
 
 def _places(parts: Parts) -> list[str]:
-    return [part.name for part in parts if isinstance(part, _Place)]
+    return [part.name for part in parts if isinstance(part, _Placeholder)]
 
 
 def _check_parts(parts: Parts, known: Mapping[str, Any]) -> Parts:

@@ -32,7 +32,7 @@ __all__ = [
     "ORDERS",
     "SQLITE_STATEMENTS_FILE",
     "Compiled",
-    "Prepared",
+    "CompiledStatement",
     "PreparedSelect",
     "Processor",
     "Statements",
@@ -78,7 +78,7 @@ class Compiled(NamedTuple):
     decoders: Mapping[int, Processor]
 
 
-class Prepared:
+class CompiledStatement:
     """One statement of one database, ready for the driver.
 
     Args:
@@ -110,7 +110,7 @@ class Prepared:
         return row if self._order is None else self._order(row)
 
 
-class PreparedSelect(Prepared):
+class PreparedSelect(CompiledStatement):
     """A query, and how its rows become Python values."""
 
     __slots__ = ("_results",)
@@ -142,8 +142,8 @@ class Statements:
     def __init__(self, compiled: Mapping[str, Compiled], codec: Codec = AS_IT_IS) -> None:
         self.codec = codec
 
-        def prepare(name: str) -> Prepared:
-            return Prepared(compiled[name], ORDERS.get(name, ()))
+        def prepare(name: str) -> CompiledStatement:
+            return CompiledStatement(compiled[name], ORDERS.get(name, ()))
 
         def select(name: str) -> PreparedSelect:
             return PreparedSelect(compiled[name], ORDERS.get(name, ()))

@@ -16,12 +16,12 @@ from typing import Final, TypeVar
 
 from llmkit.errors import LLMStoreError
 
-__all__ = ["Fault", "cannot_open", "classify", "database_gone", "patiently", "store_error"]
+__all__ = ["DatabaseFailure", "cannot_open", "classify", "database_gone", "patiently", "store_error"]
 
 T = TypeVar("T")
 
 
-class Fault(Enum):
+class DatabaseFailure(Enum):
     """What a failure concerns, and so who is told.
 
     `TRANSIENT` may pass by itself; `OPERATION` is about the values of one operation; `STORE` is about everybody.
@@ -82,12 +82,12 @@ UNREACHABLE: Final = (
 )
 
 
-def classify(error: Exception) -> Fault:
+def classify(error: Exception) -> DatabaseFailure:
     """Who is concerned by the failure."""
     cause = _driver_error(error)
     if _may_pass(error, cause):
-        return Fault.TRANSIENT
-    return Fault.OPERATION if _is_about_values(cause) else Fault.STORE
+        return DatabaseFailure.TRANSIENT
+    return DatabaseFailure.OPERATION if _is_about_values(cause) else DatabaseFailure.STORE
 
 
 def _may_pass(error: Exception, cause: BaseException) -> bool:
@@ -128,7 +128,7 @@ def patiently(work: Callable[[], T], patience_s: float) -> T:
         try:
             return work()
         except Exception as error:
-            if classify(error) is not Fault.TRANSIENT or monotonic() >= deadline:
+            if classify(error) is not DatabaseFailure.TRANSIENT or monotonic() >= deadline:
                 raise
         sleep(pause_s)
         pause_s = min(2 * pause_s, 0.5)

@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.types import NULLTYPE
 
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
-from llmkit.eval_ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, RecordedCall, Spent
+from llmkit.eval_ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, EvalSpending, RecordedCall
 from llmkit.persistence.compiled_statements import PreparedSelect
 from llmkit.persistence.eval_operations import OpenEvalRun, SaveEvalResult
 from llmkit.persistence.eval_rows import eval_run_of, make_recorded_call
@@ -117,7 +117,7 @@ class SqlEvalStore:
         query = _digests(workspace_id, self._begins(pipeline_run_id_prefix))
         return await self._journal.read(lambda connection: _digests_seen(connection, query))
 
-    async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
+    async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[EvalSpending, ...]:
         """See `EvalStore`."""
         query = _select_spending(workspace_id, self._begins(pipeline_run_id_prefix))
         return await self._journal.read(lambda connection: _spendings(connection, query))
@@ -309,9 +309,11 @@ def _digests_seen(connection: Connection, query: Select[Any]) -> tuple[DigestSee
     )
 
 
-def _spendings(connection: Connection, query: Select[Any]) -> tuple[Spent, ...]:
+def _spendings(connection: Connection, query: Select[Any]) -> tuple[EvalSpending, ...]:
     return tuple(
-        Spent(Route(provider=provider, model=model), int(taken), int(given), float(cost), int(unpriced), int(uncounted))
+        EvalSpending(
+            Route(provider=provider, model=model), int(taken), int(given), float(cost), int(unpriced), int(uncounted)
+        )
         for provider, model, taken, given, cost, unpriced, uncounted in connection.execute(query)
     )
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llmkit.errors import LLMConfigurationError, LLMStoreError
 from llmkit.persistence.addresses import DatabaseAddress, create_database_file
-from llmkit.persistence.database_errors import Fault, classify, store_error
+from llmkit.persistence.database_errors import DatabaseFailure, classify, store_error
 from llmkit.persistence.sqlite_driver import SQLITE_PAGE_SIZE, open_sqlite
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ def _switch_to_wal(cursor: DBAPICursor | sqlite3.Cursor) -> None:
             cursor.execute("PRAGMA journal_mode=WAL")
             cursor.fetchall()
         except DRIVER_ERRORS as error:
-            if classify(error) is not Fault.TRANSIENT or monotonic() > deadline:
+            if classify(error) is not DatabaseFailure.TRANSIENT or monotonic() > deadline:
                 raise
             sleep(0.01)
         else:

@@ -9,7 +9,7 @@ from typing import Any, Self
 from uuid import UUID
 
 from llmkit.errors import ABANDONED_CODE
-from llmkit.persistence.compiled_statements import Prepared, Statements
+from llmkit.persistence.compiled_statements import CompiledStatement, Statements
 from llmkit.persistence.connections import Writer
 from llmkit.persistence.rows import (
     FAILED,
@@ -43,7 +43,7 @@ __all__ = [
 Rows = list[tuple[Any, ...]]
 
 
-def execute(connection: Writer, statement: Prepared, rows: Rows) -> int:
+def execute(connection: Writer, statement: CompiledStatement, rows: Rows) -> int:
     """How many rows changed."""
     return connection.execute_many(statement.sql, rows)
 
@@ -53,7 +53,7 @@ def _attempt_rows(statements: Statements, run_id: UUID, attempts: Sequence[Attem
     return [insert.arrange(attempt_row(run_id, attempt, codec)) for attempt in attempts]
 
 
-def _insert_attempts(connection: Writer, statements: Statements, operations: Sequence[_Insert | _Mark]) -> None:
+def _insert_attempts(connection: Writer, statements: Statements, operations: Sequence[_Insert | _MarkOutcome]) -> None:
     rows = [row for each in operations for row in each.attempt_rows]
     if rows:
         execute(connection, statements.insert_attempt, rows)
@@ -89,7 +89,7 @@ class _Insert(Operation):
 
     @staticmethod
     @abstractmethod
-    def statement(statements: Statements) -> Prepared:
+    def statement(statements: Statements) -> CompiledStatement:
         """The statement of this class."""
 
     @classmethod
@@ -115,7 +115,7 @@ class InsertStarted(_Insert):
         self.attempt_rows = []
 
     @staticmethod
-    def statement(statements: Statements) -> Prepared:
+    def statement(statements: Statements) -> CompiledStatement:
         """The INSERT of this class."""
         return statements.insert_started
 
@@ -135,7 +135,7 @@ class InsertFinished(_Insert):
         self.attempt_rows = _attempt_rows(statements, self.run_id, self.success.attempts)
 
     @staticmethod
-    def statement(statements: Statements) -> Prepared:
+    def statement(statements: Statements) -> CompiledStatement:
         """The INSERT of this class."""
         return statements.insert_finished
 
@@ -155,12 +155,12 @@ class InsertUnsent(_Insert):
         self.attempt_rows = []
 
     @staticmethod
-    def statement(statements: Statements) -> Prepared:
+    def statement(statements: Statements) -> CompiledStatement:
         """The INSERT of this class."""
         return statements.insert_unsent
 
 
-class _Mark(Operation):
+class _MarkOutcome(Operation):
     """Take a run out of STARTED; the outcome says whether it was this operation that did."""
 
     __slots__ = ("attempt_rows", "expected", "row", "run_id")
@@ -177,7 +177,7 @@ class _Mark(Operation):
 
     @staticmethod
     @abstractmethod
-    def statement(statements: Statements) -> Prepared:
+    def statement(statements: Statements) -> CompiledStatement:
         """The statement of this class."""
 
     @classmethod
@@ -194,7 +194,7 @@ class _Mark(Operation):
         return [outcome == each.expected for each, outcome in zip(operations, found, strict=True)]
 
 
-class MarkSucceeded(_Mark):
+class MarkSucceeded(_MarkOutcome):
     """A good end."""
 
     __slots__ = ("success",)
@@ -212,12 +212,12 @@ class MarkSucceeded(_Mark):
         self.attempt_rows = _attempt_rows(statements, self.run_id, self.success.attempts)
 
     @staticmethod
-    def statement(statements: Statements) -> Prepared:
+    def statement(statements: Statements) -> CompiledStatement:
         """The UPDATE of this class."""
         return statements.mark_succeeded
 
 
-class MarkFailed(_Mark):
+class MarkFailed(_MarkOutcome):
     """A bad end."""
 
     __slots__ = ("failure",)
@@ -234,12 +234,12 @@ class MarkFailed(_Mark):
         self.attempt_rows = _attempt_rows(statements, self.run_id, self.failure.attempts)
 
     @staticmethod
-    def statement(statements: Statements) -> Prepared:
+    def statement(statements: Statements) -> CompiledStatement:
         """The UPDATE of this class."""
         return statements.mark_failed
 
 
-class AbandonRun(_Mark):
+class AbandonRun(_MarkOutcome):
     """The end of a run whose process died, unless the run has stirred since it was looked at."""
 
     __slots__ = ("at_utc", "run")
@@ -258,7 +258,7 @@ class AbandonRun(_Mark):
         self.attempt_rows = []
 
     @staticmethod
-    def statement(statements: Statements) -> Prepared:
+    def statement(statements: Statements) -> CompiledStatement:
         """The UPDATE of this class."""
         return statements.mark_abandoned
 

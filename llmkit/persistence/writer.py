@@ -16,7 +16,7 @@ from llmkit.errors import LLMStoreError
 from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.compiled_statements import Statements
 from llmkit.persistence.connections import WriteConnection, Writer
-from llmkit.persistence.database_errors import Fault, classify, patiently, store_error
+from llmkit.persistence.database_errors import DatabaseFailure, classify, patiently, store_error
 
 __all__ = ["GroupWriter", "Operation"]
 
@@ -240,7 +240,7 @@ class GroupWriter:
         try:
             return patiently(lambda: self._transact(batch), self._patience_s)
         except Exception as error:
-            if len(batch) == 1 or classify(error) is not Fault.OPERATION:
+            if len(batch) == 1 or classify(error) is not DatabaseFailure.OPERATION:
                 raise
         # One of them holds something that the database refuses: alone, it fails alone.
         return [self._outcome(request) for request in batch]

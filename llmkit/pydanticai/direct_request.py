@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from pydantic_ai import Agent
 
 from llmkit.pydanticai.messages import as_model_messages, as_model_response, as_user_content, is_sent_as_it_is
-from llmkit.pydanticai.model import Form, PydanticAiLiteLLMModel
+from llmkit.pydanticai.model import AgentForm, PydanticAiLiteLLMModel
 from llmkit.pydanticai.output_reader import Reader
-from llmkit.pydanticai.output_shape import Answer
+from llmkit.pydanticai.output_shape import OutputShape
 from llmkit.pydanticai.repair import is_json
 from llmkit.types import LLMResponse, Message
 
@@ -35,13 +35,13 @@ class Asker:
     def __init__(self, agent: Agent[None, Any], *, answers_in_text: bool) -> None:
         self._agent = agent
         self._answers_in_text = answers_in_text
-        self._form: Form | None = None
+        self._form: AgentForm | None = None
 
     async def ask(
         self,
         model: PydanticAiLiteLLMModel,
         conversation: Sequence[Message],
-        answer: Answer[Any],
+        answer: OutputShape[Any],
         reader: Reader,
         retries: int,
     ) -> Any:
@@ -75,7 +75,7 @@ class Asker:
         return result.output
 
 
-async def _first(model: PydanticAiLiteLLMModel, conversation: Sequence[Message], form: Form) -> LLMResponse:
+async def _first(model: PydanticAiLiteLLMModel, conversation: Sequence[Message], form: AgentForm) -> LLMResponse:
     if is_sent_as_it_is(conversation):
         return await model.answer(conversation, form)
     model.form = form
@@ -84,7 +84,7 @@ async def _first(model: PydanticAiLiteLLMModel, conversation: Sequence[Message],
     return model.responses[-1]
 
 
-def _read(response: LLMResponse, answer: Answer[Any]) -> Any:
+def _read(response: LLMResponse, answer: OutputShape[Any]) -> Any:
     """The object, as the agent would read it; `_UNFIT` when that is for the agent to say."""
     if response.tool_calls or not is_json(response.text):
         return _UNFIT

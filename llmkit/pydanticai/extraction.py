@@ -15,7 +15,7 @@ from llmkit.errors import LLMBadRequest, LLMError, LLMInvalidOutput, LLMUnavaila
 from llmkit.pydanticai.direct_request import Asker
 from llmkit.pydanticai.model import PydanticAiLiteLLMModel
 from llmkit.pydanticai.output_reader import Reader
-from llmkit.pydanticai.output_shape import Answer
+from llmkit.pydanticai.output_shape import OutputShape
 from llmkit.service import LLMService
 from llmkit.types import (
     LLMConstraints,
@@ -101,8 +101,8 @@ async def extract(  # noqa: PLR0913 - the fields of a request, all by name
         LLMBadRequest: The output type cannot be a schema, or a parameter is unknown or bad.
         LLMError: As `LLMService.chat`.
     """
-    answer: Answer[T] = Answer.of(output_type)
-    task = _Task(answer, _conversation(messages), retries)
+    answer: OutputShape[T] = OutputShape.of(output_type)
+    task = _ExtractionTask(answer, _conversation(messages), retries)
     request = {"context": context, "parameters": parameters, "epoch": epoch, "use_cache": use_cache}
     earlier: LLMError | None = None
     own = constraints or LLMConstraints()
@@ -146,7 +146,7 @@ _NEEDS: Mapping[OutputMode, dict[str, Any]] = {
 
 
 def _modes(
-    service: LLMService, task: _Task[T], route: Route | None, own: LLMConstraints, strongest: Sequence[Route]
+    service: LLMService, task: _ExtractionTask[T], route: Route | None, own: LLMConstraints, strongest: Sequence[Route]
 ) -> Iterator[tuple[OutputMode, LLMConstraints]]:
     """The strongest mode that some route has; then, for when those routes fail, weaker ones of routes that lack it."""
     seen: set[Route] = set()
@@ -168,10 +168,10 @@ def _only(constraints: LLMConstraints, routes: Sequence[Route]) -> LLMConstraint
 
 
 @dataclass(frozen=True, slots=True)
-class _Task(Generic[T]):
+class _ExtractionTask(Generic[T]):
     """What is asked for, whatever the mode."""
 
-    answer: Answer[T]
+    answer: OutputShape[T]
     conversation: tuple[Message, ...]
     retries: int
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from llmkit.errors import LLMBadRequest
-from llmkit.pydanticai.output_shape import Answer
+from llmkit.pydanticai.output_shape import OutputShape
 from llmkit.types import Attachment, Message
 
 __all__ = ["extraction_prompt"]
@@ -36,7 +36,7 @@ def extraction_prompt(
     Raises:
         LLMBadRequest: `output_type` is no type, an example is not a pair or not of the type, or a text is no text.
     """
-    answer: Answer[Any] = Answer.of(output_type)
+    answer: OutputShape[Any] = OutputShape.of(output_type)
     text = _text("text", text, "; `map` reads a whole column")
     lead = _lead(answer.name, text, attachments) if instructions is None else _text("instructions", instructions)
     shown = [Message(role="system", content=lead)] if lead else []

@@ -36,7 +36,7 @@ from llmkit.pydanticai.schema import CanonicalSchema
 from llmkit.service import LLMService
 from llmkit.types import MAX_KEY_LENGTH, LLMConstraints, LLMRequest, LLMResponse, Message, RequestContext, Route
 
-__all__ = ["Form", "PydanticAiLiteLLMModel"]
+__all__ = ["AgentForm", "PydanticAiLiteLLMModel"]
 
 _PROFILE = ModelProfile(
     supports_tools=True,
@@ -55,13 +55,13 @@ _PROFILE = ModelProfile(
 Said = Callable[[ModelRequestParameters], tuple[Message, ...]]
 
 
-class _Prepared(NamedTuple):
+class _PreparedModel(NamedTuple):
     fields: Mapping[str, Any]
     parameters: ModelRequestParameters
     schema: CanonicalSchema | None
 
 
-class Form:
+class AgentForm:
     """What Pydantic AI asks a request with, and what comes of it whatever is said, which takes longer than the rest.
 
     Args:
@@ -72,13 +72,13 @@ class Form:
     def __init__(self, settings: ModelSettings | None, parameters: ModelRequestParameters) -> None:
         self.settings = settings
         self.parameters = parameters
-        self._prepared: dict[StructuredOutputMode, _Prepared] = {}
+        self._prepared: dict[StructuredOutputMode, _PreparedModel] = {}
 
     def is_of(self, settings: ModelSettings | None, parameters: ModelRequestParameters) -> bool:
         """Whether it is the form of these very objects."""
         return self.settings is settings and self.parameters is parameters
 
-    def prepare(self, model: PydanticAiLiteLLMModel, mode: StructuredOutputMode) -> _Prepared:
+    def prepare(self, model: PydanticAiLiteLLMModel, mode: StructuredOutputMode) -> _PreparedModel:
         """As the model sends it in an output mode, made once; for models with the same settings of their own.
 
         Raises:
@@ -88,7 +88,7 @@ class Form:
             self._prepared[mode] = self._make_prepared(model, mode)
         return self._prepared[mode]
 
-    def _make_prepared(self, model: PydanticAiLiteLLMModel, mode: StructuredOutputMode) -> _Prepared:
+    def _make_prepared(self, model: PydanticAiLiteLLMModel, mode: StructuredOutputMode) -> _PreparedModel:
         refuse_settings(merge_model_settings(model.settings, self.settings))
         chosen = self.parameters.with_default_output_mode(mode)
         schema = find_schema(chosen)
@@ -100,7 +100,7 @@ class Form:
             "tool_choice": tool_choice,
             "response_format": response_format(parameters, has_tools=bool(tools)),
         }
-        return _Prepared(fields, parameters, schema)
+        return _PreparedModel(fields, parameters, schema)
 
 
 class PydanticAiLiteLLMModel(Model[Any]):
@@ -163,7 +163,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
         self.responses: list[LLMResponse] = []
         self.schema: CanonicalSchema | None = None
         self.remarks: dict[str, JsonValue] = {}
-        self.form: Form | None = None
+        self.form: AgentForm | None = None
         self.given: ModelResponse | None = None
         # Agents may run side by side on one model: each answer has its row, and what was written there.
         self._rows: dict[str | None, tuple[LLMResponse, LLMRequest]] = {}
@@ -213,7 +213,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
             given, self.given = self.given, None
             return given
         if self.form is None or not self.form.is_of(model_settings, model_request_parameters):
-            self.form = Form(model_settings, model_request_parameters)
+            self.form = AgentForm(model_settings, model_request_parameters)
         step = sum(isinstance(message, ModelResponse) for message in messages)
 
         def said(parameters: ModelRequestParameters) -> tuple[Message, ...]:
@@ -221,7 +221,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
 
         return as_model_response(await self._call_service(said, step, self.form))
 
-    async def answer(self, conversation: Sequence[Message], form: Form) -> LLMResponse:
+    async def answer(self, conversation: Sequence[Message], form: AgentForm) -> LLMResponse:
         """What `request` would get, without Pydantic AI's forms of the conversation and of the answer.
 
         Args:
@@ -239,7 +239,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
 
         return await self._call_service(said, step, form)
 
-    async def _call_service(self, said: Said, step: int, form: Form) -> LLMResponse:
+    async def _call_service(self, said: Said, step: int, form: AgentForm) -> LLMResponse:
         check_allow_model_requests()
         earlier: LLMError | None = None
         for request, schema in self._ways(said, step, form):
@@ -270,7 +270,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
         if response.run_id is not None:
             self._rows[str(response.run_id)] = (response, request)
 
-    def _ways(self, said: Said, step: int, form: Form) -> Iterator[tuple[LLMRequest, CanonicalSchema | None]]:
+    def _ways(self, said: Said, step: int, form: AgentForm) -> Iterator[tuple[LLMRequest, CanonicalSchema | None]]:
         """The request in the output mode that the user chose; else in the strongest that some route has.
 
         Then, for when those routes fail, in weaker ones for routes that lack the stronger.
@@ -311,7 +311,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
             self._rows[run_id] = (response, request)
             await self._service.annotate(response, request, self._context)
 
-    def _request(self, said: Said, step: int, prepared: _Prepared) -> LLMRequest:
+    def _request(self, said: Said, step: int, prepared: _PreparedModel) -> LLMRequest:
         fields = {
             "messages": said(prepared.parameters),
             "idempotency_key": _step_key(self._idempotency_key, step),

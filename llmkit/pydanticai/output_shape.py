@@ -12,7 +12,7 @@ from typing_extensions import is_typeddict
 
 from llmkit.errors import LLMBadRequest, describe_validation
 
-__all__ = ["Answer"]
+__all__ = ["OutputShape"]
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ _VALUES = (str, bytes, int, float, list, tuple, dict, set)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(Generic[T]):
+class OutputShape(Generic[T]):
     """How values of a type travel: a model, dataclass or TypedDict as itself, any other as `{"response": value}`.
 
     Attributes:
@@ -37,7 +37,7 @@ class Answer(Generic[T]):
     wrapped: bool
 
     @classmethod
-    def of(cls, output_type: Any) -> Answer[Any]:
+    def of(cls, output_type: Any) -> OutputShape[Any]:
         """The form of a type.
 
         Raises:
@@ -71,11 +71,11 @@ class Answer(Generic[T]):
 
 
 @lru_cache(maxsize=256)
-def _answer(output_type: Any, _written: str) -> Answer[Any]:
+def _answer(output_type: Any, _written: str) -> OutputShape[Any]:
     return _make_shape(output_type)
 
 
-def _make_shape(output_type: Any) -> Answer[Any]:
+def _make_shape(output_type: Any) -> OutputShape[Any]:
     name = getattr(output_type, "__name__", None) or str(output_type)
     try:
         if not _may_be_a_type(output_type):
@@ -83,10 +83,10 @@ def _make_shape(output_type: Any) -> Answer[Any]:
         adapter = TypeAdapter(output_type)
         adapter.json_schema()
         if _is_object(output_type):
-            return Answer(name, output_type, adapter, wrapped=False)
+            return OutputShape(name, output_type, adapter, wrapped=False)
         fields: dict[str, Any] = {FIELD: (output_type, ...)}
-        wire_type = create_model("Answer", **fields)
-        return Answer(name, wire_type, TypeAdapter(wire_type), wrapped=True)
+        wire_type = create_model("OutputShape", **fields)
+        return OutputShape(name, wire_type, TypeAdapter(wire_type), wrapped=True)
     except Exception as error:  # noqa: BLE001
         # Pydantic raises a dozen classes here, some of them its users' own.
         raise LLMBadRequest(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from llmkit.testing.http_answers import Answer, Told, json_bytes, tell
+from llmkit.testing.http_answers import HttpAnswer, Told, json_bytes, tell
 from llmkit.testing.replies import Fault, FaultKind, Reply, ToolCall
 from llmkit.testing.reply_script import Replies
 from llmkit.testing.request_log import RecordedRequest, Usage
@@ -119,15 +119,15 @@ class GeminiServer(StandInServer):
     def _is_call(self, method: str, path: str) -> bool:
         return method == "POST" and path.endswith("enerateContent") and _target(path)[1] in _GENERATING
 
-    def _error(self, status: int, message: str, *details: Mapping[str, Any]) -> Answer:
+    def _error(self, status: int, message: str, *details: Mapping[str, Any]) -> HttpAnswer:
         error: dict[str, Any] = {"code": status, "message": message, "status": _STATUSES.get(status, "UNKNOWN")}
         if details:
             error["details"] = list(details)
-        return Answer([json_bytes({"error": error})], status)
+        return HttpAnswer([json_bytes({"error": error})], status)
 
     # -- calls of the model ------------------------------------------------------------------------
 
-    def _refusal(self, request: RecordedRequest, body: Any) -> Answer | None:
+    def _refusal(self, request: RecordedRequest, body: Any) -> HttpAnswer | None:
         refusal = self._key_refusal(request)
         if refusal is not None:
             return refusal
@@ -140,13 +140,13 @@ class GeminiServer(StandInServer):
         tokens = _prompt_tokens(body)
         return self._too_long(tokens, model.input_token_limit) if tokens > model.input_token_limit else None
 
-    def _key_refusal(self, request: RecordedRequest) -> Answer | None:
+    def _key_refusal(self, request: RecordedRequest) -> HttpAnswer | None:
         key = request.headers.get("x-goog-api-key") or request.query.get("key")
         if self.api_key is None or key == self.api_key:
             return None
         return self._bad_key() if key else self._error(403, _NO_KEY)
 
-    def _bad_key(self) -> Answer:
+    def _bad_key(self) -> HttpAnswer:
         info = {"reason": "API_KEY_INVALID", "domain": "googleapis.com"}
         info_type = {"@type": "type.googleapis.com/google.rpc.ErrorInfo"}
         metadata = {"metadata": {"service": "generativelanguage.googleapis.com"}}
@@ -157,12 +157,12 @@ class GeminiServer(StandInServer):
         }
         return self._error(400, _BAD_KEY, {**info_type, **info, **metadata}, localized)
 
-    def _too_long(self, tokens: int, limit: int) -> Answer:
+    def _too_long(self, tokens: int, limit: int) -> HttpAnswer:
         return self._error(
             400, f"The input token count ({tokens}) exceeds the maximum number of tokens allowed ({limit})."
         )
 
-    def _rendered(self, request: RecordedRequest, body: Any, reply: Reply) -> Answer:
+    def _rendered(self, request: RecordedRequest, body: Any, reply: Reply) -> HttpAnswer:
         config = _field(body, "generationConfig") or {}
         if reply.text is None and not reply.tool_calls:
             reply = replace(reply, tool_calls=_make_forced_calls(body))
@@ -179,19 +179,19 @@ class GeminiServer(StandInServer):
         ending = {"finishReason": reason, "index": 0}
         return self._answer(request, reply, told.usage, {"candidates": [{"content": content, **ending}]})
 
-    def _answer(self, request: RecordedRequest, reply: Reply, usage: Usage, head: dict[str, Any]) -> Answer:
+    def _answer(self, request: RecordedRequest, reply: Reply, usage: Usage, head: dict[str, Any]) -> HttpAnswer:
         name, verb = _target(request.path)
         tail: dict[str, Any] = {} if reply.no_usage else {"usageMetadata": _usage_metadata(usage)}
         tail["modelVersion"] = reply.model or name
         tail["responseId"] = _response_id(request)
         billed = None if reply.no_usage else usage
         if verb == "generateContent":
-            return Answer([json_bytes({**head, **tail})], usage=billed)
+            return HttpAnswer([json_bytes({**head, **tail})], usage=billed)
         return _stream([{**chunk, **tail} for chunk in _chunks(head)], billed, sse=request.query.get("alt") == "sse")
 
     # -- faults ------------------------------------------------------------------------------------
 
-    def _failed(self, request: RecordedRequest, fault: Fault) -> Answer:
+    def _failed(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
         match fault.kind:
             case FaultKind.INVALID_KEY:
                 return self._bad_key()
@@ -206,13 +206,13 @@ class GeminiServer(StandInServer):
                 return self._status(fault)
         return self._without_content(request, fault)
 
-    def _status(self, fault: Fault) -> Answer:
+    def _status(self, fault: Fault) -> HttpAnswer:
         code = fault.status_code
         message = fault.message or _MESSAGES.get(code, f"stand-in error {code}")
         details = [] if fault.retry_after_s is None else [_retry_info(fault.retry_after_s)]
         return replace(self._error(code, message, *details), headers=dict(fault.headers))
 
-    def _quota(self, request: RecordedRequest, fault: Fault, quota_id: str) -> Answer:
+    def _quota(self, request: RecordedRequest, fault: Fault, quota_id: str) -> HttpAnswer:
         metric = "generativelanguage.googleapis.com/generate_content_free_tier_requests"
         model = _target(request.path)[0]
         violation = {
@@ -232,7 +232,7 @@ class GeminiServer(StandInServer):
             message += f"\nPlease retry in {fault.retry_after_s:g}s."
         return replace(self._error(429, message, *details), headers=dict(fault.headers))
 
-    def _without_content(self, request: RecordedRequest, fault: Fault) -> Answer:
+    def _without_content(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
         """The answers that come with status 200 and bill the prompt, but say nothing."""
         usage = Usage(1, _prompt_tokens(request.json))
         head: dict[str, Any] = {}
@@ -253,24 +253,26 @@ class GeminiServer(StandInServer):
 
     # -- everything else ---------------------------------------------------------------------------
 
-    def _lookup(self, request: RecordedRequest) -> Answer:
+    def _lookup(self, request: RecordedRequest) -> HttpAnswer:
         if not _PATH.fullmatch(request.path):
-            return Answer([b"<!DOCTYPE html><title>Error 404 (Not Found)!!1</title>"], 404, "text/html; charset=UTF-8")
+            return HttpAnswer(
+                [b"<!DOCTYPE html><title>Error 404 (Not Found)!!1</title>"], 404, "text/html; charset=UTF-8"
+            )
         refusal = self._key_refusal(request)
         if refusal is not None:
             return refusal
         name, verb = _target(request.path)
         if not name:
-            return Answer([json_bytes({"models": [_describe_model(model) for model in self.models]})])
+            return HttpAnswer([json_bytes({"models": [_describe_model(model) for model in self.models]})])
         model = self._models.get(name)
         if model is None or verb not in ("", "countTokens"):
             return self._error(404, _UNKNOWN_MODEL.format(name))
-        return self._count(request) if verb else Answer([json_bytes(_describe_model(model))])
+        return self._count(request) if verb else HttpAnswer([json_bytes(_describe_model(model))])
 
-    def _count(self, request: RecordedRequest) -> Answer:
+    def _count(self, request: RecordedRequest) -> HttpAnswer:
         tokens = _prompt_tokens(request.json)
         details = [{"modality": "TEXT", "tokenCount": tokens}]
-        return Answer([json_bytes({"totalTokens": tokens, "promptTokensDetails": details})])
+        return HttpAnswer([json_bytes({"totalTokens": tokens, "promptTokensDetails": details})])
 
 
 def _target(path: str) -> tuple[str, str]:
@@ -366,12 +368,12 @@ def _pieces(part: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**part, "text": text} for text in re.findall(r"\S+\s*|\s+", part["text"])]
 
 
-def _stream(chunks: list[dict[str, Any]], usage: Usage | None, *, sse: bool) -> Answer:
+def _stream(chunks: list[dict[str, Any]], usage: Usage | None, *, sse: bool) -> HttpAnswer:
     if sse:
         lines = [b"data: " + json_bytes(chunk) + b"\r\n\r\n" for chunk in chunks]
-        return Answer(lines, content_type="text/event-stream", usage=usage, streamed=True)
+        return HttpAnswer(lines, content_type="text/event-stream", usage=usage, streamed=True)
     items = [(b",\r\n" if at else b"[") + json_bytes(chunk) for at, chunk in enumerate(chunks)]
-    return Answer([*items, b"]"], usage=usage, streamed=True)
+    return HttpAnswer([*items, b"]"], usage=usage, streamed=True)
 
 
 def _candidate(candidate: dict[str, Any]) -> dict[str, Any]:

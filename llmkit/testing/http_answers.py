@@ -10,7 +10,7 @@ from llmkit.testing.request_log import Usage
 from llmkit.testing.schema_instance import minimal_instance
 from llmkit.testing.tokens import count_tokens, first_tokens
 
-__all__ = ["Answer", "Told", "json_bytes", "tell"]
+__all__ = ["HttpAnswer", "Told", "json_bytes", "tell"]
 
 
 def json_bytes(value: Any) -> bytes:
@@ -22,7 +22,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """A status, headers and body. `pieces` are sent one after the other when `streamed`, else as one body."""
 
     pieces: Sequence[bytes]

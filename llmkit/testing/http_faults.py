@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from llmkit.testing.http_answers import Answer
+from llmkit.testing.http_answers import HttpAnswer
 from llmkit.testing.replies import Fault, FaultKind, Reply
 from llmkit.testing.request_log import Outcome, Usage
 
@@ -39,21 +39,21 @@ def content_of(planned: Reply | Fault) -> Reply | Fault:
     return planned
 
 
-def transport_answer(fault: Fault) -> Answer | None:
+def transport_answer(fault: Fault) -> HttpAnswer | None:
     """Return the answer to a fault that looks the same on every wire, None for any other."""
     match fault.kind:
         case FaultKind.MALFORMED:
-            return Answer([b'{"model": "unfinished", "message": {"role": "assist'])
+            return HttpAnswer([b'{"model": "unfinished", "message": {"role": "assist'])
         case FaultKind.HTML:
-            return Answer([_HTML], fault.status_code, "text/html; charset=utf-8")
+            return HttpAnswer([_HTML], fault.status_code, "text/html; charset=utf-8")
         case FaultKind.EMPTY | FaultKind.RESET | FaultKind.HANG_UP:
-            return Answer([b""], fault.status_code)
+            return HttpAnswer([b""], fault.status_code)
         case FaultKind.REDIRECT:
-            return Answer([b""], fault.status_code, headers={"Location": fault.url})
+            return HttpAnswer([b""], fault.status_code, headers={"Location": fault.url})
     return None
 
 
-async def send(http: "web.BaseRequest", answer: Answer, planned: Reply | Fault, book: Book) -> "web.StreamResponse":
+async def send(http: "web.BaseRequest", answer: HttpAnswer, planned: Reply | Fault, book: Book) -> "web.StreamResponse":
     """Send `answer` in the way that `planned` says."""
     kind = planned.kind if isinstance(planned, Fault) else None
     if isinstance(planned, Fault) and kind is FaultKind.DRIP:
@@ -65,7 +65,7 @@ async def send(http: "web.BaseRequest", answer: Answer, planned: Reply | Fault, 
     return await _send_pieces(http, answer, book) if answer.streamed else send_whole(answer, book)
 
 
-def send_whole(answer: Answer, book: Book) -> "web.Response":
+def send_whole(answer: HttpAnswer, book: Book) -> "web.Response":
     """Return the response for `answer` as one body."""
     from aiohttp import web
 
@@ -73,7 +73,7 @@ def send_whole(answer: Answer, book: Book) -> "web.Response":
     return web.Response(body=answer.body, status=answer.status, headers=answer.all_headers)
 
 
-async def _send_pieces(http: "web.BaseRequest", answer: Answer, book: Book) -> "web.StreamResponse":
+async def _send_pieces(http: "web.BaseRequest", answer: HttpAnswer, book: Book) -> "web.StreamResponse":
     response = await _open_response(http, answer, length=None)
     for piece in answer.pieces[:-1]:
         await response.write(piece)
@@ -82,7 +82,7 @@ async def _send_pieces(http: "web.BaseRequest", answer: Answer, book: Book) -> "
     return response
 
 
-async def _send_slowly(http: "web.BaseRequest", answer: Answer, fault: Fault, book: Book) -> "web.StreamResponse":
+async def _send_slowly(http: "web.BaseRequest", answer: HttpAnswer, fault: Fault, book: Book) -> "web.StreamResponse":
     body, size = answer.body, fault.piece_bytes
     response = await _open_response(http, answer, length=len(body))
     last = (len(body) - 1) // size * size
@@ -94,7 +94,7 @@ async def _send_slowly(http: "web.BaseRequest", answer: Answer, fault: Fault, bo
     return response
 
 
-async def _send_half(http: "web.BaseRequest", answer: Answer, book: Book) -> "web.StreamResponse":
+async def _send_half(http: "web.BaseRequest", answer: HttpAnswer, book: Book) -> "web.StreamResponse":
     response = await _open_response(http, answer, length=len(answer.body))
     book("broken", None)
     await response.write(answer.body[: len(answer.body) // 2])
@@ -102,7 +102,7 @@ async def _send_half(http: "web.BaseRequest", answer: Answer, book: Book) -> "we
     return response
 
 
-async def _open_response(http: "web.BaseRequest", answer: Answer, *, length: int | None) -> "web.StreamResponse":
+async def _open_response(http: "web.BaseRequest", answer: HttpAnswer, *, length: int | None) -> "web.StreamResponse":
     from aiohttp import web
 
     response = web.StreamResponse(status=answer.status, headers=answer.all_headers)

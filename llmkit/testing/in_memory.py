@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from llmkit.errors import ABANDONED_CODE
-from llmkit.eval_ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, RecordedCall, Spent
+from llmkit.eval_ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, EvalSpending, RecordedCall
 from llmkit.ports import DOUBTFUL_STATUSES, KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
 from llmkit.redaction import tool_preview
 from llmkit.types import Attempt, Route, RunStatus, utc_now
@@ -257,12 +257,12 @@ class InMemoryEvalStore:
         seen = [DigestSeen(route, digest, min(at), len(at)) for (route, digest), at in times.items()]
         return tuple(sorted(seen, key=lambda each: (each.route.provider, each.route.model, each.first_at_utc)))
 
-    async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
+    async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[EvalSpending, ...]:
         """See `EvalStore`."""
-        spent: dict[Route, Spent] = {}
+        spent: dict[Route, EvalSpending] = {}
         for run in self._calls_of(workspace_id, pipeline_run_id_prefix):
             for attempt in run.attempts:
-                spent[attempt.route] = _with(spent.get(attempt.route, Spent(attempt.route)), attempt)
+                spent[attempt.route] = _with(spent.get(attempt.route, EvalSpending(attempt.route)), attempt)
         return tuple(spent[route] for route in sorted(spent, key=lambda route: (route.provider, route.model)))
 
     async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
@@ -276,7 +276,7 @@ class InMemoryEvalStore:
         return [run for run in mine if (run.start.pipeline_run_id or "").startswith(prefix)]
 
 
-def _with(spent: Spent, attempt: Attempt) -> Spent:
+def _with(spent: EvalSpending, attempt: Attempt) -> EvalSpending:
     usage, status = attempt.usage, attempt.status_code
     if usage.input_tokens is None or usage.output_tokens is None or usage.estimated:
         doubtful = status is None or status < 400 or status in DOUBTFUL_STATUSES

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from llmkit.testing.http_answers import Answer, Told, json_bytes, tell
+from llmkit.testing.http_answers import HttpAnswer, Told, json_bytes, tell
 from llmkit.testing.replies import Fault, FaultKind, Reply, ToolCall
 from llmkit.testing.reply_script import Replies
 from llmkit.testing.request_log import RecordedRequest, Usage
@@ -123,12 +123,12 @@ class OllamaServer(StandInServer):
     def _is_call(self, method: str, path: str) -> bool:
         return method == "POST" and path in ("/api/chat", "/api/generate")
 
-    def _error(self, status: int, message: str) -> Answer:
-        return Answer([json_bytes({"error": message})], status)
+    def _error(self, status: int, message: str) -> HttpAnswer:
+        return HttpAnswer([json_bytes({"error": message})], status)
 
     # -- calls of the model ------------------------------------------------------------------------
 
-    def _refusal(self, request: RecordedRequest, body: Any) -> Answer | None:
+    def _refusal(self, request: RecordedRequest, body: Any) -> HttpAnswer | None:
         name = str(body.get("model") or body.get("name") or "")
         model = self._models.get(_add_tag(name))
         if not name and request.path == "/api/chat":
@@ -143,27 +143,29 @@ class OllamaServer(StandInServer):
         if "vision" not in model.capabilities and any(each.get("images") for each in _parse_messages(body)):
             return self._error(500, _NO_EYES)
         if not body.get("messages") and not body.get("prompt"):
-            return Answer([json_bytes(_answer_load(request.path, body))])
+            return HttpAnswer([json_bytes(_answer_load(request.path, body))])
         return self._format_refusal(body.get("format"))
 
-    def _format_refusal(self, wanted: Any) -> Answer | None:
+    def _format_refusal(self, wanted: Any) -> HttpAnswer | None:
         if wanted in (None, "", "json") or isinstance(wanted, Mapping):
             return None
         shown = json.dumps(json.dumps(wanted))
         return self._error(500, f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
 
-    def _rendered(self, request: RecordedRequest, body: Any, reply: Reply) -> Answer:
+    def _rendered(self, request: RecordedRequest, body: Any, reply: Reply) -> HttpAnswer:
         told = self._make_counts(body, reply)
         ending: dict[str, Any] = {"done_reason": told.finish_reason, "done": True}
         ending.update(_metrics(told.usage, request.received_at_s, counted=not reply.no_usage))
         head = {"model": reply.model or body["model"], "created_at": _go_time(time.time_ns())}
         usage = None if reply.no_usage else told.usage
         if body.get("stream", True) is False:
-            return Answer([json_bytes({**head, **_make_body(request.path, told.text, reply), **ending})], usage=usage)
+            return HttpAnswer(
+                [json_bytes({**head, **_make_body(request.path, told.text, reply), **ending})], usage=usage
+            )
         chunks = [{**head, **chunk, "done": False} for chunk in _chunks(request.path, told, reply, body.get("tools"))]
         chunks.append({**head, **_make_body(request.path, "", None), **ending})
         lines = [json_bytes(chunk) + b"\n" for chunk in chunks]
-        return Answer(lines, content_type="application/x-ndjson", usage=usage, streamed=True)
+        return HttpAnswer(lines, content_type="application/x-ndjson", usage=usage, streamed=True)
 
     def _make_counts(self, body: Any, reply: Reply) -> Told:
         options = body.get("options") or {}
@@ -179,7 +181,7 @@ class OllamaServer(StandInServer):
             limit=limit if limit > 0 else None,
         )
 
-    def _failed(self, request: RecordedRequest, fault: Fault) -> Answer:
+    def _failed(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
         match fault.kind:
             case FaultKind.INVALID_KEY:
                 return self._error(401, "unauthorized")
@@ -187,31 +189,31 @@ class OllamaServer(StandInServer):
                 return self._error(400, "the input length exceeds the context length")
             case FaultKind.NO_CANDIDATES:
                 head = {"model": request.json["model"], "created_at": _go_time(time.time_ns())}
-                return Answer([json_bytes({**head, "done_reason": "stop", "done": True})])
+                return HttpAnswer([json_bytes({**head, "done_reason": "stop", "done": True})])
         message = fault.message or _STATUS_MESSAGES.get(fault.status_code, f"stand-in error {fault.status_code}")
         headers = dict(fault.headers)
         if fault.retry_after_s is not None:
             headers.setdefault("Retry-After", str(int(-(-fault.retry_after_s // 1))))
-        return Answer([json_bytes({"error": message})], fault.status_code, headers=headers)
+        return HttpAnswer([json_bytes({"error": message})], fault.status_code, headers=headers)
 
     # -- everything else ---------------------------------------------------------------------------
 
-    def _lookup(self, request: RecordedRequest) -> Answer:
+    def _lookup(self, request: RecordedRequest) -> HttpAnswer:
         match (request.method, request.path):
             case ("GET" | "HEAD", "/"):
-                return Answer([b"Ollama is running"], content_type="text/plain; charset=utf-8")
+                return HttpAnswer([b"Ollama is running"], content_type="text/plain; charset=utf-8")
             case ("GET" | "HEAD", "/api/version"):
-                return Answer([json_bytes({"version": self.version})])
+                return HttpAnswer([json_bytes({"version": self.version})])
             case ("GET" | "HEAD", "/api/tags"):
                 newest_first = sorted(self.models, key=lambda model: -model.modified_at_s)
-                return Answer([json_bytes({"models": [_describe_listed(model) for model in newest_first]})])
+                return HttpAnswer([json_bytes({"models": [_describe_listed(model) for model in newest_first]})])
             case ("GET", "/api/ps"):
-                return Answer([json_bytes({"models": self._running()})])
+                return HttpAnswer([json_bytes({"models": self._running()})])
             case ("POST", "/api/show"):
                 return self._show(request)
-        return Answer([b"404 page not found"], 404, "text/plain")
+        return HttpAnswer([b"404 page not found"], 404, "text/plain")
 
-    def _show(self, request: RecordedRequest) -> Answer:
+    def _show(self, request: RecordedRequest) -> HttpAnswer:
         try:
             body = request.json
         except ValueError:
@@ -220,7 +222,9 @@ class OllamaServer(StandInServer):
         if not name:
             return self._error(400, "model is required")
         model = self._models.get(_add_tag(name))
-        return Answer([json_bytes(_describe_model(model))]) if model else self._error(404, f"model '{name}' not found")
+        return (
+            HttpAnswer([json_bytes(_describe_model(model))]) if model else self._error(404, f"model '{name}' not found")
+        )
 
     def _running(self) -> list[dict[str, Any]]:
         loaded = [(name, called) for name, called in self._loaded.items() if name in self._models]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["Ledger", "Outcome", "RecordedRequest", "Usage"]
+__all__ = ["Outcome", "RecordedRequest", "RequestLog", "Usage"]
 
 Outcome: TypeAlias = Literal["pending", "answered", "broken", "client_left", "stopped"]
 """`broken` is a reset or a truncation that was scripted, `stopped` a request that the end of the server cut off."""
@@ -81,7 +81,7 @@ class Usage:
         )
 
 
-class Ledger:
+class RequestLog:
     """Counts requests and tokens, safely from any thread.
 
     An answer is booked just before its last bytes leave, so that a client which has the answer finds it booked.

@@ -11,8 +11,8 @@ from llmkit.types import Attempt, AttemptStatus, LLMRequest, Route, TokenUsage, 
 
 __all__ = ["ScriptedClient", "reply"]
 
-Answer = ClientReply | LLMError
-Script = Callable[[Route, LLMRequest], Answer]
+HttpAnswer = ClientReply | LLMError
+Script = Callable[[Route, LLMRequest], HttpAnswer]
 
 
 def reply(text: str = "ok", *, input_tokens: int | None = 3, output_tokens: int | None = 1) -> ClientReply:
@@ -36,7 +36,7 @@ class ScriptedClient:
         max_in_flight: The most that ever were.
     """
 
-    def __init__(self, answers: Sequence[Answer] | Script = (), *, latency_s: float = 0.0) -> None:
+    def __init__(self, answers: Sequence[HttpAnswer] | Script = (), *, latency_s: float = 0.0) -> None:
         self._answers = answers or (reply(),)
         self._latency_s = latency_s
         self.calls: list[tuple[Route, LLMRequest]] = []
@@ -79,12 +79,12 @@ class ScriptedClient:
     async def close(self) -> None:
         """Nothing to release."""
 
-    def _next(self, route: Route, request: LLMRequest) -> Answer:
+    def _next(self, route: Route, request: LLMRequest) -> HttpAnswer:
         if callable(self._answers):
             return self._answers(route, request)
         return self._answers[min(len(self.calls), len(self._answers)) - 1]
 
-    def _attempt(self, route: Route, log: AttemptLog, answer: Answer) -> Attempt:
+    def _attempt(self, route: Route, log: AttemptLog, answer: HttpAnswer) -> Attempt:
         failed = isinstance(answer, LLMError)
         return Attempt(
             route=route,

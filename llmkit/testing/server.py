@@ -12,11 +12,11 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from llmkit.testing.http_answers import Answer
+from llmkit.testing.http_answers import HttpAnswer
 from llmkit.testing.http_faults import after_delays, content_of, send, send_whole, transport_answer
 from llmkit.testing.replies import Fault, FaultKind, Reply
 from llmkit.testing.reply_script import Replies, Script
-from llmkit.testing.request_log import Ledger, RecordedRequest, Usage
+from llmkit.testing.request_log import RecordedRequest, RequestLog, Usage
 from llmkit.testing.server_load import Load, Overloaded, Slots
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class StandInServer(ABC):
         self._script = Script(replies, self.unsupported_faults)
         self._endpoint_scripts: dict[str, Script] = {}
         self._slots = Slots(load)
-        self._ledger = Ledger(keep_requests)
+        self._ledger = RequestLog(keep_requests)
         self._port = port
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -224,23 +224,23 @@ class StandInServer(ABC):
         """Whether the request asks the model for something, and so takes a scripted answer and a slot."""
 
     @abstractmethod
-    def _lookup(self, request: RecordedRequest) -> Answer:
+    def _lookup(self, request: RecordedRequest) -> HttpAnswer:
         """The answer to anything that is not a call."""
 
     @abstractmethod
-    def _refusal(self, request: RecordedRequest, body: Any) -> Answer | None:
+    def _refusal(self, request: RecordedRequest, body: Any) -> HttpAnswer | None:
         """The error for a call that this server would not accept whatever the script says, or None."""
 
     @abstractmethod
-    def _rendered(self, request: RecordedRequest, body: Any, reply: Reply) -> Answer:
+    def _rendered(self, request: RecordedRequest, body: Any, reply: Reply) -> HttpAnswer:
         """The model's answer in the form of the wire."""
 
     @abstractmethod
-    def _failed(self, request: RecordedRequest, fault: Fault) -> Answer:
+    def _failed(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
         """The answer for a fault that is more than one of the transport."""
 
     @abstractmethod
-    def _error(self, status: int, message: str) -> Answer:
+    def _error(self, status: int, message: str) -> HttpAnswer:
         """An error body of the wire."""
 
     # -- the thread --------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ class StandInServer(ABC):
         http: "web.BaseRequest",
         request: RecordedRequest,
         planned: Reply | Fault,
-        render: Callable[[Reply], Answer],
+        render: Callable[[Reply], HttpAnswer],
     ) -> "web.StreamResponse":
         planned = await after_delays(planned)
         content = content_of(planned)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkit.dataframes.usage import SLOTS, Spent, Timeline, UsageFrame, read_usage
+from llmkit.dataframes.usage import SLOTS, RouteSpending, Timeline, UsageFrame, read_usage
 from llmkit.types import Route, TokenUsage
 from tests.support.repositories import JournalHome, journal_home
 from tests.support.run_values import a_start, a_success, an_attempt
@@ -141,8 +141,8 @@ async def test_pandas_own_plots_are_there_and_what_is_made_of_the_frame_is_plain
     assert {type(usage[["route"]]), type(usage.copy()), type(usage.head(1))} == {pd.DataFrame}
 
 
-def a_spent(slot: int, amount: int | None) -> Spent:
-    return Spent("ollama/a", slot, 1, amount, amount is None, None, 1)
+def a_spent(slot: int, amount: int | None) -> RouteSpending:
+    return RouteSpending("ollama/a", slot, 1, amount, amount is None, None, 1)
 
 
 amounts = st.dictionaries(st.integers(0, SLOTS - 1), st.none() | st.integers(0, 10**6), max_size=20)

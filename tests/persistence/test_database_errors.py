@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError as WrappedError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from llmkit.errors import LLMStoreError
-from llmkit.persistence.database_errors import Fault, classify, patiently, store_error
+from llmkit.persistence.database_errors import DatabaseFailure, classify, patiently, store_error
 
 FILE = Path("/data/x.db")
 
@@ -31,22 +31,22 @@ def wrapped(error: Exception) -> WrappedError:
 @pytest.mark.parametrize(
     ("code", "fault", "words"),
     [
-        (sqlite3.SQLITE_BUSY, Fault.TRANSIENT, "is locked"),
-        (sqlite3.SQLITE_BUSY | 2 << 8, Fault.TRANSIENT, "is locked"),
-        (sqlite3.SQLITE_FULL, Fault.STORE, "is full"),
-        (sqlite3.SQLITE_READONLY, Fault.STORE, "cannot be written"),
-        (sqlite3.SQLITE_READONLY | 4 << 8, Fault.STORE, "cannot be written"),
-        (sqlite3.SQLITE_CORRUPT, Fault.STORE, "is damaged"),
-        (sqlite3.SQLITE_NOTADB, Fault.STORE, "is not an SQLite database"),
-        (sqlite3.SQLITE_IOERR | 3 << 8, Fault.STORE, "failed to read or write"),
-        (sqlite3.SQLITE_PERM, Fault.STORE, "may not be opened"),
-        (sqlite3.SQLITE_TOOBIG, Fault.OPERATION, "too large"),
-        (sqlite3.SQLITE_CONSTRAINT, Fault.OPERATION, "said SQLite"),
-        (sqlite3.SQLITE_CANTOPEN, Fault.STORE, "the folder /data does not exist"),
-        (sqlite3.SQLITE_MISUSE, Fault.STORE, "said SQLite"),
+        (sqlite3.SQLITE_BUSY, DatabaseFailure.TRANSIENT, "is locked"),
+        (sqlite3.SQLITE_BUSY | 2 << 8, DatabaseFailure.TRANSIENT, "is locked"),
+        (sqlite3.SQLITE_FULL, DatabaseFailure.STORE, "is full"),
+        (sqlite3.SQLITE_READONLY, DatabaseFailure.STORE, "cannot be written"),
+        (sqlite3.SQLITE_READONLY | 4 << 8, DatabaseFailure.STORE, "cannot be written"),
+        (sqlite3.SQLITE_CORRUPT, DatabaseFailure.STORE, "is damaged"),
+        (sqlite3.SQLITE_NOTADB, DatabaseFailure.STORE, "is not an SQLite database"),
+        (sqlite3.SQLITE_IOERR | 3 << 8, DatabaseFailure.STORE, "failed to read or write"),
+        (sqlite3.SQLITE_PERM, DatabaseFailure.STORE, "may not be opened"),
+        (sqlite3.SQLITE_TOOBIG, DatabaseFailure.OPERATION, "too large"),
+        (sqlite3.SQLITE_CONSTRAINT, DatabaseFailure.OPERATION, "said SQLite"),
+        (sqlite3.SQLITE_CANTOPEN, DatabaseFailure.STORE, "the folder /data does not exist"),
+        (sqlite3.SQLITE_MISUSE, DatabaseFailure.STORE, "said SQLite"),
     ],
 )
-def test_sqlite(code: int, fault: Fault, words: str) -> None:
+def test_sqlite(code: int, fault: DatabaseFailure, words: str) -> None:
     for error in (sqlite_error(code), wrapped(sqlite_error(code))):
         assert classify(error) is fault
         told = store_error(error, str(FILE), FILE)
@@ -57,30 +57,38 @@ def test_sqlite(code: int, fault: Fault, words: str) -> None:
 @pytest.mark.parametrize(
     ("error", "fault", "words"),
     [
-        (postgres_errors.AdminShutdown(), Fault.TRANSIENT, "does not answer"),
-        (postgres_errors.CannotConnectNow(), Fault.TRANSIENT, "does not answer"),
-        (postgres_errors.ConnectionFailure(), Fault.TRANSIENT, "does not answer"),
-        (postgres_errors.TooManyConnections(), Fault.TRANSIENT, "TooManyConnections SQLSTATE 53300"),
-        (postgres_errors.DeadlockDetected(), Fault.TRANSIENT, "DeadlockDetected"),
-        (postgres_errors.SerializationFailure(), Fault.TRANSIENT, "SerializationFailure"),
-        (postgres_errors.DiskFull(), Fault.STORE, "is full"),
-        (postgres_errors.UndefinedTable(), Fault.STORE, "llmkit db upgrade"),
-        (postgres_errors.InsufficientPrivilege(), Fault.STORE, "lacks a permission"),
-        (postgres_errors.ReadOnlySqlTransaction(), Fault.STORE, "is read-only"),
-        (postgres_errors.InvalidPassword(), Fault.STORE, "refuses the user or the password"),
-        (postgres_errors.DataCorrupted(), Fault.STORE, "is damaged"),
-        (postgres_errors.CheckViolation("a secret prompt"), Fault.OPERATION, "CheckViolation SQLSTATE 23514"),
-        (postgres_errors.NumericValueOutOfRange("a secret prompt"), Fault.OPERATION, "SQLSTATE 22003"),
-        (psycopg.DataError("a secret prompt"), Fault.OPERATION, "DataError"),
-        (psycopg.OperationalError("connection refused"), Fault.TRANSIENT, "does not answer"),
-        (psycopg.OperationalError("FATAL: the database system is starting up"), Fault.TRANSIENT, "does not answer"),
-        (psycopg.OperationalError('FATAL: database "x" does not exist'), Fault.STORE, "createdb"),
-        (psycopg.OperationalError('FATAL: role "x" does not exist'), Fault.STORE, "refuses the user"),
-        (psycopg.OperationalError("password authentication failed"), Fault.STORE, "refuses the user or the password"),
-        (psycopg.OperationalError("sorry, too many clients already"), Fault.TRANSIENT, "SQLSTATE 53300"),
+        (postgres_errors.AdminShutdown(), DatabaseFailure.TRANSIENT, "does not answer"),
+        (postgres_errors.CannotConnectNow(), DatabaseFailure.TRANSIENT, "does not answer"),
+        (postgres_errors.ConnectionFailure(), DatabaseFailure.TRANSIENT, "does not answer"),
+        (postgres_errors.TooManyConnections(), DatabaseFailure.TRANSIENT, "TooManyConnections SQLSTATE 53300"),
+        (postgres_errors.DeadlockDetected(), DatabaseFailure.TRANSIENT, "DeadlockDetected"),
+        (postgres_errors.SerializationFailure(), DatabaseFailure.TRANSIENT, "SerializationFailure"),
+        (postgres_errors.DiskFull(), DatabaseFailure.STORE, "is full"),
+        (postgres_errors.UndefinedTable(), DatabaseFailure.STORE, "llmkit db upgrade"),
+        (postgres_errors.InsufficientPrivilege(), DatabaseFailure.STORE, "lacks a permission"),
+        (postgres_errors.ReadOnlySqlTransaction(), DatabaseFailure.STORE, "is read-only"),
+        (postgres_errors.InvalidPassword(), DatabaseFailure.STORE, "refuses the user or the password"),
+        (postgres_errors.DataCorrupted(), DatabaseFailure.STORE, "is damaged"),
+        (postgres_errors.CheckViolation("a secret prompt"), DatabaseFailure.OPERATION, "CheckViolation SQLSTATE 23514"),
+        (postgres_errors.NumericValueOutOfRange("a secret prompt"), DatabaseFailure.OPERATION, "SQLSTATE 22003"),
+        (psycopg.DataError("a secret prompt"), DatabaseFailure.OPERATION, "DataError"),
+        (psycopg.OperationalError("connection refused"), DatabaseFailure.TRANSIENT, "does not answer"),
+        (
+            psycopg.OperationalError("FATAL: the database system is starting up"),
+            DatabaseFailure.TRANSIENT,
+            "does not answer",
+        ),
+        (psycopg.OperationalError('FATAL: database "x" does not exist'), DatabaseFailure.STORE, "createdb"),
+        (psycopg.OperationalError('FATAL: role "x" does not exist'), DatabaseFailure.STORE, "refuses the user"),
+        (
+            psycopg.OperationalError("password authentication failed"),
+            DatabaseFailure.STORE,
+            "refuses the user or the password",
+        ),
+        (psycopg.OperationalError("sorry, too many clients already"), DatabaseFailure.TRANSIENT, "SQLSTATE 53300"),
     ],
 )
-def test_postgresql(error: psycopg.Error, fault: Fault, words: str) -> None:
+def test_postgresql(error: psycopg.Error, fault: DatabaseFailure, words: str) -> None:
     for each in (error, wrapped(error)):
         assert classify(each) is fault
         told = store_error(each, "PostgreSQL at db/lab")
@@ -92,19 +100,19 @@ def test_postgresql(error: psycopg.Error, fault: Fault, words: str) -> None:
 @pytest.mark.parametrize(
     ("error", "fault", "words"),
     [
-        (OverflowError("Python int too large"), Fault.OPERATION, "failed: OverflowError"),
-        (ValueError("a secret prompt"), Fault.OPERATION, "failed: ValueError"),
-        (PermissionError(13, "Permission denied"), Fault.STORE, "cannot be used: Permission denied"),
-        (PoolTimeoutError("QueuePool limit"), Fault.TRANSIENT, "failed: TimeoutError"),
-        (PendingRollbackError("rolled back"), Fault.STORE, "failed: PendingRollbackError"),
+        (OverflowError("Python int too large"), DatabaseFailure.OPERATION, "failed: OverflowError"),
+        (ValueError("a secret prompt"), DatabaseFailure.OPERATION, "failed: ValueError"),
+        (PermissionError(13, "Permission denied"), DatabaseFailure.STORE, "cannot be used: Permission denied"),
+        (PoolTimeoutError("QueuePool limit"), DatabaseFailure.TRANSIENT, "failed: TimeoutError"),
+        (PendingRollbackError("rolled back"), DatabaseFailure.STORE, "failed: PendingRollbackError"),
         (
             DBAPIError("SELECT 1", None, sqlite3.Error("closed"), connection_invalidated=True),
-            Fault.TRANSIENT,
+            DatabaseFailure.TRANSIENT,
             "does not answer",
         ),
     ],
 )
-def test_others(error: Exception, fault: Fault, words: str) -> None:
+def test_others(error: Exception, fault: DatabaseFailure, words: str) -> None:
     assert classify(error) is fault
     told = store_error(error, str(FILE), FILE)
     assert words in str(told)
@@ -115,7 +123,7 @@ def test_others(error: Exception, fault: Fault, words: str) -> None:
 def test_our_own_errors_stay_as_they_are() -> None:
     mine = LLMStoreError("as it is")
     assert store_error(mine, "x") is mine
-    assert classify(mine) is Fault.STORE
+    assert classify(mine) is DatabaseFailure.STORE
 
 
 def test_a_file_that_may_not_be_opened(tmp_path: Path) -> None:

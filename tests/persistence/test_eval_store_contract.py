@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llmkit.eval_ports import EvalStore, Spent
+from llmkit.eval_ports import EvalSpending, EvalStore
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.ports import LLMRunRepo
 from llmkit.testing.in_memory import InMemoryEvalStore, InMemoryLLMRunRepo, outcome_of
@@ -181,8 +181,8 @@ async def test_what_an_evaluation_took_is_told_by_route_and_what_nobody_counted_
         await runs.create_started(start)
         await runs.mark_succeeded(a_success(start.id, attempts=tuple(attempts)))
     assert await store.sum_spending("lab", "eval_1/") == (
-        Spent(flash, 11, 7, 0.25),
-        Spent(an_attempt().route, 22, 14, 0.5, unpriced=1, uncounted=4),
+        EvalSpending(flash, 11, 7, 0.25),
+        EvalSpending(an_attempt().route, 22, 14, 0.5, unpriced=1, uncounted=4),
     )
     assert await store.sum_spending("lab", "eval_2/") == ()
 

@@ -16,7 +16,7 @@ import pytest
 
 from llmkit.canonical_json import sha256_of
 from llmkit.pydanticai import SchemaError, canonical
-from llmkit.pydanticai.output_shape import Answer
+from llmkit.pydanticai.output_shape import OutputShape
 from llmkit.router import PROVIDER_CAPABILITIES
 from llmkit.testing import GeminiServer, OllamaServer, minimal_instance
 from llmkit.types import LLMProvider
@@ -35,7 +35,7 @@ def _same_as_golden(name: str, value: Any) -> None:
 
 
 def _canonical(output_type: Any) -> Any:
-    return canonical(Answer.of(output_type).adapter.json_schema())
+    return canonical(OutputShape.of(output_type).adapter.json_schema())
 
 
 @pytest.mark.parametrize("name", TYPES)

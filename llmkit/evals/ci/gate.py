@@ -15,7 +15,7 @@ from llmkit.evals.report.notes import note_direction
 from llmkit.evals.report.report import EvalReport
 from llmkit.evals.results import FAILED, STORED_STATUSES
 
-__all__ = ["Check", "GateReport", "GateRules", "check_gate", "match_variants", "require_rules"]
+__all__ = ["GateCheck", "GateReport", "GateRules", "check_gate", "match_variants", "require_rules"]
 
 GATE_FORM = "llmkit-gate-1"
 DEFAULT_MAX_LEFT_OUT = 0.1
@@ -69,7 +69,7 @@ class GateRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class GateCheck:
     """One thing that was asked.
 
     Attributes:
@@ -116,7 +116,7 @@ class GateReport:
     task: str
     rules: GateRules
     comparisons: tuple[Mapping[str, Any], ...]
-    checks: tuple[Check, ...]
+    checks: tuple[GateCheck, ...]
     notes: tuple[str, ...]
     sides: Mapping[str, Mapping[str, str]]
 
@@ -321,35 +321,35 @@ def _adjusted(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "p_holm": float(value)} for row, value in zip(rows, adjusted, strict=True)]
 
 
-def _comparison_checks(row: Mapping[str, Any], rules: GateRules) -> Iterator[Check]:
+def _comparison_checks(row: Mapping[str, Any], rules: GateRules) -> Iterator[GateCheck]:
     variant, against, metric = row["variant"], row["baseline"], row["metric"]
     means = f"{row['mean']:.4g} against {row['baseline_mean']:.4g} on {row['pairs']} pairs, difference "
     means += f"{row['difference']:+.4g} [{row['ci_low']:+.4g}, {row['ci_high']:+.4g}]"
     if rules.margin is None:
         gain = -row["difference"] if row["lower_is_better"] else row["difference"]
         regressed = bool(gain < 0 and row["p_holm"] < rules.alpha)
-        yield Check("regression", variant, against, metric, not regressed, f"{means}, p {row['p_holm']:.3g} (Holm)")
+        yield GateCheck("regression", variant, against, metric, not regressed, f"{means}, p {row['p_holm']:.3g} (Holm)")
     else:
         shown = bool(row["lower_bound"] > -rules.margin)
         detail = f"{means}, lower bound of the gain {row['lower_bound']:+.4g}, margin {rules.margin:g}"
-        yield Check("non_inferiority", variant, against, metric, shown, detail)
+        yield GateCheck("non_inferiority", variant, against, metric, shown, detail)
     share = row["left_out"] / (row["left_out"] + row["pairs"])
     detail = f"{row['left_out']} of {row['left_out'] + row['pairs']} have no partner; at most {rules.max_left_out:.0%}"
-    yield Check("coverage", variant, against, metric, share <= rules.max_left_out, detail)
+    yield GateCheck("coverage", variant, against, metric, share <= rules.max_left_out, detail)
 
 
-def _own_checks(report: EvalReport, label: str, rules: GateRules) -> Iterator[Check]:
+def _own_checks(report: EvalReport, label: str, rules: GateRules) -> Iterator[GateCheck]:
     results = report.of(label)
     for metric, least in rules.minimums.items():
         mean = _mean_of(report, results, metric, rules, is_lower=False)
-        yield Check("minimum", label, None, metric, mean >= least, f"{_mean_text(mean)}, at least {least:g}")
+        yield GateCheck("minimum", label, None, metric, mean >= least, f"{_mean_text(mean)}, at least {least:g}")
     for metric, most in rules.maximums.items():
         mean = _mean_of(report, results, metric, rules, is_lower=True)
-        yield Check("maximum", label, None, metric, mean <= most, f"{_mean_text(mean)}, at most {most:g}")
+        yield GateCheck("maximum", label, None, metric, mean <= most, f"{_mean_text(mean)}, at most {most:g}")
     if rules.max_failed is not None:
         failed = sum(result.status == FAILED for result in results)
         detail = f"{failed} of {len(results)} failed; at most {rules.max_failed:.0%}"
-        yield Check("failed_share", label, None, None, failed <= rules.max_failed * len(results), detail)
+        yield GateCheck("failed_share", label, None, None, failed <= rules.max_failed * len(results), detail)
 
 
 def _mean_of(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from llmkit.evals.ci.gate import Check, GateReport
+from llmkit.evals.ci.gate import GateCheck, GateReport
 from llmkit.evals.ci.junit import _legal
 from llmkit.evals.report.frames import to_plain_rows
 from llmkit.evals.report.report import EvalReport
@@ -24,7 +24,7 @@ def render_gate_markdown(gate: GateReport) -> str:
         header = ("Metric", "Variant", "Baseline", "Pairs", "Mean", "Baseline mean", "Difference [95 %]", "p (Holm)")
         lines += [*_table(header, (_comparison_cells(row) for row in gate.comparisons)), ""]
     if gate.checks:
-        lines += [*_table(("", "Check", "Numbers"), (_check_cells(check) for check in gate.checks)), ""]
+        lines += [*_table(("", "GateCheck", "Numbers"), (_check_cells(check) for check in gate.checks)), ""]
     return "\n".join([*lines, *_listed(gate.notes), *_compared(gate)]).rstrip() + "\n"
 
 
@@ -43,7 +43,7 @@ def _comparison_cells(row: Mapping[str, Any]) -> Sequence[str]:
     return [*names, f"{row['mean']:.3f}", f"{row['baseline_mean']:.3f}", interval, f"{row['p_holm']:.3g}"]
 
 
-def _check_cells(check: Check) -> Sequence[str]:
+def _check_cells(check: GateCheck) -> Sequence[str]:
     return ["pass" if check.passed else "FAIL", check.title, check.detail]
 
 

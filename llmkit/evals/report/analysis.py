@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.errors import LLMEvaluationError
-from llmkit.eval_ports import DigestSeen, EvalResult, EvalRun, RecordedCall, Spent
+from llmkit.eval_ports import DigestSeen, EvalResult, EvalRun, EvalSpending, RecordedCall
 from llmkit.evals.budget import BudgetUse
 from llmkit.evals.call_names import require_unedited
 from llmkit.evals.dataset.dataset import Sample
@@ -74,7 +74,7 @@ class Analysis:
     stopped: Mapping[str, str] = field(default_factory=dict)
     digests: tuple[DigestSeen, ...] = ()
     budget: BudgetUse | None = None
-    spent: tuple[Spent, ...] = ()
+    spent: tuple[EvalSpending, ...] = ()
     recorded: Callable[[], Sequence[RecordedCall]] = field(default=tuple, compare=False)
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 
 from llmkit.errors import LLMBadRequest, LLMBudgetExhausted, LLMEvaluationError
-from llmkit.eval_ports import EvalRun, EvalStore, Spent
+from llmkit.eval_ports import EvalRun, EvalSpending, EvalStore
 from llmkit.evals.budget import NOTHING, PARTS_PER_USD, Amount, Books, Budget, BudgetUse, Kind, amount
 from llmkit.evals.call_names import name_prefix
 from llmkit.evals.run.plan import Plan
@@ -257,7 +257,7 @@ def _routes(plan: Plan) -> Iterator[Route]:
             yield from plan.service.router.explain(LLMRequest(messages="price")).candidates
 
 
-def _earlier(plan: Plan, spent: Sequence[Spent], uncounted: int) -> Amount:
+def _earlier(plan: Plan, spent: Sequence[EvalSpending], uncounted: int) -> Amount:
     """What was spent before; what nobody counted, at the most that a first request of the plan may take."""
     has_price = plan.budget.max_cost_usd is not None
     costs = [_cost(each) if has_price else 0.0 for each in spent]
@@ -266,7 +266,7 @@ def _earlier(plan: Plan, spent: Sequence[Spent], uncounted: int) -> Amount:
     return Amount(known.tokens + uncounted * largest.tokens, known.money + uncounted * largest.money)
 
 
-def _cost(spent: Spent) -> float:
+def _cost(spent: EvalSpending) -> float:
     if not spent.unpriced:
         return spent.cost_usd
     price = list_price(spent.route)

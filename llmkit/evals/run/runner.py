@@ -103,7 +103,7 @@ async def _open_run(plan: Plan, store: EvalStore, workspace_id: str, name: str) 
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class _SampleCall:
     """One sample to be asked on one lane. `place` is its cell's."""
 
     place: int
@@ -123,7 +123,7 @@ class _Evaluation:
         self.cells = Cells(plan.total)
         self.tally = Tally(plan.turns, plan.total // len(plan.lanes))
         self.health = {lane.label: Health() for lane in plan.lanes}
-        self.put_off: list[_Call] = []
+        self.put_off: list[_SampleCall] = []
         self._losses: Counter[int] = Counter()
         self.show: Callable[[], None] = lambda: None
         self._scoring = Scoring(plan, run, store, keeper)
@@ -183,7 +183,7 @@ class _Evaluation:
             await warm_up(self.plan, self.run, lane, route, sample)
             self.tally.warm_ups += 1
 
-    async def _round(self, jobs: Iterator[_Call | ResultKey]) -> None:
+    async def _round(self, jobs: Iterator[_SampleCall | ResultKey]) -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(self.plan.concurrency):
                 group.create_task(self._worker(jobs))
@@ -210,7 +210,7 @@ class _Evaluation:
     def _answers(self) -> int:
         return sum(health.answers for health in self.health.values())
 
-    async def _await_others(self) -> list[_Call]:
+    async def _await_others(self) -> list[_SampleCall]:
         """Wait until other processes are done, or one has left something behind, which is to be called again."""
         pause_s = FIRST_PAUSE_S
         while self._sharing.waits:
@@ -222,9 +222,9 @@ class _Evaluation:
             pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
         return []
 
-    async def _worker(self, jobs: Iterator[_Call | ResultKey]) -> None:
+    async def _worker(self, jobs: Iterator[_SampleCall | ResultKey]) -> None:
         for job in jobs:
-            if isinstance(job, _Call):
+            if isinstance(job, _SampleCall):
                 await self._call(job)
             else:
                 is_rescored = await self._scoring.again(job)
@@ -232,17 +232,17 @@ class _Evaluation:
             self.show()
             await self._sharing.look_now_and_then()
 
-    def _jobs(self) -> Iterator[_Call | ResultKey]:
+    def _jobs(self) -> Iterator[_SampleCall | ResultKey]:
         yield from self._stale
         while (place := self.cells.take()) is not None:
             yield self._call_at(place)
 
-    def _call_at(self, place: int) -> _Call:
-        return _Call(place, *self.plan.cell(place))
+    def _call_at(self, place: int) -> _SampleCall:
+        return _SampleCall(place, *self.plan.cell(place))
 
     # --- asking -------------------------------------------------------------------------------------------------
 
-    async def _call(self, job: _Call) -> None:
+    async def _call(self, job: _SampleCall) -> None:
         health = self.health[job.lane.label]
         if health.stopped_by is not None or self.keeper.stopped_by:
             return  # it stays NOT_RUN
@@ -254,7 +254,7 @@ class _Evaluation:
             except LLMBudgetExhausted as error:
                 self.tally.send(len(error.attempts))
 
-    async def _ask(self, job: _Call, health: Health) -> None:
+    async def _ask(self, job: _SampleCall, health: Health) -> None:
         content = job.lane.content(job.sample)
         slot, messages = self._slot(job, content), job.lane.sent(content)
         self._sharing.began(slot.pipeline_run_id)
@@ -264,7 +264,9 @@ class _Evaluation:
         finally:
             self._sharing.end_call(slot.pipeline_run_id)
 
-    async def _settle(self, job: _Call, health: Health, slot: Slot, messages: Sequence[Message], opened: Span) -> None:
+    async def _settle(
+        self, job: _SampleCall, health: Health, slot: Slot, messages: Sequence[Message], opened: Span
+    ) -> None:
         try:
             extraction = await self._extract(job, slot.pipeline_run_id, messages)
         except (LLMStoreError, LLMBudgetExhausted):
@@ -289,13 +291,13 @@ class _Evaluation:
             if _is_billed(extraction) or not await self._sharing.is_anothers(job.place, slot.pipeline_run_id):
                 await self._keep_answer(job, slot, extraction, opened)
 
-    def _slot(self, job: _Call, content: Content) -> Slot:
+    def _slot(self, job: _SampleCall, content: Content) -> Slot:
         sample, lane = job.sample, job.lane
         digests = self.plan.sample_digests[sample.key] + self.plan.request_digest(lane, content)
         name = call_name(self.run, sample.key, lane.label, job.epoch, digests)
         return Slot(self.run.id, lane.label, sample.key, job.epoch, name, sample.group)
 
-    async def _extract(self, job: _Call, name: str, messages: Sequence[Message]) -> Extraction[Any]:
+    async def _extract(self, job: _SampleCall, name: str, messages: Sequence[Message]) -> Extraction[Any]:
         lane = job.lane
         context = RequestContext(workspace_id=self.run.workspace_id, pipeline_run_id=name, stage=STAGE)
         return await self.plan.extract(
@@ -312,17 +314,17 @@ class _Evaluation:
             retries=self.plan.repairs,
         )
 
-    async def _keep_answer(self, job: _Call, slot: Slot, extraction: Extraction[Any], opened: Span) -> None:
+    async def _keep_answer(self, job: _SampleCall, slot: Slot, extraction: Extraction[Any], opened: Span) -> None:
         sent = sum(len(response.attempts) or 1 for response in extraction.responses if response.billed)
         self.tally.send(sent)
         scores = await self._scoring.scores(slot.pipeline_run_id, extraction.value, job.sample)
         await self._keep(job, build_result(slot, job.lane, extraction, scores), opened, replayed=not sent)
 
-    async def _keep_failure(self, job: _Call, slot: Slot, error: Exception, opened: Span) -> None:
+    async def _keep_failure(self, job: _SampleCall, slot: Slot, error: Exception, opened: Span) -> None:
         self.tally.send(len(error.attempts) if isinstance(error, LLMError) else 0)
         await self._keep(job, build_failure(slot, error), opened)
 
-    async def _keep(self, job: _Call, result: EvalResult, opened: Span, *, replayed: bool = False) -> None:
+    async def _keep(self, job: _SampleCall, result: EvalResult, opened: Span, *, replayed: bool = False) -> None:
         await self.store.save_result(result)
         self.cells.settle(job.place)
         self.tally.call(job.lane.label, replayed=replayed, failed=result.status == FAILED)

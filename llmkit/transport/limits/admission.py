@@ -19,7 +19,7 @@ from llmkit.transport.limits.resizable_semaphore import Gate
 from llmkit.transport.limits.sliding_window import SlidingWindow
 from llmkit.types import LLMProvider, LLMRequest, Route, utc_now
 
-__all__ = ["Limits", "Place"]
+__all__ = ["Admission", "Limits"]
 
 # Too many requests; Ollama's full queue, which any overloaded server may say too; Anthropic's and others' overload.
 _REFUSALS = frozenset({429, 503, 529})
@@ -58,7 +58,7 @@ class Limits:
         return self._providers[provider].concurrency.limit
 
     @asynccontextmanager
-    async def place(self, route: Route, request: LLMRequest, log: AttemptLog) -> AsyncIterator[Place]:
+    async def place(self, route: Route, request: LLMRequest, log: AttemptLog) -> AsyncIterator[Admission]:
         """A place at the route's provider, for one call with its retries. First come, first served.
 
         A retry that waits keeps its place while the provider answers nobody: then others queue instead of joining in.
@@ -69,7 +69,7 @@ class Limits:
             LLMQuotaExhausted: The route's quota of the day is used up; nothing was sent.
         """
         provider = self._providers[route.provider]
-        place = Place(provider, self._all, self._now, route, request, log)
+        place = Admission(provider, self._all, self._now, route, request, log)
         place.check_quota()
         await place.enter()
         try:
@@ -78,7 +78,7 @@ class Limits:
             place.leave()
 
 
-class Place:
+class Admission:
     """A place at a provider, kept by one call."""
 
     def __init__(

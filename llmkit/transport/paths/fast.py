@@ -15,7 +15,7 @@ from llmkit.providers import CallArguments
 from llmkit.transport.http.exchange import Exchange
 from llmkit.transport.paths.library import LOADING, RELEASE, load_internals, surprises
 from llmkit.transport.paths.request_templates import Forms, kind_of
-from llmkit.transport.paths.translation import Answer, Prepared, Translation, carries, rehearse, translations
+from llmkit.transport.paths.translation import PreparedRequest, RawReply, Translation, carries, rehearse, translations
 
 if TYPE_CHECKING:
     from llmkit.transport.http.http_pool import Pool
@@ -89,7 +89,7 @@ class FastLane:
         self._translations = parts.translations
         self._forms = Forms(parts.model_cost)
 
-    def prepare(self, arguments: CallArguments) -> Prepared | None:
+    def prepare(self, arguments: CallArguments) -> PreparedRequest | None:
         """The request on the wire, or None when the reference lane has to carry it."""
         provider, _, model = str(arguments.kwargs["model"]).partition("/")
         translation = self._translations.get(provider)
@@ -100,7 +100,9 @@ class FastLane:
         except Exception:  # noqa: BLE001 - the reference lane finds the same fault and has LiteLLM's words for it
             return None
 
-    def _prepare_request(self, translation: Translation, model: str, arguments: CallArguments) -> Prepared | None:
+    def _prepare_request(
+        self, translation: Translation, model: str, arguments: CallArguments
+    ) -> PreparedRequest | None:
         kind = kind_of(arguments.kwargs)
         filled = self._forms.fill(kind, arguments, translation) if kind is not None else None
         if filled is not None:
@@ -119,7 +121,7 @@ class FastLane:
         entry = self._model_cost.get(str(arguments.kwargs["model"]), {})
         return bool(entry.get("mode", "chat") == "chat")
 
-    async def complete(self, prepared: Prepared, exchange: Exchange) -> Any:
+    async def complete(self, prepared: PreparedRequest, exchange: Exchange) -> Any:
         """Send it, and read the answer into LiteLLM's `ModelResponse`.
 
         Raises:
@@ -139,13 +141,13 @@ class FastLane:
         plain = translation.glance(prepared, exchange.reply_json, exchange.headers) if status == HTTP_OK else None
         return plain if plain is not None else self._read(translation, prepared, exchange, status)
 
-    def _read(self, translation: Translation, prepared: Prepared, exchange: Exchange, status: int) -> Any:
+    def _read(self, translation: Translation, prepared: PreparedRequest, exchange: Exchange, status: int) -> Any:
         # A copy of its own: LiteLLM moves things about in it.
         reply = json.loads(exchange.body)
         if status == HTTP_OK:
             reply = exchange.spec.mend_reply(reply)
         facts = exchange.spec.reply_facts(reply)
-        answer = Answer(status, exchange.headers, exchange.body, dict(reply), facts.counts_reported)
+        answer = RawReply(status, exchange.headers, exchange.body, dict(reply), facts.counts_reported)
         return translation.read(prepared, answer)
 
 

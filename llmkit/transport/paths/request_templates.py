@@ -16,7 +16,7 @@ from typing import Any
 from llmkit.canonical_json import compact_encoder, json_object
 from llmkit.providers import CallArguments
 from llmkit.transport.http.exchange import Outline
-from llmkit.transport.paths.translation import Prepared, Translation
+from llmkit.transport.paths.translation import PreparedRequest, Translation
 
 __all__ = ["Forms", "kind_of"]
 
@@ -54,7 +54,7 @@ def kind_of(arguments: Mapping[str, Any]) -> bytes | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
+class _RequestTemplate:
     """A translation with places for texts.
 
     Attributes:
@@ -62,16 +62,16 @@ class _Form:
         entries: What LiteLLM's list said of the model.
     """
 
-    prepared: Prepared
+    prepared: PreparedRequest
     pieces: tuple[bytes | int, ...] = field(repr=False)
     entries: Entries
 
-    def fill(self, arguments: Mapping[str, Any], translation: Translation) -> Prepared:
+    def fill(self, arguments: Mapping[str, Any], translation: Translation) -> PreparedRequest:
         texts = _texts(arguments, translation)
         body = b"".join(piece if isinstance(piece, bytes) else texts[piece] for piece in self.pieces)
         made = self.prepared
         # Field by field: `replace` takes longer than all the rest of filling a form.
-        return Prepared(
+        return PreparedRequest(
             url=made.url,
             headers=made.headers,
             body=body,
@@ -92,19 +92,19 @@ class Forms:
     def __init__(self, listed: Mapping[str, Any]) -> None:
         self._listed = listed
         # None for a kind that was seen once, False for one whose texts are not just copied.
-        self._forms: dict[bytes, _Form | bool | None] = {}
+        self._forms: dict[bytes, _RequestTemplate | bool | None] = {}
 
-    def fill(self, kind: bytes, arguments: CallArguments, translation: Translation) -> Prepared | None:
+    def fill(self, kind: bytes, arguments: CallArguments, translation: Translation) -> PreparedRequest | None:
         """The request in its form; None when there is none for its kind."""
         form = self._forms.get(kind)
-        if not isinstance(form, _Form):
+        if not isinstance(form, _RequestTemplate):
             return None
         if form.entries != self._entries(arguments):
             del self._forms[kind]
             return None
         return form.fill(arguments.kwargs, translation)
 
-    def learn(self, kind: bytes, arguments: CallArguments, translation: Translation, prepared: Prepared) -> None:
+    def learn(self, kind: bytes, arguments: CallArguments, translation: Translation, prepared: PreparedRequest) -> None:
         """Take note of what LiteLLM made of a request.
 
         Args:
@@ -121,14 +121,14 @@ class Forms:
             form = self._form(arguments, translation)
             self._forms[kind] = form if form.fill(arguments.kwargs, translation).is_like(prepared) else False
 
-    def _form(self, arguments: CallArguments, translation: Translation) -> _Form:
+    def _form(self, arguments: CallArguments, translation: Translation) -> _RequestTemplate:
         marked = arguments.own_kwargs()
         for number, message in enumerate(marked["messages"]):
             message["content"] = _MARK.format(number)
         prepared = translation.prepare(get_model_name(arguments), marked)
         parts = _MARKS_IN_BYTES.split(prepared.body)
         pieces = tuple(int(part) if at % 2 else part for at, part in enumerate(parts))
-        return _Form(replace(prepared, outline=_outline(prepared.body)), pieces, self._entries(arguments))
+        return _RequestTemplate(replace(prepared, outline=_outline(prepared.body)), pieces, self._entries(arguments))
 
     def _entries(self, arguments: CallArguments) -> Entries:
         """What LiteLLM's list says of the model, as a copy: its translations go by that."""

@@ -21,17 +21,17 @@ _REHEARSAL_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
+class _OpenPath:
     pool: Pool
     reference: ReferenceLane
     fast: FastLane | None
 
 
-def _open_path(parts: FastParts | None) -> _Opened:
+def _open_path(parts: FastParts | None) -> _OpenPath:
     from llmkit.transport.http.http_pool import Pool
 
     pool = Pool()
-    return _Opened(pool, ReferenceLane(pool), FastLane(pool, parts) if parts is not None else None)
+    return _OpenPath(pool, ReferenceLane(pool), FastLane(pool, parts) if parts is not None else None)
 
 
 class Lanes:
@@ -43,13 +43,13 @@ class Lanes:
 
     def __init__(self, preferred: LaneName) -> None:
         self._preferred = preferred
-        self._open_path: _Opened | None = None
+        self._open_path: _OpenPath | None = None
 
     async def load(self) -> None:
         """Load litellm, in a worker thread; 3 to 6 s in a process that has not, nothing afterwards."""
         await self._open()
 
-    async def _open(self) -> _Opened:
+    async def _open(self) -> _OpenPath:
         if self._open_path is None:
             parts = await asyncio.to_thread(_load, self._preferred)
             # Several calls may have waited for the loading.

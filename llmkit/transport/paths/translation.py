@@ -17,7 +17,7 @@ from llmkit.transport.paths.library import Internals
 from llmkit.transport.paths.reply_cost import Prices
 from llmkit.transport.paths.reply_shortcuts import READERS, Reader, as_plain
 
-__all__ = ["Answer", "Prepared", "Translation", "carries", "rehearse", "translations"]
+__all__ = ["PreparedRequest", "RawReply", "Translation", "carries", "rehearse", "translations"]
 
 Arguments = Mapping[str, Any]
 
@@ -27,7 +27,7 @@ _FRAME = frozenset({"model", "messages", "api_base", "api_key", "extra_headers"}
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedRequest:
     """A request that is ready to leave. Never shown: it holds the prompt and may hold a key.
 
     Attributes:
@@ -45,13 +45,13 @@ class Prepared:
     data: Mapping[str, Any] = field(repr=False)
     outline: Outline | None = field(default=None, repr=False)
 
-    def is_like(self, other: Prepared) -> bool:
+    def is_like(self, other: PreparedRequest) -> bool:
         """Whether both are the same on the wire."""
         return (self.url, self.headers, self.body) == (other.url, other.headers, other.body)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RawReply:
     """An HTTP answer as LiteLLM's translations read it.
 
     Attributes:
@@ -88,15 +88,15 @@ class Translation(Protocol):
         """How LiteLLM writes JSON for this provider."""
         ...
 
-    def prepare(self, model: str, arguments: Arguments) -> Prepared:
+    def prepare(self, model: str, arguments: Arguments) -> PreparedRequest:
         """The request. May change the arguments. Raises whatever LiteLLM raises."""
         ...
 
-    def read(self, prepared: Prepared, answer: Answer) -> Any:
+    def read(self, prepared: PreparedRequest, answer: RawReply) -> Any:
         """LiteLLM's `ModelResponse`. Raises whatever LiteLLM raises."""
         ...
 
-    def glance(self, prepared: Prepared, reply: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
+    def glance(self, prepared: PreparedRequest, reply: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
         """The same as `read` for the plainest answers, at a tenth of its cost; None for all others."""
         ...
 
@@ -138,7 +138,7 @@ class _Common:
         )
         return mapped
 
-    def read(self, config: Any, prepared: Prepared, answer: Answer, messages: list[dict[str, Any]]) -> Any:
+    def read(self, config: Any, prepared: PreparedRequest, answer: RawReply, messages: list[dict[str, Any]]) -> Any:
         return config.transform_response(
             model=prepared.model,
             raw_response=answer,
@@ -162,7 +162,7 @@ class _PlainTranslation:
     reader: Reader | None = None
     encoder: json.JSONEncoder = json.JSONEncoder()  # noqa: RUF009 - it has no state
 
-    def prepare(self, model: str, arguments: Arguments) -> Prepared:
+    def prepare(self, model: str, arguments: Arguments) -> PreparedRequest:
         common, base, key = _Common(self.internals), arguments["api_base"], arguments["api_key"]
         messages = common.messages(arguments)
         options = common.map_options(self.config, model, arguments)
@@ -175,7 +175,7 @@ class _PlainTranslation:
             api_base=base, api_key=key, model=model, optional_params=options, litellm_params={}, stream=None
         )
         data = self.config.transform_request(headers=headers, **rest)
-        return Prepared(
+        return PreparedRequest(
             url=url,
             headers={**self.internals.default_headers, **headers},
             body=self.encoder.encode(data).encode(),
@@ -184,12 +184,12 @@ class _PlainTranslation:
             data=data,
         )
 
-    def read(self, prepared: Prepared, answer: Answer) -> Any:
+    def read(self, prepared: PreparedRequest, answer: RawReply) -> Any:
         # LiteLLM counts the tokens of the prompt even when it has no use for the number.
         counted = [] if answer.counts_reported else prepared.messages
         return _Common(self.internals).read(self.config, prepared, answer, counted)
 
-    def glance(self, prepared: Prepared, reply: Mapping[str, Any], _headers: Mapping[str, str]) -> Any:
+    def glance(self, prepared: PreparedRequest, reply: Mapping[str, Any], _headers: Mapping[str, str]) -> Any:
         return self.reader(prepared.model, reply) if self.reader is not None else None
 
 
@@ -205,7 +205,7 @@ class _GeminiTranslation:
     own_parameters: frozenset[str] = frozenset()
     encoder: json.JSONEncoder = _COMPACT
 
-    def prepare(self, model: str, arguments: Arguments) -> Prepared:
+    def prepare(self, model: str, arguments: Arguments) -> PreparedRequest:
         common, config = _Common(self.internals), self.internals.gemini
         messages = common.messages(arguments)
         options = common.map_options(config, model, arguments)
@@ -222,7 +222,7 @@ class _GeminiTranslation:
             messages=messages, model=model, optional_params=options, custom_llm_provider="gemini", litellm_params={},
             cached_content=None,
         )  # fmt: skip
-        return Prepared(
+        return PreparedRequest(
             url=url,
             headers={**self.internals.default_headers, **headers},
             body=self.encoder.encode(data).encode(),
@@ -231,14 +231,14 @@ class _GeminiTranslation:
             data=data,
         )
 
-    def read(self, prepared: Prepared, answer: Answer) -> Any:
+    def read(self, prepared: PreparedRequest, answer: RawReply) -> Any:
         completion = _Common(self.internals).read(self.internals.gemini, prepared, answer, prepared.messages)
         if answer.counts_reported:
             cost = self.prices.cost_usd(completion, prepared.model, answer.reply, answer.headers)
             completion._hidden_params["response_cost"] = cost  # noqa: SLF001
         return completion
 
-    def glance(self, prepared: Prepared, reply: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
+    def glance(self, prepared: PreparedRequest, reply: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
         completion = READERS["gemini"](prepared.model, reply)
         if completion is None:
             return None
@@ -250,8 +250,8 @@ def _prices(internals: Internals) -> Prices:
     common = _Common(internals)
 
     def read(model: str, reply: dict[str, Any]) -> Any:
-        asked = Prepared(url="", headers={}, body=b"", model=model, messages=[], data={})
-        return common.read(internals.gemini, asked, Answer(200, {}, b"", reply), [])
+        asked = PreparedRequest(url="", headers={}, body=b"", model=model, messages=[], data={})
+        return common.read(internals.gemini, asked, RawReply(200, {}, b"", reply), [])
 
     def calculate(completion: Any, model: str) -> float | None:
         try:
@@ -283,7 +283,7 @@ def rehearse(translated: Mapping[str, Translation]) -> None:
     for provider, translation in translated.items():
         prepared = translation.prepare("rehearsal", {**json.loads(_REHEARSAL), "model": f"{provider}/rehearsal"})
         for reply in _REPLIES[provider]:
-            completion = translation.read(prepared, Answer(200, {}, b"", json.loads(reply)))
+            completion = translation.read(prepared, RawReply(200, {}, b"", json.loads(reply)))
             reader = READERS.get(provider)
             glanced = reader(prepared.model, json.loads(reply)) if reader is not None else None
             if completion.choices[0].message.content != _SAID or glanced not in (None, as_plain(completion)):

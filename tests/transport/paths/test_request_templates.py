@@ -19,7 +19,7 @@ from llmkit.transport.http.exchange import Exchange
 from llmkit.transport.http.http_pool import Pool
 from llmkit.transport.paths.fast import FastLane, FastParts, load_parts
 from llmkit.transport.paths.reply_shortcuts import as_plain
-from llmkit.transport.paths.translation import Answer, Prepared, Translation
+from llmkit.transport.paths.translation import PreparedRequest, RawReply, Translation
 from llmkit.types import LLMProvider, LLMRequest, Message, ResponseFormat, Route
 from tests.support.request_matrix import FLAT, REQUESTS, WEATHER
 
@@ -41,7 +41,7 @@ def arguments(route: str, request: LLMRequest) -> CallArguments:
     return PROVIDERS[asked.provider].call_arguments(SETTINGS, asked, request, endpoint)
 
 
-def on_the_wire(prepared: Prepared | None) -> Any:
+def on_the_wire(prepared: PreparedRequest | None) -> Any:
     return prepared and (prepared.url, dict(prepared.headers), prepared.body, prepared.model)
 
 
@@ -55,7 +55,7 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
 
-    def prepare(self, model: str, given_arguments: Any) -> Prepared:
+    def prepare(self, model: str, given_arguments: Any) -> PreparedRequest:
         self.asked.append([message["content"] for message in given_arguments["messages"]])
         return self.real.prepare(model, given_arguments)
 
@@ -206,11 +206,11 @@ def readings(parts: FastParts, route: str, reply: dict[str, Any]) -> tuple[Any, 
     """At a glance, and LiteLLM's, with what each says that it cost."""
     name = {"ollama": "ollama_chat"}.get(route.partition("/")[0], "gemini")
     translation = parts.translations[name]
-    prepared = Prepared(url="", headers={}, body=b"", model=route.partition("/")[2], messages=[], data={})
+    prepared = PreparedRequest(url="", headers={}, body=b"", model=route.partition("/")[2], messages=[], data={})
     before = copy.deepcopy(reply)
     glanced = translation.glance(prepared, reply, {})
     assert reply == before
-    completion = translation.read(prepared, Answer(200, {}, b"", copy.deepcopy(reply)))
+    completion = translation.read(prepared, RawReply(200, {}, b"", copy.deepcopy(reply)))
     cost = completion._hidden_params.get("response_cost")
     return glanced, replace(as_plain(completion), _hidden_params={"response_cost": cost} if name == "gemini" else {})
 
@@ -260,6 +260,6 @@ NOT_PLAIN = {
 @pytest.mark.parametrize(("route", "change"), [(route, each) for route in NOT_PLAIN for each in NOT_PLAIN[route]])
 def test_what_is_not_plain_is_left_to_litellm(parts, route, change):
     translation = parts.translations["ollama_chat" if route.startswith("ollama") else "gemini"]
-    prepared = Prepared(url="", headers={}, body=b"", model="gemini-2.5-flash", messages=[], data={})
+    prepared = PreparedRequest(url="", headers={}, body=b"", model="gemini-2.5-flash", messages=[], data={})
     assert translation.glance(prepared, PLAINEST[route], {}) is not None
     assert translation.glance(prepared, {**PLAINEST[route], **change}, {}) is None
