@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError
 from llmkit.notebook.event_loop import Interrupted
-from llmkit.notebook.options import accepting, checked_count, checked_names
+from llmkit.notebook.options import accepting, check_count, check_names
 from llmkit.notebook.runtime import Face
 from llmkit.types import Route
 
@@ -105,7 +105,7 @@ class EvaluatingFace(Face):
 
     def _with_calls(self, report: EvalReport) -> EvalReport:
         """The report, which reads the calls behind it when it needs them. It keeps this session."""
-        return replace(report, recorded=lambda: self._open.run(self._calls(report)))
+        return replace(report, load_calls=lambda: self._open.run(self._calls(report)))
 
     async def _calls(self, report: EvalReport) -> Sequence[RecordedCall]:
         from llmkit.evals.call_names import name_prefix
@@ -178,9 +178,9 @@ class _Evaluating:
         self._shown = self.parameters.get("progress", True) is True
         self._latest: Progress | None = None
         if self._shown:
-            self.parameters["progress"] = self._told
+            self.parameters["progress"] = self._report_progress
 
-    def _told(self, progress: Progress) -> None:
+    def _report_progress(self, progress: Progress) -> None:
         self._latest = progress
 
     def _meter(self) -> Meter | None:
@@ -220,7 +220,7 @@ def _check(task: Any, routes: Any, parameters: Mapping[str, Any]) -> None:
     wrong = [each for each in given if not isinstance(each, str | Route | Variant)]
     if wrong:
         raise LLMEvaluationError(f"routes are a list such as ['ollama/llama3.2']; got {type(wrong[0]).__name__}")
-    checked_names(parameters, {"name", *EvaluateOptions.__annotations__}, LLMEvaluationError, "option")
+    check_names(parameters, {"name", *EvaluateOptions.__annotations__}, LLMEvaluationError, "option")
     if not isinstance(parameters.get("name"), str | None):
         raise LLMEvaluationError(f"name must be a text; got {type(parameters['name']).__name__}")
     for option, least in _COUNTS.items():
@@ -231,6 +231,6 @@ def _check_count(option: str, count: Any, least: int) -> None:
     if count is None or (option == "concurrency" and count == "auto"):
         return
     try:
-        checked_count(option, count, least)
+        check_count(option, count, least)
     except LLMBadRequest as error:
         raise LLMEvaluationError(str(error)) from None

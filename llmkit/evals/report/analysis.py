@@ -63,7 +63,7 @@ class Analysis:
         digests: The models behind the routes, as far as their servers identify them.
         budget: How much of its budget the run has used; None without one, and for a report from the store.
         spent: What all requests of the run have taken, judges' included, by who answered; of a report from the store.
-        recorded: Reads the calls behind the results from the store; it is called when they are needed.
+        load_calls: Reads the calls behind the results from the store when they are needed.
     """
 
     run: EvalRun
@@ -75,7 +75,7 @@ class Analysis:
     digests: tuple[DigestSeen, ...] = ()
     budget: BudgetUse | None = None
     spent: tuple[EvalSpending, ...] = ()
-    recorded: Callable[[], Sequence[RecordedCall]] = field(default=tuple, compare=False)
+    load_calls: Callable[[], Sequence[RecordedCall]] = field(default=tuple, compare=False)
 
     @property
     def has_failures(self) -> bool:
@@ -200,7 +200,7 @@ class Analysis:
         Raises:
             LLMStoreError: The store cannot be read.
         """
-        return build_frame(build_attempt_rows(self.results, self.recorded()), ATTEMPT_COLUMNS)
+        return build_frame(build_attempt_rows(self.results, self.load_calls()), ATTEMPT_COLUMNS)
 
     def repeats(self, k: int, *, right_from: float | None = None) -> pd.DataFrame:
         """Chances over epochs: one row for each variant and metric, with the columns of `REPEAT_COLUMNS`.

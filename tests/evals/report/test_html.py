@@ -253,7 +253,7 @@ async def test_cost_is_the_sum_of_what_is_known_and_judges_stand_apart():
 
     calls = [call(result, "sample", failed, priced) for result in report.of("gemini/b")]
     calls += [call(result, "judge", priced) for result in report.of("ollama/a")]
-    text = render_page(replace(report, recorded=lambda: calls))
+    text = render_page(replace(report, load_calls=lambda: calls))
     cost = Page(text[text.index('<section id="cost"') : text.index('<section id="missing"')]).visible
     assert "1.000000 without 4 requests of unknown price" in cost
     assert "judges" in cost
@@ -268,7 +268,7 @@ async def test_attempts_are_rows_with_the_sample_that_they_are_of():
         RecordedCall(name, stage, RunStatus.SUCCEEDED, ServedFrom.PROVIDER, "p", "a", None, None, (sent,))
         for name, stage in [(names[1], "sample"), (names[0], "sample"), (names[0], "judge"), ("elsewhere", "sample")]
     ]
-    frame = replace(report, recorded=lambda: calls).attempts()
+    frame = replace(report, load_calls=lambda: calls).attempts()
     assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == {
         name: str(pd.Series([], dtype=dtype).dtype) for name, dtype in ATTEMPT_COLUMNS.items()
     }

@@ -1,4 +1,4 @@
-"""Which wrong answers are frequent."""
+"""Frequent wrong answers, by field."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from llmkit.display.html import html
 from llmkit.evals.report.direction import is_right
+from llmkit.evals.report.html.cells import Cell, FaintText
 from llmkit.evals.report.html.fields import by_field, differs, shown
-from llmkit.evals.report.html.samples import single_field
+from llmkit.evals.report.html.samples import get_single_field
 
 if TYPE_CHECKING:
     from llmkit.evals.report.analysis import Analysis
@@ -21,13 +21,16 @@ SHOWN_MISTAKES: Final = 20
 LEAST_TIMES: Final = 2
 LONGEST_VALUE: Final = 120
 
-ABSENT: Final = html('<span class="faint">absent</span>')
+ABSENT: Final = FaintText("absent")
 
 
-def find_frequent_mistakes(report: Analysis) -> Iterator[tuple[Any, ...]]:
-    """Field, variant, target, answer and how many times, of what happened more than once; the most frequent first."""
+def find_frequent_mistakes(report: Analysis) -> Iterator[tuple[Cell, ...]]:
+    """Find differences from the target that occur more than once, the most frequent first.
+
+    Each row has the field, the variant, the target, the answer and the number of occurrences.
+    """
     counted: Counter[tuple[str, str, str, str | None]] = Counter()
-    only_field, lower = single_field(report), report.lower_is_better
+    only_field, lower = get_single_field(report), report.lower_is_better
     for result in report.results:
         sample = report.dataset.get(result.sample_id)
         is_wrong = not all(is_right(score, lower_is_better=metric in lower) for metric, score in result.scores.items())

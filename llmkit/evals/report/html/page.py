@@ -1,66 +1,78 @@
-"""The page: a template, a style sheet and a script from this package, the sections, and the samples as packed data."""
+"""The page: templates, a style sheet and a script from this package, filled with sections and packed samples."""
 
 from __future__ import annotations
 
 import gzip
 import json
 from base64 import b64encode
+from functools import lru_cache
 from hashlib import sha256
 from importlib.resources import files
-from string import Template
 from typing import TYPE_CHECKING, Any, Final
 
-from llmkit.display.html import html, join_html
-from llmkit.evals.report.html.provenance import provenance_summary
-from llmkit.evals.report.html.samples import page_data
-from llmkit.evals.report.html.sections import findings, heading
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from llmkit.evals.report.html.cells import MARK_HEIGHT, MARK_WIDTH, format_count
+from llmkit.evals.report.html.provenance import build_provenance_section
+from llmkit.evals.report.html.samples import build_page_data
+from llmkit.evals.report.html.sections import build_heading, build_sections
 
 if TYPE_CHECKING:
     from llmkit.evals.report.analysis import Analysis
 
 __all__ = ["render_page"]
 
-# Fixed, because it is part of the bytes.
+# Fixed, because the level affects the bytes of the page.
 COMPRESSION_LEVEL: Final = 6
 
 
 def render_page(report: Analysis, *, stable: bool = False) -> str:
-    """The report as the text of one HTML file. The same report gives the same text.
+    """Render a report as one HTML file. The same report gives the same text.
 
-    The file loads nothing and its policy forbids it to: only its own script and style sheet, named by their hashes,
-    are in force. Texts of models and datasets are escaped, or packed as Base64, which holds no character of markup.
+    The page loads nothing, and its content security policy forbids it to: only its own script and style sheet, which
+    the policy names by their hashes, are in force. The templates escape all text of models and datasets; samples are
+    packed as Base64, which contains no markup characters.
 
     Args:
-        report: What was found.
-        stable: Leave out what differs between two runs with the same answers: ids, clock times and latencies.
+        report: The evaluation.
+        stable: Leave out ids, clock times and latencies, which differ between two runs with the same answers.
     """
-    calls = tuple(report.recorded())
-    style, script = _own("report.css"), _own("report.js")
-    found, facts = findings(report, calls, stable=stable), provenance_summary(report, stable=stable)
-    return Template(_own("report.html")).substitute(
-        title=html("{}", f"{report.run.name} - llmkit evaluation"),
-        script_hash=_csp_hash(script),
-        style_hash=_csp_hash(style),
+    calls = tuple(report.load_calls())
+    style, script = _read_text("report.css"), _read_text("report.js")
+    page = _get_environment().get_template("page.html")
+    return page.render(
+        title=f"{report.run.name} - llmkit evaluation",
+        script_hash=_hash_for_policy(script),
+        style_hash=_hash_for_policy(style),
         style=style,
         script=script,
-        heading=heading(report, stable=stable),
-        links=join_html(each.link for each in found),
-        findings=join_html(each.html for each in found),
-        facts_link=facts.link,
-        facts=facts.html,
-        data=_packed(page_data(report, calls, stable=stable)),
+        heading=build_heading(report, stable=stable),
+        sections=build_sections(report, calls, stable=stable),
+        provenance=build_provenance_section(report, stable=stable),
+        data=_pack(build_page_data(report, calls, stable=stable)),
     )
 
 
-def _own(name: str) -> str:
+@lru_cache(maxsize=1)
+def _get_environment() -> Environment:
+    # Escaping is on for every template, and a name that is missing is an error instead of an empty string.
+    environment = Environment(
+        loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.filters["count"] = format_count
+    environment.globals |= {"mark_width": MARK_WIDTH, "mark_height": MARK_HEIGHT}
+    return environment
+
+
+def _read_text(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _csp_hash(text: str) -> str:
+def _hash_for_policy(text: str) -> str:
     return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
 
 
-def _packed(data: dict[str, Any]) -> str:
-    # ASCII: half of a character pair, which a model may write, is not UTF-8 and has an escape in JSON.
+def _pack(data: dict[str, Any]) -> str:
+    # ASCII: a model may write half of a surrogate pair, which is not UTF-8 but has an escape in JSON.
     plain = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode("ascii")
     return b64encode(gzip.compress(plain, COMPRESSION_LEVEL, mtime=0)).decode()

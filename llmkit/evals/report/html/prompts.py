@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from llmkit.evals.dataset.dataset import Sample
     from llmkit.evals.report.analysis import Analysis
 
-__all__ = ["AskedPrompts"]
+__all__ = ["PromptRenderer"]
 
 Turns: TypeAlias = list[list[str]]
 
 
-class AskedPrompts:
+class PromptRenderer:
     """Renders the prompts of a run, as far as its routes have templates and its dataset is at hand."""
 
     def __init__(self, report: Analysis) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.eval_ports import EvalResult, RecordedCall
 from llmkit.evals.report.html.fields import Fields, by_field, differs, shown
-from llmkit.evals.report.html.prompts import AskedPrompts
+from llmkit.evals.report.html.prompts import PromptRenderer
 from llmkit.evals.results import IN_PROGRESS, NOT_RUN, fell_back
 from llmkit.types import Attempt, ServedFrom
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from llmkit.evals.dataset.dataset import Sample
     from llmkit.evals.report.analysis import Analysis
 
-__all__ = ["page_data", "single_field"]
+__all__ = ["build_page_data", "get_single_field"]
 
 SHOWN_DIGEST = 12
 SAMPLE_STAGE = "sample"
 
 
-def page_data(report: Analysis, calls: Iterable[RecordedCall], *, stable: bool) -> dict[str, Any]:
+def build_page_data(report: Analysis, calls: Iterable[RecordedCall], *, stable: bool) -> dict[str, Any]:
     """Routes, metrics, and one case for each sample and epoch; what is unknown or empty is left out of a case."""
-    builder, lower = _Cases.of(report, calls, stable=stable), report.lower_is_better
+    builder, lower = _CaseBuilder.of(report, calls, stable=stable), report.lower_is_better
     return {
         "variants": list(report.variants),
         "metrics": list(report.metrics),
@@ -46,29 +46,29 @@ def _grouped(report: Analysis) -> list[list[EvalResult]]:
     return [sorted(groups[key], key=lambda result: variants[result.route]) for key in sorted(groups)]
 
 
-def single_field(report: Analysis) -> str | None:
+def get_single_field(report: Analysis) -> str | None:
     """Name of the field of an output type that has only one."""
     names = list(report.run.spec.get("task", {}).get("output schema", {}).get("properties", {}))
     return names[0] if len(names) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)
-class _Cases:
+class _CaseBuilder:
     dataset: Mapping[str, Sample]
     variants: Sequence[str]
     metrics: Sequence[str]
     only_field: str | None
-    prompts: AskedPrompts
+    prompts: PromptRenderer
     calls: Mapping[str, list[RecordedCall]]
     stable: bool
 
     @classmethod
-    def of(cls, report: Analysis, calls: Iterable[RecordedCall], *, stable: bool) -> _Cases:
+    def of(cls, report: Analysis, calls: Iterable[RecordedCall], *, stable: bool) -> _CaseBuilder:
         by_name: defaultdict[str, list[RecordedCall]] = defaultdict(list)
         for call in calls:
             by_name[call.pipeline_run_id].append(call)
-        prompts = AskedPrompts(report)
-        return cls(report.dataset, report.variants, report.metrics, single_field(report), prompts, by_name, stable)
+        prompts = PromptRenderer(report)
+        return cls(report.dataset, report.variants, report.metrics, get_single_field(report), prompts, by_name, stable)
 
     def case(self, results: Sequence[EvalResult]) -> dict[str, Any]:
         """One sample in one epoch."""

@@ -1,90 +1,104 @@
-"""What was found: leaderboard, comparisons, errors by field, cost and latency, and what is missing."""
+"""Sections of the page: leaderboard, comparisons, errors by field, cost and latency, missing data, repeats."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import permutations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from llmkit.display.html import Html, html, join_html
 from llmkit.eval_ports import RecordedCall
 from llmkit.evals.report.direction import is_right
 from llmkit.evals.report.frames import to_plain_rows
-from llmkit.evals.report.html.cost import spending
+from llmkit.evals.report.html.cells import (
+    Cell,
+    DifferenceCell,
+    FaintText,
+    Figure,
+    Scale,
+    Section,
+    ShareCell,
+    Table,
+    format_count,
+    format_interval,
+    format_signed_interval,
+    make_figure,
+)
+from llmkit.evals.report.html.cost import build_cost_section
 from llmkit.evals.report.html.mistakes import find_frequent_mistakes
-from llmkit.evals.report.html.svg import Scale, Section, count, number, ranged, section, signed, table, unknown
 from llmkit.evals.report.terminal import format_mean
 from llmkit.evals.results import FAILED
 
 if TYPE_CHECKING:
     from llmkit.evals.report.analysis import Analysis
 
-__all__ = ["findings", "heading"]
+__all__ = ["Heading", "build_heading", "build_sections"]
 
-Row = Mapping[str, Any]
+SummaryRow: TypeAlias = Mapping[str, Any]
 
-SIGNIFICANT = 0.05
-LOWER = " (less is better)"
+SIGNIFICANT: Final = 0.05
+LOWER: Final = " (less is better)"
 
 
-def heading(report: Analysis, *, stable: bool) -> Html:
-    """Name, counts, and what a reader of the numbers has to know."""
-    run, counts = report.run, report.counts
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """The top of the page: the run's name, facts about it, and notes on its numbers."""
+
+    name: str
+    facts: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def build_heading(report: Analysis, *, stable: bool) -> Heading:
+    """Build the heading; a stable one has no clock time."""
+    run = report.run
     samples = len({result.sample_id for result in report.results})
-    told = [f"task {run.task_name}", f"{count(samples)} samples", f"{len(report.variants)} variants"]
-    told += [f"{count(many)} {status}" for status, many in counts.items() if many]
-    told += [] if stable else [f"begun {run.created_at_utc:%Y-%m-%d %H:%M} UTC"]
-    notes = join_html(html("<li>{}</li>", note) for note in report.stable_notes)
-    return html(
-        "<h1>{}</h1><p>{}</p>{}",
-        run.name,
-        " · ".join(told),
-        html('<ul class="notes" aria-label="Notes">{}</ul>', notes) if notes else Html(),
-    )
+    facts = [f"task {run.task_name}", f"{format_count(samples)} samples", f"{len(report.variants)} variants"]
+    facts += [f"{format_count(number)} {status}" for status, number in report.counts.items() if number]
+    facts += [] if stable else [f"begun {run.created_at_utc:%Y-%m-%d %H:%M} UTC"]
+    return Heading(run.name, tuple(facts), report.stable_notes)
 
 
-def findings(report: Analysis, calls: Sequence[RecordedCall], *, stable: bool) -> list[Section]:
-    """All sections but the samples and what was run."""
+def build_sections(report: Analysis, calls: Sequence[RecordedCall], *, stable: bool) -> list[Section]:
+    """Build all sections but the samples and the provenance."""
     rows = to_plain_rows(report.summary())
-    metrics = _main_metrics(report)
+    # Parts of a scorer's verdict have a section of their own; without any verdict they are all there is.
+    scorers = report.run.spec.get("scorers", ())
+    metrics = tuple(metric for metric in report.metrics if metric in scorers) or report.metrics
+    leaderboards = tuple(_build_leaderboard(rows, metric) for metric in metrics or (None,))
     return [
-        section("leaderboard", "Leaderboard", *(_leaderboard(rows, metric) for metric in metrics or (None,))),
-        *_comparisons(report, metrics),
-        *_by_field(report, rows, metrics),
-        spending(report, rows, calls, stable=stable),
-        *_missing(report, metrics),
-        *_repeats(report, metrics),
+        Section("leaderboard", "Leaderboard", leaderboards),
+        *_build_comparisons(report, metrics),
+        *_build_field_errors(report, rows, metrics),
+        build_cost_section(report, rows, calls, stable=stable),
+        *_build_missing(report, metrics),
+        *_build_repeats(report, metrics),
     ]
 
 
-def _main_metrics(report: Analysis) -> tuple[str, ...]:
-    """Those that are a scorer's verdict; the others are parts of one."""
-    named = report.run.spec.get("scorers", ())
-    return tuple(metric for metric in report.metrics if metric in named) or report.metrics
-
-
-def _leaderboard(rows: Sequence[Row], metric: str | None) -> Html:
-    """The variants by their mean, the best first."""
+def _build_leaderboard(rows: Sequence[SummaryRow], metric: str | None) -> Table:
+    """Rank the variants by their mean, the best first."""
     own = [row for row in rows if row["metric"] == metric]
-    scale = Scale.of(own)
+    scale = Scale.from_rows(own)
     is_lower = any(row["lower_is_better"] for row in own)
     sign = 1 if is_lower else -1
     ranked = sorted(own, key=lambda row: (row["mean"] is None, sign * (row["mean"] or 0.0)))
     failures = "Failures as 1" if is_lower else "Failures as 0"
-    headings = ("Variant", "", "Mean [95 %]", failures, "Scored", "Failed", "Not scored", "Valid at first try")
-    return table(
-        headings,
+    return Table.from_rows(
+        ("Variant", "", "Mean [95 %]", failures, "Scored", "Failed", "Not scored", "Valid at first try"),
         (
             (
                 row["variant"],
-                scale.interval(row["mean"], row["ci_low"], row["ci_high"], f"{row['variant']}: {format_mean(row)}"),
-                html('<span class="number">{}</span>', format_mean(row)),
-                number(row["mean_failures_as_zero"], ".3f"),
+                scale.draw_interval(
+                    row["mean"], row["ci_low"], row["ci_high"], f"{row['variant']}: {format_mean(row)}"
+                ),
+                Figure(format_mean(row)),
+                make_figure(row["mean_failures_as_zero"], ".3f"),
                 row["scored"],
                 row["failed"],
                 row["scorer_failed"] + row["not_run"] + row["in_progress"],
-                number(row["valid_first_try"], ".0%"),
+                make_figure(row["valid_first_try"], ".0%"),
             )
             for row in ranked
         ),
@@ -92,84 +106,69 @@ def _leaderboard(rows: Sequence[Row], metric: str | None) -> Html:
     )
 
 
-def _comparisons(report: Analysis, metrics: Sequence[str]) -> Iterator[Section]:
-    """For each metric a matrix: the variant of the row minus that of the column."""
+def _build_comparisons(report: Analysis, metrics: Sequence[str]) -> Iterator[Section]:
+    """Build a matrix for each metric: the variant of the row minus that of the column."""
     if len(report.variants) < 2 or not metrics:
         return
-    found: dict[tuple[str, str, str], Row] = {}
-    for number_, a in enumerate(report.variants):
-        for b in report.variants[number_ + 1 :]:
+    differences: dict[tuple[str, str, str], SummaryRow] = {}
+    for number, a in enumerate(report.variants):
+        for b in report.variants[number + 1 :]:
             for row in to_plain_rows(report.compare(a, b)):
-                found[row["metric"], a, b] = row
-                found[row["metric"], b, a] = _mirrored(row)
-    lead = html(
-        '<p class="faint">Variant of the row minus variant of the column, on the samples that both have a score for. '
-        "p is adjusted by Holm for the metrics of a pair, not for the number of pairs.</p>"
+                differences[row["metric"], a, b] = row
+                differences[row["metric"], b, a] = _mirror(row)
+    lead = FaintText(
+        "Variant of the row minus variant of the column, on the samples that both have a score for. "
+        "p is adjusted by Holm for the metrics of a pair, not for the number of pairs."
     )
-    yield section(
-        "comparisons", "Paired comparisons", lead, *(_matrix(report.variants, found, each) for each in metrics)
-    )
+    matrices = (_build_matrix(report.variants, differences, metric) for metric in metrics)
+    yield Section("comparisons", "Paired comparisons", (lead, *matrices))
 
 
-def _mirrored(row: Row) -> Row:
-    turned = {"difference": "difference", "ci_low": "ci_high", "ci_high": "ci_low", "effect": "effect"}
-    return {**row, **{name: None if row[of] is None else 0.0 - row[of] for name, of in turned.items()}}
+def _mirror(row: SummaryRow) -> SummaryRow:
+    """Turn a minus b into b minus a. Subtracting from 0.0 avoids a negative zero."""
+    sources = {"difference": "difference", "ci_low": "ci_high", "ci_high": "ci_low", "effect": "effect"}
+    return {**row, **{name: None if row[source] is None else 0.0 - row[source] for name, source in sources.items()}}
 
 
-def _matrix(variants: Sequence[str], found: Mapping[tuple[str, str, str], Row], metric: str) -> Html:
-    own = {(a, b): found[metric, a, b] for a, b in permutations(variants, 2)}
+def _build_matrix(
+    variants: Sequence[str], differences: Mapping[tuple[str, str, str], SummaryRow], metric: str
+) -> Table:
+    own = {(a, b): differences[metric, a, b] for a, b in permutations(variants, 2)}
     scale = Scale.around_zero(row[name] for row in own.values() for name in ("difference", "ci_low", "ci_high"))
-    cells = ([a, *(_difference(own.get((a, b)), scale) for b in variants)] for a in variants)
     is_lower = any(row["lower_is_better"] for row in own.values())
-    headings = ("", *(html("minus {}", label) for label in variants))
-    return table(headings, cells, caption=f"{metric}{LOWER if is_lower else ''}")
-
-
-def _difference(row: Row | None, scale: Scale) -> Html:
-    if row is None:
-        return unknown
-    text = signed(row["difference"], row["ci_low"], row["ci_high"])
-    facts = f"{count(row['pairs'])} pairs, {count(row['left_out'])} left out, {row['method']}"
-    if row["p_holm"] is None:
-        return html('{}<br><span class="faint">{}</span>', text, facts)
-    verdict = _verdict(row)
-    return html(
-        '<span class="{}">{}{}</span> p = {}<br>{}<br><span class="faint">{}</span>',
-        Html(verdict[0]),
-        verdict[1],
-        text,
-        f"{row['p_holm']:.3g}",
-        scale.interval(row["difference"], row["ci_low"], row["ci_high"], f"difference {text}"),
-        facts,
+    return Table.from_rows(
+        ("", *(f"minus {label}" for label in variants)),
+        ([a, *(_build_difference(own[a, b], scale) if a != b else None for b in variants)] for a in variants),
+        caption=f"{metric}{LOWER if is_lower else ''}",
     )
 
 
-def _verdict(row: Row) -> tuple[str, str]:
-    """Style and mark of a difference: never told by colour alone."""
-    if row["p_holm"] >= SIGNIFICANT or not row["difference"]:
-        return "same", ""
-    arrow = "▲ " if row["difference"] > 0 else "▼ "
-    return ("better" if (row["difference"] > 0) != row["lower_is_better"] else "worse", arrow)
+def _build_difference(row: SummaryRow, scale: Scale) -> DifferenceCell:
+    text = format_signed_interval(row["difference"], row["ci_low"], row["ci_high"])
+    facts = f"{format_count(row['pairs'])} pairs, {format_count(row['left_out'])} left out, {row['method']}"
+    if row["p_holm"] is None:
+        return DifferenceCell(text, facts)
+    style, arrow = "same", ""
+    if row["p_holm"] < SIGNIFICANT and row["difference"]:
+        style = "better" if (row["difference"] > 0) != row["lower_is_better"] else "worse"
+        arrow = "▲ " if row["difference"] > 0 else "▼ "
+    mark = scale.draw_interval(row["difference"], row["ci_low"], row["ci_high"], f"difference {text}")
+    return DifferenceCell(text, facts, f"{row['p_holm']:.3g}", style, arrow, mark)
 
 
-def _by_field(report: Analysis, rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[Section]:
-    """How often each part of an answer was wrong, and what was said instead."""
+def _build_field_errors(report: Analysis, rows: Sequence[SummaryRow], metrics: Sequence[str]) -> Iterator[Section]:
+    """Show how often each part of an answer was wrong, and which wrong values were frequent."""
     parts = [metric for metric in report.metrics if metric not in metrics]
-    tables = [_error_shares(report, rows, parts or metrics)] if metrics else []
+    tables = [_build_error_shares(report, rows, parts or metrics)] if metrics else []
     mistakes = list(find_frequent_mistakes(report))
     if mistakes:
-        tables.append(
-            table(
-                ("Field", "Variant", "Target", "Answer", "Times"),
-                mistakes,
-                caption="Most frequent differences from the target, in answers that are not wholly right",
-            )
-        )
+        caption = "Most frequent differences from the target, in answers that are not wholly right"
+        tables.append(Table.from_rows(("Field", "Variant", "Target", "Answer", "Times"), mistakes, caption=caption))
     if tables:
-        yield section("fields", "Errors by field", *tables)
+        yield Section("fields", "Errors by field", tuple(tables))
 
 
-def _error_shares(report: Analysis, rows: Sequence[Row], metrics: Sequence[str]) -> Html:
+def _build_error_shares(report: Analysis, rows: Sequence[SummaryRow], metrics: Sequence[str]) -> Table:
     lower = report.lower_is_better
     wrong = Counter(
         (metric, result.route)
@@ -178,66 +177,70 @@ def _error_shares(report: Analysis, rows: Sequence[Row], metrics: Sequence[str])
         if metric in metrics and not is_right(value, lower_is_better=metric in lower)
     )
     scored = {(row["metric"], row["variant"]): row["scored"] for row in rows}
-    return table(
+    return Table.from_rows(
         ("Score", *report.variants),
-        ([metric, *(_share(wrong[metric, r], scored[metric, r]) for r in report.variants)] for metric in metrics),
+        (
+            [metric, *(_build_share(wrong[metric, label], scored[metric, label]) for label in report.variants)]
+            for metric in metrics
+        ),
         caption="Scores below 1, or above 0 where less is better" if lower else "Scores below 1",
     )
 
 
-def _share(part: int, whole: int) -> Html:
+def _build_share(part: int, whole: int) -> ShareCell | None:
     if not whole:
-        return unknown
+        return None
     share = part / whole
-    bar = Scale(0.0, 1.0).span(0.0, share, f"{share:.1%}")
-    return html('<span class="number">{} of {} ({})</span> {}', count(part), count(whole), f"{share:.1%}", bar)
+    text = f"{format_count(part)} of {format_count(whole)} ({share:.1%})"
+    return ShareCell(text, Scale(0.0, 1.0).draw_bar(0.0, share, f"{share:.1%}"))
 
 
-def _missing(report: Analysis, metrics: Sequence[str]) -> Iterator[Section]:
-    """Three views of what has no score, and why it has none."""
+def _build_missing(report: Analysis, metrics: Sequence[str]) -> Iterator[Section]:
+    """Show the means under three assumptions on results without a score, and the errors behind them."""
     tables = []
     views = [row for row in to_plain_rows(report.missing()) if row["metric"] in metrics]
     if views:
         headings = ("Variant", "Metric", "Results", "Missing", "Left out", "As failures", "Worst to best", "")
-        tables.append(table(headings, map(_view, views), caption="What results without a score could change"))
+        caption = "What results without a score could change"
+        tables.append(Table.from_rows(headings, map(_build_missing_cells, views), caption=caption))
     codes = Counter((r.error_code or "unknown", r.route) for r in report.results if r.status == FAILED)
     if codes:
-        kinds = sorted({code for code, _route in codes})
-        cells = ([kind, *(codes[kind, variant] for variant in report.variants)] for kind in kinds)
-        tables.append(table(("Error", *report.variants), cells, caption="Failed results"))
+        kinds = sorted({code for code, _label in codes})
+        cells = ([kind, *(codes[kind, label] for label in report.variants)] for kind in kinds)
+        tables.append(Table.from_rows(("Error", *report.variants), cells, caption="Failed results"))
     if tables:
-        yield section("missing", "Missing data", *tables)
+        yield Section("missing", "Missing data", tuple(tables))
 
 
-def _view(row: Row) -> Sequence[Any]:
+def _build_missing_cells(row: SummaryRow) -> Sequence[Cell]:
     bounds = None if row["worst"] is None else f"{row['worst']:.3f} to {row['best']:.3f}"
     return (
         row["variant"],
         row["metric"],
         row["n"],
         row["missing"],
-        ranged(row["mean_excluded"], row["excluded_low"], row["excluded_high"]),
-        ranged(row["mean_as_failures"], row["as_failures_low"], row["as_failures_high"]),
-        bounds or unknown,
-        Scale(0.0, 1.0).span(row["worst"], row["best"], bounds or ""),
+        format_interval(row["mean_excluded"], row["excluded_low"], row["excluded_high"]),
+        format_interval(row["mean_as_failures"], row["as_failures_low"], row["as_failures_high"]),
+        bounds,
+        Scale(0.0, 1.0).draw_bar(row["worst"], row["best"], bounds or ""),
     )
 
 
-def _repeats(report: Analysis, metrics: Sequence[str]) -> Iterator[Section]:
+def _build_repeats(report: Analysis, metrics: Sequence[str]) -> Iterator[Section]:
     epochs = 1 + max((result.epoch for result in report.results), default=0)
     if epochs < 2 or not metrics:
         return
-    rows = [row for row in to_plain_rows(report.repeats(epochs)) if row["metric"] in metrics]
     cells = (
         (
             row["variant"],
             row["metric"],
-            ranged(row["pass_at_k"], row["pass_at_k_low"], row["pass_at_k_high"]),
-            ranged(row["pass_hat_k"], row["pass_hat_k_low"], row["pass_hat_k_high"]),
+            format_interval(row["pass_at_k"], row["pass_at_k_low"], row["pass_at_k_high"]),
+            format_interval(row["pass_hat_k"], row["pass_hat_k_low"], row["pass_hat_k_high"]),
             row["samples"],
             row["left_out"],
         )
-        for row in rows
+        for row in to_plain_rows(report.repeats(epochs))
+        if row["metric"] in metrics
     )
     headings = ("Variant", "Metric", "pass@k (any right)", "pass^k (all right)", "Samples", "Left out")
-    yield section("repeats", "Repeats", table(headings, cells, caption=f"k = {epochs}"))
+    yield Section("repeats", "Repeats", (Table.from_rows(headings, cells, caption=f"k = {epochs}"),))
