@@ -25,7 +25,7 @@ _KNOWN = "PNG, JPEG and WebP images, and PDF"
 
 
 def _media_type(data: bytes) -> MediaType | None:
-    """What the bytes are by their first ones; names of files and what others say of them are often wrong."""
+    """Detect the media type from the first bytes: file names and declared types are often wrong."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
     if data.startswith(b"\xff\xd8\xff"):
@@ -66,7 +66,7 @@ class Attachment(BaseModel):
 
     @classmethod
     def of(cls, source: Source) -> Attachment:
-        """An attachment from a path, bytes, or an attachment, whose kind is read from its first bytes.
+        """Return an attachment from a path, bytes, or an attachment, whose kind is read from its first bytes.
 
         Raises:
             OSError: The file cannot be read.
@@ -83,7 +83,7 @@ class Attachment(BaseModel):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Attachment:
-        """An attachment from the bytes of a file; raises as `of`."""
+        """Return an attachment from the bytes of a file; raises as `of`."""
         _require_fits(len(data))
         media_type = _media_type(data)
         if media_type is None:
@@ -92,7 +92,7 @@ class Attachment(BaseModel):
 
     @classmethod
     def from_path(cls, path: str | PathLike[str]) -> Attachment:
-        """An attachment from a file; raises as `of`."""
+        """Return an attachment from a file; raises as `of`."""
         if isinstance(path, str) and path.split(":", 1)[0].lower() in ("http", "https", "data", "gs", "s3"):
             raise ValueError("llmkit fetches nothing from an address; give a path, or the bytes")
         place = Path(path)
@@ -122,7 +122,7 @@ class Attachment(BaseModel):
 def collect_attachments(
     images: Source | Iterable[Source] = (), files: Source | Iterable[Source] = ()
 ) -> tuple[Attachment, ...]:
-    """The attachments for what a person gave as images and as files, a single one or several; raises as `of`."""
+    """Return the attachments for what a person gave as images and as files, a single one or several; raises as `of`."""
     pictures, documents = (tuple(Attachment.of(source) for source in _several(given)) for given in (images, files))
     for wanted, found in (("files", pictures), ("images", documents)):
         misplaced = [each for each in found if each.is_image == (wanted == "images")]

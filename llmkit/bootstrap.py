@@ -170,7 +170,7 @@ def _open_cache(settings: LLMSettings) -> DiskContentCache | None:
 
 
 def _load_facts(settings: LLMSettings) -> FactBook:
-    """A book that knows the embedded models by the hash of their weights, and what earlier trials have shown."""
+    """Return a book that knows the embedded models by the hash of their weights, and what earlier trials have shown."""
     facts = FactBook()
     for name in model_names():
         digest = Fact(find_local_model(name).sha256, "declared")

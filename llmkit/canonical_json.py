@@ -16,7 +16,7 @@ __all__ = ["canonical_json", "compact_encoder", "json_object", "sha256_of"]
 def compact_encoder(
     *, sort_keys: bool = False, allow_nan: bool = True, default: Callable[[Any], Any] | None = None
 ) -> Callable[[Any], str]:
-    """What gives the text of `json.dumps(value, ensure_ascii=True, separators=(",", ":"), ...)`.
+    """Make an encoder that returns the text of `json.dumps(value, ensure_ascii=True, separators=(",", ":"), ...)`.
 
     Args:
         sort_keys: As for `json.dumps`.
@@ -74,7 +74,7 @@ def _sha256(text: str) -> str:
 
 
 def json_object(body: bytes) -> Mapping[str, Any] | None:
-    """The JSON object in these bytes, or None when they hold anything else."""
+    """Return the JSON object in these bytes, or None when they hold anything else."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):  # a hundred thousand brackets are no protocol either

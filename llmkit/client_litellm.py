@@ -156,7 +156,10 @@ class LiteLLMClient:
         return min(longest, float(asked) + random.uniform(0, FIRST_WAIT_S))  # noqa: S311
 
     async def _endpoint(self, provider: LLMProvider) -> Endpoint | None:
-        """Where a server of llmkit's own listens; asked before every try, since it may have died in the last one."""
+        """Return the address of a server that llmkit runs. Asked before every try.
+
+        The server may have died in the last one.
+        """
         server = self._servers.get(provider)
         return await server.ensure_running() if server is not None else None
 
@@ -185,7 +188,7 @@ class LiteLLMClient:
         return outcome
 
     async def _outcome(self, exchange: Exchange, request: LLMRequest, timeout_s: float) -> ClientReply | Exception:
-        """The reply, or a foreign exception as a value: ours is raised where no other can cling to it."""
+        """Return the reply, or a foreign exception as a value: ours is raised where no other can cling to it."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(PREPARATION_S + timeout_s) as deadline:

@@ -1,4 +1,4 @@
-"""What works here and what does not, each with the one command or variable that mends it."""
+"""Checks of the set-up, each with the one command or variable that fixes it."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _disk(settings: LLMSettings) -> Iterator[Check]:
 
 
 def _existing(place: Path) -> Path:
-    """The place itself, or the nearest folder above it that exists."""
+    """Return the place itself, or the nearest folder above it that exists."""
     place = place.absolute()
     return next(folder for folder in (place, *place.parents) if folder.is_dir())
 
@@ -218,7 +218,7 @@ def _check_pulled(model: PulledModel) -> Check:
 
 
 def _outside(work: Coroutine[Any, Any, T]) -> T:
-    """The result of async work, also where an event loop runs already."""
+    """Return the result of async work, also where an event loop runs already."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, work).result()
 
@@ -250,7 +250,7 @@ _LOOKS = (_llmkit, _litellm, _database, _cache, _disk, _extras, _ollama, _gemini
 
 
 def _list_probed(settings: LLMSettings, routes: Iterable[Route]) -> Iterator[Check]:
-    """What earlier trials found."""
+    """List the results of earlier probes."""
     probes = ProbeFile(settings.cache_dir).load() if settings.cache_enabled else ()
     found = {(probe.route, probe.address): probe for probe in probes}
     for route in routes:

@@ -121,7 +121,7 @@ class LLMError(Exception):
         return self.message
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows instead of a traceback through our rooms."""
+        """Return the lines that a notebook shows instead of a traceback through llmkit's modules."""
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -311,7 +311,7 @@ class LLMStoreError(LLMError):
 
 
 class LLMBudgetExhausted(LLMError):
-    """What is left of the budget of an evaluation is too little for the request; it was not sent."""
+    """Error for a request that the remaining budget cannot cover. It was not sent."""
 
     code = "budget_exhausted"
 

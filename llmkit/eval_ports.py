@@ -1,4 +1,4 @@
-"""What an evaluation needs from the store, as values and a protocol. See `ports`."""
+"""Store operations that evaluations need, as values and a protocol. See `ports`."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class DigestSeen:
 
 @dataclass(frozen=True, slots=True)
 class EvalSpending:
-    """What the requests took that an evaluation sent to one route. What was refused, and so not billed, is left out.
+    """Spending of an evaluation on one route. Refused requests are not billed and not included.
 
     Attributes:
         input_tokens: Of all requests that the provider counted the tokens of.
@@ -138,7 +138,7 @@ class RecordedCall:
 
 
 class EvalOutcome(NamedTuple):
-    """What a run that goes on has to know of a stored result. `scores` names those that it has."""
+    """Fields of a stored result that a resumed run needs. `scores` lists the names of its scores."""
 
     sample_id: str
     route: str
@@ -167,7 +167,7 @@ class EvalStore(Protocol):
         ...
 
     async def get_run(self, workspace_id: str, name: str) -> EvalRun | None:
-        """The run of this name, or None."""
+        """Return the run of this name, or None."""
         ...
 
     async def list_runs(self, workspace_id: str) -> tuple[EvalRun, ...]:
@@ -191,11 +191,11 @@ class EvalStore(Protocol):
         ...
 
     async def under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
-        """Calls of an evaluation that are STARTED, whoever made them."""
+        """Return the calls of an evaluation that are STARTED, in any process."""
         ...
 
     async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
-        """Calls of an evaluation that are STARTED, or were declared abandoned: they may have been billed."""
+        """Return the calls of an evaluation that are STARTED or abandoned: they may have been billed."""
         ...
 
     async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
@@ -203,7 +203,7 @@ class EvalStore(Protocol):
         ...
 
     async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[EvalSpending, ...]:
-        """What the requests of an evaluation took, by route. Those of calls that are in doubt are not recorded yet."""
+        """Sum the spending of an evaluation by route. Calls in doubt have no recorded spending yet."""
         ...
 
     async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:

@@ -1,4 +1,4 @@
-"""What the service needs from the outside, as protocols. Adapters live in rooms of their own; `bootstrap` joins them.
+"""Ports of the service, as protocols. Adapters live in their own packages, and `bootstrap` connects them.
 
 Each method says what it raises; anything else that comes out of an adapter is a bug of the adapter.
 """
@@ -80,7 +80,7 @@ class RunStart(NamedTuple):
 
 
 class RunSuccess(NamedTuple):
-    """How a call ended well.
+    """Successful end of a call.
 
     Attributes:
         result_json: The response as `LLMResponse` JSON, for replay; None when payloads are not stored.
@@ -105,7 +105,7 @@ class RunSuccess(NamedTuple):
 
 
 class RunFailure(NamedTuple):
-    """How a call ended badly. `error_message` is redacted."""
+    """Failed end of a call. `error_message` is redacted."""
 
     run_id: UUID
     finished_at_utc: datetime
@@ -117,7 +117,7 @@ class RunFailure(NamedTuple):
 
 
 class StoredRun(NamedTuple):
-    """What the store knows of a run that holds a key."""
+    """Facts about a stored run that holds a key."""
 
     id: UUID
     workspace_id: str
@@ -142,11 +142,11 @@ class LLMRunRepo(Protocol):
     """
 
     async def get_by_idempotency_key(self, workspace_id: str, idempotency_key: str) -> StoredRun | None:
-        """The STARTED or SUCCEEDED run that holds the key in this workspace, or None."""
+        """Return the STARTED or SUCCEEDED run that holds the key in this workspace, or None."""
         ...
 
     async def get_by_flight_key(self, workspace_id: str, flight_key: str) -> StoredRun | None:
-        """The STARTED run that holds the flight key in this workspace, or None."""
+        """Return the STARTED run that holds the flight key in this workspace, or None."""
         ...
 
     async def get_run(self, workspace_id: str, run_id: UUID) -> StoredRun | None:
@@ -315,7 +315,7 @@ class ModelInquiry(Protocol):
     """Finds out what servers say of their models, now and then."""
 
     def is_due(self, route: Route) -> bool:
-        """Whether there is a server to ask about this route, and its last answer is old. Costs a look-up."""
+        """Return whether there is a server to ask about this route, and its last answer is old. Costs a look-up."""
         ...
 
     async def learn(self, routes: Iterable[Route]) -> None:
@@ -328,7 +328,7 @@ class ModelInquiry(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a model server listens; `api_key` is None when it wants none."""
+    """Address of a model server; `api_key` is None if it needs none."""
 
     api_base: str
     api_key: str | None = field(default=None, repr=False)
@@ -373,7 +373,7 @@ class ContentCache(Protocol):
     """
 
     def get(self, key: CacheKey) -> LLMResponse | None:
-        """The stored answer, made anew for this call, or None."""
+        """Return the stored answer, made anew for this call, or None."""
         ...
 
     def put(self, key: CacheKey, response: LLMResponse) -> None:

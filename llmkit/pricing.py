@@ -1,4 +1,4 @@
-"""What a token costs, by LiteLLM's list: to say beforehand what a request may cost at most."""
+"""Prices of tokens from LiteLLM's list, for the largest cost that a request may have."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class ListPrice:
     most_output_usd: float
 
     def usual(self, input_tokens: float, output_tokens: float) -> float:
-        """What so many tokens of plain text cost, in USD."""
+        """Return the cost of this many tokens of plain text, in USD."""
         return input_tokens * self.input_usd + output_tokens * self.output_usd
 
     def most(self, input_tokens: int, output_tokens: int) -> float:
-        """What so many tokens cost at most, in USD."""
+        """Return the largest possible cost of this many tokens, in USD."""
         return input_tokens * self.most_input_usd + output_tokens * self.most_output_usd
 
 
@@ -39,12 +39,15 @@ FREE = ListPrice(0.0, 0.0, 0.0, 0.0)
 
 
 def is_free(route: Route) -> bool:
-    """Whether nobody charges for this route: it answers on a machine of one's own."""
+    """Return whether nobody charges for this route: it answers on a machine of one's own."""
     return not PROVIDERS[route.provider].runs_elsewhere(route.model)
 
 
 def list_price(route: Route) -> ListPrice | None:
-    """The price of a route's tokens; None when it is not known. Loads litellm for one that is not free: 3 to 6 s."""
+    """Return the price of a route's tokens; None when it is not known. Loads litellm for one that is not free.
+
+    3 to 6 s.
+    """
     if is_free(route):
         return FREE
     if not PROVIDERS[route.provider].reports_cost:

@@ -27,7 +27,7 @@ AssertEvaluation: TypeAlias = "Callable[..., EvalReport]"
 
 @pytest.fixture
 def assert_evaluation(tmp_path: Path) -> Iterator[AssertEvaluation]:
-    """A function `(task, routes, rules, *, baseline=None, replay=None, **options)` that returns the report.
+    """Return a function `(task, routes, rules, *, baseline=None, replay=None, **options)` that returns the report.
 
     It runs the task (a `Task`, or the path of a task file with one) over the routes in a new store of this test, with
     the settings of the environment, and checks the run by the `GateRules`. What does not hold is an `AssertionError`
@@ -106,7 +106,7 @@ def _require(gate: GateReport, report: EvalReport) -> None:
 
 
 def _failures(report: EvalReport) -> Iterator[str]:
-    """What has no score, by reason, each with the first message of its kind."""
+    """List the reasons for missing scores, each with its first message."""
     missing = [(each.route, "without an answer", each.error_code, each.error_message) for each in report.results]
     crashed = [
         (each.route, "not scored", name, text) for each in report.results for name, text in each.scorer_errors.items()

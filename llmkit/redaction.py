@@ -136,7 +136,7 @@ def _harmless_number(text: str) -> bool:
 
 
 def preview(text: str, limit_chars: int = PREVIEW_CHARS, secrets: Iterable[str] = ()) -> str:
-    """The redacted beginning of a text, at most `limit_chars` characters and an ellipsis."""
+    """Return the redacted beginning of a text, at most `limit_chars` characters and an ellipsis."""
     clean = redact(text[: limit_chars + _CUT_MARGIN_CHARS], secrets)
     if len(clean) <= limit_chars and len(text) <= limit_chars + _CUT_MARGIN_CHARS:
         return clean
@@ -144,7 +144,7 @@ def preview(text: str, limit_chars: int = PREVIEW_CHARS, secrets: Iterable[str] 
 
 
 def request_preview(request: LLMRequest, secrets: Iterable[str] = ()) -> str:
-    """The redacted beginning of a conversation, one line per message, the latest message first.
+    """Return the redacted beginning of a conversation, one line per message, the latest message first.
 
     Of an attachment it says kind, size and the beginning of its hash, such as `[image/png 12 kB sha256:1f0c9ab…]`.
     """
@@ -153,7 +153,7 @@ def request_preview(request: LLMRequest, secrets: Iterable[str] = ()) -> str:
 
 
 def tool_preview(result_json: str | None) -> str:
-    """The redacted beginning of what a stored answer gave to tools; empty when it gave them nothing."""
+    """Return the redacted beginning of what a stored answer gave to tools; empty when it gave them nothing."""
     calls = json.loads(result_json).get("tool_calls", ()) if result_json else ()
     return preview("\n".join(f"{call['name']}({call['arguments']})" for call in calls))
 

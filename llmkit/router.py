@@ -64,11 +64,11 @@ class LLMRouter:
         return self._planner.plan(request)
 
     def capabilities(self, route: Route) -> ProviderCaps:
-        """What the route can do, as far as it is known."""
+        """Return the capabilities of the route, as far as they are known."""
         return self._planner.page(route).caps
 
     def facts(self, route: Route) -> ModelFacts:
-        """What is known of the route's model, with source and time: what was probed, else reported, else declared."""
+        """Return the facts about the route's model, with source and time: probed, else reported, else declared."""
         return self._planner.page(route).facts
 
     def routes(self, request: LLMRequest) -> tuple[Route, ...]:
@@ -76,11 +76,11 @@ class LLMRouter:
         return self._planner.routes(request)
 
     def open_routes(self, request: LLMRequest) -> tuple[Route, ...]:
-        """The routes about which it is worth knowing more: those that no constraint and no outage keeps out."""
+        """Return the routes about which it is worth knowing more: those that no constraint and no outage keeps out."""
         return self._planner.open_routes(request)
 
     def select_provider(self, request: LLMRequest, constraints: LLMConstraints | None = None) -> LLMProvider:
-        """The provider that is tried first.
+        """Return the provider that is tried first.
 
         Args:
             request: What is asked.
@@ -156,7 +156,7 @@ class LLMRouter:
 
 
 def _complete_error(error: LLMError, route: Route | None, log: AttemptLog) -> LLMError:
-    """The error, with what was sent so far and, where it does not say so itself, who failed."""
+    """Return the error, with what was sent so far and, where it does not say so itself, who failed."""
     error.attempts = log.attempts
     if route is not None:
         error.provider = error.provider or route.provider
@@ -167,7 +167,9 @@ def _complete_error(error: LLMError, route: Route | None, log: AttemptLog) -> LL
 def plan_as_json(
     plan: RoutePlan, failures: Sequence[LLMError] = (), *, served_by: Route | None = None
 ) -> dict[str, Any]:
-    """The plan as it is kept with a run: JSON-able, without prompt or key. All calls with this plan share its lists.
+    """Return the plan as it is kept with a run: JSON-able, without prompt or key.
+
+    All calls with this plan share its lists.
 
     Args:
         plan: What the router decided.

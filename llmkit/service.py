@@ -183,7 +183,7 @@ class LLMService:
     # --- idempotency --------------------------------------------------------------------------------------------
 
     async def _replay(self, call: Call) -> LLMResponse | None:
-        """The stored answer of the call's key; None when the key is free."""
+        """Return the stored answer of the call's key; None when the key is free."""
         key = call.request.idempotency_key
         if key is None or self._runs is None:
             return None
@@ -383,14 +383,17 @@ class LLMService:
 
 
 def _whole_characters(text: str) -> str:
-    """The text with half characters replaced: a model may stop inside one, and neither JSON nor a database takes it."""
+    """Return the text with half characters replaced.
+
+    A model may stop inside one, and neither JSON nor a database takes it.
+    """
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _as_follower(error: LLMError, run_id: UUID | None) -> LLMError:
-    """The leading call's error as one of the follower's own: its row, and no request that was sent for it."""
+    """Return the leading call's error as one of the follower's own: its row, and no request that was sent for it."""
     own = type(error).__new__(type(error), *error.args)
     vars(own).update(vars(error))
     own.run_id, own.attempts = run_id, ()

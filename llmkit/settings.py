@@ -30,7 +30,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
 def is_loopback(url: str) -> bool:
-    """Whether the URL's host is this machine."""
+    """Return whether the URL's host is this machine."""
     host = urlsplit(url).hostname or ""
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -244,5 +244,5 @@ def child_environment(**extra: str) -> dict[str, str]:
 
 
 def is_in_environment(*names: str) -> bool:
-    """Whether one of these variables is set."""
+    """Return whether one of these variables is set."""
     return any(name in os.environ for name in names)

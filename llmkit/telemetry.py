@@ -32,7 +32,7 @@ _log.addHandler(logging.NullHandler())
 
 
 class RunEvent(NamedTuple):
-    """What is told of a finished call: no prompt, no answer, no key.
+    """Facts about a finished call: no prompt, no answer, no key.
 
     `requests` counts what was sent to providers for it, retries and fallbacks included.
     """
@@ -183,7 +183,7 @@ SpanValue: TypeAlias = str | int | float | list[str]
 
 
 def span(name: str, attributes: Mapping[str, SpanValue]) -> AbstractContextManager[Span]:
-    """A span around a block, current inside of it, so that the spans of calls made there are below it.
+    """Return a span around a block, current inside of it, so that the spans of calls made there are below it.
 
     Args:
         name: Of few kinds: a route, not a sample.
@@ -210,7 +210,7 @@ def _metrics_api() -> ModuleType:
 
 
 def _leads_somewhere(provider: object) -> bool:
-    """Whether somebody has configured an SDK: a span that goes nowhere costs as much as reading an answer.
+    """Return whether somebody has configured an SDK: a span that goes nowhere costs as much as reading an answer.
 
     Until then the API hands out providers of its own, which pass things on to the SDK as soon as there is one.
     """
@@ -250,7 +250,7 @@ class Span:
             self._made.set_attributes({name: value for name, value in attributes.items() if value is not None})
 
     def fail(self, error_code: str) -> None:
-        """What the span is about ended badly."""
+        """Mark the span as failed."""
         self.error_code = error_code
 
     def add_scores(self, scores: Mapping[str, float]) -> None:

@@ -58,7 +58,7 @@ Name = Annotated[str, Field(min_length=1, max_length=MAX_KEY_LENGTH, pattern=NAM
 
 
 def utc_now() -> datetime:
-    """The current time, aware, in UTC."""
+    """Return the current time, aware, in UTC."""
     return datetime.now(UTC)
 
 
@@ -69,7 +69,7 @@ class Value(BaseModel):
 
 
 class LLMProvider(StrEnum):
-    """Who answers."""
+    """Provider that answers."""
 
     OLLAMA = "ollama"
     GEMINI = "gemini"
@@ -80,7 +80,7 @@ _PROVIDERS = tuple(map(str, LLMProvider))
 
 
 class LLMProfile(StrEnum):
-    """What a request cares about most; the router turns it into an order of providers."""
+    """Priority of a request; the router turns it into an order of providers."""
 
     FAST = "fast"
     BALANCED = "balanced"
@@ -96,7 +96,7 @@ class RunStatus(StrEnum):
 
 
 class AttemptStatus(StrEnum):
-    """How one request to a provider ended. A cancelled one may have been billed."""
+    """End of one request to a provider. A cancelled one may have been billed."""
 
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
@@ -104,7 +104,7 @@ class AttemptStatus(StrEnum):
 
 
 class ServedFrom(StrEnum):
-    """Where an answer came from; only `PROVIDER` cost anything."""
+    """Source of an answer; only `PROVIDER` costs anything."""
 
     PROVIDER = "provider"
     CACHE = "cache"
@@ -215,7 +215,7 @@ class ResponseFormat(Value):
 
 
 class LLMConstraints(Value):
-    """What a route must fulfil to be a candidate. What the request itself needs (tools, JSON) is derived from it.
+    """Requirements on candidate routes. What the request itself needs (tools, JSON) is derived from it.
 
     Attributes:
         local_only: Never leave this machine, whatever fails.
@@ -231,7 +231,7 @@ class LLMConstraints(Value):
 
 
 class RequestContext(Value):
-    """Who asks, for a whole web request, job or notebook: the preferred carrier of the workspace."""
+    """Workspace and labels of a web request, job or notebook: the preferred carrier of the workspace."""
 
     workspace_id: Name
     pipeline_run_id: Name | None = None
@@ -326,7 +326,7 @@ class TokenUsage(Value):
 
     @classmethod
     def total(cls, usages: Iterable[TokenUsage]) -> TokenUsage:
-        """The sum. A count that is unknown in one part is unknown in the sum."""
+        """Return the sum. A count that is unknown in one part is unknown in the sum."""
         parts = tuple(usages)
         if len(parts) == 1:
             return parts[0]
@@ -430,7 +430,7 @@ class RoutePlan(Value):
 
 
 class ProviderCaps(Value):
-    """What a provider can do, and which profiles prefer it.
+    """Capabilities of a provider, and the profiles that prefer it.
 
     Attributes:
         supports_tools: Takes tool definitions and answers with tool calls.
@@ -490,7 +490,7 @@ class LLMResponse(Value):
     warnings: tuple[str, ...] = ()
 
     def as_stored(self) -> str:
-        """The answer as JSON, without what belongs to the call that got it: attempts, plan and pinned route."""
+        """Return the answer as JSON, without what belongs to the call that got it: attempts, plan and pinned route."""
         return self.model_dump_json(exclude={"attempts", "plan", "requested_route"}, exclude_defaults=True)
 
     @property
@@ -500,7 +500,7 @@ class LLMResponse(Value):
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """What it took, in words: who answered, tokens, milliseconds, billed or not."""
+        """Describe the answer in words: route, tokens, milliseconds, billed or not."""
         counts = (
             "?" if count is None else f"{count:,}" for count in (self.usage.input_tokens, self.usage.output_tokens)
         )
@@ -511,7 +511,7 @@ class LLMResponse(Value):
         return self.text
 
     def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
-        """What IPython shows in a terminal."""
+        """Print the text in IPython."""
         lines = [self.text, *(f"warning: {each}" for each in self.warnings), f"[{', '.join(self.facts)}]"]
         printer.text(printable("\n".join(lines)))
 

@@ -14,7 +14,7 @@ __all__ = ["Meter", "bar"]
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """How far some work is; `shown` stands behind the bar."""
+    """Progress of some work; `shown` is printed behind the bar."""
 
     done: int
     total: int
@@ -23,7 +23,7 @@ class Meter:
 
 @contextmanager
 def bar(read: Callable[[], Meter | None], *, unit: str, shown: bool = True) -> Iterator[Callable[[], None] | None]:
-    """What draws a meter: a widget in Jupyter, a line on stderr elsewhere; None when it is not to be shown.
+    """Draw a meter: a widget in Jupyter, a line on stderr elsewhere. Yield None if nothing is to be drawn.
 
     Args:
         read: How far the work is; None until that is known.

@@ -1,4 +1,4 @@
-"""Whether a route is worth calling."""
+"""Health of a route: whether it is still worth calling."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ HOPELESS = (
 
 @dataclass(slots=True)
 class Health:
-    """What the calls of one lane have shown so far.
+    """Outcomes of the calls of one variant so far.
 
     Attributes:
         answers: How many got an answer.
@@ -59,12 +59,12 @@ class Health:
     resting_after: LLMError | None = None
     stopped_by: LLMError | None = None
 
-    def answered(self) -> None:
+    def note_answer(self) -> None:
         """Note an answer."""
         self.answers += 1
         self.in_a_row = 0
 
-    def failed(self, error: Exception) -> None:
+    def note_failure(self, error: Exception) -> None:
         """Note a failure, and stop after several hopeless ones in a row."""
         self.failures += 1
         self.in_a_row = self.in_a_row + 1 if isinstance(error, HOPELESS) else 0
@@ -72,7 +72,7 @@ class Health:
             self.stopped_by = self.stopped_by or error
 
     def is_left_alone(self, error: Exception) -> bool:
-        """Whether nothing was sent, because the route failed too often just before.
+        """Return whether nothing was sent, because the route failed too often just before.
 
         Then it rests; a route that has failed and not answered once is stopped instead, so that nobody waits for a
         server that is not there. One that failed before this began may be back, and gets its rest.
@@ -86,7 +86,7 @@ class Health:
         return True
 
     def has_lost_contact(self, error: Exception) -> bool:
-        """Whether a server that has answered before broke off or cannot be reached: it may be back in a moment.
+        """Return whether a server that has answered before broke off or cannot be reached: it may be back in a moment.
 
         Then the route rests. An error that the server itself sent is no such thing: it is there.
         """

@@ -1,4 +1,4 @@
-"""What a call must fulfil before anything is looked up, written or sent, and how it is told that it does not."""
+"""Validation of a request and its context before any I/O."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 def open_call(
     request: LLMRequest, context: RequestContext | None, default_profile: LLMProfile, *, recorded: bool
 ) -> Call:
-    """The call that a request opens.
+    """Return the call that a request opens.
 
     Args:
         request: What is asked.
@@ -69,7 +69,7 @@ def open_call(
 
 
 class Who(NamedTuple):
-    """Who asks: what the context, or the reserved metadata keys in their order, say."""
+    """Workspace, pipeline run and stage of a call, from the context or the reserved metadata keys."""
 
     workspace_id: str | None
     pipeline_run_id: str | None

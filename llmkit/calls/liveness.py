@@ -1,4 +1,4 @@
-"""Whether the process behind an unfinished call still lives.
+"""Liveness of the process behind an unfinished call.
 
 On the same machine and boot the process table knows, at once and for certain. For any other machine a call counts as
 dead when its heartbeat has been silent for the configured time.
@@ -36,7 +36,7 @@ def _owner(pid: int) -> str:
 
 @lru_cache(maxsize=1)
 def _world() -> str:
-    """Where a process id means something: this boot of this machine, and this container."""
+    """Return the scope in which a process id is unique: this boot of this machine, and this container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}|{Path('/proc/self/ns/pid').readlink()}"
@@ -70,7 +70,7 @@ def _start_time_without_proc(pid: int) -> str | None:
 
 
 def is_alive(owner: str) -> bool | None:
-    """Whether the owner's process lives; None when it cannot be known from here.
+    """Return whether the owner's process lives; None when it cannot be known from here.
 
     That is so on another machine, after another boot, and where another user's processes are hidden.
     """
@@ -83,7 +83,7 @@ def is_alive(owner: str) -> bool | None:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether there is such a process, another user's, though /proc does not show it (mounted with `hidepid`)."""
+    """Return whether the process exists as another user's although /proc hides it (`hidepid`)."""
     if os.name != "posix":
         return False
     try:
@@ -96,7 +96,7 @@ def _is_hidden(pid: int) -> bool:
 
 
 def looks_abandoned(owner: str, heartbeat_at_utc: datetime, limit_s: float, now_utc: datetime | None = None) -> bool:
-    """Whether an unfinished call has no process behind it any more.
+    """Return whether an unfinished call has no process behind it any more.
 
     Args:
         owner: Who carries the call, from `current_owner()`.
@@ -111,7 +111,7 @@ def looks_abandoned(owner: str, heartbeat_at_utc: datetime, limit_s: float, now_
 
 
 class Listener:
-    """Whether a run that somebody waits for still has a heart that beats.
+    """Observer of the heartbeat of a run that a caller waits for.
 
     By the steady clock of the one who waits: a clock that was set back, or that differs, makes nobody wait longer.
 
@@ -125,7 +125,7 @@ class Listener:
         self._heard_s = 0.0
 
     def hears_nothing_of(self, run_id: UUID, heartbeat_at_utc: datetime) -> bool:
-        """Whether the run's last sign of life has been the same one for too long."""
+        """Return whether the run's last sign of life has been the same one for too long."""
         now_s = time.monotonic()
         if self._heard != (run_id, heartbeat_at_utc):
             self._heard, self._heard_s = (run_id, heartbeat_at_utc), now_s

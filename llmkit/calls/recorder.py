@@ -1,4 +1,4 @@
-"""What is written, and told, of a call: its start, its end, and answers that were paid for earlier."""
+"""Records of calls in the store, and their telemetry."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class CallRecorder:
         return response
 
     def as_served(self, call: Call, origin: LLMResponse, served_from: ServedFrom) -> LLMResponse:
-        """The answer of an earlier call as the answer of this one.
+        """Return the answer of an earlier call as the answer of this one.
 
         Args:
             call: The one that is answered.
@@ -318,14 +318,14 @@ async def to_the_end(work: Awaitable[T]) -> T:
 
 
 def _own(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata that have no column of their own."""
+    """Return the metadata that have no column of their own."""
     return (
         {} if not metadata else {name: value for name, value in metadata.items() if name not in RESERVED_METADATA_KEYS}
     )
 
 
 def _metadata(request: LLMRequest, canonical: CanonicalRequest) -> dict[str, Any]:
-    """The caller's own, and under `parameters` what was asked beside the messages."""
+    """Return the caller's own, and under `parameters` what was asked beside the messages."""
     own, parameters = _own(request.metadata), canonical.parameters()
     return {"parameters": parameters, **own} if parameters else own
 

@@ -31,7 +31,7 @@ _USUAL_NAME = ResponseFormat().name
 
 
 class CanonicalRequest:
-    """What of a request changes the output, before any provider's translation; each field is encoded once.
+    """Canonical form of everything in a request that changes the output. Each field is encoded once.
 
     Fields left at their default do not count, so that a later version can add one without changing old hashes.
 
@@ -78,7 +78,7 @@ class CanonicalRequest:
         return _sha256(f"{{{text}}}")
 
     def parameters(self) -> dict[str, Any]:
-        """What was asked beside messages, route and profile, as short JSON for people."""
+        """Return the parameters besides messages, route and profile, as short JSON for people."""
         return self._short | {name: f"sha256:{_sha256(text)[:_SHORT_HASH]}" for name, text in self._long.items()}
 
 

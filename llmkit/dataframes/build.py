@@ -21,7 +21,7 @@ HYPHENS_BEFORE: Final = (8, 12, 16, 20)
 
 
 def frame_of(rows: Iterable[tuple[Any, ...]], columns: Columns) -> pd.DataFrame:
-    """A frame from rows whose values are in the order of `columns`.
+    """Return a frame from rows whose values are in the order of `columns`.
 
     Times may be aware datetimes or UTC texts, ids UUIDs or texts with or without hyphens.
     """
@@ -31,7 +31,9 @@ def frame_of(rows: Iterable[tuple[Any, ...]], columns: Columns) -> pd.DataFrame:
 def build_frame(
     batches: Iterable[Iterable[Sequence[Any]]], columns: Columns, *, packed: Collection[str] = ()
 ) -> pd.DataFrame:
-    """As `frame_of`, from batches of rows that become columns at once: few rows stay in the processor's cache.
+    """Do the same as `frame_of`, from batches of rows that become columns at once.
+
+    Few rows stay in the processor's cache.
 
     Args:
         batches: Of rows.
@@ -86,7 +88,10 @@ def _convert_column(values: list[Any], kind: Kind) -> pd.Series[Any]:
 
 
 def _by_arrow(values: list[Any], kind: Kind) -> pd.Series[Any] | None:
-    """The same through pyarrow, in a third of the time; None when it is not there or does not take the values."""
+    """Return the same through pyarrow, in a third of the time.
+
+    None when it is not there or does not take the values.
+    """
     try:
         import pyarrow as pa
     except ImportError:
@@ -123,7 +128,7 @@ def _hyphenate_ids(values: list[Any]) -> pa.LargeStringArray | None:
 
 
 def _hyphenate_id(value: Any) -> str | None:
-    """An id in the usual form; SQLite has it without hyphens."""
+    """Return an id in the usual form; SQLite has it without hyphens."""
     if value is None:
         return None
     text = str(value)

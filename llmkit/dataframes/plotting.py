@@ -1,4 +1,4 @@
-"""What plots have in common: where they are drawn, and marks that differ in more than their colour.
+"""Shared parts of all plots: axes, and marks that differ in more than colour.
 
 matplotlib is the extra `plot`. A plot never shows itself, and changes neither the backend nor a default of the user's.
 """
@@ -30,7 +30,7 @@ LONGEST_NAME: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How one series is drawn: no two differ by their colour alone."""
+    """Style of one series. No two styles differ by colour alone."""
 
     colour: str
     marker: str
@@ -38,13 +38,13 @@ class Mark:
 
 
 def marks() -> Iterator[Mark]:
-    """Marks in a fixed order, without end."""
+    """Yield styles in a fixed order, endlessly."""
     for colour, marker, line in zip(cycle(COLOURS), cycle(_MARKERS), cycle(_LINES), strict=False):
         yield Mark(colour, marker, line)
 
 
 def axes(ax: Axes | None, height_inches: float) -> Axes:
-    """The given axes, or those of a new pyplot figure, which a notebook shows at the end of its cell.
+    """Return the given axes, or those of a new pyplot figure, which a notebook shows at the end of its cell.
 
     Args:
         ax: Taken as they are; their figure is not touched.
@@ -65,7 +65,7 @@ def axes(ax: Axes | None, height_inches: float) -> Axes:
 
 
 def key(ax: Axes, *, is_own: bool) -> None:
-    """What each mark stands for: below a figure of our own, where long names have room, else inside the axes."""
+    """Draw the legend: below a figure of our own, where long names have room, else inside the axes."""
     handles, labels = ax.get_legend_handles_labels()
     if not handles:
         return
@@ -76,7 +76,7 @@ def key(ax: Axes, *, is_own: bool) -> None:
 
 
 def short(name: str) -> str:
-    """The name, without its middle when it is too long for a line."""
+    """Return the name, without its middle when it is too long for a line."""
     if len(name) <= LONGEST_NAME:
         return name
     half = (LONGEST_NAME - 1) // 2

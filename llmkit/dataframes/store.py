@@ -180,7 +180,7 @@ def runs_frame(
     since: datetime | None = None,
     limit: int | None = None,
 ) -> pd.DataFrame:
-    """The runs of a workspace, newest first, with `RUN_COLUMNS`.
+    """Return the runs of a workspace, newest first, with `RUN_COLUMNS`.
 
     Args:
         connection: To a database at head.
@@ -238,14 +238,14 @@ def attempts_frame(
 
 
 def eval_runs_frame(connection: Connection, workspace_id: str) -> pd.DataFrame:
-    """The evaluations of a workspace, newest first, with `EVAL_RUN_COLUMNS`."""
+    """Return the evaluations of a workspace, newest first, with `EVAL_RUN_COLUMNS`."""
     query = _select("eval_runs", EVAL_RUN_COLUMNS, connection.dialect.name)
     mine = query.where(_col("workspace_id") == workspace_id)
     return _fetch_frame(connection, mine.order_by(_col("created_at_utc").desc(), _col("id").desc()), EVAL_RUN_COLUMNS)
 
 
 def eval_results_frame(connection: Connection, eval_run_id: UUID) -> pd.DataFrame:
-    """The results of an evaluation by sample, route and epoch, with `EVAL_RESULT_COLUMNS`."""
+    """Return the results of an evaluation by sample, route and epoch, with `EVAL_RESULT_COLUMNS`."""
     dialect = connection.dialect.name
     key = eval_run_id.hex if dialect == "sqlite" else eval_run_id
     query = _select("eval_results", EVAL_RESULT_COLUMNS, dialect).where(_col("eval_run_id") == key)
@@ -255,7 +255,7 @@ def eval_results_frame(connection: Connection, eval_run_id: UUID) -> pd.DataFram
 
 
 def usage_frame(connection: Connection, workspace_id: str, *, since: datetime | None = None) -> pd.DataFrame:
-    """What each route served and what it billed, with `USAGE_COLUMNS`, ordered by route.
+    """Read what each route served and billed, with `USAGE_COLUMNS`, ordered by route.
 
     Served is about calls (`llm_runs`): `calls` are those that the route answered, `served_from_store` those among them
     that cost nothing, `failed_calls` those that were pinned to it and failed. Billed is about requests
@@ -354,7 +354,7 @@ def _fetch_frame(connection: Connection, query: Select[Any], columns: Columns) -
 def _by_time(
     connection: Connection, query: Select[Any], created: ColumnElement[Any], columns: Columns, ties: Mapping[str, bool]
 ) -> pd.DataFrame:
-    """As `_fetch_frame`, newest first: by the index in SQLite, and equal times here.
+    """Do the same as `_fetch_frame`, newest first: by the index in SQLite, and equal times here.
 
     SQLite would take every row, whole, through a sorter of its own for the few that are of the same time.
 
@@ -401,7 +401,10 @@ def _select(table_name: str, columns: Columns, dialect: str) -> Select[Any]:
 def _select_columns(
     sources: Mapping[str, ColumnElement[Any]], columns: Columns, dialect: str
 ) -> list[ColumnElement[Any]]:
-    """The columns as the driver should give them: ids as text, and of SQLite what seldom changes in one piece."""
+    """Return the columns as the driver should give them.
+
+    Ids as text, and of SQLite what seldom changes in one piece.
+    """
     if dialect == "sqlite":
         together = func.json_array(*(sources[name] for name in columns if name in SELDOM_CHANGES))
         return [together, *(sources[name] for name in columns if name not in SELDOM_CHANGES)]
@@ -409,7 +412,7 @@ def _select_columns(
 
 
 def moment(value: datetime, dialect: str) -> Any:
-    """The time as it is stored."""
+    """Return the time as it is stored."""
     if value.utcoffset() is None:
         raise ValueError("since needs a time zone, for example datetime.now(UTC) - timedelta(hours=1)")
     in_utc = value.astimezone(UTC)

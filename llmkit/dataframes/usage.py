@@ -1,4 +1,4 @@
-"""What a workspace used, as a frame that can also draw how it came to that over time."""
+"""Usage of a workspace, as a DataFrame that can also plot its history."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LABELS: Final = {"tokens": "billed tokens so far", "cost": "billed cost so far 
 
 @dataclass(frozen=True, slots=True)
 class RouteSpending:
-    """What one route billed in one slot: sums over what is known, None when nothing is."""
+    """Spending of one route in one time slot: sums of the known counts, None if none is known."""
 
     route: str
     slot: int
@@ -59,7 +59,7 @@ class Timeline:
         return [self.start_utc + timedelta(seconds=self.slot_s * number) for number in range(SLOTS + 1)]
 
     def so_far(self, route: str, what: str) -> list[float] | None:
-        """What a route had billed at each of the times; None when nothing of it is known."""
+        """Return the cumulative spending of a route at each time; None if none of it is known."""
         mine = [each for each in self.spent if each.route == route]
         amounts = {each.slot: each.tokens if what == "tokens" else each.cost_usd for each in mine}
         if all(amount is None for amount in amounts.values()):
@@ -70,7 +70,7 @@ class Timeline:
         return sums
 
     def unknown(self, route: str, what: str) -> int:
-        """How many requests of a route are not in its sums."""
+        """Return how many requests of a route are not in its sums."""
         mine = [each for each in self.spent if each.route == route]
         return sum(each.uncounted if what == "tokens" else each.unpriced for each in mine)
 
@@ -128,7 +128,7 @@ class UsageFrame(pd.DataFrame):
 
 
 def read_usage(connection: Connection, workspace_id: str, *, since: datetime | None = None) -> UsageFrame:
-    """As `llmkit.dataframes.store.usage_frame`, with its timeline."""
+    """Do the same as `llmkit.dataframes.store.usage_frame`, with its timeline."""
     frame = UsageFrame(usage_frame(connection, workspace_id, since=since))
     frame.timeline = _timeline(connection, workspace_id, since)
     return frame
@@ -159,14 +159,14 @@ def _timeline(connection: Connection, workspace_id: str, since: datetime | None)
 
 
 def _epoch_s(time: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
-    """A stored time as seconds since 1970."""
+    """Return a stored time as seconds since 1970."""
     if dialect == "sqlite":
         return (func.julianday(time) - func.julianday("1970-01-01")) * 86_400.0
     return func.extract("epoch", time)
 
 
 def _whole(number: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
-    """Rounded down: a cast does that on SQLite only, `floor` is not in every SQLite."""
+    """Round down. A cast does this on SQLite only, and `floor` is missing in some SQLite builds."""
     return cast(number if dialect == "sqlite" else func.floor(number), Integer)
 
 

@@ -50,14 +50,14 @@ class PulledModel:
 
 @dataclass(frozen=True, slots=True)
 class OllamaServerState:
-    """What a server says of itself."""
+    """State of a server, as it reports it."""
 
     version: str
     models: tuple[PulledModel, ...]
 
 
 async def look_at_model(base: str, model: str) -> ModelFacts | None:
-    """What the server says of one model, in two requests at once.
+    """Ask the server for the facts of one model, with two concurrent requests.
 
     Args:
         base: Address of the server; user and password in it are sent to it.
@@ -149,7 +149,7 @@ async def _asking(base: str) -> AsyncIterator[_Asking]:
 
 
 async def _read_bounded(answer: aiohttp.ClientResponse) -> bytes:
-    """The body, cut where no such answer is as long: what is cut is no JSON."""
+    """Return the body, cut where no such answer is as long: what is cut is no JSON."""
     body = bytearray()
     async for chunk in answer.content.iter_any():
         body += chunk
@@ -159,7 +159,7 @@ async def _read_bounded(answer: aiohttp.ClientResponse) -> bytes:
 
 
 def _proxy(base: str) -> str | None:
-    """The proxy that the environment names. What is on this machine never goes through one."""
+    """Return the proxy that the environment names. What is on this machine never goes through one."""
     where = urlsplit(base)
     if is_loopback(base) or proxy_bypass(where.hostname or ""):
         return None
@@ -168,7 +168,7 @@ def _proxy(base: str) -> str | None:
 
 
 def _tls(base: str) -> ssl.SSLContext | bool:
-    """The machine's certificates and certifi's, as for calls."""
+    """Return the machine's certificates and certifi's, as for calls."""
     if urlsplit(base).scheme != "https":
         return True
     import certifi

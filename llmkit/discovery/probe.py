@@ -33,7 +33,7 @@ _REFUSALS = (LLMBadRequest, LLMUnsupported)
 
 
 def probe_request(route: Route) -> LLMRequest:
-    """The request: prose is asked for, and the schema leaves room for one object only."""
+    """Return the request: prose is asked for, and the schema leaves room for one object only."""
     schema: dict[str, Any] = {
         "type": "object",
         "properties": {name: {"type": "string", "enum": [value]} for name, value in EXPECTED.items()},
@@ -51,7 +51,7 @@ def probe_request(route: Route) -> LLMRequest:
 
 
 def holds_to_schema(response: LLMResponse) -> bool:
-    """Whether the schema was sent as a constraint, and the answer is the one object that fits it."""
+    """Return whether the schema was sent as a constraint, and the answer is the one object that fits it."""
     was_sent = bool(response.attempts) and response.attempts[-1].schema_sha256 is not None
     return was_sent and _json(response.text) == EXPECTED
 

@@ -1,4 +1,4 @@
-"""What trials of models have shown, kept in one small JSON file, so that the next process need not pay for them."""
+"""Results of probes, kept in one small JSON file so that the next process need not pay for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROBE_LASTS = timedelta(days=30)
 
 
 class StoredProbe(Value):
-    """What one trial showed.
+    """Result of one probe.
 
     Attributes:
         address: Where the server was, without credentials; empty for one that llmkit runs itself.
@@ -38,7 +38,7 @@ class StoredProbe(Value):
 
     @property
     def facts(self) -> ModelFacts:
-        """What it says of the model."""
+        """Return the facts about the model that this probe supports."""
         return ModelFacts(json_schema=Fact(self.json_schema, "probed", self.at_utc))
 
 

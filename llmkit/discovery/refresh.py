@@ -49,7 +49,7 @@ class OllamaInquiry:
             await asyncio.wait(looks)
 
     def _look(self, route: Route) -> asyncio.Task[None]:
-        """The look that is under way, or a new one."""
+        """Return the look that is under way, or a new one."""
         here = (asyncio.get_running_loop(), route)
         task = self._looks.get(here)
         if task is None:

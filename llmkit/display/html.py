@@ -41,7 +41,7 @@ def join_html(parts: Iterable[Html]) -> Html:
 
 
 def card(text: str, facts: Sequence[str], warnings: Sequence[str] = ()) -> Html:
-    """A text with a line of facts below it, and a line for each warning."""
+    """Return a text with a line of facts below it, and a line for each warning."""
     body = html('<div dir="auto" style="white-space:pre-wrap;overflow-wrap:anywhere">{}</div>', _cut(text))
     return html(
         '<div class="{as_it_is}" style="border-left:3px solid {accent};padding:2px 0 2px 12px;margin:4px 0">'
@@ -57,7 +57,7 @@ def card(text: str, facts: Sequence[str], warnings: Sequence[str] = ()) -> Html:
 
 
 def chat(turns: Sequence[tuple[str, str, Sequence[str]]], title: str) -> Html:
-    """A conversation: who, what, and facts of each turn, the oldest first; of a long one the newest."""
+    """Return a conversation: who, what, and facts of each turn, the oldest first; of a long one the newest."""
     left_out = len(turns) - MAX_ROWS
     lead = [_note(f"{left_out} earlier messages")] if left_out > 0 else []
     budget = MAX_CHARS // max(1, min(len(turns), MAX_ROWS))
@@ -69,7 +69,7 @@ def chat(turns: Sequence[tuple[str, str, Sequence[str]]], title: str) -> Html:
 def table(
     headings: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str = "", notes: Sequence[str] = ()
 ) -> Html:
-    """A table with right-aligned numbers, a caption above it and notes below; of a long one the first rows."""
+    """Return a table with right-aligned numbers, a caption above it and notes below; of a long one the first rows."""
     shown = rows[:MAX_ROWS]
     budget = max(40, MAX_CHARS // max(1, len(shown) * len(headings)))
     left_out = [f"{len(rows) - MAX_ROWS} more rows"] if len(rows) > MAX_ROWS else []

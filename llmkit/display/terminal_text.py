@@ -12,7 +12,7 @@ _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 
 
 def printable(text: str) -> str:
-    r"""The text with control characters and turns of direction written as Python does, such as `\x1b` or `\u202e`.
+    r"""Write control characters and direction marks as Python escapes, such as `\x1b` or `\u202e`.
 
     A carriage return before a line feed is left out, since both are one line break. What is printable stays as it is.
     """

@@ -53,7 +53,7 @@ class Budget:
 
 
 class Amount(NamedTuple):
-    """What requests take: tokens, and money in `PARTS_PER_USD`."""
+    """Amounts that requests use: tokens, and money in units of 1 / `PARTS_PER_USD` dollars."""
 
     tokens: int
     money: int
@@ -63,24 +63,24 @@ NOTHING = Amount(0, 0)
 
 
 def amount(tokens: int, cost_usd: float) -> Amount:
-    """An amount of tokens and US dollars, no less than given."""
+    """Return an amount of tokens and US dollars, no less than given."""
     return Amount(tokens, math.ceil(cost_usd * PARTS_PER_USD))
 
 
 @dataclass(slots=True)
 class Account:
-    """What of one kind may be spent in all, was spent, and is set aside for what is under way."""
+    """Account of one kind: the limit, what was spent, and what is reserved for requests in progress."""
 
     limit: int
     spent: int = 0
     held: int = 0
 
     def has_room(self, most: int) -> bool:
-        """Whether so much can be set aside now."""
+        """Return whether so much can be set aside now."""
         return self.spent + self.held + most <= self.limit
 
     def may_have_room(self, most: int) -> bool:
-        """Whether so much could be set aside if nothing of what is held were spent."""
+        """Return whether so much could be set aside if nothing of what is held were spent."""
         return self.spent + most <= self.limit
 
 
@@ -110,7 +110,7 @@ class Books:
         return True
 
     def lacking(self, most: Amount) -> Kind | None:
-        """What this amount can never be set aside of, whatever comes of all that is held; None when it may yet."""
+        """Return what this amount can never be reserved from, whatever is settled later; None if it may still fit."""
         return next((kind for kind, account, part in self._parts(most) if not account.may_have_room(part)), None)
 
     def settle(self, held: Amount, used: Amount) -> None:
@@ -120,7 +120,7 @@ class Books:
             account.spent += taken
 
     def left(self, kind: Kind) -> int:
-        """What is neither spent nor set aside of a kind that has a limit; below 0 when earlier runs took more."""
+        """Return what is neither spent nor reserved of a limited kind; below 0 if earlier runs spent more."""
         account = self.accounts[kind]
         return account.limit - account.spent - account.held
 
@@ -131,7 +131,7 @@ class Books:
 
 @dataclass(frozen=True, slots=True)
 class BudgetUse:
-    """How much of its budget a run has used.
+    """Use of the budget by a run.
 
     Attributes:
         budget: The limits.

@@ -27,7 +27,7 @@ _ILLEGIBLE = re.compile(r"[^\w./@+-]")
 
 
 def with_repairs(digest: str, repairs: int) -> str:
-    """The hash of what is sent, from that of the first request."""
+    """Return the hash of what is sent, from that of the first request."""
     return digest if repairs == 1 else sha256_of([digest, repairs])[:DIGEST_LENGTH]
 
 
@@ -38,7 +38,7 @@ def _some(ids: set[str], most: int = 5) -> str:
 
 
 def check_run_name(name: object) -> str:
-    """The name of a run, if it can be one.
+    """Return the name of a run, if it can be one.
 
     Raises:
         LLMEvaluationError: It is no single line of 1 to 120 characters.
@@ -51,7 +51,7 @@ def check_run_name(name: object) -> str:
 
 
 def name_prefix(run: EvalRun) -> str:
-    """What the names of all calls of a run begin with."""
+    """Return the prefix of the names of all calls of a run."""
     return f"eval:{run.id.hex}:"
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation will take, before it is paid for: from what an earlier run took."""
+"""Estimate of an evaluation before it is paid for, from what an earlier run used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WIDEST_SPREAD = math.sqrt(0.5)
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What one route will take.
+    """Estimate for one route.
 
     Attributes:
         route: Its label.
@@ -56,7 +56,7 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """How one limit of a budget compares with a plan.
+    """Comparison of one budget limit with a plan.
 
     Attributes:
         limit: `max_tokens`, `max_cost_usd` or `max_time_s`.
@@ -75,7 +75,7 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class SampleSize:
-    """How many samples a difference needs.
+    """Number of samples that a difference needs.
 
     Attributes:
         metric: Of what.
@@ -106,7 +106,7 @@ def forecast(
     concurrency: int = 8,
     settings: LLMSettings | None = None,
 ) -> tuple[Forecast, ...]:
-    """What an evaluation of these routes will take. Calls nothing; loads litellm, for prices, when a route is not free.
+    """Estimate an evaluation of these routes. Calls nothing; loads litellm, for prices, if a route is not free.
 
     What judges take is not in it, nor are repairs and retries.
 
@@ -137,7 +137,7 @@ def forecast(
 
 
 def _within_limits(row: Forecast, settings: LLMSettings) -> Forecast:
-    """The same with the time that the limits per minute of its provider make of it."""
+    """Return the same with the time that the limits per minute of its provider make of it."""
     route = _parse_route(row.route)
     if route is None or row.time_s is None:
         return row
@@ -209,7 +209,7 @@ def _cost_of(result: EvalResult) -> float | None:
 
 
 def outlook(rows: Sequence[Forecast], budget: Budget, run: EvalReport | None = None) -> tuple[Outlook, ...]:
-    """How a budget compares with a plan, limit by limit.
+    """Compare a budget with a plan, limit by limit.
 
     Args:
         rows: What `forecast` said.
@@ -254,7 +254,7 @@ def _times(each: float | None, calls: int) -> int | None:
 
 
 def sample_size(metric: str, difference: float, *, history: EvalReport | None = None, power: float = 0.8) -> SampleSize:
-    """How many samples a paired comparison needs to see a difference with this power.
+    """Return how many samples a paired comparison needs to see a difference with this power.
 
     The spread is that of the first two routes of the earlier run, by sample; without two routes the widest that
     independent zeros and ones can have, which asks for too many samples rather than too few.

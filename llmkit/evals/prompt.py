@@ -34,7 +34,7 @@ class Field:
         return f"{{{self.name}[{self.key}]}}" if self.key is not None else f"{{{self.name}}}"
 
     def value(self, sample: Sample) -> Any:
-        """What the sample has in this place.
+        """Return the sample's value for this placeholder.
 
         Raises:
             KeyError: It has nothing there.
@@ -107,7 +107,7 @@ def _places(sample: Sample) -> str:
 def render(
     prompt: Template | Callable[[Sample], Any], sample: Sample, system: str | None = None
 ) -> tuple[Message, ...]:
-    """The messages that a sample is sent as.
+    """Return the messages that a sample is sent as.
 
     Args:
         prompt: A template, or a function that returns text or messages.
@@ -121,7 +121,7 @@ def render(
 
 
 def content_of(prompt: Template | Callable[[Sample], Any], sample: Sample) -> Content:
-    """What a prompt makes of a sample.
+    """Apply a prompt to a sample.
 
     Raises:
         LLMEvaluationError: As `render`.
@@ -130,7 +130,7 @@ def content_of(prompt: Template | Callable[[Sample], Any], sample: Sample) -> Co
 
 
 def as_messages(content: Content, system: str | None = None) -> tuple[Message, ...]:
-    """The content as it is sent, behind a system message if there is one."""
+    """Return the content as it is sent, behind a system message if there is one."""
     messages = (Message(role="user", content=content),) if isinstance(content, str) else content
     return messages if system is None else (Message(role="system", content=system), *messages)
 

@@ -1,4 +1,4 @@
-"""What an evaluation was made with: versions, the commit of the code around the task, settings and options."""
+"""Provenance of an evaluation: versions, the commit of the code around the task, settings and options."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _list_versions() -> Iterator[tuple[str, str]]:
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit that is checked out around a folder; None where there is none, or it cannot be read.
+    """Return the commit that is checked out around a folder; None where there is none, or it cannot be read.
 
     Read from Git's files: to ask Git would run what the configuration of a downloaded folder names.
     """
@@ -90,7 +90,7 @@ def commit_of(folder: Path) -> str | None:
 
 
 def _git_dir(dot_git: Path) -> Path:
-    """A folder, or in a linked working tree a file that names one."""
+    """Return a folder, or in a linked working tree a file that names one."""
     if dot_git.is_dir():
         return dot_git
     return dot_git.parent / dot_git.read_text().removeprefix("gitdir:").strip()
@@ -106,7 +106,7 @@ def _head(git_dir: Path) -> str | None:
 
 
 def _reference(git_dir: Path, name: str) -> str:
-    """What a branch points to, in a file of its own or among the packed ones; empty when there is no such branch."""
+    """Return the commit that a branch points to, from its own file or the packed ones; empty if there is none."""
     loose, packed = git_dir / name, git_dir / "packed-refs"
     if loose.is_file():
         return loose.read_text().strip()

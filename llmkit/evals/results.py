@@ -48,7 +48,7 @@ class ResultKey(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """Where a result belongs, before there is one: its fields that do not depend on what comes of the sample."""
+    """Identity of a result before it exists: the fields that do not depend on the outcome."""
 
     eval_run_id: UUID
     route: str
@@ -58,23 +58,23 @@ class Slot(NamedTuple):
     sample_group: str | None
 
     def result(self, status: str, finished_at_utc: datetime, **outcome: Any) -> EvalResult:
-        """The result with this outcome."""
+        """Return the result with this outcome."""
         return EvalResult(**self._asdict(), status=status, finished_at_utc=finished_at_utc, **outcome)
 
 
 def key_of(result: EvalResult) -> ResultKey:
-    """The key of a result."""
+    """Return the key of a result."""
     return ResultKey(result.sample_id, result.route, result.epoch)
 
 
 def fell_back(result: EvalResult) -> bool:
-    """Whether another model answered than the one that the route or policy puts first."""
+    """Return whether another model answered than the one that the route or policy puts first."""
     return any(warning.startswith(FALLBACK_WARNING) for warning in result.warnings)
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one call of `evaluate` did.
+    """Work of one call of `evaluate`.
 
     Attributes:
         reused: Results that were there already.

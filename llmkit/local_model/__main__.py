@@ -59,7 +59,10 @@ def main() -> int:
 
 
 def _limit_files() -> None:
-    """The log is the only file written: stop it at 1 MiB (Python ignores SIGXFSZ). A core dump would hold prompts."""
+    """Return the log is the only file written: stop it at 1 MiB (Python ignores SIGXFSZ).
+
+    A core dump would hold prompts.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     limit = MAX_LOG_BYTES if hard == resource.RLIM_INFINITY else min(MAX_LOG_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -90,7 +93,7 @@ def _die_with_parent(signal_number: int) -> None:
 
 
 def _load(order: dict[str, Any]) -> Any:
-    """A server that listens, with the model loaded."""
+    """Return a server that listens, with the model loaded."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()

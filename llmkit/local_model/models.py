@@ -54,12 +54,12 @@ def model_names() -> tuple[str, ...]:
 
 
 def has_model(name: str) -> bool:
-    """Whether `local/<name>` is an embedded model."""
+    """Return whether `local/<name>` is an embedded model."""
     return name in _MODELS
 
 
 def find_local_model(name: str) -> EmbeddedModel:
-    """The description of one model.
+    """Return the description of one model.
 
     Raises:
         LLMConfigurationError: There is none of this name.

@@ -34,7 +34,7 @@ TAIL_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class ServeOrder:
-    """What the child is told. It travels on standard input: a command line is for everyone to read.
+    """Instructions for the child process. They travel on standard input: every user can read a command line.
 
     Attributes:
         context_tokens: Context window of each of the `parallel` slots.
@@ -106,7 +106,7 @@ class ModelProcess:
             self._process.wait()
 
     async def astop(self) -> None:
-        """As `stop`, without holding up the event loop, and without a thread, which an exiting interpreter refuses."""
+        """Do the same as `stop` without blocking the event loop or a thread, which an exiting interpreter refuses."""
         self._ask_to_stop()
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while self.is_running:
@@ -131,7 +131,7 @@ class ModelProcess:
             self._log_fd = -1
 
     def _read_report(self, timeout_s: float) -> dict[str, Any]:
-        """The child's one line, which is short enough to arrive in one piece."""
+        """Return the child's one line, which is short enough to arrive in one piece."""
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
@@ -156,7 +156,7 @@ class ModelProcess:
         return _unavailable(self._order, what, self._log_tail())
 
     def _log_tail(self) -> str:
-        """The last lines of the log, redacted."""
+        """Return the last lines of the log, redacted."""
         size = os.fstat(self._log_fd).st_size
         text = os.pread(self._log_fd, TAIL_BYTES, max(0, size - TAIL_BYTES)).decode(errors="replace")
         lines = redact(text, [self._order.api_key]).strip().splitlines()
@@ -164,7 +164,7 @@ class ModelProcess:
 
 
 def _launch(order: ServeOrder) -> tuple[subprocess.Popen[bytes], int]:
-    """The process, and a descriptor of its log: a file without a name, gone with the last who has it open."""
+    """Return the process, and a descriptor of its log: a file without a name, gone with the last who has it open."""
     with tempfile.TemporaryFile(buffering=0) as log:
         process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-P", str(CHILD_PROGRAM)],

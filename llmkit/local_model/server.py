@@ -28,7 +28,7 @@ EXIT_WAIT_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Spec:
-    """What makes two sessions able to share a child."""
+    """Settings that two sessions must share to use one child process."""
 
     model: str
     context_tokens: int
@@ -71,7 +71,7 @@ class EmbeddedModelServer:
 
 
 def share_server(settings: LLMSettings) -> EmbeddedModelServer:
-    """A new user of this process's child for these settings; nothing starts before `ensure_running`."""
+    """Return a new user of this process's child for these settings; nothing starts before `ensure_running`."""
     return EmbeddedModelServer(settings)
 
 
@@ -104,7 +104,7 @@ class _Start:
         wait([self.outcome], EXIT_WAIT_S)
 
     async def astop(self) -> None:
-        """As `stop`, without holding up the event loop."""
+        """Do the same as `stop`, without holding up the event loop."""
         self._is_stopped = True
         if self._process is not None:
             await self._process.astop()
@@ -145,7 +145,7 @@ class _Registry:
         self._stops_at_exit = False
 
     def join(self, spec: _Spec, user: object) -> _Start:
-        """A child that is coming up or running, a new one if need be."""
+        """Return a child that is coming up or running, a new one if need be."""
         with self._lock:
             if not self._stops_at_exit:
                 atexit.register(_at_exit)
@@ -160,7 +160,7 @@ class _Registry:
             return self._starts[spec]
 
     def leave(self, spec: _Spec, user: object) -> _Start | None:
-        """The child that nobody uses any more, for the caller to stop; None when there is none."""
+        """Return the child that nobody uses any more, for the caller to stop; None when there is none."""
         with self._lock:
             users = self._users.get(spec, set())
             if user not in users:

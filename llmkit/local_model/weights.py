@@ -42,7 +42,7 @@ def require_installed(model: EmbeddedModel) -> None:
 
 
 def weights_path(model: EmbeddedModel) -> Path:
-    """The weights as one verified file, assembled from the package on first use (1 to 3 s, 253 MB).
+    """Return the weights as one verified file, assembled from the package on first use (1 to 3 s, 253 MB).
 
     It lies in the user's cache, and in a private folder for temporary files when the cache cannot be written. Any
     number of processes may ask at once: each assembles a file of its own and renames it into place.
@@ -75,7 +75,7 @@ def _configuration(message: str, name: str) -> LLMConfigurationError:
 
 
 def _folders() -> Iterator[Path]:
-    """Where the file may lie, best first."""
+    """Return the folders that may contain the file, best first."""
     xdg = child_environment().get("XDG_CACHE_HOME", "")
     if Path(xdg).is_absolute():
         yield Path(xdg) / "llmkit" / "models"
@@ -103,7 +103,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _is_intact(target: Path, model: EmbeddedModel) -> bool:
-    """Whether the file is what it should be: by its stamp (microseconds), else by its hash (about 0.5 s)."""
+    """Return whether the file is what it should be: by its stamp (microseconds), else by its hash (about 0.5 s)."""
     if not target.is_file() or target.stat().st_size != model.size_bytes:
         return False
     if _read_stamp(target) == _stamp(target, model):
@@ -156,7 +156,7 @@ def _remove_stale_partials(target: Path) -> None:
 
 
 def _weights_package(model: EmbeddedModel) -> ModuleType:
-    """The package, with all of its parts there."""
+    """Return the package, with all of its parts there."""
     if not _is_there(model.package):
         raise _configuration(INSTALL_HINT, model.name)
     try:

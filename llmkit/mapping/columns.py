@@ -41,7 +41,7 @@ _DTYPES: Final[Mapping[type, str]] = {bool: "boolean", int: "Int64", float: "Flo
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one distinct text; `values` in the order of the columns of the answer."""
+    """Outcome for one distinct text; `values` are in the order of the answer's columns."""
 
     status: str
     values: tuple[Any, ...] | None = None
@@ -55,7 +55,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class FieldColumns:
-    """How an answer is spread over columns.
+    """Mapping of an answer to columns.
 
     Attributes:
         dtypes: By column, in the order of the fields.
@@ -68,7 +68,7 @@ class FieldColumns:
     fields: tuple[str, ...] = ()
 
     def values(self, found: Any) -> tuple[Any, ...]:
-        """The values of one answer. Objects inside a field become dictionaries."""
+        """Return the values of one answer. Objects inside a field become dictionaries."""
         if self.answer is None:
             return (str(found),)
         if self.answer.wrapped:
@@ -79,7 +79,7 @@ class FieldColumns:
 
 
 def field_columns(output_type: Any | None) -> FieldColumns:
-    """The columns of a type, or of plain text when None.
+    """Return the columns of a type, or of plain text when None.
 
     One column for each field of a model, dataclass or TypedDict, `value` for any other type, `text` for text. Whole
     numbers are `Int64`, numbers `Float64`, flags `boolean`, texts, literals and enums of texts `string`, with `<NA>`
@@ -157,7 +157,7 @@ def _dtype(hint: Any) -> str:
 
 
 def _kinds(hint: Any) -> set[Any]:
-    """The plain types that values of an annotation have."""
+    """Return the plain types that values of an annotation have."""
     origin = get_origin(hint)
     if origin is Annotated or origin in (typing.Required, typing.NotRequired):
         return _kinds(get_args(hint)[0])

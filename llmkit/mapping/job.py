@@ -30,7 +30,7 @@ Ask = Callable[[str], Awaitable["LLMResponse | Extraction[Any]"]]
 
 @dataclass(slots=True)
 class MapProgress:
-    """How far a map is, in rows of the input. `tokens` are those of all answers so far, stored ones included."""
+    """Progress of a map, in rows of the input. `tokens` include those of stored answers."""
 
     total: int
     done: int = 0
@@ -83,13 +83,13 @@ class Mapping:
             raise errors.exceptions[0] from None
 
     def frame(self) -> pd.DataFrame:
-        """What there is so far; rows that are still open are NOT_RUN."""
+        """Return the frame so far. Rows that are still open are NOT_RUN."""
         stopped = self._health.stopped_by
         unrun = Outcome(NOT_RUN) if stopped is None else _failure(NOT_RUN, stopped)
         return map_frame(self._rows, self._outcomes, self._columns, unrun)
 
     def meter(self) -> Meter:
-        """How far it is, for a bar."""
+        """Return the progress for a bar."""
         shown = {"failed": self.tally.failed, "tokens": self.tally.tokens}
         rest_s = self._rests_until_s - time.monotonic()
         # Else a pause that is meant looks like a hang.
@@ -97,7 +97,7 @@ class Mapping:
         return Meter(self.tally.done, self.tally.total, shown | resting)
 
     def describe_interruption(self) -> str:
-        """What a person reads who has interrupted it."""
+        """Return the message for an interrupted map."""
         done, total = self.tally.done, self.tally.total
         return f"{done:,} of {total:,} rows are done and in .partial of the session; the same call does the rest"
 
@@ -137,7 +137,7 @@ class Mapping:
             self._keep(code, outcome)
 
     async def _outcome(self, code: int) -> Outcome | None:
-        """What became of a text; None when it was put off."""
+        """Return the outcome for a text; None if it was postponed."""
         try:
             found = await self._ask(self._rows.text(code))
         except LLMStoreError:

@@ -1,4 +1,4 @@
-"""What a map will ask, checked before anything is sent, and how each of its calls is named."""
+"""Plan of a map, checked before anything is sent, and the names of its calls."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _digest_of_question(columns: FieldColumns, parameters: AnyMapping[str, Any])
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON that is equal in every process: sets have no order of their own."""
+    """Return the value as JSON that is equal in every process: sets have no order of their own."""
     if isinstance(value, BaseModel):
         return _plain(value.model_dump())
     if isinstance(value, AnyMapping):

@@ -76,7 +76,7 @@ class Rows:
         return cls(source.index, codes, firsts, source)
 
     def text(self, code: int) -> str:
-        """A distinct text."""
+        """Return a distinct text."""
         return self._source.text(self.firsts[code]) or ""
 
     def sizes(self) -> array[int]:
@@ -95,7 +95,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where texts come from: columns that are filled into a template, and a prompt around the result."""
+    """Source of the texts: columns that fill a template, and a prompt around the result."""
 
     index: pd.Index[Any]
     columns: Mapping[str, Any]
@@ -120,7 +120,7 @@ class _Source:
         return len(self.index)
 
     def text(self, row: int) -> str | None:
-        """The text of a row; None when a value that it needs is missing."""
+        """Return the text of a row; None when a value that it needs is missing."""
         values: dict[str, str] = {}
         for name in _places(self.template):
             value = self.columns[name][row]

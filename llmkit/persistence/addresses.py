@@ -1,4 +1,4 @@
-"""Where a database is. Nothing is opened here, and SQLAlchemy is not loaded for an SQLite file."""
+"""Addresses of databases. Nothing is opened here, and SQLAlchemy is not loaded for an SQLite file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXPECTED: Final = "use sqlite:///llmkit.db, or postgresql://USER:PASSWORD@HOST:5
 
 @dataclass(frozen=True, slots=True)
 class DatabaseAddress:
-    """Where a database is, as a driver wants it and as a person may see it.
+    """Address of a database, in the form of a driver and in a form that may be shown.
 
     Attributes:
         label: Name for messages, without password.
@@ -60,7 +60,7 @@ class DatabaseAddress:
 
     @classmethod
     def of_file(cls, path: str | Path) -> DatabaseAddress:
-        """The address of an SQLite file."""
+        """Return the address of an SQLite file."""
         absolute = Path(path).absolute()
         return cls(label=str(absolute), path=absolute)
 
@@ -91,7 +91,7 @@ class DatabaseAddress:
 
 
 def label_of(url: URL) -> str:
-    """A name for messages, without user and password."""
+    """Return a name for messages, without user and password."""
     if url.get_backend_name() == "sqlite":
         return str(path_of(url) or "in memory")
     host = url.host or url.query.get("host") or "localhost"
@@ -99,7 +99,7 @@ def label_of(url: URL) -> str:
 
 
 def path_of(url: URL) -> Path | None:
-    """The SQLite file that the URL names, if it does."""
+    """Return the SQLite file that the URL names, if it does."""
     if url.get_backend_name() != "sqlite" or not url.database:
         return None
     is_uri = url.database.startswith("file:")

@@ -99,14 +99,14 @@ class CompiledStatement:
         self._processed = tuple(compiled.encoders.items())
 
     def row(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The parameters of one execution."""
+        """Return the parameters of one execution."""
         row = list(self._pick(values))
         for index, process in self._processed:
             row[index] = process(row[index])
         return tuple(row)
 
     def arrange(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The parameters of one execution, from encoded values in the order of `columns`."""
+        """Return the parameters of one execution, from encoded values in the order of `columns`."""
         return row if self._order is None else self._order(row)
 
 
@@ -120,7 +120,7 @@ class PreparedSelect(CompiledStatement):
         self._results = tuple(compiled.decoders.items())
 
     def values(self, row: Sequence[Any]) -> list[Any]:
-        """The values of one row, typed."""
+        """Return the values of one row, typed."""
         values = list(row)
         for index, process in self._results:
             values[index] = process(values[index])
@@ -180,7 +180,7 @@ def _of_json(entry: Mapping[str, Any]) -> Compiled:
 
 
 def as_json(compiled: Mapping[str, Compiled]) -> str:
-    """The text of `sqlite_statements.json` for statements that were compiled for SQLite."""
+    """Return the text of `sqlite_statements.json` for statements that were compiled for SQLite."""
     names = {process: name for name, process in PROCESSORS.items()}
     entries = {
         name: {

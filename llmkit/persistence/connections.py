@@ -82,11 +82,11 @@ class Writer(Protocol):
         ...
 
     def execute_many(self, sql: str, rows: Sequence[Row]) -> int:
-        """How many rows the statement changed, over all the given parameters."""
+        """Return how many rows the statement changed, over all the given parameters."""
         ...
 
     def first(self, sql: str, parameters: Row) -> Row | None:
-        """The first row of a query."""
+        """Return the first row of a query."""
         ...
 
     def close(self) -> None:
@@ -206,7 +206,7 @@ class WriteConnection:
             self.discard()
 
     def discard(self) -> None:
-        """As `close`, for whoever has shut the gate."""
+        """Do the same as `close`, for whoever has shut the gate."""
         if self._open is not None:
             writer, self._open = self._open[0], None
             writer.close()
@@ -226,7 +226,7 @@ class SqliteReader:
         self._open: tuple[sqlite3.Connection, FileGuard] | None = None
 
     def one(self, select: PreparedSelect, parameters: Sequence[Any]) -> list[Any] | None:
-        """The values of the first row, or None.
+        """Return the values of the first row, or None.
 
         Raises:
             LLMStoreError: The database cannot be read.

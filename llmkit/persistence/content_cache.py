@@ -72,7 +72,7 @@ class DiskContentCache:
         self._cache = _open(directory, size_limit_bytes)
 
     def get(self, key: CacheKey) -> LLMResponse | None:
-        """The stored answer, or None when there is none that can be trusted."""
+        """Return the stored answer, or None when there is none that can be trusted."""
         text = key.text()
         try:
             entry = self._cache.get(_digest(text))

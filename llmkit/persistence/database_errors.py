@@ -1,4 +1,4 @@
-"""What databases raise, turned into one readable `LLMStoreError` that says what to do.
+"""Translation of database errors into one readable `LLMStoreError` with a remedy.
 
 Driver messages are passed on only where they are known to hold neither a password nor a prompt.
 """
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class DatabaseFailure(Enum):
-    """What a failure concerns, and so who is told.
+    """Scope of a failure, which decides who gets the error.
 
     `TRANSIENT` may pass by itself; `OPERATION` is about the values of one operation; `STORE` is about everybody.
     """
@@ -83,7 +83,7 @@ UNREACHABLE: Final = (
 
 
 def classify(error: Exception) -> DatabaseFailure:
-    """Who is concerned by the failure."""
+    """Classify a failure."""
     cause = _driver_error(error)
     if _may_pass(error, cause):
         return DatabaseFailure.TRANSIENT
@@ -113,7 +113,7 @@ def _is_about_values(cause: BaseException) -> bool:
 
 
 def patiently(work: Callable[[], T], patience_s: float) -> T:
-    """The result of `work`, tried again while its failure is of the kind that passes.
+    """Return the result of `work`, tried again while its failure is of the kind that passes.
 
     Args:
         work: Leaves nothing behind when it fails, and may be done twice.
@@ -135,7 +135,7 @@ def patiently(work: Callable[[], T], patience_s: float) -> T:
 
 
 def store_error(error: Exception, label: str, path: Path | None = None) -> LLMStoreError:
-    """The error to raise instead of what SQLAlchemy or a driver raised.
+    """Return the error to raise instead of what SQLAlchemy or a driver raised.
 
     Args:
         error: What was raised.
@@ -156,7 +156,7 @@ def store_error(error: Exception, label: str, path: Path | None = None) -> LLMSt
 
 
 def database_gone(path: Path) -> LLMStoreError:
-    """The error for a file that was removed or replaced while it was open."""
+    """Return the error for a file that was removed or replaced while it was open."""
     return LLMStoreError(
         f"The database {path} was deleted or replaced while it was in use. What is written now would be lost. "
         "Put it back, or start again with a new session to create a new one."
@@ -164,7 +164,7 @@ def database_gone(path: Path) -> LLMStoreError:
 
 
 def cannot_open(path: Path) -> LLMStoreError:
-    """The error for a file that SQLite cannot open, with the reason as far as it can be seen."""
+    """Return the error for a file that SQLite cannot open, with the reason as far as it can be seen."""
     if not path.parent.is_dir():
         return LLMStoreError(f"The database {path} cannot be opened: the folder {path.parent} does not exist.")
     if path.is_dir():
@@ -232,7 +232,10 @@ def _is_psycopg_operational(cause: BaseException) -> bool:
 
 
 def _describe_cause(cause: BaseException) -> str:
-    """The kind of failure and, from a server, its code; a message may repeat values, so only SQLite's own is shown."""
+    """Return the kind of failure and, from a server, its code.
+
+    A message may repeat values, so only SQLite's own is shown.
+    """
     name = type(cause).__name__
     if isinstance(cause, sqlite3.Error):
         return f"{_first_line(cause)} ({name})"

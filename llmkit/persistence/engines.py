@@ -38,7 +38,7 @@ DATABASE_ERRORS: Final = (SQLAlchemyError, sqlite3.Error, OSError)
 
 
 def make_engine(address: DatabaseAddress, *, busy_timeout_s: float = SQLITE_BUSY_TIMEOUT_S) -> Engine:
-    """An engine for threads. Opens nothing yet.
+    """Return an engine for threads. Opens nothing yet.
 
     Args:
         address: Where.
@@ -65,7 +65,7 @@ def _close_lost_cursor(context: ExceptionContext) -> None:
 
 
 def make_async_engine(address: DatabaseAddress, *, busy_timeout_s: float = SQLITE_BUSY_TIMEOUT_S) -> AsyncEngine:
-    """An engine for one event loop, for callers that hold a database session of their own; as `make_engine`."""
+    """Return an engine for one event loop, for callers that hold a database session of their own; as `make_engine`."""
     from sqlalchemy.ext.asyncio import create_async_engine
 
     drivername = "sqlite+aiosqlite" if address.is_sqlite else address.url.drivername
@@ -117,7 +117,7 @@ def begin_immediate(connection: Connection) -> Connection:
 
 @contextmanager
 def reading(engine: Engine, address: DatabaseAddress) -> Iterator[Connection]:
-    """A connection for reading, at one moment in time; what fails inside is raised as `LLMStoreError`."""
+    """Return a connection for reading, at one moment in time; what fails inside is raised as `LLMStoreError`."""
     try:
         with snapshot(engine) as connection:
             yield connection
@@ -127,7 +127,7 @@ def reading(engine: Engine, address: DatabaseAddress) -> Iterator[Connection]:
 
 @contextmanager
 def snapshot(engine: Engine) -> Iterator[Connection]:
-    """As `reading`, with errors as the driver raises them, so that a failure that may pass can be told from others."""
+    """Do the same as `reading`, but raise the driver's errors, so that transient ones can be recognised."""
     with engine.connect() as connection:
         if connection.dialect.name != "sqlite":
             connection.execution_options(isolation_level="REPEATABLE READ")
@@ -136,7 +136,7 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def writing(engine: Engine, address: DatabaseAddress) -> Iterator[Connection]:
-    """A write transaction: committed at the end of the block, rolled back when it raises.
+    """Return a write transaction: committed at the end of the block, rolled back when it raises.
 
     Raises:
         LLMStoreError: What the database raised inside, translated.

@@ -18,7 +18,7 @@ __all__ = ["eval_result_values", "eval_run_of", "eval_run_values", "make_recorde
 
 
 def make_recorded_call(row: RowMapping, attempts: Sequence[RowMapping]) -> RecordedCall:
-    """A call of an evaluation from its columns and those of its attempts.
+    """Return a call of an evaluation from its columns and those of its attempts.
 
     Args:
         row: Columns of the run; `result_json` is looked at only when the answer has no text.
@@ -63,7 +63,7 @@ def eval_run_values(run: EvalRun) -> Values:
 
 
 def eval_run_of(row: Mapping[str, Any]) -> EvalRun:
-    """An evaluation from its columns."""
+    """Return an evaluation from its columns."""
     values = dict(row)
     return EvalRun(spec=json.loads(values.pop("spec_json")), **values)
 

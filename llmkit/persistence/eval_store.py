@@ -150,7 +150,7 @@ _CALL_COLUMNS = (
 
 
 def _tool_answer() -> ColumnElement[Any]:
-    """The stored answer of a call that has no text: it may be in the arguments of a tool."""
+    """Return the stored answer of a call that has no text: it may be in the arguments of a tool."""
     return case((RUNS.c.response_preview == "", RUNS.c.result_json)).label("result_json")
 
 

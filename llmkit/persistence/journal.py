@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 class _Resources:
-    """What one process holds open. A forked child makes its own: connections and threads do not survive a fork."""
+    """Resources of one process. A forked child opens its own: connections and threads do not survive a fork."""
 
     def __init__(self, address: DatabaseAddress, busy_timeout_s: float, patience_s: float) -> None:
         self.pid = os.getpid()
@@ -224,7 +224,7 @@ class Journal:
         self._here().writer.raise_losses()
 
     async def find(self, select: PreparedSelect, *key: Any) -> list[Any] | None:
-        """The first row of a query by key, as of now.
+        """Return the first row of a query by key, as of now.
 
         Args:
             select: The query.
@@ -241,7 +241,7 @@ class Journal:
         return await self.read(lambda connection: _first(connection, select, parameters))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """The result of `work`, which reads only, run in a thread on a connection at one moment in time.
+        """Return the result of `work`, which reads only, run in a thread on a connection at one moment in time.
 
         Raises:
             LLMStoreError: The database cannot be read.
@@ -250,7 +250,7 @@ class Journal:
         return await asyncio.to_thread(self.read_here, work)
 
     def read_here(self, work: Callable[[Connection], T]) -> T:
-        """As `read`, on the calling thread."""
+        """Do the same as `read`, on the calling thread."""
         from llmkit.persistence.engines import DATABASE_ERRORS, snapshot
 
         self._refuse_when_closed()

@@ -39,7 +39,7 @@ DRIVER_ERRORS: Final = (sqlite3.Error, OSError)
 
 
 class SchemaStatus(StrEnum):
-    """How a database stands to this version of llmkit."""
+    """State of a database's schema relative to this version of llmkit."""
 
     EMPTY = "empty"
     BEHIND = "behind"
@@ -106,7 +106,7 @@ def current_state(database_url: str) -> SchemaState:
 
 @contextmanager
 def migration_connection(address: DatabaseAddress) -> Iterator[Connection]:
-    """A transaction that no other migration can share; committed at the end of the block.
+    """Return a transaction that no other migration can share; committed at the end of the block.
 
     Raises:
         LLMStoreError: What the database raised inside, translated.
@@ -130,7 +130,7 @@ def migration_connection(address: DatabaseAddress) -> Iterator[Connection]:
 
 
 def _create_schema(state: SchemaState, address: DatabaseAddress) -> bool:
-    """Whether an SQLite file without our tables now has those of the head, without Alembic, whose import takes longer.
+    """Create the tables in an SQLite file that lacks them, without Alembic, whose import takes longer.
 
     What the migrations make of a new file is kept in a file of the package; a test compares the two.
     """
@@ -183,7 +183,7 @@ def _alembic_config(address: DatabaseAddress) -> Config:
 
 
 def migrations_folder() -> Path:
-    """Where the revisions are: inside the package when it is installed, beside it in a checkout."""
+    """Return the folder of the revisions: inside an installed package, beside it in a checkout."""
     for folder in (PACKAGE / "migrations", PACKAGE.parent / "migrations"):
         if (folder / "env.py").is_file():
             return folder
@@ -232,7 +232,7 @@ def _read_state(address: DatabaseAddress) -> SchemaState:
 
 
 def _sqlite_revision(address: DatabaseAddress) -> str | None:
-    """As `_revision`, without SQLAlchemy: all that most processes ever want to know of the schema."""
+    """Do the same as `_revision`, without SQLAlchemy: all that most processes ever want to know of the schema."""
     try:
         with closing(open_sqlite(address)) as connection:
             if not connection.execute(HAS_SQLITE_TABLE, (VERSION_TABLE,)).fetchall():

@@ -210,5 +210,5 @@ class EvalResultRow(StoreTable, table=True):
 
 
 def table_of(model: type[StoreTable]) -> Table:
-    """The Core table behind a model."""
+    """Return the Core table behind a model."""
     return METADATA.tables[str(model.__tablename__)]

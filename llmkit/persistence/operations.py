@@ -44,7 +44,7 @@ Rows = list[tuple[Any, ...]]
 
 
 def execute(connection: Writer, statement: CompiledStatement, rows: Rows) -> int:
-    """How many rows changed."""
+    """Return how many rows changed."""
     return connection.execute_many(statement.sql, rows)
 
 
@@ -90,7 +90,7 @@ class _Insert(Operation):
     @staticmethod
     @abstractmethod
     def statement(statements: Statements) -> CompiledStatement:
-        """The statement of this class."""
+        """Return the statement of this class."""
 
     @classmethod
     def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
@@ -116,7 +116,7 @@ class InsertStarted(_Insert):
 
     @staticmethod
     def statement(statements: Statements) -> CompiledStatement:
-        """The INSERT of this class."""
+        """Return the INSERT of this class."""
         return statements.insert_started
 
 
@@ -136,7 +136,7 @@ class InsertFinished(_Insert):
 
     @staticmethod
     def statement(statements: Statements) -> CompiledStatement:
-        """The INSERT of this class."""
+        """Return the INSERT of this class."""
         return statements.insert_finished
 
 
@@ -156,7 +156,7 @@ class InsertUnsent(_Insert):
 
     @staticmethod
     def statement(statements: Statements) -> CompiledStatement:
-        """The INSERT of this class."""
+        """Return the INSERT of this class."""
         return statements.insert_unsent
 
 
@@ -178,7 +178,7 @@ class _MarkOutcome(Operation):
     @staticmethod
     @abstractmethod
     def statement(statements: Statements) -> CompiledStatement:
-        """The statement of this class."""
+        """Return the statement of this class."""
 
     @classmethod
     def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
@@ -213,7 +213,7 @@ class MarkSucceeded(_MarkOutcome):
 
     @staticmethod
     def statement(statements: Statements) -> CompiledStatement:
-        """The UPDATE of this class."""
+        """Return the UPDATE of this class."""
         return statements.mark_succeeded
 
 
@@ -235,7 +235,7 @@ class MarkFailed(_MarkOutcome):
 
     @staticmethod
     def statement(statements: Statements) -> CompiledStatement:
-        """The UPDATE of this class."""
+        """Return the UPDATE of this class."""
         return statements.mark_failed
 
 
@@ -259,7 +259,7 @@ class AbandonRun(_MarkOutcome):
 
     @staticmethod
     def statement(statements: Statements) -> CompiledStatement:
-        """The UPDATE of this class."""
+        """Return the UPDATE of this class."""
         return statements.mark_abandoned
 
 

@@ -69,7 +69,7 @@ class SqlLLMRunRepo:
         return await self._find(select_stored_run().where(holds_idempotency_key()), values)
 
     async def get_by_flight_key(self, workspace_id: str, flight_key: str) -> StoredRun | None:
-        """Always None: see the class."""
+        """Return None always: see the class."""
         del workspace_id, flight_key
         return None
 
@@ -155,7 +155,7 @@ class SqlLLMRunRepo:
 
     @asynccontextmanager
     async def _write(self) -> AsyncIterator[AsyncConnection]:
-        """A step inside the caller's transaction; when it fails, the transaction is as before it."""
+        """Return a step inside the caller's transaction; when it fails, the transaction is as before it."""
         async with self._translate_errors():
             connection = await self._db.connection()
             if connection.dialect.name == "sqlite":

@@ -1,4 +1,4 @@
-"""What is stored, and getting rid of it: statistics, pruning by age, export and erasure of a workspace.
+"""Retention: pruning by age, and erasure of a workspace.
 
 Three rules. A run that is STARTED and was heard of within `dead_after` is never pruned. Pruning leaves evaluations
 and their results alone, which hold what was measured; they have their own switch. What was pruned can no longer be

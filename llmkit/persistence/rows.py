@@ -58,7 +58,7 @@ Row = tuple[Any, ...]
 
 
 class Codec(NamedTuple):
-    """How a database's driver takes what it does not know, or takes its time to know: times, UUIDs and flags."""
+    """Conversion of times, UUIDs and flags for a driver that lacks them or converts them slowly."""
 
     time: Callable[[datetime | None], Any]
     uuid: Callable[[UUID | None], Any]
@@ -70,7 +70,7 @@ def _keep_value(value: Any) -> Any:
 
 
 def sqlite_time(value: datetime | None) -> str | None:
-    """As SQLAlchemy stores it, at a tenth of the cost; a test compares the two."""
+    """Format a time as SQLAlchemy stores it, ten times faster. A test compares the two."""
     if value is None:
         return None
     at = value if value.tzinfo is UTC else value.astimezone(UTC)
@@ -84,17 +84,17 @@ def _second(year: int, month: int, day: int, hour: int, minute: int, second: int
 
 
 def sqlite_uuid(value: UUID | None) -> str | None:
-    """As SQLAlchemy stores it; `UUID.hex` takes twice as long."""
+    """Format a UUID as SQLAlchemy stores it. `UUID.hex` takes twice as long."""
     return None if value is None else value.int.to_bytes(16, "big").hex()
 
 
 def time_of_sqlite(stored: str | None) -> datetime | None:
-    """The inverse of `sqlite_time`."""
+    """Return the inverse of `sqlite_time`."""
     return None if stored is None else datetime.fromisoformat(f"{stored}+00:00")
 
 
 def uuid_of_sqlite(stored: str | None) -> UUID | None:
-    """The inverse of `sqlite_uuid`."""
+    """Return the inverse of `sqlite_uuid`."""
     return None if stored is None else UUID(int=int(stored, 16))
 
 
@@ -193,14 +193,17 @@ STORED_RUN_COLUMNS: Final = (
 
 
 def storable(text: str) -> str:
-    r"""The text with what PostgreSQL refuses, NUL and lone surrogates, as `\uXXXX`: in JSON that changes nothing."""
+    r"""Return the text with what PostgreSQL refuses, NUL and lone surrogates, as `\uXXXX`.
+
+    In JSON that changes nothing.
+    """
     if _is_plain(text):
         return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\u0000")
 
 
 def identity(text: str, name: str) -> str:
-    """The text unchanged, since rows are found by it.
+    """Return the text unchanged, since rows are found by it.
 
     Raises:
         LLMStoreError: It holds a NUL or a lone surrogate, which not every database can keep.
@@ -217,7 +220,7 @@ def _identity_or_none(text: str | None, name: str) -> str | None:
 
 
 def storable_or_none(text: str | None) -> str | None:
-    """As `storable`; None stays None."""
+    """Do the same as `storable`; None stays None."""
     return text if text is None or _is_plain(text) else storable(text)
 
 
@@ -226,14 +229,14 @@ def _is_plain(text: str) -> bool:
 
 
 def as_json(value: Mapping[str, Any] | Sequence[Any]) -> str:
-    """As it is stored; what JSON does not know becomes text."""
+    """Encode a value as it is stored. Values that JSON lacks become text."""
     if not value:
         return "{}" if isinstance(value, Mapping) else "[]"
     return _encode(value)
 
 
 def make_started_row(start: RunStart, codec: Codec) -> Row:
-    """A run that begins now, in the order of `STARTED_COLUMNS`.
+    """Return a run that begins now, in the order of `STARTED_COLUMNS`.
 
     Raises:
         LLMStoreError: As for `identity`.
@@ -325,7 +328,7 @@ def make_abandoned_values(at_utc: datetime) -> Values:
 
 
 def make_finished_row(start: RunStart, success: RunSuccess, codec: Codec) -> Row:
-    """A run that is over when it is first written, in the order of `FINISHED_COLUMNS`; without a flight key."""
+    """Return a run that is over when it is first written, in the order of `FINISHED_COLUMNS`; without a flight key."""
     started = make_started_row(start, codec)
     # An answer that was there already is over when it begins.
     finished_at = started[_CREATED_AT] if success.finished_at_utc is start.created_at_utc else None
@@ -340,7 +343,7 @@ def make_finished_values(start: RunStart, success: RunSuccess) -> Values:
 
 
 def attempt_row(run_id: UUID, attempt: Attempt, codec: Codec) -> Row:
-    """An attempt, in the order of `ATTEMPT_COLUMNS`; `of_run` is where its workspace is looked up."""
+    """Return an attempt, in the order of `ATTEMPT_COLUMNS`; `of_run` is where its workspace is looked up."""
     in_run = codec.uuid(run_id)
     # Attributes of a pydantic model are looked up in all its classes first, at seven times the cost.
     seen = vars(attempt)
@@ -380,6 +383,6 @@ def _usage(usage: TokenUsage, codec: Codec) -> Row:
 
 
 def make_stored_run(row: Sequence[Any]) -> StoredRun:
-    """A run from the values of `STORED_RUN_COLUMNS`."""
+    """Return a run from the values of `STORED_RUN_COLUMNS`."""
     run_id, workspace_id, status, *others = row
     return StoredRun(run_id, workspace_id, _STATUSES[status], *others)

@@ -30,7 +30,7 @@ SQLITE_PRAGMAS: Final = (
 
 
 def open_sqlite(address: DatabaseAddress, busy_timeout_s: float = SQLITE_BUSY_TIMEOUT_S) -> sqlite3.Connection:
-    """A connection that any one thread at a time may use; transactions are begun by its user alone.
+    """Return a connection that any one thread at a time may use; transactions are begun by its user alone.
 
     Raises:
         LLMStoreError: There is no such file.

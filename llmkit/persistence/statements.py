@@ -92,7 +92,7 @@ SQLITE_RESULTS: Final[Mapping[type[TypeEngine[Any]], Processor]] = {
 
 
 def compile_statement(statement: Executable, dialect: Dialect) -> Compiled:
-    """The statement in the words of a database."""
+    """Return the statement in the words of a database."""
     positional = "qmark" if dialect.name == "sqlite" else "format"
     # A dialect of its own: the engine's is set to named parameters on PostgreSQL.
     made = statement.compile(dialect=type(dialect)(paramstyle=positional))  # type: ignore[attr-defined, call-arg]
@@ -118,7 +118,7 @@ def _result_processor(kind: TypeEngine[Any], dialect: Dialect) -> Processor | No
 
 
 def insert_or_ignore(table: Table, dialect_name: str) -> Any:
-    """An INSERT that leaves out, without an error, a row that a unique index refuses."""
+    """Return an INSERT that leaves out, without an error, a row that a unique index refuses."""
     # The number of rows tells whether it was left out; on PostgreSQL SQLAlchemy forgets it unless told to keep it.
     return _insert(table, dialect_name).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
 
@@ -139,13 +139,16 @@ def _parameters(table: Table, names: Sequence[str]) -> dict[str, Any]:
 
 
 def insert_run(dialect_name: str, names: Sequence[str]) -> Insert:
-    """An INSERT of a run with these columns, left out when one of its keys is held."""
+    """Return an INSERT of a run with these columns, left out when one of its keys is held."""
     statement: Insert = insert_or_ignore(RUNS, dialect_name).values(_parameters(RUNS, names))
     return statement
 
 
 def insert_attempt(dialect_name: str) -> Insert:
-    """An INSERT of an attempt of the run `of_run`, whose workspace it takes; left out when it is there already."""
+    """Return an INSERT of an attempt of the run `of_run`, whose workspace it takes.
+
+    Left out when it is there already.
+    """
     # VALUES with a subquery: for INSERT ... SELECT SQLite copies every page that it touches, 25 us instead of 15.
     names = [column.name for column in ATTEMPTS.columns if column.name != "workspace_id"]
     run_id = bindparam("of_run", type_=RUNS.c.id.type)
@@ -156,7 +159,7 @@ def insert_attempt(dialect_name: str) -> Insert:
 
 
 def finish_run(names: Sequence[str]) -> Update:
-    """An UPDATE of these columns of the run `run_id`, if it is STARTED."""
+    """Return an UPDATE of these columns of the run `run_id`, if it is STARTED."""
     return (
         update(RUNS)
         .where(RUNS.c.id == bindparam("run_id", type_=RUNS.c.id.type), RUNS.c.status == literal_column("'STARTED'"))
@@ -165,13 +168,13 @@ def finish_run(names: Sequence[str]) -> Update:
 
 
 def abandon_run() -> Update:
-    """An UPDATE of the run `run_id`, if it is STARTED and was last heard of `seen_at_utc`."""
+    """Return an UPDATE of the run `run_id`, if it is STARTED and was last heard of `seen_at_utc`."""
     same = RUNS.c.heartbeat_at_utc == bindparam("seen_at_utc", type_=RUNS.c.heartbeat_at_utc.type)
     return finish_run(ABANDONED_COLUMNS).where(same)
 
 
 def annotate_run() -> Update:
-    """An UPDATE of the metadata of the run `run_id` of `in_workspace`."""
+    """Return an UPDATE of the metadata of the run `run_id` of `in_workspace`."""
     mine = RUNS.c.workspace_id == bindparam("in_workspace", type_=RUNS.c.workspace_id.type)
     same = RUNS.c.id == bindparam("run_id", type_=RUNS.c.id.type)
     return update(RUNS).where(mine, same).values(_parameters(RUNS, ("metadata_json",)))
@@ -190,7 +193,7 @@ def _upsert_result(dialect_name: str) -> Insert:
 
 
 def select_stored_run() -> Select[Any]:
-    """What `StoredRun` holds, of one run."""
+    """Select the columns of `StoredRun` for one run."""
     return select(*[RUNS.c[name] for name in STORED_RUN_COLUMNS])
 
 

@@ -22,7 +22,7 @@ __all__ = ["StoreStats", "store_stats"]
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """What a database holds.
+    """Contents of a database, in numbers.
 
     Attributes:
         bytes_on_disk: Of the whole database, its write-ahead log included for SQLite.

@@ -102,14 +102,14 @@ class WriteTransactionWatch:
             self.began(connection, statement)
 
     def began(self, connection: object, statement: str) -> None:
-        """A statement that writes was executed on a connection."""
+        """Return a statement that writes was executed on a connection."""
         with self._lock:
             if connection not in self._open:
                 self._count += 1
                 self._open[connection] = OpenTransaction(self._count, current_thread().name, statement[:80])
 
     def end_transaction(self, connection: object) -> None:
-        """The transaction of a connection is over."""
+        """Return the transaction of a connection is over."""
         with self._lock:
             self._open.pop(connection, None)
 

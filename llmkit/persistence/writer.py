@@ -187,7 +187,7 @@ class GroupWriter:
             self._retire(f"The journal of {self._address.label} stopped: {reason}.")
 
     def _batches(self) -> Iterator[list[_Request]]:
-        """What has gathered, as often as the bell rings, until the writer is closed and nothing is left."""
+        """Yield queued requests whenever the bell rings, until the writer is closed and the queue is empty."""
         while True:
             self._linger(self._bell.get())
             with self._lock:
@@ -311,7 +311,7 @@ def _settle(settled: list[tuple[asyncio.Future[Any], Any]]) -> None:
 
 
 def _copy(error: BaseException, address: DatabaseAddress) -> LLMStoreError:
-    """An error of one's own: an exception that several callers raise collects all their tracebacks."""
+    """Return an error of one's own: an exception that several callers raise collects all their tracebacks."""
     if isinstance(error, Exception):
         return LLMStoreError(str(store_error(error, address.label, address.path)))
     return LLMStoreError(f"The journal of {address.label} stopped: its writer died of {type(error).__name__}.")

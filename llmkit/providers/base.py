@@ -1,4 +1,4 @@
-"""What every provider module hands over, and the translation that they share. Pure: no I/O, no state."""
+"""Interface of a provider module, and the translation that all of them share. Pure: no I/O, no state."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class CallArguments:
     model_digest: str | None = None
 
     def own_kwargs(self) -> dict[str, Any]:
-        """A copy of the arguments to give away: LiteLLM rewrites the schemas of tools where it finds them."""
+        """Return a copy of the arguments to give away: LiteLLM rewrites the schemas of tools where it finds them."""
         copy: dict[str, Any] = _own(dict(self.kwargs))
         return copy
 
@@ -89,7 +89,7 @@ def _own(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ReplyFacts:
-    """What a provider's own answer says and LiteLLM's reading of it does not.
+    """Facts in a provider's own reply that LiteLLM's reading of it drops.
 
     Attributes:
         counts_reported: Whether the token counts are the provider's.
@@ -169,7 +169,7 @@ class ProviderSpec:
 
 
 def answers_on_this_machine(spec: ProviderSpec, settings: LLMSettings) -> bool:
-    """Whether a request to this provider stays on this machine: by what it is and by where it is called."""
+    """Return whether a request to this provider stays on this machine: by what it is and by where it is called."""
     address = spec.address(settings)
     return spec.caps.is_local and (address is None or is_loopback(address))
 
@@ -177,13 +177,13 @@ def answers_on_this_machine(spec: ProviderSpec, settings: LLMSettings) -> bool:
 # Of few addresses, and asked for with every call.
 @lru_cache(maxsize=256)
 def without_credentials(url: str) -> str:
-    """The URL as it may be shown: without user and password, and without a slash at its end."""
+    """Return the URL as it may be shown: without user and password, and without a slash at its end."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
 
 
 def url_password(url: str) -> tuple[str, ...]:
-    """The password in a URL, if it has one."""
+    """Return the password in a URL, if it has one."""
     password = urlsplit(url).password
     return (password,) if password else ()
 
@@ -225,7 +225,10 @@ _REPEATED = re.compile(r"(.)\1{2,}", re.DOTALL)
 
 
 def surely_exceeds(request: LLMRequest, window: int) -> bool:
-    """Whether no tokenizer fits the messages into so many tokens. A run of one character counts as a single one."""
+    """Return whether no tokenizer fits the messages into so many tokens.
+
+    A run of one character counts as a single one.
+    """
     if smallest_prompt_tokens(request) <= window:
         return False
     chars = sum(len(_REPEATED.sub(r"\1", message.content)) for message in request.messages)
@@ -233,7 +236,10 @@ def surely_exceeds(request: LLMRequest, window: int) -> bool:
 
 
 def openai_arguments(request: LLMRequest) -> dict[str, Any]:
-    """The part of the arguments that is the same for every provider; what the request leaves open is left out."""
+    """Return the part of the arguments that is the same for every provider.
+
+    What the request leaves open is left out.
+    """
     arguments: dict[str, Any] = {
         "messages": [_message(message) for message in request.messages],
         "temperature": request.temperature,

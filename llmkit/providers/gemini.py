@@ -46,7 +46,7 @@ _UNREADABLE_REASONS = {
 
 
 def _base(settings: LLMSettings) -> str:
-    """The base address with its version, which LiteLLM leaves out for an address that is not Google's."""
+    """Return the base address with its version, which LiteLLM leaves out for an address that is not Google's."""
     if settings.gemini_api_base is None:
         return DEFAULT_API_BASE
     base = str(settings.gemini_api_base).rstrip("/")

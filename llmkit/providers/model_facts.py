@@ -1,4 +1,4 @@
-"""What is known of a single model beyond what its provider declares, with where each fact came from and when.
+"""Facts about a single model beyond what its provider declares, each with its source and time.
 
 Pure: values, and a book of them in memory. Who asks servers is `llmkit.discovery`; who tries a model out is
 `llmkit.discovery.probe`.
@@ -42,7 +42,7 @@ class Fact(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known of one model; None where nothing is.
+    """Facts about one model; None where nothing is known.
 
     Attributes:
         tools: Whether it can call tools.
@@ -65,11 +65,11 @@ class ModelFacts:
                 yield each.name, fact
 
     def over(self, weaker: ModelFacts) -> ModelFacts:
-        """These facts, and the weaker ones where there is none of these."""
+        """Return these facts, with gaps filled from weaker ones."""
         return replace(weaker, **dict(self))
 
     def refine(self, caps: ProviderCaps) -> ProviderCaps:
-        """The provider's capabilities as far as this model has them."""
+        """Return the provider's capabilities as far as this model has them."""
         known = {_CAPS_FIELDS[name]: fact.value for name, fact in self if name in _CAPS_FIELDS}
         return caps.model_copy(update=known)
 
@@ -106,7 +106,7 @@ _LABELS: Mapping[str, str] = {
 
 
 def make_declared_facts(caps: ProviderCaps, context_tokens: int | None, *, by_model: bool = False) -> ModelFacts:
-    """What holds for every model of a provider.
+    """Return the facts that hold for every model of a provider.
 
     Args:
         caps: The provider's capabilities.
@@ -149,7 +149,7 @@ class FactBook:
         self.version = 0
 
     def of(self, route: Route) -> ModelFacts:
-        """What is known of the model beyond what its provider declares."""
+        """Return the facts about the model beyond what its provider declares."""
         return self._known.get(route, NOTHING_KNOWN)
 
     def report(self, route: Route, facts: ModelFacts) -> None:

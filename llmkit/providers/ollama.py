@@ -32,7 +32,7 @@ ROOM_FOR_ANSWER_TOKENS = 1024
 
 
 def context_window(request: LLMRequest) -> int:
-    """The `num_ctx` to ask for: prompt and answer, rounded up to a power of two, from 4,096 to 131,072 tokens.
+    """Return the `num_ctx` to ask for: prompt and answer, rounded up to a power of two, from 4,096 to 131,072 tokens.
 
     Ollama silently cuts a prompt that is longer than its window, and its default is 2,048 or 4,096. Powers of two,
     because every change of the window makes it load the model again.
@@ -50,12 +50,12 @@ def _within_window(arguments: CallArguments, window: int) -> CallArguments:
 
 
 def add_tag(model: str) -> str:
-    """The model's name as Ollama lists it: `latest` unless it has a tag."""
+    """Return the model's name as Ollama lists it: `latest` unless it has a tag."""
     return model if ":" in model.rsplit("/", 1)[-1] else f"{model}:latest"
 
 
 def read_facts(shown: Mapping[str, Any], listed: Mapping[str, Any], at_utc: datetime) -> ModelFacts:
-    """What Ollama says of a model; what it does not say, or says in a form of its own, is left open.
+    """Read the facts that Ollama reports about a model. Missing or malformed ones stay unknown.
 
     Args:
         shown: The answer of `/api/show`. Servers before 0.6.4 list no `capabilities`.
@@ -87,7 +87,10 @@ def _address(settings: LLMSettings) -> str:
 
 
 def _is_cloud_model(model: str) -> bool:
-    """A local server passes prompts for its cloud models on to ollama.com; their tags say so (`gpt-oss:120b-cloud`)."""
+    """Return a local server passes prompts for its cloud models on to ollama.com.
+
+    Their tags say so (`gpt-oss:120b-cloud`).
+    """
     tag = model.rpartition("/")[2].partition(":")[2]
     return tag == "cloud" or tag.endswith("-cloud")
 

@@ -17,7 +17,7 @@ __all__ = ["add_model_facts"]
 def add_model_facts(
     providers: Mapping[LLMProvider, ProviderSpec], facts: FactBook
 ) -> Mapping[LLMProvider, ProviderSpec]:
-    """The same providers: the context window is kept within the model's, and the model's digest goes on record.
+    """Return the same providers: the context window is kept within the model's, and the model's digest goes on record.
 
     Args:
         providers: What differs between providers.

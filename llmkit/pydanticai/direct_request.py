@@ -45,7 +45,7 @@ class Asker:
         reader: Reader,
         retries: int,
     ) -> Any:
-        """A validated object.
+        """Return a validated object.
 
         Args:
             model: Whom to ask.
@@ -85,7 +85,7 @@ async def _first(model: PydanticAiLiteLLMModel, conversation: Sequence[Message],
 
 
 def _read(response: LLMResponse, answer: OutputShape[Any]) -> Any:
-    """The object, as the agent would read it; `_UNFIT` when that is for the agent to say."""
+    """Return the object, as the agent would read it; `_UNFIT` when that is for the agent to say."""
     if response.tool_calls or not is_json(response.text):
         return _UNFIT
     try:

@@ -148,7 +148,10 @@ _NEEDS: Mapping[OutputMode, dict[str, Any]] = {
 def _modes(
     service: LLMService, task: _ExtractionTask[T], route: Route | None, own: LLMConstraints, strongest: Sequence[Route]
 ) -> Iterator[tuple[OutputMode, LLMConstraints]]:
-    """The strongest mode that some route has; then, for when those routes fail, weaker ones of routes that lack it."""
+    """Return the strongest mode that some route has.
+
+    Then, for when those routes fail, weaker ones of routes that lack it.
+    """
     seen: set[Route] = set()
     for mode in _MODES:
         able = strongest if mode == _MODES[0] else service.router.explain(task.probe(mode, route, own)).candidates
@@ -169,14 +172,14 @@ def _only(constraints: LLMConstraints, routes: Sequence[Route]) -> LLMConstraint
 
 @dataclass(frozen=True, slots=True)
 class _ExtractionTask(Generic[T]):
-    """What is asked for, whatever the mode."""
+    """Request for a typed output, in any mode."""
 
     answer: OutputShape[T]
     conversation: tuple[Message, ...]
     retries: int
 
     def probe(self, mode: OutputMode, route: Route | None, constraints: LLMConstraints) -> LLMRequest:
-        """A request that needs of a route what the mode needs."""
+        """Return a request that needs of a route what the mode needs."""
         return LLMRequest(messages=self.conversation, route=route, constraints=constraints, **_NEEDS[mode])
 
     async def run(self, service: LLMService, model: PydanticAiLiteLLMModel, mode: OutputMode) -> Extraction[T]:
@@ -248,7 +251,7 @@ class _AskingReader(Reader):
 
 @lru_cache(maxsize=128)
 def _asker(wire_type: Any, mode: OutputMode) -> Asker:
-    """Who asks for a type: an agent takes milliseconds to make and keeps nothing of a run."""
+    """Make the agent for a type. It takes milliseconds to build and keeps no state of a run."""
     return Asker(Agent(output_type=_OUTPUTS[mode](wire_type)), answers_in_text=mode != "tool")
 
 
@@ -277,7 +280,7 @@ def _warnings(
 
 
 def _schema_sha256(model: PydanticAiLiteLLMModel, mode: OutputMode) -> str | None:
-    """What was sent is what counts; an answer from the store has no attempts, and was asked for the same."""
+    """Return the hash of the schema that was sent. A stored answer has no attempts but was sent the same one."""
     sent = model.responses[-1].attempts
     if mode == "schema" and sent and sent[-1].params_sha256 is not None:
         return sent[-1].schema_sha256

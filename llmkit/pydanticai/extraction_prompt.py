@@ -23,7 +23,7 @@ def extraction_prompt(
     instructions: str | None = None,
     attachments: Sequence[Attachment] = (),
 ) -> tuple[Message, ...]:
-    """The conversation that asks for an instance of a type.
+    """Return the conversation that asks for an instance of a type.
 
     Args:
         output_type: A Pydantic model, or any type that Pydantic can validate.

@@ -68,7 +68,7 @@ def as_messages(
 def with_instructions(
     conversation: Iterable[Message], instructions: Sequence[InstructionPart] | None
 ) -> tuple[Message, ...]:
-    """The conversation with the instructions behind its leading system messages."""
+    """Return the conversation with the instructions behind its leading system messages."""
     messages = tuple(conversation)
     if not instructions:
         return messages
@@ -78,7 +78,7 @@ def with_instructions(
 
 
 def is_sent_as_it_is(conversation: Iterable[Message]) -> bool:
-    """Whether Pydantic AI would neither add to the conversation nor change or refuse it; False when in doubt."""
+    """Return whether Pydantic AI would neither add to the conversation nor change or refuse it; False when in doubt."""
     for place, message in enumerate(conversation):
         if message.role == "tool" or (message.role == "system" and place) or message.tool_calls or message.attachments:
             return False
@@ -123,7 +123,10 @@ def _request_part(part: object) -> Message:
 
 
 def _retry(part: RetryFeedbackPart | RetryPromptPart) -> Message:
-    """A retry that Pydantic AI has not turned into another part: it does so for agents, not for direct requests."""
+    """Return a retry that Pydantic AI has not turned into another part.
+
+    It does so for agents, not for direct requests.
+    """
     if isinstance(part, RetryPromptPart) and part.tool_name is not None:
         return Message(
             role="tool", content=part.model_response(), tool_call_id=part.tool_call_id, tool_name=part.tool_name

@@ -62,7 +62,7 @@ class _PreparedModel(NamedTuple):
 
 
 class AgentForm:
-    """What Pydantic AI asks a request with, and what comes of it whatever is said, which takes longer than the rest.
+    """Settings, tools and output schema of Pydantic AI's requests, translated once for many messages.
 
     Args:
         settings: Of the request.
@@ -75,11 +75,11 @@ class AgentForm:
         self._prepared: dict[StructuredOutputMode, _PreparedModel] = {}
 
     def is_of(self, settings: ModelSettings | None, parameters: ModelRequestParameters) -> bool:
-        """Whether it is the form of these very objects."""
+        """Return whether it is the form of these very objects."""
         return self.settings is settings and self.parameters is parameters
 
     def prepare(self, model: PydanticAiLiteLLMModel, mode: StructuredOutputMode) -> _PreparedModel:
-        """As the model sends it in an output mode, made once; for models with the same settings of their own.
+        """Prepare the request for an output mode, once for models with equal settings.
 
         Raises:
             UserError: A setting, a schema or a choice cannot be carried; the message names it.
@@ -189,7 +189,10 @@ class PydanticAiLiteLLMModel(Model[Any]):
     def prepare_request(
         self, model_settings: ModelSettings | None, model_request_parameters: ModelRequestParameters
     ) -> tuple[ModelSettings | None, ModelRequestParameters]:
-        """As Pydantic AI has it, but an output mode that is open stays so: `request` finds the strongest each time."""
+        """Prepare a request as Pydantic AI does, but leave an open output mode open.
+
+        `request` picks the strongest each time.
+        """
         if model_request_parameters.output_mode == "auto":
             return model_settings, model_request_parameters
         return super().prepare_request(model_settings, model_request_parameters)
@@ -222,7 +225,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
         return as_model_response(await self._call_service(said, step, self.form))
 
     async def answer(self, conversation: Sequence[Message], form: AgentForm) -> LLMResponse:
-        """What `request` would get, without Pydantic AI's forms of the conversation and of the answer.
+        """Return the response that `request` would get, without Pydantic AI's message types.
 
         Args:
             conversation: One that Pydantic AI would send as it is, see `is_sent_as_it_is`.
@@ -271,7 +274,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
             self._rows[str(response.run_id)] = (response, request)
 
     def _ways(self, said: Said, step: int, form: AgentForm) -> Iterator[tuple[LLMRequest, CanonicalSchema | None]]:
-        """The request in the output mode that the user chose; else in the strongest that some route has.
+        """Return the request in the output mode that the user chose; else in the strongest that some route has.
 
         Then, for when those routes fail, in weaker ones for routes that lack the stronger.
         """
@@ -332,7 +335,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
 
 
 def _weaker(request: LLMRequest, mode: str, routes: Sequence[Route]) -> LLMRequest:
-    """The request for these routes only, under a key of its own: it is another than the one that failed."""
+    """Return the request for these routes only, under a key of its own: it is another than the one that failed."""
     allowed = frozenset(route.provider for route in routes)
     key = request.idempotency_key
     changes = {
@@ -343,12 +346,12 @@ def _weaker(request: LLMRequest, mode: str, routes: Sequence[Route]) -> LLMReque
 
 
 def _step_key(key: str | None, step: int) -> str | None:
-    """The run's key with the number of the request in it."""
+    """Return the run's key with the number of the request in it."""
     return None if key is None else _short(key, f"#{step}")
 
 
 def _short(key: str, end: str = "") -> str:
-    """The key; a long one is shortened by its hash."""
+    """Return the key; a long one is shortened by its hash."""
     whole = f"{key}{end}"
     if len(whole) <= MAX_KEY_LENGTH:
         return whole

@@ -22,7 +22,7 @@ _VALUES = (str, bytes, int, float, list, tuple, dict, set)
 
 @dataclass(frozen=True, slots=True)
 class OutputShape(Generic[T]):
-    """How values of a type travel: a model, dataclass or TypedDict as itself, any other as `{"response": value}`.
+    """Wire form of a type: a model, dataclass or TypedDict as itself, any other type as `{"response": value}`.
 
     Attributes:
         name: Of the type, for messages and as the name of the schema.
@@ -38,7 +38,7 @@ class OutputShape(Generic[T]):
 
     @classmethod
     def of(cls, output_type: Any) -> OutputShape[Any]:
-        """The form of a type.
+        """Return the form of a type.
 
         Raises:
             LLMBadRequest: It is no type, or one without a JSON schema.
@@ -50,12 +50,12 @@ class OutputShape(Generic[T]):
             return _make_shape(output_type)
 
     def value(self, found: Any) -> T:
-        """The value in a validated object."""
+        """Return the value in a validated object."""
         value: T = getattr(found, FIELD) if self.wrapped else found
         return value
 
     def json_of(self, value: Any) -> str:
-        """What a model would write for a value, which may be an instance or what validates to one.
+        """Return the JSON that a model would write for a value, which may be an instance or validate to one.
 
         Raises:
             LLMBadRequest: It is not of the type.

@@ -19,7 +19,7 @@ _MARKS = re.compile(r'[{}\[\]"]|\\.', re.DOTALL)
 
 
 def is_json(text: str) -> bool:
-    """Whether the text is one JSON value as it stands."""
+    """Return whether the text is one JSON value as it stands."""
     try:
         from_json(text)
     except (ValueError, TypeError):  # a TypeError for half of a character
@@ -28,7 +28,9 @@ def is_json(text: str) -> bool:
 
 
 def mend_json(text: str) -> str | None:
-    """The one JSON object that the text holds, as strict JSON; None when there is none, or which one is not clear.
+    """Return the one JSON object that the text holds, as strict JSON.
+
+    None when there is none, or which one is not clear.
 
     An empty object among other words is none. One that breaks off is not completed, since what is missing would be
     made up: the model is asked again. Takes time in proportion to the length of the text.
@@ -43,7 +45,7 @@ def mend_json(text: str) -> str | None:
 
 
 def _objects(text: str) -> Iterator[str]:
-    """The outermost `{...}` of a text whose brackets close; one that does not close ends in a lone brace."""
+    """Return the outermost `{...}` of a text whose brackets close; one that does not close ends in a lone brace."""
     depth, start, in_string = 0, 0, False
     for mark in _MARKS.finditer(text):
         sign = mark.group()

@@ -1,4 +1,4 @@
-"""What an agent wants of a model request, as fields of ours. What cannot be carried is refused by name. Pure."""
+"""Translation of an agent's request into llmkit's fields. Anything that cannot be carried is rejected by name. Pure."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def settings_fields(settings: ModelSettings | None) -> dict[str, Any]:
 
 
 def modes_of(parameters: ModelRequestParameters) -> tuple[StructuredOutputMode, ...]:
-    """The output modes to try, the strongest first. It does not matter which where the user chose one, or wants text.
+    """Return the output modes to try, the strongest first.
+
+    It does not matter which where the user chose one, or wants text.
 
     Beside other tools the output is a tool too. Held to a schema, a model of Ollama cannot call any, and Gemini before
     3 refuses the request.
@@ -76,7 +78,7 @@ def modes_of(parameters: ModelRequestParameters) -> tuple[StructuredOutputMode, 
 
 
 def with_canonical(parameters: ModelRequestParameters) -> ModelRequestParameters:
-    """The same parameters with every schema in canonical form.
+    """Return the same parameters with every schema in canonical form.
 
     Raises:
         UserError: A schema cannot be sent; the message names the tool.
@@ -91,7 +93,7 @@ def with_canonical(parameters: ModelRequestParameters) -> ModelRequestParameters
 
 
 def find_schema(parameters: ModelRequestParameters) -> CanonicalSchema | None:
-    """The schema of the output; None for text, or when several output tools each have one.
+    """Return the schema of the output; None for text, or when several output tools each have one.
 
     Raises:
         UserError: It cannot be sent.
@@ -127,7 +129,7 @@ def _output_schema(output: OutputObjectDefinition) -> CanonicalSchema:
 
 
 def response_format(parameters: ModelRequestParameters, *, has_tools: bool) -> ResponseFormat | None:
-    """The shape asked of the text; none beside tools in prompted mode, where an answer may be a call."""
+    """Return the shape asked of the text; none beside tools in prompted mode, where an answer may be a call."""
     output = parameters.output_object
     if parameters.output_mode == "native" and output is not None:
         return ResponseFormat(name=format_name(output.name), json_schema=output.json_schema)
@@ -137,7 +139,7 @@ def response_format(parameters: ModelRequestParameters, *, has_tools: bool) -> R
 
 
 def format_name(name: str | None) -> str:
-    """A name that every provider takes."""
+    """Return a name that every provider takes."""
     clean = "".join(char if char.isascii() and (char.isalnum() or char in "_-") else "_" for char in name or "output")
     return clean[:60] if clean[:1].isalpha() or clean[:1] == "_" else f"_{clean[:60]}"
 
@@ -148,7 +150,7 @@ def format_name(name: str | None) -> str:
 def tools_and_choice(
     settings: ModelSettings | None, parameters: ModelRequestParameters
 ) -> tuple[tuple[ToolDefinition, ...], ToolChoice | None]:
-    """The tools to send and the choice among them.
+    """Return the tools to send and the choice among them.
 
     A choice of several by name is carried out by sending only those, as no provider of ours can be told it.
 

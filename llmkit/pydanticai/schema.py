@@ -128,7 +128,7 @@ class _Canonicaliser:
         return CanonicalSchema(shaped, tuple(self.validated_only), tuple(self.bounds))
 
     def _root(self) -> Any:
-        """The schema itself, or the definition that it only points to: a provider wants an object at the top."""
+        """Return the schema itself, or the definition that it only points to: a provider wants an object at the top."""
         root, seen = self.schema, set[str]()
         while isinstance(root, dict) and isinstance(root.get("$ref"), str):
             name = self._name_of(root["$ref"])
@@ -169,7 +169,7 @@ class _Canonicaliser:
         return {"description": schema["description"], "anyOf": [bare]} if schema.get("description") else bare
 
     def _reaches(self, start: Any, target: str) -> bool:
-        """Whether a value of this schema may hold a value of the definition."""
+        """Return whether a value of this schema may hold a value of the definition."""
         open_, seen = list(_references(start)), set[str]()
         while open_:
             name = self._name_of(open_.pop())

@@ -93,7 +93,7 @@ class Recording(Value):
 
     @property
     def key(self) -> tuple[str, int]:
-        """What a call is found by."""
+        """Return the key that finds a call."""
         return self.prompt_sha256, self.epoch
 
 
@@ -147,7 +147,7 @@ class Cassette:
         return iter(self.recordings)
 
     def take(self, key: tuple[str, int]) -> Recording | None:
-        """The next recording of a call; the last one again when all were taken."""
+        """Return the next recording of a call; the last one again when all were taken."""
         places = self._places.get(key)
         if places is None:
             return None
@@ -163,7 +163,7 @@ class Cassette:
         ]
 
     def difference(self, request: LLMRequest, profile: str) -> str:
-        """What first differs from the recording that is nearest to a request, in words that show no secret."""
+        """Describe the first difference from the nearest recording, without secrets."""
         wanted = _fields(request, profile)
         if not self.recordings:
             return "the cassette is empty"
@@ -192,7 +192,7 @@ class CassetteClient:
         self._profile = settings.default_profile
 
     async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
-        """The recorded answer, or the recorded failure.
+        """Return the recorded answer, or the recorded failure.
 
         Raises:
             LLMNoRecording: There is none; the message names what differs from the nearest.
@@ -229,7 +229,7 @@ class CassetteClient:
 
 
 def replaying(settings: LLMSettings, scratch: Path | None) -> LLMSettings:
-    """Settings under which nothing but a cassette answers: no cache, and no route left alone after failures.
+    """Return settings under which only the cassette answers: no cache, and no circuit breaker.
 
     Args:
         settings: As given.
@@ -242,12 +242,12 @@ def replaying(settings: LLMSettings, scratch: Path | None) -> LLMSettings:
 
 
 def always_set_up(providers: Mapping[LLMProvider, ProviderSpec]) -> dict[LLMProvider, ProviderSpec]:
-    """Providers that miss neither key nor package: what was recorded with them is replayed without."""
+    """Return providers that need neither key nor package, because recorded answers replace their calls."""
     return {name: replace(spec, configuration_problem=lambda _settings: None) for name, spec in providers.items()}
 
 
 def redact_answer(text: str, secrets: Iterable[str] = ()) -> str:
-    """An answer without secrets and personal data; one that is JSON stays JSON. Bare numbers in JSON stay."""
+    """Return an answer without secrets and personal data; one that is JSON stays JSON. Bare numbers in JSON stay."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -286,7 +286,7 @@ def _recording(path: Path, number: int, line: str) -> Recording:
 
 
 def _error(recording: Recording, route: Route) -> LLMError | None:
-    """The recorded failure, or why this route has no answer. Nobody has to wait before asking a file again."""
+    """Return the recorded failure, or why this route has no answer. Nobody has to wait before asking a file again."""
     where: dict[str, Any] = {"provider": route.provider, "model": route.model, "retry_after_s": 0.0}
     if recording.error_code is None:
         if recording.route == route:
@@ -307,7 +307,7 @@ def _error(recording: Recording, route: Route) -> LLMError | None:
 
 
 def _attempt(recording: Recording, route: Route, log: AttemptLog, error: LLMError | None) -> Attempt:
-    """What the recorded call billed, so that a replay tells of costs what the recording did."""
+    """Return the spending of the recorded call, so that a replay reports the costs of the recording."""
     answered = recording.route == route
     return Attempt(
         route=route,
@@ -327,7 +327,7 @@ def _attempt(recording: Recording, route: Route, log: AttemptLog, error: LLMErro
 
 
 def _fields(request: LLMRequest, profile: str) -> dict[str, Any]:
-    """What is compared with a recording, in the order in which differences are told."""
+    """Return the fields that are compared with a recording, in the order in which differences are reported."""
     route = None if request.route is None else str(request.route)
     return {
         "route": route,
@@ -349,7 +349,7 @@ def _fields_of(recording: Recording) -> dict[str, Any]:
 
 
 def _likeness(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[float, int]:
-    """The messages weigh most: who changed a parameter still asks the same."""
+    """Return the messages weigh most: who changed a parameter still asks the same."""
     matcher = SequenceMatcher(None, found["messages"], wanted["messages"], autojunk=False)
     alike = 1.0 if found["messages"] == wanted["messages"] else matcher.quick_ratio()
     return round(alike, 2), sum(found.get(name) == value for name, value in wanted.items())

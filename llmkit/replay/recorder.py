@@ -56,7 +56,7 @@ def recordings(
 
 
 def read_asked_keys(engine: Engine, address: DatabaseAddress, workspace_id: str) -> set[tuple[str, int]]:
-    """What a cassette finds calls by, for every call of a workspace but warm-ups, wherever its answer came from.
+    """Read the lookup keys of every call of a workspace except warm-ups, whatever served its answer.
 
     Raises:
         LLMStoreError: The database cannot be read.

@@ -13,7 +13,7 @@ __all__ = ["Outage", "Outages"]
 
 
 class Outage(NamedTuple):
-    """Why a route is left alone for `wait_s` seconds more: it failed so often, or, with 0, its quota is used up."""
+    """Reason to skip a route for another `wait_s` seconds: repeated failures or, with 0, a used-up quota."""
 
     wait_s: float
     failures: int = 0
@@ -30,7 +30,7 @@ class Outage(NamedTuple):
         return f"{utc_now() + timedelta(seconds=self.wait_s):%Y-%m-%d %H:%M} UTC"
 
     def error(self, route: Route) -> LLMError:
-        """What a call gets that is made all the same."""
+        """Return the error for a call that is made anyway."""
         where: dict[str, Any] = {"provider": route.provider, "model": route.model, "retry_after_s": self.wait_s}
         if not self.failures:
             return LLMQuotaExhausted(
@@ -66,7 +66,7 @@ class Outages:
         return bool(self._closed_until or self._parked_until)
 
     def of(self, route: Route) -> Outage | None:
-        """The outage that keeps calls away now, or None."""
+        """Return the outage that keeps calls away now, or None."""
         if not self.any:
             return None
         now_s = self._clock()

@@ -49,7 +49,7 @@ class _Considered(NamedTuple):
 
 
 class _Weighed(NamedTuple):
-    """What requests that are alike come to while nothing is known of an outage.
+    """Plan for requests of one kind, before the circuit breaker is considered.
 
     Attributes:
         shortest_window: Tokens that fit into every window that is known; None when none is. A longer prompt may come to
@@ -66,7 +66,7 @@ class _Weighed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What was made of one state of the book of facts."""
+    """Plans made from one state of the model facts."""
 
     version: int
     pages: dict[Route, Page] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class Planner:
         return weighed.plan if considered is weighed.considered else self._make_plan(considered)
 
     def page(self, route: Route) -> Page:
-        """What is known of the route."""
+        """Return the consequences of the facts about the route."""
         return self._page(self._up_to_date(), route)
 
     def routes(self, request: LLMRequest) -> tuple[Route, ...]:
@@ -113,7 +113,7 @@ class Planner:
         return (request.route,) if request.route is not None else tuple(self._defaults.values())
 
     def open_routes(self, request: LLMRequest) -> tuple[Route, ...]:
-        """The routes about which it is worth knowing more: those that no constraint and no outage keeps out."""
+        """Return the routes about which it is worth knowing more: those that no constraint and no outage keeps out."""
         return tuple(
             item.route
             for item in self._with_outages(self._weigh(request).considered)
@@ -121,7 +121,7 @@ class Planner:
         )
 
     def nothing_left(self, request: LLMRequest) -> LLMError:
-        """The error for a request without candidates."""
+        """Return the error for a request without candidates."""
         considered = self._with_outages(self._weigh(request).considered)
         if request.route is not None:
             return self._make_pinned_error(request.route, considered[0].exclusion)
@@ -137,7 +137,7 @@ class Planner:
         return make_pinned_error(exclusion, route, self._providers[route.provider])
 
     def _up_to_date(self) -> _Known:
-        """What was made of the facts as they are now. Whoever still works on an older state fills only that one."""
+        """Return the plans for the current facts. Callers that still use an older state fill only that one."""
         known, version = self._known, self._facts.version
         if known.version != version:
             known = self._known = _Known(version)
@@ -181,7 +181,7 @@ class Planner:
         return _Considered(route, reason, page, first_exclusion(case))
 
     def _with_outages(self, considered: tuple[_Considered, ...]) -> tuple[_Considered, ...]:
-        """The same, and what an outage keeps out now; the very same while there is none."""
+        """Return the same, and what an outage keeps out now; the very same while there is none."""
         if not self._outages.any:
             return considered
         changed = tuple(self._apply_cooldown(item) for item in considered)
@@ -193,7 +193,7 @@ class Planner:
         return item if outage is None else item._replace(exclusion=Exclusion(Kind.COOLING, outage.why))
 
     def _in_order(self, request: LLMRequest) -> Iterator[tuple[Route, str]]:
-        """The pinned route, or the default route of every provider, the preferred ones first; and why."""
+        """Return the pinned route, or the default route of every provider, the preferred ones first; and why."""
         if request.route is not None:
             yield request.route, _PINNED
             return
@@ -210,7 +210,10 @@ class Planner:
             yield self._defaults[name], preferred if name in fits else usual
 
     def _fitting(self, request: LLMRequest, order: Sequence[LLMProvider]) -> tuple[set[LLMProvider], str]:
-        """The providers that policy by_profile puts first, and why: for tools, those whose every model has them."""
+        """Return the providers that policy by_profile puts first, and why.
+
+        For tools, those whose every model has them.
+        """
         caps = {name: self._providers[name].caps for name in order}
         if request.tools:
             return {name for name in order if caps[name].supports_tools}, "preferred for tools"

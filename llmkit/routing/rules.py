@@ -1,4 +1,4 @@
-"""Why a route is passed over for a request: rules in the order in which they are asked, and what each amounts to.
+"""Rules that exclude routes from a request, in order, each with its consequence.
 
 Pure: outages, which change by themselves, are the planner's.
 """
@@ -19,7 +19,7 @@ __all__ = ["OPEN_TO_FACTS", "Case", "Exclusion", "Kind", "Page", "first_exclusio
 
 
 class Kind(Enum):
-    """Why a route is passed over; it decides which error says so when nothing is left."""
+    """Kind of exclusion; it decides which error is raised if no route is left."""
 
     CONFIGURATION = auto()
     CONSTRAINT = auto()
@@ -40,7 +40,7 @@ class Exclusion(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What comes of the facts of one route, for as long as they stay as they are."""
+    """Consequences of the facts about one route, valid until the facts change."""
 
     facts: ModelFacts
     caps: ProviderCaps
@@ -70,7 +70,7 @@ class Case(NamedTuple):
 
 
 def first_exclusion(case: Case) -> Exclusion | None:
-    """The first reason against a route, or None. Constraints come first, since nothing can lift them."""
+    """Return the first reason against a route, or None. Constraints come first, since nothing can lift them."""
     for kind, rule in _RULES:
         why = rule(case)
         if why is not None:
@@ -167,7 +167,7 @@ def _is_not_set_up(case: Case) -> str | None:
 
 
 def _source(fact: Fact[bool] | None) -> str:
-    """Where a fact came from, unless it holds for the whole provider."""
+    """Name the source of a fact, unless it holds for the whole provider."""
     return "" if fact is None or fact.source == "declared" else f" ({fact.source})"
 
 
@@ -199,7 +199,7 @@ _PINNED_ERRORS: dict[Kind, tuple[type[LLMError], str]] = {
 
 
 def make_pinned_error(exclusion: Exclusion, route: Route, spec: ProviderSpec) -> LLMError:
-    """The error for a pinned route that is passed over, for any reason but an outage."""
+    """Return the error for a pinned route that is passed over, for any reason but an outage."""
     error, message = _PINNED_ERRORS[exclusion.kind]
     said = message.format(label=spec.label, route=route, why=exclusion.why)
     return error(said, provider=route.provider, model=route.model)

@@ -108,7 +108,7 @@ class GeminiServer(StandInServer):
 
     @property
     def models(self) -> tuple[GeminiModel, ...]:
-        """What is offered. May be replaced at any time."""
+        """Models on offer. May be replaced at any time."""
         return tuple(self._models.values())
 
     @models.setter
@@ -233,7 +233,7 @@ class GeminiServer(StandInServer):
         return replace(self._error(429, message, *details), headers=dict(fault.headers))
 
     def _without_content(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
-        """The answers that come with status 200 and bill the prompt, but say nothing."""
+        """Return the answers that come with status 200 and bill the prompt, but say nothing."""
         usage = Usage(1, _prompt_tokens(request.json))
         head: dict[str, Any] = {}
         match fault.kind:
@@ -288,7 +288,7 @@ def _prompt_tokens(body: Mapping[str, Any]) -> int:
 
 
 def _field(message: Mapping[str, Any], name: str) -> Any:
-    """A field of a request by its camel-case name; Google's servers take snake case too."""
+    """Return a field of a request by its camel-case name; Google's servers take snake case too."""
     return message.get(name) or message.get(re.sub(r"(?<=[a-z])[A-Z]", lambda upper: f"_{upper[0].lower()}", name))
 
 
@@ -300,7 +300,7 @@ def _schema(config: Mapping[str, Any]) -> Any:
 
 
 def _make_forced_calls(body: Mapping[str, Any]) -> tuple[ToolCall, ...]:
-    """The call that the model cannot avoid when the request's tool mode is ANY."""
+    """Return the call that the model cannot avoid when the request's tool mode is ANY."""
     mode = _field(_field(body, "toolConfig") or {}, "functionCallingConfig") or {}
     if str(mode.get("mode")).upper() != "ANY":
         return ()
@@ -349,7 +349,7 @@ def _response_id(request: RecordedRequest) -> str:
 
 
 def _chunks(head: dict[str, Any]) -> list[dict[str, Any]]:
-    """The answer cut into a chunk per part and per word, with the finish reason in the last."""
+    """Return the answer cut into a chunk per part and per word, with the finish reason in the last."""
     if "candidates" not in head:
         return [head]
     (candidate,) = head["candidates"]

@@ -45,7 +45,7 @@ class HttpAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a reply comes to once the request's own schema and limits are applied. Counts in tokens."""
+    """Outcome of a reply after the request's schema and limits are applied. Counts are in tokens."""
 
     text: str
     finish_reason: str

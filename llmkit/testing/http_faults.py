@@ -1,4 +1,4 @@
-"""How an answer is put on the socket: whole, in pieces, too slowly, in part, or not at all."""
+"""Faults of the transport: answers sent whole, in pieces, too slowly, in part, or not at all."""
 
 import asyncio
 import math

@@ -34,7 +34,7 @@ class InMemoryRun:
         return None if self.failure is None else self.failure.error_code
 
     def as_stored_run(self) -> StoredRun:
-        """As a repository shows it."""
+        """Return the run as a repository returns it."""
         start = self.start
         return StoredRun(
             id=start.id,
@@ -49,7 +49,7 @@ class InMemoryRun:
         )
 
     def as_recorded_call(self) -> RecordedCall:
-        """As the report of an evaluation shows it."""
+        """Return the call as an evaluation report shows it."""
         success, failure = self.success, self.failure
         text = None if success is None else success.response_preview
         return RecordedCall(
@@ -176,7 +176,7 @@ class InMemoryLLMRunRepo:
 
 
 def outcome_of(result: EvalResult) -> EvalOutcome:
-    """The part of a result that `EvalStore.outcomes` tells."""
+    """Return the part of a result that `EvalStore.outcomes` tells."""
     return EvalOutcome(
         sample_id=result.sample_id,
         route=result.route,

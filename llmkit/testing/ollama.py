@@ -112,7 +112,7 @@ class OllamaServer(StandInServer):
 
     @property
     def models(self) -> tuple[OllamaModel, ...]:
-        """What is pulled. May be replaced at any time, as by `ollama create` or `ollama rm`."""
+        """Pulled models. May be replaced at any time, as by `ollama create` or `ollama rm`."""
         return tuple(self._models.values())
 
     @models.setter
@@ -266,7 +266,10 @@ def _prompt_tokens(body: Any, num_ctx: int) -> int:
 
 
 def _fitting(messages: Sequence[Mapping[str, Any]], counts: list[int], num_ctx: int) -> list[int]:
-    """The counts of the messages that stay: the last one always, earlier ones while they fit, and system messages."""
+    """Return the counts of the messages that stay.
+
+    The last one always, earlier ones while they fit, and system messages.
+    """
     is_system = [message.get("role") == "system" for message in messages]
     for start in range(len(messages) - 1, -1, -1):
         kept = [n for at, n in enumerate(counts) if at >= start or is_system[at]]
@@ -313,7 +316,7 @@ def _tool_call(call: ToolCall, index: int = 0) -> dict[str, Any]:
 
 
 def _chunks(path: str, told: Told, reply: Reply, tools: Any) -> Iterable[dict[str, Any]]:
-    """The chunks before the last. With tools on offer the real server keeps the text back until it is whole."""
+    """Return the chunks before the last. With tools on offer the real server keeps the text back until it is whole."""
     if reply.thinking:
         yield _make_body(path, "", Reply(thinking=reply.thinking))
     if told.text:

@@ -1,4 +1,4 @@
-"""What a stand-in server is told to answer: a `Reply`, or a `Fault` of the transport, of the server or of the model."""
+"""Scripted answers of a stand-in server: a `Reply`, or a `Fault` of the transport, the server or the model."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -74,7 +74,7 @@ def _check_part(part_name: str, part: int | None, whole_name: str, whole: int | 
 
 
 class FaultKind(StrEnum):
-    """What goes wrong. The values are stable and fit for test ids."""
+    """Kind of fault. The values are stable and suit test ids."""
 
     STATUS = "status"
     DELAY = "delay"
@@ -123,7 +123,7 @@ class Fault:
         retry_after_s: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Self:
-        """An error status with a body in the server's own shape.
+        """Return an error status with a body in the server's own shape.
 
         `retry_after_s` becomes a `Retry-After` header (Ollama's wire, whole seconds, rounded up) or a `RetryInfo`
         detail (Gemini's wire, which has no such header). `headers` are added as they are, so that either can be had
@@ -159,12 +159,12 @@ class Fault:
 
     @classmethod
     def html(cls, status_code: int = 200) -> Self:
-        """An HTML page, as a proxy or a captive portal answers."""
+        """Return an HTML page, as a proxy or a captive portal answers."""
         return cls(FaultKind.HTML, status_code=status_code)
 
     @classmethod
     def empty(cls, status_code: int = 200) -> Self:
-        """A body of no bytes."""
+        """Return a body of no bytes."""
         return cls(FaultKind.EMPTY, status_code=status_code)
 
     @classmethod
@@ -184,7 +184,7 @@ class Fault:
 
     @classmethod
     def invalid_key(cls) -> Self:
-        """What the wire says to a wrong key: Gemini 400 `API_KEY_INVALID`, Ollama (behind its cloud or a proxy) 401."""
+        """Answer as the server does to a wrong key: Gemini 400 `API_KEY_INVALID`, Ollama (behind a proxy) 401."""
         return cls(FaultKind.INVALID_KEY)
 
     @classmethod

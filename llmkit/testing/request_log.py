@@ -1,4 +1,4 @@
-"""What a stand-in server remembers: the requests that it got and the tokens that it billed."""
+"""Requests that a stand-in server received, and the tokens that it billed."""
 
 import json
 import threading

@@ -16,7 +16,7 @@ Script = Callable[[Route, LLMRequest], HttpAnswer]
 
 
 def reply(text: str = "ok", *, input_tokens: int | None = 3, output_tokens: int | None = 1) -> ClientReply:
-    """A plain answer that ended by itself."""
+    """Return a plain answer that ended by itself."""
     total = None if input_tokens is None or output_tokens is None else input_tokens + output_tokens
     usage = TokenUsage(input_tokens=input_tokens, output_tokens=output_tokens, total_tokens=total)
     return ClientReply(text=text, tool_calls=(), finish_reason="stop", usage=usage, response_model=None)

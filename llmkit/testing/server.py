@@ -192,7 +192,7 @@ class StandInServer(ABC):
 
     @property
     def usage(self) -> Usage:
-        """What was billed: the sums over every count that went out in an answer, whole."""
+        """Billed tokens: the sums of all counts in answers that were sent completely."""
         return self._ledger.usage
 
     @property
@@ -221,27 +221,27 @@ class StandInServer(ABC):
 
     @abstractmethod
     def _is_call(self, method: str, path: str) -> bool:
-        """Whether the request asks the model for something, and so takes a scripted answer and a slot."""
+        """Return whether the request asks the model for something, and so takes a scripted answer and a slot."""
 
     @abstractmethod
     def _lookup(self, request: RecordedRequest) -> HttpAnswer:
-        """The answer to anything that is not a call."""
+        """Return the answer to anything that is not a call."""
 
     @abstractmethod
     def _refusal(self, request: RecordedRequest, body: Any) -> HttpAnswer | None:
-        """The error for a call that this server would not accept whatever the script says, or None."""
+        """Return the error for a call that this server would not accept whatever the script says, or None."""
 
     @abstractmethod
     def _rendered(self, request: RecordedRequest, body: Any, reply: Reply) -> HttpAnswer:
-        """The model's answer in the form of the wire."""
+        """Return the model's answer in the form of the wire."""
 
     @abstractmethod
     def _failed(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
-        """The answer for a fault that is more than one of the transport."""
+        """Return the answer for a fault that is more than one of the transport."""
 
     @abstractmethod
     def _error(self, status: int, message: str) -> HttpAnswer:
-        """An error body of the wire."""
+        """Return an error body of the wire."""
 
     # -- the thread --------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""How a stand-in server behaves under load: so many slots, so much time each, and a queue that may be full."""
+"""Load model of a stand-in server: slots, time per request, and a bounded queue."""
 
 import asyncio
 from collections import deque
@@ -13,7 +13,7 @@ __all__ = ["Load", "Overloaded", "Slots"]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a server bears.
+    """Capacity of a server.
 
     Attributes:
         latency_s: Seconds that each call of the model takes once it has a slot.

@@ -1,4 +1,4 @@
-"""How the stand-in servers count: one token is one whitespace-separated word."""
+"""Token counts of the stand-in servers: one token per whitespace-separated word."""
 
 import re
 

@@ -10,7 +10,7 @@ import pytest
 
 from llmkit import load_settings
 from llmkit.evals.export import import_run
-from llmkit.evals.provenance import SETTINGS, commit_of, made_with
+from llmkit.evals.provenance import SETTINGS, commit_of, describe_process
 from tests.support.eval_fakes import MemoryStore, run
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -64,7 +64,7 @@ def test_what_cannot_be_read_is_unknown(tmp_path: Path, head: str):
 
 def test_settings_are_told_without_keys_and_addresses(tmp_path: Path):
     settings = load_settings(gemini_api_key="canary", database_url="sqlite:///canary.db", max_retries=7)
-    found = made_with(settings, {"repairs": 1}, tmp_path)
+    found = describe_process(settings, {"repairs": 1}, tmp_path)
     assert set(found) == {"python", "platform", "packages", "commit", "settings", "options"}
     assert (found["settings"]["max_retries"], set(found["settings"])) == (7, set(SETTINGS))
     assert not [word for word in ("canary", "http", str(tmp_path)) if word in json.dumps(found)]
@@ -73,13 +73,13 @@ def test_settings_are_told_without_keys_and_addresses(tmp_path: Path):
 async def test_facts_stay_those_of_the_process_that_began_the_run_and_go_with_an_export(tmp_path: Path):
     store = MemoryStore()
     first = await run(store=store)
-    then = replace(first.run, spec={**first.run.spec, "made_with": {"python": "3.0"}})
+    then = replace(first.run, spec={**first.run.spec, "describe_process": {"python": "3.0"}})
     store.runs[("w", "run")] = then
     again = await run(store=store)
     assert again.provenance["python"] == "3.0"
     again.export(tmp_path / "run.jsonl")
     imported = await import_run(MemoryStore(), "w", tmp_path / "run.jsonl")
-    assert imported.spec["made_with"] == {"python": "3.0"}
+    assert imported.spec["describe_process"] == {"python": "3.0"}
 
 
 async def test_a_run_that_recorded_no_facts_says_what_is_known():

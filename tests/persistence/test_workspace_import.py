@@ -20,7 +20,7 @@ from llmkit.persistence.retention import TABLES, erase_workspace
 from llmkit.persistence.stats import store_stats
 from llmkit.persistence.workspace_export import export_workspace
 from llmkit.persistence.workspace_import import import_workspace
-from llmkit.testing import DatabaseFailure, OllamaServer, Reply
+from llmkit.testing import Fault, OllamaServer, Reply
 from tests.cli.test_cli import run as llmkit
 from tests.support.eval_fakes import sentiment_task
 from tests.support.repositories import JournalHome
@@ -35,10 +35,10 @@ ROUTE = "ollama/llama3.2"
 @pytest.fixture
 def lived_in(sqlite_url: str) -> Path:
     """A database with calls, failures, repairs, odd texts and an evaluation of one workspace, and a call of another."""
-    replies: list[Reply | DatabaseFailure] = [
+    replies: list[Reply | Fault] = [
         Reply('{"label": "positive"}'),
         Reply("no json"),
-        DatabaseFailure.status(400),
+        Fault.status(400),
     ]
     with OllamaServer(Reply("ü 'quoted' \u2028 \U0001f600")) as server:
         options: dict[str, Any] = {"ollama_api_base": server.url, "database_url": sqlite_url, "max_retries": 0}

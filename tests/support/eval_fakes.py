@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel
 
 from llmkit.errors import LLMInvalidOutput
-from llmkit.eval_ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, RecordedCall, Spent
+from llmkit.eval_ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, EvalSpending, RecordedCall
 from llmkit.evals import Sample, Task, field_match
 from llmkit.ports import StoredRun
 from llmkit.pydanticai.extraction import Extraction
@@ -99,7 +99,7 @@ class MemoryStore:
         self.prefixes.append(pipeline_run_id_prefix)
         return self.doubtful
 
-    async def spent(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[Spent, ...]:
+    async def spent(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[EvalSpending, ...]:
         return ()
 
     async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:

@@ -42,7 +42,7 @@ SHARE_TOLERANCE = 1e-9
 
 
 def _order_sets(value: Any) -> Any:
-    """Sets as sorted lists, because their own order changes with every process; what cannot be sent is refused."""
+    """Turn sets into sorted lists, because their order differs between processes. Reject values that cannot be sent."""
     if isinstance(value, BaseModel):
         value = value.model_dump(by_alias=True)
     if isinstance(value, Mapping):
@@ -66,7 +66,7 @@ def _require_unicode(text: str) -> None:
 
 
 def _foreign(value: Any) -> Any:
-    """What numpy scalars and arrays hold."""
+    """Convert numpy scalars and arrays to Python values."""
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is not JSON")
@@ -252,7 +252,7 @@ class Dataset:
         return self.filter(lambda sample: sample.key in ids)
 
     def limit(self, count: int | None) -> Dataset:
-        """The first `count` samples; all of them when it is None.
+        """Return the first `count` samples; all of them when it is None.
 
         Raises:
             LLMDatasetError: The count is below 1, or no whole number.

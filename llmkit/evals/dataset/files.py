@@ -24,7 +24,7 @@ Record: TypeAlias = tuple[str, Mapping[str, Any]]
 
 
 def existing(path: Path, base_dir: Path | None) -> Path:
-    """The file of a dataset.
+    """Return the file of a dataset.
 
     Raises:
         LLMDatasetError: It is not there.
@@ -41,7 +41,7 @@ def existing(path: Path, base_dir: Path | None) -> Path:
 
 
 def file_records(path: Path) -> Iterator[Record]:
-    """Where each record of a file stands, and the record.
+    """Yield the position and the content of each record of a file.
 
     Raises:
         LLMDatasetError: The file cannot be read or a line is malformed; the message names file, line and field.
@@ -141,14 +141,14 @@ def _parquet_records(path: Path) -> Iterator[Record]:
 
 
 def is_frame(source: object) -> bool:
-    """Whether it is a DataFrame."""
+    """Return whether it is a DataFrame."""
     # A DataFrame cannot be here unless its library is loaded already.
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(source, pandas.DataFrame)
 
 
 def frame_records(frame: Any, source: str, *, first: int) -> Iterator[Record]:
-    """Where each row of a DataFrame stands, counted from `first`, and the row.
+    """Yield the position, counted from `first`, and the content of each row of a DataFrame.
 
     Raises:
         LLMDatasetError: A column is unknown or does not fit another.

@@ -60,7 +60,7 @@ class Keeper:
 
     @classmethod
     async def of(cls, plan: Plan, run: EvalRun, store: EvalStore) -> Keeper:
-        """The keeper of a run's budget, of which earlier calls of `evaluate` have spent what the store knows of.
+        """Return the keeper of a run's budget, of which earlier calls of `evaluate` have spent what the store knows of.
 
         Raises:
             LLMEvaluationError: The price of something that was sent before is not known.
@@ -206,7 +206,7 @@ def _format_limit(kind: Kind, part: int) -> str:
 
 
 def _most(request: LLMRequest, price: ListPrice) -> Amount:
-    """The most that a request with an output limit may take."""
+    """Return the most that a request with an output limit may take."""
     prompt, answer = most_prompt_tokens(request), request.max_output_tokens or 0
     return amount(prompt + answer, price.most(prompt, answer))
 
@@ -258,7 +258,7 @@ def _routes(plan: Plan) -> Iterator[Route]:
 
 
 def _earlier(plan: Plan, spent: Sequence[EvalSpending], uncounted: int) -> Amount:
-    """What was spent before; what nobody counted, at the most that a first request of the plan may take."""
+    """Sum earlier spending. An uncounted request is charged the most that a first request of the plan may use."""
     has_price = plan.budget.max_cost_usd is not None
     costs = [_cost(each) if has_price else 0.0 for each in spent]
     known = amount(sum(each.input_tokens + each.output_tokens for each in spent), math.fsum(costs))

@@ -27,7 +27,7 @@ SHARE_OF_LOOKING = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long what others do is waited for, in seconds.
+    """Waiting times for the work of other processes, in seconds.
 
     Attributes:
         least_s: Between two looks at the store when another process was met.
@@ -56,7 +56,7 @@ class _Awaited:
 
 
 class Sharing:
-    """What other processes do at the same run.
+    """Coordination with other processes that work on the same run.
 
     Args:
         plan: What is to be done.
@@ -111,11 +111,11 @@ class Sharing:
     # --- what this process does ---------------------------------------------------------------------------------
 
     def began(self, name: str) -> None:
-        """This process begins a call."""
+        """Note that this process begins a call."""
         self._mine.add(name)
 
     def end_call(self, name: str) -> None:
-        """The call's result is stored, or there will be none."""
+        """Return the call's result is stored, or there will be none."""
         self._mine.discard(name)
 
     async def wait_for(self, cell: int, name: str) -> None:
@@ -126,7 +126,7 @@ class Sharing:
             await self.look(move=True)
 
     async def is_anothers(self, cell: int, name: str) -> bool:
-        """Whether an answer that was in the store already is being scored by the process that got it."""
+        """Return whether an answer that was in the store already is being scored by the process that got it."""
         if cell in self._given_up:
             return False
         self.end_call(name)

@@ -1,4 +1,4 @@
-"""What an evaluation will do, checked before anything is sent."""
+"""Plan of an evaluation, checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class EvaluateOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be done, checked before anything is sent."""
+    """Plan of an evaluation, checked before anything is sent."""
 
     task: Task
     service: LLMService
@@ -146,7 +146,7 @@ class Plan:
                 lane.content(sample)
 
     def new_run(self, workspace_id: str, name: str) -> EvalRun:
-        """The run as it is stored if there is none of this name."""
+        """Return the run as it is stored if there is none of this name."""
         return EvalRun(
             id=uuid7(),
             workspace_id=workspace_id,
@@ -170,7 +170,7 @@ class Plan:
         )
 
     def _options(self) -> dict[str, Any]:
-        """What was asked for beside the task, for the record."""
+        """Return the options besides the task, for the record."""
         names = ("concurrency", "repairs", "retry_failed", "scorer_timeout_s")
         return {name: getattr(self, name) for name in names}
 
@@ -231,7 +231,7 @@ class Plan:
         return with_repairs(lane.digest(content), self.repairs)
 
     def is_open(self, result: EvalOutcome) -> bool:
-        """Whether a stored result is to be replaced by calling again."""
+        """Return whether a stored result is to be replaced by calling again."""
         if result.status != FAILED or self.retry_failed is False:
             return False
         return self.retry_failed == "all" or result.error_code not in FINAL_CODES
@@ -244,14 +244,14 @@ class Plan:
         return self.selected.samples[number], self.lanes[(number + turn) % count], epoch
 
     def cell_of(self, sample_id: str, route: str, epoch: int) -> int | None:
-        """The place of a result; None when it is not among what is to be settled."""
+        """Return the place of a result; None when it is not among what is to be settled."""
         number, lane = self.numbers.get(sample_id), self.turns.get(route)
         if number is None or lane is None or epoch >= self.epochs:
             return None
         return (epoch * len(self.numbers) + number) * len(self.turns) + (lane - number) % len(self.turns)
 
     def place_of_name(self, name: str) -> int | None:
-        """Where the call of this name is about; None when its sample's id is not legible in it."""
+        """Return the position of the call with this name; None if the sample's id is not legible in it."""
         number, epoch = self.numbers.get(_legible_id(name)), _epoch(name)
         if number is None or epoch >= self.epochs:
             return None

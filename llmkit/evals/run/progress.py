@@ -1,4 +1,4 @@
-"""How far an evaluation is: counted, told to a function, or drawn as a bar on stderr."""
+"""Progress of an evaluation: counted, passed to a function, or drawn as a bar on stderr."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Progress", "RouteProgress", "Tally", "shown", "standing"]
 
 @dataclass(frozen=True, slots=True)
 class RouteProgress:
-    """How far one route is.
+    """Progress of one route.
 
     Attributes:
         route: Its label.
@@ -34,7 +34,7 @@ class RouteProgress:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an evaluation is; given to a progress function after every sample.
+    """Progress of an evaluation, passed to a progress function after every sample.
 
     Attributes:
         done: Samples x routes x epochs that have their result, those from earlier runs included. Less than `total` at
@@ -74,7 +74,7 @@ class Tally:
         self.stopped_by: Kind | None = None
 
     def reuse(self, route: str) -> None:
-        """A result was there already."""
+        """Return a result was there already."""
         self._reused += 1
         self._done[route] += 1
 
@@ -88,14 +88,14 @@ class Tally:
         self._sent += requests
 
     def call(self, route: str, *, replayed: bool, failed: bool) -> None:
-        """A sample has its result."""
+        """Return a sample has its result."""
         self._called += 1
         self._replayed += replayed
         self._done[route] += 1
         self._failed[route] += failed
 
     def progress(self) -> Progress:
-        """How far all is."""
+        """Return the progress so far."""
         routes = tuple(
             RouteProgress(route, done, self._each, self._failed[route]) for route, done in self._done.items()
         )
@@ -104,13 +104,13 @@ class Tally:
         return Progress(done, total, failed, self._reused, self._sent, routes, self.stopped_by)
 
     def work(self) -> Work:
-        """What was done."""
+        """Return the work done so far."""
         return Work(self._reused, self.rescored, self._called, self._replayed, self._sent, self._shared, self.warm_ups)
 
 
 @contextmanager
 def shown(progress: bool | Callable[[Progress], None], tally: Tally) -> Iterator[Callable[[], None]]:
-    """What to call whenever the counts have changed. The given function is told each time; True draws a bar."""
+    """Yield a function to call whenever the counts change. It calls the given function each time; True draws a bar."""
     if callable(progress):
         tell = progress
         yield lambda: tell(tally.progress())
@@ -147,7 +147,7 @@ def _progress_bar(tally: Tally) -> Iterator[Callable[[], None]]:
 
 
 def standing(progress: Progress) -> dict[str, int | str]:
-    """What stands behind a bar: what stopped the run, counts, and of several routes how many samples of each are done.
+    """Return the text behind a bar: why the run stopped, counts, and finished samples of each of several routes.
 
     The first comes first: where a line is narrow, its end is cut.
     """

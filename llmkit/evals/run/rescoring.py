@@ -35,7 +35,7 @@ class Scoring:
         self._names = {scorer.name for scorer in plan.scorers}
 
     def is_stale(self, outcome: EvalOutcome) -> bool:
-        """Whether a stored output is to be scored again."""
+        """Return whether a stored output is to be scored again."""
         return outcome.has_output and (self._edited or not self._names <= outcome.scores)
 
     async def again(self, key: ResultKey) -> bool:
@@ -66,7 +66,7 @@ class Scoring:
         return await self.scores(result.pipeline_run_id, output, self._plan.dataset.by_id[result.sample_id])
 
     async def scores(self, call_name: str, output: Any, sample: Sample) -> Scores:
-        """What all scorers say of an output.
+        """Score an output with every scorer.
 
         Args:
             call_name: The result's `pipeline_run_id`.

@@ -28,7 +28,7 @@ LONGEST_MESSAGE = 2_000
 
 
 def build_result(slot: Slot, lane: Lane, extraction: Extraction[Any], scores: Scores) -> EvalResult:
-    """The result of a sample that got a valid output."""
+    """Return the result of a sample that got a valid output."""
     served = extraction.responses[-1].route
     warnings = dict.fromkeys(text for response in extraction.responses for text in response.warnings)
     if lane.planned is not None and served != lane.planned:
@@ -61,7 +61,7 @@ def build_result(slot: Slot, lane: Lane, extraction: Extraction[Any], scores: Sc
 
 
 def replace_scores(result: EvalResult, scores: Scores) -> EvalResult:
-    """The result with its scores in place of any earlier ones."""
+    """Return the result with its scores in place of any earlier ones."""
     return replace(
         result,
         status=_status(scores),
@@ -76,7 +76,7 @@ def _status(scores: Scores) -> str:
 
 
 def build_failure(slot: Slot, error: Exception) -> EvalResult:
-    """The result of a sample that got none. What it cost is in it as far as the error knows its attempts."""
+    """Return the result of a sample that got none. What it cost is in it as far as the error knows its attempts."""
     known = isinstance(error, LLMError)
     message = redact(str(error) if known else f"{type(error).__name__}: {error}")
     attempts = error.attempts if isinstance(error, LLMError) else ()
@@ -96,6 +96,6 @@ def build_failure(slot: Slot, error: Exception) -> EvalResult:
 
 
 def _first_try(error: Exception) -> bool | None:
-    """False when there was an answer and it did not fit; None when there was none."""
+    """Return False for an answer that did not fit, None if there was no answer."""
     no_answer = isinstance(error, LLMContentBlocked | LLMEmptyReply | LLMReasoningExhausted)
     return False if isinstance(error, LLMUnusableAnswer) and not no_answer else None

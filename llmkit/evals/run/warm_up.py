@@ -22,7 +22,9 @@ STAYS_LOADED = timedelta(minutes=4)
 
 
 def cold(plan: Plan, last_at_utc: Mapping[str, datetime]) -> dict[Route, Lane]:
-    """The models that may have to be loaded, each with a lane that asks it: those that run here, not called lately.
+    """Return the models that may have to be loaded, each with a lane that asks it.
+
+    Those that run here, not called lately.
 
     A model that somebody else computes is neither loaded nor free.
 

@@ -1,4 +1,4 @@
-"""What of an evaluation is still to be asked, as one byte for each sample on each route in each epoch. Pure."""
+"""Queue of the work that is left, as one byte per sample, route and epoch. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Cells:
         self._at = 0
 
     def take(self) -> int | None:
-        """The next open cell, which is then taken; None when there is none."""
+        """Return the next open cell, which is then taken; None when there is none."""
         found = self._states.find(OPEN, self._at)
         if found < 0:
             found = self._states.find(OPEN, 0, self._at)
@@ -36,7 +36,7 @@ class Cells:
         self._states[cell] = SETTLED
 
     def is_settled(self, cell: int) -> bool:
-        """Whether there is a result of the cell."""
+        """Return whether there is a result of the cell."""
         return self._states[cell] == SETTLED
 
     @property

@@ -21,7 +21,7 @@ TASK_FILES = ("task.py", "task.yaml", "task.yml")
 
 
 def load_tasks(path: str | Path) -> tuple[Task, ...]:
-    """The tasks of a file, or of the `task.py` or `task.yaml` in a folder.
+    """Return the tasks of a file, or of the `task.py` or `task.yaml` in a folder.
 
     A Python file is executed, and its tasks at module level are taken in the order of their definition. A YAML file is
     data: it has one task and executes nothing. Relative dataset paths start at the file's folder, and a Python file can

@@ -59,7 +59,7 @@ class SchemaProblem(ValueError):
 
 
 def model_of_schema(schema: Schema, name: str = "Output") -> type[BaseModel]:
-    """The model that a JSON schema of an object describes.
+    """Return the model that a JSON schema of an object describes.
 
     A property that is not required and has no default may be left out, and is None then.
 
@@ -84,7 +84,7 @@ class _Builder:
     under_way: tuple[str, ...] = ()
 
     def type_of(self, schema: Any, place: Place, name: str) -> Any:
-        """The annotation of a schema."""
+        """Return the annotation of a schema."""
         if not isinstance(schema, Mapping):
             raise SchemaProblem(f"a schema is an object; got {type(schema).__name__}", place)
         for word, build in (("$ref", self._reference), ("enum", self._choice), ("const", self._choice)):

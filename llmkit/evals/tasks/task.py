@@ -40,7 +40,7 @@ def relative_to(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    r"""What is asked of a model, over and over, and how its answers are judged.
+    r"""A prompt over a dataset, the type of its output, and the scorers that judge it.
 
     Checked when it is built; the dataset is read when it is first needed.
 
@@ -98,7 +98,7 @@ class Task:
         return Dataset.load(self.dataset, base_dir=self.base_dir)
 
     def definition(self) -> dict[str, Any]:
-        """What answers depend on, as JSON-able data: prompts, output schema and parameters."""
+        """Return everything that answers depend on, as JSON: prompts, output schema and parameters."""
         return {
             "system": self.system,
             "prompt": describe_prompt(self.prompt),
@@ -146,7 +146,7 @@ def _require_scorers(scorers: Sequence[Scorer], output_type: type[BaseModel]) ->
 
 
 def compile_prompt(prompt: Prompt) -> Template | Callable[[Sample], str | Sequence[Message]]:
-    """A template ready to fill, or the function.
+    """Return a template ready to fill, or the function.
 
     Raises:
         LLMEvaluationError: It is neither, or the template cannot be read.
@@ -159,12 +159,12 @@ def compile_prompt(prompt: Prompt) -> Template | Callable[[Sample], str | Sequen
 
 
 def describe_prompt(prompt: Prompt) -> str:
-    """The template, or the name of the function. An edited function shows in the messages that it renders."""
+    """Return the template, or the name of the function. An edited function shows in the messages that it renders."""
     return prompt if isinstance(prompt, str) else f"function {getattr(prompt, '__name__', type(prompt).__name__)}"
 
 
 def copy_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The generation parameters as a new dictionary.
+    """Return the generation parameters as a new dictionary.
 
     Raises:
         LLMEvaluationError: A name is unknown or a value is out of range.

@@ -1,4 +1,4 @@
-"""What is compared: routes, routing policies, and variants of prompt or parameters on them."""
+"""Variants that an evaluation compares: routes, routing policies, and prompts or parameters on them."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ class Lane:
     description: Mapping[str, Any]
 
     def content(self, sample: Sample) -> Content:
-        """What its prompt makes of the sample."""
+        """Apply the prompt to a sample."""
         return content_of(self.prompt, sample)
 
     def sent(self, content: Content) -> tuple[Message, ...]:
-        """What a sample of this content is sent as."""
+        """Return the messages for a sample with this content."""
         return as_messages(content, self.system)
 
     def messages(self, sample: Sample) -> tuple[Message, ...]:
-        """What the sample is sent as."""
+        """Return the messages for a sample."""
         return self.sent(self.content(sample))
 
     def digest(self, content: Content) -> str:

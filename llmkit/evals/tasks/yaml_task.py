@@ -40,7 +40,7 @@ class _TaskData(BaseModel):
 
 
 def load_task_data(file: Path) -> Task:
-    """The task of a YAML file. Relative paths in it start at its folder.
+    """Return the task of a YAML file. Relative paths in it start at its folder.
 
     Raises:
         LLMEvaluationError: A part cannot be used; the message names file, line and field.
@@ -94,7 +94,7 @@ class _Document:
         return cls(file, content, lines)
 
     def problem(self, message: str, place: Place) -> LLMEvaluationError:
-        """An error that names the file, the line of the nearest part that is there, and the field."""
+        """Return an error that names the file, the line of the nearest part that is there, and the field."""
         near = next((place[:end] for end in range(len(place), -1, -1) if place[:end] in self.lines), ())
         field = ".".join(str(part) for part in place)
         return LLMEvaluationError(f"{self.file}:{self.lines.get(near, 1)}: {field}: {message}")
@@ -122,7 +122,7 @@ def _lines(node: yaml.Node, place: Place, seen: set[int] | None = None) -> Itera
 
 
 def _plain(location: tuple[str | int, ...]) -> Place:
-    """A location without the names that Pydantic gives to the members of a union."""
+    """Return a location without the names that Pydantic gives to the members of a union."""
     return tuple(
         part for part in location if not (isinstance(part, str) and (part == "str" or part.startswith("dict[")))
     )
@@ -175,7 +175,10 @@ def _scorer(document: _Document, item: str | dict[str, Any], number: int) -> Sco
 
 
 def _arguments(options: Any) -> tuple[list[Any], dict[Any, Any]]:
-    """What is given by place, as in `field_match: [a, b]`, and by name, as in `field_match: {fields: [a], name: x}`."""
+    """Split arguments into positional ones (`field_match: [a, b]`) and named ones (`field_match: {fields.
+
+    [a], name: x}`).
+    """
     if isinstance(options, dict):
         options = dict(options)
         fields = options.pop("fields", [])

@@ -1,4 +1,4 @@
-"""What goes over the wire and what it means: the transport, the record of an exchange, failures and replies.
+"""HTTP exchange with providers: transport, recorded exchanges, error mapping and replies.
 
 Nothing here knows LiteLLM; the client joins the two.
 """

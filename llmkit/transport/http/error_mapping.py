@@ -1,4 +1,4 @@
-"""What a failed request means: the error to raise, by the table, with a message that can be shown to anyone."""
+"""Mapping of failed requests to errors, by the table, with messages that are safe to show."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HTTP_OK = 200
 
 
 def failure(exchange: Exchange, request: LLMRequest, error: Exception, timeout_s: float) -> LLMError:
-    """The error to raise: its message is ours, on one line, and holds neither a key nor the prompt."""
+    """Return the error to raise: its message is ours, on one line, and holds neither a key nor the prompt."""
     seen = _inspect_failure(exchange, error)
     rule = rule_for(seen)
     spec, arguments = exchange.spec, exchange.arguments
@@ -70,7 +70,7 @@ def _inspect_failure(exchange: Exchange, error: Exception) -> Seen:
 
 
 def _provider_words(exchange: Exchange) -> str:
-    """What the provider says about the failure. Only from JSON: a page of HTML helps nobody."""
+    """Return the provider's message about the failure, from JSON only: an HTML page helps nobody."""
     reply = exchange.reply_json or {}
     said = exchange.spec.reply_facts(reply)
     if said.error is None:
@@ -98,7 +98,7 @@ def _details(error: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _detail(text: str, request: LLMRequest, secrets: tuple[str, ...]) -> str:
-    """The provider's words as they may be shown: on one line, short, without keys and without the prompt."""
+    """Return the provider's words as they may be shown: on one line, short, without keys and without the prompt."""
     line = " ".join(text.split("Traceback (most recent call last)")[0].split())
     clean = redact(_without_prompt(line[: 4 * DETAIL_CHARS], request), secrets)
     return clean if len(clean) <= DETAIL_CHARS else clean[:DETAIL_CHARS] + "…"

@@ -29,7 +29,7 @@ __all__ = ["RULES", "Rule", "Seen", "rule_for"]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What can be told of a failure.
+    """Observable features of a failure.
 
     Attributes:
         name: Class name of the error: of the transport when nothing came back, else LiteLLM's.
@@ -69,7 +69,7 @@ class Rule:
     was_sent: bool | None = None
 
     def matches(self, seen: Seen) -> bool:
-        """Whether everything that this rule asks for was seen."""
+        """Return whether everything that this rule asks for was seen."""
         return (
             (not self.statuses or seen.status in self.statuses)
             and (not self.names or (seen.status is None and seen.name in self.names))
@@ -257,7 +257,7 @@ _TRANSPORT_WORDS = re.compile(r"connect|timeout|socket|disconnect|network|protoc
 
 
 def rule_for(seen: Seen) -> Rule:
-    """The line of the table for a failure; for an unknown one a guess by its name: transport, or not."""
+    """Return the line of the table for a failure; for an unknown one a guess by its name: transport, or not."""
     for rule in RULES:
         if rule.matches(seen):
             return rule

@@ -45,7 +45,7 @@ class Outline:
         return sha256(f'{{"body":{body},"path":{canonical_json(path)}}}'.encode("ascii")).hexdigest()
 
     def schema(self, spec: ProviderSpec) -> tuple[Mapping[str, Any] | None, str | None]:
-        """The output schema in the body, and its hash."""
+        """Return the output schema in the body, and its hash."""
         if spec.provider not in self._schemas:
             found = spec.sent_schema(self._body)
             self._schemas[spec.provider] = found, None if found is None else _hash(found)
@@ -104,7 +104,7 @@ class Exchange:
 
     @cached_property
     def facts(self) -> ReplyFacts:
-        """What the provider's own JSON says."""
+        """Return the facts in the provider's own JSON."""
         return self.spec.reply_facts(self.reply_json or {})
 
     @cached_property
@@ -120,7 +120,7 @@ class Exchange:
 
     @property
     def model_digest(self) -> str | None:
-        """What identifies the model that was asked: its digest, or the version that the provider names."""
+        """Return what identifies the model: its digest, or the version that the provider names."""
         return self.arguments.model_digest or self.facts.model_version
 
     @property

@@ -88,7 +88,7 @@ class Pool:
 
 
 def _objection(url: str, exchange: Exchange) -> str | None:
-    """Why this request must not leave, as the name of an error, or None."""
+    """Return why this request must not leave, as the name of an error, or None."""
     if exchange.is_abandoned:
         return "Abandoned"
     # LiteLLM lets globals of its own and the environment override an address that it was given.
@@ -121,7 +121,7 @@ def _is_key(name: str, value: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for this URL. What is on this machine never goes through one."""
+    """Return the proxy that the environment names for this URL. What is on this machine never goes through one."""
     return None if is_loopback(url) else _environment_proxy(urlsplit(url).scheme, urlsplit(url).hostname or "")
 
 
@@ -136,7 +136,7 @@ def _environment_proxy(scheme: str, host: str) -> str | None:
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """The machine's certificates (SSL_CERT_FILE counts) and the ones that come with certifi."""
+    """Return the machine's certificates (SSL_CERT_FILE counts) and the ones that come with certifi."""
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
     return context

@@ -1,4 +1,4 @@
-"""What an answer with status 200 means: an answer, or one of the outcomes that only look like one."""
+"""Interpretation of replies with status 200: answers, and failures that look like answers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def read_reply(completion: Any, exchange: Exchange, request: LLMRequest) -> Clie
 
 
 def verdict(reply: ClientReply, exchange: Exchange, request: LLMRequest) -> LLMError | None:
-    """The error that this reply amounts to, or None when it is an answer."""
+    """Return the error that this reply amounts to, or None when it is an answer."""
     facts = exchange.facts
     model = str(exchange.arguments.kwargs["model"]).partition("/")[2]
     if facts.blocked or reply.finish_reason == "content_filter":
@@ -101,7 +101,10 @@ def _is_empty(reply: ClientReply) -> bool:
 
 
 def _kind_of_cut(reply: ClientReply, request: LLMRequest) -> type[LLMUnusableAnswer] | None:
-    """A text that the caller's own limit cut is what was asked for; half a JSON text or half a tool call is not."""
+    """Return a text that the caller's own limit cut is what was asked for.
+
+    Half a JSON text or half a tool call is not.
+    """
     if _is_empty(reply):
         return LLMReasoningExhausted
     free_text = request.response_format is None and not request.tools
@@ -109,7 +112,7 @@ def _kind_of_cut(reply: ClientReply, request: LLMRequest) -> type[LLMUnusableAns
 
 
 def _prompt_was_cut(facts: ReplyFacts, exchange: Exchange, request: LLMRequest) -> bool:
-    """Whether the server read as many tokens as a window holds, and so probably not all.
+    """Return whether the server read as many tokens as a window holds, and so probably not all.
 
     The window is the one that was asked for, or a smaller one of the model's own: then the count is a whole multiple
     of 1,024 and smaller than any tokenizer would make of a prompt of this length.

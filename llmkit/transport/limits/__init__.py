@@ -1,4 +1,4 @@
-"""How much is sent to a provider: at once, in a minute, and until its quota of the day is used up."""
+"""Limits on what is sent to a provider: at once, per minute, and per daily quota."""
 
 from llmkit.transport.limits.admission import Admission, Limits
 

@@ -1,4 +1,4 @@
-"""How many requests at once a provider bears, found out from its answers. Pure: no clock, no tasks."""
+"""Adaptive limit on concurrent requests, learned from a provider's answers. Pure: no clock, no tasks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Ticket:
 
 
 class Concurrency(Protocol):
-    """How many requests may be under way at once. Every ticket goes back to one of the last three methods."""
+    """Limit on concurrent requests. Every ticket is returned through one of the last three methods."""
 
     @property
     def limit(self) -> int:
@@ -48,19 +48,19 @@ class Concurrency(Protocol):
         ...
 
     def began(self, under_way: int) -> Ticket:
-        """A request begins; `under_way` counts it in."""
+        """Begin a request; `under_way` includes it."""
         ...
 
     def note_answer(self, ticket: Ticket, latency_s: float) -> None:
-        """A request was answered."""
+        """Note an answered request."""
         ...
 
     def note_failure(self, ticket: Ticket) -> None:
-        """A request ended in a way that says nothing about the limit: broken off, or not accepted for what it is."""
+        """Note a request that says nothing about the limit: it was cancelled or rejected for its content."""
         ...
 
     def note_refusal(self, ticket: Ticket, *, again: bool = False) -> None:
-        """A request was refused as servers refuse one too many; `again` when it is the same call's second time."""
+        """Note a request that the server refused as one too many; `again` if the same call was refused before."""
         ...
 
 
@@ -103,7 +103,10 @@ class _Level:
 
 
 def _slowest_that_carries(before: _Level, limit: int) -> float:
-    """The latency up to which a lower limit carries about as much: halfway to what it would be if nobody had queued."""
+    """Return the latency up to which a lower limit carries about as much.
+
+    Halfway to what it would be if nobody had queued.
+    """
     expected_if_idle = limit / before.limit
     return limit / ((1 + expected_if_idle) / 2 * before.rate)
 
@@ -153,20 +156,20 @@ class AdaptiveLimit:
         return self._limit
 
     def began(self, under_way: int) -> Ticket:
-        """A request begins; `under_way` counts it in."""
+        """Begin a request; `under_way` includes it."""
         member = under_way >= self._limit and self._group.join()
         return Ticket(self._generation, self._group.number if member else None)
 
     def note_answer(self, ticket: Ticket, latency_s: float) -> None:
-        """A request was answered."""
+        """Note an answered request."""
         self._end_request(ticket, latency_s)
 
     def note_failure(self, ticket: Ticket) -> None:
-        """A request ended in a way that says nothing about the limit: broken off, or not accepted for what it is."""
+        """Note a request that says nothing about the limit: it was cancelled or rejected for its content."""
         self._end_request(ticket, None)
 
     def note_refusal(self, ticket: Ticket, *, again: bool = False) -> None:
-        """A request was refused. Those that began together are one reason, not many."""
+        """Note a refused request. Requests that began together count as one reason."""
         self._end_request(ticket, None)
         if ticket.generation != self._generation or (self._may_be_chance() and not again):
             return
@@ -228,7 +231,7 @@ class AdaptiveLimit:
         self._move_to(min(limit, seen.limit - 1))
 
     def _judge(self, before: _Level, seen: _Level) -> None:
-        """Whether the lower limit of a trial carries as much as the one before."""
+        """Return whether the lower limit of a trial carries as much as the one before."""
         if seen.latency_s + seen.error_s > _slowest_that_carries(before, seen.limit):
             self._take_back(before, seen.latency_s)
             return
@@ -269,7 +272,7 @@ class AdaptiveLimit:
             self._limit = min(self._limit + 1, self._ceiling)
 
     def _move_to(self, limit: int) -> None:
-        """A jump: what was under way before says nothing about the new limit."""
+        """Return a jump: what was under way before says nothing about the new limit."""
         self._limit = min(max(limit, 1), self._ceiling)
         self._generation += 1
         self._refusals.clear()
@@ -287,7 +290,7 @@ class _Group:
         self._latencies_s: list[float] = []
 
     def join(self) -> bool:
-        """Whether there was room."""
+        """Return whether there was room."""
         if self._began == self._size:
             return False
         self._began += 1
@@ -307,12 +310,15 @@ class _Group:
         return sum(self._latencies_s) / len(self._latencies_s)
 
     def surely_exceeds(self, latency_s: float, spread_s: float) -> bool:
-        """Whether it can be told already: from a turn at the least, since the first may wait for those before them."""
+        """Return whether it can be told already.
+
+        From a turn at the least, since the first may wait for those before them.
+        """
         count = len(self._latencies_s)
         return count >= self._turn and self.mean_s - spread_s / math.sqrt(count) > latency_s
 
     def level(self, limit: int) -> _Level | None:
-        """What the group saw; None when too few were answered."""
+        """Return what the group observed; None if too few were answered."""
         count = len(self._latencies_s)
         if count < self._size // 2:
             return None

@@ -29,7 +29,7 @@ Work = Callable[[], Awaitable[ClientReply]]
 
 
 class Limits:
-    """What may be under way, over all providers and at each. Belongs to one event loop.
+    """Limits on requests in progress, overall and per provider. Belongs to one event loop.
 
     Args:
         settings: `concurrency_limit`, `adaptive_concurrency` and what the providers read from it.
@@ -54,12 +54,12 @@ class Limits:
         }
 
     def concurrency(self, provider: LLMProvider) -> int:
-        """Requests that the provider may get at once now."""
+        """Return the number of concurrent requests that the provider may get now."""
         return self._providers[provider].concurrency.limit
 
     @asynccontextmanager
     async def place(self, route: Route, request: LLMRequest, log: AttemptLog) -> AsyncIterator[Admission]:
-        """A place at the route's provider, for one call with its retries. First come, first served.
+        """Return a place at the route's provider, for one call with its retries. First come, first served.
 
         A retry that waits keeps its place while the provider answers nobody: then others queue instead of joining in.
         After a failure among answers, and after a refusal for being one too many, it gives its place up, and is the
@@ -179,7 +179,7 @@ class Admission:
             error.retry_after_s = (until - now).total_seconds()
 
     def _tokens(self) -> int:
-        """What the request will come to, as far as that can be told beforehand."""
+        """Estimate the tokens of the request before it is sent."""
         answer = self._request.max_output_tokens if self._provider.spec.answers_count else None
         return estimate_prompt_tokens(self._request) + (answer or 0)
 

@@ -45,7 +45,7 @@ class Parking:
 
 
 def next_midnight(now: datetime, zone: str) -> datetime:
-    """The next beginning of a day in that zone, as UTC."""
+    """Return the next beginning of a day in that zone, as UTC."""
     there = now.astimezone(_zone(zone))
     tomorrow = (there + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
     return tomorrow.astimezone(UTC)

@@ -68,11 +68,11 @@ class Rates:
                 each.cancel()
 
     def now_s(self) -> float:
-        """The time."""
+        """Return the time."""
         return self._clock()
 
     def note_change(self) -> None:
-        """A leave was used, given back or corrected."""
+        """Note that a reservation was used, returned or corrected."""
         self._changed.set()
 
 
@@ -84,7 +84,7 @@ class Leave:
         self._granted = granted
 
     def use(self) -> None:
-        """The request leaves now."""
+        """Mark the reservation as used: the request leaves now."""
         for each in self._granted:
             each.window.use(each.leave, self._rates.now_s())
         self._rates.note_change()

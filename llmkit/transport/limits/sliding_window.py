@@ -60,26 +60,26 @@ class SlidingWindow:
         return math.inf
 
     def take(self, amount: int = 1) -> Pass:
-        """A pass, whatever `wait_s` says."""
+        """Return a pass, whatever `wait_s` says."""
         given = Pass(amount)
         self._unused.add(given)
         self._counted += amount
         return given
 
     def use(self, given: Pass, now_s: float) -> None:
-        """What the pass was given for is sent now."""
+        """Mark the reservation as used: its request is sent now."""
         self._unused.remove(given)
         given.sent_s = now_s
         self._used.append(given)
 
     def give_back(self, given: Pass) -> None:
-        """The pass will not be used. Idempotent; nothing happens to one that was."""
+        """Return an unused reservation. Idempotent; has no effect on a used one."""
         if given in self._unused:
             self._unused.remove(given)
             self._counted -= given.amount
 
     def correct(self, given: Pass, amount: int) -> None:
-        """What was sent is known now to have been so much."""
+        """Replace the estimate by the amount that was really sent."""
         if given.is_counted:
             self._counted += amount - given.amount
             given.amount = amount

@@ -45,7 +45,7 @@ _parts: tuple[FastParts | None] | None = None
 
 
 def load_parts() -> FastParts | None:
-    """What the fast lane is made of, loaded and tried once per process; None when this LiteLLM is another one.
+    """Load and try the parts of the fast path, once per process; None for another LiteLLM.
 
     Then one warning says so. Takes as long as importing litellm.
     """
@@ -90,7 +90,7 @@ class FastLane:
         self._forms = Forms(parts.model_cost)
 
     def prepare(self, arguments: CallArguments) -> PreparedRequest | None:
-        """The request on the wire, or None when the reference lane has to carry it."""
+        """Return the request on the wire, or None when the reference lane has to carry it."""
         provider, _, model = str(arguments.kwargs["model"]).partition("/")
         translation = self._translations.get(provider)
         if translation is None or not self._is_chat_model(arguments):

@@ -138,7 +138,7 @@ def _import_library() -> Library:
 
 
 def load_internals() -> Internals:
-    """The inner parts, once `surprises` found nothing."""
+    """Return the inner parts, once `surprises` found nothing."""
     load_library()
     return Internals(
         ollama=_part(_OLLAMA)(),
@@ -159,7 +159,7 @@ def load_internals() -> Internals:
 
 
 def surprises() -> tuple[str, ...]:
-    """What is not as in `RELEASE`: its version, and functions that are gone or take other parameters."""
+    """List differences from `RELEASE`: its version, missing functions, and changed parameters."""
     load_library()
     version = _part("litellm._version:version")
     changed = [name.partition(":")[2] for name, parameters in EXPECTED.items() if _parameters(name) != parameters]

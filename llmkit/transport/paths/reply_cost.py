@@ -1,4 +1,4 @@
-"""What an answer of Gemini's cost, by LiteLLM's price of one token: its whole calculation is as dear as a bare request.
+"""Cost of a Gemini answer from LiteLLM's price per token: its full calculation costs as much as a bare request.
 
 Only for answers that cost a sum over plain text tokens, of models that LiteLLM prices that way. Everything else
 (cached tokens, pictures, long prompts, service tiers, searches) LiteLLM calculates itself.
@@ -48,7 +48,7 @@ class Prices:
     def cost_usd(
         self, completion: Any, model: str, reply: Mapping[str, Any], headers: Mapping[str, str]
     ) -> float | None:
-        """What LiteLLM would say that this answer cost, or None when it has no price.
+        """Return the cost that LiteLLM would report for this answer, or None if it has no price.
 
         Args:
             completion: LiteLLM's reading of the answer.
@@ -62,7 +62,7 @@ class Prices:
     def by_the_token_usd(
         self, completion: Any, model: str, reply: Mapping[str, Any], headers: Mapping[str, str]
     ) -> float | None:
-        """The same where it is a sum over plain tokens, else None."""
+        """Return the same where it is a sum over plain tokens, else None."""
         units = self._units(model, str(completion.model)).usd if _is_plain(reply, headers) else None
         if units is None or completion.usage.prompt_tokens > PLAIN_TOKENS:
             return None
@@ -80,7 +80,7 @@ class Prices:
         return units
 
     def _look_up_prices(self, model: str, served: str) -> tuple[float, float, float] | None:
-        """The prices of one token each; None unless they account for LiteLLM's price of many."""
+        """Return the prices of one token each; None unless they account for LiteLLM's price of many."""
         one = [self._price(model, served, *counts) for counts in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
         many = (PLAIN_TOKENS, 77, 33)
         prompt, text, reasoning = one

@@ -17,7 +17,7 @@ Reply = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class PlainMessage:
-    """What was said."""
+    """Message of a reply."""
 
     content: str | None
     tool_calls: None = None
@@ -25,7 +25,7 @@ class PlainMessage:
 
 @dataclass(frozen=True, slots=True)
 class PlainChoice:
-    """What was said, and why it ended, in OpenAI's words."""
+    """Message and finish reason of a reply, in OpenAI's terms."""
 
     message: PlainMessage
     finish_reason: str
@@ -52,7 +52,7 @@ class PlainUsage:
 
 @dataclass(frozen=True, slots=True)
 class PlainCompletion:
-    """As much of LiteLLM's `ModelResponse` as is read of it, by the same names."""
+    """The part of LiteLLM's `ModelResponse` that llmkit reads, under the same names."""
 
     choices: tuple[PlainChoice, ...]
     model: str
@@ -111,7 +111,7 @@ def _gemini(model: str, reply: Reply) -> PlainCompletion | None:
 
 
 def _gemini_text(content: Any) -> str | None:
-    """The text of an answer that is nothing else."""
+    """Return the text of an answer that is nothing else."""
     parts = content.get("parts") if isinstance(content, dict) and content.keys() <= {"parts", "role"} else None
     if not isinstance(parts, list) or len(parts) != 1 or not isinstance(parts[0], dict) or parts[0].keys() != {"text"}:
         return None

@@ -34,7 +34,7 @@ Entries = tuple[Mapping[str, Any] | None, ...]
 
 
 def kind_of(arguments: Mapping[str, Any]) -> bytes | None:
-    """What a request has in common with others that differ in their texts alone; None when it is of no such kind.
+    """Return the kind of a request: what it shares with requests that differ only in text. None if it has no kind.
 
     A digest, since a key and a schema may be part of it. LiteLLM takes two sorts of text apart instead of copying them:
     empty ones, and ones that begin with `<think>`.
@@ -95,7 +95,7 @@ class Forms:
         self._forms: dict[bytes, _RequestTemplate | bool | None] = {}
 
     def fill(self, kind: bytes, arguments: CallArguments, translation: Translation) -> PreparedRequest | None:
-        """The request in its form; None when there is none for its kind."""
+        """Return the request in its form; None when there is none for its kind."""
         form = self._forms.get(kind)
         if not isinstance(form, _RequestTemplate):
             return None
@@ -131,7 +131,7 @@ class Forms:
         return _RequestTemplate(replace(prepared, outline=_outline(prepared.body)), pieces, self._entries(arguments))
 
     def _entries(self, arguments: CallArguments) -> Entries:
-        """What LiteLLM's list says of the model, as a copy: its translations go by that."""
+        """Copy LiteLLM's entries for the model: its translations depend on them."""
         names = (str(arguments.kwargs["model"]), get_model_name(arguments))
         return tuple(dict(entry) if (entry := self._listed.get(name)) else None for name in names)
 
@@ -145,7 +145,7 @@ def _outline(marked: bytes) -> Outline | None:
 
 
 def get_model_name(arguments: CallArguments) -> str:
-    """The model's name at its provider."""
+    """Return the model's name at its provider."""
     return str(arguments.kwargs["model"]).partition("/")[2]
 
 

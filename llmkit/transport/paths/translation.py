@@ -46,7 +46,7 @@ class PreparedRequest:
     outline: Outline | None = field(default=None, repr=False)
 
     def is_like(self, other: PreparedRequest) -> bool:
-        """Whether both are the same on the wire."""
+        """Return whether both are the same on the wire."""
         return (self.url, self.headers, self.body) == (other.url, other.headers, other.body)
 
 
@@ -71,7 +71,7 @@ class RawReply:
         return self.content.decode(errors="replace")
 
     def json(self) -> dict[str, Any]:
-        """The body as JSON."""
+        """Return the body as JSON."""
         return self.reply
 
 
@@ -89,7 +89,7 @@ class Translation(Protocol):
         ...
 
     def prepare(self, model: str, arguments: Arguments) -> PreparedRequest:
-        """The request. May change the arguments. Raises whatever LiteLLM raises."""
+        """Return the request. May change the arguments. Raises whatever LiteLLM raises."""
         ...
 
     def read(self, prepared: PreparedRequest, answer: RawReply) -> Any:
@@ -97,12 +97,12 @@ class Translation(Protocol):
         ...
 
     def glance(self, prepared: PreparedRequest, reply: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
-        """The same as `read` for the plainest answers, at a tenth of its cost; None for all others."""
+        """Return the same as `read` for the plainest answers, at a tenth of its cost; None for all others."""
         ...
 
 
 def carries(translation: Translation, arguments: Arguments) -> bool:
-    """Whether nothing is asked that this translation would leave out."""
+    """Return whether nothing is asked that this translation would leave out."""
     known = arguments.keys() <= _FRAME | set(_OPENAI_PARAMETERS) | translation.own_parameters
     return known and all(isinstance(message.get("content"), str) for message in arguments["messages"])
 
