@@ -294,14 +294,14 @@ def _failed_as(
 
 
 def _numbers(found: Pairs, rules: GateRules, *, is_lower: bool) -> dict[str, Any]:
-    from llmkit.evals.statistics import non_inferiority, paired
+    from llmkit.evals.statistics import check_non_inferiority, compare_pairs
 
     clusters: Sequence[Hashable] = found.clusters
-    difference = paired(found.a, found.b, clusters)
+    difference = compare_pairs(found.a, found.b, clusters)
     bound = None
     if rules.margin is not None:
         better, worse = (found.b, found.a) if is_lower else (found.a, found.b)
-        bound = non_inferiority(better, worse, rules.margin, clusters, rules.alpha).low
+        bound = check_non_inferiority(better, worse, rules.margin, clusters, rules.alpha).low
     return {
         "mean": math.fsum(found.a) / len(found.a),
         "baseline_mean": math.fsum(found.b) / len(found.b),
@@ -315,9 +315,9 @@ def _numbers(found: Pairs, rules: GateRules, *, is_lower: bool) -> dict[str, Any
 
 
 def _adjusted(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    from llmkit.evals.statistics import holm
+    from llmkit.evals.statistics import adjust_holm
 
-    adjusted = holm([row["p_value"] for row in rows])
+    adjusted = adjust_holm([row["p_value"] for row in rows])
     return [{**row, "p_holm": float(value)} for row, value in zip(rows, adjusted, strict=True)]
 
 

@@ -146,13 +146,13 @@ def _known_sum(counts: Iterable[int | None]) -> int | None:
 
 
 def _score(results: Sequence[EvalResult], metric: str | None, clusters: ClusterOf, worst: float) -> dict[str, Any]:
-    from llmkit.evals.statistics import mean_of
+    from llmkit.evals.statistics import estimate_mean
 
     if metric is None:
         return {"scored": 0, "scorer_failed": sum(result.status == SCORER_FAILED for result in results)}
     scored = [result for result in results if metric in result.scores]
     values = [result.scores[metric] for result in scored]
-    found = mean_of(values, [clusters[result.sample_id] for result in scored])
+    found = estimate_mean(values, [clusters[result.sample_id] for result in scored])
     failed = [worst for result in results if result.status == FAILED]
     return {
         "scored": len(values),
@@ -185,7 +185,7 @@ def build_comparison_rows(
     a: Sequence[EvalResult], b: Sequence[EvalResult], metrics: Sequence[str], clusters: ClusterOf, lower: Set[str]
 ) -> list[dict[str, Any]]:
     """One row for each metric that both have, `a` minus `b`; p-values adjusted by Holm over the rows."""
-    from llmkit.evals.statistics import holm
+    from llmkit.evals.statistics import adjust_holm
 
     worst = {metric: find_worst_score((a, b), metric, lower) for metric in metrics}
     rows = [
@@ -193,7 +193,7 @@ def build_comparison_rows(
         | {"lower_is_better": metric in lower}
         for metric in metrics
     ]
-    adjusted = holm([row["p_value"] for row in rows])
+    adjusted = adjust_holm([row["p_value"] for row in rows])
     return [{**row, "p_holm": float(value)} for row, value in zip(rows, adjusted, strict=True)]
 
 
@@ -247,9 +247,9 @@ def pair_scores(a: Mapping[PairKey, float], b: Mapping[PairKey, float], clusters
 
 
 def _difference(pairs: Pairs) -> PairedDifference:
-    from llmkit.evals.statistics import paired
+    from llmkit.evals.statistics import compare_pairs
 
-    return paired(pairs.a, pairs.b, pairs.clusters)
+    return compare_pairs(pairs.a, pairs.b, pairs.clusters)
 
 
 def _mean(values: Sequence[float]) -> float:

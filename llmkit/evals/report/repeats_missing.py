@@ -95,7 +95,7 @@ def _chances(
     k: int,
     verdict: Callable[[float], bool],
 ) -> dict[str, Any]:
-    from llmkit.evals.statistics import mean_of, pass_at_k, pass_hat_k
+    from llmkit.evals.statistics import estimate_mean, estimate_pass_at_k, estimate_pass_hat_k
 
     counts: dict[str, list[bool]] = {}
     for result in results:
@@ -105,8 +105,8 @@ def _chances(
             counts.setdefault(result.sample_id, []).append(is_right_now)
     enough = {sample: tries for sample, tries in counts.items() if len(tries) >= k}
     among = [clusters[sample] for sample in enough]
-    some = mean_of([pass_at_k(len(tries), sum(tries), k) for tries in enough.values()], among)
-    every = mean_of([pass_hat_k(len(tries), sum(tries), k) for tries in enough.values()], among)
+    some = estimate_mean([estimate_pass_at_k(len(tries), sum(tries), k) for tries in enough.values()], among)
+    every = estimate_mean([estimate_pass_hat_k(len(tries), sum(tries), k) for tries in enough.values()], among)
     return {
         "samples": len(enough),
         "left_out": len({result.sample_id for result in results}) - len(enough),
@@ -134,7 +134,7 @@ def build_missing_rows(
 def _views(
     results: Sequence[EvalResult], metric: str, clusters: Mapping[str, Hashable], *, is_lower: bool
 ) -> dict[str, Any]:
-    from llmkit.evals.statistics import mean_of, mean_with_missing
+    from llmkit.evals.statistics import bound_mean, estimate_mean
 
     values = [result.scores.get(metric, math.nan) for result in results]
     among = [clusters[result.sample_id] for result in results]
@@ -142,9 +142,9 @@ def _views(
     counts = {"n": len(values), "missing": len(values) - len(there)}
     if any(not 0 <= values[number] <= 1 for number in there):
         # Nobody knows the worst of a score that has no bounds.
-        found = mean_of([values[number] for number in there], [among[number] for number in there])
+        found = estimate_mean([values[number] for number in there], [among[number] for number in there])
         return counts | {"mean_excluded": found.value, "excluded_low": found.low, "excluded_high": found.high}
-    views = mean_with_missing(values, among, lower_is_better=is_lower)
+    views = bound_mean(values, among, lower_is_better=is_lower)
     return counts | {
         "mean_excluded": views.excluded.value,
         "excluded_low": views.excluded.low,

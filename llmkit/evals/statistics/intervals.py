@@ -18,15 +18,15 @@ __all__ = [
     "Numbers",
     "as_array",
     "average",
-    "bca_interval",
-    "clustered_mean",
-    "clustered_proportion",
-    "clustered_standard_error",
+    "bootstrap_mean",
+    "compute_clustered_error",
+    "estimate_clustered_mean",
+    "estimate_clustered_share",
+    "estimate_mean",
+    "estimate_share",
+    "estimate_t_mean",
     "is_binary",
-    "mean",
-    "mean_of",
-    "t_estimate",
-    "wilson",
+    "make_t_estimate",
 ]
 
 DEFAULT_LEVEL = 0.95
@@ -48,7 +48,7 @@ class Estimate:
         low: Lower end of the interval; NaN when there is none.
         high: Upper end.
         n: How many values.
-        method: How the interval was made: `wilson`, `t`, `clustered wilson`, `clustered t`, `bca`, or
+        method: How the interval was made: `estimate_share`, `t`, `clustered wilson`, `clustered t`, `bca`, or
             `no spread seen`.
     """
 
@@ -60,17 +60,17 @@ class Estimate:
     method: str
 
 
-def mean(values: ArrayLike, level: float = DEFAULT_LEVEL) -> Estimate:
+def estimate_t_mean(values: ArrayLike, level: float = DEFAULT_LEVEL) -> Estimate:
     """Mean with Student's t interval: `mean ± t(n-1) s/√n`.
 
     Source: Student, "The Probable Error of a Mean", Biometrika 6 (1908).
     """
     x = as_array(values)
     error = float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else np.nan
-    return t_estimate(average(x), error, len(x) - 1, len(x), level, "t")
+    return make_t_estimate(average(x), error, len(x) - 1, len(x), level, "t")
 
 
-def wilson(successes: int, n: int, level: float = DEFAULT_LEVEL) -> Estimate:
+def estimate_share(successes: int, n: int, level: float = DEFAULT_LEVEL) -> Estimate:
     """Share of successes with Wilson's score interval, which stays within 0 and 1 and is honest at both ends.
 
     Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22 (1927).
@@ -82,7 +82,7 @@ def wilson(successes: int, n: int, level: float = DEFAULT_LEVEL) -> Estimate:
     return Estimate(share, float(np.sqrt(share * (1 - share) / n)), low, high, n, "wilson")
 
 
-def bca_interval(
+def bootstrap_mean(
     values: ArrayLike,
     level: float = DEFAULT_LEVEL,
     *,
@@ -104,7 +104,7 @@ def bca_interval(
     return Estimate(average(x), float(found.standard_error), float(low), float(high), len(x), "bca")
 
 
-def clustered_standard_error(values: ArrayLike, clusters: Sequence[Hashable]) -> float:
+def compute_clustered_error(values: ArrayLike, clusters: Sequence[Hashable]) -> float:
     """Standard error of the mean when values of one cluster hang together: `√(G/(G-1) Σ_c (Σ_i r_ci)²) / n`.
 
     `r` are the distances from the mean and `G` is the number of clusters. With one value in each cluster it is `s/√n`.
@@ -122,17 +122,17 @@ def clustered_standard_error(values: ArrayLike, clusters: Sequence[Hashable]) ->
     return float(np.sqrt(count / (count - 1) * np.sum(sums**2)) / len(x))
 
 
-def clustered_mean(values: ArrayLike, clusters: Sequence[Hashable], level: float = DEFAULT_LEVEL) -> Estimate:
+def estimate_clustered_mean(values: ArrayLike, clusters: Sequence[Hashable], level: float = DEFAULT_LEVEL) -> Estimate:
     """Mean with a t interval from the clustered standard error and `G - 1` degrees of freedom.
 
-    Source: as `clustered_standard_error`; the degrees of freedom from Cameron and Miller (2015).
+    Source: as `compute_clustered_error`; the degrees of freedom from Cameron and Miller (2015).
     """
     x, _codes, count = _clustered(values, clusters)
-    error = clustered_standard_error(x, clusters)
-    return t_estimate(average(x), error, count - 1, len(x), level, "clustered t")
+    error = compute_clustered_error(x, clusters)
+    return make_t_estimate(average(x), error, count - 1, len(x), level, "clustered t")
 
 
-def clustered_proportion(values: ArrayLike, clusters: Sequence[Hashable], level: float = DEFAULT_LEVEL) -> Estimate:
+def estimate_clustered_share(values: ArrayLike, clusters: Sequence[Hashable], level: float = DEFAULT_LEVEL) -> Estimate:
     """Share of ones with Wilson's interval at the effective sample size `p(1-p) / SE²`.
 
     Where no spread between clusters can be seen, as at shares of 0 and 1, each cluster counts once. The quantile is
@@ -142,7 +142,7 @@ def clustered_proportion(values: ArrayLike, clusters: Sequence[Hashable], level:
     Surveys", Journal of Survey Statistics and Methodology 3 (2015).
     """
     x, _codes, count = _clustered(values, clusters)
-    error, share = clustered_standard_error(x, clusters), average(x)
+    error, share = compute_clustered_error(x, clusters), average(x)
     if count < 2:
         return Estimate(share, error, np.nan, np.nan, len(x), "clustered wilson")
     variance = share * (1 - share)
@@ -160,7 +160,9 @@ def _score_interval(share: float, n: float, quantile: float) -> tuple[float, flo
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
-def mean_of(values: ArrayLike, clusters: Sequence[Hashable] | None = None, level: float = DEFAULT_LEVEL) -> Estimate:
+def estimate_mean(
+    values: ArrayLike, clusters: Sequence[Hashable] | None = None, level: float = DEFAULT_LEVEL
+) -> Estimate:
     """The mean with the interval that fits: Wilson for zeros and ones, else t; clustered where clusters repeat.
 
     Where all clusters have the same mean, t would be certain whatever their number. Scores within 0 and 1 cannot spread
@@ -170,9 +172,13 @@ def mean_of(values: ArrayLike, clusters: Sequence[Hashable] | None = None, level
     x = as_array(values)
     if clusters is not None and len(set(clusters)) < len(x):
         if is_binary(x):
-            return clustered_proportion(x, clusters, level)
-        return _unless_equal(clustered_mean(x, clusters, level), x, len(set(clusters)), level)
-    return wilson(int(x.sum()), len(x), level) if is_binary(x) else _unless_equal(mean(x, level), x, len(x), level)
+            return estimate_clustered_share(x, clusters, level)
+        return _unless_equal(estimate_clustered_mean(x, clusters, level), x, len(set(clusters)), level)
+    return (
+        estimate_share(int(x.sum()), len(x), level)
+        if is_binary(x)
+        else _unless_equal(estimate_t_mean(x, level), x, len(x), level)
+    )
 
 
 def _unless_equal(found: Estimate, x: Numbers, count: int, level: float) -> Estimate:
@@ -209,7 +215,7 @@ def _clustered(values: ArrayLike, clusters: Sequence[Hashable]) -> tuple[Numbers
     return x, codes, len(numbers)
 
 
-def t_estimate(value: float, error: float, freedom: int, n: int, level: float, method: str) -> Estimate:
+def make_t_estimate(value: float, error: float, freedom: int, n: int, level: float, method: str) -> Estimate:
     """A value with the t interval of its standard error; none below one degree of freedom."""
     if freedom < 1 or np.isnan(error):
         return Estimate(value, np.nan, np.nan, np.nan, n, method)

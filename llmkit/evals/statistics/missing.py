@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from llmkit.evals.statistics.intervals import DEFAULT_LEVEL, Estimate, Numbers, as_array, average, mean_of
-from llmkit.evals.statistics.paired import PairedDifference, paired
+from llmkit.evals.statistics.intervals import DEFAULT_LEVEL, Estimate, Numbers, as_array, average, estimate_mean
+from llmkit.evals.statistics.paired import PairedDifference, compare_pairs
 
 __all__ = ["MissingDifference", "MissingMean", "difference_with_missing", "mean_with_missing"]
 
@@ -51,7 +51,7 @@ class MissingDifference:
     missing: int
 
 
-def mean_with_missing(
+def bound_mean(
     values: ArrayLike,
     clusters: Sequence[Hashable] | None = None,
     *,
@@ -60,7 +60,7 @@ def mean_with_missing(
     level: float = DEFAULT_LEVEL,
     lower_is_better: bool = False,
 ) -> MissingMean:
-    """The mean of values of which some are NaN, in three views; intervals as `mean_of` makes them.
+    """The mean of values of which some are NaN, in three views; intervals as `estimate_mean` makes them.
 
     Source: the bounds are those of C. F. Manski, "Nonparametric Bounds on Treatment Effects", American Economic Review
     80 (1990), 319-323: they assume nothing of why a value is missing.
@@ -81,8 +81,8 @@ def mean_with_missing(
     absent = np.isnan(x)
     there = None if clusters is None else [each for each, gone in zip(clusters, absent, strict=True) if not gone]
     return MissingMean(
-        excluded=mean_of(x[~absent], there, level),
-        as_failures=mean_of(_filled(x, worst), clusters, level),
+        excluded=estimate_mean(x[~absent], there, level),
+        as_failures=estimate_mean(_filled(x, worst), clusters, level),
         worst=average(_filled(x, worst)),
         best=average(_filled(x, best)),
         n=len(x),
@@ -90,7 +90,7 @@ def mean_with_missing(
     )
 
 
-def difference_with_missing(
+def bound_difference(
     a: ArrayLike,
     b: ArrayLike,
     clusters: Sequence[Hashable] | None = None,
@@ -101,7 +101,7 @@ def difference_with_missing(
 ) -> MissingDifference:
     """Mean of `a - b` over the same samples, of which some have NaN on one side or both, in three views.
 
-    Source: as `mean_with_missing`; the comparisons as `paired`.
+    Source: as `bound_mean`; the comparisons as `compare_pairs`.
 
     Args:
         a: Scores of one route; NaN for a missing one.
@@ -120,8 +120,8 @@ def difference_with_missing(
     whole = ~(np.isnan(x) | np.isnan(y))
     there = None if clusters is None else [each for each, kept in zip(clusters, whole, strict=True) if kept]
     return MissingDifference(
-        excluded=paired(x[whole], y[whole], there, level),
-        as_failures=paired(_filled(x, low), _filled(y, low), clusters, level),
+        excluded=compare_pairs(x[whole], y[whole], there, level),
+        as_failures=compare_pairs(_filled(x, low), _filled(y, low), clusters, level),
         worst=average(_filled(x, low) - _filled(y, high)),
         best=average(_filled(x, high) - _filled(y, low)),
         n=len(x),

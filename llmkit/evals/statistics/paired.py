@@ -16,22 +16,22 @@ from llmkit.evals.statistics.intervals import (
     Numbers,
     as_array,
     average,
-    clustered_standard_error,
+    compute_clustered_error,
     is_binary,
-    t_estimate,
+    make_t_estimate,
 )
 
 __all__ = [
     "NonInferiority",
     "PairedDifference",
-    "holm",
-    "mcnemar_exact",
-    "non_inferiority",
-    "paired",
-    "paired_difference",
-    "paired_proportions",
-    "sign_flip",
-    "wilcoxon",
+    "adjust_holm",
+    "check_non_inferiority",
+    "compare_means",
+    "compare_pairs",
+    "compare_shares",
+    "compute_mcnemar_p",
+    "compute_sign_flip_p",
+    "compute_wilcoxon_p",
 ]
 
 DEFAULT_ALPHA = 0.05
@@ -89,7 +89,7 @@ class NonInferiority:
     method: str
 
 
-def paired(
+def compare_pairs(
     a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable] | None = None, level: float = DEFAULT_LEVEL
 ) -> PairedDifference:
     """The comparison that fits: McNemar for zeros and ones on independent samples, else paired t, clustered if need be.
@@ -100,11 +100,11 @@ def paired(
     first, second = as_array(a), as_array(b)
     independent = clusters is None or len(set(clusters)) == len(first)
     if independent and is_binary(np.concatenate([first, second])):
-        return paired_proportions(first, second, level)
-    return paired_difference(first, second, clusters, level)
+        return compare_shares(first, second, level)
+    return compare_means(first, second, clusters, level)
 
 
-def paired_difference(
+def compare_means(
     a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable] | None = None, level: float = DEFAULT_LEVEL
 ) -> PairedDifference:
     """Mean of `a - b` on the same samples, with its t interval and test.
@@ -112,10 +112,10 @@ def paired_difference(
     Clusters (samples repeated over epochs, or groups of samples) enter through the clustered standard error and `G - 1`
     degrees of freedom. Where all clusters differ by the same, or by nothing, that would be certain whatever their
     number: there the p-value is that of flipped signs, `2 ** (1 - G)`, and the interval counts two clusters more, which
-    differ by all there is, one each way, as `paired_proportions` does; that is the range of the scores, at least 1.
+    differ by all there is, one each way, as `compare_shares` does; that is the range of the scores, at least 1.
 
     Source: E. Miller, "Adding Error Bars to Evals" (2024), arXiv:2411.00640; the standard error as
-    `clustered_standard_error`.
+    `compute_clustered_error`.
 
     Raises:
         ValueError: `a` and `b` differ in length.
@@ -123,30 +123,30 @@ def paired_difference(
     d = _differences(a, b)
     names = range(len(d)) if clusters is None else clusters
     count = len(set(names))
-    error = clustered_standard_error(d, names)
+    error = compute_clustered_error(d, names)
     p_value = _t_test(average(d), error, count - 1)
     if error <= NO_SPREAD:
         largest = max(1.0, float(np.ptp(np.concatenate([as_array(a), as_array(b)]))))
         return _without_spread(d, names, largest, level, p_value)
-    found = t_estimate(average(d), error, count - 1, len(d), level, "t")
+    found = make_t_estimate(average(d), error, count - 1, len(d), level, "t")
     method = "paired t" if count == len(d) else "clustered paired t"
     return PairedDifference(found.value, error, found.low, found.high, p_value, _effect(d), len(d), count, method)
 
 
-def paired_proportions(a: ArrayLike, b: ArrayLike, level: float = DEFAULT_LEVEL) -> PairedDifference:
+def compare_shares(a: ArrayLike, b: ArrayLike, level: float = DEFAULT_LEVEL) -> PairedDifference:
     """Difference of two shares on the same independent samples: exact McNemar test, adjusted Wald interval.
 
     The interval adds one to each kind of disagreement, so that it is honest when there are few or none.
 
     Source: D. G. Bonett and R. M. Price, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions
-    Based on Paired Data", Journal of Educational and Behavioral Statistics 37 (2012); the test as `mcnemar_exact`.
+    Based on Paired Data", Journal of Educational and Behavioral Statistics 37 (2012); the test as `compute_mcnemar_p`.
 
     Raises:
         ValueError: `a` and `b` differ in length.
     """
     d = _differences(a, b)
     n = len(d)
-    p_value = mcnemar_exact(a, b)
+    p_value = compute_mcnemar_p(a, b)
     if n == 0:
         return PairedDifference(np.nan, np.nan, np.nan, np.nan, p_value, np.nan, 0, 0, "mcnemar")
     up, down = (np.sum(d > 0) + 1) / (n + 2), (np.sum(d < 0) + 1) / (n + 2)
@@ -170,7 +170,7 @@ def _without_spread(
     return PairedDifference(same, error, low, high, p_value, _effect(d), len(d), count, "no spread seen")
 
 
-def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
+def compute_mcnemar_p(a: ArrayLike, b: ArrayLike) -> float:
     """Two-sided exact p-value for two sets of zeros and ones on the same samples; 1 when they never disagree.
 
     NaN of no samples, and where a value is missing.
@@ -188,7 +188,7 @@ def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
     return float(scipy.stats.binomtest(up, up + down, 0.5).pvalue) if up + down else 1.0
 
 
-def wilcoxon(a: ArrayLike, b: ArrayLike) -> float:
+def compute_wilcoxon_p(a: ArrayLike, b: ArrayLike) -> float:
     """Two-sided p-value of the signed-rank test on the same independent samples; 1 when they never differ.
 
     For scores whose differences are far from normal. Exact for few pairs without ties or zeros, else the normal
@@ -206,7 +206,7 @@ def wilcoxon(a: ArrayLike, b: ArrayLike) -> float:
     return float(scipy.stats.wilcoxon(d, zero_method="pratt").pvalue)
 
 
-def sign_flip(
+def compute_sign_flip_p(
     a: ArrayLike,
     b: ArrayLike,
     clusters: Sequence[Hashable] | None = None,
@@ -241,7 +241,7 @@ def sign_flip(
     return min(1.0, float(found.pvalue))
 
 
-def non_inferiority(
+def check_non_inferiority(
     a: ArrayLike,
     b: ArrayLike,
     margin: float,
@@ -251,7 +251,7 @@ def non_inferiority(
     """Whether `a` is at most `margin` worse than `b`: the one-sided lower bound of the difference is above `-margin`.
 
     Higher scores are better. The bound is the lower end of the two-sided interval at the level `1 - 2 alpha`, made as
-    `paired` makes it. Not to see a difference is no proof that there is none: few samples show nothing.
+    `compare_pairs` makes it. Not to see a difference is no proof that there is none: few samples show nothing.
 
     Source: E. Walker and A. S. Nowacki, "Understanding Equivalence and Noninferiority Testing", Journal of General
     Internal Medicine 26 (2011), 192-196.
@@ -261,11 +261,11 @@ def non_inferiority(
     """
     if not margin >= 0 or not 0 < alpha < 0.5:
         raise ValueError(f"a margin is 0 or more and alpha between 0 and 0.5; got {margin} and {alpha}")
-    found = paired(a, b, clusters, 1 - 2 * alpha)
+    found = compare_pairs(a, b, clusters, 1 - 2 * alpha)
     return NonInferiority(found.difference, found.low, margin, alpha, bool(found.low > -margin), found.n, found.method)
 
 
-def holm(p_values: ArrayLike) -> Numbers:
+def adjust_holm(p_values: ArrayLike) -> Numbers:
     """Adjusted p-values that control the family-wise error rate. NaN stays NaN and does not count.
 
     Source: S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6

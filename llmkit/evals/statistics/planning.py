@@ -11,7 +11,7 @@ __all__ = ["pairs_needed"]
 DEFAULT_POWER = 0.8
 
 
-def pairs_needed(difference: float, spread: float, *, power: float = DEFAULT_POWER, level: float = 0.95) -> int:
+def count_pairs_needed(difference: float, spread: float, *, power: float = DEFAULT_POWER, level: float = 0.95) -> int:
     """Fewest independent pairs with which a two-sided paired t test sees a true difference this often.
 
     With epochs, a pair is a sample with all its repeats, and the spread is that of the means over them.

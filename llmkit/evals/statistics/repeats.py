@@ -7,7 +7,7 @@ from scipy import special
 __all__ = ["pass_at_k", "pass_hat_k"]
 
 
-def pass_at_k(n: int, correct: int, k: int) -> float:
+def estimate_pass_at_k(n: int, correct: int, k: int) -> float:
     """Unbiased chance that at least one of `k` repeats is right, from `correct` of `n`: `1 - C(n-c, k) / C(n, k)`.
 
     Source: M. Chen et al., "Evaluating Large Language Models Trained on Code" (2021), arXiv:2107.03374, equation 1.
@@ -19,7 +19,7 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return float(1 - special.comb(n - correct, k, exact=True) / special.comb(n, k, exact=True))
 
 
-def pass_hat_k(n: int, correct: int, k: int) -> float:
+def estimate_pass_hat_k(n: int, correct: int, k: int) -> float:
     """Unbiased chance that all of `k` repeats are right, from `correct` of `n`: `C(c, k) / C(n, k)`, called pass^k.
 
     Source: S. Yao et al., "τ-bench: A Benchmark for Tool-Agent-User Interaction in Real-World Domains" (2024),

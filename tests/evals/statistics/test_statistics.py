@@ -16,7 +16,7 @@ VALUES = np.array([0.2, 0.9, 0.4, 0.7, 0.7, 0.1, 1.0])
 
 
 def test_mean_is_student_s():
-    found = s.mean(VALUES)
+    found = s.estimate_t_mean(VALUES)
     low, high = stats.ttest_1samp(VALUES, 0).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((low, high))
     assert found.value == pytest.approx(VALUES.mean())
@@ -26,29 +26,29 @@ def test_wilson_is_the_closed_form():
     n, k, z = 30, 27, stats.norm.ppf(0.975)
     middle = (k + z**2 / 2) / (n + z**2)
     half = z * np.sqrt(k * (n - k) / n + z**2 / 4) / (n + z**2)
-    found = s.wilson(k, n)
+    found = s.estimate_share(k, n)
     assert (found.low, found.high) == pytest.approx((middle - half, middle + half))
-    assert s.wilson(0, 10).low == 0
-    assert s.wilson(10, 10).high == pytest.approx(1)
+    assert s.estimate_share(0, 10).low == 0
+    assert s.estimate_share(10, 10).high == pytest.approx(1)
 
 
 def test_bca_is_scipy_s_and_repeats():
-    found = s.bca_interval(VALUES, seed=1)
+    found = s.bootstrap_mean(VALUES, seed=1)
     expected = stats.bootstrap((VALUES,), np.mean, method="BCa", rng=np.random.default_rng(1)).confidence_interval
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert found == s.bca_interval(VALUES, seed=1)
-    assert (s.bca_interval([0.5, 0.5]).low, s.bca_interval([0.5, 0.5]).high) == (0.5, 0.5)
+    assert found == s.bootstrap_mean(VALUES, seed=1)
+    assert (s.bootstrap_mean([0.5, 0.5]).low, s.bootstrap_mean([0.5, 0.5]).high) == (0.5, 0.5)
 
 
 def test_clustered_error_of_single_values_is_the_plain_one():
-    assert s.clustered_standard_error(VALUES, range(7)) == pytest.approx(stats.sem(VALUES))
+    assert s.compute_clustered_error(VALUES, range(7)) == pytest.approx(stats.sem(VALUES))
 
 
 def test_clustered_error_of_equal_clusters_is_that_of_their_means():
     rng = np.random.default_rng(3)
     values = rng.normal(size=(12, 5)) + rng.normal(size=(12, 1))
-    found = s.clustered_mean(values.ravel(), np.repeat(np.arange(12), 5).tolist())
-    expected = s.mean(values.mean(axis=1))
+    found = s.estimate_clustered_mean(values.ravel(), np.repeat(np.arange(12), 5).tolist())
+    expected = s.estimate_t_mean(values.mean(axis=1))
     assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
 
 
@@ -56,12 +56,12 @@ def test_clustered_error_is_the_double_sum_of_the_definition():
     clusters = ["a", "a", "b", "c", "c", "c", "d"]
     r = VALUES - VALUES.mean()
     double = sum(r[i] * r[j] for i in range(7) for j in range(7) if clusters[i] == clusters[j])
-    assert s.clustered_standard_error(VALUES, clusters) == pytest.approx(np.sqrt(4 / 3 * double) / 7)
+    assert s.compute_clustered_error(VALUES, clusters) == pytest.approx(np.sqrt(4 / 3 * double) / 7)
 
 
 def test_paired_difference_is_the_paired_t_test():
     other = VALUES[::-1] ** 2
-    found, expected = s.paired_difference(VALUES, other), stats.ttest_rel(VALUES, other)
+    found, expected = s.compare_means(VALUES, other), stats.ttest_rel(VALUES, other)
     interval = expected.confidence_interval(0.95)
     assert (found.p_value, found.low, found.high) == pytest.approx((expected.pvalue, interval.low, interval.high))
     assert found.effect == pytest.approx(expected.statistic / np.sqrt(7))
@@ -70,28 +70,28 @@ def test_paired_difference_is_the_paired_t_test():
 
 def test_mcnemar_counts_only_disagreements():
     a, b = [1] * 9 + [0] * 1 + [1] * 50, [0] * 9 + [1] * 1 + [1] * 50
-    assert s.mcnemar_exact(a, b) == pytest.approx(2 * sum(stats.binom.pmf(k, 10, 0.5) for k in (0, 1)))
-    assert s.mcnemar_exact([1, 0], [1, 0]) == 1.0
+    assert s.compute_mcnemar_p(a, b) == pytest.approx(2 * sum(stats.binom.pmf(k, 10, 0.5) for k in (0, 1)))
+    assert s.compute_mcnemar_p([1, 0], [1, 0]) == 1.0
 
 
 def test_paired_proportions_by_hand():
     a, b = [1] * 6 + [0] * 2 + [1] * 12, [0] * 6 + [1] * 2 + [1] * 12
     up, down = 7 / 22, 3 / 22
     reach = stats.norm.ppf(0.975) * np.sqrt((up + down - (up - down) ** 2) / 22)
-    found = s.paired_proportions(a, b)
+    found = s.compare_shares(a, b)
     assert (found.low, found.high) == pytest.approx((up - down - reach, up - down + reach))
     assert found.difference == pytest.approx(4 / 20)
 
 
 def test_holm_by_hand():
-    assert s.holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert s.holm([0.02, np.nan]).tolist() == pytest.approx([0.02, np.nan], nan_ok=True)
-    assert s.holm([]).tolist() == []
+    assert s.adjust_holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert s.adjust_holm([0.02, np.nan]).tolist() == pytest.approx([0.02, np.nan], nan_ok=True)
+    assert s.adjust_holm([]).tolist() == []
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_never_lowers_keeps_the_order_and_stays_below_bonferroni(p_values):
-    p, adjusted = np.array(p_values), s.holm(p_values)
+    p, adjusted = np.array(p_values), s.adjust_holm(p_values)
     assert (adjusted >= p).all()
     assert (adjusted <= np.minimum(1, p * len(p)) + 1e-12).all()
     assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0).all()
@@ -100,7 +100,7 @@ def test_holm_never_lowers_keeps_the_order_and_stays_below_bonferroni(p_values):
 @given(st.integers(0, 40), st.integers(1, 40), st.floats(0.5, 0.999))
 def test_wilson_holds_the_share_and_stays_in_bounds(k, n, level):
     k = min(k, n)
-    found = s.wilson(k, n, level)
+    found = s.estimate_share(k, n, level)
     assert -1e-12 <= found.low <= found.value + 1e-12
     assert found.value - 1e-12 <= found.high <= 1 + 1e-12
 
@@ -108,7 +108,7 @@ def test_wilson_holds_the_share_and_stays_in_bounds(k, n, level):
 @given(st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.integers(0, 5)), min_size=1, max_size=30))
 def test_clustered_shares_stay_in_bounds(pairs):
     values, clusters = [value for value, _ in pairs], [cluster for _, cluster in pairs]
-    found = s.mean_of(values, clusters)
+    found = s.estimate_mean(values, clusters)
     if not np.isnan(found.low):
         assert -1e-9 <= found.low <= found.value + 1e-9
         assert found.value - 1e-9 <= found.high <= 1 + 1e-9
@@ -118,10 +118,10 @@ def test_pass_at_k_is_the_chance_of_a_draw():
     n, c, k = 10, 3, 4
     draws = np.random.default_rng(0)
     hits = [(draws.permutation(n)[:k] < c).any() for _ in range(20_000)]
-    assert s.pass_at_k(n, c, k) == pytest.approx(np.mean(hits), abs=0.01)
-    assert (s.pass_at_k(5, 0, 2), s.pass_at_k(5, 4, 2)) == (0.0, 1.0)
+    assert s.estimate_pass_at_k(n, c, k) == pytest.approx(np.mean(hits), abs=0.01)
+    assert (s.estimate_pass_at_k(5, 0, 2), s.estimate_pass_at_k(5, 4, 2)) == (0.0, 1.0)
     with pytest.raises(ValueError, match="pass@k"):
-        s.pass_at_k(3, 1, 4)
+        s.estimate_pass_at_k(3, 1, 4)
 
 
 @pytest.mark.parametrize(
@@ -134,39 +134,39 @@ def test_pass_at_k_is_the_chance_of_a_draw():
     ],
 )
 def test_the_interval_that_fits(values, clusters, method):
-    assert s.mean_of(values, clusters).method == method
+    assert s.estimate_mean(values, clusters).method == method
 
 
 def test_what_cannot_be_known_is_nan():
-    assert np.isnan(s.mean_of([]).value)
-    assert np.isnan(s.mean([0.5]).low)
-    assert np.isnan(s.clustered_mean([0.5, 0.7], "aa").low)
-    assert np.isnan(s.clustered_proportion([0, 1], "aa").low)
-    assert np.isnan(s.paired_difference([1.5], [1.0]).p_value)
-    assert s.paired_proportions([], []).n == 0
-    assert s.paired_difference([1, 2], [1, 2]).p_value == 1.0
+    assert np.isnan(s.estimate_mean([]).value)
+    assert np.isnan(s.estimate_t_mean([0.5]).low)
+    assert np.isnan(s.estimate_clustered_mean([0.5, 0.7], "aa").low)
+    assert np.isnan(s.estimate_clustered_share([0, 1], "aa").low)
+    assert np.isnan(s.compare_means([1.5], [1.0]).p_value)
+    assert s.compare_shares([], []).n == 0
+    assert s.compare_means([1, 2], [1, 2]).p_value == 1.0
     with pytest.raises(ValueError, match="pairs"):
-        s.paired_difference([1], [1, 2])
+        s.compare_means([1], [1, 2])
     with pytest.raises(ValueError, match="cluster"):
-        s.clustered_mean([1.0], "ab")
+        s.estimate_clustered_mean([1.0], "ab")
 
 
 def test_a_few_equal_differences_are_not_certain():
-    sure = s.paired([1] * 6, [0] * 6, ["a"] * 3 + ["b"] * 3)
+    sure = s.compare_pairs([1] * 6, [0] * 6, ["a"] * 3 + ["b"] * 3)
     assert (sure.p_value, sure.method) == (0.5, "no spread seen")
     assert sure.low < 0
-    assert s.paired([0.5, 0.75], [0.25, 0.5]).p_value == 0.5
+    assert s.compare_pairs([0.5, 0.75], [0.25, 0.5]).p_value == 0.5
     # Scores whose differences are equal but for rounding.
-    assert s.paired([0.3, 0.7, 0.1], [0.2, 0.6, 0.0]).p_value == 0.25
+    assert s.compare_pairs([0.3, 0.7, 0.1], [0.2, 0.6, 0.0]).p_value == 0.25
     for a, clusters in (([1] * 6, ["a"] * 3 + ["b"] * 3), ([0.5, 0.7], None), ([200.0, 300.0], None)):
-        assert not s.non_inferiority(a, a, 0.1, clusters).is_shown
-    assert s.non_inferiority([0.5] * 200, [0.5] * 200, 0.05).is_shown
-    assert not s.non_inferiority([50.0, 90.0] * 20, [50.0, 90.0] * 20, 0.05).is_shown
+        assert not s.check_non_inferiority(a, a, 0.1, clusters).is_shown
+    assert s.check_non_inferiority([0.5] * 200, [0.5] * 200, 0.05).is_shown
+    assert not s.check_non_inferiority([50.0, 90.0] * 20, [50.0, 90.0] * 20, 0.05).is_shown
 
 
 @given(st.floats(0.01, 0.99), st.integers(2, 50), st.integers(1, 3))
 def test_a_few_equal_scores_are_not_certain(score, count, epochs):
-    found = s.mean_of([score] * count * epochs, [number % count for number in range(count * epochs)])
+    found = s.estimate_mean([score] * count * epochs, [number % count for number in range(count * epochs)])
     assert found.method == "no spread seen"
     assert 0 <= found.low < score < found.high <= 1
     # Zeros and ones with this mean would spread more than any other scores within 0 and 1.
@@ -174,40 +174,42 @@ def test_a_few_equal_scores_are_not_certain(score, count, epochs):
 
 
 def test_equal_scores_of_another_range_have_no_interval():
-    found = s.mean_of([7.0, 7.0, 7.0])
+    found = s.estimate_mean([7.0, 7.0, 7.0])
     assert (found.value, found.standard_error) == (7.0, 0.0)
     assert np.isnan([found.low, found.high]).all()
 
 
 def test_shares_that_every_cluster_has_count_a_cluster_once():
-    thirds = s.mean_of([1, 0, 0] * 10, [number // 3 for number in range(30)])
-    halves = s.mean_of([1, 0] * 10, [number // 2 for number in range(20)])
+    thirds = s.estimate_mean([1, 0, 0] * 10, [number // 3 for number in range(30)])
+    halves = s.estimate_mean([1, 0] * 10, [number // 2 for number in range(20)])
     assert thirds.high - thirds.low > 0.5
     assert halves.high - halves.low > 0.5
 
 
 def test_tests_of_nothing_or_of_what_is_missing_are_nan():
-    for test in (s.mcnemar_exact, s.sign_flip, s.wilcoxon):
+    for test in (s.compute_mcnemar_p, s.compute_sign_flip_p, s.compute_wilcoxon_p):
         assert np.isnan(test([], []))
         assert np.isnan(test([np.nan, 1, 1], [0, 0, 0]))
-    assert np.isnan(s.paired([], []).p_value)
+    assert np.isnan(s.compare_pairs([], []).p_value)
     # A metric without pairs does not make the others' p-values larger.
-    assert s.holm([s.paired([], []).p_value, 0.03])[1] == 0.03
+    assert s.adjust_holm([s.compare_pairs([], []).p_value, 0.03])[1] == 0.03
 
 
 def test_wilson_is_scipy_s():
     for k, n in [(0, 5), (3, 7), (60, 60), (123, 1_000)]:
-        found, expected = s.wilson(k, n, 0.9), stats.binomtest(k, n).proportion_ci(0.9, method="wilson")
+        found, expected = s.estimate_share(k, n, 0.9), stats.binomtest(k, n).proportion_ci(0.9, method="wilson")
         assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_the_signed_rank_test_is_scipy_s_and_knows_no_difference():
     other = VALUES[::-1] ** 2
-    assert s.wilcoxon(VALUES, other) == pytest.approx(stats.wilcoxon(VALUES - other, zero_method="pratt").pvalue)
+    assert s.compute_wilcoxon_p(VALUES, other) == pytest.approx(
+        stats.wilcoxon(VALUES - other, zero_method="pratt").pvalue
+    )
     # Five differences of one sign: the most extreme of 2^5 orders on either side.
-    assert s.wilcoxon([1, 2, 3, 4, 5], np.zeros(5)) == pytest.approx(2 / 2**5)
-    assert s.wilcoxon([1, 2], [1, 2]) == 1.0
-    assert np.isnan(s.wilcoxon([], []))
+    assert s.compute_wilcoxon_p([1, 2, 3, 4, 5], np.zeros(5)) == pytest.approx(2 / 2**5)
+    assert s.compute_wilcoxon_p([1, 2], [1, 2]) == 1.0
+    assert np.isnan(s.compute_wilcoxon_p([], []))
 
 
 def brute_force_flips(sums):
@@ -217,78 +219,78 @@ def brute_force_flips(sums):
 
 def test_sign_flips_are_all_flips():
     d = np.array([0.5, -0.2, 0.9, 0.4, 0.1, -0.3, 0.8])
-    assert s.sign_flip(d, np.zeros(7)) == pytest.approx(brute_force_flips(d))
+    assert s.compute_sign_flip_p(d, np.zeros(7)) == pytest.approx(brute_force_flips(d))
     clusters = ["a", "a", "b", "c", "d", "d", "e"]
     sums = np.array([0.3, 0.9, 0.4, -0.2, 0.8])
-    assert s.sign_flip(d, np.zeros(7), clusters) == pytest.approx(brute_force_flips(sums))
-    assert s.sign_flip([1, 2], [1, 2]) == s.sign_flip([1, 2], [0, 0], "aa") == 1.0
-    assert np.isnan(s.sign_flip([], []))
+    assert s.compute_sign_flip_p(d, np.zeros(7), clusters) == pytest.approx(brute_force_flips(sums))
+    assert s.compute_sign_flip_p([1, 2], [1, 2]) == s.compute_sign_flip_p([1, 2], [0, 0], "aa") == 1.0
+    assert np.isnan(s.compute_sign_flip_p([], []))
 
 
 def test_many_sign_flips_are_drawn_and_repeat():
     rng = np.random.default_rng(5)
     a, b = rng.normal(0.3, 1, 60), np.zeros(60)
-    assert s.sign_flip(a, b, flips=999) == s.sign_flip(a, b, flips=999)
-    assert s.sign_flip(a, b) == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=0.02)
+    assert s.compute_sign_flip_p(a, b, flips=999) == s.compute_sign_flip_p(a, b, flips=999)
+    assert s.compute_sign_flip_p(a, b) == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=0.02)
 
 
 def test_non_inferiority_is_the_lower_end_of_a_wider_interval():
     a, b = VALUES, VALUES - 0.01 + np.array([0.1, -0.1, 0.05, -0.05, 0.02, -0.02, 0])
     bound = stats.ttest_rel(a, b).confidence_interval(0.9).low
-    found = s.non_inferiority(a, b, margin=0.1)
+    found = s.check_non_inferiority(a, b, margin=0.1)
     assert found.low == pytest.approx(bound)
     assert found.is_shown
-    assert not s.non_inferiority(a, b, margin=-bound - 1e-9).is_shown
-    assert s.non_inferiority(a, b, margin=-bound + 1e-9).is_shown
-    assert s.non_inferiority([1] * 90 + [0] * 10, [1] * 100, margin=0.2).method == "mcnemar"
-    assert not s.non_inferiority([1], [1.5], margin=1).is_shown  # nothing is known of one pair
+    assert not s.check_non_inferiority(a, b, margin=-bound - 1e-9).is_shown
+    assert s.check_non_inferiority(a, b, margin=-bound + 1e-9).is_shown
+    assert s.check_non_inferiority([1] * 90 + [0] * 10, [1] * 100, margin=0.2).method == "mcnemar"
+    assert not s.check_non_inferiority([1], [1.5], margin=1).is_shown  # nothing is known of one pair
     for margin, alpha in [(-0.1, 0.05), (0.1, 0), (0.1, 0.5), (np.nan, 0.05)]:
         with pytest.raises(ValueError, match="margin"):
-            s.non_inferiority(a, b, margin, alpha=alpha)
+            s.check_non_inferiority(a, b, margin, alpha=alpha)
 
 
 def test_pass_hat_k_is_the_chance_that_all_of_a_draw_are_right():
     n, c, k = 10, 7, 3
     draws = [set(chosen) <= set(range(c)) for chosen in itertools.combinations(range(n), k)]
-    assert s.pass_hat_k(n, c, k) == pytest.approx(np.mean(draws))
-    assert s.pass_hat_k(5, 5, 5) == 1.0
-    assert s.pass_hat_k(5, 2, 3) == 0.0
+    assert s.estimate_pass_hat_k(n, c, k) == pytest.approx(np.mean(draws))
+    assert s.estimate_pass_hat_k(5, 5, 5) == 1.0
+    assert s.estimate_pass_hat_k(5, 2, 3) == 0.0
     with pytest.raises(ValueError, match="pass@k"):
-        s.pass_hat_k(3, 1, 4)
+        s.estimate_pass_hat_k(3, 1, 4)
 
 
 @given(st.integers(1, 12), st.integers(0, 12), st.integers(1, 12))
 def test_one_of_k_is_likelier_than_all_of_k(n, c, k):
     c, k = min(c, n), min(k, n)
-    assert s.pass_hat_k(n, c, k) <= c / n + 1e-12
-    assert s.pass_at_k(n, c, k) >= c / n - 1e-12
-    assert s.pass_hat_k(n, c, 1) == pytest.approx(s.pass_at_k(n, c, 1)) == pytest.approx(c / n)
+    assert s.estimate_pass_hat_k(n, c, k) <= c / n + 1e-12
+    assert s.estimate_pass_at_k(n, c, k) >= c / n - 1e-12
+    assert s.estimate_pass_hat_k(n, c, 1) == pytest.approx(s.estimate_pass_at_k(n, c, 1)) == pytest.approx(c / n)
 
 
 def test_a_mean_in_three_views_of_what_is_missing():
-    found = s.mean_with_missing([1, 0, 1, np.nan, np.nan])
-    assert (found.excluded, found.as_failures) == (s.wilson(2, 3), s.wilson(2, 5))
+    found = s.bound_mean([1, 0, 1, np.nan, np.nan])
+    assert (found.excluded, found.as_failures) == (s.estimate_share(2, 3), s.estimate_share(2, 5))
     assert (found.worst, found.best, found.n, found.missing) == (0.4, 0.8, 5, 2)
-    clustered = s.mean_with_missing([1, 0.5, np.nan], ["a", "a", "b"])
+    clustered = s.bound_mean([1, 0.5, np.nan], ["a", "a", "b"])
     assert clustered.excluded.method == clustered.as_failures.method == "clustered t"
     with pytest.raises(ValueError, match="outside of 0 and 1"):
-        s.mean_with_missing([2.0])
+        s.bound_mean([2.0])
 
 
 def test_a_difference_in_three_views_of_what_is_missing():
     a, b = [1, 1, np.nan, 0.5], [0, np.nan, 1, 0.5]
-    found = s.difference_with_missing(a, b)
-    assert found.excluded == s.paired([1, 0.5], [0, 0.5])
+    found = s.bound_difference(a, b)
+    assert found.excluded == s.compare_pairs([1, 0.5], [0, 0.5])
     assert found.as_failures.difference == pytest.approx((1 + 1 - 1 + 0) / 4)
     assert (found.worst, found.best, found.missing) == pytest.approx(((1 + 0 - 1 + 0) / 4, (1 + 1 + 0 + 0) / 4, 2))
     with pytest.raises(ValueError, match="pairs"):
-        s.difference_with_missing([1], [1, 0])
+        s.bound_difference([1], [1, 0])
 
 
 @given(st.lists(st.tuples(*[st.sampled_from([0.0, 0.3, 1.0, np.nan])] * 2), min_size=1, max_size=12))
 def test_whatever_is_missing_the_truth_is_within_the_bounds(pairs):
     a, b = np.array(pairs).T
-    found = s.difference_with_missing(a, b)
+    found = s.bound_difference(a, b)
     for fill_a, fill_b in [(0.0, 0.0), (0.4, 0.9), (1.0, 0.2)]:
         truth = np.mean(np.where(np.isnan(a), fill_a, a) - np.where(np.isnan(b), fill_b, b))
         assert found.worst - 1e-12 <= truth <= found.best + 1e-12
@@ -309,9 +311,9 @@ CLUSTERS = np.repeat(np.arange(40), 5).tolist()
 
 def test_intervals_cover_what_they_promise():
     rng = np.random.default_rng(20)
-    plain = [covers(s.mean(rng.normal(size=25)), 0) for _ in range(2_000)]
-    shares = [covers(s.wilson(int(rng.binomial(60, 0.8)), 60), 0.8) for _ in range(2_000)]
-    nested = [covers(s.clustered_mean(repeated(rng, 40, 5, 0.5), CLUSTERS), 0) for _ in range(2_000)]
+    plain = [covers(s.estimate_t_mean(rng.normal(size=25)), 0) for _ in range(2_000)]
+    shares = [covers(s.estimate_share(int(rng.binomial(60, 0.8)), 60), 0.8) for _ in range(2_000)]
+    nested = [covers(s.estimate_clustered_mean(repeated(rng, 40, 5, 0.5), CLUSTERS), 0) for _ in range(2_000)]
     assert 0.93 <= np.mean(plain) <= 0.97
     assert 0.93 <= np.mean(shares) <= 0.97
     assert 0.93 <= np.mean(nested) <= 0.97
@@ -322,40 +324,42 @@ def test_clustered_shares_cover_what_they_promise():
     hits = []
     for _ in range(2_000):
         chances = np.repeat(rng.beta(1.6, 0.4, size=40), 5)  # mean 0.8, correlation within a sample 1/3
-        hits.append(covers(s.clustered_proportion((rng.random(200) < chances).astype(float), CLUSTERS), 0.8))
+        hits.append(covers(s.estimate_clustered_share((rng.random(200) < chances).astype(float), CLUSTERS), 0.8))
     assert 0.93 <= np.mean(hits) <= 0.97
 
 
 def test_the_clustered_paired_test_rejects_true_nulls_as_often_as_it_says():
     rng = np.random.default_rng(22)
     zeros = np.zeros(200)
-    p = np.array([s.paired_difference(repeated(rng, 40, 5, 0.5), zeros, CLUSTERS).p_value for _ in range(4_000)])
+    p = np.array([s.compare_means(repeated(rng, 40, 5, 0.5), zeros, CLUSTERS).p_value for _ in range(4_000)])
     assert 0.04 <= np.mean(p < 0.05) <= 0.06
 
 
 def test_bootstrap_intervals_cover_what_they_promise():
     rng = np.random.default_rng(23)
-    found = [s.bca_interval(rng.beta(4, 2, size=60), resamples=399) for _ in range(500)]
+    found = [s.bootstrap_mean(rng.beta(4, 2, size=60), resamples=399) for _ in range(500)]
     assert 0.93 <= np.mean([covers(each, 4 / 6) for each in found]) <= 0.97
 
 
 def test_the_flip_test_rejects_true_nulls_as_often_as_it_says():
     rng = np.random.default_rng(24)
     zeros = np.zeros(60)
-    p = [s.sign_flip(repeated(rng, 12, 5, 0.5), zeros, CLUSTERS[:60], flips=499) for _ in range(600)]
+    p = [s.compute_sign_flip_p(repeated(rng, 12, 5, 0.5), zeros, CLUSTERS[:60], flips=499) for _ in range(600)]
     assert 0.03 <= np.mean(np.array(p) < 0.05) <= 0.07
 
 
 def test_non_inferiority_passes_what_is_worse_by_the_margin_as_rarely_as_it_says():
     rng = np.random.default_rng(25)
     zeros = np.zeros(200)
-    shown = [s.non_inferiority(repeated(rng, 40, 5, 0.5) - 0.3, zeros, 0.3, CLUSTERS).is_shown for _ in range(2_000)]
+    shown = [
+        s.check_non_inferiority(repeated(rng, 40, 5, 0.5) - 0.3, zeros, 0.3, CLUSTERS).is_shown for _ in range(2_000)
+    ]
     assert 0.04 <= np.mean(shown) <= 0.06
 
 
 def test_a_mean_does_not_wait_for_scipy_s_distributions():
     code = (
-        "import sys; from llmkit.evals import statistics as s; s.mean_of([0, 1]), s.mean_of([0.1, 0.2], 'aa'); "
+        "import sys; from llmkit.evals import statistics as s; s.estimate_mean([0, 1]), s.estimate_mean([0.1, 0.2], 'aa'); "
         "sys.exit('scipy.stats' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
