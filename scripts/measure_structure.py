@@ -93,7 +93,7 @@ class Source:
 
     @cached_property
     def functions(self) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-        """Every function and method, nested ones included."""
+        """Functions and methods, nested ones included."""
         return [
             node
             for tree in self.trees.values()
