@@ -262,7 +262,7 @@ def sample_size(metric: str, difference: float, *, history: EvalReport | None = 
     Raises:
         LLMEvaluationError: The earlier run has no such metric, or the numbers are out of range.
     """
-    from llmkit.evals.statistics import pairs_needed
+    from llmkit.evals.statistics import count_pairs_needed
 
     if history is not None and metric not in history.metrics:
         raise LLMEvaluationError(f"There is no metric {metric!r}; there are: {', '.join(history.metrics) or 'none'}.")
@@ -270,7 +270,7 @@ def sample_size(metric: str, difference: float, *, history: EvalReport | None = 
     spread = _spread(differences)
     known_from = len(differences) if spread else 0
     try:
-        samples = pairs_needed(difference, spread or WIDEST_SPREAD, power=power)
+        samples = count_pairs_needed(difference, spread or WIDEST_SPREAD, power=power)
     except ValueError as error:
         raise LLMEvaluationError(f"No sample size: {error}.") from None
     return SampleSize(metric, difference, spread or WIDEST_SPREAD, known_from, samples, power)

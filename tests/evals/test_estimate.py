@@ -72,7 +72,7 @@ async def test_the_samples_that_a_difference_needs():
     report = await run(routes=(A, B), extract=FakeExtract(worse))
     spread = np.std([1, 0, 0, 0], ddof=1)
     found = sample_size("field_match", 0.1, history=report)
-    assert (found.spread, found.known_from, found.samples) == (spread, 4, s.pairs_needed(0.1, spread))
+    assert (found.spread, found.known_from, found.samples) == (spread, 4, s.count_pairs_needed(0.1, spread))
     unknown = sample_size("field_match", 0.1)
     assert (unknown.spread, unknown.known_from) == (WIDEST_SPREAD, 0)
     with pytest.raises(LLMEvaluationError, match="no metric 'x'"):
@@ -84,13 +84,13 @@ async def test_the_samples_that_a_difference_needs():
 @pytest.mark.parametrize(("effect", "power", "n"), [(0.5, 0.8, 34), (0.2, 0.8, 199), (0.5, 0.9, 44), (0.8, 0.8, 15)])
 def test_pairs_needed_are_those_of_the_tables(effect, power, n):
     # As G*Power gives them for a two-sided paired t test at 5 %.
-    assert s.pairs_needed(effect, 1.0, power=power) == n
-    assert s.pairs_needed(-effect * 3, 3.0, power=power) == n
+    assert s.count_pairs_needed(effect, 1.0, power=power) == n
+    assert s.count_pairs_needed(-effect * 3, 3.0, power=power) == n
 
 
 def test_so_many_pairs_see_the_difference_so_often():
     rng = np.random.default_rng(30)
-    n = s.pairs_needed(0.4, 1.0)
+    n = s.count_pairs_needed(0.4, 1.0)
     p = stats.ttest_1samp(rng.normal(0.4, 1, size=(4_000, n)), 0, axis=1).pvalue
     assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.02)
 
@@ -101,7 +101,7 @@ def test_so_many_pairs_see_the_difference_so_often():
 def test_numbers_that_need_no_sample_size(numbers):
     difference, spread, power = numbers
     with pytest.raises(ValueError, match="got"):
-        s.pairs_needed(difference, spread, power=power)
+        s.count_pairs_needed(difference, spread, power=power)
 
 
 def test_the_command(tmp_path, capsys):
@@ -117,7 +117,7 @@ def test_the_command(tmp_path, capsys):
     # Nobody charges for one's own machine; what the other takes is not known.
     assert [row["cost_usd"] for row in document["routes"]] == [0.0, None]
     assert document["budget"] == []
-    assert document["sample_size"]["samples"] == s.pairs_needed(0.05, WIDEST_SPREAD)
+    assert document["sample_size"]["samples"] == s.count_pairs_needed(0.05, WIDEST_SPREAD)
     assert llmkit(arguments) == 0
     assert "unknown" in capsys.readouterr().out
     assert llmkit([*arguments, "--metric", "exact_match"]) == 2

@@ -42,8 +42,8 @@ async def test_repeats_are_the_unbiased_chances_by_sample():
     frame = (await repeated()).repeats(2)
     assert columns_of(frame) == expected(REPEAT_COLUMNS)
     (row,) = frame.to_dict("records")
-    some = [s.pass_at_k(4, sum(tries), 2) for tries in TRIES.values()]
-    every = [s.pass_hat_k(4, sum(tries), 2) for tries in TRIES.values()]
+    some = [s.estimate_pass_at_k(4, sum(tries), 2) for tries in TRIES.values()]
+    every = [s.estimate_pass_hat_k(4, sum(tries), 2) for tries in TRIES.values()]
     assert (row["pass_at_k"], row["pass_hat_k"]) == pytest.approx((sum(some) / 4, sum(every) / 4))
     assert (row["pass_at_k_low"], row["pass_at_k_high"]) == pytest.approx((s.mean(some).low, s.mean(some).high))
     assert (row["samples"], row["left_out"]) == (4, 0)
