@@ -210,7 +210,7 @@ def _verdict(low: float, high: float, p_value: float) -> str:
 
 def _disagreements(report: EvalReport, a: str, b: str) -> str:
     frame = report.samples()
-    outputs = frame[frame["status"] == "SUCCEEDED"].pivot_table("output", ["sample_id", "epoch"], "route", "first")
+    outputs = frame[frame["status"] == "SUCCEEDED"].pivot_table("output", ["sample_id", "epoch"], "variant", "first")
     # A server that answered nothing has no column.
     both = outputs.reindex(columns=[a, b]).dropna()
     return f"The answers differ on {int((both[a] != both[b]).sum())} of {len(both)} samples."

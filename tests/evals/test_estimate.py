@@ -122,7 +122,7 @@ def test_the_command(tmp_path, capsys):
     assert "unknown" in capsys.readouterr().out
     assert llmkit([*arguments, "--metric", "exact_match"]) == 2
     assert llmkit([*arguments, "--max-tokens", "500"]) == 0
-    assert "Whether --max-tokens 500 will do is unknown" in capsys.readouterr().out
+    assert "Whether --max-tokens 500 suffices is unknown" in capsys.readouterr().out
     assert llmkit([*arguments, "--max-time-s", "0"]) == 2
 
 
@@ -153,5 +153,5 @@ def test_a_plan_tells_cost_and_whether_a_budget_will_do_from_a_pilot(tmp_path, m
         assert llmkit([*plan, *limits]) == 0
         assert json.loads(capsys.readouterr().out)["routes"][0]["time_s"] == 180
         assert llmkit(plan[:-1]) == 0
-        assert "--max-tokens 11,000 should do: 2,200 spent and 8,800 to come" in capsys.readouterr().out
+        assert "--max-tokens 11,000 should suffice: 2,200 spent and 8,800 to come" in capsys.readouterr().out
         assert len(server.calls) == 2

@@ -73,13 +73,13 @@ def test_settings_are_told_without_keys_and_addresses(tmp_path: Path):
 async def test_facts_stay_those_of_the_process_that_began_the_run_and_go_with_an_export(tmp_path: Path):
     store = MemoryStore()
     first = await run(store=store)
-    then = replace(first.run, spec={**first.run.spec, "describe_process": {"python": "3.0"}})
+    then = replace(first.run, spec={**first.run.spec, "made_with": {"python": "3.0"}})
     store.runs[("w", "run")] = then
     again = await run(store=store)
     assert again.provenance["python"] == "3.0"
     again.export(tmp_path / "run.jsonl")
     imported = await import_run(MemoryStore(), "w", tmp_path / "run.jsonl")
-    assert imported.spec["describe_process"] == {"python": "3.0"}
+    assert imported.spec["made_with"] == {"python": "3.0"}
 
 
 async def test_a_run_that_recorded_no_facts_says_what_is_known():

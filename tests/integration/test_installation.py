@@ -44,7 +44,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_migrations_and_the_typing_marker(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"llmkit/py.typed", "llmkit/migrations/env.py"} <= names
-    assert {f"llmkit/evals/report/html/report.{kind}" for kind in ("html", "css", "js")} <= names
+    assert {f"llmkit/evals/report/html/{name}" for name in ("report.css", "report.js", "templates/page.html")} <= names
     assert [name for name in names if name.startswith("llmkit/migrations/versions/0001")]
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "evals/"))]
 

@@ -99,7 +99,7 @@ class MemoryStore:
         self.prefixes.append(pipeline_run_id_prefix)
         return self.doubtful
 
-    async def spent(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[EvalSpending, ...]:
+    async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[EvalSpending, ...]:
         return ()
 
     async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:

@@ -236,7 +236,7 @@ async def test_notes_say_what_the_numbers_leave_out():
     store = MemoryStore()
     store.doubtful = (stored_call(), stored_call())
     notes = (await run(routes=ROUTES, store=store)).notes
-    assert "2 calls in doubt: begun and never ended, perhaps billed." in notes
+    assert "2 calls in doubt: started but never finished, possibly billed." in notes
 
 
 def asked(**by_route):

@@ -574,7 +574,7 @@ async def test_a_stored_output_that_fits_no_more_is_a_scorer_error():
     assert extract.calls == []
     assert (report.counts["SUCCEEDED"], report.counts["SCORER_FAILED"]) == (2, 2)
     assert "the stored output does not fit any more" in report.samples()["scorer_errors"].dropna().iloc[0]
-    assert "2 answers could not be scored: see scorer_errors." in report.notes
+    assert "2 answers could not be scored; see scorer_errors." in report.notes
     assert "4 stored outputs scored again without a call." in report.notes
 
 

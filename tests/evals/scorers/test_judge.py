@@ -59,7 +59,7 @@ def test_a_judge_s_calls_are_recorded_by_stage_and_its_grade_is_a_score():
 
 def test_a_resumed_run_asks_for_no_verdict_twice(monkeypatch):
     with OllamaServer(polite, models=["a", "judge"]) as server, session_for(server) as session:
-        store = session._open.runtime().eval_store
+        store = session._core.runtime.open().eval_store
         save = store.save_result
 
         async def broken(result):
