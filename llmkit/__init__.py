@@ -9,15 +9,69 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from llmkit.errors import *  # noqa: F403
-    from llmkit.service import *  # noqa: F403
-    from llmkit.session import *  # noqa: F403
-    from llmkit.settings import *  # noqa: F403
-    from llmkit.types import *  # noqa: F403
+    from llmkit.errors import (
+        LLMAllRoutesFailed,
+        LLMAuthenticationError,
+        LLMBadRequest,
+        LLMBudgetExhausted,
+        LLMConfigurationError,
+        LLMContentBlocked,
+        LLMContextOverflow,
+        LLMDatasetError,
+        LLMEmptyReply,
+        LLMError,
+        LLMEvaluationError,
+        LLMIdempotencyConflict,
+        LLMInProgress,
+        LLMInvalidOutput,
+        LLMMalformedReply,
+        LLMModelNotFound,
+        LLMNoRecording,
+        LLMNoRoute,
+        LLMOutputTruncated,
+        LLMPermissionDenied,
+        LLMPromptTruncated,
+        LLMQuotaExhausted,
+        LLMRateLimited,
+        LLMReasoningExhausted,
+        LLMStoreError,
+        LLMTimeout,
+        LLMUnavailable,
+        LLMUnsupported,
+        LLMUnusableAnswer,
+    )
+    from llmkit.service import (
+        LLMService,
+    )
+    from llmkit.session import (
+        Session,
+    )
+    from llmkit.settings import (
+        LLMSettings,
+        load_settings,
+    )
+    from llmkit.types import (
+        Attachment,
+        Attempt,
+        LLMConstraints,
+        LLMProfile,
+        LLMProvider,
+        LLMRequest,
+        LLMResponse,
+        Message,
+        NamedToolChoice,
+        RequestContext,
+        ResponseFormat,
+        Route,
+        RoutePlan,
+        TokenUsage,
+        ToolCall,
+        ToolDefinition,
+    )
 
 __version__ = "0.1.0"
 
-__all__ = [  # noqa: F405
+__all__ = [
     "Attachment",
     "Attempt",
     "LLMAllRoutesFailed",
@@ -69,23 +123,76 @@ __all__ = [  # noqa: F405
     "load_settings",
 ]
 
-# From light to heavy: a name is looked for where finding it costs least.
-_ROOMS = ("types", "errors", "settings", "session", "service")
+_MODULES = {
+    "llmkit.errors": (
+        "LLMAllRoutesFailed",
+        "LLMAuthenticationError",
+        "LLMBadRequest",
+        "LLMBudgetExhausted",
+        "LLMConfigurationError",
+        "LLMContentBlocked",
+        "LLMContextOverflow",
+        "LLMDatasetError",
+        "LLMEmptyReply",
+        "LLMError",
+        "LLMEvaluationError",
+        "LLMIdempotencyConflict",
+        "LLMInProgress",
+        "LLMInvalidOutput",
+        "LLMMalformedReply",
+        "LLMModelNotFound",
+        "LLMNoRecording",
+        "LLMNoRoute",
+        "LLMOutputTruncated",
+        "LLMPermissionDenied",
+        "LLMPromptTruncated",
+        "LLMQuotaExhausted",
+        "LLMRateLimited",
+        "LLMReasoningExhausted",
+        "LLMStoreError",
+        "LLMTimeout",
+        "LLMUnavailable",
+        "LLMUnsupported",
+        "LLMUnusableAnswer",
+    ),
+    "llmkit.service": ("LLMService",),
+    "llmkit.session": ("Session",),
+    "llmkit.settings": (
+        "LLMSettings",
+        "load_settings",
+    ),
+    "llmkit.types": (
+        "Attachment",
+        "Attempt",
+        "LLMConstraints",
+        "LLMProfile",
+        "LLMProvider",
+        "LLMRequest",
+        "LLMResponse",
+        "Message",
+        "NamedToolChoice",
+        "RequestContext",
+        "ResponseFormat",
+        "Route",
+        "RoutePlan",
+        "TokenUsage",
+        "ToolCall",
+        "ToolDefinition",
+    ),
+}
 
 
 def load_ipython_extension(shell: "InteractiveShell") -> None:
-    """`%load_ext llmkit`: bring the `%%llm` magic."""
-    from llmkit.notebook import ipython_magic as magic
+    """Load the `%%llm` magic; IPython calls this for `%load_ext llmkit`."""
+    from llmkit.notebook import ipython_magic
 
-    magic.load_ipython_extension(shell)
+    ipython_magic.load_ipython_extension(shell)
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for room in _ROOMS:
-            module = import_module(f"llmkit.{room}")
-            if name in module.__all__:
-                return getattr(module, name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(module), name)
     raise AttributeError(f"module 'llmkit' has no attribute {name!r}")
 
 

@@ -1,59 +1,70 @@
-"""The notebook face: sync calls and their async twins over one service, one event-loop thread and one store."""
+"""The notebook session: one class with every method that people call, sync and async.
+
+Every method checks and works in a module of `llmkit.notebook`, which it imports when it is called: loading the class
+costs next to nothing.
+"""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from llmkit.errors import LLMBadRequest, LLMConfigurationError
-from llmkit.notebook import pandas_accessor
-from llmkit.notebook.agents import AgentFace
-from llmkit.notebook.evaluation import EvaluatingFace
-from llmkit.notebook.model_info import KnowingFace
-from llmkit.notebook.open_conversation import TalkingFace
+from llmkit.evals.run.options import EvaluateOptions
 from llmkit.notebook.options import (
-    CHAT_SHOWN,
-    EXTRACT_NAMES,
-    EXTRACT_SHOWN,
-    accepting,
-    attachments_of,
-    check_count,
-    check_output_type,
-    context_of,
-    request_of,
+    ChatOptions,
+    ConversationOptions,
+    ExtractOptions,
+    MapOptions,
+    ModelOptions,
+    accept_options,
 )
-from llmkit.notebook.runtime import Opened
-from llmkit.settings import LLMSettings, load_settings
-from llmkit.types import LLMResponse, Message, RequestContext, RoutePlan
 
 if TYPE_CHECKING:
-    from llmkit.pydanticai import Extraction
+    from datetime import datetime
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+    import pandas as pd
+    from typing_extensions import Unpack
+
+    from llmkit.dataframes.usage import UsageFrame
+    from llmkit.evals import EvalReport, Task, Variant
+    from llmkit.notebook.conversation import Conversation
+    from llmkit.providers.model_facts import ModelFacts
+    from llmkit.pydanticai import PydanticAiLiteLLMModel
+    from llmkit.settings import LLMSettings
+    from llmkit.types import LLMResponse, Message, RoutePlan
 
 __all__ = ["Session"]
 
 T = TypeVar("T")
 
 
-class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
-    """A workspace open for work: chat, typed extraction, evaluation, and every call back as a DataFrame.
+class Session:
+    """A workspace: chat, typed extraction, evaluation, and every call back as a DataFrame.
 
-    Everything starts with the first call; only litellm, which takes seconds, is loaded before, in the first quiet
-    moment (`LLM_WARM_UP`). Works in scripts, notebooks, threads and inside running event loops; safe
-    to leave open.
+    The database is opened by the first call. Until then only litellm, which takes seconds, is loaded, in a quiet moment
+    (`LLM_WARM_UP`). A session works in scripts, notebooks, threads and inside running event loops. It may stay open:
+    a session that is no longer used closes itself.
 
     Args:
-        workspace: Whose runs these are; default `LLM_WORKSPACE_ID`.
-        settings: Complete settings; default the environment's.
-        replay: A cassette, made by `llmkit cassette record`, that answers instead of providers; nothing is sent.
-            Runs are kept in a database of their own, which is gone afterwards, unless the settings name one.
+        workspace: Name of the workspace to which the runs belong; default `LLM_WORKSPACE_ID`.
+        settings: Complete settings; default those of the environment.
+        replay: A cassette, recorded by `llmkit cassette record`, that answers instead of providers: nothing is sent.
+            Unless the settings name a database, runs are kept in a temporary one.
         **overrides: Single settings by name, for example `database_url="sqlite:///study.db"`.
 
     Raises:
         LLMConfigurationError: A setting is bad or unknown, or both `settings` and overrides are given.
+
+    Example:
+        >>> from llmkit import Session
+        >>> with Session("churn-study", database_url="sqlite:///study.db") as s:
+        ...     print(s.chat("What is churn?"))
+        Customers who leave.
     """
 
     def __init__(
@@ -64,20 +75,12 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
         replay: str | PathLike[str] | None = None,
         **overrides: Any,
     ) -> None:
-        if settings is not None and overrides:
-            raise LLMConfigurationError("Give Session either settings=... or single settings, not both")
-        if not isinstance(settings, LLMSettings | None):
-            raise LLMConfigurationError(
-                f"settings must be LLMSettings, as load_settings() makes them; got {type(settings).__name__}. Single "
-                'settings are given by name: Session(ollama_model="...")'
-            )
-        if not isinstance(replay, str | PathLike | None):
-            raise LLMConfigurationError(f"replay must be the path of a cassette; got {type(replay).__name__}")
-        self._settings = settings or load_settings(**overrides)
-        self._context = context_of(self._settings.workspace_id if workspace is None else workspace)
-        self._open = Opened(self._settings, None if replay is None else Path(replay))
-        self._finalizer = weakref.finalize(self, Opened.close, self._open)
-        pandas_accessor.remember(self)
+        from llmkit.notebook.core import build_core
+        from llmkit.notebook.pandas_accessor import remember_session
+
+        self._core = build_core(workspace, settings, replay, overrides)
+        self._finalizer = weakref.finalize(self, self._core.close)
+        remember_session(self)
 
     def __enter__(self) -> Self:
         return self
@@ -87,166 +90,500 @@ class Session(TalkingFace, EvaluatingFace, KnowingFace, AgentFace):
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"Session(workspace={self.workspace!r})"
+
     def close(self) -> None:
-        """Finish what is written and release everything. Idempotent; the session opens again with the next call."""
-        self._open.close()
+        """Finish pending writes and release everything. Idempotent; the next call opens the session again."""
+        self._core.close()
 
     @property
     def workspace(self) -> str:
         """Name of the workspace."""
-        return self._context.workspace_id
+        return self._core.workspace_id
 
     @property
     def settings(self) -> LLMSettings:
-        """The settings in force."""
-        return self._settings
+        """Settings in force."""
+        return self._core.settings
 
-    def __repr__(self) -> str:
-        return f"Session(workspace={self.workspace!r})"
+    @property
+    def partial(self) -> pd.DataFrame | EvalReport | None:
+        """Result so far of the last `map` or `evaluate`, if it was interrupted; otherwise None."""
+        return self._core.partial
 
     # --- chat -----------------------------------------------------------------------------------------------------
 
-    @accepting(*CHAT_SHOWN)
-    def chat(self, prompt: str | Sequence[Message], **parameters: Any) -> LLMResponse:
-        """Ask one question, or continue a conversation.
+    @accept_options(ChatOptions)
+    def chat(self, prompt: str | Sequence[Message | Mapping[str, Any]], **options: Unpack[ChatOptions]) -> LLMResponse:
+        """Send a prompt, or continue a list of messages.
 
         Args:
-            prompt: A text, or messages from oldest to newest.
-            **parameters: All of them optional, None as good as left out:
-                `system`: a text put in front;
-                `images` (PNG, JPEG, WebP) and `files` (PDF): go with the last message; one or several, each a path,
-                bytes or an `Attachment`, 15 MB in all;
-                `route`: `"ollama/llama3.2"`, pinned; by default the router chooses;
-                `profile`: `fast`, `balanced` or `quality`; default `LLM_DEFAULT_PROFILE`;
-                `temperature`: 0 to 2, `seed`, `stop` (a text or several): default the provider's;
-                `max_output_tokens`: where a text is cut, with a warning; an answer that must be whole, such as JSON, is
-                then an error; default the provider's, 512 for the embedded model;
-                `timeout_s`: seconds that one request may take; default `LLM_DEFAULT_TIMEOUT_S`;
-                `idempotency_key`: the call of this name is sent once, ever;
-                `use_cache`: whether an equal call may be answered from the cache; True;
-                `constraints`: `LLMConstraints`, what a route must fulfil;
-                `stage`, `pipeline_run_id`, `metadata`: kept with the run.
+            prompt: A string, or messages from oldest to newest.
+            **options: All optional; None is the same as leaving one out.
 
         Returns:
             The answer; `str()` of it is its text.
 
         Raises:
             LLMBadRequest: An argument cannot be used. Nothing was sent.
-            LLMError: See `llmkit.errors`; the message says what to do.
+            LLMError: See `llmkit.errors`; the message states the remedy.
+
+        Example:
+            >>> answer = s.chat("What is churn?", temperature=0)
+            >>> answer.text, answer.usage.output_tokens
+            ('Customers who leave.', 3)
         """
-        return self._open.run(self._chat(prompt, parameters))
+        from llmkit.notebook.chat import send_chat
 
-    @accepting(*CHAT_SHOWN)
-    async def achat(self, prompt: str | Sequence[Message], **parameters: Any) -> LLMResponse:
-        """`chat` for async code, in any event loop: the same arguments, result and errors."""
-        return await self._open.hop(self._chat(prompt, parameters))
+        return self._core.run(send_chat(self._core, prompt, options))
 
-    async def _chat(self, prompt: str | Sequence[Message], parameters: dict[str, Any]) -> LLMResponse:
-        context, fields = self._split(parameters)
-        request = request_of(prompt, fields)
-        return await self._open.runtime().service.chat(request, context)
+    @accept_options(ChatOptions)
+    async def achat(
+        self, prompt: str | Sequence[Message | Mapping[str, Any]], **options: Unpack[ChatOptions]
+    ) -> LLMResponse:
+        """Send a prompt from async code, in any event loop; see `chat`."""
+        from llmkit.notebook.chat import send_chat
 
-    @accepting(*CHAT_SHOWN)
-    def explain(self, prompt: str | Sequence[Message] = "?", **parameters: Any) -> RoutePlan:
-        """Which routes a call would try, in which order, and why the others are passed over. Sends nothing.
+        return await self._core.run_async(send_chat(self._core, prompt, options))
+
+    @accept_options(ChatOptions)
+    def explain(
+        self, prompt: str | Sequence[Message | Mapping[str, Any]] = "?", **options: Unpack[ChatOptions]
+    ) -> RoutePlan:
+        """Return the routes that a call would try, in order, and why others are excluded. Sends nothing.
 
         Args:
-            prompt: As for `chat`; what it needs of a model counts, not what it says.
-            **parameters: As for `chat`.
+            prompt: As for `chat`. Only its requirements matter (images, tools), not its text.
+            **options: As for `chat`.
 
         Returns:
-            The plan, which shows as a table in a notebook.
+            The plan; a notebook shows it as a table.
 
         Raises:
             LLMBadRequest: An argument cannot be used.
+
+        Example:
+            >>> print(s.explain().candidates[0])
+            ollama/llama3.2
         """
-        _, fields = self._split(parameters)
-        return self._open.runtime().service.router.explain(request_of(prompt, fields))
+        from llmkit.notebook.chat import explain_routes
 
-    # --- extraction -----------------------------------------------------------------------------------------------
+        return explain_routes(self._core, prompt, options)
+
+    @accept_options(ConversationOptions)
+    def conversation(self, **options: Unpack[ConversationOptions]) -> Conversation:
+        """Start a conversation that remembers: each `say("...")` is answered with all earlier turns in view.
+
+        Args:
+            **options: Apply to every turn, except `images` and `files`, which are sent with the first and stay in view.
+
+        Raises:
+            LLMBadRequest: There is none of this id, both `id` and `system` are given, or an option is unknown.
+            LLMStoreError: Its texts were not stored.
+
+        Example:
+            >>> c = s.conversation(system="Be brief.")
+            >>> print(c.say("What is churn?"))
+            Customers who leave.
+            >>> len(s.conversation(id=c.id).turns)
+            1
+        """
+        from llmkit.notebook.conversation import open_conversation
+
+        return open_conversation(self._core, options)
+
+    # --- typed values ---------------------------------------------------------------------------------------------
 
     @overload
-    def extract(self, output_type: type[T], text: str = "", **parameters: Any) -> T: ...
+    def extract(self, output_type: type[T], text: str = "", **options: Unpack[ExtractOptions]) -> T: ...
     @overload
-    def extract(self, output_type: Any, text: str = "", **parameters: Any) -> Any: ...
-    @accepting(*EXTRACT_SHOWN)
-    def extract(self, output_type: Any, text: str = "", **parameters: Any) -> Any:
-        """Read a typed value out of a text, images or files.
+    def extract(self, output_type: Any, text: str = "", **options: Unpack[ExtractOptions]) -> Any: ...
+    @accept_options(ExtractOptions)
+    def extract(self, output_type: Any, text: str = "", **options: Unpack[ExtractOptions]) -> Any:
+        """Read a typed value from a text, images or files.
 
         Args:
             output_type: A Pydantic model, or any type that Pydantic can validate.
-            text: What to read; may be left out beside `images` or `files`.
-            **parameters: `instructions` (in place of the sentence in front of the text), `examples` (pairs of a text
-                and its value: an instance, or what validates to one), `retries` (how often the model is asked again
-                with what was wrong; default 1), and as for `chat`.
+            text: The text; may be left out if there are `images` or `files`.
+            **options: All optional; None is the same as leaving one out.
 
         Returns:
             A validated instance of `output_type`.
 
         Raises:
-            LLMInvalidOutput: No answer fitted the type; `raw_text` and `validation_errors` say more.
+            LLMInvalidOutput: No answer fitted the type; see its `raw_text` and `validation_errors`.
             LLMError: See `llmkit.errors`.
+
+        Example:
+            >>> s.extract(City, "Rome has 2.8 million inhabitants.")
+            City(name='Rome', people=2800000)
         """
-        return self._open.run(self._extract(output_type, text, parameters))
+        from llmkit.notebook.chat import extract_value
 
-    @accepting(*EXTRACT_SHOWN)
-    async def aextract(self, output_type: type[T], text: str = "", **parameters: Any) -> T:
-        """`extract` for async code, in any event loop: the same arguments, result and errors."""
-        value: T = await self._open.hop(self._extract(output_type, text, parameters))
-        return value
+        return self._core.run(extract_value(self._core, output_type, text, options))
 
-    async def _extract(self, output_type: Any, text: str, parameters: dict[str, Any]) -> Any:
-        return (await self._extraction(output_type, text, parameters)).value
+    @overload
+    async def aextract(self, output_type: type[T], text: str = "", **options: Unpack[ExtractOptions]) -> T: ...
+    @overload
+    async def aextract(self, output_type: Any, text: str = "", **options: Unpack[ExtractOptions]) -> Any: ...
+    @accept_options(ExtractOptions)
+    async def aextract(self, output_type: Any, text: str = "", **options: Unpack[ExtractOptions]) -> Any:
+        """Read a typed value from async code, in any event loop; see `extract`."""
+        from llmkit.notebook.chat import extract_value
 
-    async def _extraction(self, output_type: Any, text: str, parameters: dict[str, Any]) -> Extraction[Any]:
-        from llmkit.pydanticai import extract, extraction_prompt
+        return await self._core.run_async(extract_value(self._core, output_type, text, options))
 
-        context, fields = self._split(parameters)
-        check_output_type(output_type)
-        attachments = attachments_of(fields)
-        shots = {name: fields.pop(name) for name in ("instructions", "examples") if name in fields}
-        if isinstance(text, str) and not text.strip() and not attachments:
-            raise LLMBadRequest("There is nothing to read: give a text, images=... or files=...")
-        messages = extraction_prompt(output_type, text, attachments=attachments, **shots)
-        retries = fields.pop("retries", 1)
-        check_count("retries", retries, 0)
-        # Refuses unknown or bad fields before anything else happens.
-        request = request_of(messages, fields, EXTRACT_NAMES)
-        own = {name: getattr(request, name) for name in _EXTRACT_FIELDS}
-        rest = {name: getattr(request, name) for name in fields if name not in (*_EXTRACT_FIELDS, _LED_BY)}
-        return await extract(
-            self._open.runtime().service,
-            output_type,
-            request.messages,
-            context=context,
-            parameters=rest,
-            retries=retries,
-            **own,
-        )
+    @accept_options(MapOptions)
+    def map(self, question: Any, data: Any, **options: Unpack[MapOptions]) -> pd.DataFrame:
+        """Ask about every row of a column or a table.
 
-    def _check_of_map(self, what: Any, parameters: dict[str, Any]) -> None:
-        """Refuse what no row could be asked with."""
-        if "idempotency_key" in parameters:
-            raise LLMBadRequest("map makes a key for every row by itself: give it name=... instead")
-        _, fields = self._split(parameters)
-        if isinstance(what, str):
-            request_of(what, fields)
-        else:
-            from llmkit.pydanticai import extraction_prompt
+        Equal rows are asked once. A failure is a row, never an exception. After an interruption the result so far is in
+        `partial`, and the same call asks only for the rest.
 
-            shots = {name: fields.pop(name) for name in ("instructions", "examples") if name in fields}
-            check_output_type(what)
-            messages = extraction_prompt(what, "?", **shots)
-            check_count("retries", fields.pop("retries", 1), 0)
-            request_of(messages, fields, EXTRACT_NAMES)
+        Args:
+            question: A Pydantic model or another type to extract, or a prompt. The row replaces `{text}` in a prompt,
+                or follows it; for a DataFrame a prompt may name columns.
+            data: A Series, a DataFrame, or a list of values.
+            **options: All optional; None is the same as leaving one out. Those of extraction need a type.
 
-    def _split(self, parameters: dict[str, Any]) -> tuple[RequestContext, dict[str, Any]]:
-        """Part what belongs to the context from the fields of the request; None is as good as left out."""
-        fields = {name: value for name, value in parameters.items() if value is not None}
-        given = {name: fields.pop(name) for name in ("pipeline_run_id", "stage") if name in fields}
-        return (context_of(self.workspace, **given) if given else self._context), fields
+        Returns:
+            A frame with the index of `data`: one column for each field of the type (`text` for a prompt, `value` for a
+            type without fields), then `llmkit.mapping.MAP_COLUMNS`. `status` is SUCCEEDED, FAILED (see `error_code`),
+            SKIPPED (a value is missing), NOT_RUN (interrupted, or no route answers any more) or IN_PROGRESS (another
+            process is working on it). `served_from` is `provider` for a row that was billed now, and `shared` for one
+            that repeats another. Unknown token counts are NA.
 
+        Raises:
+            LLMBadRequest: An argument cannot be used. Nothing was sent.
+            LLMStoreError: Calls can no longer be recorded; the result so far is in `partial`.
 
-_EXTRACT_FIELDS = ("route", "constraints", "idempotency_key", "epoch", "use_cache")
-# Already in the messages.
-_LED_BY = "system"
+        Example:
+            >>> s.map(City, ["Rome: 2.8 million"], progress=False)[["name", "status"]].iloc[0].to_list()
+            ['Rome', 'SUCCEEDED']
+        """
+        from llmkit.notebook.map import map_rows
+
+        return map_rows(self._core, question, data, options)
+
+    @accept_options(MapOptions)
+    async def amap(self, question: Any, data: Any, **options: Unpack[MapOptions]) -> pd.DataFrame:
+        """Ask about every row from async code, in any event loop; see `map`.
+
+        After a cancellation the result so far is in `partial`.
+        """
+        from llmkit.notebook.map import map_rows_async
+
+        return await map_rows_async(self._core, question, data, options)
+
+    # --- evaluation -----------------------------------------------------------------------------------------------
+
+    @accept_options(EvaluateOptions)
+    def evaluate(
+        self,
+        task: Task,
+        routes: str | Variant | Sequence[str | Variant],
+        *,
+        name: str | None = None,
+        **options: Unpack[EvaluateOptions],
+    ) -> EvalReport:
+        """Run a task over several routes and compare them: every sample on every route, in turns.
+
+        A call with the same name continues, and does not repeat a call that has succeeded. After an interruption the
+        report so far is in `partial`.
+
+        Args:
+            task: Samples, prompt, output type and scorers.
+            routes: `provider/model` (pinned), `provider/model@prompt`, `policy:NAME`, or `Variant`s of these.
+            name: Name of the run; default the task's.
+            **options: All optional. In a session `concurrency` is "auto" by default, and a replay loads no model.
+
+        Returns:
+            The report on everything stored under this name. A failed sample is a row with an error code.
+
+        Raises:
+            LLMEvaluationError: Task, route or option cannot be used, or the run of this name was of another task or
+                other samples. Nothing was sent.
+            LLMStoreError: Results can no longer be recorded; those so far are kept.
+
+        Example:
+            >>> from llmkit.evals import Sample, Task, field_match
+            >>> task = Task(
+            ...     name="cities",
+            ...     dataset=[Sample(input="Rome: 2.8 million", target={"name": "Rome", "people": 2_800_000})],
+            ...     prompt="{input}",
+            ...     output_type=City,
+            ...     scorers=[field_match("people")],
+            ... )
+            >>> report = s.evaluate(task, ["ollama/llama3.2"], progress=False)
+            >>> report.counts["SUCCEEDED"]
+            1
+        """
+        from llmkit.notebook.evaluation import evaluate_routes
+
+        return evaluate_routes(self._core, task, routes, name, options)
+
+    @accept_options(EvaluateOptions)
+    async def aevaluate(
+        self,
+        task: Task,
+        routes: str | Variant | Sequence[str | Variant],
+        *,
+        name: str | None = None,
+        **options: Unpack[EvaluateOptions],
+    ) -> EvalReport:
+        """Run a task from async code, in any event loop; see `evaluate`.
+
+        After a cancellation, `areport` returns the report so far.
+        """
+        from llmkit.notebook.evaluation import evaluate_routes_async
+
+        return await evaluate_routes_async(self._core, task, routes, name, options)
+
+    def report(self, name: str, *, task: Task | None = None) -> EvalReport:
+        """Return the report of a stored evaluation. Sends nothing.
+
+        Args:
+            name: Name of the evaluation.
+            task: Adds inputs, targets and groups.
+
+        Raises:
+            LLMEvaluationError: There is none of this name; the message lists the existing ones.
+
+        Example:
+            >>> s.report("cities").counts["SUCCEEDED"]
+            1
+        """
+        from llmkit.notebook.evaluation import read_report
+
+        return self._core.run(read_report(self._core, name, task))
+
+    async def areport(self, name: str, *, task: Task | None = None) -> EvalReport:
+        """Return the report of a stored evaluation, from async code in any event loop; see `report`."""
+        from llmkit.notebook.evaluation import read_report
+
+        return await self._core.run_async(read_report(self._core, name, task))
+
+    def import_run(self, file: str | Path, *, name: str | None = None) -> EvalReport:
+        """Import an evaluation that `EvalReport.export` wrote. Importing the same file again changes nothing.
+
+        Args:
+            file: A `.jsonl` or `.parquet` file.
+            name: Name of the run in this workspace; default its own.
+
+        Raises:
+            LLMEvaluationError: The file cannot be read, or another run has the name.
+
+        Example:
+            >>> path = s.report("cities").export("cities.jsonl")
+            >>> s.import_run("cities.jsonl", name="copy").counts["SUCCEEDED"]
+            1
+        """
+        from llmkit.notebook.evaluation import import_report
+
+        return self._core.run(import_report(self._core, file, name))
+
+    async def aimport_run(self, file: str | Path, *, name: str | None = None) -> EvalReport:
+        """Import an evaluation from async code, in any event loop; see `import_run`."""
+        from llmkit.notebook.evaluation import import_report
+
+        return await self._core.run_async(import_report(self._core, file, name))
+
+    # --- stored calls ---------------------------------------------------------------------------------------------
+
+    def runs(
+        self,
+        *,
+        status: str | None = None,
+        pipeline_run_id: str | None = None,
+        since: datetime | None = None,
+        limit: int | None = None,
+    ) -> pd.DataFrame:
+        """Return every call of this workspace, newest first.
+
+        Args:
+            status: Only `STARTED`, `SUCCEEDED` or `FAILED` calls.
+            pipeline_run_id: Only calls of this pipeline run.
+            since: Only calls created at this time or later; an aware datetime.
+            limit: At most N calls.
+
+        Returns:
+            A frame with the columns of `llmkit.dataframes.store.RUN_COLUMNS`.
+
+        Raises:
+            LLMBadRequest: A filter has a bad value.
+            LLMStoreError: The database cannot be read.
+
+        Example:
+            >>> answer = s.chat("What is churn?")
+            >>> s.runs(limit=1)[["status", "model"]].iloc[0].to_list()
+            ['SUCCEEDED', 'llama3.2']
+        """
+        from llmkit.notebook.history import read_runs
+
+        return read_runs(self._core, status, pipeline_run_id, since, limit)
+
+    async def aruns(
+        self,
+        *,
+        status: str | None = None,
+        pipeline_run_id: str | None = None,
+        since: datetime | None = None,
+        limit: int | None = None,
+    ) -> pd.DataFrame:
+        """Return every call of this workspace, without blocking the event loop; see `runs`."""
+        from llmkit.notebook.history import read_runs
+
+        return await self._core.run_in_thread(read_runs, self._core, status, pipeline_run_id, since, limit)
+
+    def attempts(
+        self, *, pipeline_run_id: str | None = None, since: datetime | None = None, limit: int | None = None
+    ) -> pd.DataFrame:
+        """Return every request sent to a provider for this workspace, newest run first.
+
+        Args:
+            pipeline_run_id: Only requests of this pipeline run.
+            since: Only requests of calls created at this time or later; an aware datetime.
+            limit: At most N requests.
+
+        Returns:
+            A frame with the columns of `llmkit.dataframes.store.ATTEMPT_COLUMNS`.
+
+        Raises:
+            LLMBadRequest: A filter has a bad value.
+            LLMStoreError: The database cannot be read.
+
+        Example:
+            >>> answer = s.chat("What is churn?")
+            >>> s.attempts()["status"].to_list()
+            ['SUCCEEDED']
+        """
+        from llmkit.notebook.history import read_attempts
+
+        return read_attempts(self._core, pipeline_run_id, since, limit)
+
+    async def aattempts(
+        self, *, pipeline_run_id: str | None = None, since: datetime | None = None, limit: int | None = None
+    ) -> pd.DataFrame:
+        """Return every request sent to a provider, without blocking the event loop; see `attempts`."""
+        from llmkit.notebook.history import read_attempts
+
+        return await self._core.run_in_thread(read_attempts, self._core, pipeline_run_id, since, limit)
+
+    def usage(self, *, since: datetime | None = None) -> UsageFrame:
+        """Return calls, requests, tokens and cost of each route.
+
+        `s.usage().plot()` draws the billed tokens over time, `s.usage().plot("cost")` their known cost
+        (`pip install 'llmkit[plot]'`).
+
+        Args:
+            since: Only calls created at this time or later; an aware datetime.
+
+        Returns:
+            A frame with the columns of `llmkit.dataframes.store.USAGE_COLUMNS`, one row for each route.
+
+        Raises:
+            LLMBadRequest: `since` has a bad value.
+            LLMStoreError: The database cannot be read.
+
+        Example:
+            >>> answer = s.chat("What is churn?")
+            >>> s.usage()[["route", "calls"]].iloc[0].to_list()
+            ['ollama/llama3.2', 1]
+        """
+        from llmkit.notebook.history import read_usage
+
+        return read_usage(self._core, since)
+
+    async def ausage(self, *, since: datetime | None = None) -> UsageFrame:
+        """Return calls, requests, tokens and cost of each route, without blocking the event loop; see `usage`."""
+        from llmkit.notebook.history import read_usage
+
+        return await self._core.run_in_thread(read_usage, self._core, since)
+
+    def recordings(self) -> pd.DataFrame:
+        """Return the entries of a replaying session's cassette, and how often each was used.
+
+        Returns:
+            A frame with the columns of `llmkit.replay.cassette.RECORDING_COLUMNS`; `asked` is 0 for an unused entry.
+
+        Raises:
+            LLMConfigurationError: The session does not replay.
+        """
+        from llmkit.notebook.history import read_recordings
+
+        return read_recordings(self._core)
+
+    # --- models ---------------------------------------------------------------------------------------------------
+
+    def facts(self, route: str) -> ModelFacts:
+        """Return known facts about a model: tools, schema, images, context in tokens, digest; with source and time.
+
+        If the model is Ollama's, its server is asked; nothing is sent to a model.
+
+        Args:
+            route: `provider/model`.
+
+        Raises:
+            LLMBadRequest: The route is written differently.
+
+        Example:
+            >>> s.facts("ollama/llama3.2").supports_tools.value
+            True
+        """
+        from llmkit.notebook.model_info import read_facts
+
+        return self._core.run(read_facts(self._core, route))
+
+    async def afacts(self, route: str) -> ModelFacts:
+        """Return known facts about a model, from async code in any event loop; see `facts`."""
+        from llmkit.notebook.model_info import read_facts
+
+        return await self._core.run_async(read_facts(self._core, route))
+
+    def probe(self, route: str) -> ModelFacts:
+        """Test whether a model's answers obey a schema, with one small request, billed and recorded as any other.
+
+        The result is used from then on, also by other processes if the cache is on, until the model's digest changes,
+        for at most 30 days.
+
+        Args:
+            route: `provider/model`.
+
+        Raises:
+            LLMBadRequest: The route is written differently.
+            LLMError: The request failed.
+
+        Example:
+            >>> facts = s.probe("ollama/llama3.2")
+        """
+        from llmkit.notebook.model_info import probe_model
+
+        return self._core.run(probe_model(self._core, route))
+
+    async def aprobe(self, route: str) -> ModelFacts:
+        """Test whether a model's answers obey a schema, from async code in any event loop; see `probe`."""
+        from llmkit.notebook.model_info import probe_model
+
+        return await self._core.run_async(probe_model(self._core, route))
+
+    @accept_options(ModelOptions)
+    def model(self, route: str | None = None, **options: Unpack[ModelOptions]) -> PydanticAiLiteLLMModel:
+        """Return a model for Pydantic AI agents; each of its requests is a call of this session and a row of `runs()`.
+
+        Use `await Agent(s.model(...)).run(...)` in a notebook and in any event loop, `run_sync` in a script.
+
+        Args:
+            route: A pinned route; by default the router chooses.
+            **options: All optional; see `llmkit.pydanticai.PydanticAiLiteLLMModel`.
+
+        Raises:
+            LLMBadRequest: The route is not written `provider/model`, or an option is unknown.
+
+        Example:
+            >>> from pydantic_ai import Agent
+            >>> agent = Agent(s.model("ollama/llama3.2"), instructions="Be brief.")
+        """
+        from llmkit.notebook.agents import build_model
+
+        return build_model(self._core, route, options)

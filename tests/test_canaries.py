@@ -162,7 +162,7 @@ def use_everything(session: Session, servers: dict[str, OllamaServer | GeminiSer
         server.script(json.dumps({"name": ANSWER}))
         session.extract(Person, PROMPT, route=route)
         server.script(ANSWER)
-        seen.add("errors", *errors_of(lambda route=route: session.extract(Person, PROMPT, route=route, retries=1)))
+        seen.add("errors", *errors_of(lambda route=route: session.extract(Person, PROMPT, route=route, reasks=1)))
         for failure in failures():
             server.script(failure)
             seen.add("errors", *errors_of(lambda route=route: session.chat(PROMPT, route=route, use_cache=False)))

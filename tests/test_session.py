@@ -282,7 +282,7 @@ async def test_a_traceback_leads_through_no_other_library(session: Session) -> N
         await session.achat("x", route="ollama/missing")
     for caught in (sync, awaited):
         files = {Path(frame.filename).name for frame in traceback.extract_tb(caught.value.__traceback__)}
-        assert files == {"test_session.py", "session.py", "runtime.py", "event_loop.py"}
+        assert files == {"test_session.py", "session.py", "core.py", "event_loop.py"}
 
 
 # Presses Ctrl-C in the middle of what the first call imports.

@@ -110,12 +110,14 @@ def chat(  # noqa: PLR0913 - options of a command
     as_json: AsJson = False,
 ) -> None:
     """Send one prompt and print the answer. Model, tokens and time go to stderr."""
+    from llmkit.notebook.options import ChatOptions
     from llmkit.session import Session
 
     text = _join_prompt(prompt, read_piped_text(is_required=prompt in {None, "-"}))
-    options = {"max_output_tokens": max_output_tokens, "temperature": temperature, "seed": seed, "stop": stop or None}
+    options: ChatOptions = {"route": route, "system": system, "temperature": temperature, "seed": seed}
+    options |= {"max_output_tokens": max_output_tokens, "stop": stop or None}
     with Session(workspace) as session:
-        response = session.chat(text, route=route, system=system, **options)
+        response = session.chat(text, **options)
     if as_json:
         print_json(response.model_dump(mode="json"))
         return

@@ -2,7 +2,7 @@
 
 from llmkit.batch.progress_bar import Meter, bar
 from llmkit.mapping.columns import MAP_COLUMNS
-from llmkit.mapping.job import Mapping
+from llmkit.mapping.job import MapJob
 from llmkit.mapping.plan import plan_map
 
-__all__ = ["MAP_COLUMNS", "Mapping", "Meter", "bar", "plan_map"]
+__all__ = ["MAP_COLUMNS", "MapJob", "Meter", "bar", "plan_map"]

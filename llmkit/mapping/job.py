@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from llmkit.pydanticai.extraction import Extraction
 
-__all__ = ["Ask", "MapProgress", "Mapping"]
+__all__ = ["Ask", "MapJob", "MapProgress"]
 
 # Asks about one text.
 Ask = Callable[[str], Awaitable["LLMResponse | Extraction[Any]"]]
@@ -38,7 +38,7 @@ class MapProgress:
     tokens: int = 0
 
 
-class Mapping:
+class MapJob:
     """One call of `map` at work. What is done can be had as a frame at any time, from any thread.
 
     Args:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from collections.abc import Mapping as AnyMapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -13,7 +12,7 @@ from uuid_utils.compat import uuid7
 from llmkit.canonical_json import sha256_of
 from llmkit.errors import LLMBadRequest
 from llmkit.mapping.columns import FieldColumns, field_columns
-from llmkit.mapping.job import Ask, Mapping
+from llmkit.mapping.job import Ask, MapJob
 from llmkit.mapping.rows import Rows
 
 if TYPE_CHECKING:
@@ -38,10 +37,10 @@ def plan_map(
     template: str | None,
     name: str | None,
     concurrency: int,
-    parameters: AnyMapping[str, Any],
+    parameters: Mapping[str, Any],
     chat: Chat,
     extract: Extract,
-) -> Mapping:
+) -> MapJob:
     """Read the input and join it with what answers. Sends nothing.
 
     Args:
@@ -74,7 +73,7 @@ def plan_map(
         return extract(output_type, text, of(text))
 
     ask: Ask = ask_prompt if output_type is None else ask_type
-    return Mapping(rows, columns, ask, concurrency=concurrency)
+    return MapJob(rows, columns, ask, concurrency=concurrency)
 
 
 def _check_name(name: str) -> str:
@@ -83,7 +82,7 @@ def _check_name(name: str) -> str:
     return name
 
 
-def _digest_of_question(columns: FieldColumns, parameters: AnyMapping[str, Any]) -> str:
+def _digest_of_question(columns: FieldColumns, parameters: Mapping[str, Any]) -> str:
     """Hash of what is the same for every row: the type and the parameters. A prompt is part of every text."""
     schema = None if columns.answer is None else columns.answer.adapter.json_schema()
     named = {name: value for name, value in parameters.items() if name not in UNNAMED_PARAMETERS}
@@ -94,7 +93,7 @@ def _plain(value: Any) -> Any:
     """Return the value as JSON that is equal in every process: sets have no order of their own."""
     if isinstance(value, BaseModel):
         return _plain(value.model_dump())
-    if isinstance(value, AnyMapping):
+    if isinstance(value, Mapping):
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, set | frozenset):
         return sorted(str(part) for part in value)

@@ -1,47 +1,47 @@
-"""A session's model for agents of one's own."""
+"""The model that a session provides for agents of Pydantic AI."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmkit.notebook.options import CONTEXT_NAMES, accepting, checked_names, route_of
-from llmkit.notebook.runtime import Face
-from llmkit.types import RequestContext
+from llmkit.notebook.arguments import check_names, parse_route
+from llmkit.notebook.core import SessionCore
+from llmkit.notebook.options import ModelOptions, list_option_names
+from llmkit.pydanticai import PydanticAiLiteLLMModel
 
 if TYPE_CHECKING:
-    from llmkit.pydanticai import PydanticAiLiteLLMModel
+    from pydantic_ai.messages import ModelMessage, ModelResponse
+    from pydantic_ai.models import ModelRequestParameters
+    from pydantic_ai.settings import ModelSettings
 
-__all__ = ["AgentFace"]
-
-_NAMES = CONTEXT_NAMES | {"constraints", "parameters", "idempotency_key", "epoch", "use_cache", "settings"}
+__all__ = ["SessionModel", "build_model"]
 
 
-class AgentFace(Face):
-    """Lends its service to agents."""
+class SessionModel(PydanticAiLiteLLMModel):
+    """A model that asks on the session's loop, whichever loop the agent runs in: connections belong to one loop."""
 
-    @accepting("constraints", "parameters", "idempotency_key", "epoch", "use_cache", "settings", *sorted(CONTEXT_NAMES))
-    def model(self, route: str | None = None, **parameters: Any) -> PydanticAiLiteLLMModel:
-        """A model for agents of Pydantic AI, every request of which is a call of this session and a row of `runs()`.
+    def __init__(self, core: SessionCore, **options: Any) -> None:
+        super().__init__(core.service, **options)
+        self._core = core
 
-        `await Agent(s.model(...)).run(...)` works in a notebook and in any event loop, `run_sync` in a script.
+    async def request(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> ModelResponse:
+        """Send one request; see `PydanticAiLiteLLMModel.request`."""
+        return await self._core.run_async(super().request(messages, model_settings, model_request_parameters))
 
-        Args:
-            route: A pinned one; None lets the router choose.
-            **parameters: `pipeline_run_id` and `stage`, and those of `llmkit.pydanticai.PydanticAiLiteLLMModel`:
-                `constraints`, `parameters` (temperature and the like), `idempotency_key`, `epoch`, `use_cache`,
-                `settings`.
 
-        Raises:
-            LLMBadRequest: The route is not written `provider/model`, or a parameter is unknown.
-        """
-        from llmkit.notebook.session_model import HoppingModel
+def build_model(core: SessionCore, route: str | None, options: Mapping[str, Any]) -> SessionModel:
+    """Check the arguments of `Session.model` and build the model.
 
-        checked_names(parameters, _NAMES)
-        pinned = None if route is None else route_of(route)
-        context, fields = self._split(parameters)
-        return HoppingModel(self._open, self._open.runtime().service, context=context, route=pinned, **fields)
-
-    @abstractmethod
-    def _split(self, parameters: dict[str, Any]) -> tuple[RequestContext, dict[str, Any]]:
-        """Part what belongs to the context from the rest."""
+    Raises:
+        LLMBadRequest: The route is not written `provider/model`, or an option is unknown.
+    """
+    check_names(options, list_option_names(ModelOptions))
+    pinned = None if route is None else parse_route(route)
+    context, fields = core.split_options(options)
+    return SessionModel(core, context=context, route=pinned, **fields)

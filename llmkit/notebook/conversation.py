@@ -1,193 +1,194 @@
-"""A conversation that remembers: its turns, their rows in the store, and how it shows in a notebook."""
+"""A conversation that remembers: its turns, their rows in the store, and its display in a notebook."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from uuid_utils.compat import uuid7
 
-from llmkit.attachment import Attachment, attached
+from llmkit.attachment import Attachment
 from llmkit.display.html import chat
 from llmkit.display.terminal_text import printable
 from llmkit.errors import LLMBadRequest, LLMStoreError
+from llmkit.notebook.arguments import check_names, check_text, read_attachments
+from llmkit.notebook.chat import send_chat
+from llmkit.notebook.options import TurnOptions, accept_options, list_option_names
 from llmkit.types import LLMResponse, Message
 
-__all__ = ["Conversation", "Turn"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from llmkit.notebook.core import SessionCore
+
+__all__ = ["Conversation", "Turn", "open_conversation"]
 
 STAGE = "conversation"
-ATTACHING = ("images", "files")
-OWN_PARAMETERS = ("system", "pipeline_run_id", "idempotency_key")
+ATTACHMENT_OPTIONS = ("images", "files")
+# A conversation sets these for its turns.
+RESERVED_OPTIONS = ("system", "pipeline_run_id", "idempotency_key")
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a person said, with what was attached to it, and the answer."""
+    """One message of a person, with its attachments, and the answer."""
 
-    said: str
+    prompt: str
     answer: LLMResponse
     attachments: tuple[Attachment, ...] = ()
 
 
-class Opener(Protocol):
-    """What a conversation needs of a session."""
+def open_conversation(core: SessionCore, options: Mapping[str, Any]) -> Conversation:
+    """Check the arguments of `Session.conversation`, and start one or reopen a stored one.
 
-    @property
-    def stores_payloads(self) -> bool:
-        """Whether what is said may be kept."""
-        ...
+    Raises:
+        LLMBadRequest: There is none of this id, both `id` and `system` are given, or an option is unknown.
+        LLMStoreError: Its texts were not stored.
+    """
+    given = dict(options)
+    id, system = given.pop("id", None), given.pop("system", None)  # noqa: A001
+    check_text("system", system)
+    check_text("id", id)
+    _refuse_reserved(given)
+    check_names(given, list_option_names(TurnOptions))
+    if id is None:
+        return Conversation(core, system=system, options=given)
+    if system is not None:
+        raise LLMBadRequest("A reopened conversation has its own system message; leave system out")
+    from llmkit.dataframes.store import read_stored_answers
+    from llmkit.notebook.history import read_store
 
-    def run(self, work: Coroutine[Any, Any, LLMResponse]) -> LLMResponse:
-        """Run in the session's loop, from sync code."""
-        ...
-
-    async def hop(self, work: Coroutine[Any, Any, LLMResponse]) -> LLMResponse:
-        """Run in the session's loop, from async code."""
-        ...
-
-    async def chat(self, messages: Sequence[Message], parameters: dict[str, Any]) -> LLMResponse:
-        """Answer."""
-        ...
+    rows = read_store(core, lambda connection: read_stored_answers(connection, core.workspace_id, id))
+    system, turns = _restore_turns(id, rows)
+    return Conversation(core, id=id, system=system, turns=turns, options=given)
 
 
 class Conversation:
-    """Turns of a person and a model, each of which sees all before it, images and files too.
+    """Turns of a person and a model, each of which sees all turns before it, with their images and files.
 
-    Made by `Session.conversation`.
-
-    Every turn is a row of `llm_runs` under one `pipeline_run_id`, which is the `id`. What was said is kept in the row's
-    metadata if payloads are stored, and then the conversation can be reopened. Images and files are not kept there: in
-    a reopened conversation a line in brackets stands for them. Shows as a chat in a notebook.
+    `Session.conversation` creates it. Every turn is a row of `llm_runs` under one `pipeline_run_id`, which is the
+    conversation's `id`. If payloads are stored, the texts are in the row's metadata, and the conversation can be
+    reopened. Images and files are not stored there: a reopened conversation has a line in brackets in their place.
 
     Attributes:
         id: Reopens it: `session.conversation(id=...)`.
-        system: What the model is told first; None for nothing.
-        turns: What was said and answered, oldest first.
+        system: System message, or None.
+        turns: Messages and answers, oldest first.
     """
 
     def __init__(
         self,
-        opener: Opener,
+        core: SessionCore,
         *,
-        id: str | None = None,  # noqa: A002 - the word people use
+        id: str | None = None,  # noqa: A002 - the usual name
         system: str | None = None,
         turns: Sequence[Turn] = (),
-        parameters: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.id = id or f"{STAGE}:{uuid7()}"
         self.system = system
         self.turns = tuple(turns)
-        self._opener = opener
-        self._parameters = dict(parameters or {})
-        _refuse_own(self._parameters)
-        # With the first turn, after which they are part of the conversation.
-        self._to_attach = {name: self._parameters.pop(name) for name in ATTACHING if name in self._parameters}
+        self._core = core
+        self._options = {name: value for name, value in (options or {}).items() if value is not None}
+        # They are sent with the first turn, and are part of its message from then on.
+        self._unsent = {name: self._options.pop(name) for name in ATTACHMENT_OPTIONS if name in self._options}
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """The whole conversation, as it would be sent."""
-        lead = () if self.system is None else (Message(role="system", content=self.system),)
-        said = (
-            message
-            for turn in self.turns
-            for message in (
-                Message(role="user", content=turn.said, attachments=turn.attachments),
+        messages = [] if self.system is None else [Message(role="system", content=self.system)]
+        for turn in self.turns:
+            messages += [
+                Message(role="user", content=turn.prompt, attachments=turn.attachments),
                 Message(role="assistant", content=turn.answer.text),
-            )
-        )
-        return (*lead, *said)
+            ]
+        return tuple(messages)
 
-    def say(self, text: str, **parameters: Any) -> LLMResponse:
-        """Say something and wait for the answer.
+    @accept_options(TurnOptions)
+    def say(self, text: str, **options: Unpack[TurnOptions]) -> LLMResponse:
+        """Send a message and wait for the answer.
 
-        A turn that fails or is interrupted leaves the conversation as it was. Saying the same again after a restart of
-        the kernel in the middle of a turn is not paid twice.
+        A turn that fails or is interrupted leaves the conversation as it was. If the kernel restarts in the middle of a
+        turn, saying the same thing again is not billed twice.
 
         Args:
-            text: What to say.
-            **parameters: As for `Session.chat`, but for `system`, `pipeline_run_id` and `idempotency_key`, on top of
-                those of the conversation; for this turn only.
+            text: The message.
+            **options: For this turn only, on top of those of the conversation.
 
         Raises:
-            LLMIdempotencyConflict: Somebody else has gone on with this conversation: reopen it.
-            LLMError: As `Session.chat`.
+            LLMIdempotencyConflict: Another process has continued this conversation: reopen it.
+            LLMError: As for `Session.chat`.
         """
-        return self._opener.run(self._say(text, parameters))
+        return self._core.run(self._send(text, options))
 
-    async def asay(self, text: str, **parameters: Any) -> LLMResponse:
-        """`say` for async code, in any event loop."""
-        return await self._opener.hop(self._say(text, parameters))
+    @accept_options(TurnOptions)
+    async def asay(self, text: str, **options: Unpack[TurnOptions]) -> LLMResponse:
+        """Send a message from async code, in any event loop; see `say`."""
+        return await self._core.run_async(self._send(text, options))
 
-    async def _say(self, text: str, parameters: Mapping[str, Any]) -> LLMResponse:
+    async def _send(self, text: str, options: Mapping[str, Any]) -> LLMResponse:
         if not isinstance(text, str) or not text.strip():
-            raise LLMBadRequest("say takes a text that is not empty")
-        _refuse_own(parameters)
-        number, said = len(self.turns) + 1, _said(text, {**self._to_attach, **parameters})
-        fields: dict[str, Any] = {"stage": STAGE, **self._parameters, **parameters}
+            raise LLMBadRequest("say takes a string that is not empty")
+        _refuse_reserved(options)
+        check_names(options, list_option_names(TurnOptions))
+        given = {name: value for name, value in options.items() if value is not None}
+        attachments = read_attachments({**self._unsent, **given})
+        fields = {"stage": STAGE, **self._options, **given}
+        for name in ATTACHMENT_OPTIONS:
+            fields.pop(name, None)
+        number = len(self.turns) + 1
+        # The key contains the number of the turn, so that two processes cannot both continue from the same turn.
         fields |= {"pipeline_run_id": self.id, "idempotency_key": f"{self.id}#{number}"}
-        if self._opener.stores_payloads:
-            kept = {"turn": number, "said": _in_words(text, said.attachments), "system": self.system}
-            fields["metadata"] = {**_mapping("metadata", fields.get("metadata") or {}), STAGE: kept}
-        fields = {name: value for name, value in fields.items() if name not in ATTACHING}
-        answer = await self._opener.chat((*self.messages, said), fields)
-        self.turns = (*self.turns, Turn(text, answer, said.attachments))
-        self._to_attach = {}
+        if self._core.settings.store_payloads:
+            metadata = fields.get("metadata", {})
+            if not isinstance(metadata, Mapping):
+                raise LLMBadRequest(f"metadata must be a dictionary; got {type(metadata).__name__}")
+            stored = {"turn": number, "said": _describe_message(text, attachments), "system": self.system}
+            fields["metadata"] = {**metadata, STAGE: stored}
+        message = Message(role="user", content=text, attachments=attachments)
+        answer = await send_chat(self._core, (*self.messages, message), fields)
+        self.turns = (*self.turns, Turn(text, answer, attachments))
+        self._unsent = {}
         return answer
 
     def __str__(self) -> str:
         return "\n".join(f"{message.role}: {message.content}" for message in self.messages)
 
     def __repr__(self) -> str:
-        # What was said may hold personal data and a repr ends up in logs.
+        # Messages may contain personal data, and a repr ends up in logs.
         return f"Conversation({self.id!r}, {len(self.turns)} turns)"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """What IPython shows in a terminal."""
+        """Print the conversation in an IPython terminal."""
         printer.text(repr(self) if cycle else printable(str(self)) or repr(self))
 
     def _repr_html_(self) -> str:
-        shown: list[tuple[str, str, Sequence[str]]] = []
+        bubbles: list[tuple[str, str, Sequence[str]]] = []
         if self.system is not None:
-            shown.append(("system", self.system, ()))
+            bubbles.append(("system", self.system, ()))
         for turn in self.turns:
-            said = _in_words(turn.said, turn.attachments)
-            shown += [("user", said, ()), (str(turn.answer.route), turn.answer.text, turn.answer.facts[1:])]
-        return chat(shown, self.id)
+            bubbles.append(("user", _describe_message(turn.prompt, turn.attachments), ()))
+            bubbles.append((str(turn.answer.route), turn.answer.text, turn.answer.facts[1:]))
+        return chat(bubbles, self.id)
 
 
-def _refuse_own(parameters: Mapping[str, Any]) -> None:
-    """Refuse what a conversation gives its turns by itself."""
-    own = [name for name in OWN_PARAMETERS if name in parameters]
-    if own:
-        raise LLMBadRequest(f"{own[0]} is what a conversation sets by itself; leave it out")
+def _refuse_reserved(options: Mapping[str, Any]) -> None:
+    for name in RESERVED_OPTIONS:
+        if name in options:
+            raise LLMBadRequest(f"A conversation sets {name} by itself; leave it out")
 
 
-def _mapping(name: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise LLMBadRequest(f"{name} must be a dictionary; got {type(value).__name__}")
-    return value
-
-
-def _said(text: str, parameters: Mapping[str, Any]) -> Message:
-    given = {name: parameters[name] for name in ATTACHING if parameters.get(name) is not None}
-    try:
-        return Message(role="user", content=text, attachments=attached(**given))
-    except (OSError, ValueError, TypeError) as error:
-        raise LLMBadRequest(f"{' and '.join(given)}: {error}") from None
-
-
-def _in_words(text: str, attachments: Sequence[Attachment]) -> str:
-    """A text, and what was attached to it in words."""
+def _describe_message(text: str, attachments: Sequence[Attachment]) -> str:
     return "\n".join([text, *map(str, attachments)])
 
 
-def turns_of(id: str, rows: Sequence[tuple[str, str | None]]) -> tuple[str | None, list[Turn]]:  # noqa: A002
-    """System message and turns of a stored conversation.
+def _restore_turns(id: str, rows: Sequence[tuple[str, str | None]]) -> tuple[str | None, list[Turn]]:  # noqa: A002
+    """Return the system message and the turns of a stored conversation.
 
     Args:
-        id: Of the conversation.
+        id: Id of the conversation.
         rows: Metadata and stored answer of its succeeded runs, as JSON.
 
     Raises:
@@ -196,11 +197,14 @@ def turns_of(id: str, rows: Sequence[tuple[str, str | None]]) -> tuple[str | Non
     """
     if not rows:
         raise LLMBadRequest(f"There is no conversation {id!r} in this workspace; runs() lists their pipeline_run_id")
-    found: dict[int, tuple[dict[str, Any], str]] = {}
+    stored_turns: dict[int, tuple[dict[str, Any], str]] = {}
     for metadata_json, result_json in rows:
-        kept = json.loads(metadata_json).get(STAGE)
-        if kept is None or result_json is None:
-            raise LLMStoreError(f"What was said in {id!r} was not stored: LLM_STORE_PAYLOADS was off")
-        found[kept["turn"]] = kept, result_json
-    turns = [Turn(kept["said"], LLMResponse.model_validate_json(answer)) for _, (kept, answer) in sorted(found.items())]
-    return found[max(found)][0]["system"], turns
+        stored = json.loads(metadata_json).get(STAGE)
+        if stored is None or result_json is None:
+            raise LLMStoreError(f"The texts of {id!r} were not stored: LLM_STORE_PAYLOADS was off")
+        stored_turns[stored["turn"]] = stored, result_json
+    turns = [
+        Turn(stored["said"], LLMResponse.model_validate_json(answer))
+        for _, (stored, answer) in sorted(stored_turns.items())
+    ]
+    return stored_turns[max(stored_turns)][0]["system"], turns

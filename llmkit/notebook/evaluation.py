@@ -1,4 +1,4 @@
-"""`evaluate` of a session, and the reports of what was evaluated."""
+"""`Session.evaluate`, and the reports of stored evaluations."""
 
 from __future__ import annotations
 
@@ -8,229 +8,166 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError
+from llmkit.errors import LLMBadRequest, LLMError, LLMEvaluationError
+from llmkit.notebook.arguments import check_count, check_names
+from llmkit.notebook.core import SessionCore
 from llmkit.notebook.event_loop import Interrupted
-from llmkit.notebook.options import accepting, check_count, check_names
-from llmkit.notebook.runtime import Face
 from llmkit.types import Route
 
 if TYPE_CHECKING:
-    from llmkit.eval_ports import EvalStore, RecordedCall
+    from llmkit.batch.progress_bar import Meter
+    from llmkit.eval_ports import RecordedCall
     from llmkit.evals import EvalReport, Progress, Task, Variant
-    from llmkit.mapping import Meter
 
-__all__ = ["EvaluatingFace"]
+    Routes = str | Variant | Sequence[str | Variant]
 
-_SHOWN = (
-    *("name", "epochs", "limit", "concurrency", "budget", "retry_failed", "repairs", "parameters", "scorer_timeout_s"),
-    *("warm_up", "progress", "policies", "extract"),
-)
+__all__ = ["evaluate_routes", "evaluate_routes_async", "import_report", "read_report"]
+
+_MINIMUMS: Mapping[str, int] = {"epochs": 1, "limit": 1, "concurrency": 1, "repairs": 0}
 
 
-class EvaluatingFace(Face):
-    """Compares routes on a task."""
-
-    @accepting(*_SHOWN)
-    def evaluate(self, task: Task, routes: Sequence[str | Variant], **parameters: Any) -> EvalReport:
-        """Run a task over several routes and compare them: every sample on every route, in turns.
-
-        The same name goes on where it was left, and calls nothing again that has succeeded. After an interruption the
-        report of what is done is in `partial`, and the same call does the rest.
-
-        Args:
-            task: What is asked and how answers are scored.
-            routes: `provider/model` (pinned), `provider/model@prompt`, `policy:NAME`, or `Variant`s of these.
-            **parameters: All of them optional:
-                `name`: of the run; the task's;
-                `epochs`: repeats of every sample; 1;
-                `limit`: only the first samples; all;
-                `concurrency`: most samples under way at once; `"auto"`, as many as the settings and providers bear;
-                `budget`: a `Budget` of tokens, US dollars and seconds; none;
-                `retry_failed`: whether to call again for what failed without an answer of the model; True, or `"all"`;
-                `repairs`: how often a model is asked again with what was wrong; 1;
-                `parameters`: generation parameters on top of the task's;
-                `scorer_timeout_s`: most seconds for one scorer on one sample; 60;
-                `warm_up`: whether to load each model beforehand, unmeasured; True, in a replay False;
-                `progress`: whether to draw a bar, or a function that is told; True;
-                `policies` and `extract`: see `llmkit.evals.run.plan.EvaluateOptions`.
-
-        Returns:
-            The report of all that is stored under this name. A failing sample is a row with an error code.
-
-        Raises:
-            LLMEvaluationError: Task, route or option cannot be used, or the run of this name was of another task or
-                other samples. Nothing was sent.
-            LLMStoreError: Results cannot be recorded any more; what is done is kept.
-        """
-        _check(task, routes, parameters)
-        evaluating = _Evaluating(parameters)
-        self._partial = None
-        try:
-            with evaluating.bar() as draw:
-                return self._open.run(self._evaluate(task, routes, evaluating.parameters), draw)
-        except KeyboardInterrupt:
-            self._partial = self._report_if_any(task, parameters)
-            if self._partial is None:
-                raise
-            raise Interrupted("what is done is in .partial of the session; the same call does the rest") from None
-
-    @accepting(*_SHOWN)
-    async def aevaluate(self, task: Task, routes: Sequence[str | Variant], **parameters: Any) -> EvalReport:
-        """`evaluate` for async code, in any event loop: the same arguments, result and errors.
-
-        After a cancellation, `areport` has what is done.
-        """
-        _check(task, routes, parameters)
-        evaluating = _Evaluating(parameters)
-        with evaluating.bar() as draw:
-            return await self._open.hop(self._evaluate(task, routes, evaluating.parameters), draw)
-
-    async def _evaluate(self, task: Task, routes: Sequence[str | Variant], parameters: dict[str, Any]) -> EvalReport:
-        from llmkit.evals import evaluate
-
-        runtime = self._open.runtime()
-        if parameters.get("concurrency", "auto") == "auto":
-            parameters = {**parameters, "concurrency": self._settings.concurrency_limit}
-        # A recording loads no model, and holds no answer to a warm-up.
-        defaults = {"warm_up": runtime.cassette is None}
-        report = await evaluate(
-            task,
-            routes,
-            service=runtime.service,
-            store=self._eval_store(),
-            workspace_id=self.workspace,
-            **defaults | parameters,
-        )
-        return self._with_calls(report)
-
-    def _with_calls(self, report: EvalReport) -> EvalReport:
-        """The report, which reads the calls behind it when it needs them. It keeps this session."""
-        return replace(report, load_calls=lambda: self._open.run(self._calls(report)))
-
-    async def _calls(self, report: EvalReport) -> Sequence[RecordedCall]:
-        from llmkit.evals.call_names import name_prefix
-
-        return await self._eval_store().calls(self.workspace, name_prefix(report.run))
-
-    def report(self, name: str, *, task: Task | None = None) -> EvalReport:
-        """The report of a stored evaluation, without calling anything.
-
-        Args:
-            name: Name of the evaluation.
-            task: Adds inputs, targets and groups.
-
-        Raises:
-            LLMEvaluationError: There is none of this name; the message lists those that there are.
-        """
-        return self._open.run(self._report(name, task))
-
-    async def areport(self, name: str, *, task: Task | None = None) -> EvalReport:
-        """`report` for async code, in any event loop."""
-        return await self._open.hop(self._report(name, task))
-
-    async def _report(self, name: str, task: Task | None) -> EvalReport:
-        from llmkit.evals import load_report
-
-        return self._with_calls(await load_report(self._eval_store(), self.workspace, name, task=task))
-
-    def import_run(self, file: str | Path, *, name: str | None = None) -> EvalReport:
-        """Read an evaluation that `EvalReport.export` wrote into this workspace. The same file again changes nothing.
-
-        Args:
-            file: A `.jsonl` or `.parquet` file.
-            name: Another name for the run; its own when None.
-
-        Raises:
-            LLMEvaluationError: The file cannot be read, or another run has the name.
-        """
-        return self._open.run(self._import_run(file, name))
-
-    async def aimport_run(self, file: str | Path, *, name: str | None = None) -> EvalReport:
-        """`import_run` for async code, in any event loop."""
-        return await self._open.hop(self._import_run(file, name))
-
-    async def _import_run(self, file: str | Path, name: str | None) -> EvalReport:
-        from llmkit.evals.export import import_run
-
-        run = await import_run(self._eval_store(), self.workspace, file, name=name)
-        return await self._report(run.name, None)
-
-    def _report_if_any(self, task: Task, parameters: Mapping[str, Any]) -> EvalReport | None:
+def evaluate_routes(
+    core: SessionCore, task: Task, routes: Routes, name: str | None, options: Mapping[str, Any]
+) -> EvalReport:
+    """Check the arguments of `Session.evaluate`, run the evaluation, and keep the report of an interrupted one."""
+    _check_arguments(task, routes, name, options)
+    progress = _ProgressBar(options)
+    core.partial = None
+    try:
+        with progress.open() as draw:
+            return core.run(_evaluate(core, task, routes, name, progress.options), draw)
+    except KeyboardInterrupt:
         with suppress(LLMError):
-            return self.report(parameters.get("name") or task.name, task=task)
-        return None
-
-    def _eval_store(self) -> EvalStore:
-        store = self._open.runtime().eval_store
-        if store is None:
-            raise LLMConfigurationError("An evaluation needs a store: switch LLM_PERSIST_RUNS on")
-        return store
+            core.partial = core.run(read_report(core, name or task.name, task))
+        if core.partial is None:
+            raise
+        raise Interrupted("what is done is in .partial of the session; the same call does the rest") from None
 
 
-class _Evaluating:
-    """Progress of an evaluation, told in the loop's thread and drawn in the waiting one."""
-
-    def __init__(self, parameters: Mapping[str, Any]) -> None:
-        # None is as good as left out, but for this one, where it is no limit.
-        self.parameters = {
-            name: value for name, value in parameters.items() if value is not None or name == "scorer_timeout_s"
-        }
-        self._shown = self.parameters.get("progress", True) is True
-        self._latest: Progress | None = None
-        if self._shown:
-            self.parameters["progress"] = self._report_progress
-
-    def _report_progress(self, progress: Progress) -> None:
-        self._latest = progress
-
-    def _meter(self) -> Meter | None:
-        from llmkit.evals.run.progress import standing
-        from llmkit.mapping import Meter
-
-        now = self._latest
-        if now is None:
-            return None
-        return Meter(now.done, now.total, standing(now))
-
-    def bar(self) -> AbstractContextManager[Callable[[], None] | None]:
-        """What draws it."""
-        from llmkit.batch.progress_bar import bar
-
-        return bar(self._meter, unit="sample", shown=self._shown)
+async def evaluate_routes_async(
+    core: SessionCore, task: Task, routes: Routes, name: str | None, options: Mapping[str, Any]
+) -> EvalReport:
+    """Do the same for async code; after a cancellation, `areport` returns what is done."""
+    _check_arguments(task, routes, name, options)
+    progress = _ProgressBar(options)
+    with progress.open() as draw:
+        return await core.run_async(_evaluate(core, task, routes, name, progress.options), draw)
 
 
-_COUNTS: Mapping[str, int] = {"epochs": 1, "limit": 1, "concurrency": 1, "repairs": 0}
+async def _evaluate(
+    core: SessionCore, task: Task, routes: Routes, name: str | None, options: dict[str, Any]
+) -> EvalReport:
+    from llmkit.evals import evaluate
+
+    if options.get("concurrency", "auto") == "auto":
+        options = {**options, "concurrency": core.settings.concurrency_limit}
+    # A cassette loads no model, and has no answer to a warm-up call.
+    defaults = {"warm_up": core.runtime.open().cassette is None}
+    report = await evaluate(
+        task,
+        routes,
+        service=core.service,
+        store=core.eval_store,
+        workspace_id=core.workspace_id,
+        name=name,
+        **defaults | options,
+    )
+    return _attach_calls(core, report)
 
 
-def _check(task: Any, routes: Any, parameters: Mapping[str, Any]) -> None:
-    """Refuse what a slip of the fingers makes of a call.
+async def read_report(core: SessionCore, name: str, task: Task | None) -> EvalReport:
+    """Return the report of a stored evaluation.
 
     Raises:
-        LLMEvaluationError: Task and routes are something else, or an option is unknown or not of its kind.
+        LLMEvaluationError: There is none of this name.
     """
-    from llmkit.evals import Task, Variant
-    from llmkit.evals.run.plan import EvaluateOptions
+    from llmkit.evals import load_report
+
+    return _attach_calls(core, await load_report(core.eval_store, core.workspace_id, name, task=task))
+
+
+async def import_report(core: SessionCore, file: str | Path, name: str | None) -> EvalReport:
+    """Import an exported evaluation into the workspace and return its report.
+
+    Raises:
+        LLMEvaluationError: The file cannot be read, or another run has the name.
+    """
+    from llmkit.evals.export import import_run
+
+    run = await import_run(core.eval_store, core.workspace_id, file, name=name)
+    return await read_report(core, run.name, None)
+
+
+def _attach_calls(core: SessionCore, report: EvalReport) -> EvalReport:
+    """Let the report read the calls behind it when it needs them."""
+
+    async def read_calls() -> Sequence[RecordedCall]:
+        from llmkit.evals.call_names import name_prefix
+
+        return await core.eval_store.calls(core.workspace_id, name_prefix(report.run))
+
+    return replace(report, load_calls=lambda: core.run(read_calls()))
+
+
+class _ProgressBar:
+    """Progress of an evaluation: reported in the loop's thread, drawn in the thread that waits.
+
+    Attributes:
+        options: Options of the evaluation, without those that are None, and with `progress` pointing here.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        # None means "not given", except for this one option, where it means "no limit".
+        self.options = {
+            name: value for name, value in options.items() if value is not None or name == "scorer_timeout_s"
+        }
+        self._is_shown = self.options.get("progress", True) is True
+        self._latest: Progress | None = None
+        if self._is_shown:
+            self.options["progress"] = self._update
+
+    def open(self) -> AbstractContextManager[Callable[[], None] | None]:
+        """Return a context whose value draws the bar."""
+        from llmkit.batch.progress_bar import bar
+
+        return bar(self._read, unit="sample", shown=self._is_shown)
+
+    def _update(self, progress: Progress) -> None:
+        self._latest = progress
+
+    def _read(self) -> Meter | None:
+        from llmkit.batch.progress_bar import Meter
+        from llmkit.evals.run.progress import standing
+
+        latest = self._latest
+        return None if latest is None else Meter(latest.done, latest.total, standing(latest))
+
+
+def _check_arguments(task: Any, routes: Any, name: Any, options: Mapping[str, Any]) -> None:
+    """Refuse arguments that are of another kind than intended.
+
+    Raises:
+        LLMEvaluationError: Task, routes, name or an option cannot be used; the message states the fix.
+    """
+    from llmkit.evals import EvaluateOptions, Task, Variant
 
     if not isinstance(task, Task):
         raise LLMEvaluationError(
-            f"evaluate takes a Task first, then routes; got {type(task).__name__}. The tasks of a file are read by "
+            f"evaluate takes a Task first, then routes; got {type(task).__name__}. To read tasks from a file: "
             "llmkit.evals.load_tasks(path)"
         )
     given = routes if isinstance(routes, list | tuple) else () if isinstance(routes, Iterable) else (routes,)
     wrong = [each for each in given if not isinstance(each, str | Route | Variant)]
     if wrong:
         raise LLMEvaluationError(f"routes are a list such as ['ollama/llama3.2']; got {type(wrong[0]).__name__}")
-    check_names(parameters, {"name", *EvaluateOptions.__annotations__}, LLMEvaluationError, "option")
-    if not isinstance(parameters.get("name"), str | None):
-        raise LLMEvaluationError(f"name must be a text; got {type(parameters['name']).__name__}")
-    for option, least in _COUNTS.items():
-        _check_count(option, parameters.get(option), least)
-
-
-def _check_count(option: str, count: Any, least: int) -> None:
-    if count is None or (option == "concurrency" and count == "auto"):
-        return
-    try:
-        check_count(option, count, least)
-    except LLMBadRequest as error:
-        raise LLMEvaluationError(str(error)) from None
+    check_names(options, {"name", *EvaluateOptions.__annotations__}, LLMEvaluationError, "option")
+    if not isinstance(name, str | None):
+        raise LLMEvaluationError(f"name must be a string; got {type(name).__name__}")
+    for option, minimum in _MINIMUMS.items():
+        value = options.get(option)
+        if value is None or (option == "concurrency" and value == "auto"):
+            continue
+        try:
+            check_count(option, value, minimum)
+        except LLMBadRequest as error:
+            raise LLMEvaluationError(str(error)) from None

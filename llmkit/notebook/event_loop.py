@@ -1,4 +1,4 @@
-"""One event loop in a daemon thread: the only door between people's sync code and our async code."""
+"""One event loop in a daemon thread, where sync callers run llmkit's async code."""
 
 from __future__ import annotations
 
@@ -13,59 +13,59 @@ from weakref import WeakKeyDictionary
 
 from llmkit.errors import LLMConfigurationError, LLMError
 
-__all__ = ["Interrupted", "LoopThread", "aside"]
+__all__ = ["Interrupted", "LoopThread", "run_aside"]
 
-# A cancelled call still records what it had sent; a person who pressed Ctrl-C waits no longer than this, in seconds.
+# A cancelled call still records what it had sent; after Ctrl-C nobody waits longer than this for it, in seconds.
 CANCEL_GRACE_S = 2.0
 STOP_GRACE_S = 5.0
-# Between two calls of a waiting caller's `tick`, in seconds.
+# Time between two calls of a waiting caller's `tick`, in seconds.
 TICK_S = 0.1
 
-# Between two turns of a loop in which somebody waits, in seconds.
-BEAT_S = 0.5
-_AWAITED: WeakKeyDictionary[asyncio.AbstractEventLoop, int] = WeakKeyDictionary()
-_BEATS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.TimerHandle] = WeakKeyDictionary()
+# Time between two wake-ups of a loop in which someone awaits us, in seconds. See `_keep_awake`.
+WAKE_UP_S = 0.5
+_WAITING_COUNTS: WeakKeyDictionary[asyncio.AbstractEventLoop, int] = WeakKeyDictionary()
+_WAKE_UPS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.TimerHandle] = WeakKeyDictionary()
 
-# What a forked child has of its parent's. Finalising any of it would touch descriptors that both share, the parent's
-# epoll among them, and the parent would wait for ever: so the child keeps it.
+# Objects that a forked child inherits. Finalising one would close descriptors that the parent still uses, its epoll
+# among them, and the parent would hang: so the child keeps them for ever.
 INHERITED: list[object] = []
 
-CLOSED = "The session was closed while this call was under way; it is recorded as cancelled"
+CLOSED = "The session was closed during this call; it is recorded as cancelled"
 
 T = TypeVar("T")
 
 
 class Interrupted(KeyboardInterrupt):
-    """An interruption; the message says what became of the work."""
+    """An interruption, with a message on the state of the work."""
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows instead of a traceback through our rooms."""
+        """Show one line in a notebook instead of a traceback through our code."""
         return [f"Interrupted: {self}"]
 
 
-def aside(work: Callable[[], T]) -> Future[T]:
-    """Do work in a thread of its own, where no interruption reaches it.
+def run_aside(work: Callable[[], T]) -> Future[T]:
+    """Run a function in its own thread, where no interruption reaches it.
 
-    For what imports: an import that Ctrl-C breaks off leaves parts of packages behind, with which no later call works
-    until the kernel is restarted. The end of the interpreter waits for it.
+    This is for imports: if Ctrl-C interrupts one, half-loaded packages stay behind, and no later call works until the
+    kernel is restarted. The interpreter waits for the thread before it exits.
     """
-    outcome: Future[T] = Future()
-    outcome.set_running_or_notify_cancel()
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
 
-    def do() -> None:
+    def run() -> None:
         try:
-            outcome.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
-            outcome.set_exception(error)
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - the caller that waits gets it
+            future.set_exception(error)
 
-    threading.Thread(target=do, name="llmkit-aside").start()
-    return outcome
+    threading.Thread(target=run, name="llmkit-aside").start()
+    return future
 
 
 class LoopThread:
-    """Runs coroutines for callers in any thread, with or without a running loop of their own.
+    """An event loop that runs coroutines for callers in any thread, with or without a running loop of their own.
 
-    Starts with the first call, again after a fork, and costs about 0.2 ms a call.
+    It starts with the first call, and again after a fork. It costs about 0.2 ms per call.
     """
 
     def __init__(self) -> None:
@@ -75,13 +75,13 @@ class LoopThread:
         self._pid = 0
 
     def run(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
-        """Run to the end and return the result.
+        """Run a coroutine to its end and return its result.
 
-        An interruption of the waiting caller (Ctrl-C, a kernel's interrupt) cancels the work before it is raised.
+        If the waiting caller is interrupted (Ctrl-C, a kernel's interrupt), the work is cancelled first.
 
         Args:
-            work: What to run.
-            tick: Called by the waiting thread several times a second, for what must be drawn there.
+            work: The coroutine.
+            tick: Called several times a second in the waiting thread, to draw progress there.
 
         Raises:
             LLMConfigurationError: Called from the loop's own thread, where waiting would never end.
@@ -98,42 +98,43 @@ class LoopThread:
                 tick()
             return job.outcome.result()
         except LLMError as error:
-            raise _bare(error) from error.__cause__
+            raise _strip_traceback(error) from error.__cause__
         except CancelledError:
             raise LLMError(CLOSED) from None
         except BaseException as error:
             if loop is not None and not job.outcome.done():
                 loop.call_soon_threadsafe(job.cancel)
+                # Wait until the work has really ended: it still records what it had sent.
                 job.ended.wait(CANCEL_GRACE_S)
             if isinstance(error, KeyboardInterrupt):
-                raise Interrupted(
-                    "what was under way is cancelled, and recorded so; the same call asks again"
-                ) from None
+                raise Interrupted("calls in progress were cancelled and recorded; the same call retries") from None
             raise
 
-    async def hop(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
-        """The same for a caller in another event loop; cancelling the caller cancels the work."""
+    async def run_async(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
+        """Run a coroutine for a caller in another event loop; cancelling the caller cancels the work."""
         if threading.current_thread() is self._thread:
             return await work
         with self._running_loop() as loop:
             future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
         try:
-            with _awake():
+            with _keep_awake():
                 while tick is not None and not (await asyncio.wait((future,), timeout=TICK_S))[0]:
                     tick()
                 return await future
         except LLMError as error:
-            raise _bare(error) from error.__cause__
+            raise _strip_traceback(error) from error.__cause__
         except asyncio.CancelledError:
-            if _is_being_cancelled():
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
                 raise
-            # Nobody cancelled the caller, and a task that ends so would be taken for one that somebody did.
+            # The caller was not cancelled, but our loop was stopped. Raising CancelledError would end the caller's task
+            # as if someone had cancelled it.
             raise LLMError(CLOSED) from None
         finally:
-            future.cancel()  # no effect when it is done
+            future.cancel()  # has no effect when it is done
 
     def stop(self) -> None:
-        """Cancel what still runs and end the thread. Idempotent; nothing happens in a forked child."""
+        """Cancel what still runs and end the thread. Idempotent; does nothing in a forked child."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
@@ -144,7 +145,7 @@ class LoopThread:
 
     @contextmanager
     def _running_loop(self) -> Iterator[asyncio.AbstractEventLoop]:
-        """The loop, which is not stopped inside the block: what came behind its end, nobody would ever do."""
+        """Provide the loop, and keep it from being stopped inside the block: a job queued after the stop never runs."""
         with self._lock:
             if self._loop is not None and self._pid != os.getpid():
                 INHERITED.append(self._loop)
@@ -154,51 +155,50 @@ class LoopThread:
                 thread = threading.Thread(target=_serve, args=(loop,), name="llmkit-loop", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError:  # there may be no more threads, for now
+                except RuntimeError:  # the system may be out of threads for the moment
                     loop.close()
                     raise
                 self._loop, self._thread, self._pid = loop, thread, os.getpid()
             yield self._loop
 
 
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
-
-
-def _bare(error: LLMError) -> LLMError:
-    """The error without the frames of the other thread, which are other libraries' too: its message says all."""
+def _strip_traceback(error: LLMError) -> LLMError:
+    """Drop the frames of the other thread, most of them other libraries': the error's message is complete."""
     return error.with_traceback(None)
 
 
 @contextmanager
-def _awake() -> Iterator[None]:
-    """Make the running loop turn now and then while somebody waits in it.
+def _keep_awake() -> Iterator[None]:
+    """Wake the running loop up regularly while someone awaits us in it.
 
-    The handler of an interrupt runs there at once, but what ipykernel's puts on the loop is done when the loop turns:
-    an interrupted cell that awaits nothing but us would go on to its end. One timer for all who wait in a loop.
+    A signal handler runs at once, but ipykernel's handler only schedules the interrupt on the loop, and a loop acts on
+    that when it wakes up. A cell that awaits nothing but us would otherwise run to its end. All callers in one loop
+    share a timer.
     """
-    if threading.current_thread() is not threading.main_thread():  # signals come there only
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
         return
     loop = asyncio.get_running_loop()
-    _AWAITED[loop] = _AWAITED.get(loop, 0) + 1
-    if _AWAITED[loop] == 1:
-        _beat(loop)
+    _WAITING_COUNTS[loop] = _WAITING_COUNTS.get(loop, 0) + 1
+    if _WAITING_COUNTS[loop] == 1:
+        _schedule_wake_up(loop)
     try:
         yield
     finally:
-        _AWAITED[loop] -= 1
-        if not _AWAITED[loop]:
-            _BEATS.pop(loop).cancel()
+        _WAITING_COUNTS[loop] -= 1
+        if not _WAITING_COUNTS[loop]:
+            _WAKE_UPS.pop(loop).cancel()
 
 
-def _beat(loop: asyncio.AbstractEventLoop) -> None:
-    _BEATS[loop] = loop.call_later(BEAT_S, _beat, loop)
+def _schedule_wake_up(loop: asyncio.AbstractEventLoop) -> None:
+    _WAKE_UPS[loop] = loop.call_later(WAKE_UP_S, _schedule_wake_up, loop)
 
 
 class _Job(Generic[T]):
-    """Work on its way through the loop. Unlike a cancelled future, it knows when the work has really ended."""
+    """A coroutine on its way through the loop.
+
+    Its `outcome` alone does not tell when the work has ended: a cancelled future is done before its task is.
+    """
 
     def __init__(self, work: Coroutine[Any, Any, T]) -> None:
         self._work = work
@@ -208,13 +208,13 @@ class _Job(Generic[T]):
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._work)
-        self._task.add_done_callback(self._end)
+        self._task.add_done_callback(self._finish)
 
     def cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
 
-    def _end(self, task: asyncio.Task[T]) -> None:
+    def _finish(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():
             self.outcome.cancel()
         elif (error := task.exception()) is not None:
@@ -240,7 +240,7 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
-    """What raises SystemExit ends its own caller, not the thread in which all others wait."""
+    # SystemExit in one task leaves `run_forever`. It belongs to that task's caller; all others still need the loop.
     while True:
         with suppress(SystemExit, KeyboardInterrupt):
             return loop.run_forever()

@@ -1,4 +1,4 @@
-"""`%%llm`: a cell that is a prompt. `%load_ext llmkit` brings it."""
+"""The `%%llm` magic: a cell that is a prompt. `%load_ext llmkit` loads it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import LLMBadRequest
-from llmkit.notebook.pandas_accessor import latest_session
+from llmkit.notebook.pandas_accessor import get_latest_session
 from llmkit.types import LLMResponse
 
 if TYPE_CHECKING:
@@ -22,30 +22,30 @@ USAGE = "%%llm [--route provider/model] [--system TEXT] [--into NAME]"
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Register `%%llm` with a shell.
 
-    The cell is sent as it stands to the session that was made last. `--route` pins a model, `--system` puts a text in
-    front, `--into` also keeps the answer in a variable.
+    The cell is sent unchanged by the newest session. `--route` pins a model, `--system` sets the system message,
+    `--into` also assigns the answer to a variable.
     """
 
     def llm(line: str, cell: str) -> LLMResponse:
-        options = _options(line)
-        into = options.pop("into", None)
-        if into is not None and (not into.isidentifier() or iskeyword(into)):
-            raise LLMBadRequest(f"--into names a variable; {into!r} cannot be one")
-        answer: LLMResponse = latest_session().chat(cell.strip(), **options)
-        if into is not None:
-            shell.user_ns[into] = answer
+        options = _parse_options(line)
+        variable = options.pop("into", None)
+        if variable is not None and (not variable.isidentifier() or iskeyword(variable)):
+            raise LLMBadRequest(f"--into takes the name of a variable; {variable!r} cannot be one")
+        answer = get_latest_session().chat(cell.strip(), **options)
+        if variable is not None:
+            shell.user_ns[variable] = answer
         return answer
 
-    llm.__doc__ = f"Ask a model what stands in the cell: `{USAGE}`."
-    register: Callable[..., None] = shell.register_magic_function  # its annotations describe its decorator
+    llm.__doc__ = f"Send the cell to a model: `{USAGE}`."
+    register: Callable[..., None] = shell.register_magic_function  # its annotations are those of its decorator form
     register(llm, magic_kind="cell", magic_name="llm")
 
 
-def _options(line: str) -> dict[str, Any]:
-    """What stands behind `%%llm`.
+def _parse_options(line: str) -> dict[str, Any]:
+    """Parse the words after `%%llm`.
 
     Raises:
-        LLMBadRequest: It is not as `USAGE` says.
+        LLMBadRequest: They do not match `USAGE`.
     """
     try:
         words = shlex.split(line)

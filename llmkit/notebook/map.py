@@ -1,172 +1,102 @@
-"""`map` of a session: one question over a whole column."""
+"""`Session.map`: one question over every row of a column or table."""
 
 from __future__ import annotations
 
 import asyncio
-from abc import abstractmethod
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from llmkit.errors import LLMBadRequest
 from llmkit.notebook import pandas_accessor
-from llmkit.notebook.event_loop import Interrupted, aside
-from llmkit.notebook.options import (
-    CHAT_NAMES,
-    EXTRACT_NAMES,
-    MAP_SHOWN,
-    accepting,
-    checked_count,
-    checked_names,
-    checked_text,
-)
-from llmkit.notebook.runtime import Face
+from llmkit.notebook.arguments import check_count, check_names, check_text
+from llmkit.notebook.chat import check_map_options, run_extraction, send_chat
+from llmkit.notebook.core import SessionCore
+from llmkit.notebook.event_loop import Interrupted, run_aside
+from llmkit.notebook.options import MapOptions, ReadingOptions, list_option_names
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from llmkit.mapping import Mapping
-    from llmkit.pydanticai import Extraction
-    from llmkit.types import LLMResponse
+    from llmkit.mapping import MapJob
 
-__all__ = ["MappingFace"]
+__all__ = ["map_rows", "map_rows_async"]
 
-_NAMES = {"template", "name", "concurrency", "progress"}
+_OWN_NAMES = ("template", "name", "concurrency", "progress")
 
 
-class MappingFace(Face):
-    """Asks about every row of a column or a table."""
+def map_rows(core: SessionCore, question: Any, data: Any, options: Mapping[str, Any]) -> pd.DataFrame:
+    """Check the arguments of `Session.map`, ask about the rows and return the frame."""
+    run_aside(_import_mapping).result()
+    from llmkit.batch.progress_bar import bar
 
-    @abstractmethod
-    def _check_of_map(self, what: Any, parameters: dict[str, Any]) -> None:
-        """Refuse what no row could be asked with."""
-
-    @abstractmethod
-    def _chat(self, prompt: Any, parameters: dict[str, Any]) -> Coroutine[Any, Any, LLMResponse]:
-        """Answer one prompt."""
-
-    @abstractmethod
-    def _extraction(
-        self, output_type: Any, text: str, parameters: dict[str, Any]
-    ) -> Coroutine[Any, Any, Extraction[Any]]:
-        """Read one text."""
-
-    @accepting(*MAP_SHOWN)
-    def map(
-        self,
-        what: Any,
-        data: Any,
-        *,
-        template: str | None = None,
-        name: str | None = None,
-        concurrency: int | None = None,
-        progress: bool = True,
-        **parameters: Any,
-    ) -> pd.DataFrame:
-        """Ask about every row of a column or a table.
-
-        Equal rows are asked about once. A failure is a row, never an exception. After an interruption what is done is
-        in `partial`, and the same call asks only for the rest.
-
-        Args:
-            what: A Pydantic model or another type to extract, or a prompt. A prompt says `{text}` where the row goes,
-                or stands before it; for a DataFrame it may name columns.
-            data: A Series, a DataFrame, or a list of values.
-            template: Makes the text of a row out of its columns, for example `"{title}: {body}"`.
-            name: Makes the map resumable, also without the content cache and by another process: what was answered
-                under this name is not asked again. The name goes with the content: a changed prompt, type, row or
-                parameter is asked anew under the same name, and what was not changed is not.
-            concurrency: Most rows under way at once; default `LLM_CONCURRENCY_LIMIT`.
-            progress: Whether to draw a bar: a widget in Jupyter, a line on stderr elsewhere.
-            **parameters: As for `chat`, and for a type as for `extract`.
-
-        Returns:
-            A frame with the index of `data`: one column for each field of the type (`text` for a prompt, `value` for a
-            type without fields), then `llmkit.mapping.MAP_COLUMNS`. `status` is SUCCEEDED, FAILED (see `error_code`),
-            SKIPPED (a value is missing), NOT_RUN (interrupted, or nothing answers any more) or IN_PROGRESS (another
-            process is at it). `served_from` is `provider` where tokens were billed now and `shared` in rows that
-            repeat another; tokens are None where they are unknown.
-
-        Raises:
-            LLMBadRequest: An argument cannot be used. Nothing was sent.
-            LLMStoreError: Calls cannot be recorded any more; what is done is in `partial`.
-        """
-        aside(_load).result()
-        with self._mapping(what, data, template, name, concurrency, parameters) as mapping:
-            from llmkit.batch.progress_bar import bar
-
-            with bar(mapping.meter, unit="row", shown=progress) as draw:
-                self._open.run(mapping.work(), draw)
-            return mapping.frame()
-
-    @accepting(*MAP_SHOWN)
-    async def amap(
-        self,
-        what: Any,
-        data: Any,
-        *,
-        template: str | None = None,
-        name: str | None = None,
-        concurrency: int | None = None,
-        progress: bool = True,
-        **parameters: Any,
-    ) -> pd.DataFrame:
-        """`map` for async code, in any event loop: the same arguments, result and errors.
-
-        After a cancellation what is done is in `partial`.
-        """
-        await asyncio.wrap_future(aside(_load))
-        with self._mapping(what, data, template, name, concurrency, parameters) as mapping:
-            from llmkit.batch.progress_bar import bar
-
-            with bar(mapping.meter, unit="row", shown=progress) as draw:
-                await self._open.hop(mapping.work(), draw)
-            return mapping.frame()
-
-    @contextmanager
-    def _mapping(
-        self,
-        what: Any,
-        data: Any,
-        template: str | None,
-        name: str | None,
-        concurrency: int | None,
-        parameters: dict[str, Any],
-    ) -> Iterator[Mapping]:
-        """A map to be worked on; when that breaks off, what is done is kept."""
-        from llmkit.mapping import plan_map
-
-        parameters = {name: value for name, value in parameters.items() if value is not None}
-        checked_names(parameters, _NAMES | (CHAT_NAMES if isinstance(what, str) else EXTRACT_NAMES))
-        checked_text("template", template)
-        checked_text("name", name)
-        if concurrency is not None:
-            checked_count("concurrency", concurrency, 1)
-        try:
-            self._check_of_map(what, parameters)
-            mapping = plan_map(
-                what,
-                data,
-                template=template,
-                name=name,
-                concurrency=self._settings.concurrency_limit if concurrency is None else concurrency,
-                parameters={"profile": self._settings.default_profile, **parameters},
-                chat=self._chat,
-                extract=self._extraction,
-            )
-        except KeyboardInterrupt:
-            raise Interrupted("the rows were still being read; nothing was sent") from None
-        self._partial = None
-        try:
-            yield mapping
-        except BaseException as error:
-            self._partial = mapping.frame()
-            if isinstance(error, KeyboardInterrupt):
-                raise Interrupted(mapping.told_when_interrupted()) from None
-            raise
+    with _open_job(core, question, data, options) as job:
+        with bar(job.meter, unit="row", shown=options.get("progress") is not False) as draw:
+            core.run(job.work(), draw)
+        return job.frame()
 
 
-def _load() -> None:
-    """What a first map imports, where an interruption cannot break it off."""
-    from llmkit import mapping  # noqa: F401 - loaded for those who need it next
+async def map_rows_async(core: SessionCore, question: Any, data: Any, options: Mapping[str, Any]) -> pd.DataFrame:
+    """Do the same for async code."""
+    await asyncio.wrap_future(run_aside(_import_mapping))
+    from llmkit.batch.progress_bar import bar
+
+    with _open_job(core, question, data, options) as job:
+        with bar(job.meter, unit="row", shown=options.get("progress") is not False) as draw:
+            await core.run_async(job.work(), draw)
+        return job.frame()
+
+
+@contextmanager
+def _open_job(core: SessionCore, question: Any, data: Any, options: Mapping[str, Any]) -> Iterator[MapJob]:
+    """Plan a map; when it breaks off, keep its result so far in `partial`."""
+    from llmkit.mapping import plan_map
+
+    call_options = _check_options(question, options)
+    concurrency = options.get("concurrency")
+    try:
+        check_map_options(core, question, call_options)
+        job = plan_map(
+            question,
+            data,
+            template=options.get("template"),
+            name=options.get("name"),
+            concurrency=core.settings.concurrency_limit if concurrency is None else concurrency,
+            # A name covers the parameters, so that another default profile asks anew.
+            parameters={"profile": core.settings.default_profile, **call_options},
+            chat=partial(send_chat, core),
+            extract=partial(run_extraction, core),
+        )
+    except KeyboardInterrupt:
+        raise Interrupted("the rows were still being read; nothing was sent") from None
+    core.partial = None
+    try:
+        yield job
+    except BaseException as error:
+        core.partial = job.frame()
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(job.describe_interruption()) from None
+        raise
+
+
+def _check_options(question: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the options of the map itself, and return those of its calls."""
+    if "idempotency_key" in options:
+        raise LLMBadRequest("map makes a key for every row: pass name=... instead")
+    given = {name: value for name, value in options.items() if value is not None}
+    known = list_option_names(MapOptions)
+    # A prompt is answered with text: there is nothing to read into a type.
+    check_names(given, known - list_option_names(ReadingOptions) if isinstance(question, str) else known)
+    check_text("template", given.get("template"))
+    check_text("name", given.get("name"))
+    if "concurrency" in given:
+        check_count("concurrency", given["concurrency"], 1)
+    return {name: value for name, value in given.items() if name not in _OWN_NAMES}
+
+
+def _import_mapping() -> None:
+    """Import what a map needs, in a thread that Ctrl-C cannot interrupt."""
+    from llmkit import mapping  # noqa: F401
 
     pandas_accessor.register()

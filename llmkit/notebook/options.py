@@ -1,258 +1,259 @@
-"""What people type, checked and made into requests: a mistake is one line that says what to write instead."""
+"""Options of the session's methods: one class declares their names, types, defaults and documentation.
 
-from __future__ import annotations
+Type checkers read the classes through `**options: Unpack[ChatOptions]`, notebooks through the signature and docstring
+that `accept_options` derives, and the run-time check of names through `list_option_names`. The module imports nothing
+heavy, because `llmkit.Session` must be cheap to load: types of other modules are written as strings. A default other
+than None is metadata: `Annotated[int, {"default": 1}]`.
+"""
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from difflib import get_close_matches
-from typing import Any, Final, TypeVar
+import re
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Annotated, Any, ForwardRef, Literal, TypedDict, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+if TYPE_CHECKING:
+    from pydantic_ai.settings import ModelSettings
 
-from llmkit.attachment import attached
-from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMError, describe_validation
-from llmkit.types import Attachment, LLMRequest, Message, RequestContext, Route
+    from llmkit.types import (
+        Attachment,
+        LLMConstraints,
+        LLMProfile,
+        NamedToolChoice,
+        ResponseFormat,
+        Route,
+        ToolDefinition,
+    )
 
 __all__ = [
-    "CHAT_NAMES",
-    "CHAT_SHOWN",
-    "CONTEXT_NAMES",
-    "EXTRACT_NAMES",
-    "EXTRACT_SHOWN",
-    "MAP_SHOWN",
-    "TURN_SHOWN",
-    "accepting",
-    "attachments_of",
-    "checked_count",
-    "checked_names",
-    "checked_output_type",
-    "checked_text",
-    "context_of",
-    "request_of",
-    "route_of",
+    "CallOptions",
+    "ChatOptions",
+    "ConversationOptions",
+    "ExtractOptions",
+    "MapOptions",
+    "ModelOptions",
+    "TurnOptions",
+    "accept_options",
+    "list_option_names",
+    "read_option_docs",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-CONTEXT_NAMES: Final = frozenset({"pipeline_run_id", "stage"})
-_SHOWN: Final = (
-    *("system", "images", "files", "route", "profile", "temperature", "max_output_tokens", "seed", "stop", "timeout_s"),
-    *("idempotency_key", "use_cache", "constraints", "stage", "pipeline_run_id", "metadata"),
-)
-CHAT_NAMES: Final = frozenset({*LLMRequest.model_fields, *_SHOWN}) - {"messages"}
-EXTRACT_NAMES: Final = CHAT_NAMES | {"instructions", "examples", "retries"}
-CHAT_SHOWN: Final = _SHOWN
-EXTRACT_SHOWN: Final = ("instructions", "examples", "retries", *_SHOWN)
-MAP_SHOWN: Final = tuple(name for name in EXTRACT_SHOWN if name != "idempotency_key")
-TURN_SHOWN: Final = tuple(name for name in _SHOWN if name not in {"system", "idempotency_key", "pipeline_run_id"})
 
-# How the same things are called elsewhere.
-_ELSEWHERE: Final[Mapping[str, str]] = {
-    "max_tokens": "max_output_tokens",
-    "max_completion_tokens": "max_output_tokens",
-    "num_predict": "max_output_tokens",
-    "model": "route",
-    "provider": "route",
-    "timeout": "timeout_s",
-    "cache": "use_cache",
-    "image": "images",
-    "file": "files",
-    "stop_sequences": "stop",
-    "system_prompt": "system",
-    "max_retries": "retries",
-}
-# What stands in a signature where leaving out is not None.
-_DEFAULTS: Final[Mapping[str, Any]] = {
-    "retries": 1,
-    "use_cache": True,
-    "epoch": 0,
-    "epochs": 1,
-    "concurrency": "auto",
-    "repairs": 1,
-    "retry_failed": True,
-    "scorer_timeout_s": 60,
-    "warm_up": True,
-    "progress": True,
-}
-_VALUES: Final = (str, bytes, int, float, list, tuple, dict, set, BaseModel)
+class TurnOptions(TypedDict, total=False):
+    """Options of one turn of a conversation. All are optional, and None is the same as leaving one out.
 
-
-def accepting(*names: str) -> Callable[[F], F]:
-    """Name in the signature what `**parameters` takes, so that a notebook completes it and shows it.
-
-    A decorator: how the function is called stays as it is.
+    Attributes:
+        route: `"ollama/llama3.2"` pins a model; by default the router chooses.
+        profile: `fast`, `balanced` or `quality`; default `LLM_DEFAULT_PROFILE`.
+        temperature: From 0 to 2; default the provider's.
+        max_output_tokens: Longest answer. Text that reaches it is cut, with a warning; an answer that must be complete,
+            such as JSON, is an error. Default the provider's; 512 for the local model.
+        seed: Default none.
+        stop: A string, or several, at which the answer ends.
+        timeout_s: Longest time for one request, in seconds; default `LLM_DEFAULT_TIMEOUT_S`.
+        images: PNG, JPEG or WebP to send with the last message: one or several, each a path, bytes or an `Attachment`,
+            15 MB in total with `files`.
+        files: PDF to send with the last message, as `images`.
+        use_cache: Whether the content cache may answer.
+        constraints: Requirements on the route, such as `LLMConstraints(local_only=True)`.
+        stage: Label of the step in a pipeline; stored with the run.
+        metadata: JSON values to store with the run.
+        tools: Tools that the model may call; the answer then has `tool_calls`.
+        tool_choice: `auto`, `none`, `required`, or one tool by name.
+        response_format: JSON, optionally with a schema. `extract` sets it for you.
+        epoch: Number of a repeat; other epochs have their own cache entries.
     """
 
-    def named(function: F) -> F:
-        signature = inspect.signature(function)
-        own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-        further = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS.get(name)) for name in names
-        ]
-        function.__signature__ = signature.replace(parameters=[*own, *further])  # type: ignore[attr-defined]
+    route: "str | Route | None"
+    profile: "Literal['fast', 'balanced', 'quality'] | LLMProfile | None"
+    temperature: float | None
+    max_output_tokens: int | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    timeout_s: float | None
+    images: "str | PathLike[str] | bytes | Attachment | Sequence[str | PathLike[str] | bytes | Attachment] | None"
+    files: "str | PathLike[str] | bytes | Attachment | Sequence[str | PathLike[str] | bytes | Attachment] | None"
+    use_cache: Annotated[bool | None, {"default": True}]
+    constraints: "LLMConstraints | None"
+    stage: str | None
+    metadata: Mapping[str, Any] | None
+    tools: "Sequence[ToolDefinition] | None"
+    tool_choice: "Literal['auto', 'none', 'required'] | NamedToolChoice | None"
+    response_format: "ResponseFormat | None"
+    epoch: Annotated[int | None, {"default": 0}]
+
+
+class CallOptions(TurnOptions, total=False):
+    """Options of any single call.
+
+    Attributes:
+        system: System message, sent before the prompt.
+        pipeline_run_id: Groups runs, for `runs(pipeline_run_id=...)`.
+    """
+
+    system: str | None
+    pipeline_run_id: str | None
+
+
+class ChatOptions(CallOptions, total=False):
+    """Options of `chat`.
+
+    Attributes:
+        idempotency_key: Names the call: one with the same key is sent only once.
+    """
+
+    idempotency_key: str | None
+
+
+class ReadingOptions(TypedDict, total=False):
+    """Options of typed extraction.
+
+    Attributes:
+        instructions: Replaces the sentence in front of the text.
+        examples: Pairs of a text and its value: an instance, or data that validates to one.
+        reasks: How often to ask the model again, with its validation errors.
+    """
+
+    instructions: str | None
+    examples: Sequence[tuple[str, Any]] | None
+    reasks: Annotated[int | None, {"default": 1}]
+
+
+class ExtractOptions(ReadingOptions, ChatOptions, total=False):
+    """Options of `extract`."""
+
+
+class MapOptions(ReadingOptions, CallOptions, total=False):
+    """Options of `map`.
+
+    Attributes:
+        template: Builds the text of a row from its columns, for example `"{title}: {body}"`.
+        name: Makes the map resumable, by any process and without the content cache: rows answered under this name are
+            not asked again. A changed prompt, type, row or parameter is asked again under the same name.
+        concurrency: Most rows in progress at once; default `LLM_CONCURRENCY_LIMIT`.
+        progress: Whether to show a progress bar: a widget in Jupyter, a line on stderr elsewhere.
+    """
+
+    template: str | None
+    name: str | None
+    concurrency: int | None
+    progress: Annotated[bool | None, {"default": True}]
+
+
+class ConversationOptions(TurnOptions, total=False):
+    """Options of `conversation`: those of its turns, and two of its own.
+
+    Attributes:
+        system: System message.
+        id: Reopens a stored conversation: its system message and turns come back, its other options do not.
+    """
+
+    system: str | None
+    id: str | None
+
+
+class ModelOptions(TypedDict, total=False):
+    """Options of `model`.
+
+    Attributes:
+        constraints: Requirements on the route.
+        parameters: Generation parameters: temperature, seed and other fields of `LLMRequest`.
+        idempotency_key: Names the agent's run; the number of each request is appended.
+        epoch: Number of a repeat; other epochs have their own cache entries.
+        use_cache: Whether the content cache may answer.
+        settings: Model settings of Pydantic AI.
+        pipeline_run_id: Groups runs, for `runs(pipeline_run_id=...)`.
+        stage: Label of the step in a pipeline; stored with the run.
+    """
+
+    constraints: "LLMConstraints | None"
+    parameters: Mapping[str, Any] | None
+    idempotency_key: str | None
+    epoch: Annotated[int | None, {"default": 0}]
+    use_cache: Annotated[bool | None, {"default": True}]
+    settings: "ModelSettings | None"
+    pipeline_run_id: str | None
+    stage: str | None
+
+
+def list_option_names(options: Any) -> frozenset[str]:
+    """Return the names that a class of options declares, inherited ones included."""
+    return frozenset(options.__annotations__)
+
+
+def accept_options(options: Any) -> Callable[[F], F]:
+    """Write the options of a class into the signature and docstring of a function that takes `**options`.
+
+    A notebook then completes their names, and Shift+Tab shows types, defaults and documentation. Calling the function
+    stays as it is.
+    """
+
+    def describe(function: F) -> F:
+        function.__signature__ = _derive_signature(function, options)  # type: ignore[attr-defined]
+        if function.__doc__ is not None:  # python -OO strips docstrings
+            function.__doc__ = _derive_docstring(function.__doc__, options)
         return function
 
-    return named
+    return describe
 
 
-def checked_names(
-    given: Iterable[str], known: Collection[str], error: type[LLMError] = LLMBadRequest, what: str = "name"
-) -> None:
-    """Refuse a name that means nothing, and tell which one was meant.
+class _TypeText(str):
+    """A type as it is written, without quotes in a signature."""
 
-    Raises:
-        LLMError: Of the class `error`.
-    """
-    for name in given:
-        if name not in known:
-            near = [_ELSEWHERE[name]] if _ELSEWHERE.get(name) in known else get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known))}"
-            raise error(f"{name}: unknown {what}; {hint}")
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
-def checked_text(name: str, text: Any, *, or_none: bool = True) -> None:
-    """Refuse what is no text.
-
-    Raises:
-        LLMBadRequest: It is something else.
-    """
-    if not (isinstance(text, str) or (or_none and text is None)):
-        raise LLMBadRequest(f"{name} must be a text; got {type(text).__name__}")
-
-
-def checked_count(name: str, count: Any, least: int) -> None:
-    """Refuse what is no whole number, or one that is too small.
-
-    Raises:
-        LLMBadRequest: It is none, or below `least`.
-    """
-    if not isinstance(count, int) or isinstance(count, bool):
-        raise LLMBadRequest(f"{name} must be a whole number; got {type(count).__name__}")
-    if count < least:
-        raise LLMBadRequest(f"{name} must be at least {least}; got {count}")
-
-
-def checked_output_type(output_type: Any) -> None:
-    """Refuse a value where a type belongs, and show nothing of it.
-
-    Raises:
-        LLMBadRequest: It is a value.
-    """
-    if output_type is BaseModel:
-        raise LLMBadRequest("BaseModel itself has no fields: give a class of your own, such as class Answer(BaseModel)")
-    if isinstance(output_type, type):
-        return
-    if output_type is None or isinstance(output_type, _VALUES) or hasattr(output_type, "__array__"):
-        got = "nothing" if output_type is None else f"a value of the type {type(output_type).__name__}"
-        raise LLMBadRequest(
-            "The output type comes first, then what to read: a Pydantic model (the class), a dataclass, or a type such "
-            f"as list[str]; got {got}"
+def _derive_signature(function: Callable[..., Any], options: Any) -> inspect.Signature:
+    signature = inspect.signature(function)
+    parameters = [
+        each.replace(annotation=_TypeText(each.annotation)) if isinstance(each.annotation, str) else each
+        for each in signature.parameters.values()
+        if each.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    for name, annotation in options.__annotations__.items():
+        type_, default = _read_annotation(annotation)
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_TypeText(type_))
         )
+    return signature.replace(parameters=parameters, return_annotation=_TypeText(signature.return_annotation))
 
 
-def route_of(route: Any) -> Route:
-    """Read `provider/model`.
-
-    Raises:
-        LLMBadRequest: It is not written so.
-    """
-    if not isinstance(route, str | Route):
-        raise LLMBadRequest(
-            f"a route is written provider/model, for example ollama/llama3.2; got {type(route).__name__}"
-        )
-    try:
-        return Route.parse(route) if isinstance(route, str) else route
-    except ValidationError as error:
-        raise LLMBadRequest("; ".join(describe_validation(error))) from None
+def _read_annotation(annotation: Any) -> tuple[str, Any]:
+    """Return the type as text, and the default."""
+    default = None
+    if hasattr(annotation, "__metadata__"):
+        annotation, metadata = get_args(annotation)
+        default = metadata["default"]
+    if isinstance(annotation, ForwardRef):
+        return annotation.__forward_arg__, default
+    return re.sub(r"\b(collections\.abc|typing)\.", "", inspect.formatannotation(annotation)), default
 
 
-def context_of(workspace_id: str, **names: Any) -> RequestContext:
-    """Who asks.
-
-    Raises:
-        LLMConfigurationError: A name cannot be used.
-    """
-    try:
-        return RequestContext(workspace_id=workspace_id, **names)
-    except ValidationError as error:
-        raise LLMConfigurationError("; ".join(describe_validation(error))) from None
+_ENTRY = re.compile(r"^    (\w+): ", re.MULTILINE)
 
 
-def request_of(prompt: Any, fields: Mapping[str, Any], known: Collection[str] = CHAT_NAMES) -> LLMRequest:
-    """Build a request from what a person typed.
-
-    Raises:
-        LLMBadRequest: A field is unknown or has a bad value; the message names it.
-    """
-    checked_names(fields, known)
-    values = dict(fields)
-    system = values.pop("system", None)
-    checked_text("system", system)
-    messages = _attach(_messages(prompt, values), attachments_of(values))
-    if system is not None:
-        messages = (Message(role="system", content=system), *messages)
-    if values.get("route") is not None:
-        values["route"] = route_of(values["route"])
-    if isinstance(values.get("stop"), str):
-        values["stop"] = (values["stop"],)
-    try:
-        request = LLMRequest(messages=messages, **values)
-    except ValidationError as error:
-        raise LLMBadRequest("; ".join(describe_validation(error))) from None
-    for message in request.messages:
-        _check_whole(message.content)
-    return request
+def read_option_docs(options: Any) -> dict[str, str]:
+    """Return the documentation of a class's options by name: the entries under "Attributes:", inherited ones first."""
+    docs: dict[str, str] = {}
+    # A TypedDict does not know its bases, so every class that can be one is read.
+    for declaring in (TurnOptions, CallOptions, ChatOptions, ReadingOptions, options):
+        _, _, entries = inspect.cleandoc(declaring.__doc__ or "").partition("Attributes:\n")
+        pieces = _ENTRY.split(entries)
+        docs |= dict(zip(pieces[1::2], map(str.rstrip, pieces[2::2]), strict=True))
+    return {name: docs[name] for name in options.__annotations__}
 
 
-def _check_whole(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise LLMBadRequest("The prompt holds half of a character (a lone surrogate)") from None
+_SECTION_AFTER = re.compile(r"^(Returns|Raises|Examples?):", re.MULTILINE)
 
 
-def _messages(prompt: Any, fields: Mapping[str, Any]) -> tuple[Any, ...]:
-    if isinstance(prompt, str):
-        if not prompt.strip() and fields.get("images") is None and fields.get("files") is None:
-            raise LLMBadRequest("The prompt is empty; give a text")
-        return (Message(role="user", content=prompt),)
-    is_several = isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray)
-    if not is_several or not all(isinstance(each, Message | Mapping) for each in prompt):
-        raise LLMBadRequest(
-            'The prompt is a text, or a list of messages such as {"role": "user", "content": "..."}; got '
-            f"{type(prompt).__name__}{' of something else' if is_several else ''}"
-        )
-    if not prompt:
-        raise LLMBadRequest("The prompt is empty; give at least one message")
-    return tuple(prompt)
-
-
-def attachments_of(fields: dict[str, Any]) -> tuple[Attachment, ...]:
-    """Take `images` and `files` out of what a person typed, and read them.
-
-    Raises:
-        LLMBadRequest: One cannot be read or sent; the message says why.
-    """
-    given = {name: fields.pop(name) for name in ("images", "files") if fields.get(name) is not None}
-    try:
-        return attached(**given)
-    except (OSError, ValueError, TypeError) as error:
-        raise LLMBadRequest(f"{' and '.join(given)}: {error}") from None
-
-
-def _attach(messages: tuple[Any, ...], attachments: tuple[Attachment, ...]) -> tuple[Any, ...]:
-    if not attachments:
-        return messages
-    last = messages[-1]
-    if isinstance(last, Mapping):
-        last = _message(last)
-    if last.role != "user":
-        raise LLMBadRequest("images and files go with the last message, which must be one of the user")
-    return (*messages[:-1], last.model_copy(update={"attachments": last.attachments + attachments}))
-
-
-def _message(fields: Mapping[str, Any]) -> Message:
-    try:
-        return Message.model_validate(fields)
-    except ValidationError as error:
-        raise LLMBadRequest("; ".join(describe_validation(error))) from None
+def _derive_docstring(docstring: str, options: Any) -> str:
+    listed = "\n".join(f"    {name}: {entry}" for name, entry in read_option_docs(options).items())
+    text = inspect.cleandoc(docstring)
+    place = _SECTION_AFTER.search(text)
+    at = len(text) if place is None else place.start()
+    return f"{text[:at].rstrip()}\n\nKeyword Args:\n{listed}\n\n{text[at:]}".rstrip() + "\n"

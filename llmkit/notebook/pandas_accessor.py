@@ -1,7 +1,6 @@
-"""`df["text"].llm.extract(Model)`: `Session.map` written from the column's side.
+"""The pandas accessor `df["text"].llm.extract(Model)`: `Session.map`, called from the column.
 
-Registered with pandas by the first session that finds pandas loaded;
-`import llmkit.notebook.pandas_accessor` and `register()` do it without one.
+The first session that finds pandas loaded registers it. Without a session, `register()` does.
 """
 
 from __future__ import annotations
@@ -11,58 +10,82 @@ import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkit.errors import LLMBadRequest, LLMConfigurationError
+from llmkit.notebook.options import ChatOptions, MapOptions, accept_options
 
 if TYPE_CHECKING:
     import pandas as pd
+    from typing_extensions import Unpack
 
-__all__ = ["LLMAccessor", "latest_session", "register", "remember"]
+    from llmkit.types import LLMResponse
+
+__all__ = ["LLMAccessor", "get_latest_session", "register", "remember_session"]
 
 NAME = "llm"
 
 
-class Asks(Protocol):
-    """What is needed of a session."""
+class CallingSession(Protocol):
+    """The methods of a session that columns and cells call."""
 
-    def chat(self, prompt: str, **parameters: Any) -> Any:
-        """See `Session.chat`."""
+    def chat(self, prompt: str, **options: Unpack[ChatOptions]) -> LLMResponse:
+        """Send one prompt; see `Session.chat`."""
         ...
 
-    def map(self, what: Any, data: Any, **parameters: Any) -> pd.DataFrame:
-        """See `Session.map`."""
+    def map(self, question: Any, data: Any, **options: Unpack[MapOptions]) -> pd.DataFrame:
+        """Ask about every row; see `Session.map`."""
         ...
 
 
 class LLMAccessor:
-    """Asks about every row of a Series or a DataFrame.
+    """Questions about every row of a Series or a DataFrame.
 
-    Both methods take the arguments of `Session.map`, and `session`: whose call it is; default the session that was made
-    last and still exists.
+    Both methods take the options of `Session.map`, and `session`: default the newest session that still exists.
     """
 
     def __init__(self, data: pd.Series[Any] | pd.DataFrame) -> None:
         self._data = data
 
-    def extract(self, output_type: Any, *, session: Asks | None = None, **parameters: Any) -> pd.DataFrame:
-        """Read a typed value out of every row: one column for each of its fields, then status, tokens and errors.
+    @accept_options(MapOptions)
+    def extract(
+        self, output_type: Any, *, session: CallingSession | None = None, **options: Unpack[MapOptions]
+    ) -> pd.DataFrame:
+        """Read a typed value from every row: one column for each of its fields, then status, tokens and errors.
+
+        Args:
+            output_type: A Pydantic model, or any type that Pydantic can validate.
+            session: Makes the calls; default the newest session.
+            **options: As for `Session.map`.
 
         Raises:
             LLMConfigurationError: There is no session.
-            LLMError: As `Session.map`.
+            LLMError: As for `Session.map`.
         """
-        return _asking(session).map(output_type, self._data, **parameters)
+        return _choose_session(session).map(output_type, self._data, **options)
 
-    def chat(self, prompt: str, *, session: Asks | None = None, **parameters: Any) -> pd.DataFrame:
-        """Ask a prompt about every row, which goes where it says `{text}`, or below it; raises as `extract`."""
-        return _asking(session).map(prompt, self._data, **parameters)
+    @accept_options(MapOptions)
+    def chat(
+        self, prompt: str, *, session: CallingSession | None = None, **options: Unpack[MapOptions]
+    ) -> pd.DataFrame:
+        """Send a prompt for every row, which replaces `{text}` in it or follows it.
+
+        Args:
+            prompt: The prompt.
+            session: Makes the calls; default the newest session.
+            **options: As for `Session.map`.
+
+        Raises:
+            LLMConfigurationError: There is no session.
+            LLMError: As for `Session.map`.
+        """
+        return _choose_session(session).map(prompt, self._data, **options)
 
 
-# Oldest first; one that is forgotten takes itself out.
-_made: list[weakref.ref[Asks]] = []
+# Oldest first; a session that is garbage-collected removes itself.
+_sessions: list[weakref.ref[CallingSession]] = []
 
 
-def remember(session: Asks) -> None:
-    """Make this the session of calls that name none, and register the accessor if pandas is loaded."""
-    _made.append(weakref.ref(session, _made.remove))
+def remember_session(session: CallingSession) -> None:
+    """Make this the default session, and register the accessor if pandas is loaded."""
+    _sessions.append(weakref.ref(session, _sessions.remove))
     if "pandas" in sys.modules:
         register()
 
@@ -77,21 +100,22 @@ def register() -> None:
         register_dataframe_accessor(NAME)(LLMAccessor)
 
 
-def _asking(session: Asks | None) -> Asks:
-    if session is None:
-        return latest_session()
-    if not hasattr(session, "map"):
-        raise LLMBadRequest(f"session must be a llmkit.Session; got {type(session).__name__}")
-    return session
-
-
-def latest_session() -> Asks:
-    """The session that was made last and still exists.
+def get_latest_session() -> CallingSession:
+    """Return the newest session that still exists.
 
     Raises:
         LLMConfigurationError: There is none.
     """
-    session = next((found for reference in reversed(_made) if (found := reference()) is not None), None)
+    for reference in reversed(_sessions):
+        session = reference()
+        if session is not None:
+            return session
+    raise LLMConfigurationError("There is no session: create one first, s = llmkit.Session(), or pass session=...")
+
+
+def _choose_session(session: CallingSession | None) -> CallingSession:
     if session is None:
-        raise LLMConfigurationError("There is no session: make one first, s = llmkit.Session(), or give session=...")
+        return get_latest_session()
+    if not hasattr(session, "map"):
+        raise LLMBadRequest(f"session must be a llmkit.Session; got {type(session).__name__}")
     return session

@@ -1,142 +1,105 @@
-"""What a session holds open, and what every part of its face rests on."""
+"""The runtime of a session, opened in the background by the first call."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from llmkit.notebook.event_loop import CANCEL_GRACE_S, INHERITED, Interrupted, LoopThread, aside
-from llmkit.notebook.preload import WarmUp
+from llmkit.notebook.event_loop import INHERITED, Interrupted, run_aside
+from llmkit.notebook.preload import Preload
 from llmkit.settings import LLMSettings
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from llmkit.bootstrap import Runtime
-    from llmkit.evals import EvalReport
 
-__all__ = ["Face", "Opened"]
-
-T = TypeVar("T")
+__all__ = ["LazyRuntime"]
 
 
-class Opened:
-    """What a session holds open; apart from it, so that it can be closed when the session is forgotten."""
+class LazyRuntime:
+    """The runtime, opened by the first call and again after a fork or a failure.
+
+    Opening reads files and imports much, so it runs in its own thread: no event loop waits for it, and Ctrl-C cannot
+    break an import off. Litellm, which takes seconds, is loaded before, in a quiet moment (`LLM_WARM_UP`).
+
+    Args:
+        settings: Settings of every part.
+        replay: A cassette that answers instead of providers.
+    """
 
     def __init__(self, settings: LLMSettings, replay: Path | None = None) -> None:
         self._settings = settings
         self._replay = replay
         self._lock = threading.Lock()
-        self._loop = LoopThread()
         self._opening: Future[Runtime] | None = None
         self._pid = os.getpid()
-        self._warm_up = WarmUp(partial(_warm_up, settings))
+        self._preload = Preload(partial(_load_client, settings))
         if settings.warm_up and replay is None:
-            self._warm_up.start()
+            self._preload.start()
 
-    def run(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
-        """Run work to its end, from sync code; `tick` draws while it waits."""
-        with self._warm_up.busy():
-            try:
-                self.runtime()
-            except BaseException:
-                work.close()
-                raise
-            return self._loop.run(work, tick)
+    def open(self) -> Runtime:
+        """Return the open runtime; wait for it if it is not open yet.
 
-    async def hop(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
-        """The same from async code."""
-        with self._warm_up.busy():
-            opening = self._opened()
-            try:
-                await asyncio.wrap_future(opening)
-            except BaseException:
-                work.close()
-                self._forget_failed(opening)
-                raise
-            return await self._loop.hop(work, tick)
-
-    def runtime(self) -> Runtime:
-        """The parts, opened with the first call."""
-        opening = self._opened()
+        Raises:
+            LLMError: It cannot be opened; the next call tries again.
+            Interrupted: The caller was interrupted while it waited.
+        """
+        opening = self.start_opening()
         try:
             return opening.result()
         except KeyboardInterrupt:
             raise Interrupted("nothing was sent; llmkit goes on opening in the background") from None
         except Exception:
-            self._forget_failed(opening)
+            self.forget_failed(opening)
             raise
 
-    def _opened(self) -> Future[Runtime]:
-        """The opening, under way or done. It reads files, which no event loop should wait for."""
+    def start_opening(self) -> Future[Runtime]:
+        """Return the opening, whether in progress or done; start it if needed."""
         with self._lock:
-            if self._pid != os.getpid():  # a forked child opens its own
+            if not self.is_own_process:
+                # The parent's database connections must not be used here, nor be closed by the garbage collector.
                 INHERITED.append(self._opening)
                 self._opening, self._pid = None, os.getpid()
             if self._opening is None:
-                self._opening = aside(partial(_opened, self._settings, self._replay))
+                self._opening = run_aside(partial(_open_runtime, self._settings, self._replay))
             return self._opening
 
-    def _forget_failed(self, opening: Future[Runtime]) -> None:
-        """So that the next call tries again."""
+    def forget_failed(self, opening: Future[Runtime]) -> None:
+        """Let the next call try again if this opening has failed."""
         with self._lock:
             if self._opening is opening and opening.done() and opening.exception() is not None:
                 self._opening = None
 
-    def close(self) -> None:
-        """Finish what is written and release everything. Idempotent."""
-        self._warm_up.cancel()
+    def mark_busy(self) -> AbstractContextManager[None]:
+        """Keep the preload from starting while a call is in progress."""
+        return self._preload.mark_busy()
+
+    @property
+    def is_own_process(self) -> bool:
+        """Whether this process is the one that opened the runtime, not a forked child of it."""
+        return self._pid == os.getpid()
+
+    def detach(self) -> Runtime | None:
+        """Give up the runtime, for the caller to close; None when none is open."""
+        self._preload.cancel()
         with self._lock:
             opening, self._opening = self._opening, None
-        if self._pid != os.getpid():
-            return
-        if opening is not None and opening.exception() is None:
-            self._loop.run(_end(opening.result()))
-        self._loop.stop()
+        if opening is None or not self.is_own_process or opening.exception() is not None:
+            return None
+        return opening.result()
 
 
-def _opened(settings: LLMSettings, replay: Path | None) -> Runtime:
+def _open_runtime(settings: LLMSettings, replay: Path | None) -> Runtime:
     from llmkit.bootstrap import open_runtime
 
     return open_runtime(settings, replay)
 
 
-def _warm_up(settings: LLMSettings) -> None:
+def _load_client(settings: LLMSettings) -> None:
     from llmkit.bootstrap import warm_up
 
     warm_up(settings)
-
-
-async def _end(runtime: Runtime) -> None:
-    """Cancel the calls in flight, which still records what they had sent, and only then close what they record in."""
-    calls = asyncio.all_tasks() - {asyncio.current_task()}
-    for call in calls:
-        call.cancel()
-    if calls:
-        await asyncio.wait(calls, timeout=CANCEL_GRACE_S)
-    await runtime.close()
-
-
-class Face(ABC):
-    """What every part of a session rests on."""
-
-    _open: Opened
-    _settings: LLMSettings
-    _partial: pd.DataFrame | EvalReport | None = None
-
-    @property
-    @abstractmethod
-    def workspace(self) -> str:
-        """Name of the workspace."""
-
-    @property
-    def partial(self) -> pd.DataFrame | EvalReport | None:
-        """What the last `map` or `evaluate` had done when it was interrupted; None when it was not."""
-        return self._partial

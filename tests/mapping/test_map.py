@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 from llmkit import LLMBadRequest, LLMConfigurationError, LLMConstraints, LLMResponse, Route, Session, TokenUsage
 from llmkit.batch.progress_bar import bar
-from llmkit.mapping import MAP_COLUMNS, Mapping, Meter, plan_map
+from llmkit.mapping import MAP_COLUMNS, MapJob, Meter, plan_map
 from llmkit.testing import Fault, OllamaServer, Reply
 from llmkit.testing.replies import Fault as AnyFault
 from llmkit.testing.request_log import RecordedRequest
@@ -382,7 +382,7 @@ def _reply(text: str) -> LLMResponse:
     return LLMResponse(text=text, route=Route.parse("ollama/x"), usage=TokenUsage(input_tokens=1, output_tokens=1))
 
 
-def _plan(data: object, chat: Callable[..., object], concurrency: int = 4) -> Mapping:
+def _plan(data: object, chat: Callable[..., object], concurrency: int = 4) -> MapJob:
     return plan_map(
         "{text}", data, template=None, name=None, concurrency=concurrency, parameters={}, chat=chat, extract=chat
     )
@@ -449,7 +449,7 @@ def test_a_column_without_a_session_says_what_to_do(monkeypatch: pytest.MonkeyPa
     from llmkit.notebook import pandas_accessor as accessor
 
     accessor.register()
-    monkeypatch.setattr(accessor, "_made", [])
+    monkeypatch.setattr(accessor, "_sessions", [])
     accessor.remember(Session("gone"))
     gc.collect()
     with pytest.raises(LLMConfigurationError, match="Session"):

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 import pytest
 
 from llmkit.errors import LLMConfigurationError, LLMError
-from llmkit.notebook.event_loop import Interrupted, LoopThread, aside
+from llmkit.notebook.event_loop import Interrupted, LoopThread, run_aside
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_runs_from_a_script(loop: LoopThread) -> None:
 
 async def test_runs_inside_a_running_loop_both_ways(loop: LoopThread) -> None:
     assert loop.run(_value(3)) == 3
-    assert await loop.hop(_value(4)) == 4
+    assert await loop.run_async(_value(4)) == 4
 
 
 def test_runs_from_many_threads_on_one_loop(loop: LoopThread) -> None:
@@ -95,7 +95,7 @@ def test_an_interrupt_cancels_the_work_and_waits_for_its_record(loop: LoopThread
 
 async def test_a_waiting_loop_turns_so_that_what_a_signal_puts_on_it_is_done(loop: LoopThread) -> None:
     # As ipykernel does: the handler only puts something on the loop, which wakes nobody.
-    waiting = asyncio.create_task(loop.hop(asyncio.sleep(60)))
+    waiting = asyncio.create_task(loop.run_async(asyncio.sleep(60)))
     mine = asyncio.get_running_loop()
     before = signal.signal(signal.SIGUSR1, lambda *_: mine.call_soon(waiting.cancel))
     started = time.monotonic()
@@ -111,7 +111,7 @@ async def test_a_waiting_loop_turns_so_that_what_a_signal_puts_on_it_is_done(loo
 async def test_waiting_again_and_again_leaves_no_timers_behind(loop: LoopThread) -> None:
     mine = asyncio.get_running_loop()
     for _ in range(20):
-        await asyncio.gather(*(loop.hop(_value(1)) for _ in range(3)))
+        await asyncio.gather(*(loop.run_async(_value(1)) for _ in range(3)))
     assert [each for each in mine._scheduled if "_beat" in repr(each) and not each.cancelled()] == []
 
 
@@ -124,7 +124,7 @@ def test_work_aside_is_not_interrupted_with_its_caller() -> None:
         ended.set()
 
     with pytest.raises(KeyboardInterrupt):
-        aside(work).result()
+        run_aside(work).result()
     goes_on.set()
     assert ended.wait(60)
 
@@ -147,7 +147,7 @@ async def test_cancelling_an_async_caller_cancels_the_work(loop: LoopThread) -> 
         finally:
             ended.set()
 
-    task = asyncio.create_task(loop.hop(work()))
+    task = asyncio.create_task(loop.run_async(work()))
     await asyncio.sleep(0.1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -199,10 +199,10 @@ def test_work_that_ends_the_interpreter_ends_its_own_caller_and_no_other(loop: L
 
 
 async def test_an_async_caller_whose_session_is_closed_is_told_so_and_not_cancelled(loop: LoopThread) -> None:
-    waiting = asyncio.create_task(loop.hop(asyncio.sleep(60)))
-    await loop.hop(_value(1))
+    waiting = asyncio.create_task(loop.run_async(asyncio.sleep(60)))
+    await loop.run_async(_value(1))
     await asyncio.to_thread(loop.stop)
-    with pytest.raises(LLMError, match="closed while this call was under way"):
+    with pytest.raises(LLMError, match="closed during this call"):
         await waiting
 
 
@@ -224,7 +224,7 @@ def test_a_call_that_is_handed_over_while_the_loop_is_stopped_ends(
     assert handing_over.wait(60)
     is_stopping.set()
     loop.stop()
-    with pytest.raises(LLMError, match="closed while this call was under way"):
+    with pytest.raises(LLMError, match="closed during this call"):
         call.result(60)
 
 

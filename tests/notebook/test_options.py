@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 from pydantic import BaseModel
 
-from llmkit import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError, Session
+from llmkit import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError, LLMRequest, Session
 from llmkit.evals import Sample, Task
-from llmkit.evals.run.plan import EvaluateOptions
-from llmkit.notebook.options import CHAT_NAMES
+from llmkit.evals import EvaluateOptions
+from llmkit.notebook import options as options_module
+from llmkit.notebook.options import ChatOptions, list_option_names, read_option_docs
 from llmkit.testing import OllamaServer
 
 
@@ -43,8 +44,8 @@ def session(ollama: OllamaServer) -> Iterator[Session]:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda s: s.chat(None), "The prompt is a text.*got NoneType"),
-        (lambda s: s.chat(5), "The prompt is a text.*got int"),
+        (lambda s: s.chat(None), "The prompt must be a string.*got NoneType"),
+        (lambda s: s.chat(5), "The prompt must be a string.*got int"),
         (lambda s: s.chat(" \n"), "empty"),
         (lambda s: s.chat([]), "empty"),
         (lambda s: s.chat("\ud800"), "half of a character"),
@@ -60,28 +61,28 @@ def session(ollama: OllamaServer) -> Iterator[Session]:
         (lambda s: s.chat("x", model="llama3.2"), "did you mean route?"),
         (lambda s: s.chat("x", messages="y"), "messages: unknown name"),
         (lambda s: s.chat("x", route=5), "provider/model.*got int"),
-        (lambda s: s.chat("x", system=5), "system must be a text; got int"),
-        (lambda s: s.explain(None), "The prompt is a text"),
+        (lambda s: s.chat("x", system=5), "system must be a string; got int"),
+        (lambda s: s.explain(None), "The prompt must be a string"),
         (lambda s: s.extract(ROME, "x"), "output type comes first.*of the type City"),
         (lambda s: s.extract("x", City), "output type comes first.*of the type str"),
-        (lambda s: s.extract(City, "x", retries=-1), "retries must be at least 0; got -1"),
-        (lambda s: s.extract(City, "x", retries="2"), "retries must be a whole number; got str"),
+        (lambda s: s.extract(City, "x", reasks=-1), "reasks must be at least 0; got -1"),
+        (lambda s: s.extract(City, "x", reasks="2"), "reasks must be a whole number; got str"),
         (lambda s: s.extract(City, "x", sytem="y"), "did you mean system?"),
         (lambda s: s.map(FRAME["a"], City), "output type comes first.*of the type Series"),
         (lambda s: s.map(ROME, FRAME), "of the type City"),
         (lambda s: s.map("", FRAME), "empty"),
-        (lambda s: s.map(City, FRAME, template=5), "template must be a text"),
-        (lambda s: s.map(City, FRAME, name=5), "name must be a text"),
+        (lambda s: s.map(City, FRAME, template=5), "template must be a string"),
+        (lambda s: s.map(City, FRAME, name=5), "name must be a string"),
         (lambda s: s.map(City, FRAME, concurrency="4"), "concurrency must be a whole number; got str"),
         (lambda s: s.map(City, FRAME, templat="{a}"), "did you mean template?"),
-        (lambda s: s.map(City, FRAME, retries=0.5), "retries must be a whole number; got float"),
+        (lambda s: s.map(City, FRAME, reasks=0.5), "reasks must be a whole number; got float"),
         (lambda s: FRAME["a"].llm.chat("x", session="s"), "llmkit.Session; got str"),
-        (lambda s: s.conversation(system=5), "system must be a text"),
-        (lambda s: s.conversation(id=5), "id must be a text"),
+        (lambda s: s.conversation(system=5), "system must be a string"),
+        (lambda s: s.conversation(id=5), "id must be a string"),
         (lambda s: s.conversation(temprature=1), "did you mean temperature?"),
-        (lambda s: s.conversation(idempotency_key="k"), "sets by itself"),
-        (lambda s: s.conversation().say("x", system="y"), "sets by itself"),
-        (lambda s: s.conversation().say("x", pipeline_run_id="y"), "sets by itself"),
+        (lambda s: s.conversation(idempotency_key="k"), "conversation sets"),
+        (lambda s: s.conversation().say("x", system="y"), "conversation sets"),
+        (lambda s: s.conversation().say("x", pipeline_run_id="y"), "conversation sets"),
         (lambda s: s.conversation().say("x", metadata=5), "metadata must be a dictionary"),
         (lambda s: s.runs(since="yesterday"), "a datetime with a time zone.*got str"),
         (lambda s: s.attempts(since=datetime(2026, 1, 1)), "got one without a time zone"),  # noqa: DTZ001
@@ -117,7 +118,7 @@ def test_a_slip_is_one_line_and_nothing_is_sent(
         (TASK, ROUTES, {"epoch": 2}, "epoch: unknown option; did you mean epochs?"),
         (TASK, ROUTES, {"concurrency": "4"}, "concurrency must be a whole number"),
         (TASK, ROUTES, {"limit": -1}, "limit must be at least 1; got -1"),
-        (TASK, ROUTES, {"name": 5}, "name must be a text"),
+        (TASK, ROUTES, {"name": 5}, "name must be a string"),
     ],
 )
 async def test_a_slip_in_an_evaluation_is_one_line_too(
@@ -151,42 +152,68 @@ def test_none_is_as_good_as_left_out(session: Session, ollama: OllamaServer) -> 
     session.map("Say {text}", ["x"], name="n", temperature=None, template=None, progress=False)
     assert len(ollama.calls) == 2
     assert session.conversation(metadata=None).say("y").text
-    assert session.extract(City, "x", retries=None, examples=None, instructions=None, stage=None)
+    assert session.extract(City, "x", reasks=None, examples=None, instructions=None, stage=None)
     assert session.evaluate(TASK, ROUTES, epochs=None, policies=None, progress=False).counts["SUCCEEDED"] == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("chat", "temperature"),
-        ("achat", "timeout_s"),
-        ("extract", "retries"),
-        ("aextract", "examples"),
-        ("map", "system"),
-        ("amap", "template"),
-        ("conversation", "temperature"),
-        ("evaluate", "epochs"),
-        ("aevaluate", "budget"),
-        ("explain", "constraints"),
-        ("model", "parameters"),
-    ],
-)
-def test_a_signature_names_every_argument_so_that_a_notebook_completes_it(name: str, told: str) -> None:
-    shown = inspect.signature(getattr(Session, name)).parameters
-    assert told in shown
-    assert all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in shown.values())
+TAKING_OPTIONS = [
+    *(
+        "chat",
+        "achat",
+        "explain",
+        "extract",
+        "aextract",
+        "map",
+        "amap",
+        "conversation",
+        "model",
+        "evaluate",
+        "aevaluate",
+    ),
+]
 
 
-def test_every_option_of_an_evaluation_is_shown_and_told() -> None:
-    shown = set(inspect.signature(Session.evaluate).parameters) - {"self", "task", "routes", "name"}
-    assert shown == set(EvaluateOptions.__annotations__)
-    assert all(f"`{name}`" in (Session.evaluate.__doc__ or "") for name in shown)
+@pytest.mark.parametrize("name", TAKING_OPTIONS)
+def test_signature_and_docstring_show_every_option(name: str) -> None:
+    method = getattr(Session, name)
+    options = get_type_hints_of_options(method)
+    signature = inspect.signature(method)
+    assert list_option_names(options) <= signature.parameters.keys()
+    assert all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in signature.parameters.values())
+    for option, text in read_option_docs(options).items():
+        assert f"    {option}: {text}" in method.__doc__
 
 
-def test_every_argument_of_a_call_is_shown_and_told() -> None:
-    shown = set(inspect.signature(Session.chat).parameters) - {"self", "prompt"}
-    assert CHAT_NAMES - shown == {"tools", "tool_choice", "response_format", "epoch"}  # of agents and evaluations
-    assert all(f"`{name}`" in (Session.chat.__doc__ or "") for name in shown)
+def get_type_hints_of_options(method: Any) -> Any:
+    """Return the class in `**options: Unpack[...]`."""
+    name = method.__annotations__["options"].removeprefix("Unpack[").removesuffix("]")
+    return EvaluateOptions if name == "EvaluateOptions" else getattr(options_module, name)
+
+
+def test_a_signature_shows_types_and_defaults() -> None:
+    shown = inspect.signature(Session.chat).parameters
+    assert str(shown["temperature"]) == "temperature: float | None = None"
+    assert str(shown["use_cache"]) == "use_cache: bool | None = True"
+    assert str(inspect.signature(Session.evaluate).parameters["scorer_timeout_s"]).endswith(" = 60")
+
+
+def test_the_options_of_a_call_are_the_fields_of_a_request() -> None:
+    extra = {"system", "images", "files", "stage", "pipeline_run_id"}
+    assert list_option_names(ChatOptions) == LLMRequest.model_fields.keys() - {"messages"} | extra
+
+
+# These have no async form: they send nothing, or return something with async methods of its own.
+SYNC_ONLY = {"close", "conversation", "explain", "model", "recordings"}
+
+
+def test_every_sync_method_has_an_async_twin_with_the_same_signature() -> None:
+    methods = {name for name, each in vars(Session).items() if inspect.isfunction(each) and not name.startswith("_")}
+    twins = {name for name in methods if name.startswith("a") and name[1:] in methods}
+    assert methods - twins - {name[1:] for name in twins} == SYNC_ONLY
+    for name in twins:
+        assert inspect.signature(getattr(Session, name)) == inspect.signature(getattr(Session, name[1:]))
+        assert inspect.iscoroutinefunction(getattr(Session, name))
+        assert f"see `{name[1:]}`" in inspect.cleandoc(getattr(Session, name).__doc__)
 
 
 def test_what_people_mean_is_understood(session: Session, ollama: OllamaServer) -> None:

@@ -10,11 +10,11 @@ import threading
 import pytest
 
 from llmkit import Session
-from llmkit.notebook.preload import WarmUp
+from llmkit.notebook.preload import Preload
 
 
-def started(work, quiet_s: float = 0.01) -> WarmUp:
-    subject = WarmUp(work, quiet_s)
+def started(work, quiet_s: float = 0.01) -> Preload:
+    subject = Preload(work, quiet_s)
     subject.start()
     return subject
 
@@ -29,8 +29,8 @@ def test_the_work_is_done_once_when_all_is_quiet():
 
 def test_nothing_begins_while_something_is_going_on():
     done = threading.Event()
-    subject = WarmUp(done.set, 0.01)
-    with subject.busy(), subject.busy():
+    subject = Preload(done.set, 0.01)
+    with subject.mark_busy(), subject.mark_busy():
         subject.start()
         assert not done.wait(0.1)
     assert done.wait(30)
@@ -52,11 +52,11 @@ def test_an_error_is_left_to_whoever_needs_the_work(caplog: pytest.LogCaptureFix
 
     with caplog.at_level(logging.DEBUG, "llmkit"):
         started(fail)._thread.join(30)
-    assert [record.getMessage() for record in caplog.records] == ["warm-up failed: ImportError"]
+    assert [record.getMessage() for record in caplog.records] == ["preload failed: ImportError"]
 
 
 def _waiting() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "llmkit-warm-up"]
+    return [thread for thread in threading.enumerate() if thread.name == "llmkit-preload"]
 
 
 def test_a_session_waits_in_a_daemon_thread_until_it_is_closed_and_can_be_told_not_to():

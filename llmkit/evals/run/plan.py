@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
 from uuid_utils.compat import uuid7
 
@@ -17,6 +17,7 @@ from llmkit.evals.dataset.dataset import Dataset, Sample
 from llmkit.evals.prompt import Content
 from llmkit.evals.provenance import describe_process
 from llmkit.evals.results import FAILED, FINAL_CODES
+from llmkit.evals.run.options import EvaluateOptions, Extractor
 from llmkit.evals.run.progress import Progress
 from llmkit.evals.scorers import DEFAULT_SCORER_TIMEOUT_S, Scorer, is_lower_better
 from llmkit.evals.tasks.task import Task
@@ -24,54 +25,12 @@ from llmkit.evals.tasks.variant import DIGEST_LENGTH, Lane, RouteLike, lanes
 from llmkit.types import utc_now
 
 if TYPE_CHECKING:
-    from llmkit.pydanticai.extraction import Extraction
     from llmkit.service import LLMService
 
-__all__ = ["EvaluateOptions", "Extractor", "Plan"]
+__all__ = ["Plan"]
 
 DEFAULT_CONCURRENCY = 8
 AUTO: Literal["auto"] = "auto"
-
-
-# What `llmkit.pydanticai.extraction.extract` is.
-Extractor: TypeAlias = "Callable[..., Awaitable[Extraction[Any]]]"
-
-
-class EvaluateOptions(TypedDict, total=False):
-    """Options of `evaluate`, all of them optional.
-
-    Attributes:
-        epochs: Repeats of every sample; 1. A seed grows by one from repeat to repeat.
-        limit: Only the first samples of the dataset; all.
-        concurrency: Most samples under way at once; 8. "auto" is as many as the settings let be under way
-            (`concurrency_limit`), of which each provider gets what it bears; of a session it is the default.
-        warm_up: Whether each model that runs on your own machines is asked once, unmeasured, before its first sample,
-            so that its loading counts as nobody's latency, when 20 samples or more are open for a route; True.
-        progress: True for a progress bar on stderr, False for none, or a function of `Progress`; True.
-        retry_failed: True calls again for what failed without an answer of the model. An answer that does not fit, or
-            was cut, is a result and stays: to repeat it until it fits would flatter the model. "all" repeats these too
-            (an answer that is stored is served from the store), False repeats none; True.
-        parameters: Generation parameters on top of the task's.
-        repairs: How often a model is asked again with the validation errors; 1.
-        scorer_timeout_s: Most seconds for one scorer on one sample, after which it is a scorer error; 60. A judge has a
-            limit of its own. None for no limit.
-        policies: Services that route by another policy, for routes written `policy:NAME`.
-        budget: Most tokens, US dollars and seconds that the run may take; None for no limit. See `Budget`.
-        extract: Another extractor than `llmkit.pydanticai.extraction.extract`.
-    """
-
-    epochs: int
-    limit: int | None
-    concurrency: int | Literal["auto"]
-    warm_up: bool
-    progress: bool | Callable[[Progress], None]
-    retry_failed: bool | Literal["all"]
-    parameters: Mapping[str, Any] | None
-    repairs: int
-    scorer_timeout_s: float | None
-    policies: Mapping[str, LLMService]
-    budget: Budget | None
-    extract: Extractor | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ from llmkit.evals.report.report import EvalReport
 from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, ResultKey, Slot
 from llmkit.evals.run.budget_guard import Keeper, require_countable
 from llmkit.evals.run.coordination import Patience, Sharing
-from llmkit.evals.run.plan import EvaluateOptions, Plan
+from llmkit.evals.run.options import EvaluateOptions
+from llmkit.evals.run.plan import Plan
 from llmkit.evals.run.progress import Tally, shown
 from llmkit.evals.run.rescoring import Scoring
 from llmkit.evals.run.result_builder import build_failure, build_result

@@ -1,0 +1,150 @@
+"""The core of a session: what its methods, and the functions behind them, work with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llmkit.errors import LLMConfigurationError
+from llmkit.notebook.arguments import build_context
+from llmkit.notebook.event_loop import CANCEL_GRACE_S, LoopThread
+from llmkit.notebook.runtime import LazyRuntime
+from llmkit.settings import LLMSettings, load_settings
+from llmkit.types import RequestContext
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from llmkit.bootstrap import Runtime
+    from llmkit.eval_ports import EvalStore
+    from llmkit.evals import EvalReport
+    from llmkit.service import LLMService
+
+__all__ = ["SessionCore", "build_core"]
+
+T = TypeVar("T")
+
+
+class SessionCore:
+    """Runtime, event loop, context and settings of one session.
+
+    It does not refer to the session itself, so that a session nobody uses any more can be closed.
+
+    Attributes:
+        runtime: Opened by the first call.
+        loop: The thread in which all async code of the session runs.
+        context: Workspace of the calls.
+        settings: Settings in force.
+        partial: Result so far of an interrupted `map` or `evaluate`.
+    """
+
+    def __init__(self, runtime: LazyRuntime, loop: LoopThread, context: RequestContext, settings: LLMSettings) -> None:
+        self.runtime = runtime
+        self.loop = loop
+        self.context = context
+        self.settings = settings
+        self.partial: pd.DataFrame | EvalReport | None = None
+
+    @property
+    def workspace_id(self) -> str:
+        """Name of the workspace."""
+        return self.context.workspace_id
+
+    @property
+    def service(self) -> LLMService:
+        """The service of the open runtime."""
+        return self.runtime.open().service
+
+    @property
+    def eval_store(self) -> EvalStore:
+        """The store of evaluations.
+
+        Raises:
+            LLMConfigurationError: The session does not record.
+        """
+        store = self.runtime.open().eval_store
+        if store is None:
+            raise LLMConfigurationError("An evaluation needs a store: set LLM_PERSIST_RUNS=true")
+        return store
+
+    def run(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
+        """Run a coroutine in the session's loop and wait for it, from sync code.
+
+        Args:
+            work: The coroutine.
+            tick: Called several times a second in the waiting thread, to draw progress there.
+        """
+        with self.runtime.mark_busy():
+            try:
+                self.runtime.open()
+            except BaseException:
+                work.close()
+                raise
+            return self.loop.run(work, tick)
+
+    async def run_async(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
+        """Run a coroutine in the session's loop and await it, from any other loop; arguments as for `run`."""
+        with self.runtime.mark_busy():
+            opening = self.runtime.start_opening()
+            try:
+                await asyncio.wrap_future(opening)
+            except BaseException:
+                work.close()
+                self.runtime.forget_failed(opening)
+                raise
+            return await self.loop.run_async(work, tick)
+
+    async def run_in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a blocking function of the session without blocking the caller's event loop."""
+        return await asyncio.to_thread(function, *arguments)
+
+    def split_options(self, options: Mapping[str, Any]) -> tuple[RequestContext, dict[str, Any]]:
+        """Separate the context of a call from the fields of its request; drop options that are None."""
+        fields = {name: value for name, value in options.items() if value is not None}
+        own = {name: fields.pop(name) for name in ("pipeline_run_id", "stage") if name in fields}
+        return (build_context(self.workspace_id, **own) if own else self.context), fields
+
+    def close(self) -> None:
+        """Finish pending writes and release everything. Idempotent; a forked child leaves its parent's things alone."""
+        runtime = self.runtime.detach()
+        if not self.runtime.is_own_process:
+            return
+        if runtime is not None:
+            self.loop.run(_close_runtime(runtime))
+        self.loop.stop()
+
+
+def build_core(
+    workspace: str | None, settings: LLMSettings | None, replay: Any, overrides: Mapping[str, Any]
+) -> SessionCore:
+    """Check the arguments of `Session` and build its core. Opens nothing.
+
+    Raises:
+        LLMConfigurationError: One cannot be used.
+    """
+    if settings is not None and overrides:
+        raise LLMConfigurationError("Give Session either settings=... or single settings, not both")
+    if not isinstance(settings, LLMSettings | None):
+        raise LLMConfigurationError(
+            f"settings must be LLMSettings, from load_settings(); got {type(settings).__name__}. Pass single settings "
+            'by name: Session(ollama_model="...")'
+        )
+    if not isinstance(replay, str | PathLike | None):
+        raise LLMConfigurationError(f"replay must be the path of a cassette; got {type(replay).__name__}")
+    settings = settings or load_settings(**overrides)
+    context = build_context(settings.workspace_id if workspace is None else workspace)
+    runtime = LazyRuntime(settings, None if replay is None else Path(replay))
+    return SessionCore(runtime, LoopThread(), context, settings)
+
+
+async def _close_runtime(runtime: Runtime) -> None:
+    # Cancelled calls still record what they had sent, so they must end before the store is closed.
+    calls = asyncio.all_tasks() - {asyncio.current_task()}
+    for call in calls:
+        call.cancel()
+    if calls:
+        await asyncio.wait(calls, timeout=CANCEL_GRACE_S)
+    await runtime.close()
