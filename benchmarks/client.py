@@ -53,11 +53,11 @@ def serve(latency_s: float, told: Any, stop: Any) -> None:
         stop.wait()
 
 
-async def through_client(lane: str, provider: str, url: str) -> tuple[Call, Callable[[], Awaitable[None]]]:
-    """Our client on one lane, warmed up."""
+async def through_client(path: str, provider: str, url: str) -> tuple[Call, Callable[[], Awaitable[None]]]:
+    """Our client on one path, warmed up."""
     base = {f"{provider}_api_base": url, "gemini_api_key": KEY}
-    client = LiteLLMClient(load_settings(lane=lane, concurrency_limit=max(CALLERS), max_retries=0, **base))
-    await client.warm_up()
+    client = LiteLLMClient(load_settings(request_path=path, concurrency_limit=max(CALLERS), max_retries=0, **base))
+    await client.preload()
     route = Route.parse(f"{provider}/{MODELS[provider]}")
 
     async def call(number: int) -> object:
@@ -125,7 +125,7 @@ async def compare(provider: str, url: str, latency_s: float, asked: argparse.Nam
     made = {
         "bare aiohttp": await bare(provider, url),
         "llmkit": await through_client("fast", provider, url),
-        "llmkit, reference lane": await through_client("reference", provider, url),
+        "llmkit, reference path": await through_client("reference", provider, url),
         "stock acompletion": await stock(provider, url),
     }
     for callers in asked.callers:

@@ -48,7 +48,7 @@ async def rate(server: StandInServer, limit: int, calls: int, *, adaptive: bool)
     given = {f"{provider}_api_base": server.url, "gemini_api_key": "k", "max_retries": 10}
     settings = load_settings(concurrency_limit=limit, adaptive_concurrency=adaptive, **given)
     client, failed = LiteLLMClient(settings), 0
-    await client.warm_up()
+    await client.preload()
     server.clear()
 
     async def call(number: int) -> None:

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
         LLMUnsupported,
         LLMUnusableAnswer,
     )
+    from llmkit.notebook.conversation import Conversation
+    from llmkit.notebook.options import ChatOptions, ExtractOptions, MapOptions
+    from llmkit.providers.model_facts import ModelFacts
     from llmkit.service import (
         LLMService,
     )
@@ -74,6 +77,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Attachment",
     "Attempt",
+    "ChatOptions",
+    "Conversation",
+    "ExtractOptions",
     "LLMAllRoutesFailed",
     "LLMAuthenticationError",
     "LLMBadRequest",
@@ -110,7 +116,9 @@ __all__ = [
     "LLMUnavailable",
     "LLMUnsupported",
     "LLMUnusableAnswer",
+    "MapOptions",
     "Message",
+    "ModelFacts",
     "NamedToolChoice",
     "RequestContext",
     "ResponseFormat",
@@ -155,6 +163,13 @@ _MODULES = {
         "LLMUnsupported",
         "LLMUnusableAnswer",
     ),
+    "llmkit.notebook.conversation": ("Conversation",),
+    "llmkit.notebook.options": (
+        "ChatOptions",
+        "ExtractOptions",
+        "MapOptions",
+    ),
+    "llmkit.providers.model_facts": ("ModelFacts",),
     "llmkit.service": ("LLMService",),
     "llmkit.session": ("Session",),
     "llmkit.settings": (

@@ -13,12 +13,12 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from llmkit.discovery.probe_cache import ProbeFile, recall_probes
-from llmkit.discovery.refresh import OllamaInquiry
+from llmkit.discovery.refresh import OllamaDiscovery
 from llmkit.local_model.models import find_local_model, model_names
 from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
-from llmkit.ports import AttemptLog, ClientReply, ModelClient, ModelInquiry, ModelServer
+from llmkit.ports import AttemptLog, ClientReply, ModelClient, ModelDiscovery, ModelServer
 from llmkit.providers import PROVIDERS
 from llmkit.providers.model_facts import Fact, FactBook, ModelFacts
 from llmkit.providers.with_facts import add_model_facts
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from llmkit.persistence.eval_store import SqlEvalStore
     from llmkit.replay.cassette import Cassette
 
-__all__ = ["Runtime", "open_runtime", "warm_up"]
+__all__ = ["Runtime", "open_runtime", "preload"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def open_runtime(settings: LLMSettings, replay: Path | None = None) -> Runtime:
     facts = _load_facts(settings)
     client = _FirstUseClient(settings, facts)
     router = LLMRouter(settings, client, PROVIDERS, facts=facts)
-    return _assemble(settings, router, client, facts, inquiry=OllamaInquiry(settings, facts))
+    return _assemble(settings, router, client, facts, discovery=OllamaDiscovery(settings, facts))
 
 
 def _replaying_runtime(settings: LLMSettings, replay: Path) -> Runtime:
@@ -105,24 +105,24 @@ def _replaying_runtime(settings: LLMSettings, replay: Path) -> Runtime:
     facts = _load_facts(settings)
     client = CassetteClient(cassette, settings)
     router = LLMRouter(settings, client, always_set_up(PROVIDERS), facts=facts)
-    return replace(_assemble(settings, router, client, facts, inquiry=None), cassette=cassette, scratch=scratch)
+    return replace(_assemble(settings, router, client, facts, discovery=None), cassette=cassette, scratch=scratch)
 
 
 def _assemble(
-    settings: LLMSettings, router: LLMRouter, client: ModelClient, facts: FactBook, inquiry: ModelInquiry | None
+    settings: LLMSettings, router: LLMRouter, client: ModelClient, facts: FactBook, discovery: ModelDiscovery | None
 ) -> Runtime:
     cache = _open_cache(settings)
     journal = _open_journal(settings)
     runs = JournalLLMRunRepo(journal) if journal is not None else None
-    service = LLMService(router=router, settings=settings, runs=runs, cache=cache, inquiry=inquiry)
+    service = LLMService(router=router, settings=settings, runs=runs, cache=cache, discovery=discovery)
     return Runtime(settings=settings, service=service, facts=facts, client=client, journal=journal, cache=cache)
 
 
-def warm_up(settings: LLMSettings) -> None:
+def preload(settings: LLMSettings) -> None:
     """Load what a first call would have to wait for, in the calling thread. Takes 3 to 6 s, once per process."""
     from llmkit.client_litellm import LiteLLMClient
 
-    LiteLLMClient(settings).warm_up_here()
+    LiteLLMClient(settings).preload_here()
 
 
 class _FirstUseClient:
@@ -170,7 +170,7 @@ def _open_cache(settings: LLMSettings) -> DiskContentCache | None:
 
 
 def _load_facts(settings: LLMSettings) -> FactBook:
-    """Return a book that knows the embedded models by the hash of their weights, and what earlier trials have shown."""
+    """Return a book that knows the local models by the hash of their weights, and what earlier trials have shown."""
     facts = FactBook()
     for name in model_names():
         digest = Fact(find_local_model(name).sha256, "declared")

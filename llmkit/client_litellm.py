@@ -1,6 +1,6 @@
 """The model client: one call on one route through LiteLLM, with retries, a deadline and errors of our own.
 
-The lanes know LiteLLM; this knows when to call, when to call again, and what came of it.
+The request paths know LiteLLM; this knows when to call, when to call again, and what came of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from llmkit.transport.http.error_mapping import failure
 from llmkit.transport.http.exchange import Exchange
 from llmkit.transport.http.replies import read_reply, verdict
 from llmkit.transport.limits import Limits
-from llmkit.transport.paths.select import Lanes, load_here
+from llmkit.transport.paths.select import RequestPaths, load_here
 from llmkit.types import Attempt, AttemptStatus, LLMProvider, LLMRequest, Route, TokenUsage
 
 __all__ = ["LiteLLMClient"]
@@ -68,15 +68,15 @@ class LiteLLMClient:
         self._providers = providers
         self._sleep = sleep
         self._limits = Limits(settings, providers)
-        self._lanes = Lanes(settings.lane)
+        self._paths = RequestPaths(settings.request_path)
 
-    async def warm_up(self) -> None:
+    async def preload(self) -> None:
         """Load litellm, so that the first call does not wait for it. Takes 3 to 6 s, all in a worker thread."""
-        await self._lanes.rehearse(self._rehearsal())
+        await self._paths.rehearse(self._rehearsal())
 
-    def warm_up_here(self) -> None:
-        """`warm_up` in the calling thread, which must have no running event loop."""
-        load_here(self._settings.lane, self._rehearsal())
+    def preload_here(self) -> None:
+        """`preload` in the calling thread, which must have no running event loop."""
+        load_here(self._settings.request_path, self._rehearsal())
 
     def _rehearsal(self) -> Exchange:
         spec, request = PROVIDERS[LLMProvider.OLLAMA], LLMRequest(messages="rehearsal")
@@ -94,7 +94,7 @@ class LiteLLMClient:
         spec = self._callable_provider(route)
         async with self._limits.place(route, request, log) as place:
             began_s = time.perf_counter()
-            await self._lanes.load()
+            await self._paths.load()
             # Several seconds in a new process, which say nothing of the provider.
             log.queued_ms += (time.perf_counter() - began_s) * 1000
             once = apply_guard(route, request, log, partial(self._request_once, spec, route, request, log))
@@ -117,7 +117,7 @@ class LiteLLMClient:
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
-        await self._lanes.close()
+        await self._paths.close()
 
     def _callable_provider(self, route: Route) -> ProviderSpec:
         spec = self._providers[route.provider]
@@ -193,7 +193,7 @@ class LiteLLMClient:
         try:
             async with asyncio.timeout(PREPARATION_S + timeout_s) as deadline:
                 exchange.on_leaving = lambda: deadline.reschedule(loop.time() + timeout_s)
-                return read_reply(await self._lanes.complete(exchange, timeout_s), exchange, request)
+                return read_reply(await self._paths.complete(exchange, timeout_s), exchange, request)
         except Exception as error:  # noqa: BLE001 - several of LiteLLM's classes share no base
             return error
 

@@ -22,7 +22,7 @@ from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.migrate import SchemaStatus, current_state
 from llmkit.providers import PROVIDERS
-from llmkit.providers.local import EMBEDDED_MODELS
+from llmkit.providers.local import LOCAL_MODELS
 from llmkit.providers.model_facts import Fact
 from llmkit.providers.ollama import add_tag
 from llmkit.redaction import redact
@@ -235,7 +235,7 @@ def _local(settings: LLMSettings) -> Iterator[Check]:
     missing = [name for name in EXTRAS["local"] if find_spec(name) is None]
     unknown = PROVIDERS[LLMProvider.LOCAL].model_problem(settings, settings.local_model)
     if unknown is not None:
-        yield Check("local", CheckState.ABSENT, unknown, f"set LLM_LOCAL_MODEL={next(iter(EMBEDDED_MODELS))}")
+        yield Check("local", CheckState.ABSENT, unknown, f"set LLM_LOCAL_MODEL={next(iter(LOCAL_MODELS))}")
     elif missing:
         yield Check("local", CheckState.ABSENT, f"not installed: {', '.join(missing)}", "pip install 'llmkit[local]'")
     else:

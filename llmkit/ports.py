@@ -38,7 +38,7 @@ __all__ = [
     "KeyTaken",
     "LLMRunRepo",
     "ModelClient",
-    "ModelInquiry",
+    "ModelDiscovery",
     "ModelServer",
     "RunFailure",
     "RunStart",
@@ -311,14 +311,14 @@ class ModelClient(Protocol):
         ...
 
 
-class ModelInquiry(Protocol):
+class ModelDiscovery(Protocol):
     """Finds out what servers say of their models, now and then."""
 
     def is_due(self, route: Route) -> bool:
         """Return whether there is a server to ask about this route, and its last answer is old. Costs a look-up."""
         ...
 
-    async def learn(self, routes: Iterable[Route]) -> None:
+    async def discover(self, routes: Iterable[Route]) -> None:
         """Ask about those of the routes that are due. Ends within seconds and never raises: what cannot be had is left.
 
         Callers who want the same at once share one question.

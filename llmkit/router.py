@@ -10,7 +10,7 @@ from llmkit.errors import LLMAllRoutesFailed, LLMError, LLMQuotaExhausted, LLMUn
 from llmkit.ports import AttemptLog, ClientReply, ModelClient
 from llmkit.providers import PROVIDERS, ProviderSpec
 from llmkit.providers.model_facts import FactBook, ModelFacts
-from llmkit.routing.circuit_breaker import Outages
+from llmkit.routing.circuit_breaker import CircuitBreaker
 from llmkit.routing.planner import Planner
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMConstraints, LLMProvider, LLMRequest, ProviderCaps, Route, RoutePlan
@@ -56,7 +56,7 @@ class LLMRouter:
         facts: FactBook | None = None,
     ) -> None:
         self._client = client
-        self._outages = Outages(settings.cooldown_after_failures, settings.cooldown_s, clock)
+        self._outages = CircuitBreaker(settings.cooldown_after_failures, settings.cooldown_s, clock)
         self._planner = Planner(settings, providers, facts if facts is not None else FactBook(), self._outages)
 
     def explain(self, request: LLMRequest) -> RoutePlan:

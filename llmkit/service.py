@@ -23,7 +23,7 @@ from llmkit.errors import (
     LLMError,
     LLMStoreError,
 )
-from llmkit.ports import AttemptLog, CacheKey, ContentCache, KeyTaken, LLMRunRepo, ModelInquiry, StoredRun
+from llmkit.ports import AttemptLog, CacheKey, ContentCache, KeyTaken, LLMRunRepo, ModelDiscovery, StoredRun
 from llmkit.router import LLMRouter, Routed, plan_as_json
 from llmkit.settings import LLMSettings
 from llmkit.telemetry import Telemetry
@@ -69,7 +69,7 @@ class LLMService:
         settings: `persist_runs`, `store_payloads`, `cache_enabled`, `default_profile` and `abandoned_after_s` are used.
         runs: Where calls are recorded; required when `settings.persist_runs` is on.
         cache: Content cache; None for none.
-        inquiry: Finds out about models before they are called; None to go by what is declared.
+        discovery: Looks models up before they are called; None to go by what is declared.
         telemetry: Where finished calls are told.
 
     Raises:
@@ -83,13 +83,13 @@ class LLMService:
         settings: LLMSettings,
         runs: LLMRunRepo | None,
         cache: ContentCache | None = None,
-        inquiry: ModelInquiry | None = None,
+        discovery: ModelDiscovery | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
         if settings.persist_runs and runs is None:
             raise LLMConfigurationError("LLM_PERSIST_RUNS is on: give the service a repository, or switch it off")
         self._router = router
-        self._inquiry = inquiry
+        self._discovery = discovery
         self._settings = settings
         self._runs = runs if settings.persist_runs else None
         self._cache = cache if settings.cache_enabled and settings.store_payloads else None
@@ -110,16 +110,16 @@ class LLMService:
         """The settings in force."""
         return self._settings
 
-    async def learn(self, request: LLMRequest) -> bool:
+    async def discover(self, request: LLMRequest) -> bool:
         """Find out about the models that could answer, where what is known of them is old. `chat` does so by itself.
 
         Returns:
             Whether there was something to find out, so that another plan may come of it. Never raises.
         """
-        inquiry = self._inquiry
-        if inquiry is None or not any(map(inquiry.is_due, self._router.routes(request))):
+        discovery = self._discovery
+        if discovery is None or not any(map(discovery.is_due, self._router.routes(request))):
             return False
-        await inquiry.learn(self._router.open_routes(request))
+        await discovery.discover(self._router.open_routes(request))
         return True
 
     async def annotate(self, response: LLMResponse, request: LLMRequest, context: RequestContext | None = None) -> None:
@@ -168,7 +168,7 @@ class LLMService:
             plan = self._router.explain(call.request)
             cached = self._from_cache(call, plan)
             # A cached answer needs no server.
-            if cached is None and await self.learn(call.request):
+            if cached is None and await self.discover(call.request):
                 plan = self._router.explain(call.request)
                 cached = self._from_cache(call, plan)
             try:

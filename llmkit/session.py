@@ -47,7 +47,7 @@ class Session:
     """A workspace: chat, typed extraction, evaluation, and every call back as a DataFrame.
 
     The database is opened by the first call. Until then only litellm, which takes seconds, is loaded, in a quiet moment
-    (`LLM_WARM_UP`). A session works in scripts, notebooks, threads and inside running event loops. It may stay open:
+    (`LLM_PRELOAD`). A session works in scripts, notebooks, threads and inside running event loops. It may stay open:
     a session that is no longer used closes itself.
 
     Args:
@@ -408,7 +408,7 @@ class Session:
             limit: At most N calls.
 
         Returns:
-            A frame with the columns of `llmkit.dataframes.store.RUN_COLUMNS`.
+            A frame with the columns of `llmkit.dataframes.RUN_COLUMNS`.
 
         Raises:
             LLMBadRequest: A filter has a bad value.
@@ -447,7 +447,7 @@ class Session:
             limit: At most N requests.
 
         Returns:
-            A frame with the columns of `llmkit.dataframes.store.ATTEMPT_COLUMNS`.
+            A frame with the columns of `llmkit.dataframes.ATTEMPT_COLUMNS`.
 
         Raises:
             LLMBadRequest: A filter has a bad value.
@@ -480,7 +480,7 @@ class Session:
             since: Only calls created at this time or later; an aware datetime.
 
         Returns:
-            A frame with the columns of `llmkit.dataframes.store.USAGE_COLUMNS`, one row for each route.
+            A frame with the columns of `llmkit.dataframes.USAGE_COLUMNS`, one row for each route.
 
         Raises:
             LLMBadRequest: `since` has a bad value.

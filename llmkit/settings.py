@@ -20,10 +20,10 @@ from pydantic_settings.exceptions import SettingsError
 from llmkit.errors import LLMConfigurationError, describe_validation
 from llmkit.types import LLMProfile, Name
 
-__all__ = ["LLMSettings", "LaneName", "RouterPolicy", "is_loopback", "load_settings", "prepare_litellm_environment"]
+__all__ = ["LLMSettings", "RequestPath", "RouterPolicy", "is_loopback", "load_settings", "prepare_litellm_environment"]
 
 RouterPolicy = Literal["by_profile", "prefer_local", "prefer_cloud", "cheapest_known"]
-LaneName = Literal["fast", "reference"]
+RequestPath = Literal["fast", "reference"]
 ENV_PREFIX = "LLM_"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
@@ -70,7 +70,7 @@ class LLMSettings(BaseSettings):
         120,
         description="Longest time one request to a provider may take, in seconds, from first byte sent to last read.",
     )
-    lane: LaneName = Field(
+    request_path: RequestPath = Field(
         "fast",
         description="How calls are made: with LiteLLM's translations alone, or with all of it, slower (`reference`).",
     )
@@ -110,11 +110,11 @@ class LLMSettings(BaseSettings):
     gemini_tokens_per_minute: int | None = Field(
         None, ge=1, description="Most tokens of prompts that Gemini gets in any minute, which is how Google counts."
     )
-    local_model: str = Field("gemma-3-270m", min_length=1, description="Embedded model of unpinned calls.")
-    local_context_tokens: int = Field(4096, ge=256, le=32_768, description="Context window of the embedded model.")
-    local_parallel: int = Field(2, ge=1, le=16, description="Calls that the embedded model answers side by side.")
+    local_model: str = Field("gemma-3-270m", min_length=1, description="Local model of unpinned calls.")
+    local_context_tokens: int = Field(4096, ge=256, le=32_768, description="Context window of the local model.")
+    local_parallel: int = Field(2, ge=1, le=16, description="Calls that the local model answers side by side.")
 
-    warm_up: bool = Field(
+    preload: bool = Field(
         default=True, description="Whether a new session loads litellm in the background, so that no call waits for it."
     )
     facts_ttl_s: Seconds = Field(

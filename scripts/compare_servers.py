@@ -1,4 +1,4 @@
-"""Is one server as good as another with the same weights? The embedded model against Ollama, killed in the middle.
+"""Is one server as good as another with the same weights? The local model against Ollama, killed in the middle.
 
     make ollama                                 # once: builds a real Ollama
     .venv/bin/python scripts/compare_servers.py
@@ -138,7 +138,7 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="The embedded model against Ollama, on the same weights.")
+    parser = argparse.ArgumentParser(description="The local model against Ollama, on the same weights.")
     parser.add_argument("--samples", type=int, default=100, help="how many samples (default: %(default)s)")
     parser.add_argument("--down-s", type=float, default=20, help="how long Ollama is away, in seconds; 0: not killed")
     parser.add_argument("--name", default="servers", help="name of the run (default: %(default)s)")

@@ -75,16 +75,16 @@ def waits():
 
 
 @pytest.fixture(params=["fast", "reference"])
-def lane(request):
+def path(request):
     return request.param
 
 
 @pytest.fixture
-async def make(waits, lane):
+async def make(waits, path):
     clients = []
 
     def build(servers=(), **settings) -> LiteLLMClient:
-        clients.append(LiteLLMClient(load_settings(lane=lane, **settings), dict(servers), sleep=waits))
+        clients.append(LiteLLMClient(load_settings(request_path=path, **settings), dict(servers), sleep=waits))
         return clients[-1]
 
     yield build
@@ -128,7 +128,7 @@ async def test_loading_the_client_is_no_part_of_a_call_s_latency(client, ollama,
     async def load():
         await asyncio.sleep(0.05)
 
-    monkeypatch.setattr(client._lanes, "load", load)
+    monkeypatch.setattr(client._paths, "load", load)
     log = AttemptLog()
     await client.call(OLLAMA, LLMRequest(messages="Hi"), log)
     assert log.queued_ms >= 50
@@ -283,20 +283,20 @@ async def test_a_provider_that_quotes_key_and_prompt_is_not_quoted(client, route
     assert "bad request with key" in shown
 
 
-async def test_globals_of_litellm_cannot_move_a_request_elsewhere(client, lane, ollama, monkeypatch):
-    await client.warm_up()
+async def test_globals_of_litellm_cannot_move_a_request_elsewhere(client, path, ollama, monkeypatch):
+    await client.preload()
     import litellm
 
     with OllamaServer() as elsewhere:
         monkeypatch.setattr(litellm, "api_base", elsewhere.url.replace("127.0.0.1", "localhost"))
         log = AttemptLog()
-        if lane == "fast":
+        if path == "fast":
             await client.call(OLLAMA, LLMRequest(messages="Hi"), log)
         else:
             with pytest.raises(LLMConfigurationError, match="somewhere else"):
                 await client.call(OLLAMA, LLMRequest(messages="Hi"), log)
         assert elsewhere.request_count == 0
-        assert ollama.request_count == len(log.attempts) == (1 if lane == "fast" else 0)
+        assert ollama.request_count == len(log.attempts) == (1 if path == "fast" else 0)
 
 
 async def test_a_proxy_is_not_used_for_this_machine(client, monkeypatch):
@@ -332,7 +332,7 @@ async def test_a_model_that_cannot_be_embedded_is_unknown(make):
         async def close(self) -> None: ...
 
     client = make({LLMProvider.LOCAL: Never()})
-    with pytest.raises(LLMModelNotFound, match=r"no embedded model 'llama3\.2'"):
+    with pytest.raises(LLMModelNotFound, match=r"no local model 'llama3\.2'"):
         await client.call(Route.parse("local/llama3.2"), LLMRequest(messages="Hi"), AttemptLog())
 
 
@@ -449,7 +449,7 @@ async def test_no_more_than_the_limit_at_once(make, ollama):
 
 async def test_the_deadline_covers_an_answer_that_never_pauses(client, ollama):
     ollama.script(Fault.drip(0.02))
-    await client.warm_up()
+    await client.preload()
     began = time.monotonic()
     with pytest.raises(LLMTimeout, match=r"within 0\.3 s"):
         await client.call(OLLAMA, LLMRequest(messages="Hi", timeout_s=0.3), AttemptLog())
@@ -461,7 +461,7 @@ async def test_the_deadline_covers_an_answer_that_never_pauses(client, ollama):
 
 async def test_cancelling_ends_the_request_and_records_it(client, ollama):
     ollama.script(Fault.hang())
-    await client.warm_up()
+    await client.preload()
     log = AttemptLog()
     task = asyncio.create_task(client.call(OLLAMA, LLMRequest(messages="Hi"), log))
     while not ollama.in_flight:  # noqa: ASYNC110
@@ -477,7 +477,7 @@ async def test_cancelling_ends_the_request_and_records_it(client, ollama):
 
 async def test_cancelling_at_any_moment_frees_the_slot(make, ollama):
     client = make(ollama_api_base=ollama.url, concurrency_limit=1)
-    await client.warm_up()
+    await client.preload()
     for step in range(12):
         task = asyncio.create_task(client.call(OLLAMA, LLMRequest(messages="Hi"), AttemptLog()))
         await asyncio.sleep(step * 0.001)
@@ -504,10 +504,10 @@ from llmkit.types import LLMRequest, Route
 # asyncio's debug mode remarks on a slow machine.
 logging.getLogger("asyncio").addFilter(lambda record: not record.msg.startswith("Executing"))
 
-async def main(lane):
-    client = LiteLLMClient(load_settings(ollama_api_base=sys.argv[1], max_retries=0, lane=lane))
+async def main(path):
+    client = LiteLLMClient(load_settings(ollama_api_base=sys.argv[1], max_retries=0, request_path=path))
     loaded, beats = "litellm" in sys.modules, 0
-    warm = asyncio.create_task(client.warm_up())
+    warm = asyncio.create_task(client.preload())
     while not warm.done():
         await asyncio.sleep(0.005)
         beats += 1

@@ -18,7 +18,7 @@ from tests.support.errors_page import PAGE, page
 
 KEY = "AIzaSyCanary0123456789-canary_canary"
 MODELS = {LLMProvider.OLLAMA: "llama3.2", LLMProvider.GEMINI: "gemini-2.5-flash"}
-LANES = ("fast", "reference")
+PATHS = ("fast", "reference")
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
 ALL = [pytest.param(case, provider, id=f"{case.name}-{provider}") for case in CASES for provider in case.providers]
 
@@ -38,20 +38,20 @@ def address(case: Case, server: StandInServer) -> str:
 
 
 @pytest.mark.parametrize(("case", "provider"), ALL)
-async def test_failure_becomes_what_the_table_says_on_both_lanes(case, provider, servers):
+async def test_failure_becomes_what_the_table_says_on_both_paths(case, provider, servers):
     base = address(case, servers[provider])
-    fast, reference = [await outcome(lane, case, provider, servers[provider], base) for lane in LANES]
+    fast, reference = [await outcome(path, case, provider, servers[provider], base) for path in PATHS]
     assert fast == reference
 
 
-async def outcome(lane: str, case: Case, provider: LLMProvider, server: StandInServer, base: str) -> list[object]:
-    """Check what this lane makes of the situation, and return all that a caller sees of it."""
+async def outcome(path: str, case: Case, provider: LLMProvider, server: StandInServer, base: str) -> list[object]:
+    """Check what this path makes of the situation, and return all that a caller sees of it."""
     server.clear()
     if isinstance(case.happens, Fault | Reply):
         server.script(case.happens)
     settings = load_settings(
         **{f"{provider}_api_base": base}, **({} if provider is LLMProvider.OLLAMA else {"gemini_api_key": KEY}),
-        max_retries=MAX_RETRIES, lane=lane,
+        max_retries=MAX_RETRIES, request_path=path,
     )  # fmt: skip
     client = LiteLLMClient(settings, sleep=no_wait)
     log = AttemptLog()

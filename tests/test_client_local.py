@@ -81,7 +81,7 @@ async def client(embedded, request):
     async def no_wait(_seconds: float) -> None:
         await embedded.close()
 
-    client = LiteLLMClient(load_settings(lane=request.param), {LLMProvider.LOCAL: embedded}, sleep=no_wait)
+    client = LiteLLMClient(load_settings(request_path=request.param), {LLMProvider.LOCAL: embedded}, sleep=no_wait)
     yield client
     await client.close()
 
@@ -102,14 +102,17 @@ async def test_the_server_starts_on_first_use_and_is_called_with_its_key(client,
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-async def test_both_lanes_send_the_same_bytes_and_read_the_same_answer(embedded, name):
+async def test_both_paths_send_the_same_bytes_and_read_the_same_answer(embedded, name):
     request = LLMRequest(**{"messages": "Hi", **REQUESTS[name]})
-    quick, reference = [await seen_by_both(embedded, lane, request) for lane in ("fast", "reference")]
+    quick, reference = [await seen_by_both(embedded, path, request) for path in ("fast", "reference")]
     assert quick == reference
 
 
-async def seen_by_both(embedded: Embedded, lane: str, request: LLMRequest) -> list[object]:
-    client, log = LiteLLMClient(load_settings(lane=lane, max_retries=0), {LLMProvider.LOCAL: embedded}), AttemptLog()
+async def seen_by_both(embedded: Embedded, path: str, request: LLMRequest) -> list[object]:
+    client, log = (
+        LiteLLMClient(load_settings(request_path=path, max_retries=0), {LLMProvider.LOCAL: embedded}),
+        AttemptLog(),
+    )
     embedded.seen.clear()
     try:
         out: object = await client.call(ROUTE, request, log)

@@ -1,4 +1,4 @@
-"""The client on a real Ollama and on the embedded model."""
+"""The client on a real Ollama and on the local model."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ SHOTS = (
 async def no_wait(_seconds: float) -> None: ...
 
 
-async def open_client(url: str, lane: str = "fast") -> LiteLLMClient:
+async def open_client(url: str, path: str = "fast") -> LiteLLMClient:
     """Retries wait as they do for a user: a real server that is still loading needs the seconds."""
-    client = LiteLLMClient(load_settings(ollama_api_base=url, default_timeout_s=100, lane=lane))
+    client = LiteLLMClient(load_settings(ollama_api_base=url, default_timeout_s=100, request_path=path))
     await client.warm_up()
     return client
 
@@ -74,10 +74,10 @@ async def test_ollama_is_held_to_a_schema_and_counts(client, route):
 
 
 @pytest.mark.ollama
-async def test_both_lanes_get_the_same_from_ollama(real_ollama, route):
+async def test_both_paths_get_the_same_from_ollama(real_ollama, route):
     request, seen = LLMRequest(messages=SHOTS, response_format=LABELS, temperature=0, max_output_tokens=30), []
-    for lane in ("fast", "reference"):
-        client, log = await open_client(real_ollama.url, lane), AttemptLog()
+    for path in ("fast", "reference"):
+        client, log = await open_client(real_ollama.url, path), AttemptLog()
         seen.append((await client.call(route, request, log), log.attempts[0].params_sha256))
         await client.close()
     assert seen[0] == seen[1]
@@ -181,7 +181,7 @@ async def test_the_embedded_model():
         assert json.loads(reply.text)["label"] in {"positive", "negative"}
         assert log.attempts[0].schema_sha256 is not None
         assert (reply.cost_usd, reply.usage.estimated, reply.warnings) == (None, False, ())
-        reference = LiteLLMClient(load_settings(lane="reference"), {LLMProvider.LOCAL: server})
+        reference = LiteLLMClient(load_settings(request_path="reference"), {LLMProvider.LOCAL: server})
         again = await reference.call(route, request, AttemptLog())
         await reference.close()
         assert (again.text, again.finish_reason, again.response_model) == (

@@ -96,7 +96,7 @@ class Prober:
             LLMError: The trial could not be carried out; what was known before stands.
         """
         request = probe_request(route)
-        await self._service.learn(request)  # for the digest
+        await self._service.discover(request)  # for the digest
         before = self._facts.of(route)
         digest = before.digest.value if before.digest is not None else None
         # What an earlier trial found would keep this one from being sent.

@@ -10,14 +10,14 @@ from llmkit.providers.model_facts import FactBook
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider, Route
 
-__all__ = ["OllamaInquiry"]
+__all__ = ["OllamaDiscovery"]
 
 # After a look in vain; until then what was known before stands.
 TRY_AGAIN_AFTER_S = 10.0
 
 
-class OllamaInquiry:
-    """Implements `llmkit.ports.ModelInquiry` by asking the Ollama server of the settings. Used by any event loop.
+class OllamaDiscovery:
+    """Implements `llmkit.ports.ModelDiscovery` by asking the Ollama server of the settings. Used by any event loop.
 
     A look in vain (no server, an error, nothing within 2 s) changes nothing, and is repeated after 10 s at the
     earliest. A model that the server does not have is forgotten.
@@ -38,11 +38,11 @@ class OllamaInquiry:
         self._looks: dict[tuple[asyncio.AbstractEventLoop, Route], asyncio.Task[None]] = {}
 
     def is_due(self, route: Route) -> bool:
-        """See `ModelInquiry`."""
+        """See `ModelDiscovery`."""
         return route.provider is LLMProvider.OLLAMA and self._clock() >= self._due_s.get(route, float("-inf"))
 
-    async def learn(self, routes: Iterable[Route]) -> None:
-        """See `ModelInquiry`."""
+    async def discover(self, routes: Iterable[Route]) -> None:
+        """See `ModelDiscovery`."""
         looks = [self._look(route) for route in dict.fromkeys(routes) if self.is_due(route)]
         if looks:
             # Not gather: who stops waiting must not end it for the others.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmkit.evals.budget import Budget
+    from llmkit.evals.ci.gate import GateRules
     from llmkit.evals.dataset.dataset import Dataset, Sample
     from llmkit.evals.report.load import load_report
     from llmkit.evals.report.report import EvalReport
@@ -39,6 +40,7 @@ __all__ = [
     "Dataset",
     "EvalReport",
     "EvaluateOptions",
+    "GateRules",
     "Progress",
     "Sample",
     "Score",
@@ -64,6 +66,7 @@ __all__ = [
 
 _MODULES = {
     "llmkit.evals.budget": ("Budget",),
+    "llmkit.evals.ci.gate": ("GateRules",),
     "llmkit.evals.dataset.dataset": (
         "Dataset",
         "Sample",

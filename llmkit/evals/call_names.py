@@ -14,7 +14,7 @@ from llmkit.evals.tasks.variant import DIGEST_LENGTH
 if TYPE_CHECKING:
     pass
 
-__all__ = ["call_name", "check_run_name", "digests_of", "name_prefix", "require_unedited", "with_repairs"]
+__all__ = ["call_name", "check_run_name", "digests_of", "name_prefix", "require_unedited", "with_reasks"]
 
 
 PART_LENGTH = 48
@@ -26,9 +26,9 @@ LONGEST_NAME = 120
 _ILLEGIBLE = re.compile(r"[^\w./@+-]")
 
 
-def with_repairs(digest: str, repairs: int) -> str:
+def with_reasks(digest: str, reasks: int) -> str:
     """Return the hash of what is sent, from that of the first request."""
-    return digest if repairs == 1 else sha256_of([digest, repairs])[:DIGEST_LENGTH]
+    return digest if reasks == 1 else sha256_of([digest, reasks])[:DIGEST_LENGTH]
 
 
 def _some(ids: set[str], most: int = 5) -> str:

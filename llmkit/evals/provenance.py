@@ -23,7 +23,7 @@ PACKAGES: Final = (
 )
 # None of them holds a secret or an address.
 SETTINGS: Final = (
-    *("default_profile", "router_policy", "lane", "max_retries", "retry_max_wait_s", "default_timeout_s"),
+    *("default_profile", "router_policy", "request_path", "max_retries", "retry_max_wait_s", "default_timeout_s"),
     *("adaptive_concurrency", "local_context_tokens", "store_payloads"),
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")

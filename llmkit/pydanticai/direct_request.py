@@ -43,7 +43,7 @@ class Asker:
         conversation: Sequence[Message],
         answer: OutputShape[Any],
         reader: Reader,
-        retries: int,
+        reasks: int,
     ) -> Any:
         """Return a validated object.
 
@@ -52,7 +52,7 @@ class Asker:
             conversation: Ends with a user message.
             answer: The form of the type that the agent asks for.
             reader: Reads the answers that the agent gets.
-            retries: How often the model is asked again.
+            reasks: How often the model is asked again.
 
         Raises:
             LLMError: As the model's `request`.
@@ -68,7 +68,7 @@ class Asker:
             model.given = as_model_response(first)
         history, prompt = as_model_messages(conversation[:-1]), as_user_content(conversation[-1])
         result = await self._agent.run(
-            prompt, message_history=history, model=model, retries=retries, capabilities=[reader]
+            prompt, message_history=history, model=model, retries=reasks, capabilities=[reader]
         )
         if self._answers_in_text and self._form is None and len(model.responses) == 1:
             self._form = model.form

@@ -78,7 +78,7 @@ async def extract(  # noqa: PLR0913 - the fields of a request, all by name
     idempotency_key: str | None = None,
     epoch: int = 0,
     use_cache: bool = True,
-    retries: int = 1,
+    reasks: int = 1,
 ) -> Extraction[T]:
     """Ask for an instance of a type.
 
@@ -94,7 +94,7 @@ async def extract(  # noqa: PLR0913 - the fields of a request, all by name
         idempotency_key: Names this extraction; the number of each model request in it is appended.
         epoch: Number of the repeat in an evaluation.
         use_cache: Whether the content cache may answer.
-        retries: How often the model is asked again with the validation errors.
+        reasks: How often the model is asked again with the validation errors.
 
     Raises:
         LLMInvalidOutput: No answer fitted the type; `raw_text`, `validation_errors` and `attempts` tell more.
@@ -102,7 +102,7 @@ async def extract(  # noqa: PLR0913 - the fields of a request, all by name
         LLMError: As `LLMService.chat`.
     """
     answer: OutputShape[T] = OutputShape.of(output_type)
-    task = _ExtractionTask(answer, _conversation(messages), retries)
+    task = _ExtractionTask(answer, _conversation(messages), reasks)
     request = {"context": context, "parameters": parameters, "epoch": epoch, "use_cache": use_cache}
     earlier: LLMError | None = None
     own = constraints or LLMConstraints()
@@ -110,7 +110,7 @@ async def extract(  # noqa: PLR0913 - the fields of a request, all by name
     held = service.router.explain(strongest).candidates
     if not held:
         # Which of the weaker modes there is depends on the model, and no call has asked about it yet.
-        await service.learn(task.probe("tool", route, own))
+        await service.discover(task.probe("tool", route, own))
         held = service.router.explain(strongest).candidates
     for mode, allowed in _modes(service, task, route, own, held):
         key = idempotency_key if earlier is None or idempotency_key is None else f"{idempotency_key}~{mode}"
@@ -176,7 +176,7 @@ class _ExtractionTask(Generic[T]):
 
     answer: OutputShape[T]
     conversation: tuple[Message, ...]
-    retries: int
+    reasks: int
 
     def probe(self, mode: OutputMode, route: Route | None, constraints: LLMConstraints) -> LLMRequest:
         """Return a request that needs of a route what the mode needs."""
@@ -206,7 +206,7 @@ class _ExtractionTask(Generic[T]):
 
     async def _extract_output(self, model: PydanticAiLiteLLMModel, reader: Reader, asker: Asker) -> Any:
         try:
-            return await asker.ask(model, self.conversation, self.answer, reader, self.retries)
+            return await asker.ask(model, self.conversation, self.answer, reader, self.reasks)
         except LLMError as error:
             raise _with_earlier(error, model.responses) from None
         except UnexpectedModelBehavior as error:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from llmkit.errors import LLMError, LLMQuotaExhausted, LLMUnavailable
 from llmkit.types import Route, utc_now
 
-__all__ = ["Outage", "Outages"]
+__all__ = ["Outage", "CircuitBreaker"]
 
 
 class Outage(NamedTuple):
@@ -45,7 +45,7 @@ class Outage(NamedTuple):
         )
 
 
-class Outages:
+class CircuitBreaker:
     """Which routes fail again and again, and until when they are left alone.
 
     After `limit` failed calls in a row a route is closed for `cooldown_s`; then one call at a time is let through, at

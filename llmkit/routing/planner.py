@@ -13,7 +13,7 @@ from typing import NamedTuple
 from llmkit.errors import LLMError, LLMNoRoute, LLMUnavailable
 from llmkit.providers import ProviderSpec, answers_on_this_machine, smallest_prompt_tokens
 from llmkit.providers.model_facts import FactBook, make_declared_facts
-from llmkit.routing.circuit_breaker import Outage, Outages
+from llmkit.routing.circuit_breaker import CircuitBreaker, Outage
 from llmkit.routing.rules import OPEN_TO_FACTS, Case, Exclusion, Kind, Page, first_exclusion, make_pinned_error
 from llmkit.settings import LLMSettings, RouterPolicy
 from llmkit.types import LLMProvider, LLMRequest, PlanEntry, Route, RoutePlan
@@ -84,12 +84,16 @@ class Planner:
     """
 
     def __init__(
-        self, settings: LLMSettings, providers: Mapping[LLMProvider, ProviderSpec], facts: FactBook, outages: Outages
+        self,
+        settings: LLMSettings,
+        providers: Mapping[LLMProvider, ProviderSpec],
+        facts: FactBook,
+        breaker: CircuitBreaker,
     ) -> None:
         self._settings = settings
         self._providers = providers
         self._facts = facts
-        self._outages = outages
+        self._outages = breaker
         self._known = _Known(facts.version)
         # What the settings alone decide is found out once: looking for a package takes longer than a whole plan.
         self._problems = {name: spec.configuration_problem(settings) for name, spec in providers.items()}

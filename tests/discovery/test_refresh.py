@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llmkit.discovery import ollama as asking
 from llmkit.discovery.ollama import look_at_server
-from llmkit.discovery.refresh import OllamaInquiry
+from llmkit.discovery.refresh import OllamaDiscovery
 from llmkit.providers.model_facts import NOTHING_KNOWN, Fact, FactBook, ModelFacts
 from llmkit.providers.ollama import add_tag, read_facts
 from llmkit.settings import load_settings
@@ -36,8 +36,8 @@ def server() -> Iterator[OllamaServer]:
         yield running
 
 
-def inquiry(url: str, book: FactBook, clock: Clock | None = None) -> OllamaInquiry:
-    return OllamaInquiry(load_settings(ollama_api_base=url, facts_ttl_s=60), book, clock or Clock())
+def discovery(url: str, book: FactBook, clock: Clock | None = None) -> OllamaDiscovery:
+    return OllamaDiscovery(load_settings(ollama_api_base=url, facts_ttl_s=60), book, clock or Clock())
 
 
 def values(facts: ModelFacts) -> dict[str, object]:
@@ -46,7 +46,7 @@ def values(facts: ModelFacts) -> dict[str, object]:
 
 async def test_tools_images_context_and_digest_are_taken_over_as_reported(server: OllamaServer) -> None:
     book = FactBook()
-    await inquiry(server.url, book).learn([ROUTE])
+    await discovery(server.url, book).discover([ROUTE])
     known = book.of(ROUTE)
     assert values(known) == {"tools": True, "images": False, "context_tokens": 8192, "digest": "d" * 64}
     assert {fact.source for _, fact in known} == {"reported"}
@@ -55,23 +55,23 @@ async def test_tools_images_context_and_digest_are_taken_over_as_reported(server
 
 
 async def test_many_callers_at_once_share_one_question(server: OllamaServer) -> None:
-    subject = inquiry(server.url, FactBook())
-    await asyncio.gather(*(subject.learn([ROUTE]) for _ in range(50)))
+    subject = discovery(server.url, FactBook())
+    await asyncio.gather(*(subject.discover([ROUTE]) for _ in range(50)))
     assert sorted(request.path for request in server.requests) == ["/api/show", "/api/tags"]
 
 
 async def test_it_asks_again_when_the_answer_is_old_and_not_before(server: OllamaServer) -> None:
     book, clock = FactBook(), Clock()
-    subject = inquiry(server.url, book, clock)
-    await subject.learn([ROUTE])
+    subject = discovery(server.url, book, clock)
+    await subject.discover([ROUTE])
     server.models = [OllamaModel("llama3.2", digest="e" * 64)]
     clock.now = 59.0
     assert not subject.is_due(ROUTE)
-    await subject.learn([ROUTE])
+    await subject.discover([ROUTE])
     assert server.request_count == 2
     clock.now = 60.0
     assert subject.is_due(ROUTE)
-    await subject.learn([ROUTE])
+    await subject.discover([ROUTE])
     assert server.request_count == 4
     digest = book.of(ROUTE).digest
     assert digest is not None
@@ -82,37 +82,37 @@ async def test_it_asks_again_when_the_answer_is_old_and_not_before(server: Ollam
 async def test_a_look_in_vain_is_repeated_after_ten_seconds(server: OllamaServer, status: int) -> None:
     server.script(Fault.status(status), endpoint="/api/show")
     book, clock = FactBook(), Clock()
-    subject = inquiry(server.url, book, clock)
-    await subject.learn([ROUTE])
+    subject = discovery(server.url, book, clock)
+    await subject.discover([ROUTE])
     assert book.of(ROUTE) == NOTHING_KNOWN
     clock.now = 9.0
     assert not subject.is_due(ROUTE)
     clock.now = 10.0
     server.script(Reply(), endpoint="/api/show")
-    await subject.learn([ROUTE])
+    await subject.discover([ROUTE])
     assert book.of(ROUTE).tools is not None
 
 
 async def test_what_was_known_stands_while_the_server_is_down_and_goes_with_the_model(server: OllamaServer) -> None:
     book, clock = FactBook(), Clock()
-    subject = inquiry(server.url, book, clock)
-    await subject.learn([ROUTE])
+    subject = discovery(server.url, book, clock)
+    await subject.discover([ROUTE])
     known = book.of(ROUTE)
     server.stop()
     clock.now = 60.0
-    await subject.learn([ROUTE])
+    await subject.discover([ROUTE])
     assert book.of(ROUTE) == known
     server.start()
     server.models = ["mistral"]
     clock.now = 120.0
-    await subject.learn([ROUTE])
+    await subject.discover([ROUTE])
     assert book.of(ROUTE) == NOTHING_KNOWN
 
 
 async def test_nobody_there_is_no_error() -> None:
     book = FactBook()
-    await inquiry(get_refused_url(), book).learn([ROUTE])
-    await inquiry("http://nobody.example.org:11434", book).learn([ROUTE])
+    await discovery(get_refused_url(), book).discover([ROUTE])
+    await discovery("http://nobody.example.org:11434", book).discover([ROUTE])
     assert book.of(ROUTE) == NOTHING_KNOWN
 
 
@@ -123,30 +123,30 @@ async def test_a_server_that_does_not_answer_is_left_after_a_moment(
     server.script(Fault.hang(), endpoint="/api/show")
     book = FactBook()
     async with asyncio.timeout(30):
-        await inquiry(server.url, book).learn([ROUTE])
+        await discovery(server.url, book).discover([ROUTE])
     assert book.of(ROUTE) == NOTHING_KNOWN
 
 
 async def test_an_old_server_without_capabilities_tells_the_rest() -> None:
     with OllamaServer(models=[OllamaModel("llama3.2", capabilities=())], version="0.5.0") as server:
         book = FactBook()
-        await inquiry(server.url, book).learn([ROUTE])
+        await discovery(server.url, book).discover([ROUTE])
         assert set(values(book.of(ROUTE))) == {"context_tokens", "digest"}
 
 
 async def test_only_ollama_is_asked(server: OllamaServer) -> None:
-    subject = inquiry(server.url, FactBook())
+    subject = discovery(server.url, FactBook())
     routes = [Route.parse("gemini/gemini-2.5-flash"), Route.parse("local/gemma-3-270m")]
     assert not any(map(subject.is_due, routes))
-    await subject.learn(routes)
+    await subject.discover(routes)
     assert server.request_count == 0
 
 
 async def test_who_stops_waiting_does_not_end_the_question_for_the_others(server: OllamaServer) -> None:
     book = FactBook()
-    subject = inquiry(server.url, book)
-    impatient = asyncio.create_task(subject.learn([ROUTE]))
-    patient = asyncio.create_task(subject.learn([ROUTE]))
+    subject = discovery(server.url, book)
+    impatient = asyncio.create_task(subject.discover([ROUTE]))
+    patient = asyncio.create_task(subject.discover([ROUTE]))
     await asyncio.sleep(0)
     impatient.cancel()
     await patient
@@ -162,7 +162,7 @@ async def test_a_redirect_is_not_followed_and_a_password_goes_to_its_own_server_
     with OllamaServer() as redirecting:
         for endpoint in ("/api/show", "/api/tags"):
             redirecting.script(Fault.redirect(server.url), endpoint=endpoint)
-        await inquiry(redirecting.url.replace("://", "://user:secret@"), book).learn([ROUTE])
+        await discovery(redirecting.url.replace("://", "://user:secret@"), book).discover([ROUTE])
         sent = [request.headers.get("Authorization") for request in redirecting.requests]
     assert sent == ["Basic dXNlcjpzZWNyZXQ="] * 2
     assert server.request_count == 0

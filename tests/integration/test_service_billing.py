@@ -75,7 +75,7 @@ def _use(session: Session) -> Counter[str]:
         except LLMError as error:
             served[error.code] += 1
 
-    # Without the embedded model, which would answer too.
+    # Without the local model, which would answer too.
     either = {"route": None, "constraints": LLMConstraints(allowed_providers=frozenset({"ollama", "gemini"}))}
     chat("a hit")
     chat("a hit")

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import llmkit.local_model.server as server_module
-from llmkit.local_model.server import EmbeddedModelServer
+from llmkit.local_model.server import LocalModelServer
 
 # Stands in for the package `xllamacpp` in the child: everything else there is the real program.
 FAKE_RUNTIME = """
@@ -64,7 +64,7 @@ def fake_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def child_of(server: EmbeddedModelServer) -> psutil.Process:
+def child_of(server: LocalModelServer) -> psutil.Process:
     """The running child of a server."""
     process = server_module._registry()._starts[server._spec]._process
     assert process is not None
@@ -87,7 +87,7 @@ def gone_within(pid: int, seconds: float) -> bool:
     return is_gone(pid)
 
 
-# Head of a user's script whose embedded model is the stand-in.
+# Head of a user's script whose local model is the stand-in.
 SCRIPT_HEAD = """
 import asyncio, os, sys, time
 from pathlib import Path

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from llmkit.local_model.server import EmbeddedModelServer
+from llmkit.local_model.server import LocalModelServer
 from llmkit.ports import Endpoint
 from llmkit.settings import load_settings, prepare_litellm_environment
 from tests.local_model.conftest import gone_within
@@ -53,7 +53,7 @@ def a_conversation(review: str) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[Endpoint]:
-    server = EmbeddedModelServer(load_settings(local_context_tokens=512))
+    server = LocalModelServer(load_settings(local_context_tokens=512))
     yield asyncio.run(server.ensure_running())
     asyncio.run(server.close())
 
@@ -130,7 +130,7 @@ SCRIPT = """
 import asyncio, time
 import llmkit.local_model.server as s
 from llmkit.settings import load_settings
-server = s.EmbeddedModelServer(load_settings())
+server = s.LocalModelServer(load_settings())
 asyncio.run(server.ensure_running())
 print(s._registry()._starts[server._spec]._process.pid, flush=True)
 time.sleep(60)

@@ -16,7 +16,7 @@ import pytest
 import llmkit.local_model.server as server_module
 from llmkit.errors import LLMConfigurationError, LLMUnavailable
 from llmkit.local_model.process import ModelProcess, ServeOrder
-from llmkit.local_model.server import EmbeddedModelServer, share_server
+from llmkit.local_model.server import LocalModelServer, share_server
 from llmkit.ports import ModelServer
 from llmkit.settings import load_settings
 from tests.local_model.conftest import child_of, finish, gone_within, is_gone, until, user_script
@@ -24,7 +24,7 @@ from tests.local_model.conftest import child_of, finish, gone_within, is_gone, u
 pytestmark = pytest.mark.usefixtures("fake_runtime")
 
 
-def new_server(**settings: object) -> EmbeddedModelServer:
+def new_server(**settings: object) -> LocalModelServer:
     return share_server(load_settings(**settings))
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from llmkit.errors import LLMConfigurationError
-from llmkit.local_model.models import EmbeddedModel, find_local_model, has_model, model_names
+from llmkit.local_model.models import LocalModel, find_local_model, has_model, model_names
 from llmkit.local_model.weights import require_installed, weights_path
-from llmkit.providers.local import EMBEDDED_MODELS
+from llmkit.providers.local import LOCAL_MODELS
 
 CONTENT = b"the weights of a very small model"
-MODEL = EmbeddedModel("tiny", "tiny_weights", "tiny-weights", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
+MODEL = LocalModel("tiny", "tiny_weights", "tiny-weights", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
 
 # Behaves as the real weights package does: files in parts, one checksum, errors of the standard library.
 PACKAGE = """
@@ -69,7 +69,7 @@ def no_hashing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_embedded_model_is_known_and_the_provider_knows_the_same() -> None:
-    assert model_names() == tuple(EMBEDDED_MODELS) == ("gemma-3-270m",)
+    assert model_names() == tuple(LOCAL_MODELS) == ("gemma-3-270m",)
     assert has_model("gemma-3-270m")
     assert not has_model("gemma-9")
     assert len(find_local_model("gemma-3-270m").sha256) == 64

@@ -450,7 +450,7 @@ def test_a_column_without_a_session_says_what_to_do(monkeypatch: pytest.MonkeyPa
 
     accessor.register()
     monkeypatch.setattr(accessor, "_sessions", [])
-    accessor.remember(Session("gone"))
+    accessor.remember_session(Session("gone"))
     gc.collect()
     with pytest.raises(LLMConfigurationError, match="Session"):
         pd.Series(["x"]).llm.chat("Say {text}")

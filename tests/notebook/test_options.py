@@ -12,8 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from llmkit import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError, LLMRequest, Session
-from llmkit.evals import Sample, Task
-from llmkit.evals import EvaluateOptions
+from llmkit.evals import EvaluateOptions, Sample, Task
 from llmkit.notebook import options as options_module
 from llmkit.notebook.options import ChatOptions, list_option_names, read_option_docs
 from llmkit.testing import OllamaServer
@@ -136,7 +135,7 @@ async def test_a_slip_in_an_evaluation_is_one_line_too(
     [
         ({"workspace": ""}, "workspace_id"),
         ({"workspace": " churn"}, "workspace_id: must be one line, without white space at its beginning or end$"),
-        ({"settings": {"llm_lane": "fast"}}, "settings must be LLMSettings.*got dict"),
+        ({"settings": {"llm_request_path": "fast"}}, "settings must be LLMSettings.*got dict"),
         ({"replay": 5}, "path of a cassette; got int"),
     ],
 )

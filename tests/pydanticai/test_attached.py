@@ -183,7 +183,7 @@ def test_a_session_extracts_from_images_with_or_without_a_text() -> None:
         shots = [("The sky at night", {"label": "black"})]
         assert session.extract(Label, images=png(), examples=shots, route="ollama/llava").label == "red"
         session.extract(Label, "A flag", images=[png()], route="ollama/llava")
-        with pytest.raises(LLMBadRequest, match=r"nothing to read: give a text, images=\.\.\. or files=\.\.\."):
+        with pytest.raises(LLMBadRequest, match=r"nothing to read: pass a text, images=\.\.\. or files=\.\.\."):
             session.extract(Label, route="ollama/llava")
         alone, beside = (call.json["messages"] for call in server.calls)
     assert alone[0]["content"] == "Read the Label out of what is attached. Answer with JSON only."
@@ -212,7 +212,7 @@ def test_what_cannot_be_attached_is_one_error_before_anything_is_sent(parameters
         for ask in (session.chat, lambda text, **rest: session.extract(Label, text, **rest)):
             with pytest.raises(LLMBadRequest, match=said):
                 ask("Which colour?", route="ollama/llama3.2", **parameters)
-        with pytest.raises(LLMBadRequest, match="go with the last message"):
+        with pytest.raises(LLMBadRequest, match="belong to the last message"):
             session.chat([Message(role="assistant", content="Hm.")], route="ollama/llama3.2", images=png())
         assert not server.requests
 

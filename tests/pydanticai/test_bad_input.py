@@ -236,7 +236,7 @@ class _Scene:
 
     async def _read(self) -> None:
         try:
-            found = await extract(self.service, Tree, "q", context=CONTEXT, retries=0)
+            found = await extract(self.service, Tree, "q", context=CONTEXT, reasks=0)
         except LLMInvalidOutput:
             return
         assert isinstance(found.value, Tree)

@@ -84,7 +84,7 @@ async def test_an_answer_that_does_not_fit_is_asked_again_with_what_was_wrong(wi
 async def test_what_never_fits_is_an_honest_error_with_the_raw_text_and_what_was_billed(wire: Wire) -> None:
     wire.server.script([Reply('{"label": "meh"}')])
     with pytest.raises(LLMInvalidOutput) as caught:
-        await wire.extract(Label, "Hm.", retries=2)
+        await wire.extract(Label, "Hm.", reasks=2)
     error = caught.value
     assert error.raw_text == '{"label": "meh"}'
     assert "label" in error.validation_errors[0]
@@ -95,7 +95,7 @@ async def test_what_never_fits_is_an_honest_error_with_the_raw_text_and_what_was
 async def test_no_retries_is_one_call(wire: Wire) -> None:
     wire.server.script([Reply("no")])
     with pytest.raises(LLMInvalidOutput, match="in 1 tries: the answer is not one JSON object"):
-        await wire.extract(Label, "Hm.", retries=0)
+        await wire.extract(Label, "Hm.", reasks=0)
     assert len(wire.server.calls) == 1
 
 

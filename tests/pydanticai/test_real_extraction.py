@@ -1,4 +1,4 @@
-"""Few-shot extraction from real reviews, constrained to the schema, on the embedded model and on a real Ollama.
+"""Few-shot extraction from real reviews, constrained to the schema, on the local model and on a real Ollama.
 
 Both run the same 270-million-parameter base model on reviews of `evals/sentiment`, with six examples, at temperature 0.
 Exact scores as measured are in each test's docstring; the tests print theirs (`pytest -s`) and fail only well below.

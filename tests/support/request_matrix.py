@@ -1,4 +1,4 @@
-"""What both lanes are asked and answered, as data: the contract suite sends all of it through each."""
+"""What both paths are asked and answered, as data: the contract suite sends all of it through each."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class EvaluateOptions(TypedDict, total=False):
             is a result and stays: repeating it until it fits would flatter the model. "all" repeats these too (a stored
             answer is served from the store), False repeats none.
         parameters: Generation parameters on top of the task's.
-        repairs: How often to ask a model again, with its validation errors.
+        reasks: How often to ask a model again, with its validation errors.
         scorer_timeout_s: Longest time for one scorer on one sample, in seconds; longer is a scorer error. Judges have
             their own limit. None for no limit.
         policies: Services that route by another policy, for routes written `policy:NAME`.
@@ -51,7 +51,7 @@ class EvaluateOptions(TypedDict, total=False):
     progress: Annotated["bool | Callable[[Progress], None]", {"default": True}]
     retry_failed: Annotated[bool | Literal["all"], {"default": True}]
     parameters: Mapping[str, Any] | None
-    repairs: Annotated[int, {"default": 1}]
+    reasks: Annotated[int, {"default": 1}]
     scorer_timeout_s: Annotated[float | None, {"default": 60}]
     policies: "Mapping[str, LLMService]"
     budget: "Budget | None"

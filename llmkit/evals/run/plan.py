@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import EvalOutcome, EvalRun
 from llmkit.evals.budget import Budget
-from llmkit.evals.call_names import _epoch, _legible_id, _some, digests_of, with_repairs
+from llmkit.evals.call_names import _epoch, _legible_id, _some, digests_of, with_reasks
 from llmkit.evals.dataset.dataset import Dataset, Sample
 from llmkit.evals.prompt import Content
 from llmkit.evals.provenance import describe_process
@@ -45,7 +45,7 @@ class Plan:
     scorers: tuple[Scorer, ...]
     epochs: int
     concurrency: int
-    repairs: int
+    reasks: int
     scorer_timeout_s: float | None
     retry_failed: bool | Literal["all"]
     progress: bool | Callable[[Progress], None]
@@ -84,7 +84,7 @@ class Plan:
             scorers=task.scorer_objects,
             epochs=_at_least("epochs", options.get("epochs", 1), 1),
             concurrency=_concurrency(options.get("concurrency", AUTO)),
-            repairs=_at_least("repairs", options.get("repairs", 1), 0),
+            reasks=_at_least("reasks", options.get("reasks", 1), 0),
             scorer_timeout_s=_above_zero("scorer_timeout_s", options.get("scorer_timeout_s", DEFAULT_SCORER_TIMEOUT_S)),
             retry_failed=options.get("retry_failed", True),
             progress=options.get("progress", True),
@@ -130,7 +130,7 @@ class Plan:
 
     def _options(self) -> dict[str, Any]:
         """Return the options besides the task, for the record."""
-        names = ("concurrency", "repairs", "retry_failed", "scorer_timeout_s")
+        names = ("concurrency", "reasks", "retry_failed", "scorer_timeout_s")
         return {name: getattr(self, name) for name in names}
 
     def lower_is_better(self) -> list[str]:
@@ -186,8 +186,8 @@ class Plan:
                 compared.add((outcome.route, outcome.sample_id, digest))
 
     def request_digest(self, lane: Lane, content: Content) -> str:
-        """Short hash of what a lane sends for a sample of this content, repairs included."""
-        return with_repairs(lane.digest(content), self.repairs)
+        """Short hash of what a lane sends for a sample of this content, reasks included."""
+        return with_reasks(lane.digest(content), self.reasks)
 
     def is_open(self, result: EvalOutcome) -> bool:
         """Return whether a stored result is to be replaced by calling again."""

@@ -312,7 +312,7 @@ class _Evaluation:
             idempotency_key=name,
             epoch=job.epoch,
             use_cache=False,
-            retries=self.plan.repairs,
+            reasks=self.plan.reasks,
         )
 
     async def _keep_answer(self, job: _SampleCall, slot: Slot, extraction: Extraction[Any], opened: Span) -> None:

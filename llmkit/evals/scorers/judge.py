@@ -21,7 +21,7 @@ from llmkit.types import LLMConstraints, LLMRequest, Message, RequestContext, Ro
 __all__ = ["JUDGE_PROMPT", "JUDGE_STAGE", "JUDGE_TIMEOUT_S", "judge"]
 
 JUDGE_STAGE = "judge"
-# A call with its retries, on a server that is busy with the samples too.
+# Enough for a call with retries on a server that is also busy with the samples.
 JUDGE_TIMEOUT_S = 600.0
 KEY_LENGTH = 12
 
@@ -46,7 +46,7 @@ Criteria: {criteria}
 Give the reason first, in one or two sentences. Then give the grade, a whole number from 1 (does not meet the criteria
 at all) to {best} (meets them fully)."""
 
-PLACES = ("task", "reference", "answer", "criteria", "best")
+PLACEHOLDERS = ("task", "reference", "answer", "criteria", "best")
 NO_REFERENCE = "(none is given)"
 
 Parameters: TypeAlias = tuple[tuple[str, Any], ...]
@@ -54,7 +54,7 @@ Parameters: TypeAlias = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True, slots=True)
 class _Judge(Options):
-    """A scorer that asks a model. Everything that its verdict depends on is a field, so that an edit is noticed."""
+    """A scorer that calls a model. Everything that affects its verdict is a field, so an edit is noticed."""
 
     is_quick: ClassVar[bool] = False
 
@@ -63,14 +63,15 @@ class _Judge(Options):
     prompt: str = JUDGE_PROMPT
     scale: int = 5
     parameters: Parameters = ()
+    # The name is part of the scorer's definition in stored runs, so it outlives the parameter's old name.
     repairs: int = 1
     timeout_s: float = JUDGE_TIMEOUT_S
 
     def __call__(self, _output: Any, _sample: Sample, /) -> Score:
-        raise TypeError("a judge asks a model; it works in an evaluation only")
+        raise TypeError("a judge calls a model, so it needs an evaluation")
 
     def description(self) -> dict[str, Any]:
-        """What the report says of the judge, as JSON-able data."""
+        """Return the judge as JSON-able data for the report."""
         return {
             "route": self.route,
             "prompt": self.prompt,
@@ -80,33 +81,33 @@ class _Judge(Options):
         }
 
     async def score_in(self, context: ScoringContext, output: Any, sample: Sample, /) -> Score:
-        """Ask for a verdict, under a name made of the output's own call: it is never paid for twice."""
+        """Request a verdict under a key derived from the output's call, so that it is never paid for twice."""
         messages = (Message(role="user", content=self._question(output, sample)),)
         digest = sha256_of([self.name, repr(self), [message.content for message in messages]])[:KEY_LENGTH]
-        found = await context.extract(
+        extraction = await context.extract(
             context.service,
-            _verdict(self.scale),
+            _build_verdict_type(self.scale),
             messages,
             context=RequestContext(
                 workspace_id=context.workspace_id, pipeline_run_id=context.call_name, stage=JUDGE_STAGE
             ),
             route=None if self.route is None else Route.parse(self.route),
-            # A pinned judge stays the same for all: grades of two judges are not comparable.
+            # A pinned judge has no fallback, because grades of two judges are not comparable.
             constraints=LLMConstraints(allow_fallback=self.route is None),
             parameters=dict(self.parameters),
             idempotency_key=f"{context.call_name}:{JUDGE_STAGE}:{digest}",
             use_cache=False,
-            retries=self.repairs,
+            reasks=self.repairs,
         )
-        who = found.responses[-1].route
-        verdict = found.value
+        who = extraction.responses[-1].route
+        verdict = extraction.value
         return Score((verdict.grade - 1) / (self.scale - 1), f"{who} gave {verdict.grade}: {verdict.reason}")
 
     def _question(self, output: Any, sample: Sample) -> str:
         fields: dict[str, JsonValue] = {
-            "task": _shown(sample.input),
-            "reference": NO_REFERENCE if sample.target is None else _shown(sample.target),
-            "answer": _shown(to_jsonable_python(output, by_alias=True)),
+            "task": _to_text(sample.input),
+            "reference": NO_REFERENCE if sample.target is None else _to_text(sample.target),
+            "answer": _to_text(to_jsonable_python(output, by_alias=True)),
             "criteria": self.criteria,
             "best": str(self.scale),
         }
@@ -114,7 +115,7 @@ class _Judge(Options):
 
 
 class _Verdict(BaseModel):
-    """A judge's answer: the reason stands first, so that the grade follows from it."""
+    """The answer of a judge. The reason comes first, so that the grade follows from it."""
 
     model_config = ConfigDict(title="Verdict")
 
@@ -123,12 +124,12 @@ class _Verdict(BaseModel):
 
 
 @lru_cache(maxsize=16)
-def _verdict(scale: int) -> type[_Verdict]:
+def _build_verdict_type(scale: int) -> type[_Verdict]:
     grade = Annotated[int, Field(ge=1, le=scale)]
     return cast("type[_Verdict]", create_model("Verdict", __base__=_Verdict, reason=(str, ...), grade=(grade, ...)))
 
 
-def _shown(value: Any) -> str:
+def _to_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
 
 
@@ -139,37 +140,37 @@ def judge(
     prompt: str = JUDGE_PROMPT,
     scale: int = 5,
     parameters: Mapping[str, Any] | None = None,
-    repairs: int = 1,
+    reasks: int = 1,
     timeout_s: float = JUDGE_TIMEOUT_S,
     name: str = "judge",
 ) -> Scorer:
-    """A model's grade of the answer, from 1 to `scale`, as a number from 0 to 1; its reason is the score's detail.
+    """Let a model grade the answer from 1 to `scale`, as a score from 0 to 1 with the reason as its detail.
 
-    The judge is asked through the evaluation's own service. Its calls are recorded with the stage `judge` beside those
-    of the sample, and their idempotency keys are made of run, sample, route, epoch, question and judge, so that a
-    resumed or repeated run asks for no verdict twice. A judge that fails, or gives no valid verdict, is a scorer error.
-    What it used is not counted among the tokens of the route that it judges.
+    The judge is called through the evaluation's service. Its calls are recorded with the stage `judge` beside those of
+    the sample, and their idempotency keys are made of run, sample, variant, epoch, question and judge, so a resumed or
+    repeated run requests no verdict twice. A judge that fails, or gives no valid verdict, is a scorer error. Its tokens
+    are not counted among those of the variant that it judges.
 
     Args:
-        criteria: What a good answer is, in words.
+        criteria: Description of a good answer.
         route: `provider/model`, pinned, so that all answers are graded by the same model; None lets the router choose.
             Do not let a model judge itself.
-        prompt: A template with the places `{task}` (the sample's input), `{reference}` (its target), `{answer}` (the
+        prompt: A template with the placeholders `{task}` (the sample's input), `{reference}` (its target), `{answer}` (the
             output as JSON), `{criteria}` and `{best}` (the best grade).
         scale: The best grade, at least 2. With 2 it is a verdict of no or yes.
         parameters: Generation parameters; temperature 0 when None.
-        repairs: How often the judge is asked again when its verdict is not valid.
-        timeout_s: Most seconds for one verdict, repairs and retries included; 600.
+        reasks: How often the judge is asked again when its verdict is not valid.
+        timeout_s: Most seconds for one verdict, reasks and retries included; 600.
         name: Name of the metric.
 
     Raises:
         LLMEvaluationError: A part cannot be used; the message names it.
     """
     if not criteria.strip():
-        raise LLMEvaluationError(f"{name}: say in words what a good answer is: judge('...').")
-    if scale < 2 or repairs < 0 or not timeout_s > 0:
-        raise LLMEvaluationError(f"{name}: scale= is at least 2, repairs= at least 0, and timeout_s= above 0.")
-    _require_places(name, prompt)
+        raise LLMEvaluationError(f"{name}: criteria must describe a good answer: judge('...').")
+    if scale < 2 or reasks < 0 or not timeout_s > 0:
+        raise LLMEvaluationError(f"{name}: scale= is at least 2, reasks= at least 0, and timeout_s= above 0.")
+    _require_placeholders(name, prompt)
     given = {"temperature": 0} if parameters is None else dict(parameters)
     try:
         LLMRequest.model_validate({"messages": "check", "route": route, **given})
@@ -182,13 +183,13 @@ def judge(
         prompt=prompt,
         scale=scale,
         parameters=tuple(sorted(given.items())),
-        repairs=repairs,
+        repairs=reasks,
         timeout_s=timeout_s,
     )
 
 
-def _require_places(name: str, prompt: str) -> None:
-    empty = Sample(dict.fromkeys(PLACES, ""), id=name)
+def _require_placeholders(name: str, prompt: str) -> None:
+    empty = Sample(dict.fromkeys(PLACEHOLDERS, ""), id=name)
     Template.parse(prompt).render(empty)
     if "{answer}" not in prompt:
-        raise LLMEvaluationError(f"{name}: the prompt has no place {{answer}}, so that nothing could be judged.")
+        raise LLMEvaluationError(f"{name}: the prompt has no place {{answer}}, so there is nothing to judge.")

@@ -15,7 +15,7 @@ from llmkit.settings import LLMSettings
 from llmkit.transport.limits.adaptive_concurrency import AdaptiveLimit, Concurrency, FixedLimit, Ticket
 from llmkit.transport.limits.daily_quota import Parking
 from llmkit.transport.limits.rate_limits import Leave, Rates
-from llmkit.transport.limits.resizable_semaphore import Gate
+from llmkit.transport.limits.resizable_semaphore import ResizableSemaphore
 from llmkit.transport.limits.sliding_window import SlidingWindow
 from llmkit.types import LLMProvider, LLMRequest, Route, utc_now
 
@@ -46,7 +46,7 @@ class Limits:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
-        self._all = Gate(lambda: settings.concurrency_limit)
+        self._all = ResizableSemaphore(lambda: settings.concurrency_limit)
         self._now = now
         self._providers = {
             name: _Provider(spec, _concurrency(spec, settings), _rates(spec, settings, clock), Parking(spec.quota_zone))
@@ -84,7 +84,7 @@ class Admission:
     def __init__(
         self,
         provider: _Provider,
-        everywhere: Gate,
+        everywhere: ResizableSemaphore,
         now: Callable[[], datetime],
         route: Route,
         request: LLMRequest,
@@ -101,7 +101,7 @@ class Admission:
     async def enter(self, *, first: bool = False) -> None:
         """Wait for the place."""
         began_s = time.perf_counter()
-        await self._provider.gate.enter(first=first)
+        await self._provider.semaphore.enter(first=first)
         self._is_inside = True
         self._log.queued_ms += (time.perf_counter() - began_s) * 1000
 
@@ -109,7 +109,7 @@ class Admission:
         """Give the place up. Idempotent."""
         if self._is_inside:
             self._is_inside = False
-            self._provider.gate.leave()
+            self._provider.semaphore.leave()
 
     async def send(self, work: Work) -> ClientReply:
         """Do the work, one request, when the limits over all and per minute allow it, and learn from how it ends.
@@ -206,23 +206,23 @@ class _Provider:
     concurrency: Concurrency
     rates: Rates
     parking: Parking
-    gate: Gate = field(init=False)
+    semaphore: ResizableSemaphore = field(init=False)
     answers: bool = field(init=False, default=False)
     """Whether the last request that ended was answered."""
 
     def __post_init__(self) -> None:
-        self.gate = Gate(lambda: self.concurrency.limit)
+        self.semaphore = ResizableSemaphore(lambda: self.concurrency.limit)
 
     def began(self) -> Ticket:
-        return self.concurrency.began(self.gate.inside)
+        return self.concurrency.began(self.semaphore.inside)
 
     def note_answer(self, ticket: Ticket, latency_s: float) -> None:
         self.concurrency.note_answer(ticket, latency_s)
-        self.gate.open()
+        self.semaphore.open()
 
     def note_failure(self, ticket: Ticket) -> None:
         self.concurrency.note_failure(ticket)
-        self.gate.open()
+        self.semaphore.open()
 
     def note_refusal(self, ticket: Ticket, *, again: bool) -> None:
         self.concurrency.note_refusal(ticket, again=again)

@@ -6,10 +6,10 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-__all__ = ["Gate"]
+__all__ = ["ResizableSemaphore"]
 
 
-class Gate:
+class ResizableSemaphore:
     """Like `asyncio.Semaphore`, for a number that changes. Belongs to one event loop.
 
     Args:

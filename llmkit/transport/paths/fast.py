@@ -1,4 +1,4 @@
-"""The fast lane: LiteLLM's translations alone, straight over the pool. `benchmarks/client.py` says what that saves."""
+"""The fast path: LiteLLM's translations alone, straight over the pool. `benchmarks/client.py` says what that saves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llmkit.transport.paths.translation import PreparedRequest, RawReply, Transl
 if TYPE_CHECKING:
     from llmkit.transport.http.http_pool import Pool
 
-__all__ = ["FastLane", "FastParts", "NoAnswerError", "load_parts"]
+__all__ = ["FastPath", "FastParts", "NoAnswerError", "load_parts"]
 
 HTTP_OK = 200
 _SUCCESS = range(200, 300)
@@ -64,18 +64,18 @@ def _load_parts() -> FastParts | None:
             parts = FastParts(translations(internals), internals.model_cost)
             rehearse(parts.translations)
             return parts
-    except Exception as error:  # noqa: BLE001 - whatever is wrong, there is another lane
+    except Exception as error:  # noqa: BLE001 - whatever is wrong, there is another path
         found = (f"{type(error).__name__} at rehearsal: {error}",)
     logging.getLogger("llmkit").warning(
-        "LiteLLM is not the one that llmkit's fast lane was made for (%s): calls take its own, slower way. Install "
-        "litellm==%s, or set LLM_LANE=reference.",
+        "LiteLLM is not the one that llmkit's fast path was made for (%s): calls take its own, slower way. Install "
+        "litellm==%s, or set LLM_REQUEST_PATH=reference.",
         "; ".join(found),
         RELEASE,
     )
     return None
 
 
-class FastLane:
+class FastPath:
     """Carries the requests that llmkit makes. Used in one event loop; the pool is the caller's to close.
 
     Args:
@@ -90,14 +90,14 @@ class FastLane:
         self._forms = Forms(parts.model_cost)
 
     def prepare(self, arguments: CallArguments) -> PreparedRequest | None:
-        """Return the request on the wire, or None when the reference lane has to carry it."""
+        """Return the request on the wire, or None when the reference path has to carry it."""
         provider, _, model = str(arguments.kwargs["model"]).partition("/")
         translation = self._translations.get(provider)
         if translation is None or not self._is_chat_model(arguments):
             return None
         try:
             return self._prepare_request(translation, model, arguments)
-        except Exception:  # noqa: BLE001 - the reference lane finds the same fault and has LiteLLM's words for it
+        except Exception:  # noqa: BLE001 - the reference path finds the same fault and has LiteLLM's words for it
             return None
 
     def _prepare_request(

@@ -1,4 +1,4 @@
-"""LiteLLM, loaded once and quietly: its public call, and the inner parts of the pinned release that the fast lane uses.
+"""LiteLLM, loaded once and quietly: its public call, and the inner parts of the pinned release that the fast path uses.
 
 The only module that imports litellm, inside functions: importing it takes seconds.
 """
@@ -71,7 +71,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     _IS_GEMINI: ("model", "custom_llm_provider"),
     _WITHOUT_SIGNATURES: ("messages", "thought_signature_separator"),
 }  # fmt: skip
-"""Functions of LiteLLM that the fast lane calls, and the parameters that they have in `RELEASE`."""
+"""Functions of LiteLLM that the fast path calls, and the parameters that they have in `RELEASE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Library:
 
 @dataclass(frozen=True, slots=True)
 class Internals:
-    """The inner parts of litellm that the fast lane is made of. None of them talks to anyone."""
+    """The inner parts of litellm that the fast path is made of. None of them talks to anyone."""
 
     ollama: Any
     gemini: Any

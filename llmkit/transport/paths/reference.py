@@ -1,4 +1,4 @@
-"""The reference lane: `litellm.acompletion` as it is, over a transport of ours."""
+"""The reference path: `litellm.acompletion` as it is, over a transport of ours."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from llmkit.transport.paths.library import Library, load_library
 if TYPE_CHECKING:
     from llmkit.transport.http.http_pool import Pool
 
-__all__ = ["ReferenceLane"]
+__all__ = ["ReferencePath"]
 
 # LiteLLM's own limit is one of inactivity; ours, on the whole request, comes first.
 BACKSTOP_S = 5.0
 
 
-class ReferenceLane:
+class ReferencePath:
     """Carries every request. Used and closed in one event loop; the pool stays the caller's to close.
 
     Args:

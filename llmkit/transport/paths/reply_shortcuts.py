@@ -1,7 +1,7 @@
 """The plainest answers, read without LiteLLM's objects, whose making costs more than the request itself.
 
 Only an answer of one text that ended by itself or at its limit, with plain counts; for everything else there is None,
-and LiteLLM reads it. What is read here is what LiteLLM reads: compared when the fast lane is loaded, and by tests.
+and LiteLLM reads it. What is read here is what LiteLLM reads: compared when the fast path is loaded, and by tests.
 """
 
 from __future__ import annotations

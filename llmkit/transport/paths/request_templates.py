@@ -83,7 +83,7 @@ class _RequestTemplate:
 
 
 class Forms:
-    """The forms of one lane. Belongs to one event loop.
+    """The forms of one path. Belongs to one event loop.
 
     Args:
         listed: LiteLLM's list of models, which may be changed while the process runs.

@@ -1,4 +1,4 @@
-"""Which lane carries a request: the fast one where it can, else the reference lane."""
+"""Which path carries a request: the fast one where it can, else the reference path."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmkit.settings import LaneName
+from llmkit.settings import RequestPath
 from llmkit.transport.http.exchange import Exchange
-from llmkit.transport.paths.fast import FastLane, FastParts, load_parts
+from llmkit.transport.paths.fast import FastParts, FastPath, load_parts
 from llmkit.transport.paths.library import load_library
-from llmkit.transport.paths.reference import ReferenceLane
+from llmkit.transport.paths.reference import ReferencePath
 
 if TYPE_CHECKING:
     from llmkit.transport.http.http_pool import Pool
 
-__all__ = ["Lanes", "load_here"]
+__all__ = ["RequestPaths", "load_here"]
 
 _REHEARSAL_S = 60.0
 
@@ -23,25 +23,25 @@ _REHEARSAL_S = 60.0
 @dataclass(frozen=True, slots=True)
 class _OpenPath:
     pool: Pool
-    reference: ReferenceLane
-    fast: FastLane | None
+    reference: ReferencePath
+    fast: FastPath | None
 
 
 def _open_path(parts: FastParts | None) -> _OpenPath:
     from llmkit.transport.http.http_pool import Pool
 
     pool = Pool()
-    return _OpenPath(pool, ReferenceLane(pool), FastLane(pool, parts) if parts is not None else None)
+    return _OpenPath(pool, ReferencePath(pool), FastPath(pool, parts) if parts is not None else None)
 
 
-class Lanes:
-    """Both lanes over one pool of connections. Belongs to one event loop, in which it is used and closed.
+class RequestPaths:
+    """Both paths over one pool of connections. Belongs to one event loop, in which it is used and closed.
 
     Args:
-        preferred: The lane of a request that both can carry.
+        preferred: The path of a request that both can carry.
     """
 
-    def __init__(self, preferred: LaneName) -> None:
+    def __init__(self, preferred: RequestPath) -> None:
         self._preferred = preferred
         self._open_path: _OpenPath | None = None
 
@@ -64,7 +64,7 @@ class Lanes:
             exchange: A call that is given up here.
         """
         opened = await self._open()
-        # The fast lane was tried when it was loaded.
+        # The fast path was tried when it was loaded.
         if opened.fast is None:
             exchange.is_abandoned = True
             await asyncio.to_thread(asyncio.run, _raise_held_back(exchange))
@@ -92,21 +92,21 @@ class Lanes:
             await opened.pool.close()
 
 
-def _load(preferred: LaneName) -> FastParts | None:
+def _load(preferred: RequestPath) -> FastParts | None:
     import llmkit.transport.http.http_pool  # noqa: F401 - takes a while too
 
     load_library()
     return load_parts() if preferred == "fast" else None
 
 
-def load_here(preferred: LaneName, exchange: Exchange) -> None:
-    """`Lanes.load` and `Lanes.rehearse` in the calling thread, which must have no running event loop.
+def load_here(preferred: RequestPath, exchange: Exchange) -> None:
+    """`RequestPaths.load` and `RequestPaths.rehearse` in the calling thread, which must have no running event loop.
 
     Args:
-        preferred: The lane that will be used.
+        preferred: The path that will be used.
         exchange: A call that is given up here.
     """
-    # The fast lane is tried when it is loaded.
+    # The fast path is tried when it is loaded.
     if _load(preferred) is None:
         exchange.is_abandoned = True
         asyncio.run(_raise_held_back(exchange))
@@ -116,7 +116,7 @@ async def _raise_held_back(exchange: Exchange) -> None:
     from llmkit.transport.http.http_pool import Pool
 
     pool = Pool()
-    lane = ReferenceLane(pool)
-    await asyncio.gather(lane.complete(exchange, _REHEARSAL_S), return_exceptions=True)
-    await lane.close()
+    path = ReferencePath(pool)
+    await asyncio.gather(path.complete(exchange, _REHEARSAL_S), return_exceptions=True)
+    await path.close()
     await pool.close()

@@ -24,7 +24,7 @@ from llmkit.evals import Sample, Score
 from llmkit.evals.ci.junit import render_run_junit
 from llmkit.evals.ci.markdown import render_run_markdown
 from llmkit.evals.report.html import render_page
-from llmkit.evals.report.html.fields import by_field, differs, shown
+from llmkit.evals.report.html.fields import is_different, split_by_field, to_display_text
 from llmkit.evals.report.report import ATTEMPT_COLUMNS, EvalReport
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply
 from llmkit.types import AttemptStatus, Route, RunStatus, ServedFrom
@@ -345,7 +345,7 @@ def test_every_sample_has_its_prompt_answers_scores_and_trace(servers):
 def test_a_prompt_is_told_whole_only_if_its_hash_is_that_of_the_call(servers):
     edited = [replace(SAMPLES[0], input="excellent"), *SAMPLES[1:]]
     with Session("w", **servers) as session:
-        evaluated(session, repairs=0)
+        evaluated(session, reasks=0)
         whole, changed, unknown = (
             page_of(session.report("run", task=task)).data["cases"]
             for task in (TASK, sentiment_task(dataset=edited, system="Be brief."), None)
@@ -371,7 +371,7 @@ def test_the_report_names_what_was_run_and_no_secret(servers):
     assert known == json.loads(json.dumps(report.to_json()["provenance"]))
     assert known["routes"][ROUTES[0]]["parameters"] == {"seed": 7, "temperature": 0}
     assert known["settings"]["max_retries"] == 0
-    assert known["options"]["repairs"] == 1
+    assert known["options"]["reasks"] == 1
     assert (known["packages"]["llmkit"], known["samples"], known["epochs"]) == ("0.1.0", 4, 1)
     assert {model["route"] for model in known["models"]} == set(ROUTES)
     visible = Page(text).visible
@@ -497,15 +497,15 @@ JSON = st.recursive(
 @settings(max_examples=100, deadline=None)
 @given(JSON)
 def test_no_value_differs_from_itself_and_every_part_is_text(value):
-    fields = by_field(value, "only")
-    again = by_field(json.loads(json.dumps(value)), "only")
+    fields = split_by_field(value, "only")
+    again = split_by_field(json.loads(json.dumps(value)), "only")
     assert list(fields) == list(again)
-    assert not [path for path in fields if differs(fields[path], again[path])]
-    assert all(isinstance(shown(part), str) for part in fields.values())
+    assert not [path for path in fields if is_different(fields[path], again[path])]
+    assert all(isinstance(to_display_text(part), str) for part in fields.values())
 
 
 @pytest.mark.parametrize(
-    ("target", "got", "is_different"),
+    ("target", "got", "expected"),
     [
         (1, 1.0, False),
         ("12.50", 12.5, False),
@@ -518,11 +518,11 @@ def test_no_value_differs_from_itself_and_every_part_is_text(value):
         (["a", "b"], ["b", "a"], True),
     ],
 )
-def test_what_is_written_differently(target, got, is_different):
-    assert differs(target, got) is is_different
+def test_what_is_written_differently(target, got, expected):
+    assert is_different(target, got) is expected
 
 
 def test_nested_parts_have_paths():
     value = {"to": {"city": "Rome"}, "lines": [{"item": "saw"}, {"item": "nail"}], "tags": ["a", "b"], "none": {}}
-    assert list(by_field(value)) == ["to.city", "lines[0].item", "lines[1].item", "tags", "none"]
-    assert by_field("positive", "label") == {"label": "positive"}
+    assert list(split_by_field(value)) == ["to.city", "lines[0].item", "lines[1].item", "tags", "none"]
+    assert split_by_field("positive", "label") == {"label": "positive"}

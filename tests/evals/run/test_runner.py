@@ -509,7 +509,7 @@ async def test_an_edited_prompt_function_is_noticed():
         await run(sentiment_task(prompt=lambda sample: f"B {sample.input}"), store=store)
 
 
-@pytest.mark.parametrize("options", [{"parameters": {"temperature": 0.5}}, {"repairs": 3}])
+@pytest.mark.parametrize("options", [{"parameters": {"temperature": 0.5}}, {"reasks": 3}])
 async def test_other_parameters_under_one_label_are_refused(options):
     store = MemoryStore()
     await run(store=store)
@@ -618,7 +618,7 @@ async def test_a_route_that_cannot_be_used_is_one_error_before_anything_is_sent(
         ({"epochs": 0}, "epochs"),
         ({"concurrency": 0}, "concurrency"),
         ({"limit": 0}, "limit"),
-        ({"repairs": -1}, "repairs"),
+        ({"reasks": -1}, "reasks"),
         ({"parameters": {"temperature": 9}}, "temperature"),
         ({"parameters": {"top_k": 9}}, "Unknown parameter top_k"),
         ({"name": " "}, "name of an evaluation"),

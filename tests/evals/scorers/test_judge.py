@@ -125,7 +125,7 @@ def test_a_verdict_out_of_range_is_asked_for_again_and_then_a_scorer_error():
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"criteria": " "}, "say in words"),
+        ({"criteria": " "}, "must describe a good answer"),
         ({"scale": 1}, "scale= is at least 2"),
         ({"route": "nowhere"}, "judge: "),
         ({"prompt": "{criteria}"}, "no place {answer}"),

@@ -242,7 +242,7 @@ def make_task(**parts):
         ([lambda output, sample: 1], "named function"),
         ([partial(print)], "named function"),
         ([3], "named function"),
-        ([field_match], r"field_match makes a scorer and is none: write field_match\(\.\.\.\), with brackets"),
+        ([field_match], r"field_match is a factory of scorers: call it, field_match\(\.\.\.\)"),
         ([one_argument], r"one_argument must take two arguments, \(output, sample\)"),
         (field_match("label"), r"scorers is a list, scorers=\[\.\.\.\]; got _FieldMatch"),
         ("field_match", "scorers is a list.* got str"),

@@ -180,7 +180,7 @@ async def test_a_cancelled_call_gives_everything_back():
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     provider = subject._providers[LLMProvider.OLLAMA]
-    assert (provider.gate.inside, subject._all.inside) == (0, 0)
+    assert (provider.semaphore.inside, subject._all.inside) == (0, 0)
     async with asyncio.timeout(60):
         await send(subject, OLLAMA, sent)
 

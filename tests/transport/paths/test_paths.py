@@ -1,4 +1,4 @@
-"""Both lanes, side by side over real HTTP: the same bytes to the provider, and the same answer or error out."""
+"""Both paths, side by side over real HTTP: the same bytes to the provider, and the same answer or error out."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from llmkit.ports import AttemptLog, ClientReply
 from llmkit.settings import load_settings
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply
 from llmkit.transport.paths import fast, library, translation
-from llmkit.transport.paths.reference import ReferenceLane
+from llmkit.transport.paths.reference import ReferencePath
 from llmkit.types import LLMProvider, LLMRequest, Message, ResponseFormat, Route, ToolDefinition
 from tests.support.request_matrix import BARE_TOOL, FLAT, REPLIES, REQUESTS, WEATHER
 
 KEY = "AIzaSyCanary0123456789-canary_canary"
-LANES = ("fast", "reference")
+PATHS = ("fast", "reference")
 ROUTES = ("ollama/llama3.2", "gemini/gemini-2.5-flash")
 MODELS = {
     "ollama": ("llama3.2", "hf.co/org/Some-Model_GGUF:Q4_K_M", "responses/x", "odd name?x=1"),
@@ -54,19 +54,19 @@ def servers() -> Iterator[dict[str, Any]]:
 
 
 class Both:
-    """Sends a request through either lane."""
+    """Sends a request through either path."""
 
     def __init__(self, servers: Mapping[str, Any]) -> None:
         self.servers = servers
         self.user = ""
 
-    async def see(self, lane: str, route: str, request: LLMRequest, reply: Reply | Fault = REPLIES["text"]) -> Seen:
+    async def see(self, path: str, route: str, request: LLMRequest, reply: Reply | Fault = REPLIES["text"]) -> Seen:
         server = self.servers[route.partition("/")[0]]
         server.clear()
         server.script(reply)
         bases = {name: one.url.replace("//", f"//{self.user}") for name, one in self.servers.items()}
         client = LiteLLMClient(
-            load_settings(lane=lane, ollama_api_base=bases["ollama"], gemini_api_base=bases["gemini"],
+            load_settings(request_path=path, ollama_api_base=bases["ollama"], gemini_api_base=bases["gemini"],
                           gemini_api_key=KEY, max_retries=1),
             sleep=no_wait,
         )  # fmt: skip
@@ -104,15 +104,15 @@ def both(servers):
 
 @pytest.fixture
 def carried(monkeypatch) -> list[str]:
-    """The models of requests that the reference lane carried."""
+    """The models of requests that the reference path carried."""
     models: list[str] = []
-    complete = ReferenceLane.complete
+    complete = ReferencePath.complete
 
     async def noted(self, exchange, timeout_s):
         models.append(exchange.arguments.kwargs["model"])
         return await complete(self, exchange, timeout_s)
 
-    monkeypatch.setattr(ReferenceLane, "complete", noted)
+    monkeypatch.setattr(ReferencePath, "complete", noted)
     return models
 
 
@@ -127,7 +127,7 @@ LEFT_TO_REFERENCE = {
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", REQUESTS)
-async def test_both_lanes_send_the_same_bytes(both, carried, name, route):
+async def test_both_paths_send_the_same_bytes(both, carried, name, route):
     request = LLMRequest(**{"messages": "Hi", **REQUESTS[name]})
     before = request.model_dump_json() if "surrogate" not in name else None
     quick = await both.see("fast", route, request)
@@ -138,7 +138,7 @@ async def test_both_lanes_send_the_same_bytes(both, carried, name, route):
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", REPLIES)
-async def test_both_lanes_read_the_same_answer(both, carried, name, route):
+async def test_both_paths_read_the_same_answer(both, carried, name, route):
     request = LLMRequest(messages="Hi", tools=(WEATHER, BARE_TOOL) if "tool" in name else ())
     quick = await both.see("fast", route, request, REPLIES[name])
     assert carried == []
@@ -146,9 +146,9 @@ async def test_both_lanes_read_the_same_answer(both, carried, name, route):
 
 
 @pytest.mark.parametrize("route", [f"{provider}/{model}" for provider in MODELS for model in MODELS[provider]])
-async def test_both_lanes_know_the_same_models(both, route):
+async def test_both_paths_know_the_same_models(both, route):
     request = LLMRequest(messages="Hi", temperature=0.5, response_format=ResponseFormat(json_schema=FLAT))
-    quick, reference = [await both.see(lane, route, request) for lane in LANES]
+    quick, reference = [await both.see(path, route, request) for path in PATHS]
     assert quick == reference
     # LiteLLM takes `responses/x` for the model `x` behind another API, and sends that past what records.
     assert len(quick.wire) == len(quick.recorded) == 1
@@ -156,22 +156,22 @@ async def test_both_lanes_know_the_same_models(both, route):
 
 
 @pytest.mark.parametrize("route", ROUTES)
-async def test_user_and_password_of_an_address_travel_on_both_lanes(both, route):
+async def test_user_and_password_of_an_address_travel_on_both_paths(both, route):
     both.user = "me:s%40cret%2Fcanary@"
-    quick, reference = [await both.see(lane, route, LLMRequest(messages="Hi")) for lane in LANES]
+    quick, reference = [await both.see(path, route, LLMRequest(messages="Hi")) for path in PATHS]
     assert quick == reference
     assert quick.wire[0][3]["authorization"].startswith("Basic ")
     assert ("x-goog-api-key" in quick.wire[0][3]) is route.startswith("gemini")
 
 
-async def test_the_proxy_of_the_environment_carries_both_lanes(servers, monkeypatch):
+async def test_the_proxy_of_the_environment_carries_both_paths(servers, monkeypatch):
     monkeypatch.setenv("http_proxy", servers["ollama"].url)
     monkeypatch.delenv("no_proxy", raising=False)
     seen = []
-    for lane in LANES:
+    for path in PATHS:
         servers["ollama"].clear()
         servers["ollama"].script("by proxy")
-        client = LiteLLMClient(load_settings(lane=lane, ollama_api_base="http://behind-the-proxy.example:8080"))
+        client = LiteLLMClient(load_settings(request_path=path, ollama_api_base="http://behind-the-proxy.example:8080"))
         reply = await client.call(Route.parse("ollama/llama3.2"), LLMRequest(messages="Hi"), AttemptLog())
         await client.close()
         seen.append((reply, servers["ollama"].calls[-1].headers["Host"], on_the_wire(servers["ollama"].calls[-1])))
@@ -182,7 +182,7 @@ async def test_the_proxy_of_the_environment_carries_both_lanes(servers, monkeypa
 @pytest.mark.parametrize("route", ROUTES)
 async def test_a_reply_at_the_edge_of_json_is_read_alike(both, route):
     for fault in (Fault.malformed(), Fault.html(), Fault.empty(), Fault.truncated(), Fault.no_candidates()):
-        quick, reference = [await both.see(lane, route, LLMRequest(messages="Hi"), fault) for lane in LANES]
+        quick, reference = [await both.see(path, route, LLMRequest(messages="Hi"), fault) for path in PATHS]
         assert quick == reference
         assert isinstance(quick.out, tuple)
 
@@ -217,16 +217,16 @@ ASKED = st.builds(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(request=ASKED, route=st.sampled_from(ROUTES))
-async def test_no_request_tells_the_lanes_apart(both, request, route):
+async def test_no_request_tells_the_paths_apart(both, request, route):
     assert await both.see("fast", route, request) == await both.see("reference", route, request)
 
 
-# -- which lane ------------------------------------------------------------------------------------
+# -- which path ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def unloaded(monkeypatch, caplog):
-    """The fast lane is not loaded yet in this process."""
+    """The fast path is not loaded yet in this process."""
     monkeypatch.setattr(fast, "_parts", None)
     caplog.set_level(logging.WARNING)
 
@@ -235,9 +235,9 @@ def warnings_of(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "llmkit"]
 
 
-async def test_the_setting_chooses_the_lane(both, carried):
-    for lane in LANES:
-        await both.see(lane, "ollama/llama3.2", LLMRequest(messages="Hi"))
+async def test_the_setting_chooses_the_path(both, carried):
+    for path in PATHS:
+        await both.see(path, "ollama/llama3.2", LLMRequest(messages="Hi"))
     assert carried == ["ollama_chat/llama3.2"]
 
 
@@ -282,7 +282,7 @@ async def test_another_litellm_is_called_by_its_own_way_with_one_warning(
     assert carried == ["gemini/gemini-2.5-flash"] * 2
     (warning,) = warnings_of(caplog)
     assert told in warning
-    assert "LLM_LANE=reference" in warning
+    assert "LLM_REQUEST_PATH=reference" in warning
 
 
 async def test_the_pinned_litellm_is_the_known_one(both, carried, unloaded, caplog):

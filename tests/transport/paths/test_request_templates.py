@@ -1,4 +1,4 @@
-"""What the fast lane does without asking LiteLLM is what LiteLLM does: filled forms, and answers read at a glance."""
+"""What the fast path does without asking LiteLLM is what LiteLLM does: filled forms, and answers read at a glance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmkit.providers import PROVIDERS, CallArguments
 from llmkit.settings import load_settings
 from llmkit.transport.http.exchange import Exchange
 from llmkit.transport.http.http_pool import Pool
-from llmkit.transport.paths.fast import FastLane, FastParts, load_parts
+from llmkit.transport.paths.fast import FastParts, FastPath, load_parts
 from llmkit.transport.paths.reply_shortcuts import as_plain
 from llmkit.transport.paths.translation import PreparedRequest, RawReply, Translation
 from llmkit.types import LLMProvider, LLMRequest, Message, ResponseFormat, Route
@@ -61,9 +61,9 @@ class Counting:
 
 
 @pytest.fixture
-def counted(parts) -> tuple[FastLane, dict[str, Counting]]:
+def counted(parts) -> tuple[FastPath, dict[str, Counting]]:
     translations = {name: Counting(each) for name, each in parts.translations.items()}
-    return FastLane(Pool(), replace(parts, translations=translations)), translations
+    return FastPath(Pool(), replace(parts, translations=translations)), translations
 
 
 TEXTS = st.one_of(
@@ -88,23 +88,23 @@ OTHERS = st.sampled_from(
 @given(SHAPES, st.lists(st.lists(TEXTS, min_size=4, max_size=4), min_size=3, max_size=5), OTHERS,
        st.sampled_from(ROUTES))  # fmt: skip
 def test_a_filled_form_is_the_translation_of_its_texts(parts, roles, rounds, others, route):
-    learning = FastLane(Pool(), parts)
+    learning = FastPath(Pool(), parts)
     for texts in rounds:
         said = tuple(Message(role=role, content=text) for role, text in zip(roles, texts, strict=False))
         asked = LLMRequest(messages=said, **others)
         quick = learning.prepare(arguments(route, asked))
-        assert on_the_wire(quick) == on_the_wire(FastLane(Pool(), parts).prepare(arguments(route, asked)))
+        assert on_the_wire(quick) == on_the_wire(FastPath(Pool(), parts).prepare(arguments(route, asked)))
 
 
 @settings(ONCE, max_examples=40)
 @given(SHAPES, st.lists(TEXTS, min_size=4, max_size=4), OTHERS, st.sampled_from(ROUTES))
 def test_an_outline_has_the_hashes_of_the_body_that_is_sent(parts, roles, texts, others, route):
-    lane, spec = FastLane(Pool(), parts), PROVIDERS[Route.parse(route).provider]
+    path, spec = FastPath(Pool(), parts), PROVIDERS[Route.parse(route).provider]
     for said in (["a"] * 4, ["b"] * 4, texts):
         messages = tuple(Message(role=role, content=text) for role, text in zip(roles, said, strict=False))
         given_arguments = arguments(route, LLMRequest(messages=messages, **others))
-        prepared = lane.prepare(given_arguments)
-    if prepared is None:  # for the reference lane
+        prepared = path.prepare(given_arguments)
+    if prepared is None:  # for the reference path
         return
     exchange = partial(Exchange, spec=spec, arguments=given_arguments)
     known = exchange(outline=prepared.outline, texts=[each.content for each in messages])
@@ -116,9 +116,9 @@ def test_an_outline_has_the_hashes_of_the_body_that_is_sent(parts, roles, texts,
 
 
 def test_what_never_left_has_no_hashes(parts):
-    lane = FastLane(Pool(), parts)
+    path = FastPath(Pool(), parts)
     given_arguments = arguments("ollama/llama3.2", LLMRequest(messages="Hi", response_format=SCHEMA))
-    found = [lane.prepare(given_arguments) for _ in range(3)]
+    found = [path.prepare(given_arguments) for _ in range(3)]
     outlines = [each and each.outline for each in found]
     assert outlines[:2] == [None, None], "the third of a kind has one"
     spec = PROVIDERS[LLMProvider.OLLAMA]
@@ -133,42 +133,42 @@ def test_what_never_left_has_no_hashes(parts):
 @pytest.mark.parametrize("name", REQUESTS)
 def test_the_tenth_request_of_any_kind_is_as_the_first(parts, name, route):
     asked = LLMRequest(**{"messages": "Hi", **REQUESTS[name]})
-    lane = FastLane(Pool(), parts)
-    assert len({repr(on_the_wire(lane.prepare(arguments(route, asked)))) for _ in range(4)}) == 1
+    path = FastPath(Pool(), parts)
+    assert len({repr(on_the_wire(path.prepare(arguments(route, asked)))) for _ in range(4)}) == 1
 
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_kind_is_translated_three_times_and_then_no_more(counted, route):
-    lane, translations = counted
+    path, translations = counted
     for number in range(5):
-        lane.prepare(arguments(route, LLMRequest(messages=f"text {number}")))
+        path.prepare(arguments(route, LLMRequest(messages=f"text {number}")))
     (asked,) = [each.asked for each in translations.values() if each.asked]
     assert asked[:2] == [["text 0"], ["text 1"]]
     assert len(asked) == 3
 
 
 def test_ever_new_kinds_are_translated_once_each(counted):
-    lane, translations = counted
+    path, translations = counted
     for seed in range(600):
-        lane.prepare(arguments("ollama/llama3.2", LLMRequest(messages="Hi", seed=seed)))
+        path.prepare(arguments("ollama/llama3.2", LLMRequest(messages="Hi", seed=seed)))
     assert len(translations["ollama_chat"].asked) == 600
-    assert len(lane._forms._forms) <= 512
+    assert len(path._forms._forms) <= 512
 
 
 def test_what_litellm_learns_of_a_model_makes_a_form_old(counted, parts, monkeypatch):
-    lane, translations = counted
+    path, translations = counted
     for number in range(3):
-        lane.prepare(arguments("gemini/gemini-2.5-flash", LLMRequest(messages=f"{number}")))
+        path.prepare(arguments("gemini/gemini-2.5-flash", LLMRequest(messages=f"{number}")))
     monkeypatch.setitem(parts.model_cost["gemini/gemini-2.5-flash"], "supports_system_messages", "who knows")
-    lane.prepare(arguments("gemini/gemini-2.5-flash", LLMRequest(messages="anew")))
+    path.prepare(arguments("gemini/gemini-2.5-flash", LLMRequest(messages="anew")))
     assert translations["gemini"].asked[-1] == ["anew"]
 
 
 def test_no_form_holds_a_prompt(parts):
-    lane = FastLane(Pool(), parts)
+    path = FastPath(Pool(), parts)
     for _ in range(3):
-        lane.prepare(arguments("ollama/llama3.2", LLMRequest(messages="my-private-text")))
-    (form,) = lane._forms._forms.values()
+        path.prepare(arguments("ollama/llama3.2", LLMRequest(messages="my-private-text")))
+    (form,) = path._forms._forms.values()
     assert b"my-private-text" not in b"".join(piece for piece in form.pieces if isinstance(piece, bytes))
     assert "my-private-text" not in str(form.prepared.messages)
 

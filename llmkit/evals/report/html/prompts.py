@@ -1,4 +1,4 @@
-"""What samples were asked, whole: rendered again from the dataset, and told only if the hash is that of the call."""
+"""Prompts rendered again from the dataset, and shown only if their hash is that of the recorded call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import EvalResult
-from llmkit.evals.call_names import digests_of, with_repairs
+from llmkit.evals.call_names import digests_of, with_reasks
 from llmkit.evals.prompt import Template, render
 from llmkit.evals.tasks.variant import hash_variant
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["PromptRenderer"]
 
-Turns: TypeAlias = list[list[str]]
+RoleTexts: TypeAlias = list[list[str]]
 
 
 class PromptRenderer:
-    """Renders the prompts of a run, as far as its routes have templates and its dataset is at hand."""
+    """Renderer of a run's prompts, as far as its variants have templates and its dataset is available."""
 
     def __init__(self, report: Analysis) -> None:
         spec = report.run.spec
@@ -29,29 +29,31 @@ class PromptRenderer:
         self._dataset = report.dataset
         self._routes: Mapping[str, Any] = routes if isinstance(routes, Mapping) else {}
         self._system = spec.get("task", {}).get("system")
-        self._repairs = spec.get("made_with", {}).get("options", {}).get("repairs", 1)
-        self._templates = {label: _template(each.get("prompt")) for label, each in self._routes.items()}
+        options = spec.get("made_with", {}).get("options", {})
+        # Runs of version 0.1.0 recorded this option under its old name.
+        self._reasks = options.get("reasks", options.get("repairs", 1))
+        self._templates = {label: _parse_template(each.get("prompt")) for label, each in self._routes.items()}
 
-    def of(self, result: EvalResult) -> Turns | None:
-        """Role and text of each message; None when it is not certain that just this was sent."""
+    def render(self, result: EvalResult) -> RoleTexts | None:
+        """Render role and text of each message; None unless exactly these messages were sent."""
         sample, template = self._dataset.get(result.sample_id), self._templates.get(result.route)
         if sample is None or template is None:
             return None
-        return self._rendered(result, sample, template)
+        return self._render_if_sent(result, sample, template)
 
-    def _rendered(self, result: EvalResult, sample: Sample, template: Template) -> Turns | None:
+    def _render_if_sent(self, result: EvalResult, sample: Sample, template: Template) -> RoleTexts | None:
         route = self._routes[result.route]
         try:
             messages = render(template, sample, self._system)
-        except LLMEvaluationError:  # the sample has changed: the hash would not fit either
+        except LLMEvaluationError:  # the sample has changed, so the hash would differ anyway
             return None
         digest = hash_variant(route["route"], messages, route["parameters"])
-        if digests_of(result.pipeline_run_id)[1] != with_repairs(digest, self._repairs):
+        if digests_of(result.pipeline_run_id)[1] != with_reasks(digest, self._reasks):
             return None
         return [[message.role, message.content] for message in messages]
 
 
-def _template(text: Any) -> Template | None:
+def _parse_template(text: Any) -> Template | None:
     try:
         return Template.parse(text) if isinstance(text, str) else None
     except LLMEvaluationError:
