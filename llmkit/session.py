@@ -488,8 +488,8 @@ class Session:
 
         Example:
             >>> answer = s.chat("What is churn?")
-            >>> s.usage()[["route", "calls"]].iloc[0].to_list()
-            ['ollama/llama3.2', 1]
+            >>> s.usage().set_index("route").loc["ollama/llama3.2", "calls"]
+            1
         """
         from llmkit.notebook.history import read_usage
 
@@ -528,7 +528,7 @@ class Session:
             LLMBadRequest: The route is written differently.
 
         Example:
-            >>> s.facts("ollama/llama3.2").supports_tools.value
+            >>> s.facts("ollama/llama3.2").tools.value
             True
         """
         from llmkit.notebook.model_info import read_facts

@@ -32,7 +32,7 @@ from llmkit import (
     bootstrap,
 )
 from llmkit.evals import EvalReport, Sample, Task, field_match
-from llmkit.testing import Fault, OllamaServer, Reply, get_refused_url
+from llmkit.testing import Fault, OllamaServer, RecordedRequest, Reply, get_refused_url
 
 
 class City(BaseModel):
