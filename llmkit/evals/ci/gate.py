@@ -1,4 +1,4 @@
-"""Gates: whether a run may pass, by rules that were set before; the same run gives the same bytes every time."""
+"""Quality gates: checks of a run by fixed rules. The same run gives the same bytes every time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import EvalResult
 from llmkit.evals.call_names import require_unedited
-from llmkit.evals.report.aggregate import Pairs, collect_scores, find_worst_score, index_by_sample, pair_scores
+from llmkit.evals.report.aggregate import ScorePairs, collect_scores, find_worst_score, index_by_sample, pair_scores
 from llmkit.evals.report.notes import note_direction
 from llmkit.evals.report.report import EvalReport
 from llmkit.evals.results import FAILED, STORED_STATUSES
@@ -26,17 +26,17 @@ VariantPair: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class GateRules:
-    """What is asked of a run.
+    """Rules that a run must meet.
 
     Attributes:
-        metrics: Which metrics are compared with the baseline; none means all that both have.
-        margin: Largest loss that is accepted, in the metric's own unit: every comparison has to show that there is no
-            larger one. None asks only that no loss is significant.
+        metrics: Metrics to compare with the baseline; all common ones when empty.
+        margin: Largest accepted loss, in the metric's own unit: every comparison must show that the loss is no larger.
+            None requires only that no loss is significant.
         minimums: Least mean by metric, of which more is better.
         maximums: Largest mean by metric, of which less is better.
         max_failed: Largest share of a variant's results that may be FAILED; None for any.
         max_left_out: Largest share of samples (times epochs) that only one side has a score for.
-        alpha: Chance of a wrong verdict: of passing a loss beyond the margin, or of failing where there is none.
+        alpha: Chance of a wrong verdict: passing a loss beyond the margin, or failing without a loss.
         failures: Whether a FAILED answer counts as 0 (where less is better as 1) or is left out, in comparisons,
             minimums and maximums.
 
@@ -65,19 +65,19 @@ class GateRules:
                 raise LLMEvaluationError(f"A gate cannot have {name}={value!r}.")
         for metric, limit in (*self.minimums.items(), *self.maximums.items()):
             if not math.isfinite(limit):
-                raise LLMEvaluationError(f"A gate cannot ask {metric} for a mean of {limit!r}.")
+                raise LLMEvaluationError(f"The limit for {metric} must be finite; got {limit!r}.")
 
 
 @dataclass(frozen=True, slots=True)
 class GateCheck:
-    """One thing that was asked.
+    """The result of one rule.
 
     Attributes:
         name: `regression`, `non_inferiority`, `coverage`, `minimum`, `maximum` or `failed_share`.
-        variant: Who was checked.
-        baseline: Variant of the baseline; None where there is none.
-        metric: Name of the metric; None where it is about all.
-        passed: Whether it holds.
+        variant: Label of the checked variant.
+        baseline: Label of the baseline's variant; None without a baseline.
+        metric: Name of the metric; None for a check of all results.
+        passed: Whether the rule is met.
         detail: The numbers, in words.
     """
 
@@ -90,23 +90,23 @@ class GateCheck:
 
     @property
     def title(self) -> str:
-        """One line that tells it from the others."""
+        """A line that identifies the check."""
         against = f" against {self.baseline}" if self.baseline is not None else ""
         return f"{self.name.replace('_', ' ')}{f' of {self.metric}' if self.metric else ''}: {self.variant}{against}"
 
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
-    """What a gate found.
+    """The verdict of a gate.
 
     Attributes:
         run: Name of the run.
-        baseline: Name of the run that it was compared with; None where nothing was compared.
+        baseline: Name of the baseline run; None where nothing was compared.
         task: Name of the task.
-        rules: What was asked.
+        rules: The rules.
         comparisons: Rows of numbers, one for each pair of variants and metric.
         checks: The verdicts.
-        notes: What a reader of them has to know.
+        notes: Notes that a reader of the numbers needs.
         sides: What identifies the `run`, and the `baseline` where it is another run: task, hashes, commit, versions and
             digests, by name.
     """
@@ -126,7 +126,7 @@ class GateReport:
         return all(check.passed for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        """The verdict as JSON-able data, without clocks, ids and latencies; what is unknown is null.
+        """Return the verdict as JSON-able data, without clock times, ids and latencies; unknown values are null.
 
         Keys: `form`, `passed`, `run`, `baseline`, `task`, `rules` (as `GateRules`), `comparisons` (metric,
         lower_is_better, variant, baseline, pairs, left_out, mean, baseline_mean, difference, ci_low, ci_high, p_value,
@@ -142,7 +142,7 @@ class GateReport:
             "baseline": self.baseline,
             "task": self.task,
             "rules": asdict(self.rules) | {"metrics": list(self.rules.metrics)},
-            "comparisons": [{name: _rounded(value) for name, value in row.items()} for row in self.comparisons],
+            "comparisons": [{name: _round(value) for name, value in row.items()} for row in self.comparisons],
             "checks": [asdict(check) for check in self.checks],
             "notes": list(self.notes),
             "sides": {side: dict(told) for side, told in self.sides.items()},
@@ -161,24 +161,24 @@ def check_gate(
 
     Args:
         report: The run.
-        rules: What is asked of it.
-        baseline: Where the second variant of each pair is; the run itself when None.
-        variants: Pairs of a variant of the run and a variant of the baseline, as `match_variants` finds them.
-        only: Which variants of the run are asked for means and failures; those of the pairs, or all, when there is none.
+        rules: Rules for the run.
+        baseline: Report with the second variant of each pair; the run itself when None.
+        variants: ScorePairs of a variant of the run and a variant of the baseline, as `match_variants` finds them.
+        only: Variants whose means and failures are checked; when empty those of the pairs, or else all.
 
     Raises:
-        LLMEvaluationError: Nothing is asked, the run has no result, a variant or metric is unknown, two variants have
+        LLMEvaluationError: There is no rule, the run has no result, a variant or metric is unknown, two variants have
             nothing in common, or samples were edited between the runs.
     """
     require_rules(rules, is_compared=bool(variants))
     other = report if baseline is None else baseline
-    rows = [row for pair in variants for row in _compared(report, other, pair, rules)]
-    rows = _adjusted(rows)
-    checks = [check for row in rows for check in _comparison_checks(row, rules)]
+    rows = [row for pair in variants for row in _compare_pair(report, other, pair, rules)]
+    rows = _adjust_p_values(rows)
+    checks = [check for row in rows for check in _check_comparison(row, rules)]
     labels = tuple(dict.fromkeys(only)) or tuple(dict.fromkeys(variant for variant, _ in variants)) or report.variants
     if not labels:
-        raise LLMEvaluationError(f"The evaluation {report.run.name!r} has no result, so that nothing can be checked.")
-    checks += [check for label in labels for check in _own_checks(report, label, rules)]
+        raise LLMEvaluationError(f"The evaluation {report.run.name!r} has no result to check.")
+    checks += [check for label in labels for check in _check_variant(report, label, rules)]
     return GateReport(
         run=report.run.name,
         baseline=other.run.name if variants else None,
@@ -187,16 +187,16 @@ def check_gate(
         comparisons=tuple(rows),
         checks=tuple(checks),
         notes=(
-            *_coverage_notes(report, labels),
-            *(_notes(report, other) if variants else ()),
+            *_note_coverage(report, labels),
+            *(_note_differences(report, other) if variants else ()),
             *note_direction(sorted(report.lower_is_better)),
         ),
         sides={"run": report.provenance_summary} | ({} if other is report else {"baseline": other.provenance_summary}),
     )
 
 
-def _coverage_notes(report: EvalReport, labels: Sequence[str]) -> Iterator[str]:
-    """Which variants have results of a part of the dataset only: by a limit, or because the run was stopped."""
+def _note_coverage(report: EvalReport, labels: Sequence[str]) -> Iterator[str]:
+    """Note variants with results for only a part of the dataset, by a limit or because the run stopped."""
     samples = report.run.spec.get("samples", 0)
     for label in labels:
         count = len({result.sample_id for result in report.of(label) if result.status in STORED_STATUSES})
@@ -205,15 +205,15 @@ def _coverage_notes(report: EvalReport, labels: Sequence[str]) -> Iterator[str]:
 
 
 def require_rules(rules: GateRules, *, is_compared: bool) -> None:
-    """Refuse rules that would check nothing, or leave out what they say.
+    """Refuse rules that check nothing, and rules that need a baseline where there is none.
 
     Raises:
-        LLMEvaluationError: There is no rule, or one that needs a baseline has none.
+        LLMEvaluationError: The rules cannot be checked; the message says what to add.
     """
     if is_compared:
         return
     if rules.margin is not None or rules.metrics:
-        raise LLMEvaluationError("A margin, and metrics to compare, need a baseline: name one, or leave them out.")
+        raise LLMEvaluationError("A margin and metrics need a baseline: name one, or omit them.")
     if not rules.minimums and not rules.maximums and rules.max_failed is None:
         raise LLMEvaluationError(
             "A gate without rules would pass everything: give a baseline, minimums, maximums or max_failed."
@@ -223,13 +223,13 @@ def require_rules(rules: GateRules, *, is_compared: bool) -> None:
 def match_variants(
     report: EvalReport, baseline: EvalReport | None, variant: str | None = None, baseline_variant: str | None = None
 ) -> tuple[VariantPair, ...]:
-    """Which variant is compared with which.
+    """Pair the variants to compare.
 
-    In another run: each variant with the one of its own name, or with `baseline_variant`; where no name is the same, but
-    each run has one variant, these two. In the same run: each other variant with `baseline_variant`.
+    In another run: each variant with the one of the same name, or with `baseline_variant`; two runs of one variant are
+    paired whatever the names. In the same run: each other variant with `baseline_variant`.
 
     Raises:
-        LLMEvaluationError: There is no such variant, or it cannot be told which are meant.
+        LLMEvaluationError: A variant is unknown, or the pairs are ambiguous.
     """
     ours = report.variants if variant is None else (variant,)
     theirs = report.variants if baseline is None else baseline.variants
@@ -252,7 +252,9 @@ def match_variants(
     return tuple(pairs)
 
 
-def _compared(report: EvalReport, other: EvalReport, pair: VariantPair, rules: GateRules) -> Iterator[dict[str, Any]]:
+def _compare_pair(
+    report: EvalReport, other: EvalReport, pair: VariantPair, rules: GateRules
+) -> Iterator[dict[str, Any]]:
     variant, against = pair
     ours, theirs = report.of(variant), other.of(against)
     require_unedited(ours, theirs)
@@ -267,7 +269,7 @@ def _compared(report: EvalReport, other: EvalReport, pair: VariantPair, rules: G
         if metric not in shared:
             raise LLMEvaluationError(f"There is no metric {metric!r} in both runs; there are: {', '.join(shared)}.")
         is_lower = metric in lower
-        failed = _failed_as(rules, metric, (ours, theirs), is_lower=is_lower)
+        failed = _get_failed_score(rules, metric, (ours, theirs), is_lower=is_lower)
         found = pair_scores(
             collect_scores(a, metric, failed=failed), collect_scores(b, metric, failed=failed), clusters
         )
@@ -275,25 +277,25 @@ def _compared(report: EvalReport, other: EvalReport, pair: VariantPair, rules: G
             raise LLMEvaluationError(f"{variant} and {against} have no sample in common that is scored by {metric}.")
         row = {"metric": metric, "lower_is_better": is_lower, "variant": variant, "baseline": against}
         row |= {"pairs": len(found.a), "left_out": len(a.keys() | b.keys()) - len(found.a)}
-        yield row | _numbers(found, rules, is_lower=is_lower)
+        yield row | _compute_numbers(found, rules, is_lower=is_lower)
 
 
-def _failed_as(
+def _get_failed_score(
     rules: GateRules, metric: str, groups: Sequence[Sequence[EvalResult]], *, is_lower: bool
 ) -> float | None:
-    """The score of a FAILED answer; None where it is left out."""
+    """Return the score that a FAILED answer counts as; None where it is left out."""
     if rules.failures == "excluded":
         return None
     worst = find_worst_score(groups, metric, {metric} if is_lower else frozenset())
     if math.isnan(worst) and any(result.status == FAILED for results in groups for result in results):
         raise LLMEvaluationError(
-            f"Less is better of {metric}, and its scores are not all within 0 and 1, so that nobody knows what a "
-            "FAILED answer counts as: leave failures out (--failures excluded) and limit their share (--max-failed)."
+            f"Less is better of {metric}, and its scores are not all within 0 and 1, so a FAILED answer has "
+            "no worst score: exclude failures (--failures excluded) and limit their share (--max-failed)."
         )
     return worst
 
 
-def _numbers(found: Pairs, rules: GateRules, *, is_lower: bool) -> dict[str, Any]:
+def _compute_numbers(found: ScorePairs, rules: GateRules, *, is_lower: bool) -> dict[str, Any]:
     from llmkit.evals.statistics import check_non_inferiority, compare_pairs
 
     clusters: Sequence[Hashable] = found.clusters
@@ -314,14 +316,14 @@ def _numbers(found: Pairs, rules: GateRules, *, is_lower: bool) -> dict[str, Any
     }
 
 
-def _adjusted(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _adjust_p_values(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     from llmkit.evals.statistics import adjust_holm
 
     adjusted = adjust_holm([row["p_value"] for row in rows])
     return [{**row, "p_holm": float(value)} for row, value in zip(rows, adjusted, strict=True)]
 
 
-def _comparison_checks(row: Mapping[str, Any], rules: GateRules) -> Iterator[GateCheck]:
+def _check_comparison(row: Mapping[str, Any], rules: GateRules) -> Iterator[GateCheck]:
     variant, against, metric = row["variant"], row["baseline"], row["metric"]
     means = f"{row['mean']:.4g} against {row['baseline_mean']:.4g} on {row['pairs']} pairs, difference "
     means += f"{row['difference']:+.4g} [{row['ci_low']:+.4g}, {row['ci_high']:+.4g}]"
@@ -338,40 +340,40 @@ def _comparison_checks(row: Mapping[str, Any], rules: GateRules) -> Iterator[Gat
     yield GateCheck("coverage", variant, against, metric, share <= rules.max_left_out, detail)
 
 
-def _own_checks(report: EvalReport, label: str, rules: GateRules) -> Iterator[GateCheck]:
+def _check_variant(report: EvalReport, label: str, rules: GateRules) -> Iterator[GateCheck]:
     results = report.of(label)
     for metric, least in rules.minimums.items():
-        mean = _mean_of(report, results, metric, rules, is_lower=False)
-        yield GateCheck("minimum", label, None, metric, mean >= least, f"{_mean_text(mean)}, at least {least:g}")
+        mean = _compute_mean(report, results, metric, rules, is_lower=False)
+        yield GateCheck("minimum", label, None, metric, mean >= least, f"{_format_mean(mean)}, at least {least:g}")
     for metric, most in rules.maximums.items():
-        mean = _mean_of(report, results, metric, rules, is_lower=True)
-        yield GateCheck("maximum", label, None, metric, mean <= most, f"{_mean_text(mean)}, at most {most:g}")
+        mean = _compute_mean(report, results, metric, rules, is_lower=True)
+        yield GateCheck("maximum", label, None, metric, mean <= most, f"{_format_mean(mean)}, at most {most:g}")
     if rules.max_failed is not None:
         failed = sum(result.status == FAILED for result in results)
         detail = f"{failed} of {len(results)} failed; at most {rules.max_failed:.0%}"
         yield GateCheck("failed_share", label, None, None, failed <= rules.max_failed * len(results), detail)
 
 
-def _mean_of(
+def _compute_mean(
     report: EvalReport, results: Sequence[EvalResult], metric: str, rules: GateRules, *, is_lower: bool
 ) -> float:
-    """The mean of a metric that is better in this direction; NaN without a score."""
+    """Return the mean of a metric with this direction; NaN without a score."""
     if metric not in report.metrics:
         known = ", ".join(report.metrics) or "none"
         raise LLMEvaluationError(f"There is no metric {metric!r}; there are: {known}.")
     if is_lower != (metric in report.lower_is_better):
         said = "more is better: ask for a minimum (--min)" if is_lower else "less is better: ask for a maximum (--max)"
         raise LLMEvaluationError(f"Of {metric} {said}. A scorer says which by lower_is_better.")
-    failed = _failed_as(rules, metric, (results,), is_lower=is_lower)
+    failed = _get_failed_score(rules, metric, (results,), is_lower=is_lower)
     scores = collect_scores(index_by_sample(results), metric, failed=failed)
     return math.fsum(scores.values()) / len(scores) if scores else math.nan
 
 
-def _mean_text(mean: float) -> str:
+def _format_mean(mean: float) -> str:
     return "no score" if math.isnan(mean) else f"mean {mean:.4g}"
 
 
-def _notes(report: EvalReport, other: EvalReport) -> Iterator[str]:
+def _note_differences(report: EvalReport, other: EvalReport) -> Iterator[str]:
     ours, theirs = report.run, other.run
     if ours.task_name != theirs.task_name:
         yield f"The runs are of two tasks: {ours.task_name} and {theirs.task_name}."
@@ -383,13 +385,13 @@ def _notes(report: EvalReport, other: EvalReport) -> Iterator[str]:
         yield "The datasets differ; only samples that both have are compared."
     turned = sorted((report.lower_is_better ^ other.lower_is_better) & set(report.metrics) & set(other.metrics))
     if turned:
-        yield f"The baseline says otherwise whether less is better of {', '.join(turned)}; the run's word counts."
+        yield f"The baseline declares the opposite direction for {', '.join(turned)}; that of the run applies."
     if ours.spec.get("scorers_sha256") != theirs.spec.get("scorers_sha256"):
         yield "The scorers differ: a difference may be theirs."
 
 
-def _rounded(value: Any) -> Any:
-    """Twelve digits: the last ones depend on the machine."""
+def _round(value: Any) -> Any:
+    """Round to twelve digits, because the last ones depend on the machine."""
     if not isinstance(value, float):
         return value
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

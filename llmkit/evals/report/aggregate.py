@@ -1,4 +1,4 @@
-"""From results to rows: means with intervals for each variant and metric, and paired comparisons."""
+"""Rows of numbers from results: means with intervals by variant and metric, and paired comparisons."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
     "COMPARISON_COLUMNS",
     "SUMMARY_COLUMNS",
     "Cluster",
-    "Pairs",
+    "ScorePairs",
     "build_comparison_rows",
     "build_summary_rows",
     "collect_scores",
@@ -27,7 +27,7 @@ __all__ = [
     "pair_scores",
 ]
 
-# What results of one kind have in common and are not independent of: a group, or a sample over its epochs.
+# Results of one cluster are not independent: those of one group, or of one sample over its epochs.
 Cluster: TypeAlias = tuple[str, str]
 ClusterOf: TypeAlias = Mapping[str, Cluster]
 PairKey: TypeAlias = tuple[str, int]
@@ -87,25 +87,29 @@ COMPARISON_COLUMNS: Mapping[str, str] = {
 def build_summary_rows(
     groups: Mapping[str, Sequence[EvalResult]], metrics: Sequence[str], clusters: ClusterOf, lower: Set[str]
 ) -> Iterator[dict[str, Any]]:
-    """One row for each label and metric; one without a metric for a label of a task that has no scorers.
+    """Build one row for each label and metric, or one per label without a metric for a task without scorers.
 
-    Of the metrics in `lower`, less is better.
+    Args:
+        groups: Results by label.
+        metrics: Names in the order of the rows.
+        clusters: Cluster of each sample.
+        lower: Metrics of which less is better.
     """
     worst = {metric: find_worst_score(groups.values(), metric, lower) for metric in metrics}
     for label, results in groups.items():
-        shared = {"variant": label, **_counts(results), **_costs(results)}
+        shared = {"variant": label, **_count_statuses(results), **_sum_costs(results)}
         for metric in metrics or (None,):
-            scores = _score(results, metric, clusters, worst.get(metric or "", math.nan))
+            scores = _estimate_score(results, metric, clusters, worst.get(metric or "", math.nan))
             yield {**shared, "metric": metric, **scores, "lower_is_better": metric in lower}
 
 
 def find_worst_score(groups: Iterable[Iterable[EvalResult]], metric: str, lower: Set[str]) -> float:
-    """What a FAILED answer counts as, by all scores of the metric; NaN where that cannot be known."""
+    """Return the score that a FAILED answer counts as; NaN where the metric has no known worst score."""
     scores = (result.scores[metric] for results in groups for result in results if metric in result.scores)
     return choose_worst_score(scores, lower_is_better=metric in lower)
 
 
-def _counts(results: Sequence[EvalResult]) -> dict[str, Any]:
+def _count_statuses(results: Sequence[EvalResult]) -> dict[str, Any]:
     statuses = [result.status for result in results]
     answered = [result.valid_first_try for result in results if result.valid_first_try is not None]
     return {
@@ -114,38 +118,40 @@ def _counts(results: Sequence[EvalResult]) -> dict[str, Any]:
         "not_run": statuses.count(NOT_RUN),
         "in_progress": statuses.count(IN_PROGRESS),
         "valid_first_try": sum(answered) / len(answered) if answered else math.nan,
-        **_outcomes(results),
+        **_share_outcomes(results),
         "fallbacks": sum(fell_back(result) for result in results),
     }
 
 
-def _outcomes(results: Sequence[EvalResult]) -> dict[str, float]:
-    """Shares of those that got an answer; a valid output whose outcome was not kept is left out."""
+def _share_outcomes(results: Sequence[EvalResult]) -> dict[str, float]:
+    """Count outcomes as shares of the answered samples, without valid outputs whose outcome was not stored."""
     answered = [r for r in results if r.outcome is not None or (r.status == FAILED and r.valid_first_try is not None)]
     outcomes = [result.outcome for result in answered]
     return {name: outcomes.count(name) / len(outcomes) if outcomes else math.nan for name in OUTCOMES}
 
 
-def _costs(results: Sequence[EvalResult]) -> dict[str, Any]:
+def _sum_costs(results: Sequence[EvalResult]) -> dict[str, Any]:
     import numpy as np
 
     latencies = [r.latency_ms for r in results if r.status in (SUCCEEDED, SCORER_FAILED) and r.latency_ms is not None]
     middle, high = np.percentile(latencies, [50, 95]) if latencies else (math.nan, math.nan)
     return {
         "requests": sum(result.requests for result in results),
-        "input_tokens": _known_sum(result.input_tokens for result in results),
-        "output_tokens": _known_sum(result.output_tokens for result in results),
+        "input_tokens": _sum_known(result.input_tokens for result in results),
+        "output_tokens": _sum_known(result.output_tokens for result in results),
         "latency_p50_ms": float(middle),
         "latency_p95_ms": float(high),
     }
 
 
-def _known_sum(counts: Iterable[int | None]) -> int | None:
+def _sum_known(counts: Iterable[int | None]) -> int | None:
     known = [count for count in counts if count is not None]
     return sum(known) if known else None
 
 
-def _score(results: Sequence[EvalResult], metric: str | None, clusters: ClusterOf, worst: float) -> dict[str, Any]:
+def _estimate_score(
+    results: Sequence[EvalResult], metric: str | None, clusters: ClusterOf, worst: float
+) -> dict[str, Any]:
     from llmkit.evals.statistics import estimate_mean
 
     if metric is None:
@@ -156,24 +162,24 @@ def _score(results: Sequence[EvalResult], metric: str | None, clusters: ClusterO
     failed = [worst for result in results if result.status == FAILED]
     return {
         "scored": len(values),
-        "scorer_failed": sum(_scorer_failed(result, metric) for result in results),
+        "scorer_failed": sum(_has_scorer_failed(result, metric) for result in results),
         "mean": found.value,
         "ci_low": found.low,
         "ci_high": found.high,
         "standard_error": found.standard_error,
         "interval": found.method,
-        "mean_failures_as_zero": _mean([*values, *failed]),
+        "mean_failures_as_zero": _average([*values, *failed]),
     }
 
 
-def _scorer_failed(result: EvalResult, metric: str) -> bool:
+def _has_scorer_failed(result: EvalResult, metric: str) -> bool:
     return metric not in result.scores and any(
         metric == name or metric.startswith(f"{name}.") for name in result.scorer_errors
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class ScorePairs:
     """Scores of two variants on the samples and epochs where both have one."""
 
     a: list[float]
@@ -184,12 +190,12 @@ class Pairs:
 def build_comparison_rows(
     a: Sequence[EvalResult], b: Sequence[EvalResult], metrics: Sequence[str], clusters: ClusterOf, lower: Set[str]
 ) -> list[dict[str, Any]]:
-    """One row for each metric that both have, `a` minus `b`; p-values adjusted by Holm over the rows."""
+    """Build one row for each metric, `a` minus `b`, with p-values adjusted by Holm over the rows."""
     from llmkit.evals.statistics import adjust_holm
 
     worst = {metric: find_worst_score((a, b), metric, lower) for metric in metrics}
     rows = [
-        _compared(index_by_sample(a), index_by_sample(b), metric, clusters, worst[metric])
+        _compare(index_by_sample(a), index_by_sample(b), metric, clusters, worst[metric])
         | {"lower_is_better": metric in lower}
         for metric in metrics
     ]
@@ -198,11 +204,11 @@ def build_comparison_rows(
 
 
 def index_by_sample(results: Sequence[EvalResult]) -> dict[PairKey, EvalResult]:
-    """The results of one variant by sample and epoch."""
+    """Index the results of one variant by sample and epoch."""
     return {(result.sample_id, result.epoch): result for result in results}
 
 
-def _compared(
+def _compare(
     a: Mapping[PairKey, EvalResult],
     b: Mapping[PairKey, EvalResult],
     metric: str,
@@ -211,13 +217,13 @@ def _compared(
 ) -> dict[str, Any]:
     strict = pair_scores(collect_scores(a, metric), collect_scores(b, metric), clusters)
     lenient = pair_scores(collect_scores(a, metric, failed=worst), collect_scores(b, metric, failed=worst), clusters)
-    found = _difference(strict)
+    found = _compare_scores(strict)
     return {
         "metric": metric,
         "pairs": found.n,
         "left_out": len(a.keys() | b.keys()) - found.n,
-        "mean_a": _mean(strict.a),
-        "mean_b": _mean(strict.b),
+        "mean_a": _average(strict.a),
+        "mean_b": _average(strict.b),
         "difference": found.difference,
         "ci_low": found.low,
         "ci_high": found.high,
@@ -226,31 +232,31 @@ def _compared(
         "effect": found.effect,
         "method": found.method,
         "clusters": found.clusters,
-        "difference_failures_as_zero": _mean(lenient.a) - _mean(lenient.b),
+        "difference_failures_as_zero": _average(lenient.a) - _average(lenient.b),
     }
 
 
 def collect_scores(
     results: Mapping[PairKey, EvalResult], metric: str, *, failed: float | None = None
 ) -> dict[PairKey, float]:
-    """The scores that there are, and `failed` (if given) for what FAILED."""
+    """Collect the scores by sample and epoch, with `failed` (if given) for FAILED answers."""
     found = {key: result.scores[metric] for key, result in results.items() if metric in result.scores}
     if failed is not None:
         found |= {key: failed for key, result in results.items() if result.status == FAILED}
     return found
 
 
-def pair_scores(a: Mapping[PairKey, float], b: Mapping[PairKey, float], clusters: ClusterOf) -> Pairs:
-    """The scores of what both have."""
+def pair_scores(a: Mapping[PairKey, float], b: Mapping[PairKey, float], clusters: ClusterOf) -> ScorePairs:
+    """Pair the scores of the samples and epochs that both sides have."""
     keys = [key for key in a if key in b]
-    return Pairs([a[key] for key in keys], [b[key] for key in keys], [clusters[sample] for sample, _epoch in keys])
+    return ScorePairs([a[key] for key in keys], [b[key] for key in keys], [clusters[sample] for sample, _epoch in keys])
 
 
-def _difference(pairs: Pairs) -> PairedDifference:
+def _compare_scores(pairs: ScorePairs) -> PairedDifference:
     from llmkit.evals.statistics import compare_pairs
 
     return compare_pairs(pairs.a, pairs.b, pairs.clusters)
 
 
-def _mean(values: Sequence[float]) -> float:
+def _average(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan

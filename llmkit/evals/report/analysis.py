@@ -1,4 +1,4 @@
-"""The results of a run as numbers: frames with fixed columns, and paired comparisons."""
+"""Analysis of a run: frames with fixed columns, paired comparisons and notes."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ __all__ = ["Analysis"]
 
 @dataclass(frozen=True, repr=False)
 class Analysis:
-    """Results of a run, and every number that they give: means, comparisons, repeats, what is missing.
+    """Results of a run and the numbers derived from them: means, comparisons, repeats, missing data.
 
     Attributes:
         run: The run as stored.
-        results: All results; those that this call could not get have the status NOT_RUN or IN_PROGRESS.
-        dataset: The samples by id, as far as the dataset was at hand.
-        in_doubt: Calls that began and never ended, so that they may have been billed.
-        work: What was done now; None for a report from the store.
+        results: All results, with placeholders (NOT_RUN or IN_PROGRESS) for samples that this call did not finish.
+        dataset: Samples by id; empty when the dataset was not available.
+        in_doubt: Calls that started but never finished, so they may have been billed.
+        work: The work of this call; None for a report from the store.
         stopped: Routes that are no longer called, and why.
         digests: The models behind the routes, as far as their servers identify them.
-        budget: How much of its budget the run has used; None without one, and for a report from the store.
-        spent: What all requests of the run have taken, judges' included, by who answered; of a report from the store.
+        budget: Use of the budget; None without one, and for a report from the store.
+        spent: Tokens and money by answering route, judges included; only for a report from the store.
         load_calls: Reads the calls behind the results from the store when they are needed.
     """
 
@@ -79,7 +79,7 @@ class Analysis:
 
     @property
     def has_failures(self) -> bool:
-        """Whether any result is not a valid and scored output."""
+        """Whether any result is not a valid, scored output."""
         return any(result.status != SUCCEEDED for result in self.results)
 
     @property
@@ -91,17 +91,17 @@ class Analysis:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of all scores in the order of the scorers, those that only failed included.
+        """Names of all scores in the order of the scorers, including those that only failed.
 
-        While no answer has come to a scorer, those of the scorers themselves.
+        These are the names of the scorers until the first answer was scored.
         """
         order = list(self.run.spec.get("scorers", ()))
         names = {name for result in self.results for name in (*result.scores, *result.scorer_errors)} or set(order)
-        return tuple(sorted(names, key=lambda name: (_place(name, order), name)))
+        return tuple(sorted(names, key=lambda name: (_rank_metric(name, order), name)))
 
     @property
     def lower_is_better(self) -> frozenset[str]:
-        """The metrics of which less is better, as their scorers declare it; parts go with their scorer."""
+        """The metrics of which less is better, as declared by their scorers; parts follow their scorer."""
         declared = self.run.spec.get("lower_is_better", ())
         return frozenset(m for m in self.metrics if any(m == name or m.startswith(f"{name}.") for name in declared))
 
@@ -112,12 +112,12 @@ class Analysis:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What was run, without secrets, addresses and paths; parts that were not recorded are absent.
+        """Versions, hashes and settings of the run, without secrets, addresses and paths.
 
-        Keys: `task_sha256`, `dataset_sha256`, `scorers_sha256`, `samples` (in the dataset), `epochs`, `routes` (label of a variant
-        to route, prompt and parameters with the seed, to which each epoch adds one), `models` (route, digest,
-        requests; of servers that identify them), and `python`, `platform`, `packages`, `commit`, `settings` and
-        `options` of the process that began the run.
+        Keys: `task_sha256`, `dataset_sha256`, `scorers_sha256`, `samples` (in the dataset), `epochs`, `routes` (label
+        of a variant to route, prompt and parameters with the seed, to which each epoch adds one), `models` (route,
+        digest, requests; only of servers that identify them), and `python`, `platform`, `packages`, `commit`,
+        `settings` and `options` of the process that started the run. Keys that were not recorded are absent.
         """
         spec = self.run.spec
         known = {name: spec[name] for name in ("scorers_sha256", "samples", "epochs", "routes") if name in spec}
@@ -132,28 +132,28 @@ class Analysis:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many results have each status."""
+        """Number of results by status."""
         statuses = [result.status for result in self.results]
         return {status: statuses.count(status) for status in STATUSES}
 
     @property
     def failure_summary(self) -> tuple[str, ...]:
-        """Why results have no score: a sentence for each of a variant's three most frequent reasons, and for the rest."""
+        """Sentences on the three most frequent failure reasons of each variant, and on the rest."""
         return tuple(describe_reasons(self.results, self.variants))
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What puts a comparison of the variants in doubt: that they were sent different requests."""
+        """Warnings that put a comparison in doubt: the variants were sent different requests."""
         return describe_request_differences(self.results, self.variants)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the numbers has to know, one sentence each; the warnings are among them."""
+        """Notes that a reader of the numbers needs, one sentence each, including the warnings."""
         return (*note_work(self.work), *note_budget(self.budget), *self.stable_notes)
 
     @property
     def stable_notes(self) -> tuple[str, ...]:
-        """The notes but for what was done now."""
+        """The notes without those on the work of this call."""
         why = self.failure_summary
         failures = (*note_failures(self.results), *why, *note_stops(self.stopped, why))
         without_score = (*failures, *note_doubt(len(self.in_doubt)))
@@ -161,7 +161,7 @@ class Analysis:
         return (*without_score, *self.warnings, *moved, *note_direction(sorted(self.lower_is_better)))
 
     def summary(self, by: Literal["variant", "served_route"] = "variant") -> pd.DataFrame:
-        """One row for each variant and metric, with the columns and dtypes of `SUMMARY_COLUMNS`.
+        """Return one row for each variant and metric, with the columns and dtypes of `SUMMARY_COLUMNS`.
 
         `mean` and its 95 % interval are over scored samples, errors excluded; `mean_failures_as_zero` counts FAILED as
         0, or where less is better (`lower_is_better`) as 1, if all scores are within 0 and 1: else the worst is not
@@ -171,7 +171,7 @@ class Analysis:
         are sums over what is known, latencies are of samples with a valid output.
 
         Args:
-            by: `variant` groups as assigned, `served_route` by who answered.
+            by: `variant` groups results as assigned, `served_route` by the route that answered.
         """
         groups: dict[str, list[EvalResult]] = {label: [] for label in self.variants} if by == "variant" else {}
         for result in self.results:
@@ -183,18 +183,18 @@ class Analysis:
         )
 
     def samples(self) -> pd.DataFrame:
-        """One row for each result: `SAMPLE_COLUMNS`, then a float64 column `score_NAME` for each metric.
+        """Return one row for each result: `SAMPLE_COLUMNS`, then a float64 column `score_NAME` for each metric.
 
-        Input, target, output, scorer errors, score details (why, by scorer) and warnings are text or JSON text; what is
-        unknown is missing, never 0.
+        Input, target, output, scorer errors, score details (why, by scorer) and warnings are text or JSON text; unknown
+        values are missing, never 0.
         """
         columns = {**SAMPLE_COLUMNS, **{f"{SCORE_PREFIX}{name}": "float64" for name in self.metrics}}
         return build_frame((build_sample_row(result, self.dataset) for result in self.results), columns)
 
     def attempts(self) -> pd.DataFrame:
-        """Every request that was sent for the results, judges' included, with the columns of `ATTEMPT_COLUMNS`.
+        """Return every request sent for the results, including judges', with the columns of `ATTEMPT_COLUMNS`.
 
-        `variant` is the label that the sample was asked on, `sent_to` who got the request, `stage` is `sample` or
+        `variant` is the label that was evaluated, `sent_to` the route that got the request, `stage` is `sample` or
         `judge`. Read from the store each time; empty for an imported run, whose calls are in another.
 
         Raises:
@@ -203,7 +203,7 @@ class Analysis:
         return build_frame(build_attempt_rows(self.results, self.load_calls()), ATTEMPT_COLUMNS)
 
     def repeats(self, k: int, *, right_from: float | None = None) -> pd.DataFrame:
-        """Chances over epochs: one row for each variant and metric, with the columns of `REPEAT_COLUMNS`.
+        """Return chances over epochs: one row for each variant and metric, with the columns of `REPEAT_COLUMNS`.
 
         `pass_at_k` is the chance that at least one of `k` repeats of a sample is right, `pass_hat_k` that all are:
         unbiased estimates by sample, averaged, with 95 % intervals over samples. An answer that FAILED is a wrong one;
@@ -219,11 +219,13 @@ class Analysis:
         """
         if k < 1:
             raise LLMEvaluationError(f"repeats(k) needs k of at least 1; got {k}.")
-        rows = build_repeat_rows(self._by_variant(), self.metrics, self.clusters, k, right_from, self.lower_is_better)
+        rows = build_repeat_rows(
+            self._group_by_variant(), self.metrics, self.clusters, k, right_from, self.lower_is_better
+        )
         return build_frame(rows, REPEAT_COLUMNS)
 
     def missing(self) -> pd.DataFrame:
-        """What results without a score could change: one row for each variant and metric, columns of `MISSING_COLUMNS`.
+        """Return the effect of results without a score: a row for each variant and metric, `MISSING_COLUMNS`.
 
         Every result counts that is not scored, whatever the reason. Three views: `mean_excluded` without them,
         `mean_as_failures` with 0 for them, each with its 95 % interval; and between `worst` (0 for all) and `best` (1
@@ -231,12 +233,13 @@ class Analysis:
         outside of 0 to 1 only the first is known.
         """
         return build_frame(
-            build_missing_rows(self._by_variant(), self.metrics, self.clusters, self.lower_is_better), MISSING_COLUMNS
+            build_missing_rows(self._group_by_variant(), self.metrics, self.clusters, self.lower_is_better),
+            MISSING_COLUMNS,
         )
 
     @property
     def clusters(self) -> dict[str, Cluster]:
-        """What each sample is not independent of: its group, or only itself over its epochs."""
+        """The cluster of each sample: its group, or the sample itself over its epochs."""
         groups = self.run.spec.get("groups", {})
         clusters: dict[str, Cluster] = {}
         for result in self.results:
@@ -246,15 +249,15 @@ class Analysis:
         return clusters
 
     def of(self, variant: str) -> list[EvalResult]:
-        """The results of one variant.
+        """Return the results of one variant.
 
         Raises:
-            LLMEvaluationError: There is no such variant; the message lists those that there are.
+            LLMEvaluationError: There is no such variant; the message lists the known ones.
         """
-        _known("variant", variant, self.variants)
+        _require_known("variant", variant, self.variants)
         return [result for result in self.results if result.route == variant]
 
-    def _by_variant(self) -> dict[str, list[EvalResult]]:
+    def _group_by_variant(self) -> dict[str, list[EvalResult]]:
         groups: dict[str, list[EvalResult]] = {label: [] for label in self.variants}
         for result in self.results:
             groups[result.route].append(result)
@@ -263,23 +266,23 @@ class Analysis:
     def compare(
         self, a: str, b: str | None = None, metric: str | None = None, *, baseline: Analysis | None = None
     ) -> pd.DataFrame:
-        """Variant `a` minus variant `b` on the same samples: one row for each metric, columns of `COMPARISON_COLUMNS`.
+        """Compare `a` minus `b` on the same samples: one row for each metric, columns of `COMPARISON_COLUMNS`.
 
         Pairs are the samples and epochs that both have a score for; `left_out` counts the others. Zeros and ones on
         independent samples get McNemar's exact test, anything else a paired t test, clustered by group, or by sample
-        over its epochs. The difference is that of the numbers, also where less is better (`lower_is_better`). `p_holm`
+        over its epochs. The difference is not turned round where less is better (`lower_is_better`). `p_holm`
         is adjusted for the number of metrics in the frame, `effect` is Cohen's d_z. The frame's `attrs["warnings"]`
         lists what puts the comparison in doubt.
 
         Args:
             a: Label of a variant.
-            b: Label of another; `a` again when None, which needs a baseline.
+            b: Label of another; defaults to `a`, which needs a baseline.
             metric: Only this one.
             baseline: Take `b` from this report instead.
 
         Raises:
-            LLMEvaluationError: A variant or metric is unknown, both sides are the same, or samples of one id were edited
-                between the two runs.
+            LLMEvaluationError: A variant or metric is unknown, both sides are the same, or samples were edited between
+                the two runs.
         """
         other = self if baseline is None else baseline
         b = a if b is None else b
@@ -287,28 +290,28 @@ class Analysis:
             raise LLMEvaluationError(f"Name two variants to compare; there are: {', '.join(self.variants)}.")
         metrics = [name for name in self.metrics if name in other.metrics]
         if metric is not None:
-            metrics = [_known("metric", metric, metrics)]
+            metrics = [_require_known("metric", metric, metrics)]
         ours, theirs = self.of(a), other.of(b)
         require_unedited(ours, theirs)
         rows = build_comparison_rows(ours, theirs, metrics, {**other.clusters, **self.clusters}, self.lower_is_better)
         frame = build_frame(({**row, "a": a, "b": b} for row in rows), COMPARISON_COLUMNS)
-        frame.attrs["warnings"] = list(_comparison_warnings(self, ours, theirs, other))
+        frame.attrs["warnings"] = list(_find_comparison_warnings(self, ours, theirs, other))
         return frame
 
 
-def _place(metric: str, scorers: Sequence[str]) -> int:
-    """Place of a metric's scorer, of which it is the name or `name.part`; the end for one that is gone."""
+def _rank_metric(metric: str, scorers: Sequence[str]) -> int:
+    """Return the position of the scorer that owns a metric (`name` or `name.part`); the end if it is gone."""
     owners = [name for name in scorers if metric == name or metric.startswith(f"{name}.")]
     return scorers.index(max(owners, key=len)) if owners else len(scorers)
 
 
-def _known(what: str, name: str, known: Sequence[str]) -> str:
+def _require_known(what: str, name: str, known: Sequence[str]) -> str:
     if name not in known:
         raise LLMEvaluationError(f"There is no {what} {name!r}; there are: {', '.join(known) or 'none'}.")
     return name
 
 
-def _comparison_warnings(
+def _find_comparison_warnings(
     report: Analysis, ours: Sequence[EvalResult], theirs: Sequence[EvalResult], other: Analysis
 ) -> tuple[str, ...]:
     if other is not report:

@@ -1,4 +1,4 @@
-"""Which way a metric is better, and what follows: the score of a failure, and when an answer is right."""
+"""The direction of a metric, which decides the score of a failure and when an answer is right."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Iterable
 
 __all__ = ["RIGHT", "RIGHT_LOWER", "choose_worst_score", "is_right"]
 
-# A score is right from here on, or, where less is better, down from there.
+# The scores from which an answer is right: at least RIGHT, or at most RIGHT_LOWER where less is better.
 RIGHT, RIGHT_LOWER = 1.0, 0.0
 
 
 def is_right(score: float, *, lower_is_better: bool, limit: float | None = None) -> bool:
-    """Whether a score is as good as can be, or as good as `limit`."""
+    """Return whether a score is perfect, or at least as good as `limit`."""
     if lower_is_better:
         return score <= (RIGHT_LOWER if limit is None else limit)
     return score >= (RIGHT if limit is None else limit)
 
 
 def choose_worst_score(scores: Iterable[float], *, lower_is_better: bool) -> float:
-    """What an answer that FAILED counts as: 0; where less is better 1, if all scores are within 0 and 1, else NaN.
+    """Return the score that a FAILED answer counts as: 0, or 1 where less is better.
 
-    Nobody knows the worst of a score that has no bound on that side.
+    NaN where less is better and the scores are not all within 0 and 1: such a score has no known worst value.
     """
     if not lower_is_better:
         return 0.0

@@ -48,30 +48,30 @@ SAMPLE_COLUMNS: Mapping[str, str] = {
 
 
 def build_sample_row(result: EvalResult, dataset: Mapping[str, Sample]) -> dict[str, Any]:
-    """One result by `SAMPLE_COLUMNS`, and its scores by the names of their columns."""
+    """Build the row of one result: `SAMPLE_COLUMNS`, and a column for each score."""
     sample = dataset.get(result.sample_id)
     row: dict[str, Any] = {name: getattr(result, name) for name in SAMPLE_COLUMNS if hasattr(result, name)}
     row |= {
         "variant": result.route,
         "group": sample.group if sample else None,
-        "input": _as_text(sample.input) if sample else None,
-        "target": _as_text(sample.target) if sample else None,
+        "input": _to_text(sample.input) if sample else None,
+        "target": _to_text(sample.target) if sample else None,
         "output": result.output_json,
         "fallback": fell_back(result),
-        "scorer_errors": _as_text(result.scorer_errors) if result.scorer_errors else None,
-        "score_details": _as_text(result.score_details) if result.score_details else None,
+        "scorer_errors": _to_text(result.scorer_errors) if result.scorer_errors else None,
+        "score_details": _to_text(result.score_details) if result.score_details else None,
         "warnings": "\n".join(result.warnings) or None,
         "finished_at_utc": None if result.status in (NOT_RUN, IN_PROGRESS) else result.finished_at_utc,
     }
     return row | {f"{SCORE_PREFIX}{name}": value for name, value in result.scores.items()}
 
 
-def _as_text(value: Any) -> str | None:
+def _to_text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def build_frame(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
-    """Exactly these columns, in this order and with these dtypes, also when there are no rows."""
+    """Build a frame with exactly these columns, order and dtypes, also without rows."""
     import pandas as pd
 
     listed = list(rows)
@@ -81,7 +81,7 @@ def build_frame(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -
 
 
 def to_plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows with None for everything that is missing."""
+    """Convert a frame to rows with None for missing values."""
     return [
         {str(name): None if _is_missing(value) else value for name, value in row.items()}
         for row in frame.to_dict("records")
@@ -95,7 +95,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def to_json_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The same without what JSON cannot hold: None for numbers that are not finite."""
+    """Convert a frame to JSON-able rows: None for missing values and for numbers that are not finite."""
     return [
         {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
         for row in to_plain_rows(frame)

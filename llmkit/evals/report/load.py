@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from llmkit.errors import (
-    LLMEvaluationError,
-)
+from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import EvalStore
 from llmkit.evals.call_names import name_prefix
 from llmkit.evals.report.report import EvalReport
 from llmkit.evals.tasks.task import Task
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["load_report"]
 
 
 async def load_report(store: EvalStore, workspace_id: str, name: str, *, task: Task | None = None) -> EvalReport:
-    """The report of a stored run, without calling anything.
+    """Load the report of a stored run. Nothing is called.
 
     Args:
-        store: Where it is.
-        workspace_id: Whose it is.
-        name: Its name.
+        store: The store with the run.
+        workspace_id: Workspace of the run.
+        name: Name of the run.
         task: Adds inputs, targets and groups to the report.
 
     Raises:
-        LLMEvaluationError: There is no run of this name; the message lists those that there are.
+        LLMEvaluationError: There is no run of this name; the message lists the known ones.
     """
     run = await store.get_run(workspace_id, name)
     if run is None:

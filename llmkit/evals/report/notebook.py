@@ -1,4 +1,4 @@
-"""A report as a notebook shows it: the summary and the notes. However many samples, a row for a variant and a metric."""
+"""The HTML of a report in a notebook: one row for each variant and metric, and the notes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _HEADINGS = ("variant", "metric", "mean [95 % interval]", "scored", "failed", "f
 
 
 def render_report(report: Analysis) -> str:
-    """Summary and notes as HTML, everything escaped."""
+    """Render summary and notes as HTML, with every value escaped."""
     run = report.run
     title = run.name if run.name == run.task_name else f"{run.name} ({run.task_name})"
-    rows = [_cells(row) for row in report.summary().astype(object).to_dict("records")]
+    rows = [_build_cells(row) for row in report.summary().astype(object).to_dict("records")]
     return table(_HEADINGS, rows, caption=title, notes=report.notes)
 
 
-def _cells(row: Mapping[Any, Any]) -> tuple[Any, ...]:
+def _build_cells(row: Mapping[Any, Any]) -> tuple[Any, ...]:
     from pandas import isna
 
     known = {name: None if isna(value) else value for name, value in row.items()}

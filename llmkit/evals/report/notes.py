@@ -1,4 +1,4 @@
-"""What a reader of the numbers has to know, one sentence each."""
+"""Notes that a reader of the numbers needs, one sentence each."""
 
 from __future__ import annotations
 
@@ -22,127 +22,125 @@ __all__ = [
     "note_work",
 ]
 
+# Enough of a hash to tell schemas and models apart.
+SHOWN_DIGITS = 7
+SHOWN_CHARS = 12
+
+# Output mode and hash of the schema that was sent.
+RequestShape: TypeAlias = tuple[str, str | None]
+SampleKey: TypeAlias = tuple[str, int]
+
 
 def note_work(work: Work | None) -> Iterator[str]:
-    """What was done now; nothing of a report from the store."""
+    """Note how much work this call did; nothing for a report from the store."""
     if work is None:
         return
     total = work.reused + work.called + work.shared
     reused = f"{work.reused:,} of {total:,} results were there already; " if work.reused else ""
-    yield f"{reused}{_many(work.sent, 'request')} sent."
+    yield f"{reused}{_count(work.sent, 'request')} sent."
     if work.shared:
-        yield f"{_many(work.shared, 'result')} made by another process meanwhile."
+        yield f"{_count(work.shared, 'result')} added by another process meanwhile."
     if work.rescored:
-        yield f"{_many(work.rescored, 'stored output')} scored again without a call."
+        yield f"{_count(work.rescored, 'stored output')} scored again without a call."
     if work.replayed:
-        yield f"{_many(work.replayed, 'answer')} came from the store."
+        yield f"{_count(work.replayed, 'answer')} came from the store."
 
 
 def note_budget(use: BudgetUse | None) -> Iterator[str]:
-    """What the run has used of its budget, and why it was stopped; nothing without one."""
+    """Note the use of the budget, and why it stopped the run; nothing without a budget."""
     if use is None:
         return
     if use.text:
         yield f"The run has spent {use.text}."
     if use.uncounted:
-        yield f"{_many(use.uncounted, 'earlier request')} with an unknown end counted as the most that one may take."
+        yield f"{_count(use.uncounted, 'earlier request')} with an unknown end counted as the most that one may take."
     if use.why is not None:
         yield use.why
 
 
-def note_stops(stopped: Mapping[str, str], told: Sequence[str]) -> Iterator[str]:
-    """Routes that are no longer called, and why, unless that is told already."""
+def note_stops(stopped: Mapping[str, str], failures: Sequence[str]) -> Iterator[str]:
+    """Note variants that are no longer called, with the reason unless a failure note gives it already."""
     for label, reason in stopped.items():
-        is_told = any(note.endswith(f"on {label}: {reason}") for note in told)
-        yield f"{label} is no longer called." if is_told else f"{label} is no longer called: {reason}"
+        is_known = any(note.endswith(f"on {label}: {reason}") for note in failures)
+        yield f"{label} is no longer called." if is_known else f"{label} is no longer called: {reason}"
 
 
 def note_failures(results: Sequence[EvalResult]) -> Iterator[str]:
-    """What has no score, and why."""
+    """Note the results without a score, by status and error code."""
     statuses = [result.status for result in results]
     counts = {status: statuses.count(status) for status in (FAILED, SCORER_FAILED, NOT_RUN, IN_PROGRESS)}
     if counts[FAILED]:
         codes = [result.error_code or "unknown" for result in results if result.status == FAILED]
         listed = ", ".join(f"{code} {codes.count(code)}" for code in sorted(set(codes)))
-        yield f"{_many(counts[FAILED], 'sample')} failed ({listed})."
+        yield f"{_count(counts[FAILED], 'sample')} failed ({listed})."
     if counts[SCORER_FAILED]:
-        yield f"{_many(counts[SCORER_FAILED], 'answer')} could not be scored: see scorer_errors."
+        yield f"{_count(counts[SCORER_FAILED], 'answer')} could not be scored; see scorer_errors."
     if counts[NOT_RUN]:
-        yield f"{_many(counts[NOT_RUN], 'sample')} did not run; the same name again calls them."
+        yield f"{_count(counts[NOT_RUN], 'sample')} did not run; evaluate under the same name to run them."
     if counts[IN_PROGRESS]:
-        yield f"{_many(counts[IN_PROGRESS], 'sample')} under way in another process."
+        yield f"{_count(counts[IN_PROGRESS], 'sample')} under way in another process."
 
 
 def note_doubt(calls: int) -> Iterator[str]:
-    """How many calls are in doubt."""
+    """Note how many calls began and never ended."""
     if calls:
-        yield f"{_many(calls, 'call')} in doubt: begun and never ended, perhaps billed."
+        yield f"{_count(calls, 'call')} in doubt: started but never finished, possibly billed."
 
 
 def note_direction(lower: Sequence[str]) -> Iterator[str]:
-    """Of which metrics less is better."""
+    """Note the metrics of which less is better."""
     if lower:
         yield f"Less is better: {', '.join(lower)}."
 
 
 def note_fallbacks(results: Sequence[EvalResult]) -> Iterator[str]:
-    """How many samples another model answered than the one that was asked first."""
-    moved = sum(fell_back(result) for result in results)
-    if moved:
-        yield f"{_many(moved, 'sample')} answered by a fallback; summary(by='served_route') shows who answered."
+    """Note how many samples were answered by a fallback."""
+    number = sum(fell_back(result) for result in results)
+    if number:
+        yield f"{_count(number, 'sample')} answered by a fallback; summary(by='served_route') shows who answered."
 
 
-def _many(count: int, what: str) -> str:
+def _count(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-SHOWN_DIGITS = 7
-
-
-Asked: TypeAlias = tuple[str, str | None]
-
-
-SampleKey: TypeAlias = tuple[str, int]
-
-
 def describe_request_differences(results: Iterable[EvalResult], variants: Sequence[str]) -> tuple[str, ...]:
-    """A warning when variants were sent different requests about the same sample; none when they were not.
+    """Return a warning when variants were sent different requests for the same sample.
 
-    Only valid outputs count: of the others it is not known what was asked last.
+    Only valid outputs count: for the others the last request is unknown.
 
     Args:
         results: Of all variants, or of the two that are compared.
         variants: Labels in the order in which they are named.
     """
-    by_sample: dict[SampleKey, set[Asked]] = {}
-    by_variant: dict[str, dict[Asked, None]] = {label: {} for label in variants}
+    by_sample: dict[SampleKey, set[RequestShape]] = {}
+    by_variant: dict[str, dict[RequestShape, None]] = {label: {} for label in variants}
     for result in results:
-        # A result without an outcome is of a version that kept no hash.
+        # Early versions stored neither an outcome nor a schema hash.
         if result.output_mode is not None and result.outcome is not None:
-            asked = (result.output_mode, result.schema_sha256)
-            by_sample.setdefault((result.sample_id, result.epoch), set()).add(asked)
-            by_variant.setdefault(result.route, {})[asked] = None
-    differing = sum(len(asked) > 1 for asked in by_sample.values())
+            request = (result.output_mode, result.schema_sha256)
+            by_sample.setdefault((result.sample_id, result.epoch), set()).add(request)
+            by_variant.setdefault(result.route, {})[request] = None
+    differing = sum(len(shapes) > 1 for shapes in by_sample.values())
     if not differing:
         return ()
-    told = "; ".join(f"{label}: {', '.join(map(_shown, asked))}" for label, asked in by_variant.items() if asked)
+    requests = "; ".join(
+        f"{label}: {', '.join(map(_describe_request, shapes))}" for label, shapes in by_variant.items() if shapes
+    )
     warning = (
-        f"The variants were sent different requests on {differing:,} of {len(by_sample):,} samples, so their difference "
-        f"is not the models' alone ({told})."
+        f"The variants were sent different requests on {differing:,} of {len(by_sample):,} samples, so their "
+        f"difference is not the models' alone ({requests})."
     )
     return (warning,)
 
 
-def _shown(asked: Asked) -> str:
-    mode, schema = asked
+def _describe_request(request: RequestShape) -> str:
+    mode, schema = request
     return f"{mode}, {f'schema {schema[:SHOWN_DIGITS]}' if schema else 'no schema sent'}"
 
 
-SHOWN_CHARS = 12
-
-
 def note_digests(seen: Iterable[DigestSeen]) -> Iterator[str]:
-    """One sentence for each route behind which there was more than one model.
+    """Note each route behind which the model changed during the run.
 
     Args:
         seen: The digests by first appearance within a route.
@@ -152,8 +150,8 @@ def note_digests(seen: Iterable[DigestSeen]) -> Iterator[str]:
         by_route.setdefault(each.route, []).append(each)
     for route, digests in by_route.items():
         if len(digests) > 1:
-            told = ", then ".join(
+            models = ", then ".join(
                 f"{each.digest[:SHOWN_CHARS]} ({each.requests:,} {'request' if each.requests == 1 else 'requests'})"
                 for each in digests
             )
-            yield f"The model behind {route} changed during the run: {told}. Its results are not of one model."
+            yield f"The model behind {route} changed during the run: {models}. Its results are not of one model."

@@ -1,4 +1,4 @@
-"""A report as plots: scores with their intervals, and quality against what it takes."""
+"""Plots of a report: scores with their intervals, and quality against latency, tokens or cost."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _DOTS_SHARE: Final = 0.6
 
 
 @dataclass(frozen=True, slots=True)
-class _Price:
-    """What a variant takes on the horizontal axis; NaN when that is not known."""
+class _Position:
+    """The value of a variant on the horizontal axis; NaN when unknown."""
 
     value: float
     up_to: float = math.nan
@@ -52,17 +52,17 @@ def plot_report(
     prices: Prices | None,
     ax: Axes | None,
 ) -> Axes:
-    """See `EvalReport.plot`."""
+    """Draw a report; see `EvalReport.plot`."""
     if kind not in KINDS:
         raise LLMEvaluationError(f"There is no plot {kind!r}; there are: {', '.join(KINDS)}.")
-    metrics = _chosen(report, metric)
+    metrics = _choose_metrics(report, metric)
     _require_variants(report, prices or {})
     if kind == "score":
-        return _scores(report, metrics, ax)
-    return _quality_against(report, kind, metrics[0], prices or {}, ax)
+        return _draw_scores(report, metrics, ax)
+    return _draw_tradeoff(report, kind, metrics[0], prices or {}, ax)
 
 
-def _chosen(report: Analysis, metric: str | Sequence[str] | None) -> tuple[str, ...]:
+def _choose_metrics(report: Analysis, metric: str | Sequence[str] | None) -> tuple[str, ...]:
     wanted = (metric,) if isinstance(metric, str) else tuple(metric or report.metrics)
     unknown = [name for name in wanted if name not in report.metrics]
     if unknown or not wanted:
@@ -79,11 +79,11 @@ def _require_variants(report: Analysis, prices: Prices) -> None:
         )
 
 
-def _told(report: Analysis, metric: str) -> str:
+def _label_metric(report: Analysis, metric: str) -> str:
     return f"{metric} (less is better)" if metric in report.lower_is_better else metric
 
 
-def _rows(report: Analysis, metric: str) -> list[dict[str, Any]]:
+def _get_rows(report: Analysis, metric: str) -> list[dict[str, Any]]:
     frame = report.summary()
     return [
         {str(name): value for name, value in row.items()} for row in frame[frame["metric"] == metric].to_dict("records")
@@ -93,38 +93,38 @@ def _rows(report: Analysis, metric: str) -> list[dict[str, Any]]:
 # --- scores -------------------------------------------------------------------------------------------------------
 
 
-def _scores(report: Analysis, metrics: Sequence[str], ax: Axes | None) -> Axes:
+def _draw_scores(report: Analysis, metrics: Sequence[str], ax: Axes | None) -> Axes:
     """Routes from top to bottom, each with its name above a dot for every metric."""
     variants = report.variants
     key_lines = len(metrics) if len(metrics) > 1 else 0
     height = 1.0 + len(variants) * (0.45 + 0.2 * len(metrics)) + _LINE_INCHES * key_lines
     is_own, ax = ax is None, axes(ax, height)
-    by_metric = {name: _rows(report, name) for name in metrics}
+    by_metric = {name: _get_rows(report, name) for name in metrics}
     for number, (name, mark) in enumerate(zip(metrics, marks(), strict=False)):
         shift = (number + 0.5) / len(metrics) * _DOTS_SHARE + 0.5 - _DOTS_SHARE
-        _dots(ax, by_metric[name], shift, mark, _told(report, name))
+        _draw_dots(ax, by_metric[name], shift, mark, _label_metric(report, name))
     for place, variant in enumerate(variants):
         at = ax.get_yaxis_transform()
         ax.text(0.01, place - 0.45, _label_variant(variant, by_metric), transform=at, va="top", fontsize="small")
     ax.set_yticks([])
     ax.set_ylim(len(variants) - 0.5, -0.5)
-    ax.set_xlabel(f"{_told(report, metrics[0])}: {_INTERVAL}" if len(metrics) == 1 else f"score: {_INTERVAL}")
-    _unit_range(ax, [row for rows in by_metric.values() for row in rows], "x")
+    ax.set_xlabel(f"{_label_metric(report, metrics[0])}: {_INTERVAL}" if len(metrics) == 1 else f"score: {_INTERVAL}")
+    _show_unit_range(ax, [row for rows in by_metric.values() for row in rows], "x")
     _finish(report, ax, "x")
     if key_lines:
         key(ax, is_own=is_own)
     return ax
 
 
-def _dots(ax: Axes, rows: Sequence[Mapping[str, Any]], shift: float, mark: Mark, name: str) -> None:
-    """A dot for each mean, its interval as a line; hollow where there is none, words where there is no score."""
+def _draw_dots(ax: Axes, rows: Sequence[Mapping[str, Any]], shift: float, mark: Mark, name: str) -> None:
+    """Draw means as dots and intervals as lines; a dot without an interval is hollow, a missing score is text."""
     there = [(place + shift, row) for place, row in enumerate(rows) if row["scored"]]
     sure = [(y, row) for y, row in there if _has_interval(row)]
     ax.hlines(
         [y for y, _ in sure], [row["ci_low"] for _, row in sure], [row["ci_high"] for _, row in sure], color=mark.colour
     )
-    _points(ax, [(row["mean"], y) for y, row in sure], mark, hollow=False)
-    _points(ax, [(row["mean"], y) for y, row in there if not _has_interval(row)], mark, hollow=True)
+    _draw_points(ax, [(row["mean"], y) for y, row in sure], mark, hollow=False)
+    _draw_points(ax, [(row["mean"], y) for y, row in there if not _has_interval(row)], mark, hollow=True)
     ax.plot([], [], mark.marker, color=mark.colour, linestyle="-", label=name)
     for place, row in enumerate(rows):
         if not row["scored"]:
@@ -132,7 +132,7 @@ def _dots(ax: Axes, rows: Sequence[Mapping[str, Any]], shift: float, mark: Mark,
             ax.text(0.01, place + shift, f"no {name}", transform=at, color=GREY, va="center", fontsize="small")
 
 
-def _points(ax: Axes, points: Sequence[tuple[float, float]], mark: Mark, *, hollow: bool) -> None:
+def _draw_points(ax: Axes, points: Sequence[tuple[float, float]], mark: Mark, *, hollow: bool) -> None:
     if points:
         face = "none" if hollow else mark.colour
         x, y = zip(*points, strict=True)
@@ -142,10 +142,10 @@ def _points(ax: Axes, points: Sequence[tuple[float, float]], mark: Mark, *, holl
 def _label_variant(variant: str, by_metric: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     rows = [row for rows in by_metric.values() for row in rows if row["variant"] == variant]
     scored = sorted({int(row["scored"]) for row in rows})
-    told = f"{scored[0]}" if len(scored) == 1 else f"{scored[0]} to {scored[-1]}"
+    scored_text = f"{scored[0]}" if len(scored) == 1 else f"{scored[0]} to {scored[-1]}"
     failed = f", {rows[0]['failed']} failed" if rows[0]["failed"] else ""
     lone = ", no interval" if any(row["scored"] and not _has_interval(row) for row in rows) else ""
-    return f"{short(variant)}: {told} of {rows[0]['n']} scored{failed}{lone}"
+    return f"{short(variant)}: {scored_text} of {rows[0]['n']} scored{failed}{lone}"
 
 
 def _has_interval(row: Mapping[str, Any]) -> bool:
@@ -155,84 +155,94 @@ def _has_interval(row: Mapping[str, Any]) -> bool:
 # --- quality against latency, tokens and cost ---------------------------------------------------------------------
 
 
-def _quality_against(report: Analysis, kind: str, metric: str, prices: Prices, ax: Axes | None) -> Axes:
-    """A mark for each variant that has both; what the others miss is said beside their names."""
+def _draw_tradeoff(report: Analysis, kind: str, metric: str, prices: Prices, ax: Axes | None) -> Axes:
+    """Draw a mark for each variant that has both; the labels of the others say what is missing."""
     variants = report.variants
     is_own, ax = ax is None, axes(ax, 3.6 + _LINE_INCHES * len(variants))
-    rows = {row["variant"]: row for row in _rows(report, metric)}
-    taken = {variant: _price(report.of(variant), rows[variant], kind, prices.get(variant)) for variant in variants}
+    rows = {row["variant"]: row for row in _get_rows(report, metric)}
+    position = {
+        variant: _measure_position(report.of(variant), rows[variant], kind, prices.get(variant)) for variant in variants
+    }
     for variant, mark in zip(variants, marks(), strict=False):
-        _draw_variant(ax, rows[variant], taken[variant], mark, _named(variant, kind, rows[variant], taken[variant]))
-    if not any(_is_known(rows[variant], taken[variant]) for variant in variants):
-        ax.text(0.5, 0.5, _nothing(kind), transform=ax.transAxes, color=GREY, ha="center", va="center")
+        _draw_variant(
+            ax, rows[variant], position[variant], mark, _label_mark(variant, kind, rows[variant], position[variant])
+        )
+    if not any(_is_known(rows[variant], position[variant]) for variant in variants):
+        ax.text(0.5, 0.5, _explain_empty_plot(kind), transform=ax.transAxes, color=GREY, ha="center", va="center")
     ax.set_xlabel(KINDS[kind])
-    ax.set_ylabel(f"{_told(report, metric)}: {_INTERVAL}")
+    ax.set_ylabel(f"{_label_metric(report, metric)}: {_INTERVAL}")
     right = ax.get_xlim()[1]
     ax.set_xlim(-0.02 * right, right)
     if kind != "cost":
         ax.xaxis.set_major_formatter("{x:,.0f}")
-    _unit_range(ax, list(rows.values()), "y")
+    _show_unit_range(ax, list(rows.values()), "y")
     _finish(report, ax, "both")
     key(ax, is_own=is_own)
     return ax
 
 
-def _price(
+def _measure_position(
     results: Sequence[EvalResult], row: Mapping[str, Any], kind: str, price: tuple[float, float] | None
-) -> _Price:
+) -> _Position:
     if kind == "latency":
-        return _Price(row["latency_p50_ms"], row["latency_p95_ms"])
+        return _Position(row["latency_p50_ms"], row["latency_p95_ms"])
     known = [(r.input_tokens, r.output_tokens) for r in results]
-    counted = [(asked, said) for asked, said in known if asked is not None and said is not None]
+    counted = [
+        (input_tokens, output_tokens)
+        for input_tokens, output_tokens in known
+        if input_tokens is not None and output_tokens is not None
+    ]
     left_out = sum(r.requests > 0 for r in results) - len(counted)
     if not counted:
-        return _Price(math.nan)
+        return _Position(math.nan)
     if kind == "tokens":
-        return _Price(_mean(asked + said for asked, said in counted), left_out=left_out)
+        return _Position(
+            _average(input_tokens + output_tokens for input_tokens, output_tokens in counted), left_out=left_out
+        )
     if price is None:
-        return _Price(math.nan)
-    asked_usd, said_usd = price
-    each = _mean(asked * asked_usd + said * said_usd for asked, said in counted)
-    return _Price(1000 * each / _PER_MILLION, left_out=left_out)
+        return _Position(math.nan)
+    input_usd, output_usd = price
+    each = _average(input_tokens * input_usd + output_tokens * output_usd for input_tokens, output_tokens in counted)
+    return _Position(1000 * each / _PER_MILLION, left_out=left_out)
 
 
-def _mean(values: Iterable[float]) -> float:
+def _average(values: Iterable[float]) -> float:
     listed = list(values)
     return math.fsum(listed) / len(listed)
 
 
-def _is_known(row: Mapping[str, Any], taken: _Price) -> bool:
-    return bool(row["scored"]) and not math.isnan(taken.value)
+def _is_known(row: Mapping[str, Any], position: _Position) -> bool:
+    return bool(row["scored"]) and not math.isnan(position.value)
 
 
-def _draw_variant(ax: Axes, row: Mapping[str, Any], taken: _Price, mark: Mark, label: str) -> None:
-    """The mark and its name; a variant without a place only has its name, with a mark that is grey and hollow."""
-    if not _is_known(row, taken):
+def _draw_variant(ax: Axes, row: Mapping[str, Any], position: _Position, mark: Mark, label: str) -> None:
+    """Draw the mark and label of a variant; one without a position only gets a label with a grey, hollow mark."""
+    if not _is_known(row, position):
         ax.plot([], [], mark.marker, color=GREY, markerfacecolor="none", label=label)
         return
-    x, y = taken.value, row["mean"]
+    x, y = position.value, row["mean"]
     if _has_interval(row):
         ax.vlines([x], [row["ci_low"]], [row["ci_high"]], color=mark.colour)
-    if not math.isnan(taken.up_to):
-        ax.hlines([y], [x], [taken.up_to], color=mark.colour, linewidth=1)
+    if not math.isnan(position.up_to):
+        ax.hlines([y], [x], [position.up_to], color=mark.colour, linewidth=1)
     face = mark.colour if _has_interval(row) else "none"
     ax.plot([x], [y], mark.marker, color=mark.colour, markerfacecolor=face, markersize=7, label=label, zorder=3)
 
 
-def _named(variant: str, kind: str, row: Mapping[str, Any], taken: _Price) -> str:
+def _label_mark(variant: str, kind: str, row: Mapping[str, Any], position: _Position) -> str:
     remarks = []
     if not row["scored"]:
         remarks.append("no score")
     elif not _has_interval(row):
         remarks.append("no interval")
-    if math.isnan(taken.value):
+    if math.isnan(position.value):
         remarks.append(f"{kind} unknown")
-    elif taken.left_out > 0:
-        remarks.append(f"{taken.left_out} without token counts left out")
+    elif position.left_out > 0:
+        remarks.append(f"{position.left_out} without token counts left out")
     return f"{short(variant)} ({', '.join(remarks)})" if remarks else short(variant)
 
 
-def _nothing(kind: str) -> str:
+def _explain_empty_plot(kind: str) -> str:
     if kind == "cost":
         return "No cost is known.\nGive prices={variant: (USD per million prompt tokens, answer tokens)}."
     return f"No variant has both a score and its {kind}."
@@ -241,8 +251,8 @@ def _nothing(kind: str) -> str:
 # --- both ---------------------------------------------------------------------------------------------------------
 
 
-def _unit_range(ax: Axes, rows: Sequence[Mapping[str, Any]], axis: Literal["x", "y"]) -> None:
-    """The whole range of scores that lie between 0 and 1: a part of it makes small differences look large."""
+def _show_unit_range(ax: Axes, rows: Sequence[Mapping[str, Any]], axis: Literal["x", "y"]) -> None:
+    """Show the whole range of scores within 0 and 1, because a part of it makes small differences look large."""
     ends = [row[name] for row in rows for name in ("mean", "ci_low", "ci_high") if not math.isnan(row[name])]
     if all(0 <= end <= 1 for end in ends):
         (ax.set_xlim if axis == "x" else ax.set_ylim)(-0.02, 1.02)

@@ -1,4 +1,4 @@
-"""Further views of a report: what repeats tell, what missing scores could change, and every request that was sent."""
+"""Further views of a report: repeats, the effect of missing scores, and all requests."""
 
 from __future__ import annotations
 
@@ -81,14 +81,19 @@ def build_repeat_rows(
     right_from: float | None = None,
     lower: Set[str] = frozenset(),
 ) -> Iterator[dict[str, Any]]:
-    """One row for each variant and metric: the mean chances over samples that have at least `k` repeats."""
+    """Build one row for each variant and metric: mean chances over samples with at least `k` repeats."""
     for label, results in groups.items():
         for metric in metrics:
             verdict = partial(is_right, lower_is_better=metric in lower, limit=right_from)
-            yield {"variant": label, "metric": metric, "k": k, **_chances(results, metric, clusters, k, verdict)}
+            yield {
+                "variant": label,
+                "metric": metric,
+                "k": k,
+                **_estimate_chances(results, metric, clusters, k, verdict),
+            }
 
 
-def _chances(
+def _estimate_chances(
     results: Sequence[EvalResult],
     metric: str,
     clusters: Mapping[str, Hashable],
@@ -100,13 +105,15 @@ def _chances(
     counts: dict[str, list[bool]] = {}
     for result in results:
         if metric in result.scores or result.status == FAILED:
-            # An answer that cannot be used is a wrong one here.
+            # An answer that cannot be used counts as wrong.
             is_right_now = metric in result.scores and verdict(result.scores[metric])
             counts.setdefault(result.sample_id, []).append(is_right_now)
     enough = {sample: tries for sample, tries in counts.items() if len(tries) >= k}
-    among = [clusters[sample] for sample in enough]
-    some = estimate_mean([estimate_pass_at_k(len(tries), sum(tries), k) for tries in enough.values()], among)
-    every = estimate_mean([estimate_pass_hat_k(len(tries), sum(tries), k) for tries in enough.values()], among)
+    present_clusters = [clusters[sample] for sample in enough]
+    some = estimate_mean([estimate_pass_at_k(len(tries), sum(tries), k) for tries in enough.values()], present_clusters)
+    every = estimate_mean(
+        [estimate_pass_hat_k(len(tries), sum(tries), k) for tries in enough.values()], present_clusters
+    )
     return {
         "samples": len(enough),
         "left_out": len({result.sample_id for result in results}) - len(enough),
@@ -125,26 +132,30 @@ def build_missing_rows(
     clusters: Mapping[str, Hashable],
     lower: Set[str] = frozenset(),
 ) -> Iterator[dict[str, Any]]:
-    """One row for each variant and metric: the mean of all results in three views of those without a score."""
+    """Build one row for each variant and metric: the mean under three assumptions on results without a score."""
     for label, results in groups.items():
         for metric in metrics:
-            yield {"variant": label, "metric": metric, **_views(results, metric, clusters, is_lower=metric in lower)}
+            yield {
+                "variant": label,
+                "metric": metric,
+                **_estimate_views(results, metric, clusters, is_lower=metric in lower),
+            }
 
 
-def _views(
+def _estimate_views(
     results: Sequence[EvalResult], metric: str, clusters: Mapping[str, Hashable], *, is_lower: bool
 ) -> dict[str, Any]:
     from llmkit.evals.statistics import bound_mean, estimate_mean
 
     values = [result.scores.get(metric, math.nan) for result in results]
-    among = [clusters[result.sample_id] for result in results]
-    there = [number for number, value in enumerate(values) if not math.isnan(value)]
-    counts = {"n": len(values), "missing": len(values) - len(there)}
-    if any(not 0 <= values[number] <= 1 for number in there):
-        # Nobody knows the worst of a score that has no bounds.
-        found = estimate_mean([values[number] for number in there], [among[number] for number in there])
-        return counts | {"mean_excluded": found.value, "excluded_low": found.low, "excluded_high": found.high}
-    views = bound_mean(values, among, lower_is_better=is_lower)
+    present_clusters = [clusters[result.sample_id] for result in results]
+    present = [number for number, value in enumerate(values) if not math.isnan(value)]
+    counts = {"n": len(values), "missing": len(values) - len(present)}
+    if any(not 0 <= values[number] <= 1 for number in present):
+        # A score without bounds has no worst value, so only the first view exists.
+        scored = estimate_mean([values[number] for number in present], [present_clusters[number] for number in present])
+        return counts | {"mean_excluded": scored.value, "excluded_low": scored.low, "excluded_high": scored.high}
+    views = bound_mean(values, present_clusters, lower_is_better=is_lower)
     return counts | {
         "mean_excluded": views.excluded.value,
         "excluded_low": views.excluded.low,
@@ -158,7 +169,7 @@ def _views(
 
 
 def build_attempt_rows(results: Iterable[EvalResult], calls: Iterable[RecordedCall]) -> Iterator[dict[str, Any]]:
-    """One row for each request that was sent for the results, in the order of the calls."""
+    """Build one row for each request sent for the results, in the order of the calls."""
     by_name = {result.pipeline_run_id: result for result in results}
     for call in calls:
         result = by_name.get(call.pipeline_run_id)
@@ -171,5 +182,5 @@ def _attempt_row(result: EvalResult, call: RecordedCall, attempt: Attempt) -> di
     sample = {name: getattr(result, name) for name in ("sample_id", "epoch", "pipeline_run_id")}
     sample["variant"] = result.route
     tokens = {"input_tokens": attempt.usage.input_tokens, "output_tokens": attempt.usage.output_tokens}
-    told = {"stage": call.stage, "sent_to": str(attempt.route), "status": str(attempt.status)}
-    return known | sample | tokens | told
+    call_facts = {"stage": call.stage, "sent_to": str(attempt.route), "status": str(attempt.status)}
+    return known | sample | tokens | call_facts

@@ -1,4 +1,4 @@
-"""What an evaluation found, as a value: its numbers, and how they are shown, written and drawn."""
+"""The report of an evaluation: its analysis, and its forms as JSON, HTML, table, plot and file."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ JSON_FORM = "llmkit-evaluation-1"
 
 @dataclass(frozen=True, repr=False)
 class EvalReport(Analysis):
-    """Results of a run and what they mean: the numbers are those of `Analysis`, with its attributes."""
+    """A report that can be shown, written and drawn. Its attributes and numbers are those of `Analysis`."""
 
     def to_json(self, *, stable: bool = False) -> dict[str, Any]:
-        """The report as JSON-able data; what is unknown is null.
+        """Return the report as JSON-able data; unknown values are null.
 
         Keys: `form`, `run` (id, name, workspace_id, task, task_sha256, dataset_sha256, created_at_utc), `counts`
         (status to number), `work` (reused, rescored, called, replayed, sent, shared, warm_ups; null for a report from
@@ -50,7 +50,7 @@ class EvalReport(Analysis):
         `stopped` (variant to reason), `in_doubt` (ids of calls), `judges` (metric to route, prompt, criteria, scale,
         parameters), `budget` (budget with its limits, tokens, cost_usd, uncounted, stopped_by, why; null without one),
         `failures` (the three most frequent reasons of each variant: variant, status, error_code, results, message),
-        `notes`, `warnings` (those of the notes that put a comparison in doubt), `provenance` (see there).
+        `notes`, `warnings` (the notes that put a comparison in doubt), `provenance` (see there).
 
         Args:
             stable: Leave out what differs between two runs with the same answers: `run.id`, `run.created_at_utc`,
@@ -71,7 +71,7 @@ class EvalReport(Analysis):
             "counts": self.counts,
             "work": asdict(self.work) if self.work else None,
             "summary": to_json_rows(self.summary()),
-            "comparisons": [row for a, b in _pairs(self.variants) for row in to_json_rows(self.compare(a, b))],
+            "comparisons": [row for a, b in _pair_labels(self.variants) for row in to_json_rows(self.compare(a, b))],
             "stopped": dict(self.stopped),
             "in_doubt": [str(call.id) for call in self.in_doubt],
             "judges": self.judges,
@@ -84,13 +84,13 @@ class EvalReport(Analysis):
         return strip_volatile(document) if stable else document
 
     def to_html(self, file: str | Path, *, stable: bool = False) -> None:
-        """Write the report with every sample to one HTML file that needs no network, over an earlier one.
+        """Write the report with every sample to one HTML file that needs no network. An earlier file is replaced.
 
-        It holds inputs, targets, prompts and answers as far as they are at hand: see `docs/evaluation.md`. The calls
-        are read from the store; those of a replaying session are there until it is closed.
+        The file contains inputs, targets, prompts and answers as far as they are available: see
+        `docs/evaluation.md`. The calls are read from the store; those of a replaying session exist until it is closed.
 
         Args:
-            file: Where to.
+            file: Path of the file.
             stable: As for `to_json`: the same answers give the same bytes.
 
         Raises:
@@ -128,26 +128,26 @@ class EvalReport(Analysis):
         """Draw the variants side by side. Nothing is shown and no default of matplotlib changed.
 
         A notebook shows the figure at the end of its cell, a script saves it by `ax.figure.savefig(...)`. A hollow mark
-        has no interval. A variant without a score, or with an unknown latency, token count or cost, has no mark and is
-        named with what is missing: nothing unknown is drawn as 0.
+        has no interval. A variant without a score, or with an unknown latency, token count or cost, has no mark; its
+        label says what is missing. Nothing unknown is drawn as 0.
 
         Args:
             kind: `score`: means with 95 % intervals by variant and metric. `latency`, `tokens`, `cost`: one metric
                 against the latency of a sample in ms, its tokens, or the cost of 1,000 samples in USD.
-            metric: Those to draw, of one scale; all when None. Against something else it is the first of them.
+            metric: Metrics to draw, of one scale; all when None. Other kinds draw only the first.
             prices: For `cost`: by variant, what a million tokens of prompts and of answers cost in USD.
             ax: Axes to draw into; a new figure when None.
 
         Raises:
             LLMConfigurationError: matplotlib is not installed (`pip install 'llmkit[plot]'`).
-            LLMEvaluationError: The kind, a metric or a variant of `prices` is unknown; the message lists those known.
+            LLMEvaluationError: The kind, a metric or variant is unknown; the message lists the known ones.
         """
         from llmkit.evals.report.plots import plot_report
 
         return plot_report(self, kind, metric, prices, ax)
 
     def table(self) -> Table:
-        """The summary for a terminal, the notes below it; 80 columns are enough for one metric."""
+        """Build the summary for a terminal, with the notes below; 80 columns suffice for one metric."""
         from llmkit.evals.report.terminal import build_summary_table
 
         return build_summary_table(self.run, to_plain_rows(self.summary()), self.notes)
@@ -165,31 +165,31 @@ class EvalReport(Analysis):
         return "\n".join([f"EvalReport({self.run.name!r}, task {self.run.task_name}: {counts})", *scores, *why])
 
 
-def _pairs(labels: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _pair_labels(labels: Sequence[str]) -> Iterator[tuple[str, str]]:
     for number, a in enumerate(labels):
         for b in labels[number + 1 :]:
             yield a, b
 
 
-# Another machine may add up in another order.
+# Machines add up in different orders, which affects the last digits.
 DIGITS: Final = 12
 
 
 def strip_volatile(document: Mapping[str, Any]) -> dict[str, Any]:
-    """`EvalReport.to_json()` without ids, clock times and latencies, its numbers rounded to twelve digits."""
-    kept = _without(document, ("work", "in_doubt"))
-    kept["run"] = _without(document["run"], ("id", "created_at_utc"))
-    kept["summary"] = [_without(row, ("latency_p50_ms", "latency_p95_ms")) for row in document["summary"]]
-    return {name: _rounded(part) for name, part in kept.items()}
+    """Remove ids, clock times and latencies from `EvalReport.to_json()`, and round numbers to twelve digits."""
+    stable = _without(document, ("work", "in_doubt"))
+    stable["run"] = _without(document["run"], ("id", "created_at_utc"))
+    stable["summary"] = [_without(row, ("latency_p50_ms", "latency_p95_ms")) for row in document["summary"]]
+    return {name: _round(part) for name, part in stable.items()}
 
 
 def _without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}
 
 
-def _rounded(value: Any) -> Any:
+def _round(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _rounded(part) for name, part in value.items()}
+        return {name: _round(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_rounded(part) for part in value]
+        return [_round(part) for part in value]
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

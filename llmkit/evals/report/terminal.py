@@ -1,4 +1,4 @@
-"""The summary of a report as text: one line, or a table for a terminal."""
+"""The summary of a report as text: a line, or a table for a terminal."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 __all__ = ["build_summary_table", "format_mean"]
 
 UNKNOWN = "-"
-# From so many samples on, a third decimal means something.
+# With at least this many samples a third decimal is meaningful.
 MANY_SAMPLES = 1_000
 
-Row: TypeAlias = Mapping[str, Any]
+SummaryRow: TypeAlias = Mapping[str, Any]
 
 
-def format_mean(row: Row) -> str:
-    """Mean and interval of a summary row, such as `0.60 [0.46, 0.73]`."""
+def format_mean(row: SummaryRow) -> str:
+    """Format mean and interval of a summary row, such as `0.60 [0.46, 0.73]`."""
     places = 3 if row["n"] >= MANY_SAMPLES else 2
     if row["mean"] is None:
         return UNKNOWN
@@ -30,17 +30,17 @@ def format_mean(row: Row) -> str:
     return f"{row['mean']:.{places}f} [{row['ci_low']:.{places}f}, {row['ci_high']:.{places}f}]"
 
 
-def build_summary_table(run: EvalRun, rows: Sequence[Row], notes: Sequence[str]) -> Table:
-    """The rows of `EvalReport.summary()` for a terminal. Only the variant folds, so that numbers stay whole."""
+def build_summary_table(run: EvalRun, rows: Sequence[SummaryRow], notes: Sequence[str]) -> Table:
+    """Build the table of `EvalReport.summary()`. Only the variant column folds, so numbers stay whole."""
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=_title(run), box=None, pad_edge=False, padding=(0, 1), title_justify="left")
+    table = Table(title=_format_title(run), box=None, pad_edge=False, padding=(0, 1), title_justify="left")
     table.caption, table.caption_justify = Text("\n".join(notes)), "left"
     layout = _Layout.of(rows)
     for number, heading in enumerate(layout.headings()):
-        numeric = number > layout.several
+        numeric = number > layout.has_metric_column
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     previous = None
     for row in rows:
@@ -49,7 +49,7 @@ def build_summary_table(run: EvalRun, rows: Sequence[Row], notes: Sequence[str])
     return table
 
 
-def _title(run: EvalRun) -> str:
+def _format_title(run: EvalRun) -> str:
     from rich.markup import escape
 
     return escape(run.name if run.name == run.task_name else f"{run.name} ({run.task_name})")
@@ -57,43 +57,43 @@ def _title(run: EvalRun) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """What the table shows, by what is in the rows.
+    """The layout of the table, derived from its rows.
 
     Attributes:
         metric: The only metric, or None when there are several or none.
-        several: Whether there is a column of metrics.
+        has_metric_column: Whether there is a column of metrics.
         in_seconds: Whether latencies are long enough to show as seconds.
     """
 
     metric: str | None
-    several: bool
+    has_metric_column: bool
     in_seconds: bool
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> _Layout:
+    def of(cls, rows: Sequence[SummaryRow]) -> _Layout:
         metrics = {row["metric"] for row in rows} - {None}
         slowest = max((row["latency_p95_ms"] or 0.0 for row in rows), default=0.0)
         return cls(next(iter(metrics)) if len(metrics) == 1 else None, len(metrics) > 1, slowest >= 1_000)
 
     def headings(self) -> Iterator[str]:
         yield "Variant"
-        if self.several:
+        if self.has_metric_column:
             yield "Metric"
         yield f"{self.metric or 'Mean'}\n[95 %]"
         unit = "s" if self.in_seconds else "ms"
         yield from ("Scored", "Errors", "Valid\n1st try", "Tokens\nin/out", f"p50/p95\n{unit}")
 
-    def cells(self, row: Row, *, again: bool) -> Iterator[str]:
-        """The text of one row; what belongs to the variant as a whole stands only in its first row."""
+    def cells(self, row: SummaryRow, *, again: bool) -> Iterator[str]:
+        """Format one row; facts about the variant as a whole appear only in its first row."""
         yield "" if again else row["variant"]
-        if self.several:
+        if self.has_metric_column:
             yield row["metric"] or UNKNOWN
         yield from (format_mean(row), f"{row['scored']:,}", f"{row['failed'] + row['scorer_failed']:,}")
         if again:
             yield from ("", "", "")
             return
-        yield _shown(row["valid_first_try"], ".0%")
-        yield f"{_rounded(row['input_tokens'])}/{_rounded(row['output_tokens'])}"
+        yield _format_optional(row["valid_first_try"], ".0%")
+        yield f"{_format_rounded(row['input_tokens'])}/{_format_rounded(row['output_tokens'])}"
         yield f"{self._latency(row['latency_p50_ms'])}/{self._latency(row['latency_p95_ms'])}"
 
     def _latency(self, milliseconds: float | None) -> str:
@@ -102,12 +102,12 @@ class _Layout:
         return f"{milliseconds / 1_000:.1f}" if self.in_seconds else f"{milliseconds:.0f}"
 
 
-def _shown(value: float | None, form: str) -> str:
+def _format_optional(value: float | None, form: str) -> str:
     return UNKNOWN if value is None else format(value, form)
 
 
-def _rounded(count: int | None) -> str:
-    """Three figures at most, such as 995, 7.4k or 12M."""
+def _format_rounded(count: int | None) -> str:
+    """Format with at most three digits, such as 995, 7.4k or 12M."""
     if count is None:
         return UNKNOWN
     for size, unit in ((1_000_000, "M"), (1_000, "k")):

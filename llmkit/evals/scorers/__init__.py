@@ -57,10 +57,10 @@ __all__ = [
     "text_similarity",
 ]
 
-# What a task that is data can name.
+# The scorers that a YAML task can name.
 SCORERS: Mapping[str, Callable[..., Scorer]] = {
-    made.__name__: made
-    for made in (
+    scorer.__name__: scorer
+    for scorer in (
         date_tolerance,
         exact_match,
         field_match,

@@ -1,4 +1,4 @@
-"""Calls the scorers of a task on one output: each within its time, and none can hold up or end the run."""
+"""Application of scorers to an output: each within its time limit, so none can block or end the run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from llmkit.evals.scorers.base import ContextScorer, FunctionScorer, Options, Sc
 __all__ = ["DEFAULT_SCORER_TIMEOUT_S", "apply_scorers"]
 
 DEFAULT_SCORER_TIMEOUT_S = 60.0
-# How long a scorer that was cancelled may take to end before it is left behind.
-FAREWELL_S = 1.0
+# Time for a cancelled scorer to end; after that it is abandoned.
+CANCEL_TIMEOUT_S = 1.0
 LONGEST_ERROR = 500
 LONGEST_DETAIL = 1_000
 
@@ -33,18 +33,18 @@ async def apply_scorers(
     *,
     timeout_s: float | None = DEFAULT_SCORER_TIMEOUT_S,
 ) -> Scores:
-    """Score one output with all scorers, in order. What a scorer raises is an error of that scorer.
+    """Score one output with all scorers, in order. An exception of a scorer becomes an error of that scorer.
 
-    A scorer of one's own gets copies of output and sample: what it does to them concerns nobody else.
-    Asynchronous scorers run in the event loop and are cancelled when their time is over. Functions run in threads of
-    their own, several at once; one that does not end in time is left behind there, because a thread cannot be stopped.
+    Custom scorers get copies of output and sample, so they may change them. Asynchronous scorers run in the event loop
+    and are cancelled when their time is over. Functions run in threads, several at once; one that exceeds its time is
+    abandoned, because a thread cannot be stopped.
 
     Args:
-        scorers: Whom to ask.
+        scorers: The scorers of the task.
         output: The validated output.
-        sample: What it is an answer to.
-        context: What a judge needs; None where there is none.
-        timeout_s: Most seconds for one scorer; its own attribute `timeout_s` goes first. None for no limit.
+        sample: The sample that it answers.
+        context: Service and names for judges; None outside an evaluation.
+        timeout_s: Longest time for one scorer, in seconds, or None. Its own attribute `timeout_s` has priority.
 
     Raises:
         LLMStoreError: A judge's call could not be recorded.
@@ -54,10 +54,10 @@ async def apply_scorers(
     for scorer in scorers:
         limit = getattr(scorer, "timeout_s", None) or timeout_s
         try:
-            score = _checked(await _called(scorer, output, sample, context, limit))
+            score = _validate(await _call(scorer, output, sample, context, limit))
         except (LLMStoreError, LLMBudgetExhausted):
             raise
-        except Exception as error:  # noqa: BLE001 (a scorer is the user's code: whatever it raises belongs to the sample)
+        except Exception as error:  # noqa: BLE001 (a scorer is the user's code: its exceptions belong to the sample)
             scores.errors[scorer.name] = f"{type(error).__name__}: {error}"[:LONGEST_ERROR]
         else:
             scores.values[scorer.name] = score.value
@@ -67,7 +67,7 @@ async def apply_scorers(
     return scores
 
 
-async def _called(
+async def _call(
     scorer: Scorer, output: Any, sample: Sample, context: ScoringContext | None, limit_s: float | None
 ) -> Any:
     if getattr(scorer, "is_quick", False):
@@ -76,12 +76,12 @@ async def _called(
         output, sample = deepcopy((output, sample))
     if isinstance(scorer, ContextScorer):
         if context is None:
-            raise TypeError("this scorer asks a model; it works in an evaluation only")
-        return await _within(limit_s, scorer.score_in(context, output, sample))
-    return await _within(limit_s, _plain(scorer, output, sample))
+            raise TypeError("this scorer calls a model, so it needs an evaluation")
+        return await _wait_within(limit_s, scorer.score_in(context, output, sample))
+    return await _wait_within(limit_s, _call_plain(scorer, output, sample))
 
 
-async def _plain(scorer: Scorer, output: Any, sample: Sample) -> Any:
+async def _call_plain(scorer: Scorer, output: Any, sample: Sample) -> Any:
     if _is_asynchronous(scorer):
         found: Any = scorer(output, sample)
     else:
@@ -95,7 +95,7 @@ def _is_asynchronous(scorer: Scorer) -> bool:
 
 
 async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a thread that nobody has to wait for, not even at exit: the pools of asyncio are joined."""
+    """Call a function in a daemon thread: the thread pools of asyncio are joined at exit, and would wait for it."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
 
@@ -107,9 +107,9 @@ async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
         found, problem = None, None
         try:
             found = function(*arguments)
-        except BaseException as error:  # noqa: BLE001 (it is raised where the function was called)
+        except BaseException as error:  # noqa: BLE001 (raised again by the caller)
             problem = error
-        with suppress(RuntimeError):  # the loop is closed: the function was left behind long ago
+        with suppress(RuntimeError):  # the loop is closed: the function was abandoned
             loop.call_soon_threadsafe(settle, found, problem)
 
     Thread(target=contextvars.copy_context().run, args=(work,), name="llmkit-scorer", daemon=True).start()
@@ -119,9 +119,9 @@ async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     return found
 
 
-async def _within(limit_s: float | None, work: Coroutine[Any, Any, Any]) -> Any:
-    """Wait for work; cancel it when its time is over, and do not wait for what ignores that."""
-    task = asyncio.ensure_future(_exits_caught(work))
+async def _wait_within(limit_s: float | None, work: Coroutine[Any, Any, Any]) -> Any:
+    """Wait for work within its time, then cancel it. Work that ignores the cancellation is abandoned."""
+    task = asyncio.ensure_future(_catch_exit(work))
     try:
         await asyncio.wait({task}, timeout=limit_s)
         if task.done():
@@ -129,29 +129,31 @@ async def _within(limit_s: float | None, work: Coroutine[Any, Any, Any]) -> Any:
     finally:
         if not task.done():
             task.cancel()
-            await asyncio.wait({task}, timeout=FAREWELL_S)
+            await asyncio.wait({task}, timeout=CANCEL_TIMEOUT_S)
     raise TimeoutError(f"no score within {limit_s:g} s; the limit is the option scorer_timeout_s")
 
 
-async def _exits_caught(work: Awaitable[Any]) -> Any:
+async def _catch_exit(work: Awaitable[Any]) -> Any:
     try:
         return await work
-    except SystemExit as error:  # it would end the event loop
+    except SystemExit as error:  # SystemExit would end the event loop
         raise RuntimeError(f"SystemExit: {error}") from None
 
 
-def _checked(raw: Any) -> Score:
-    score = raw if isinstance(raw, Score) else Score(_number(raw))
+def _validate(raw: Any) -> Score:
+    score = raw if isinstance(raw, Score) else Score(_to_number(raw))
     return Score(
-        _number(score.value), str(score.detail or ""), {part: _number(value) for part, value in score.parts.items()}
+        _to_number(score.value),
+        str(score.detail or ""),
+        {part: _to_number(value) for part, value in score.parts.items()},
     )
 
 
-def _number(raw: Any) -> float:
+def _to_number(raw: Any) -> float:
     try:
         value = float(raw)
     except (TypeError, ValueError):
-        raise TypeError(f"a score is a number, a bool or a Score; got {type(raw).__name__}") from None
+        raise TypeError(f"a score must be a number, a bool or a Score; got {type(raw).__name__}") from None
     if isinstance(raw, str) or not math.isfinite(value):
         raise ValueError(f"a score must be a finite number; got {raw!r}")
     return value

@@ -1,4 +1,4 @@
-"""What a scorer is, and what it says."""
+"""The protocol of scorers, and their scores."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Score:
     """A scorer's verdict on one sample.
 
     Attributes:
-        value: The number that is averaged; 1 is perfect and 0 is worthless unless the scorer says otherwise.
-        detail: Why, for people.
-        parts: Further numbers, each a metric of its own named `scorer.part`.
+        value: The number that is averaged; 1 is perfect and 0 is worthless unless the scorer defines otherwise.
+        detail: The reason, for people.
+        parts: Further numbers, each a separate metric named `scorer.part`.
     """
 
     value: float
@@ -53,9 +53,9 @@ ScoreLike: TypeAlias = Score | float | bool
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Something with a name that scores an output. It may be asynchronous.
+    """A named callable that scores an output. It may be asynchronous.
 
-    An attribute `lower_is_better = True` says that less is better of its score and of the parts of it.
+    An attribute `lower_is_better = True` declares that less is better for its score and the parts of it.
     """
 
     @property
@@ -73,13 +73,13 @@ ScorerLike: TypeAlias = Scorer | Callable[[Any, Sample], ScoreLike | Awaitable[S
 
 @dataclass(frozen=True, slots=True)
 class ScoringContext:
-    """Where an output comes from, and who can be asked about it.
+    """Origin of an output, and the service that a judge calls.
 
     Attributes:
-        service: Answers a judge's questions, and records them.
-        extract: What `llmkit.pydanticai.extraction.extract` is.
-        workspace_id: Whose evaluation this is.
-        call_name: Name of run, sample, route and epoch: `pipeline_run_id` of all calls about this output.
+        service: Answers and records a judge's requests.
+        extract: The function `llmkit.pydanticai.extraction.extract`.
+        workspace_id: Workspace of the evaluation.
+        call_name: Name wrapped of run, sample, variant and epoch: `pipeline_run_id` of all calls about this output.
     """
 
     service: LLMService
@@ -90,7 +90,7 @@ class ScoringContext:
 
 @runtime_checkable
 class ContextScorer(Protocol):
-    """A scorer that asks a model, and so has to know on whose behalf."""
+    """A scorer that calls a model, and so needs the context of the output."""
 
     async def score_in(self, context: ScoringContext, output: Any, sample: Sample, /) -> ScoreLike:
         """Score a validated output against the sample."""
@@ -99,7 +99,7 @@ class ContextScorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What all scorers of a task said of one output: values, why, and the text of what went wrong, by name."""
+    """Results of all scorers for one output, by name: values, error messages and details."""
 
     values: dict[str, float] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
@@ -121,11 +121,11 @@ class FunctionScorer:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """A built-in scorer's options; its fields are its definition, by which an edit of it is noticed.
+    """Options of a built-in scorer. Its fields are its definition, so an edit is noticed.
 
     Attributes:
-        is_quick: Never takes noticeable time, so that it is called where it stands and not in a thread.
-        lower_is_better: Whether less is better. Not in the definition: the scores are the same.
+        is_quick: Whether it never takes noticeable time, so it is called directly and not in a thread.
+        lower_is_better: Whether less is better. Not part of the definition, because the scores are the same.
     """
 
     is_quick: ClassVar[bool] = True
@@ -139,7 +139,7 @@ class Options:
         """Refuse a field that the output type does not have.
 
         Raises:
-            LLMEvaluationError: It has no such field; the message lists those that there are.
+            LLMEvaluationError: It has no such field; the message lists the known ones.
         """
         known = output_type.model_fields
         for path in self.fields:
@@ -150,54 +150,56 @@ class Options:
 
 
 def as_scorer(candidate: ScorerLike) -> Scorer:
-    """The scorer itself, or a function under its own name.
+    """Return a scorer unchanged, or wrap a named function.
 
     Raises:
-        LLMEvaluationError: It cannot be called, or has no name, as a lambda.
+        LLMEvaluationError: It cannot be called, or has no name (a lambda).
     """
     if callable(candidate) and isinstance(getattr(candidate, "name", None), str):
         return candidate  # type: ignore[return-value]  # has a name and can be called
     name = getattr(candidate, "__name__", "")
     if not callable(candidate) or not name.isidentifier():
-        raise LLMEvaluationError(f"A scorer is a named function (output, sample) or has a name; got {candidate!r}.")
+        raise LLMEvaluationError(
+            f"A scorer must be a named function (output, sample) or have a name; got {candidate!r}."
+        )
     _require_two_arguments(candidate, name)
     return FunctionScorer(name, candidate)
 
 
 def _require_two_arguments(function: Callable[..., Any], name: str) -> None:
-    """Refuse what every sample would fail on: one of ours that makes scorers, or another kind of function."""
+    """Refuse functions that would fail on every sample: a scorer factory that was not called, or a wrong signature."""
     if str(getattr(function, "__module__", "")).startswith(f"{__package__}."):
-        raise LLMEvaluationError(f"{name} makes a scorer and is none: write {name}(...), with brackets.")
+        raise LLMEvaluationError(f"{name} is a factory of scorers: call it, {name}(...).")
     try:
         inspect.signature(function).bind(None, None)
     except TypeError:
         raise LLMEvaluationError(f"The scorer {name} must take two arguments, (output, sample).") from None
-    except ValueError:  # of a function in C nobody knows
+    except ValueError:  # functions in C have no signature
         return
 
 
 def lower_is_better(scorer: ScorerLike) -> Scorer:
-    """The scorer, declared as one of which less is better; a decorator of functions too.
+    """Declare that less is better for a scorer. Also works as a decorator of functions.
 
-    Comparisons, gates and rankings follow it, for the parts of its scores as well. An answer that FAILED counts as 1
-    where all scores are within 0 and 1; else it has no worst score, and is left out or makes a mean unknown.
+    Comparisons, gates and rankings follow it, for the parts of its scores as well. A FAILED answer counts as 1 where
+    all scores are within 0 and 1; else it has no worst score, and is left out or makes a mean unknown.
 
     Raises:
-        LLMEvaluationError: It is no scorer, or one of a class of your own: give that an attribute `lower_is_better`.
+        LLMEvaluationError: It is not a scorer, or its class is your own: set the attribute `lower_is_better` there.
     """
-    made = as_scorer(scorer)
-    if isinstance(made, FunctionScorer | Options):
-        return replace(made, lower_is_better=True)
-    raise LLMEvaluationError(f"Give {type(made).__name__} the attribute lower_is_better = True; it is your own class.")
+    wrapped = as_scorer(scorer)
+    if isinstance(wrapped, FunctionScorer | Options):
+        return replace(wrapped, lower_is_better=True)
+    raise LLMEvaluationError(f"Give {type(wrapped).__name__} the attribute lower_is_better = True.")
 
 
 def is_lower_better(scorer: Scorer) -> bool:
-    """Whether less is better of its scores."""
+    """Return whether less is better for the scores of a scorer."""
     return getattr(scorer, "lower_is_better", False) is True
 
 
 def describe_scorer(scorer: Scorer) -> list[str]:
-    """Name and substance of a scorer, to notice that it was edited: source text of functions, options of the rest."""
+    """Describe a scorer by name and source text (functions) or options (the rest), so an edit is noticed."""
     if not isinstance(scorer, FunctionScorer):
         return [scorer.name, repr(scorer) if type(scorer).__repr__ is not object.__repr__ else type(scorer).__name__]
     try:

@@ -64,6 +64,7 @@ class _Judge(Options):
     scale: int = 5
     parameters: Parameters = ()
     # The name is part of the scorer's definition in stored runs, so it outlives the parameter's old name.
+    # Stored hashes of scorers contain this name, so it stays, unlike the argument `reasks`.
     repairs: int = 1
     timeout_s: float = JUDGE_TIMEOUT_S
 
@@ -155,12 +156,12 @@ def judge(
         criteria: Description of a good answer.
         route: `provider/model`, pinned, so that all answers are graded by the same model; None lets the router choose.
             Do not let a model judge itself.
-        prompt: A template with the placeholders `{task}` (the sample's input), `{reference}` (its target), `{answer}` (the
-            output as JSON), `{criteria}` and `{best}` (the best grade).
+        prompt: A template with the placeholders `{task}` (the sample's input), `{reference}` (its target), `{answer}`
+            (the output as JSON), `{criteria}` and `{best}` (the best grade).
         scale: The best grade, at least 2. With 2 it is a verdict of no or yes.
         parameters: Generation parameters; temperature 0 when None.
         reasks: How often the judge is asked again when its verdict is not valid.
-        timeout_s: Most seconds for one verdict, reasks and retries included; 600.
+        timeout_s: Longest time for one verdict, reasks and retries included, in seconds; 600.
         name: Name of the metric.
 
     Raises:
@@ -169,7 +170,7 @@ def judge(
     if not criteria.strip():
         raise LLMEvaluationError(f"{name}: criteria must describe a good answer: judge('...').")
     if scale < 2 or reasks < 0 or not timeout_s > 0:
-        raise LLMEvaluationError(f"{name}: scale= is at least 2, reasks= at least 0, and timeout_s= above 0.")
+        raise LLMEvaluationError(f"{name}: scale= must be at least 2, reasks= at least 0, and timeout_s= above 0.")
     _require_placeholders(name, prompt)
     given = {"temperature": 0} if parameters is None else dict(parameters)
     try:

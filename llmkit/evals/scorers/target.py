@@ -11,19 +11,29 @@ from typing import TYPE_CHECKING, Any
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.scorers.base import Options, Score, Scorer
-from llmkit.evals.scorers.values import at, equal, expected, is_default, item, items, number, only_field, reached
+from llmkit.evals.scorers.values import (
+    convert_target,
+    find_at_path,
+    get_at_path,
+    get_only_field,
+    hash_item,
+    hash_items,
+    is_default,
+    is_equal,
+    to_number,
+)
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 __all__ = [
     "SingleField",
-    "absent",
     "date_tolerance",
     "exact_match",
     "field_match",
     "numeric_tolerance",
     "ranked_list",
+    "score_absent",
     "set_f1",
 ]
 
@@ -35,36 +45,42 @@ class SingleField(Options):
     """A scorer of one field."""
 
     def check(self, output_type: type[BaseModel]) -> None:
-        """Refuse a field that is not there, and no field where there are several.
+        """Refuse an unknown field, and no field where there are several.
 
         Raises:
-            LLMEvaluationError: The field cannot be told; the message lists those that there are.
+            LLMEvaluationError: The field is unknown or ambiguous; the message lists the known ones.
         """
-        # Not super(): a dataclass with slots is another class than the one that its methods know.
+        # Not super(): a dataclass with slots is a new class, which the methods' __class__ cell does not refer to.
         Options.check(self, output_type)
         if not self.fields and len(output_type.model_fields) != 1:
             known = ", ".join(output_type.model_fields)
             raise LLMEvaluationError(f"{self.name}: name the field; {output_type.__name__} has {known}")
 
-    def got(self, output: Any) -> Any:
-        """What the model gave; None where it gave nothing."""
-        return reached(output, self.fields[0] if self.fields else only_field(type(output)))
+    def get_value(self, output: Any) -> Any:
+        """Return the value of the model; None where it gave none."""
+        return find_at_path(output, self.fields[0] if self.fields else get_only_field(type(output)))
 
-    def wanted(self, output: Any, sample: Sample) -> Any:
-        """What the target has.
+    def get_target(self, output: Any, sample: Sample) -> Any:
+        """Return the value of the target.
 
         Raises:
-            ValueError: It has nothing there.
+            ValueError: The target has no such field.
         """
-        return at(expected(output, sample), self.fields[0] if self.fields else only_field(type(output)))
+        return get_at_path(
+            convert_target(output, sample), self.fields[0] if self.fields else get_only_field(type(output))
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _ExactMatch(Options):
     def __call__(self, output: Any, sample: Sample, /) -> Score:
-        target = expected(output, sample)
+        target = convert_target(output, sample)
         missing = set(type(output).model_fields) - set(target)
-        wrong = [name for name, value in target.items() if not equal(at(output, name), value, normalise=self.normalise)]
+        wrong = [
+            name
+            for name, value in target.items()
+            if not is_equal(get_at_path(output, name), value, normalise=self.normalise)
+        ]
         wrong += [name for name in sorted(missing) if not is_default(output, name)]
         return Score(float(not wrong), ", ".join(wrong))
 
@@ -72,9 +88,12 @@ class _ExactMatch(Options):
 @dataclass(frozen=True, slots=True)
 class _FieldMatch(Options):
     def __call__(self, output: Any, sample: Sample, /) -> Score:
-        target = expected(output, sample)
+        target = convert_target(output, sample)
         paths = self.fields or tuple(type(output).model_fields)
-        hits = {path: float(equal(reached(output, path), at(target, path), normalise=self.normalise)) for path in paths}
+        hits = {
+            path: float(is_equal(find_at_path(output, path), get_at_path(target, path), normalise=self.normalise))
+            for path in paths
+        }
         wrong = ", ".join(path for path, hit in hits.items() if not hit)
         return Score(sum(hits.values()) / len(hits), wrong, hits if len(hits) > 1 else {})
 
@@ -85,14 +104,14 @@ class _NumericTolerance(SingleField):
     relative: float = 0.0
 
     def __call__(self, output: Any, sample: Sample, /) -> Score:
-        got, wanted = self.got(output), self.wanted(output, sample)
+        got, wanted = self.get_value(output), self.get_target(output, sample)
         if got is None or wanted is None:
-            return absent(got, wanted)
-        target = number(wanted)
+            return score_absent(got, wanted)
+        target = to_number(wanted)
         try:
-            distance = number(got) - target
+            distance = to_number(got) - target
         except ValueError:
-            return Score(0.0, f"{got!r} is no number")
+            return Score(0.0, f"{got!r} is not a number")
         allowed = max(self.absolute, self.relative * abs(target))
         return Score(float(abs(distance) <= allowed), f"off by {distance:g}")
 
@@ -102,12 +121,12 @@ class _DateTolerance(SingleField):
     days: float = 0.0
 
     def __call__(self, output: Any, sample: Sample, /) -> Score:
-        got, wanted = self.got(output), self.wanted(output, sample)
+        got, wanted = self.get_value(output), self.get_target(output, sample)
         if got is None or wanted is None:
-            return absent(got, wanted)
-        target, answer = _moment(wanted), _moment_or_none(got)
+            return score_absent(got, wanted)
+        target, answer = _to_moment(wanted), _try_moment(got)
         if answer is None:
-            return Score(0.0, f"{got!r} is no date")
+            return Score(0.0, f"{got!r} is not a date")
         distance = (answer - target).total_seconds() / DAY_S
         return Score(float(abs(distance) <= self.days), f"off by {distance:g} days")
 
@@ -115,9 +134,9 @@ class _DateTolerance(SingleField):
 @dataclass(frozen=True, slots=True)
 class _SetF1(SingleField):
     def __call__(self, output: Any, sample: Sample, /) -> Score:
-        got = frozenset(items(self.got(output) or (), self.normalise))
-        wanted = frozenset(items(_nothing_as_empty(self.wanted(output, sample)), self.normalise))
-        precision, recall = _share(got & wanted, got, wanted), _share(got & wanted, wanted, got)
+        got = frozenset(hash_items(self.get_value(output) or (), self.normalise))
+        wanted = frozenset(hash_items(_none_to_empty(self.get_target(output, sample)), self.normalise))
+        precision, recall = _compute_share(got & wanted, got, wanted), _compute_share(got & wanted, wanted, got)
         f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
         return Score(f1, "", {"precision": precision, "recall": recall})
 
@@ -127,12 +146,12 @@ class _RankedList(SingleField):
     k: int = 10
 
     def __call__(self, output: Any, sample: Sample, /) -> Score:
-        gains = self._gains(_nothing_as_empty(self.wanted(output, sample)))
-        # What is named twice is found once.
-        ranked = list(dict.fromkeys(items(self.got(output) or (), self.normalise)))
+        gains = self._gains(_none_to_empty(self.get_target(output, sample)))
+        # An item that is named twice counts once.
+        ranked = list(dict.fromkeys(hash_items(self.get_value(output) or (), self.normalise)))
         found = [gains.get(item, 0.0) for item in ranked]
-        best = _discounted(sorted(gains.values(), reverse=True)[: self.k])
-        ndcg = _discounted(found[: self.k]) / best if best else float(not ranked)
+        best = _discount(sorted(gains.values(), reverse=True)[: self.k])
+        ndcg = _discount(found[: self.k]) / best if best else float(not ranked)
         first = next((place for place, gain in enumerate(found, start=1) if gain > 0), None)
         reciprocal = 1 / first if first else float(not best and not ranked)
         detail = f"first hit at {first}" if first else "no hit"
@@ -140,75 +159,75 @@ class _RankedList(SingleField):
 
     def _gains(self, wanted: Any) -> dict[str, float]:
         if not isinstance(wanted, Mapping):
-            return dict.fromkeys(items(wanted, self.normalise), 1.0)
+            return dict.fromkeys(hash_items(wanted, self.normalise), 1.0)
         if any(float(gain) < 0 for gain in wanted.values()):
             raise ValueError("the relevance of an item in the target is below 0")
-        return {item(key, self.normalise): float(gain) for key, gain in wanted.items()}
+        return {hash_item(key, self.normalise): float(gain) for key, gain in wanted.items()}
 
 
-def _nothing_as_empty(wanted: Any) -> Any:
-    """A target that says that there is nothing is an empty collection, as it is of an answer."""
+def _none_to_empty(wanted: Any) -> Any:
+    """Treat a target of None as an empty collection, like an answer of None."""
     return () if wanted is None else wanted
 
 
-def _discounted(gains: Sequence[float]) -> float:
+def _discount(gains: Sequence[float]) -> float:
     return sum(gain / math.log2(place + 1) for place, gain in enumerate(gains, start=1))
 
 
-def absent(got: Any, wanted: Any) -> Score:
-    """The score where one of the two is None: right when both are."""
+def score_absent(got: Any, wanted: Any) -> Score:
+    """Score a pair of which at least one is None: 1 when both are."""
     detail = "" if got is None and wanted is None else "nothing was given" if got is None else "nothing was wanted"
     return Score(float(got is None and wanted is None), detail)
 
 
-def _moment(value: Any) -> datetime:
-    """A date, time or ISO text as a moment; a time without a zone counts as UTC, a date begins at midnight.
+def _to_moment(value: Any) -> datetime:
+    """Convert a date, time or ISO text to a moment; a time without a zone counts as UTC, a date as its midnight.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a date.
     """
     if isinstance(value, str):
-        return _moment(_parsed(value))
+        return _to_moment(_parse_date(value))
     if isinstance(value, datetime):
         return value if value.tzinfo else value.replace(tzinfo=UTC)
     if isinstance(value, date):
         return datetime(value.year, value.month, value.day, tzinfo=UTC)
-    raise ValueError(f"{value!r} is no date")
+    raise ValueError(f"{value!r} is not a date")
 
 
-def _parsed(text: str) -> datetime:
+def _parse_date(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text.strip())
     except ValueError:
-        raise ValueError(f"{text!r} is no date as ISO 8601 writes it") from None
+        raise ValueError(f"{text!r} is not an ISO 8601 date") from None
 
 
-def _moment_or_none(value: Any) -> datetime | None:
+def _try_moment(value: Any) -> datetime | None:
     try:
-        return _moment(value)
+        return _to_moment(value)
     except ValueError:
         return None
 
 
 def exact_match(*, normalise: bool = False, name: str = "exact_match") -> Scorer:
-    """1 when every field equals the target, else 0. A field that the target leaves out must have its default.
+    """Score 1 when every field equals the target, else 0. A field that the target omits must have its default.
 
     Args:
-        normalise: Compare texts without regard to case, width of characters and runs of spaces.
+        normalise: Ignore case, width of characters and runs of spaces in strings.
         name: Name of the metric.
     """
     return _ExactMatch(name, normalise=normalise)
 
 
 def field_match(*fields: str, normalise: bool = False, name: str = "field_match") -> Scorer:
-    """Share of the fields that equal the target's; with more than one, each is a metric `name.field` as well.
+    """Score the share of fields that equal the target; with more than one, each is also a metric `name.field`.
 
     Values are compared by the type of the field, which the target is converted to first: numbers as numbers (relative
     tolerance 1e-9), dates as dates, sets without order, lists and objects element by element.
 
     Args:
         *fields: Names, or dotted paths into nested objects; none means all fields of the output type.
-        normalise: Compare texts without regard to case, width of characters and runs of spaces.
+        normalise: Ignore case, width of characters and runs of spaces in strings.
         name: Name of the metric.
     """
     return _FieldMatch(name, fields, normalise)
@@ -217,11 +236,11 @@ def field_match(*fields: str, normalise: bool = False, name: str = "field_match"
 def numeric_tolerance(
     field: str | None = None, *, absolute: float = 0.0, relative: float = 0.0, name: str = "numeric_tolerance"
 ) -> Scorer:
-    """1 when the number is within `max(absolute, relative * |target|)` of the target, else 0.
+    """Score 1 when the number is within `max(absolute, relative * |target|)` of the target, else 0.
 
     Args:
-        field: Name or dotted path; None for an output type with one field. A text of the model that is no number scores
-            0.
+        field: Name or dotted path; None for an output type with one field. A string that is not a number
+            scores 0.
         absolute: Allowed distance in the number's own unit.
         relative: Allowed distance as a share of the target.
         name: Name of the metric.
@@ -235,14 +254,14 @@ def numeric_tolerance(
 
 
 def date_tolerance(field: str | None = None, *, days: float = 0.0, name: str = "date_tolerance") -> Scorer:
-    """1 when the date is at most so many days before or after the target, else 0.
+    """Score 1 when the date is at most `days` before or after the target, else 0.
 
-    Takes dates, times and ISO 8601 texts. A text of the model that is no date scores 0. A time without a zone counts as
+    Accepts dates, times and ISO 8601 strings. A string that is not a date scores 0. A time without a zone counts as
     UTC, and a date as its midnight.
 
     Args:
         field: Name or dotted path; None for an output type with one field.
-        days: Allowed distance in days; parts of a day are fine for times.
+        days: Allowed distance in days; may be fractional.
         name: Name of the metric.
 
     Raises:
@@ -254,7 +273,7 @@ def date_tolerance(field: str | None = None, *, days: float = 0.0, name: str = "
 
 
 def ranked_list(field: str | None = None, *, k: int = 10, normalise: bool = False, name: str = "ranked_list") -> Scorer:
-    """How well a ranking puts the relevant items first: nDCG@k, with the metric `name.reciprocal_rank` beside it.
+    """Score how well a ranking puts relevant items first: nDCG@k, plus the metric `name.reciprocal_rank`.
 
     The target is a list of the relevant items, all alike, or an object from item to relevance (0 or more). Gains are
     linear, discounted by `log2(rank + 1)`, and divided by those of the best ranking. An item that is named twice counts
@@ -266,8 +285,8 @@ def ranked_list(field: str | None = None, *, k: int = 10, normalise: bool = Fals
 
     Args:
         field: Name or dotted path of the list, best first; None for an output type with one field.
-        k: How many places count.
-        normalise: Compare texts without regard to case, width of characters and runs of spaces.
+        k: Number of places that count.
+        normalise: Ignore case, width of characters and runs of spaces in strings.
         name: Name of the metric.
 
     Raises:
@@ -279,18 +298,18 @@ def ranked_list(field: str | None = None, *, k: int = 10, normalise: bool = Fals
 
 
 def set_f1(field: str | None = None, *, normalise: bool = False, name: str = "set_f1") -> Scorer:
-    """F1 of two collections taken as sets, with the metrics `name.precision` and `name.recall` beside it.
+    """Score F1 of two collections as sets, plus the metrics `name.precision` and `name.recall`.
 
     Two empty sets agree: 1. Source: van Rijsbergen, Information Retrieval (1979), chapter 7, with beta = 1.
 
     Args:
         field: Name or dotted path of the collection; None for an output type with one field.
-        normalise: Compare texts without regard to case, width of characters and runs of spaces.
+        normalise: Ignore case, width of characters and runs of spaces in strings.
         name: Name of the metric.
     """
     return _SetF1(name, (field,) if field else (), normalise)
 
 
-def _share(common: frozenset[str], part: frozenset[str], other: frozenset[str]) -> float:
-    """Share of `part` that is common; an empty one is perfect only when the other is empty too."""
+def _compute_share(common: frozenset[str], part: frozenset[str], other: frozenset[str]) -> float:
+    """Return the share of `part` that is common; an empty one is perfect only when the other is empty too."""
     return len(common) / len(part) if part else float(not other)

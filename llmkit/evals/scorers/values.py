@@ -1,4 +1,4 @@
-"""How values are compared: by the type of their field, which the target is converted to first."""
+"""Comparison of values by the type of their field, to which the target is converted first."""
 
 from __future__ import annotations
 
@@ -15,16 +15,27 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from llmkit.canonical_json import sha256_of
 from llmkit.evals.dataset.dataset import Sample
 
-__all__ = ["at", "equal", "expected", "folded", "is_default", "item", "items", "number", "only_field", "reached"]
+__all__ = [
+    "convert_target",
+    "find_at_path",
+    "fold_text",
+    "get_at_path",
+    "get_only_field",
+    "hash_item",
+    "hash_items",
+    "is_default",
+    "is_equal",
+    "to_number",
+]
 
 FLOAT_TOLERANCE = 1e-9
 
 
-def only_field(output_type: type[BaseModel]) -> str:
-    """The field of a type that has only one.
+def get_only_field(output_type: type[BaseModel]) -> str:
+    """Return the field of a type that has only one.
 
     Raises:
-        ValueError: It has several, or none.
+        ValueError: It has several or none.
     """
     names = list(output_type.model_fields)
     if len(names) != 1:
@@ -32,46 +43,46 @@ def only_field(output_type: type[BaseModel]) -> str:
     return names[0]
 
 
-def expected(output: BaseModel, sample: Sample) -> dict[str, Any]:
-    """The target by field, each value converted to the type of its field where that is possible."""
+def convert_target(output: BaseModel, sample: Sample) -> dict[str, Any]:
+    """Return the target by field, each value converted to the type of its field where possible."""
     if sample.target is None:
         raise ValueError("the sample has no target to compare with")
     model = type(output)
-    target = sample.target if isinstance(sample.target, dict) else {only_field(model): sample.target}
-    names = _names(model)
-    return {names.get(key, key): _converted(model, names.get(key, key), value) for key, value in target.items()}
+    target = sample.target if isinstance(sample.target, dict) else {get_only_field(model): sample.target}
+    names = _map_aliases(model)
+    return {names.get(key, key): _convert(model, names.get(key, key), value) for key, value in target.items()}
 
 
 @lru_cache(maxsize=1024)
-def _names(model: type[BaseModel]) -> Mapping[str, str]:
+def _map_aliases(model: type[BaseModel]) -> Mapping[str, str]:
     return {info.alias or name: name for name, info in model.model_fields.items()}
 
 
-def _converted(model: type[BaseModel], name: str, value: Any) -> Any:
+def _convert(model: type[BaseModel], name: str, value: Any) -> Any:
     if name not in model.model_fields:
         return value
     try:
-        return _adapter(model, name).validate_python(value)
+        return _get_adapter(model, name).validate_python(value)
     except ValidationError:
         return value
 
 
 @lru_cache(maxsize=1024)
-def _adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
+def _get_adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
     kind: Any = model.model_fields[name].annotation
     return TypeAdapter(kind)
 
 
-def reached(output: Any, path: str) -> Any:
-    """What an output has at a dotted path; None where it stops before: a model that leaves a part out is just wrong."""
+def find_at_path(output: Any, path: str) -> Any:
+    """Return the value of an output at a dotted path; None where it ends before: a missing part is just wrong."""
     try:
-        return at(output, path)
+        return get_at_path(output, path)
     except ValueError:
         return None
 
 
-def at(value: Any, path: str) -> Any:
-    """What a target has at a dotted path.
+def get_at_path(value: Any, path: str) -> Any:
+    """Return the value of a target at a dotted path.
 
     Raises:
         ValueError: There is no such field.
@@ -85,32 +96,32 @@ def at(value: Any, path: str) -> Any:
 
 
 def is_default(output: BaseModel, name: str) -> bool:
-    """Whether a field has the value that it has when nobody sets it."""
+    """Return whether a field has its default value."""
     info = type(output).model_fields[name]
     default = None if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
-    return not info.is_required() and equal(getattr(output, name), default, normalise=False)
+    return not info.is_required() and is_equal(getattr(output, name), default, normalise=False)
 
 
-def equal(got: Any, wanted: Any, *, normalise: bool) -> bool:
-    """Whether two values mean the same: numbers within 1e-9, sets without order, lists and objects part by part."""
-    got, wanted = _plain(got), _plain(wanted)
+def is_equal(got: Any, wanted: Any, *, normalise: bool) -> bool:
+    """Return whether two values are equal: numbers within 1e-9, sets in any order, lists and objects by part."""
+    got, wanted = _to_plain(got), _to_plain(wanted)
     if isinstance(got, str) and isinstance(wanted, str):
-        return folded(got) == folded(wanted) if normalise else got == wanted
+        return fold_text(got) == fold_text(wanted) if normalise else got == wanted
     if isinstance(got, dict) and isinstance(wanted, dict):
-        return got.keys() == wanted.keys() and all(equal(got[key], wanted[key], normalise=normalise) for key in got)
+        return got.keys() == wanted.keys() and all(is_equal(got[key], wanted[key], normalise=normalise) for key in got)
     if isinstance(got, list) and isinstance(wanted, list):
         return len(got) == len(wanted) and all(
-            equal(*pair, normalise=normalise) for pair in zip(got, wanted, strict=True)
+            is_equal(*pair, normalise=normalise) for pair in zip(got, wanted, strict=True)
         )
     if isinstance(got, frozenset) and isinstance(wanted, frozenset):
-        return set(items(got, normalise)) == set(items(wanted, normalise))
+        return set(hash_items(got, normalise)) == set(hash_items(wanted, normalise))
     if _is_number(got) and _is_number(wanted):
-        return got == wanted or math.isclose(number(got), number(wanted), rel_tol=FLOAT_TOLERANCE)
+        return got == wanted or math.isclose(to_number(got), to_number(wanted), rel_tol=FLOAT_TOLERANCE)
     return type(got) is type(wanted) and bool(got == wanted)
 
 
-def _plain(value: Any) -> Any:
-    """One kind for each shape: models and mappings as dict, sequences as list, sets as frozenset, enums by value."""
+def _to_plain(value: Any) -> Any:
+    """Convert models and mappings to dict, sequences to list, sets to frozenset, and enums to their value."""
     if isinstance(value, BaseModel | Mapping):
         return dict(value)
     if isinstance(value, list | tuple):
@@ -124,37 +135,37 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
 
 
-def number(value: Any) -> float:
-    """A value as a float, infinite where it is too large for one.
+def to_number(value: Any) -> float:
+    """Convert a value to float, infinite where it is too large.
 
     Raises:
-        ValueError: It is no number.
+        ValueError: It is not a number.
     """
     try:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
     except TypeError:
-        raise ValueError(f"{value!r} is no number") from None
+        raise ValueError(f"{value!r} is not a number") from None
 
 
-def folded(text: str) -> str:
-    """A text without regard to case, width of characters and runs of spaces."""
+def fold_text(text: str) -> str:
+    """Normalise case, width of characters and runs of spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def items(values: Iterable[Any], normalise: bool) -> list[str]:
-    """A name for each item of a collection, in order; equal items have one name.
+def hash_items(values: Iterable[Any], normalise: bool) -> list[str]:
+    """Hash each item of a collection, in order; equal items have the same hash.
 
     Raises:
-        TypeError: It is no collection.
+        TypeError: It is not a collection.
     """
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"this scorer compares collections; got {type(values).__name__}")
-    return [item(value, normalise) for value in values]
+    return [hash_item(value, normalise) for value in values]
 
 
-def item(value: Any, normalise: bool) -> str:
-    """A name that equal values share."""
+def hash_item(value: Any, normalise: bool) -> str:
+    """Hash a value; equal values have the same hash."""
     plain = TypeAdapter(Any).dump_python(value, mode="json")
-    return sha256_of(folded(plain) if normalise and isinstance(plain, str) else plain)
+    return sha256_of(fold_text(plain) if normalise and isinstance(plain, str) else plain)

@@ -32,7 +32,7 @@ __all__ = [
 DEFAULT_LEVEL = 0.95
 BOOTSTRAP_SEED = 20_240_601
 BOOTSTRAP_RESAMPLES = 9_999
-# Below this a standard error is what rounding left of none.
+# A standard error below this is zero but for rounding.
 NO_SPREAD = 1e-12
 
 Numbers = NDArray[np.float64]
@@ -44,10 +44,10 @@ class Estimate:
 
     Attributes:
         value: The mean.
-        standard_error: Its standard error; NaN when it cannot be known.
+        standard_error: Its standard error; NaN when unknown.
         low: Lower end of the interval; NaN when there is none.
         high: Upper end.
-        n: How many values.
+        n: Number of values.
         method: How the interval was made: `estimate_share`, `t`, `clustered wilson`, `clustered t`, `bca`, or
             `no spread seen`.
     """
@@ -61,7 +61,7 @@ class Estimate:
 
 
 def estimate_t_mean(values: ArrayLike, level: float = DEFAULT_LEVEL) -> Estimate:
-    """Mean with Student's t interval: `mean ± t(n-1) s/√n`.
+    """Estimate a mean with Student's t interval: `mean ± t(n-1) s/√n`.
 
     Source: Student, "The Probable Error of a Mean", Biometrika 6 (1908).
     """
@@ -71,14 +71,14 @@ def estimate_t_mean(values: ArrayLike, level: float = DEFAULT_LEVEL) -> Estimate
 
 
 def estimate_share(successes: int, n: int, level: float = DEFAULT_LEVEL) -> Estimate:
-    """Share of successes with Wilson's score interval, which stays within 0 and 1 and is honest at both ends.
+    """Estimate a share of successes with Wilson's score interval, which stays within 0 and 1.
 
     Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22 (1927).
     """
     if n == 0:
         return Estimate(np.nan, np.nan, np.nan, np.nan, 0, "wilson")
     share = successes / n
-    low, high = _score_interval(share, n, float(special.ndtri((1 + level) / 2)))
+    low, high = _compute_score_interval(share, n, float(special.ndtri((1 + level) / 2)))
     return Estimate(share, float(np.sqrt(share * (1 - share) / n)), low, high, n, "wilson")
 
 
@@ -89,7 +89,7 @@ def bootstrap_mean(
     seed: int = BOOTSTRAP_SEED,
     resamples: int = BOOTSTRAP_RESAMPLES,
 ) -> Estimate:
-    """Mean with the bias-corrected and accelerated bootstrap interval; the same for the same seed.
+    """Estimate a mean with the bias-corrected and accelerated bootstrap interval; deterministic for a seed.
 
     Source: B. Efron, "Better Bootstrap Confidence Intervals", JASA 82 (1987), 171-185.
     """
@@ -105,7 +105,7 @@ def bootstrap_mean(
 
 
 def compute_clustered_error(values: ArrayLike, clusters: Sequence[Hashable]) -> float:
-    """Standard error of the mean when values of one cluster hang together: `√(G/(G-1) Σ_c (Σ_i r_ci)²) / n`.
+    """Compute the standard error of a mean with correlated values in clusters: `√(G/(G-1) Σ_c (Σ_i r_ci)²) / n`.
 
     `r` are the distances from the mean and `G` is the number of clusters. With one value in each cluster it is `s/√n`.
     NaN for fewer than two clusters.
@@ -115,7 +115,7 @@ def compute_clustered_error(values: ArrayLike, clusters: Sequence[Hashable]) -> 
     Cluster-Robust Inference", Journal of Human Resources 50 (2015)); for evaluations: E. Miller, "Adding Error Bars to
     Evals" (2024), arXiv:2411.00640.
     """
-    x, codes, count = _clustered(values, clusters)
+    x, codes, count = _index_clusters(values, clusters)
     if count < 2:
         return np.nan
     sums = np.bincount(codes, weights=x - x.mean(), minlength=count)
@@ -123,37 +123,37 @@ def compute_clustered_error(values: ArrayLike, clusters: Sequence[Hashable]) -> 
 
 
 def estimate_clustered_mean(values: ArrayLike, clusters: Sequence[Hashable], level: float = DEFAULT_LEVEL) -> Estimate:
-    """Mean with a t interval from the clustered standard error and `G - 1` degrees of freedom.
+    """Estimate a mean with a t interval from the clustered standard error and `G - 1` degrees of freedom.
 
     Source: as `compute_clustered_error`; the degrees of freedom from Cameron and Miller (2015).
     """
-    x, _codes, count = _clustered(values, clusters)
+    x, _codes, count = _index_clusters(values, clusters)
     error = compute_clustered_error(x, clusters)
     return make_t_estimate(average(x), error, count - 1, len(x), level, "clustered t")
 
 
 def estimate_clustered_share(values: ArrayLike, clusters: Sequence[Hashable], level: float = DEFAULT_LEVEL) -> Estimate:
-    """Share of ones with Wilson's interval at the effective sample size `p(1-p) / SE²`.
+    """Estimate a share of ones with Wilson's interval at the effective sample size `p(1-p) / SE²`.
 
-    Where no spread between clusters can be seen, as at shares of 0 and 1, each cluster counts once. The quantile is
+    Without visible spread between clusters, as at shares of 0 and 1, each cluster counts once. The quantile is
     Student's with `G - 1` degrees of freedom.
 
     Source: N. Dean and M. Pagano, "Evaluating Confidence Interval Methods for Binomial Proportions in Clustered
     Surveys", Journal of Survey Statistics and Methodology 3 (2015).
     """
-    x, _codes, count = _clustered(values, clusters)
+    x, _codes, count = _index_clusters(values, clusters)
     error, share = compute_clustered_error(x, clusters), average(x)
     if count < 2:
         return Estimate(share, error, np.nan, np.nan, len(x), "clustered wilson")
     variance = share * (1 - share)
     seen = error > NO_SPREAD and variance > 0
     effective = min(len(x), variance / error**2) if seen else float(count)
-    low, high = _score_interval(share, effective, float(special.stdtrit(count - 1, (1 + level) / 2)))
+    low, high = _compute_score_interval(share, effective, float(special.stdtrit(count - 1, (1 + level) / 2)))
     return Estimate(share, error, low, high, len(x), "clustered wilson")
 
 
-def _score_interval(share: float, n: float, quantile: float) -> tuple[float, float]:
-    """Wilson's interval for a sample size that need not be whole."""
+def _compute_score_interval(share: float, n: float, quantile: float) -> tuple[float, float]:
+    """Compute Wilson's interval for a sample size that need not be an integer."""
     square = quantile**2
     middle = (share + square / (2 * n)) / (1 + square / n)
     half = quantile / (1 + square / n) * np.sqrt(share * (1 - share) / n + square / (4 * n**2))
@@ -163,7 +163,7 @@ def _score_interval(share: float, n: float, quantile: float) -> tuple[float, flo
 def estimate_mean(
     values: ArrayLike, clusters: Sequence[Hashable] | None = None, level: float = DEFAULT_LEVEL
 ) -> Estimate:
-    """The mean with the interval that fits: Wilson for zeros and ones, else t; clustered where clusters repeat.
+    """Estimate a mean with the suitable interval: Wilson for zeros and ones, else t; clustered where clusters repeat.
 
     Where all clusters have the same mean, t would be certain whatever their number. Scores within 0 and 1 cannot spread
     more than zeros and ones of their mean, so they get the interval of as many of those as there are clusters; other
@@ -173,50 +173,50 @@ def estimate_mean(
     if clusters is not None and len(set(clusters)) < len(x):
         if is_binary(x):
             return estimate_clustered_share(x, clusters, level)
-        return _unless_equal(estimate_clustered_mean(x, clusters, level), x, len(set(clusters)), level)
+        return _replace_if_equal(estimate_clustered_mean(x, clusters, level), x, len(set(clusters)), level)
     return (
         estimate_share(int(x.sum()), len(x), level)
         if is_binary(x)
-        else _unless_equal(estimate_t_mean(x, level), x, len(x), level)
+        else _replace_if_equal(estimate_t_mean(x, level), x, len(x), level)
     )
 
 
-def _unless_equal(found: Estimate, x: Numbers, count: int, level: float) -> Estimate:
+def _replace_if_equal(found: Estimate, x: Numbers, count: int, level: float) -> Estimate:
     if not found.standard_error <= NO_SPREAD:
         return found
     low, high = np.nan, np.nan
     if x.min() >= 0 and x.max() <= 1:
-        low, high = _score_interval(found.value, count, float(special.stdtrit(count - 1, (1 + level) / 2)))
+        low, high = _compute_score_interval(found.value, count, float(special.stdtrit(count - 1, (1 + level) / 2)))
     return Estimate(found.value, found.standard_error, low, high, found.n, "no spread seen")
 
 
 def is_binary(values: ArrayLike) -> bool:
-    """Whether every value is 0 or 1."""
+    """Return whether every value is 0 or 1."""
     return bool(np.isin(as_array(values), (0.0, 1.0)).all())
 
 
 def as_array(values: ArrayLike) -> Numbers:
-    """The values as one row of floats."""
+    """Convert values to a flat array of floats."""
     return np.asarray(values, dtype=np.float64).ravel()
 
 
 def average(x: Numbers) -> float:
-    """The mean; NaN of nothing."""
+    """Average an array; NaN when it is empty."""
     return float(x.mean()) if len(x) else np.nan
 
 
-def _clustered(values: ArrayLike, clusters: Sequence[Hashable]) -> tuple[Numbers, NDArray[np.intp], int]:
-    """The values, the number of each one's cluster, and how many clusters there are."""
+def _index_clusters(values: ArrayLike, clusters: Sequence[Hashable]) -> tuple[Numbers, NDArray[np.intp], int]:
+    """Return the values, the index of each one's cluster, and the number of clusters."""
     x = as_array(values)
     numbers: dict[Any, int] = {}
     codes = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.intp)
     if len(codes) != len(x):
-        raise ValueError(f"every value needs its cluster; got {len(x)} values and {len(codes)} clusters")
+        raise ValueError(f"every value needs a cluster; got {len(x)} values and {len(codes)} clusters")
     return x, codes, len(numbers)
 
 
 def make_t_estimate(value: float, error: float, freedom: int, n: int, level: float, method: str) -> Estimate:
-    """A value with the t interval of its standard error; none below one degree of freedom."""
+    """Return a value with the t interval of its standard error; no interval below one degree of freedom."""
     if freedom < 1 or np.isnan(error):
         return Estimate(value, np.nan, np.nan, np.nan, n, method)
     reach = float(special.stdtrit(freedom, (1 + level) / 2)) * error

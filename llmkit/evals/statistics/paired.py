@@ -1,4 +1,4 @@
-"""Comparisons of two routes on the same samples."""
+"""Comparisons of two variants on the same samples."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class PairedDifference:
         high: Upper end.
         p_value: Two-sided, for no difference.
         effect: Mean difference over the standard deviation of the differences (Cohen's d_z).
-        n: How many pairs.
-        clusters: How many independent clusters of pairs.
+        n: Number of pairs.
+        clusters: Number of independent clusters of pairs.
         method: `paired t`, `clustered paired t`, `mcnemar`, or `no spread seen`.
     """
 
@@ -72,12 +72,12 @@ class NonInferiority:
 
     Attributes:
         difference: Mean of `a - b`.
-        low: One-sided lower bound of it, at confidence `1 - alpha`; NaN when it cannot be known.
-        margin: Largest loss that is accepted.
-        alpha: Chance to pass an `a` that is worse than the margin allows.
-        is_shown: Whether the bound is above `-margin`. False too when nothing can be known.
-        n: How many pairs.
-        method: How the bound was made, as in `PairedDifference`.
+        low: One-sided lower bound, at confidence `1 - alpha`; NaN when unknown.
+        margin: Largest accepted loss.
+        alpha: Chance of passing an `a` that is worse than the margin allows.
+        is_shown: Whether the bound is above `-margin`. Also False when the bound is unknown.
+        n: Number of pairs.
+        method: Method of the bound, as in `PairedDifference`.
     """
 
     difference: float
@@ -92,7 +92,7 @@ class NonInferiority:
 def compare_pairs(
     a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable] | None = None, level: float = DEFAULT_LEVEL
 ) -> PairedDifference:
-    """The comparison that fits: McNemar for zeros and ones on independent samples, else paired t, clustered if need be.
+    """Compare pairs by the suitable method: McNemar for zeros and ones on independent samples, else paired t.
 
     Raises:
         ValueError: `a` and `b` differ in length.
@@ -107,7 +107,7 @@ def compare_pairs(
 def compare_means(
     a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable] | None = None, level: float = DEFAULT_LEVEL
 ) -> PairedDifference:
-    """Mean of `a - b` on the same samples, with its t interval and test.
+    """Compare means: `a - b` on the same samples, with t interval and t test.
 
     Clusters (samples repeated over epochs, or groups of samples) enter through the clustered standard error and `G - 1`
     degrees of freedom. Where all clusters differ by the same, or by nothing, that would be certain whatever their
@@ -120,23 +120,25 @@ def compare_means(
     Raises:
         ValueError: `a` and `b` differ in length.
     """
-    d = _differences(a, b)
+    d = _subtract(a, b)
     names = range(len(d)) if clusters is None else clusters
     count = len(set(names))
     error = compute_clustered_error(d, names)
-    p_value = _t_test(average(d), error, count - 1)
+    p_value = _compute_t_p(average(d), error, count - 1)
     if error <= NO_SPREAD:
         largest = max(1.0, float(np.ptp(np.concatenate([as_array(a), as_array(b)]))))
-        return _without_spread(d, names, largest, level, p_value)
+        return _compare_without_spread(d, names, largest, level, p_value)
     found = make_t_estimate(average(d), error, count - 1, len(d), level, "t")
     method = "paired t" if count == len(d) else "clustered paired t"
-    return PairedDifference(found.value, error, found.low, found.high, p_value, _effect(d), len(d), count, method)
+    return PairedDifference(
+        found.value, error, found.low, found.high, p_value, _compute_effect(d), len(d), count, method
+    )
 
 
 def compare_shares(a: ArrayLike, b: ArrayLike, level: float = DEFAULT_LEVEL) -> PairedDifference:
-    """Difference of two shares on the same independent samples: exact McNemar test, adjusted Wald interval.
+    """Compare two shares on the same independent samples: exact McNemar test, adjusted Wald interval.
 
-    The interval adds one to each kind of disagreement, so that it is honest when there are few or none.
+    The interval adds one to each kind of disagreement, which keeps its coverage when there are few or none.
 
     Source: D. G. Bonett and R. M. Price, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions
     Based on Paired Data", Journal of Educational and Behavioral Statistics 37 (2012); the test as `compute_mcnemar_p`.
@@ -144,7 +146,7 @@ def compare_shares(a: ArrayLike, b: ArrayLike, level: float = DEFAULT_LEVEL) -> 
     Raises:
         ValueError: `a` and `b` differ in length.
     """
-    d = _differences(a, b)
+    d = _subtract(a, b)
     n = len(d)
     p_value = compute_mcnemar_p(a, b)
     if n == 0:
@@ -153,13 +155,13 @@ def compare_shares(a: ArrayLike, b: ArrayLike, level: float = DEFAULT_LEVEL) -> 
     error = float(np.sqrt((up + down - (up - down) ** 2) / (n + 2)))
     reach = float(special.ndtri((1 + level) / 2)) * error
     low, high = max(-1.0, float(up - down) - reach), min(1.0, float(up - down) + reach)
-    return PairedDifference(average(d), error, low, high, p_value, _effect(d), n, n, "mcnemar")
+    return PairedDifference(average(d), error, low, high, p_value, _compute_effect(d), n, n, "mcnemar")
 
 
-def _without_spread(
+def _compare_without_spread(
     d: Numbers, clusters: Sequence[Hashable], largest: float, level: float, p_value: float
 ) -> PairedDifference:
-    """All clusters differ by the same: the interval counts two more, which differ wholly, one each way."""
+    """Handle clusters that all differ equally: add two clusters with the largest difference, one each way."""
     count = len(set(clusters))
     same, size = average(d), len(d) / count
     sums = np.append(np.full(count, same * size), [largest * size, -largest * size])
@@ -167,11 +169,11 @@ def _without_spread(
     error = float(sums.std() / np.sqrt(len(sums)) / size)
     reach = float(special.stdtrit(count - 1, (1 + level) / 2)) * error
     low, high = max(-largest, middle - reach), min(largest, middle + reach)
-    return PairedDifference(same, error, low, high, p_value, _effect(d), len(d), count, "no spread seen")
+    return PairedDifference(same, error, low, high, p_value, _compute_effect(d), len(d), count, "no spread seen")
 
 
 def compute_mcnemar_p(a: ArrayLike, b: ArrayLike) -> float:
-    """Two-sided exact p-value for two sets of zeros and ones on the same samples; 1 when they never disagree.
+    """Compute the exact two-sided p-value for zeros and ones on the same samples; 1 when they never disagree.
 
     NaN of no samples, and where a value is missing.
 
@@ -181,7 +183,7 @@ def compute_mcnemar_p(a: ArrayLike, b: ArrayLike) -> float:
     Raises:
         ValueError: `a` and `b` differ in length.
     """
-    d = _differences(a, b)
+    d = _subtract(a, b)
     if not len(d) or np.isnan(d).any():
         return np.nan
     up, down = int(np.sum(d > 0)), int(np.sum(d < 0))
@@ -189,7 +191,7 @@ def compute_mcnemar_p(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def compute_wilcoxon_p(a: ArrayLike, b: ArrayLike) -> float:
-    """Two-sided p-value of the signed-rank test on the same independent samples; 1 when they never differ.
+    """Compute the two-sided p-value of the signed-rank test on independent samples; 1 when they never differ.
 
     For scores whose differences are far from normal. Exact for few pairs without ties or zeros, else the normal
     approximation; zeros are ranked and then left out.
@@ -200,7 +202,7 @@ def compute_wilcoxon_p(a: ArrayLike, b: ArrayLike) -> float:
     Raises:
         ValueError: `a` and `b` differ in length.
     """
-    d = _differences(a, b)
+    d = _subtract(a, b)
     if not d.any():
         return 1.0 if len(d) else np.nan
     return float(scipy.stats.wilcoxon(d, zero_method="pratt").pvalue)
@@ -214,9 +216,9 @@ def compute_sign_flip_p(
     flips: int = FLIPS,
     seed: int = FLIP_SEED,
 ) -> float:
-    """Two-sided p-value of the permutation test that flips the signs of the differences; the same for the same seed.
+    """Compute the two-sided p-value of the sign-flip permutation test; deterministic for a seed.
 
-    Assumes nothing of the differences but symmetry around 0. The differences of one cluster flip together. All flips
+    Assumes only that the differences are symmetric around 0. The differences of one cluster flip together. All flips
     are tried where there are at most `flips` of them, else a random choice. NaN of no pairs, and where a value is
     missing.
 
@@ -226,9 +228,9 @@ def compute_sign_flip_p(
     Raises:
         ValueError: `a` and `b`, or the clusters, differ in length.
     """
-    d = _differences(a, b)
+    d = _subtract(a, b)
     if clusters is not None:
-        d = _sums(d, clusters)
+        d = _sum_clusters(d, clusters)
     if np.isnan(d).any():
         return np.nan
     if not d.any():
@@ -248,10 +250,10 @@ def check_non_inferiority(
     clusters: Sequence[Hashable] | None = None,
     alpha: float = DEFAULT_ALPHA,
 ) -> NonInferiority:
-    """Whether `a` is at most `margin` worse than `b`: the one-sided lower bound of the difference is above `-margin`.
+    """Check that `a` is at most `margin` worse than `b`: the one-sided lower bound exceeds `-margin`.
 
-    Higher scores are better. The bound is the lower end of the two-sided interval at the level `1 - 2 alpha`, made as
-    `compare_pairs` makes it. Not to see a difference is no proof that there is none: few samples show nothing.
+    Higher scores are better. The bound is the lower end of the two-sided interval at the level `1 - 2 alpha`,
+    computed as in `compare_pairs`. Seeing no difference is no evidence for the absence of one.
 
     Source: E. Walker and A. S. Nowacki, "Understanding Equivalence and Noninferiority Testing", Journal of General
     Internal Medicine 26 (2011), 192-196.
@@ -260,13 +262,13 @@ def check_non_inferiority(
         ValueError: The margin is below 0, alpha is not between 0 and 0.5, or `a` and `b` differ in length.
     """
     if not margin >= 0 or not 0 < alpha < 0.5:
-        raise ValueError(f"a margin is 0 or more and alpha between 0 and 0.5; got {margin} and {alpha}")
+        raise ValueError(f"margin must be at least 0 and alpha between 0 and 0.5; got {margin} and {alpha}")
     found = compare_pairs(a, b, clusters, 1 - 2 * alpha)
     return NonInferiority(found.difference, found.low, margin, alpha, bool(found.low > -margin), found.n, found.method)
 
 
 def adjust_holm(p_values: ArrayLike) -> Numbers:
-    """Adjusted p-values that control the family-wise error rate. NaN stays NaN and does not count.
+    """Adjust p-values to control the family-wise error rate. NaN stays NaN and does not count.
 
     Source: S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6
     (1979).
@@ -279,29 +281,29 @@ def adjust_holm(p_values: ArrayLike) -> Numbers:
     return adjusted
 
 
-def _differences(a: ArrayLike, b: ArrayLike) -> Numbers:
+def _subtract(a: ArrayLike, b: ArrayLike) -> Numbers:
     first, second = as_array(a), as_array(b)
     if len(first) != len(second):
         raise ValueError(f"pairs need two values each; got {len(first)} and {len(second)}")
     return first - second
 
 
-def _sums(d: Numbers, clusters: Sequence[Hashable]) -> Numbers:
+def _sum_clusters(d: Numbers, clusters: Sequence[Hashable]) -> Numbers:
     sums: dict[Hashable, float] = {}
     for value, cluster in zip(d.tolist(), clusters, strict=True):
         sums[cluster] = sums.get(cluster, 0.0) + value
     return np.array(list(sums.values()))
 
 
-def _t_test(difference: float, error: float, freedom: int) -> float:
+def _compute_t_p(difference: float, error: float, freedom: int) -> float:
     if freedom < 1 or np.isnan(error):
         return np.nan
     if error <= NO_SPREAD:
-        # All flips of signs but two are less extreme.
+        # Only two of all sign flips are as extreme.
         return 1.0 if abs(difference) <= NO_SPREAD else 2.0**-freedom
     return float(2 * special.stdtr(freedom, -abs(difference) / error))
 
 
-def _effect(d: Numbers) -> float:
+def _compute_effect(d: Numbers) -> float:
     spread = float(d.std(ddof=1)) if len(d) > 1 else 0.0
     return average(d) / spread if spread > 0 else np.nan

@@ -390,6 +390,6 @@ def test_a_run_without_a_name_says_how_to_go_on_with_it(folder, monkeypatch, cap
         monkeypatch.setenv("LLM_OLLAMA_API_BASE", server.url)
         command = ["eval", "run", "task.yaml", "--routes", "ollama/llama3.2", "--limit", "3"]
         assert llmkit(command) == 0
-        (name,) = re.findall(r"give --name (sentiment-\S+)", capsys.readouterr().err)
+        (name,) = re.findall(r"pass --name (sentiment-\S+)", capsys.readouterr().err)
         assert llmkit([*command, "--name", name]) == 0
     assert len(server.calls) == 3

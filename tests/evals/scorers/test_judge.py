@@ -126,7 +126,7 @@ def test_a_verdict_out_of_range_is_asked_for_again_and_then_a_scorer_error():
     ("parts", "message"),
     [
         ({"criteria": " "}, "must describe a good answer"),
-        ({"scale": 1}, "scale= is at least 2"),
+        ({"scale": 1}, "scale= must be at least 2"),
         ({"route": "nowhere"}, "judge: "),
         ({"prompt": "{criteria}"}, "no place {answer}"),
         ({"prompt": "{answer} {other}"}, "names {other}"),

@@ -359,7 +359,8 @@ def test_non_inferiority_passes_what_is_worse_by_the_margin_as_rarely_as_it_says
 
 def test_a_mean_does_not_wait_for_scipy_s_distributions():
     code = (
-        "import sys; from llmkit.evals import statistics as s; s.estimate_mean([0, 1]), s.estimate_mean([0.1, 0.2], 'aa'); "
+        "import sys; from llmkit.evals import statistics as s; "
+        "s.estimate_mean([0, 1]), s.estimate_mean([0.1, 0.2], 'aa'); "
         "sys.exit('scipy.stats' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""The report of an evaluation as one HTML file that needs nothing else: no network, no server, no library."""
+"""The report as one HTML file that needs no network, server or library."""
 
 from llmkit.evals.report.html.page import render_page
 

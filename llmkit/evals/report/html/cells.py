@@ -137,7 +137,6 @@ Cell: TypeAlias = (
     str
     | int
     | float
-    | None
     | Figure
     | CodeText
     | FaintText
@@ -146,6 +145,7 @@ Cell: TypeAlias = (
     | BarMark
     | ShareCell
     | DifferenceCell
+    | None
 )
 
 

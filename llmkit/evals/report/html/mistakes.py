@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llmkit.evals.report.direction import is_right
 from llmkit.evals.report.html.cells import Cell, FaintText
-from llmkit.evals.report.html.fields import by_field, differs, shown
+from llmkit.evals.report.html.fields import is_different, split_by_field, to_display_text
 from llmkit.evals.report.html.samples import get_single_field
 
 if TYPE_CHECKING:
@@ -35,21 +35,21 @@ def find_frequent_mistakes(report: Analysis) -> Iterator[tuple[Cell, ...]]:
         sample = report.dataset.get(result.sample_id)
         is_wrong = not all(is_right(score, lower_is_better=metric in lower) for metric, score in result.scores.items())
         if sample is not None and sample.target is not None and result.output_json is not None and is_wrong:
-            counted.update(_differences(sample.target, result.output_json, result.route, only_field))
+            counted.update(_find_differences(sample.target, result.output_json, result.route, only_field))
     frequent = sorted((-times, key) for key, times in counted.items() if times >= LEAST_TIMES)
     for times, (field, variant, target, answer) in frequent[:SHOWN_MISTAKES]:
         yield field or "answer", variant, _cut(target), ABSENT if answer is None else _cut(answer), -times
 
 
-def _differences(
+def _find_differences(
     target: Any, output_json: str, variant: str, only_field: str | None
 ) -> Iterator[tuple[str, str, str, str | None]]:
-    output = by_field(json.loads(output_json), only_field)
-    for path, wanted in by_field(target, only_field).items():
+    output = split_by_field(json.loads(output_json), only_field)
+    for path, wanted in split_by_field(target, only_field).items():
         if path not in output:
-            yield path, variant, shown(wanted), None
-        elif differs(wanted, output[path]):
-            yield path, variant, shown(wanted), shown(output[path])
+            yield path, variant, to_display_text(wanted), None
+        elif is_different(wanted, output[path]):
+            yield path, variant, to_display_text(wanted), to_display_text(output[path])
 
 
 def _cut(text: str) -> str:

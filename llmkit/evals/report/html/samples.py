@@ -1,4 +1,4 @@
-"""Every sample with the answers of all variants, as data for the page's script."""
+"""The samples with the answers of all variants, as data for the page's script."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.eval_ports import EvalResult, RecordedCall
-from llmkit.evals.report.html.fields import Fields, by_field, differs, shown
+from llmkit.evals.report.html.fields import Fields, is_different, split_by_field, to_display_text
 from llmkit.evals.report.html.prompts import PromptRenderer
 from llmkit.evals.results import IN_PROGRESS, NOT_RUN, fell_back
 from llmkit.types import Attempt, ServedFrom
@@ -25,19 +25,19 @@ SAMPLE_STAGE = "sample"
 
 
 def build_page_data(report: Analysis, calls: Iterable[RecordedCall], *, stable: bool) -> dict[str, Any]:
-    """Routes, metrics, and one case for each sample and epoch; what is unknown or empty is left out of a case."""
-    builder, lower = _CaseBuilder.of(report, calls, stable=stable), report.lower_is_better
+    """Build variants, metrics and one case for each sample and epoch. A case omits unknown and empty values."""
+    builder, lower = _CaseBuilder.from_report(report, calls, stable=stable), report.lower_is_better
     return {
         "variants": list(report.variants),
         "metrics": list(report.metrics),
         "lower": [number for number, metric in enumerate(report.metrics) if metric in lower],
         "epochs": 1 + max((result.epoch for result in report.results), default=0),
-        "cases": [builder.case(results) for results in _grouped(report)],
+        "cases": [builder.build_case(results) for results in _group_results(report)],
     }
 
 
-def _grouped(report: Analysis) -> list[list[EvalResult]]:
-    """The results of each sample and epoch, in the order of the dataset as far as it is known."""
+def _group_results(report: Analysis) -> list[list[EvalResult]]:
+    """Group results by sample and epoch, in the order of the dataset as far as it is known."""
     place = {sample_id: number for number, sample_id in enumerate(report.dataset)}
     variants = {label: number for number, label in enumerate(report.variants)}
     groups: defaultdict[tuple[int, str, int], list[EvalResult]] = defaultdict(list)
@@ -47,13 +47,15 @@ def _grouped(report: Analysis) -> list[list[EvalResult]]:
 
 
 def get_single_field(report: Analysis) -> str | None:
-    """Name of the field of an output type that has only one."""
+    """Return the name of the output type's only field; None when it has several or none."""
     names = list(report.run.spec.get("task", {}).get("output schema", {}).get("properties", {}))
     return names[0] if len(names) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)
 class _CaseBuilder:
+    """Builder of the cases of a page."""
+
     dataset: Mapping[str, Sample]
     variants: Sequence[str]
     metrics: Sequence[str]
@@ -63,57 +65,57 @@ class _CaseBuilder:
     stable: bool
 
     @classmethod
-    def of(cls, report: Analysis, calls: Iterable[RecordedCall], *, stable: bool) -> _CaseBuilder:
+    def from_report(cls, report: Analysis, calls: Iterable[RecordedCall], *, stable: bool) -> _CaseBuilder:
         by_name: defaultdict[str, list[RecordedCall]] = defaultdict(list)
         for call in calls:
             by_name[call.pipeline_run_id].append(call)
         prompts = PromptRenderer(report)
         return cls(report.dataset, report.variants, report.metrics, get_single_field(report), prompts, by_name, stable)
 
-    def case(self, results: Sequence[EvalResult]) -> dict[str, Any]:
-        """One sample in one epoch."""
+    def build_case(self, results: Sequence[EvalResult]) -> dict[str, Any]:
+        """Build one sample in one epoch."""
         sample = self.dataset.get(results[0].sample_id)
-        target = by_field(sample.target, self.only_field) if sample and sample.target is not None else {}
-        outputs = [self._output(result) for result in results]
+        target = split_by_field(sample.target, self.only_field) if sample and sample.target is not None else {}
+        outputs = [self._split_output(result) for result in results]
         paths = list(dict.fromkeys([*target, *(path for output in outputs for path in output)]))
         prompts: list[Any] = []
-        return _filled(
+        return _drop_empty(
             id=results[0].sample_id,
             epoch=results[0].epoch,
             group=sample.group if sample else results[0].sample_group,
-            input=shown(sample.input) if sample else None,
+            input=to_display_text(sample.input) if sample else None,
             fields=paths,
-            target=[shown(target[path]) if path in target else None for path in paths] if target else None,
+            target=[to_display_text(target[path]) if path in target else None for path in paths] if target else None,
             results=[
-                self._result(result, output, target, paths, prompts)
+                self._build_result(result, output, target, paths, prompts)
                 for result, output in zip(results, outputs, strict=True)
             ],
             prompts=prompts,
         )
 
-    def _output(self, result: EvalResult) -> Fields:
-        return {} if result.output_json is None else by_field(json.loads(result.output_json), self.only_field)
+    def _split_output(self, result: EvalResult) -> Fields:
+        return {} if result.output_json is None else split_by_field(json.loads(result.output_json), self.only_field)
 
-    def _result(
+    def _build_result(
         self, result: EvalResult, output: Fields, target: Fields, paths: Sequence[str], prompts: list[Any]
     ) -> dict[str, Any]:
         calls = self.calls.get(result.pipeline_run_id, [])
-        prompt = self._prompt(result, calls)
+        prompt = self._find_prompt(result, calls)
         if prompt is not None and prompt not in prompts:
             prompts.append(prompt)
         is_known = result.output_json is not None
-        return _filled(
+        return _drop_empty(
             variant=self.variants.index(result.route),
             status=result.status,
             code=result.error_code,
             message=result.error_message,
             served=result.served_route if fell_back(result) else None,
             prompt=None if prompt is None else prompts.index(prompt),
-            values=[shown(output[path]) if path in output else None for path in paths] if is_known else None,
+            values=[to_display_text(output[path]) if path in output else None for path in paths] if is_known else None,
             differing=[
                 number
                 for number, path in enumerate(paths)
-                if is_known and path in target and (path not in output or differs(target[path], output[path]))
+                if is_known and path in target and (path not in output or is_different(target[path], output[path]))
             ],
             scores=[result.scores.get(metric) for metric in self.metrics],
             details=result.score_details,
@@ -124,22 +126,22 @@ class _CaseBuilder:
             ms=None if self.stable or result.latency_ms is None else round(result.latency_ms, 1),
             requests=result.requests,
             warnings=list(result.warnings),
-            calls=[self._call(call, result, is_first=call is _first_asking(calls)) for call in calls],
+            calls=[self._build_call(call, result, is_first=call is _find_first_call(calls)) for call in calls],
         )
 
-    def _prompt(self, result: EvalResult, calls: Sequence[RecordedCall]) -> dict[str, Any] | None:
-        """The messages as they were sent, or what the record has of them."""
+    def _find_prompt(self, result: EvalResult, calls: Sequence[RecordedCall]) -> dict[str, Any] | None:
+        """Return the messages as they were sent, or else the recorded, shortened form."""
         if result.status in (NOT_RUN, IN_PROGRESS):
             return None
-        turns = self.prompts.of(result)
-        if turns is not None:
-            return {"turns": [[role, shown(text)] for role, text in turns]}
-        recorded = _first_asking(calls)
+        messages = self.prompts.render(result)
+        if messages is not None:
+            return {"turns": [[role, to_display_text(text)] for role, text in messages]}
+        recorded = _find_first_call(calls)
         return None if recorded is None else {"recorded": recorded.prompt}
 
-    def _call(self, call: RecordedCall, result: EvalResult, *, is_first: bool) -> dict[str, Any]:
-        is_answer = call.answer is not None and _same_json(call.answer, result.output_json)
-        return _filled(
+    def _build_call(self, call: RecordedCall, result: EvalResult, *, is_first: bool) -> dict[str, Any]:
+        is_answer = call.answer is not None and _is_same_json(call.answer, result.output_json)
+        return _drop_empty(
             stage=call.stage,
             status=str(call.status),
             source=None if call.served_from in (None, ServedFrom.PROVIDER) else str(call.served_from),
@@ -147,11 +149,11 @@ class _CaseBuilder:
             message=call.error_message,
             prompt=None if is_first else call.prompt,
             answer=None if is_answer else call.answer,
-            attempts=[self._attempt(attempt) for attempt in call.attempts],
+            attempts=[self._build_attempt(attempt) for attempt in call.attempts],
         )
 
-    def _attempt(self, attempt: Attempt) -> dict[str, Any]:
-        return _filled(
+    def _build_attempt(self, attempt: Attempt) -> dict[str, Any]:
+        return _drop_empty(
             model=str(attempt.route),
             status=str(attempt.status),
             tokens=[attempt.usage.input_tokens, attempt.usage.output_tokens],
@@ -165,16 +167,16 @@ class _CaseBuilder:
         )
 
 
-def _first_asking(calls: Iterable[RecordedCall]) -> RecordedCall | None:
-    """The call whose prompt is that of the sample; those of repairs and judges are their own."""
+def _find_first_call(calls: Iterable[RecordedCall]) -> RecordedCall | None:
+    """Return the first call for the sample itself: reasks and judges have prompts of their own."""
     return next((call for call in calls if call.stage == SAMPLE_STAGE and call.prompt), None)
 
 
-def _filled(**values: Any) -> dict[str, Any]:
+def _drop_empty(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in (None, "", [], {})}
 
 
-def _same_json(text: str, output_json: str | None) -> bool:
+def _is_same_json(text: str, output_json: str | None) -> bool:
     if output_json is None:
         return False
     try:

@@ -206,8 +206,8 @@ def _build_missing(report: Analysis, metrics: Sequence[str]) -> Iterator[Section
     codes = Counter((r.error_code or "unknown", r.route) for r in report.results if r.status == FAILED)
     if codes:
         kinds = sorted({code for code, _label in codes})
-        cells = ([kind, *(codes[kind, label] for label in report.variants)] for kind in kinds)
-        tables.append(Table.from_rows(("Error", *report.variants), cells, caption="Failed results"))
+        rows: list[Sequence[Cell]] = [(kind, *(codes[kind, label] for label in report.variants)) for kind in kinds]
+        tables.append(Table.from_rows(("Error", *report.variants), rows, caption="Failed results"))
     if tables:
         yield Section("missing", "Missing data", tuple(tables))
 
