@@ -60,7 +60,7 @@ def prepare(folder: Path, url: str) -> None:
     """Store the answer in all three places."""
     database = f"sqlite:///{folder / 'llmkit.db'}"
     with Session(
-        "bench", database_url=database, cache_dir=folder / ".llmkit" / "cache", ollama_api_base=url, preload=False
+        "bench", database_url=database, cache_dir=folder / ".llmkit" / "cache", ollama_api_base=url, warm_up=False
     ) as session:
         session.chat(PROMPT, route=f"ollama/{MODEL}")
         session.chat(PROMPT, route=f"ollama/{MODEL}", idempotency_key="k")

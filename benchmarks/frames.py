@@ -171,7 +171,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "bench.db"
         fill(database, options.rows)
-        with Session(WORKSPACE, database_url=f"sqlite:///{database}", preload=False) as session:
+        with Session(WORKSPACE, database_url=f"sqlite:///{database}", warm_up=False) as session:
             rates = compare(database, session, options.rows, options.rounds)
             size = session.attempts().memory_usage(deep=True).sum() / options.rows
     ours = rates["session.attempts()"]

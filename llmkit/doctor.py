@@ -45,11 +45,6 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 }
 """What each extra of the package brings, by import name."""
 PROBE_COMMAND = "llmkit doctor --probe"
-_NEWER_SERVER: Mapping[LLMProvider, str] = {
-    LLMProvider.OLLAMA: "curl -fsSL https://ollama.com/install.sh | sh",
-    LLMProvider.GEMINI: "set LLM_GEMINI_MODEL=gemini-2.5-flash",
-    LLMProvider.LOCAL: "pip install --upgrade 'llmkit[local]'",
-}
 
 
 class CheckState(StrEnum):
@@ -277,4 +272,4 @@ def _schema(route: Route, fact: Fact[bool] | None) -> Check:
     if fact is not None and fact.value:
         return Check(f"schema {route}", CheckState.OK, f"answers are held to a schema (probed {when})")
     detail = f"accepts a schema and ignores it (probed {when}): llmkit asks for the shape in a weaker way"
-    return Check(f"schema {route}", CheckState.ABSENT, detail, _NEWER_SERVER[route.provider])
+    return Check(f"schema {route}", CheckState.ABSENT, detail, PROVIDERS[route.provider].schema_fix)

@@ -24,6 +24,7 @@ from llmkit.errors import (
     LLMStoreError,
 )
 from llmkit.ports import AttemptLog, CacheKey, ContentCache, KeyTaken, LLMRunRepo, ModelDiscovery, StoredRun
+from llmkit.providers import TELEMETRY_NAMES
 from llmkit.router import LLMRouter, Routed, plan_as_json
 from llmkit.settings import LLMSettings
 from llmkit.telemetry import Telemetry
@@ -93,7 +94,7 @@ class LLMService:
         self._settings = settings
         self._runs = runs if settings.persist_runs else None
         self._cache = cache if settings.cache_enabled and settings.store_payloads else None
-        self._ledger = CallRecorder(self._runs, settings, telemetry or Telemetry())
+        self._ledger = CallRecorder(self._runs, settings, telemetry or Telemetry(TELEMETRY_NAMES))
         # By event loop: a future wakes only those who wait in its own.
         self._flights: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[LLMResponse]] = {}
         self._heartbeat = (

@@ -47,7 +47,7 @@ class Session:
     """A workspace: chat, typed extraction, evaluation, and every call back as a DataFrame.
 
     The database is opened by the first call. Until then only litellm, which takes seconds, is loaded, in a quiet moment
-    (`LLM_PRELOAD`). A session works in scripts, notebooks, threads and inside running event loops. It may stay open:
+    (`LLM_WARM_UP`). A session works in scripts, notebooks, threads and inside running event loops. It may stay open:
     a session that is no longer used closes itself.
 
     Args:

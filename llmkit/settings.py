@@ -114,7 +114,7 @@ class LLMSettings(BaseSettings):
     local_context_tokens: int = Field(4096, ge=256, le=32_768, description="Context window of the local model.")
     local_parallel: int = Field(2, ge=1, le=16, description="Calls that the local model answers side by side.")
 
-    preload: bool = Field(
+    warm_up: bool = Field(
         default=True, description="Whether a new session loads litellm in the background, so that no call waits for it."
     )
     facts_ttl_s: Seconds = Field(

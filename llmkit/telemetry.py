@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, cached_property
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -65,14 +65,20 @@ _LOGGED = (
 )
 # With these an SDK is loaded by the first import of the API.
 _PROVIDERS_BY_NAME = ("OTEL_PYTHON_METER_PROVIDER", "OTEL_PYTHON_TRACER_PROVIDER")
-# As the conventions name them: https://opentelemetry.io/docs/specs/semconv/registry/attributes/gen-ai/
-_PROVIDER_NAMES = {"gemini": "gcp.gemini"}
 _SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _TOKENS = tuple(4**power for power in range(14))
 
 
 class Telemetry:
-    """Emits one log line, the metrics and one span of every finished call."""
+    """Emits one log line, the metrics and one span of every finished call.
+
+    Args:
+        provider_names: Providers whose name in the OpenTelemetry conventions differs from llmkit's
+            (https://opentelemetry.io/docs/specs/semconv/registry/attributes/gen-ai/).
+    """
+
+    def __init__(self, provider_names: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._provider_names = provider_names
 
     @property
     def is_heard(self) -> bool:
@@ -86,9 +92,9 @@ class Telemetry:
             line = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
             _log.info("llm_run %s", line, extra=fields)
         if self._is_measured:
-            self._measure(event, _attributes(event))
+            self._measure(event, _attributes(event, self._provider_names))
         if self._is_traced:
-            self._trace(event, _attributes(event))
+            self._trace(event, _attributes(event, self._provider_names))
 
     @property
     def _is_measured(self) -> bool:
@@ -261,11 +267,11 @@ class Span:
                 self._made.add_event("gen_ai.evaluation.result", told)
 
 
-def _attributes(event: RunEvent) -> dict[str, str]:
+def _attributes(event: RunEvent, provider_names: Mapping[str, str]) -> dict[str, str]:
     provider = event.provider or "none"
     attributes = {
         "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": _PROVIDER_NAMES.get(provider, provider),
+        "gen_ai.provider.name": provider_names.get(provider, provider),
         "gen_ai.request.model": event.model or "none",
         "llmkit.status": event.status,
         "llmkit.served_from": event.served_from,

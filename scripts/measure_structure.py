@@ -220,7 +220,7 @@ def modules_of_a_chat(root: Path) -> str:
     with tempfile.TemporaryDirectory() as folder:
         ran = subprocess.run(
             [sys.executable, "-c", CHAT], capture_output=True, text=True, cwd=folder, check=False,
-            env={"PYTHONPATH": str(root), "PATH": "", "LLM_PRELOAD": "false", "HOME": folder},
+            env={"PYTHONPATH": str(root), "PATH": "", "LLM_WARM_UP": "false", "HOME": folder},
         )  # fmt: skip
     return ran.stdout.strip() or f"failed: {ran.stderr.strip().splitlines()[-1]}"
 

@@ -42,7 +42,7 @@ def _own_folder_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OLLAMA_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     # Loading litellm beside every session would slow all tests down; `test_warm_up.py` switches it on.
-    monkeypatch.setenv("LLM_PRELOAD", "false")
+    monkeypatch.setenv("LLM_WARM_UP", "false")
     monkeypatch.chdir(tmp_path)
     # On a busy machine a stand-in may take longer than a person should wait.
     monkeypatch.setattr("llmkit.discovery.ollama.ANSWER_WITHIN_S", 30.0)

@@ -19,6 +19,7 @@ from opentelemetry.trace import SpanKind, StatusCode, Tracer
 
 from llmkit import Session
 from llmkit.errors import LLMBadRequest
+from llmkit.providers import TELEMETRY_NAMES
 from llmkit.redaction import preview, redact, request_preview
 from llmkit.telemetry import RunEvent, Telemetry
 from llmkit.testing import Fault, OllamaServer
@@ -157,7 +158,7 @@ def test_metrics_go_through_opentelemetry(exported: Exported) -> None:
 
 
 def test_a_span_has_the_conventions_names_and_lasts_as_long_as_the_call(exported: Exported) -> None:
-    Telemetry().run_finished(_event(provider="gemini", model="gemini-2.5-flash", error_code="timeout"))
+    Telemetry(TELEMETRY_NAMES).run_finished(_event(provider="gemini", model="gemini-2.5-flash", error_code="timeout"))
     span = exported.spans()["chat gemini-2.5-flash"]
     assert span.kind is SpanKind.CLIENT
     assert span.attributes["gen_ai.operation.name"] == "chat"

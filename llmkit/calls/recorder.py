@@ -13,6 +13,7 @@ from llmkit.calls.liveness import current_owner
 from llmkit.calls.request_hash import CanonicalRequest
 from llmkit.errors import LLMAllRoutesFailed, LLMError, LLMStoreError
 from llmkit.ports import AttemptLog, KeyTaken, LLMRunRepo, RunFailure, RunStart, RunSuccess
+from llmkit.providers import collect_secrets
 from llmkit.redaction import preview, request_preview
 from llmkit.router import plan_as_json
 from llmkit.settings import LLMSettings
@@ -49,7 +50,7 @@ class CallRecorder:
         self._telemetry = telemetry
         self._started: set[UUID] = set()
         self._unwritten: dict[UUID, RunSuccess | RunFailure] = {}
-        self._secrets = (settings.gemini_api_key.get_secret_value(),) if settings.gemini_api_key else ()
+        self._secrets = collect_secrets(settings)
 
     def run_id(self, call: Call) -> UUID | None:
         """Id of the call's row; None when nothing is recorded."""

@@ -30,15 +30,16 @@ def cassette_record(
     """Write every call of a workspace that a provider answered to a redacted cassette (JSON Lines)."""
     from llmkit import __version__
     from llmkit.cli.db import open_store
+    from llmkit.providers import collect_secrets
     from llmkit.replay.cassette import Cassette
     from llmkit.replay.recorder import recordings
 
     settings = load_settings()
     name = workspace or settings.workspace_id
-    key = settings.gemini_api_key
-    secrets = () if key is None else (key.get_secret_value(),)
     with open_store(settings) as journal:
-        found = recordings(journal.engine, journal.address, name, pipeline_run_id=pipeline_run_id, secrets=secrets)
+        found = recordings(
+            journal.engine, journal.address, name, pipeline_run_id=pipeline_run_id, secrets=collect_secrets(settings)
+        )
     if not found:
         raise LLMBadRequest(
             f"Workspace {name!r} has no call answered by a provider; `llmkit db stats` lists the workspaces"

@@ -17,7 +17,7 @@ __all__ = ["probe_model", "read_facts"]
 async def read_facts(core: SessionCore, route: str) -> ModelFacts:
     """Ask the route's server what it reports of the model, and return all known facts."""
     parsed = parse_route(route)
-    await core.service.learn(LLMRequest(messages="?", route=parsed))
+    await core.service.discover(LLMRequest(messages="?", route=parsed))
     return core.service.router.facts(parsed)
 
 

@@ -1,4 +1,4 @@
-"""Imports done ahead of the first call, in a quiet moment (the setting `warm_up`)."""
+"""Imports done ahead of the first call, in a quiet moment (the setting `preload`)."""
 
 from __future__ import annotations
 

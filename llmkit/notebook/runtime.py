@@ -100,6 +100,6 @@ def _open_runtime(settings: LLMSettings, replay: Path | None) -> Runtime:
 
 
 def _load_client(settings: LLMSettings) -> None:
-    from llmkit.bootstrap import warm_up
+    from llmkit.bootstrap import preload
 
-    warm_up(settings)
+    preload(settings)

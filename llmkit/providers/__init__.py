@@ -16,14 +16,17 @@ from llmkit.providers.base import (
     smallest_prompt_tokens,
     surely_exceeds,
 )
+from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider
 
 __all__ = [
     "PROVIDERS",
+    "TELEMETRY_NAMES",
     "CallArguments",
     "ProviderSpec",
     "ReplyFacts",
     "answers_on_this_machine",
+    "collect_secrets",
     "estimate_prompt_tokens",
     "most_prompt_tokens",
     "smallest_prompt_tokens",
@@ -34,3 +37,13 @@ PROVIDERS: Mapping[LLMProvider, ProviderSpec] = MappingProxyType(
     {spec.provider: spec for spec in (ollama.SPEC, gemini.SPEC, local.SPEC)}
 )
 """Every provider, in the order in which they are considered when nothing else decides."""
+
+TELEMETRY_NAMES: Mapping[str, str] = MappingProxyType(
+    {str(name): spec.telemetry_name for name, spec in PROVIDERS.items() if spec.telemetry_name is not None}
+)
+"""Providers whose name in telemetry differs from their own."""
+
+
+def collect_secrets(settings: LLMSettings) -> tuple[str, ...]:
+    """Return every key and password that any provider is given, for masking. A recorded text may quote any of them."""
+    return tuple(secret for spec in PROVIDERS.values() for secret in spec.secrets(settings) if secret)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from llmkit.ports import Endpoint
-from llmkit.settings import LLMSettings, is_loopback
+from llmkit.settings import LLMSettings, RouterPolicy, is_loopback
 from llmkit.types import (
     Attachment,
     LLMProvider,
@@ -125,6 +125,11 @@ class ProviderSpec:
         mend_reply: Adds what LiteLLM cannot do without to the provider's JSON.
         within_window: Keeps the context window that is asked for within the model's own, in tokens.
         secrets: Keys that must never be shown.
+        telemetry_name: Its name in the OpenTelemetry GenAI conventions; None when that is the provider's own name.
+        policy_ranks: Its place in the order of each router policy, smallest first.
+        is_last_resort: Whether it is worth a call only when every other provider is out.
+        litellm_prefix: The prefix of a model's name by which LiteLLM selects its translation.
+        schema_fix: The command or setting that replaces a server which ignores schemas.
         hints: What to do, by situation: `start`, `key`, `permission`, `model`, `limit`, `address`, `cut` (an answer, at
             its limit).
         tools_depend_on_model: Whether a pinned model is worth asking although `supports_tools` is not declared.
@@ -151,6 +156,11 @@ class ProviderSpec:
     reply_facts: Callable[[Mapping[str, Any]], ReplyFacts]
     sent_schema: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
     hints: Mapping[str, str]
+    litellm_prefix: str
+    policy_ranks: Mapping[RouterPolicy, int]
+    schema_fix: str
+    is_last_resort: bool = False
+    telemetry_name: str | None = None
     model_problem: Callable[[LLMSettings, str], str | None] = lambda _settings, _model: None
     mend_reply: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda reply: reply
     within_window: Callable[[CallArguments, int], CallArguments] = lambda arguments, _window: arguments
@@ -183,9 +193,9 @@ def without_credentials(url: str) -> str:
 
 
 def url_password(url: str) -> tuple[str, ...]:
-    """Return the password in a URL, if it has one."""
+    """Return the password in a URL as it is written and decoded, since a server may quote either; () without one."""
     password = urlsplit(url).password
-    return (password,) if password else ()
+    return tuple(dict.fromkeys((password, unquote(password)))) if password else ()
 
 
 def _count_bytes(request: LLMRequest) -> int:

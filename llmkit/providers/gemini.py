@@ -21,6 +21,8 @@ from llmkit.types import LLMProfile, LLMProvider, LLMRequest, ProviderCaps, Rout
 
 __all__ = ["SPEC"]
 
+LITELLM_PREFIX = "gemini"
+
 DEFAULT_API_BASE = "https://generativelanguage.googleapis.com/v1beta"
 CONTEXT_TOKENS = 1_048_576
 
@@ -84,7 +86,7 @@ def _model_problem(_settings: LLMSettings, model: str) -> str | None:
 def _call_arguments(
     settings: LLMSettings, route: Route, request: LLMRequest, _endpoint: Endpoint | None
 ) -> CallArguments:
-    own = {"model": f"gemini/{route.model}", "api_base": _base(settings), "api_key": _key(settings)}
+    own = {"model": f"{LITELLM_PREFIX}/{route.model}", "api_base": _base(settings), "api_key": _key(settings)}
     return CallArguments(kwargs={**openai_arguments(request), **own}, address=_address(settings))
 
 
@@ -155,6 +157,10 @@ SPEC = ProviderSpec(
     # Both by https://ai.google.dev/gemini-api/docs/rate-limits.
     answers_count=False,
     quota_zone="America/Los_Angeles",
+    litellm_prefix=LITELLM_PREFIX,
+    policy_ranks={"by_profile": 1, "prefer_local": 2, "prefer_cloud": 0, "cheapest_known": 1},
+    schema_fix="set LLM_GEMINI_MODEL=gemini-2.5-flash",
+    telemetry_name="gcp.gemini",
     hints={
         "start": "check the network connection, or LLM_GEMINI_API_BASE if it is set",
         "key": "check LLM_GEMINI_API_KEY",

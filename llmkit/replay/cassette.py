@@ -19,7 +19,7 @@ from llmkit import errors
 from llmkit.calls.request_hash import prompt_sha256, request_parameters
 from llmkit.errors import LLMBadRequest, LLMError, LLMNoRecording, LLMUnavailable, describe_validation
 from llmkit.ports import AttemptLog, ClientReply
-from llmkit.providers import ProviderSpec
+from llmkit.providers import ProviderSpec, collect_secrets
 from llmkit.redaction import redact, request_preview
 from llmkit.settings import LLMSettings
 from llmkit.types import (
@@ -162,9 +162,9 @@ class Cassette:
             for number, (each, asked) in enumerate(zip(self.recordings, self.asked, strict=True), start=2)
         ]
 
-    def difference(self, request: LLMRequest, profile: str) -> str:
+    def difference(self, request: LLMRequest, profile: str, secrets: Iterable[str] = ()) -> str:
         """Describe the first difference from the nearest recording, without secrets."""
-        wanted = _fields(request, profile)
+        wanted = _fields(request, profile, secrets)
         if not self.recordings:
             return "the cassette is empty"
         scored = ((_likeness(_fields_of(each), wanted), -place) for place, each in enumerate(self.recordings))
@@ -190,6 +190,7 @@ class CassetteClient:
     def __init__(self, cassette: Cassette, settings: LLMSettings) -> None:
         self._cassette = cassette
         self._profile = settings.default_profile
+        self._secrets = collect_secrets(settings)
 
     async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
         """Return the recorded answer, or the recorded failure.
@@ -201,7 +202,7 @@ class CassetteClient:
         """
         recording = self._cassette.take((prompt_sha256(request, self._profile), request.epoch))
         if recording is None:
-            difference = self._cassette.difference(request, str(request.profile or self._profile))
+            difference = self._cassette.difference(request, str(request.profile or self._profile), self._secrets)
             raise LLMNoRecording(
                 f"No recording answers this call: {difference}. Undo the change, or record anew with "
                 "`llmkit cassette record`",
@@ -326,7 +327,7 @@ def _attempt(recording: Recording, route: Route, log: AttemptLog, error: LLMErro
 # --- the nearest recording ----------------------------------------------------------------------------------------
 
 
-def _fields(request: LLMRequest, profile: str) -> dict[str, Any]:
+def _fields(request: LLMRequest, profile: str, secrets: Iterable[str]) -> dict[str, Any]:
     """Return the fields that are compared with a recording, in the order in which differences are reported."""
     route = None if request.route is None else str(request.route)
     return {
@@ -334,7 +335,7 @@ def _fields(request: LLMRequest, profile: str) -> dict[str, Any]:
         "profile": profile,
         **request_parameters(request),
         "epoch": request.epoch,
-        "messages": request_preview(request),
+        "messages": request_preview(request, secrets),
     }
 
 

@@ -20,13 +20,6 @@ from llmkit.types import LLMProvider, LLMRequest, PlanEntry, Route, RoutePlan
 
 __all__ = ["Planner"]
 
-_ORDER: Mapping[RouterPolicy, tuple[LLMProvider, ...]] = {
-    "by_profile": (LLMProvider.OLLAMA, LLMProvider.GEMINI, LLMProvider.LOCAL),
-    "prefer_local": (LLMProvider.OLLAMA, LLMProvider.LOCAL, LLMProvider.GEMINI),
-    "prefer_cloud": (LLMProvider.GEMINI, LLMProvider.OLLAMA, LLMProvider.LOCAL),
-    # Of equal ones, the order of by_profile.
-    "cheapest_known": (LLMProvider.OLLAMA, LLMProvider.GEMINI, LLMProvider.LOCAL),
-}
 _REASONS: Mapping[RouterPolicy, str] = {
     "by_profile": "order of policy by_profile",
     "prefer_local": "policy prefer_local",
@@ -202,7 +195,7 @@ class Planner:
             yield request.route, _PINNED
             return
         policy = self._settings.router_policy
-        order = [name for name in _ORDER[policy] if name in self._providers]
+        order = sorted(self._providers, key=lambda name: self._providers[name].policy_ranks[policy])
         if policy == "cheapest_known":
             free = {name for name in order if not self._providers[name].runs_elsewhere(self._defaults[name].model)}
             for name in sorted(order, key=lambda name: name not in free):
@@ -210,7 +203,8 @@ class Planner:
             return
         fits, preferred = self._fitting(request, order) if policy == "by_profile" else (set(), "")
         for name in sorted(order, key=lambda name: name not in fits):
-            usual = _LAST_RESORT if name is order[-1] and name is LLMProvider.LOCAL else _REASONS[policy]
+            is_last_resort = name is order[-1] and self._providers[name].is_last_resort
+            usual = _LAST_RESORT if is_last_resort else _REASONS[policy]
             yield self._defaults[name], preferred if name in fits else usual
 
     def _fitting(self, request: LLMRequest, order: Sequence[LLMProvider]) -> tuple[set[LLMProvider], str]:

@@ -60,9 +60,9 @@ def _waiting() -> list[threading.Thread]:
 
 
 def test_a_session_waits_in_a_daemon_thread_until_it_is_closed_and_can_be_told_not_to():
-    Session(preload=False).close()
+    Session(warm_up=False).close()
     assert not _waiting()
-    session = Session(preload=True)
+    session = Session(warm_up=True)
     (thread,) = _waiting()
     assert thread.daemon
     session.close()
@@ -74,7 +74,7 @@ SCRIPT = """
 import os, sys, threading, time
 import llmkit
 assert threading.active_count() == 1, "importing starts nothing"
-session = llmkit.Session(preload=True)
+session = llmkit.Session(warm_up=True)
 while "litellm" not in sys.modules:
     time.sleep(0.01)
 if sys.argv[1] == "fork":
