@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = [
     "average",
     "bootstrap_mean",
     "compute_clustered_error",
+    "compute_clustered_freedom",
     "estimate_clustered_mean",
     "estimate_clustered_share",
     "estimate_mean",
@@ -48,7 +50,7 @@ class Estimate:
         low: Lower end of the interval; NaN when there is none.
         high: Upper end.
         n: Number of values.
-        method: How the interval was made: `estimate_share`, `t`, `clustered wilson`, `clustered t`, `bca`, or
+        method: Method of the interval: `wilson`, `t`, `clustered wilson`, `clustered t`, `bca`, or
             `no spread seen`.
     """
 
@@ -105,38 +107,62 @@ def bootstrap_mean(
 
 
 def compute_clustered_error(values: ArrayLike, clusters: Sequence[Hashable]) -> float:
-    """Compute the standard error of a mean with correlated values in clusters: `√(G/(G-1) Σ_c (Σ_i r_ci)²) / n`.
+    """Compute the standard error of a mean with correlated values in clusters: `√(Σ_c (Σ_i r_ci)² / (1 - n_c/n)) / n`.
 
-    `r` are the distances from the mean and `G` is the number of clusters. With one value in each cluster it is `s/√n`.
-    NaN for fewer than two clusters.
+    `r` are the distances from the mean and `n_c` is the size of a cluster. With G clusters of one size the divisor is
+    the usual factor G/(G-1), and with one value in each cluster the error is `s/√n`. NaN for fewer than two clusters.
 
-    Source: K.-Y. Liang and S. L. Zeger, "Longitudinal Data Analysis Using Generalized Linear Models", Biometrika 73
-    (1986), with the usual small-sample factor (A. C. Cameron and D. L. Miller, "A Practitioner's Guide to
-    Cluster-Robust Inference", Journal of Human Resources 50 (2015)); for evaluations: E. Miller, "Adding Error Bars to
-    Evals" (2024), arXiv:2411.00640.
+    Source: the adjustment CR2 of R. M. Bell and D. F. McCaffrey, "Bias Reduction in Standard Errors for Linear
+    Regression with Multi-Stage Samples", Survey Methodology 28 (2002), in its closed form for a mean; for evaluations:
+    E. Miller, "Adding Error Bars to Evals" (2024), arXiv:2411.00640.
     """
     x, codes, count = _index_clusters(values, clusters)
     if count < 2:
         return np.nan
     sums = np.bincount(codes, weights=x - x.mean(), minlength=count)
-    return float(np.sqrt(count / (count - 1) * np.sum(sums**2)) / len(x))
+    sizes = np.bincount(codes, minlength=count)
+    if _are_equal(sizes):
+        return float(np.sqrt(count / (count - 1) * np.sum(sums**2)) / len(x))
+    return float(np.sqrt(np.sum(sums**2 / (1 - sizes / len(x)))) / len(x))
+
+
+def compute_clustered_freedom(clusters: Sequence[Hashable]) -> float:
+    """Compute the degrees of freedom of `compute_clustered_error`: G - 1 for G clusters of one size, else fewer.
+
+    With the shares `p` of the clusters it is `1 / (Σ_c p_c² + Σ_{c≠d} p_c² p_d² / ((1 - p_c)(1 - p_d)))`. That is
+    Satterthwaite's `tr(M)² / tr(M²)`, where M has the covariances of the adjusted cluster sums of independent values.
+    A cluster that dominates leaves few degrees of freedom, however many small ones there are. 0 for one cluster.
+
+    Source: Bell and McCaffrey (2002), see `compute_clustered_error`; F. E. Satterthwaite, "An Approximate Distribution
+    of Estimates of Variance Components", Biometrics Bulletin 2 (1946); J. E. Pustejovsky and E. Tipton, "Small-Sample
+    Methods for Cluster-Robust Variance Estimation", Journal of Business & Economic Statistics 36 (2018).
+    """
+    sizes = np.array(list(Counter(clusters).values()), dtype=np.float64)
+    if len(sizes) < 2 or _are_equal(sizes):
+        return max(0.0, len(sizes) - 1.0)
+    squares = (sizes / sizes.sum()) ** 2
+    adjusted = squares / (1 - sizes / sizes.sum())
+    off_diagonal = adjusted.sum() ** 2 - np.sum(adjusted**2)
+    # Exactly 1 for two clusters but for rounding, and never less.
+    return max(1.0, float(1 / (squares.sum() + off_diagonal)))
+
+
+def _are_equal(sizes: NDArray[Any]) -> bool:
+    return bool((sizes == sizes[0]).all())
 
 
 def estimate_clustered_mean(values: ArrayLike, clusters: Sequence[Hashable], level: float = DEFAULT_LEVEL) -> Estimate:
-    """Estimate a mean with a t interval from the clustered standard error and `G - 1` degrees of freedom.
-
-    Source: as `compute_clustered_error`; the degrees of freedom from Cameron and Miller (2015).
-    """
-    x, _codes, count = _index_clusters(values, clusters)
+    """Estimate a mean with a t interval from `compute_clustered_error` and `compute_clustered_freedom`."""
+    x = as_array(values)
     error = compute_clustered_error(x, clusters)
-    return make_t_estimate(average(x), error, count - 1, len(x), level, "clustered t")
+    return make_t_estimate(average(x), error, compute_clustered_freedom(clusters), len(x), level, "clustered t")
 
 
 def estimate_clustered_share(values: ArrayLike, clusters: Sequence[Hashable], level: float = DEFAULT_LEVEL) -> Estimate:
     """Estimate a share of ones with Wilson's interval at the effective sample size `p(1-p) / SE²`.
 
     Without visible spread between clusters, as at shares of 0 and 1, each cluster counts once. The quantile is
-    Student's with `G - 1` degrees of freedom.
+    Student's with the degrees of freedom of `compute_clustered_freedom`.
 
     Source: N. Dean and M. Pagano, "Evaluating Confidence Interval Methods for Binomial Proportions in Clustered
     Surveys", Journal of Survey Statistics and Methodology 3 (2015).
@@ -148,7 +174,8 @@ def estimate_clustered_share(values: ArrayLike, clusters: Sequence[Hashable], le
     variance = share * (1 - share)
     seen = error > NO_SPREAD and variance > 0
     effective = min(len(x), variance / error**2) if seen else float(count)
-    low, high = _compute_score_interval(share, effective, float(special.stdtrit(count - 1, (1 + level) / 2)))
+    quantile = float(special.stdtrit(compute_clustered_freedom(clusters), (1 + level) / 2))
+    low, high = _compute_score_interval(share, effective, quantile)
     return Estimate(share, error, low, high, len(x), "clustered wilson")
 
 
@@ -157,7 +184,9 @@ def _compute_score_interval(share: float, n: float, quantile: float) -> tuple[fl
     square = quantile**2
     middle = (share + square / (2 * n)) / (1 + square / n)
     half = quantile / (1 + square / n) * np.sqrt(share * (1 - share) / n + square / (4 * n**2))
-    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+    # At shares of 0 and 1 one end is known exactly, and must not differ from it by rounding.
+    low = 0.0 if share == 0 else max(0.0, float(middle - half))
+    return low, 1.0 if share == 1 else min(1.0, float(middle + half))
 
 
 def estimate_mean(
@@ -215,7 +244,7 @@ def _index_clusters(values: ArrayLike, clusters: Sequence[Hashable]) -> tuple[Nu
     return x, codes, len(numbers)
 
 
-def make_t_estimate(value: float, error: float, freedom: int, n: int, level: float, method: str) -> Estimate:
+def make_t_estimate(value: float, error: float, freedom: float, n: int, level: float, method: str) -> Estimate:
     """Return a value with the t interval of its standard error; no interval below one degree of freedom."""
     if freedom < 1 or np.isnan(error):
         return Estimate(value, np.nan, np.nan, np.nan, n, method)

@@ -17,6 +17,7 @@ from llmkit.evals.statistics.intervals import (
     as_array,
     average,
     compute_clustered_error,
+    compute_clustered_freedom,
     is_binary,
     make_t_estimate,
 )
@@ -109,7 +110,7 @@ def compare_means(
 ) -> PairedDifference:
     """Compare means: `a - b` on the same samples, with t interval and t test.
 
-    Clusters (samples repeated over epochs, or groups of samples) enter through the clustered standard error and `G - 1`
+    Clusters (samples repeated over epochs, or groups of samples) enter through the clustered standard error and its
     degrees of freedom. Where all clusters differ by the same, or by nothing, that would be certain whatever their
     number: there the p-value is that of flipped signs, `2 ** (1 - G)`, and the interval counts two clusters more, which
     differ by all there is, one each way, as `compare_shares` does; that is the range of the scores, at least 1.
@@ -121,14 +122,15 @@ def compare_means(
         ValueError: `a` and `b` differ in length.
     """
     d = _subtract(a, b)
-    names = range(len(d)) if clusters is None else clusters
+    names: Sequence[Hashable] = range(len(d)) if clusters is None else clusters
     count = len(set(names))
     error = compute_clustered_error(d, names)
-    p_value = _compute_t_p(average(d), error, count - 1)
+    freedom = compute_clustered_freedom(names)
+    p_value = _compute_t_p(average(d), error, freedom)
     if error <= NO_SPREAD:
         largest = max(1.0, float(np.ptp(np.concatenate([as_array(a), as_array(b)]))))
         return _compare_without_spread(d, names, largest, level, p_value)
-    found = make_t_estimate(average(d), error, count - 1, len(d), level, "t")
+    found = make_t_estimate(average(d), error, freedom, len(d), level, "t")
     method = "paired t" if count == len(d) else "clustered paired t"
     return PairedDifference(
         found.value, error, found.low, found.high, p_value, _compute_effect(d), len(d), count, method
@@ -295,7 +297,7 @@ def _sum_clusters(d: Numbers, clusters: Sequence[Hashable]) -> Numbers:
     return np.array(list(sums.values()))
 
 
-def _compute_t_p(difference: float, error: float, freedom: int) -> float:
+def _compute_t_p(difference: float, error: float, freedom: float) -> float:
     if freedom < 1 or np.isnan(error):
         return np.nan
     if error <= NO_SPREAD:

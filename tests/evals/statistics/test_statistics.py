@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from llmkit.evals import statistics as s
 
@@ -28,8 +28,12 @@ def test_wilson_is_the_closed_form():
     half = z * np.sqrt(k * (n - k) / n + z**2 / 4) / (n + z**2)
     found = s.estimate_share(k, n)
     assert (found.low, found.high) == pytest.approx((middle - half, middle + half))
-    assert s.estimate_share(0, 10).low == 0
-    assert s.estimate_share(10, 10).high == pytest.approx(1)
+
+
+@pytest.mark.parametrize("n", range(1, 60))
+def test_the_ends_of_wilson_are_exact(n):
+    assert s.estimate_share(0, n).low == 0.0
+    assert s.estimate_share(n, n).high == 1.0
 
 
 def test_bca_is_scipy_s_and_repeats():
@@ -52,11 +56,57 @@ def test_clustered_error_of_equal_clusters_is_that_of_their_means():
     assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
 
 
-def test_clustered_error_is_the_double_sum_of_the_definition():
+def brute_force_cr2(values, clusters):
+    """Variance and degrees of freedom of a mean by the matrices of Bell and McCaffrey."""
+    x, names = np.asarray(values, dtype=float), sorted(set(clusters))
+    n, ones = len(x), np.ones(len(x))
+    hat = np.eye(n) - np.outer(ones, ones) / n
+    variance, columns = 0.0, []
+    for name in names:
+        own = np.array([cluster == name for cluster in clusters])
+        roots, vectors = np.linalg.eigh(hat[np.ix_(own, own)])
+        adjustment = vectors @ np.diag(roots**-0.5) @ vectors.T
+        variance += float(np.sum(adjustment @ (hat @ x)[own])) ** 2 / n**2
+        columns.append((hat[own].T @ adjustment @ np.ones(own.sum())) / n)
+    matrix = np.array(columns) @ np.array(columns).T
+    return variance, np.trace(matrix) ** 2 / np.trace(matrix @ matrix)
+
+
+def test_the_clustered_error_is_cr2_with_satterthwaite_s_degrees_of_freedom():
     clusters = ["a", "a", "b", "c", "c", "c", "d"]
-    r = VALUES - VALUES.mean()
-    double = sum(r[i] * r[j] for i in range(7) for j in range(7) if clusters[i] == clusters[j])
-    assert s.compute_clustered_error(VALUES, clusters) == pytest.approx(np.sqrt(4 / 3 * double) / 7)
+    variance, freedom = brute_force_cr2(VALUES, clusters)
+    found = s.estimate_clustered_mean(VALUES, clusters)
+    assert found.standard_error == pytest.approx(np.sqrt(variance))
+    assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, freedom) * np.sqrt(variance))
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_equal_groups_keep_the_plain_factor_and_degrees_of_freedom(size):
+    values, clusters = VALUES.repeat(size) + np.tile(np.linspace(0, 0.1, size), 7), np.repeat(range(7), size).tolist()
+    sums = (values - values.mean()).reshape(7, size).sum(axis=1)
+    error = float(np.sqrt(7 / 6 * np.sum(sums**2)) / len(values))
+    found = s.estimate_clustered_mean(values, clusters)
+    assert found.standard_error == error
+    assert found.high == found.value + float(special.stdtrit(6, 0.975)) * error
+
+
+def unequal_clusters(sizes):
+    return np.repeat(np.arange(len(sizes)), sizes).tolist()
+
+
+SIZES = [[40, *[3] * 12], [30, 30, *[2] * 20], [1, 2, 4, 8, 16, 32], list(range(1, 21))]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("correlation", [0.0, 0.3])
+def test_groups_of_unequal_size_keep_the_coverage(sizes, correlation):
+    rng, clusters = np.random.default_rng(26), unequal_clusters(sizes)
+    shares = []
+    for _ in range(1_000):
+        shared = np.repeat(rng.normal(size=len(sizes)), sizes) * np.sqrt(correlation)
+        values = shared + rng.normal(size=len(clusters)) * np.sqrt(1 - correlation)
+        shares.append(covers(s.estimate_clustered_mean(values, clusters), 0))
+    assert 0.92 <= np.mean(shares) <= 0.995
 
 
 def test_paired_difference_is_the_paired_t_test():
@@ -333,6 +383,20 @@ def test_the_clustered_paired_test_rejects_true_nulls_as_often_as_it_says():
     zeros = np.zeros(200)
     p = np.array([s.compare_means(repeated(rng, 40, 5, 0.5), zeros, CLUSTERS).p_value for _ in range(4_000)])
     assert 0.04 <= np.mean(p < 0.05) <= 0.06
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_groups_of_unequal_size_keep_the_level_of_the_paired_test(sizes):
+    rng, clusters = np.random.default_rng(27), unequal_clusters(sizes)
+    p_values = []
+    for _ in range(1_000):
+        d = np.repeat(rng.normal(size=len(sizes)), sizes) * 0.5 + rng.normal(size=len(clusters))
+        p_values.append(s.compare_means(d, np.zeros(len(d)), clusters).p_value)
+    assert np.mean(np.array(p_values) < 0.05) <= 0.07
+
+
+def test_two_groups_of_unequal_size_have_an_interval():
+    assert s.intervals.compute_clustered_freedom(["a"] * 7 + ["b"]) == 1.0
 
 
 def test_bootstrap_intervals_cover_what_they_promise():
