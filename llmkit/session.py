@@ -488,8 +488,8 @@ class Session:
 
         Example:
             >>> answer = s.chat("What is churn?")
-            >>> s.usage().set_index("route").loc["ollama/llama3.2", "calls"]
-            1
+            >>> s.usage()["calls"].to_list()
+            [1]
         """
         from llmkit.notebook.history import read_usage
 

@@ -20,12 +20,13 @@ from llmkit.types import ServedFrom
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MAP_COLUMNS", "NOT_RUN", "FieldColumns", "Outcome", "field_columns", "map_frame"]
+__all__ = ["MAP_COLUMNS", "NOT_RUN", "AnswerColumns", "Outcome", "build_frame", "choose_columns"]
 
 SUCCEEDED, FAILED, SKIPPED, NOT_RUN, IN_PROGRESS = "SUCCEEDED", "FAILED", "SKIPPED", "NOT_RUN", "IN_PROGRESS"
 
 MAP_COLUMNS: Final[Mapping[str, str]] = {
     "status": "string",
+    "route": "string",
     "error_code": "string",
     "error_message": "string",
     "input_tokens": "Int64",
@@ -33,7 +34,7 @@ MAP_COLUMNS: Final[Mapping[str, str]] = {
     "served_from": "string",
     "run_id": "string",
 }
-"""Columns that follow those of the answer, and their dtypes."""
+"""Columns after those of the answer, and their dtypes."""
 
 TEXT_COLUMN, VALUE_COLUMN = "text", "value"
 _DTYPES: Final[Mapping[type, str]] = {bool: "boolean", int: "Int64", float: "Float64", str: "string"}
@@ -41,10 +42,14 @@ _DTYPES: Final[Mapping[type, str]] = {bool: "boolean", int: "Int64", float: "Flo
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Outcome for one distinct text; `values` are in the order of the answer's columns."""
+    """Outcome for one distinct text; `values` are in the order of the answer's columns.
+
+    The other attributes are the columns in `MAP_COLUMNS`.
+    """
 
     status: str
     values: tuple[Any, ...] | None = None
+    route: str | None = None
     error_code: str | None = None
     error_message: str | None = None
     input_tokens: int | None = None
@@ -54,80 +59,84 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class FieldColumns:
-    """Mapping of an answer to columns.
+class AnswerColumns:
+    """Columns into which an answer is split.
 
     Attributes:
-        dtypes: By column, in the order of the fields.
-        answer: The type; None for plain text.
-        fields: Field names in the same order; empty for a value that is no object, or one without fields.
+        dtypes: Dtype of each column, in the order of the fields.
+        answer: The output type; None for plain text.
+        fields: Field names in the same order; empty for a type without fields.
     """
 
     dtypes: Mapping[str, str]
     answer: OutputShape[Any] | None = None
     fields: tuple[str, ...] = ()
 
-    def values(self, found: Any) -> tuple[Any, ...]:
-        """Return the values of one answer. Objects inside a field become dictionaries."""
+    def split_value(self, value: Any) -> tuple[Any, ...]:
+        """Return the cells of one answer. Objects inside a field become dictionaries."""
         if self.answer is None:
-            return (str(found),)
+            return (str(value),)
         if self.answer.wrapped:
-            held = self.answer.wire_type.model_construct(**{FIELD: found})
-            return (_plain(self.answer.adapter.dump_python(held)[FIELD]),)
-        whole = self.answer.adapter.dump_python(found, by_alias=False)
-        return tuple(_plain(whole.get(name)) for name in self.fields)
+            wrapped = self.answer.wire_type.model_construct(**{FIELD: value})
+            return (_unwrap_enum(self.answer.adapter.dump_python(wrapped)[FIELD]),)
+        dumped = self.answer.adapter.dump_python(value, by_alias=False)
+        return tuple(_unwrap_enum(dumped.get(name)) for name in self.fields)
 
 
-def field_columns(output_type: Any | None) -> FieldColumns:
-    """Return the columns of a type, or of plain text when None.
+def choose_columns(output_type: Any | None) -> AnswerColumns:
+    """Return the columns for a type, or for plain text if None.
 
-    One column for each field of a model, dataclass or TypedDict, `value` for any other type, `text` for text. Whole
-    numbers are `Int64`, numbers `Float64`, flags `boolean`, texts, literals and enums of texts `string`, with `<NA>`
-    for what is missing; anything else is `object`. A field that has the name of one of `MAP_COLUMNS` gets a `_` at the
-    end.
+    They are one column for each field of a model, dataclass or TypedDict, `value` for any other type, and `text` for
+    text. Whole numbers are `Int64`, numbers `Float64`, flags `boolean`; strings, literals and enums of strings are
+    `string`; all of these have `<NA>` for missing values. Anything else is `object`. A field whose name is in
+    `MAP_COLUMNS` gets a `_` at its end.
 
     Raises:
-        LLMBadRequest: It is no type, or one without a JSON schema.
+        LLMBadRequest: It is not a type, or one without a JSON schema.
     """
     if output_type is None:
-        return FieldColumns({TEXT_COLUMN: "string"})
+        return AnswerColumns({TEXT_COLUMN: "string"})
     answer = OutputShape.of(output_type)
     if answer.wrapped:
-        return FieldColumns({VALUE_COLUMN: _dtype(output_type)}, answer)
-    hints = _hints(output_type)
-    names = {name: f"{name}_" if name in MAP_COLUMNS else name for name in hints}
-    return FieldColumns({names[name]: _dtype(hint) for name, hint in hints.items()}, answer, tuple(hints))
+        return AnswerColumns({VALUE_COLUMN: _choose_dtype(output_type)}, answer)
+    types = _read_field_types(output_type)
+    names = {name: f"{name}_" if name in MAP_COLUMNS else name for name in types}
+    return AnswerColumns({names[name]: _choose_dtype(hint) for name, hint in types.items()}, answer, tuple(types))
 
 
-def map_frame(rows: Rows, outcomes: Sequence[Outcome | None], columns: FieldColumns, unrun: Outcome) -> pd.DataFrame:
-    """One row for each row of the input, aligned with its index.
+def build_frame(rows: Rows, outcomes: Sequence[Outcome | None], columns: AnswerColumns, unrun: Outcome) -> pd.DataFrame:
+    """Return a frame with one row for each row of the input, and the input's index.
 
     Args:
         rows: The input.
-        outcomes: By distinct text; None for one that has none.
-        columns: Those of the answer.
-        unrun: Stands for None.
+        outcomes: Outcome of each distinct text; None if it has none yet.
+        columns: Columns of the answer.
+        unrun: Outcome to show in place of None.
     """
     import numpy as np
     import pandas as pd
 
     codes = np.frombuffer(rows.codes, dtype=np.int64) if len(rows.codes) else np.empty(0, dtype=np.int64)
-    # The last one is what code -1 finds.
-    known = [*(outcome or unrun for outcome in outcomes), Outcome(SKIPPED)]
-    made: dict[str, Any] = {}
-    for place, (name, dtype) in enumerate(columns.dtypes.items()):
-        made[name] = _spread([None if each.values is None else each.values[place] for each in known], dtype, codes)
-    for name, dtype in MAP_COLUMNS.items():
-        made[name] = _spread([getattr(each, name) for each in known], dtype, codes)
-    frame = pd.DataFrame(made)
-    again = np.ones(len(codes), dtype=bool)
-    again[np.frombuffer(rows.firsts, dtype=np.int64) if len(rows.firsts) else []] = False
-    frame.loc[again & (frame["status"] == SUCCEEDED).to_numpy(dtype=bool), "served_from"] = str(ServedFrom.SHARED)
+    # Rows with a missing value have the code -1, which as an index means the last outcome.
     assert MISSING == -1
+    by_code = [*(outcome or unrun for outcome in outcomes), Outcome(SKIPPED)]
+    arrays: dict[str, Any] = {}
+    for position, (name, dtype) in enumerate(columns.dtypes.items()):
+        cells = [None if each.values is None else each.values[position] for each in by_code]
+        arrays[name] = _repeat_values(cells, dtype, codes)
+    for name, dtype in MAP_COLUMNS.items():
+        arrays[name] = _repeat_values([getattr(each, name) for each in by_code], dtype, codes)
+    frame = pd.DataFrame(arrays)
+    # Only the first row with a text was asked about; equal rows share its answer.
+    is_repeat = np.ones(len(codes), dtype=bool)
+    is_repeat[np.frombuffer(rows.firsts, dtype=np.int64) if len(rows.firsts) else []] = False
+    is_shared = is_repeat & (frame["status"] == SUCCEEDED).to_numpy(dtype=bool)
+    frame.loc[is_shared, "served_from"] = str(ServedFrom.SHARED)
     return frame.set_axis(rows.index, axis=0)
 
 
-def _spread(values: list[Any], dtype: Any, codes: Any) -> Any:
+def _repeat_values(values: list[Any], dtype: Any, codes: Any) -> Any:
+    """Return a column: for each row the value of its code."""
     import numpy as np
     import pandas as pd
 
@@ -135,14 +144,15 @@ def _spread(values: list[Any], dtype: Any, codes: Any) -> Any:
         try:
             return pd.array([pd.NA if value is None else value for value in values], dtype=dtype).take(codes)
         except (TypeError, ValueError, OverflowError):
-            pass  # what the column cannot hold, such as a whole number above 2**63, is kept as it is
-    held = np.empty(len(values), dtype=object)
-    for place, value in enumerate(values):
-        held[place] = value
-    return held.take(codes)
+            pass  # a value that does not fit the dtype, such as 2**63, is kept in an object column
+    cells = np.empty(len(values), dtype=object)
+    for position, value in enumerate(values):
+        # One by one: numpy would unpack a list that is assigned as a whole.
+        cells[position] = value
+    return cells.take(codes)
 
 
-def _hints(output_type: Any) -> dict[str, Any]:
+def _read_field_types(output_type: Any) -> dict[str, Any]:
     if issubclass(output_type, BaseModel):
         return {name: field.annotation for name, field in output_type.model_fields.items()}
     if is_typeddict(output_type):
@@ -151,24 +161,24 @@ def _hints(output_type: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(output_type)}
 
 
-def _dtype(hint: Any) -> str:
-    kinds = {kind for kind in _kinds(hint) if kind is not NoneType}
-    return _DTYPES.get(kinds.pop(), "object") if len(kinds) == 1 else "object"
+def _choose_dtype(hint: Any) -> str:
+    types = _collect_types(hint) - {NoneType}
+    return _DTYPES.get(types.pop(), "object") if len(types) == 1 else "object"
 
 
-def _kinds(hint: Any) -> set[Any]:
+def _collect_types(hint: Any) -> set[Any]:
     """Return the plain types that values of an annotation have."""
     origin = get_origin(hint)
     if origin is Annotated or origin in (typing.Required, typing.NotRequired):
-        return _kinds(get_args(hint)[0])
+        return _collect_types(get_args(hint)[0])
     if origin in (Union, UnionType):
-        return {kind for part in get_args(hint) for kind in _kinds(part)}
+        return {kind for part in get_args(hint) for kind in _collect_types(part)}
     if origin is Literal:
-        return {type(_plain(value)) for value in get_args(hint)}
+        return {type(_unwrap_enum(value)) for value in get_args(hint)}
     if isinstance(hint, type) and issubclass(hint, Enum):
         return {type(member.value) for member in hint}
     return {hint}
 
 
-def _plain(value: Any) -> Any:
+def _unwrap_enum(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value

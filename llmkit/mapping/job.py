@@ -7,13 +7,13 @@ import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.batch.progress_bar import Meter
 from llmkit.batch.route_health import LONGEST_SILENCE_S, SHORTEST_REST_S, TRIES_OF_A_SAMPLE, Health
 from llmkit.errors import LLMBadRequest, LLMError, LLMInProgress, LLMStoreError
-from llmkit.mapping.columns import FAILED, IN_PROGRESS, NOT_RUN, SUCCEEDED, FieldColumns, Outcome, map_frame
+from llmkit.mapping.columns import FAILED, IN_PROGRESS, NOT_RUN, SUCCEEDED, AnswerColumns, Outcome, build_frame
 from llmkit.mapping.rows import Rows
 from llmkit.types import LLMResponse, ServedFrom, TokenUsage
 
@@ -51,7 +51,7 @@ class MapJob:
         LLMBadRequest: `concurrency` is below 1.
     """
 
-    def __init__(self, rows: Rows, columns: FieldColumns, ask: Ask, *, concurrency: int) -> None:
+    def __init__(self, rows: Rows, columns: AnswerColumns, ask: Ask, *, concurrency: int) -> None:
         if concurrency < 1:
             raise LLMBadRequest(f"concurrency must be at least 1; got {concurrency}")
         self._rows = rows
@@ -59,7 +59,7 @@ class MapJob:
         self._ask = ask
         self._concurrency = concurrency
         self._outcomes: list[Outcome | None] = [None] * len(rows.firsts)
-        self._sizes = rows.sizes()
+        self._sizes = rows.count_repeats()
         self._health = Health()
         self._put_off: list[int] = []
         self._losses: Counter[int] = Counter()
@@ -86,7 +86,7 @@ class MapJob:
         """Return the frame so far. Rows that are still open are NOT_RUN."""
         stopped = self._health.stopped_by
         unrun = Outcome(NOT_RUN) if stopped is None else _failure(NOT_RUN, stopped)
-        return map_frame(self._rows, self._outcomes, self._columns, unrun)
+        return build_frame(self._rows, self._outcomes, self._columns, unrun)
 
     def meter(self) -> Meter:
         """Return the progress for a bar."""
@@ -139,7 +139,7 @@ class MapJob:
     async def _outcome(self, code: int) -> Outcome | None:
         """Return the outcome for a text; None if it was postponed."""
         try:
-            found = await self._ask(self._rows.text(code))
+            found = await self._ask(self._rows.build_text(code))
         except LLMStoreError:
             raise
         except LLMInProgress as error:
@@ -160,8 +160,8 @@ class MapJob:
 
     def _answer(self, found: LLMResponse | Extraction[Any]) -> Outcome:
         if isinstance(found, LLMResponse):
-            return replace(_make_outcome((found,), found.usage), values=self._columns.values(found.text))
-        return replace(_make_outcome(found.responses, found.usage), values=self._columns.values(found.value))
+            return _make_outcome((found,), found.usage, self._columns.split_value(found.text))
+        return _make_outcome(found.responses, found.usage, self._columns.split_value(found.value))
 
     def _keep(self, code: int, outcome: Outcome) -> None:
         self._outcomes[code] = outcome
@@ -170,11 +170,13 @@ class MapJob:
         self.tally.tokens += (outcome.input_tokens or 0) + (outcome.output_tokens or 0)
 
 
-def _make_outcome(responses: tuple[LLMResponse, ...], usage: TokenUsage) -> Outcome:
+def _make_outcome(responses: tuple[LLMResponse, ...], usage: TokenUsage, values: tuple[Any, ...]) -> Outcome:
     billed = any(response.billed for response in responses)
     last = responses[-1]
     return Outcome(
         SUCCEEDED,
+        values,
+        route=str(last.route),
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
         served_from=str(ServedFrom.PROVIDER if billed else last.served_from),
@@ -188,6 +190,7 @@ def _failure(status: str, error: Exception) -> Outcome:
     usage = TokenUsage.total(attempt.usage for attempt in error.attempts)
     return Outcome(
         status,
+        route=str(error.attempts[-1].route) if error.attempts else None,
         error_code=error.code,
         error_message=str(error),
         input_tokens=usage.input_tokens,

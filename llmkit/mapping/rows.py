@@ -1,4 +1,4 @@
-"""The rows of a column or a table as the texts that are asked about, equal ones once."""
+"""Rows of a column or a table, as the distinct texts to ask about."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Rows:
     """Rows of the input and the distinct texts among them.
 
     Attributes:
-        index: That of the input, as it is.
-        codes: For every row the number of its text, or -1 when a value that it needs is missing.
-        firsts: For every distinct text the position of the first row that has it.
+        index: Index of the input, unchanged.
+        codes: Number of the text of each row, or -1 if a value that it needs is missing.
+        firsts: Position of the first row with each distinct text.
     """
 
     index: pd.Index[Any]
@@ -46,41 +46,41 @@ class Rows:
     _source: _Source
 
     @classmethod
-    def of(cls, data: Any, *, template: str | None = None, prompt: str | None = None) -> Rows:
-        """Read the input; sends nothing.
+    def read(cls, data: Any, *, template: str | None = None, prompt: str | None = None) -> Rows:
+        """Read the input. Sends nothing.
 
         Args:
             data: A Series, a DataFrame, or any sequence of values.
-            template: Makes the text of a row out of its columns, written `{column}`.
-            prompt: Goes around the text, where it says `{text}`, or before it. Without a template, a prompt for a
+            template: Builds the text of a row from its columns, written `{column}`.
+            prompt: Contains `{text}` where the text goes, or is put before it. Without a template, a prompt for a
                 DataFrame names columns itself.
 
         Raises:
-            LLMBadRequest: A template cannot be read or names what is not there, or a DataFrame has several columns
-                and nothing says which to use.
+            LLMBadRequest: A template cannot be read or names an unknown column, or a DataFrame has several columns
+                and neither template nor prompt names one.
         """
-        source = _Source.of(data, template, prompt)
+        source = _Source.read(data, template, prompt)
         codes, firsts = array("q"), array("q")
-        # By hash: the texts themselves are in the input already.
-        known: dict[bytes, int] = {}
+        # Texts are compared by hash, because keeping them all would double the memory of the input.
+        codes_by_digest: dict[bytes, int] = {}
         for row in range(source.count):
-            text = source.text(row)
+            text = source.build_text(row)
             if text is None:
                 codes.append(MISSING)
                 continue
             digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-            code = known.setdefault(digest, len(known))
+            code = codes_by_digest.setdefault(digest, len(codes_by_digest))
             if code == len(firsts):
                 firsts.append(row)
             codes.append(code)
         return cls(source.index, codes, firsts, source)
 
-    def text(self, code: int) -> str:
+    def build_text(self, code: int) -> str:
         """Return a distinct text."""
-        return self._source.text(self.firsts[code]) or ""
+        return self._source.build_text(self.firsts[code]) or ""
 
-    def sizes(self) -> array[int]:
-        """For every distinct text, how many rows have it."""
+    def count_repeats(self) -> array[int]:
+        """Return the number of rows with each distinct text."""
         sizes = array("q", bytes(8 * len(self.firsts)))
         for code in self.codes:
             if code != MISSING:
@@ -89,7 +89,7 @@ class Rows:
 
     @property
     def skipped(self) -> int:
-        """How many rows lack a value."""
+        """Number of rows that lack a value."""
         return self.codes.count(MISSING)
 
 
@@ -103,26 +103,28 @@ class _Source:
     around: Parts
 
     @classmethod
-    def of(cls, data: Any, template: str | None, prompt: str | None) -> _Source:
-        index, columns = _columns(data)
-        around: Parts = (_Placeholder(TEXT),)
+    def read(cls, data: Any, template: str | None, prompt: str | None) -> _Source:
+        index, columns = _read_columns(data)
+        text = (_Placeholder(TEXT),)
+        around: Parts = text
         if prompt is not None:
             around = _parse_template(prompt)
-            if not _places(around):
-                around = (*around, "\n\n", _Placeholder(TEXT))
+            if not _list_placeholders(around):
+                around = (*around, "\n\n", *text)
             elif template is None:
-                return cls(index, columns, _check_parts(around, columns), (_Placeholder(TEXT),))
-        inner = _parse_template(template) if template is not None else (_Placeholder(_only(columns)),)
+                # The prompt itself is the template: it names columns.
+                return cls(index, columns, _check_parts(around, columns), text)
+        inner = _parse_template(template) if template is not None else (_Placeholder(_choose_only_column(columns)),)
         return cls(index, columns, _check_parts(inner, columns), _check_parts(around, {TEXT: None}))
 
     @property
     def count(self) -> int:
         return len(self.index)
 
-    def text(self, row: int) -> str | None:
-        """Return the text of a row; None when a value that it needs is missing."""
+    def build_text(self, row: int) -> str | None:
+        """Return the text of a row; None if a value that it needs is missing."""
         values: dict[str, str] = {}
-        for name in _places(self.template):
+        for name in _list_placeholders(self.template):
             value = self.columns[name][row]
             if _is_missing(value):
                 return None
@@ -130,14 +132,15 @@ class _Source:
         return _fill_parts(self.around, {TEXT: _fill_parts(self.template, values)})
 
 
-def _columns(data: Any) -> tuple[pd.Index[Any], dict[str, Any]]:
+def _read_columns(data: Any) -> tuple[pd.Index[Any], dict[str, Any]]:
     import pandas as pd
 
     if isinstance(data, pd.DataFrame):
-        names = data.columns.map(str)  # as a template names them
+        # A template names columns by strings.
+        names = data.columns.map(str)
         if not names.is_unique:
             raise LLMBadRequest("Two columns of the frame have the same name; rename one of them")
-        return data.index, {name: data.iloc[:, place].array for place, name in enumerate(names)}
+        return data.index, {name: data.iloc[:, position].array for position, name in enumerate(names)}
     if isinstance(data, str | bytes) or (not isinstance(data, pd.Series | pd.Index | Sequence) and not _is_array(data)):
         raise LLMBadRequest(f"map takes a Series, a DataFrame or a list of values; got {type(data).__name__}")
     series = data if isinstance(data, pd.Series) else pd.Series(list(data), dtype="object")
@@ -151,23 +154,23 @@ def _is_array(data: Any) -> bool:
     return getattr(data, "ndim", None) == 1 and hasattr(data, "__len__")
 
 
-def _only(columns: Mapping[str, Any]) -> str:
+def _choose_only_column(columns: Mapping[str, Any]) -> str:
     if TEXT in columns or len(columns) == 1:
         return TEXT if TEXT in columns else next(iter(columns))
     raise LLMBadRequest(
-        f"Say which columns make the text, for example template='{{{next(iter(columns), 'column')}}}'; "
+        f"Name the columns of the text, for example template='{{{next(iter(columns), 'column')}}}'; "
         f"the frame has: {', '.join(columns) or 'none'}"
     )
 
 
 def _parse_template(template: str) -> Parts:
     try:
-        return tuple(_parts(template))
+        return tuple(_split_template(template))
     except ValueError as error:
         raise LLMBadRequest(f"The template cannot be read: {error}; write {{column}}, and {{{{ for a brace") from None
 
 
-def _parts(template: str) -> Iterator[str | _Placeholder]:
+def _split_template(template: str) -> Iterator[str | _Placeholder]:
     for literal, name, spec, conversion in string.Formatter().parse(template):
         if literal:
             yield literal
@@ -177,12 +180,12 @@ def _parts(template: str) -> Iterator[str | _Placeholder]:
             yield _Placeholder(name)
 
 
-def _places(parts: Parts) -> list[str]:
+def _list_placeholders(parts: Parts) -> list[str]:
     return [part.name for part in parts if isinstance(part, _Placeholder)]
 
 
 def _check_parts(parts: Parts, known: Mapping[str, Any]) -> Parts:
-    unknown = [name for name in _places(parts) if name not in known]
+    unknown = [name for name in _list_placeholders(parts) if name not in known]
     if unknown:
         raise LLMBadRequest(
             f"The template names {{{unknown[0]}}}, and there is only {', '.join(f'{{{name}}}' for name in known)}; "

@@ -26,7 +26,9 @@ async def send_chat(core: SessionCore, prompt: Prompt, options: Mapping[str, Any
     """Check the arguments of `Session.chat` and ask the service."""
     context, fields = core.split_options(options)
     request = build_request(prompt, fields)
-    return await core.service.chat(request, context)
+    response = await core.service.chat(request, context)
+    core.fallback_warner.check_responses((response,))
+    return response
 
 
 def explain_routes(core: SessionCore, prompt: Prompt, options: Mapping[str, Any]) -> RoutePlan:
@@ -57,15 +59,17 @@ async def run_extraction(core: SessionCore, output_type: Any, text: str, options
     request = build_request(messages, fields, list_option_names(ExtractOptions))
     # `system` is part of the request's messages by now.
     parameters = {name: getattr(request, name) for name in fields if name not in (*_EXTRACT_FIELDS, "system")}
-    return await extract(
+    extraction = await extract(
         core.service,
         output_type,
         request.messages,
         context=context,
         parameters=parameters,
-        retries=reasks,
+        reasks=reasks,
         **{name: getattr(request, name) for name in _EXTRACT_FIELDS},
     )
+    core.fallback_warner.check_responses(extraction.responses)
+    return extraction
 
 
 def check_map_options(core: SessionCore, question: Any, options: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from llmkit.errors import LLMConfigurationError
 from llmkit.notebook.arguments import build_context
 from llmkit.notebook.event_loop import CANCEL_GRACE_S, LoopThread
+from llmkit.notebook.fallback_warning import FallbackWarner
 from llmkit.notebook.runtime import LazyRuntime
 from llmkit.settings import LLMSettings, load_settings
 from llmkit.types import RequestContext
@@ -39,6 +40,7 @@ class SessionCore:
         context: Workspace of the calls.
         settings: Settings in force.
         partial: Result so far of an interrupted `map` or `evaluate`.
+        fallback_warner: Warns when another route than the first choice answers.
     """
 
     def __init__(self, runtime: LazyRuntime, loop: LoopThread, context: RequestContext, settings: LLMSettings) -> None:
@@ -47,6 +49,7 @@ class SessionCore:
         self.context = context
         self.settings = settings
         self.partial: pd.DataFrame | EvalReport | None = None
+        self.fallback_warner = FallbackWarner()
 
     @property
     def workspace_id(self) -> str:
@@ -83,7 +86,9 @@ class SessionCore:
             except BaseException:
                 work.close()
                 raise
-            return self.loop.run(work, tick)
+            result = self.loop.run(work, tick)
+        self.fallback_warner.warn()
+        return result
 
     async def run_async(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
         """Run a coroutine in the session's loop and await it, from any other loop; arguments as for `run`."""
@@ -95,7 +100,9 @@ class SessionCore:
                 work.close()
                 self.runtime.forget_failed(opening)
                 raise
-            return await self.loop.run_async(work, tick)
+            result = await self.loop.run_async(work, tick)
+        self.fallback_warner.warn()
+        return result
 
     async def run_in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a blocking function of the session without blocking the caller's event loop."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate_routes", "evaluate_routes_async", "import_report", "read_report"]
 
-_MINIMUMS: Mapping[str, int] = {"epochs": 1, "limit": 1, "concurrency": 1, "repairs": 0}
+_MINIMUMS: Mapping[str, int] = {"epochs": 1, "limit": 1, "concurrency": 1, "reasks": 0}
 
 
 def evaluate_routes(

@@ -71,6 +71,7 @@ def _open_job(core: SessionCore, question: Any, data: Any, options: Mapping[str,
     except KeyboardInterrupt:
         raise Interrupted("the rows were still being read; nothing was sent") from None
     core.partial = None
+    core.fallback_warner.reset()
     try:
         yield job
     except BaseException as error:

@@ -1,0 +1,55 @@
+"""A change of model does not go unnoticed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+from llmkit import Session
+from llmkit.testing import OllamaServer, get_refused_url
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    """A session whose first choice, Gemini, is down."""
+    with (
+        OllamaServer() as ollama,
+        Session(
+            "study",
+            router_policy="prefer_cloud",
+            gemini_api_base=get_refused_url(),
+            gemini_api_key="k",
+            ollama_api_base=ollama.url,
+            max_retries=0,
+        ) as opened,
+    ):
+        yield opened
+
+
+def test_a_session_warns_once_at_the_callers_line(session: Session) -> None:
+    with pytest.warns(UserWarning, match="ollama/llama3.2 answered, because the first choice") as caught:
+        session.chat("a")
+    assert caught[0].filename == __file__
+    assert "gemini/gemini-2.5-flash" in str(caught[0].message)
+    session.chat("b")  # a second warning would be an error
+
+
+async def test_async_code_is_warned_too(session: Session) -> None:
+    with pytest.warns(UserWarning, match="answered, because"):
+        await session.achat("a")
+
+
+def test_every_map_warns_once_and_shows_the_route(session: Session) -> None:
+    for texts in (["a", "b", "c"], ["d", "e", "f", "g"]):
+        with pytest.warns(UserWarning, match="answered, because the first choice") as caught:
+            frame = session.map("Say {text}", texts, progress=False)
+        assert len(caught) == 1
+        assert set(frame["route"]) == {"ollama/llama3.2"}
+
+
+def test_a_pinned_call_does_not_warn(session: Session) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        session.chat("a", route="ollama/llama3.2")
