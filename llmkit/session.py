@@ -474,7 +474,7 @@ class Session:
         """Return calls, requests, tokens and cost of each route.
 
         `s.usage().plot()` draws the billed tokens over time, `s.usage().plot("cost")` their known cost
-        (`pip install 'llmkit[plot]'`).
+        (`pip install 'llmkit-research[plot]'`).
 
         Args:
             since: Only calls created at this time or later; an aware datetime.

@@ -14,13 +14,12 @@ if TYPE_CHECKING:
         EVAL_RUN_COLUMNS,
         RUN_COLUMNS,
         USAGE_COLUMNS,
-        attempts_frame,
-        eval_results_frame,
-        eval_runs_frame,
-        runs_frame,
-        usage_frame,
+        read_attempts,
+        read_eval_results,
+        read_eval_runs,
+        read_runs,
     )
-    from llmkit.dataframes.usage import UsageFrame
+    from llmkit.dataframes.usage import UsageFrame, read_usage
 
 __all__ = [
     "ATTEMPT_COLUMNS",
@@ -29,17 +28,17 @@ __all__ = [
     "RUN_COLUMNS",
     "USAGE_COLUMNS",
     "UsageFrame",
-    "attempts_frame",
-    "eval_results_frame",
-    "eval_runs_frame",
-    "runs_frame",
-    "usage_frame",
+    "read_attempts",
+    "read_eval_results",
+    "read_eval_runs",
+    "read_runs",
+    "read_usage",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        module = "usage" if name == "UsageFrame" else "store"
+        module = "usage" if name in {"UsageFrame", "read_usage"} else "store"
         return getattr(import_module(f"llmkit.dataframes.{module}"), name)
     raise AttributeError(f"module 'llmkit.dataframes' has no attribute {name!r}")
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["Columns", "Kind", "build_frame", "frame_of"]
+__all__ = ["Columns", "Kind", "build_frame", "build_frame_from_batches"]
 
 Kind = Literal["uuid", "time", "string", "Int64", "Float64", "boolean"]
 Columns = Mapping[str, Kind]
@@ -20,18 +20,18 @@ HEX_DIGITS: Final = 32
 HYPHENS_BEFORE: Final = (8, 12, 16, 20)
 
 
-def frame_of(rows: Iterable[tuple[Any, ...]], columns: Columns) -> pd.DataFrame:
+def build_frame(rows: Iterable[tuple[Any, ...]], columns: Columns) -> pd.DataFrame:
     """Return a frame from rows whose values are in the order of `columns`.
 
     Times may be aware datetimes or UTC texts, ids UUIDs or texts with or without hyphens.
     """
-    return build_frame([rows], columns)
+    return build_frame_from_batches([rows], columns)
 
 
-def build_frame(
+def build_frame_from_batches(
     batches: Iterable[Iterable[Sequence[Any]]], columns: Columns, *, packed: Collection[str] = ()
 ) -> pd.DataFrame:
-    """Do the same as `frame_of`, from batches of rows that become columns at once.
+    """Do the same as `build_frame`, from batches of rows that become columns at once.
 
     Few rows stay in the processor's cache.
 

@@ -15,7 +15,7 @@ from llmkit.errors import LLMConfigurationError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["COLOURS", "GREY", "Mark", "axes", "key", "marks", "short"]
+__all__ = ["COLOURS", "GREY", "Mark", "choose_axes", "draw_legend", "iterate_marks", "shorten"]
 
 # After Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with any colour vision tell apart; darkened or
 # lightened until each has a contrast of at least 3 to a white page and to a black one.
@@ -37,13 +37,13 @@ class Mark:
     line: Any
 
 
-def marks() -> Iterator[Mark]:
+def iterate_marks() -> Iterator[Mark]:
     """Yield styles in a fixed order, endlessly."""
     for colour, marker, line in zip(cycle(COLOURS), cycle(_MARKERS), cycle(_LINES), strict=False):
         yield Mark(colour, marker, line)
 
 
-def axes(ax: Axes | None, height_inches: float) -> Axes:
+def choose_axes(ax: Axes | None, height_inches: float) -> Axes:
     """Return the given axes, or those of a new pyplot figure, which a notebook shows at the end of its cell.
 
     Args:
@@ -58,13 +58,13 @@ def axes(ax: Axes | None, height_inches: float) -> Axes:
     try:
         from matplotlib import pyplot
     except ImportError:
-        raise LLMConfigurationError("Plots need matplotlib: pip install 'llmkit[plot]'") from None
+        raise LLMConfigurationError("Plots need matplotlib: pip install 'llmkit-research[plot]'") from None
     _, made = pyplot.subplots(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
     made.spines[["top", "right"]].set_visible(False)
     return made
 
 
-def key(ax: Axes, *, is_own: bool) -> None:
+def draw_legend(ax: Axes, *, is_own: bool) -> None:
     """Draw the legend: below a figure of our own, where long names have room, else inside the axes."""
     handles, labels = ax.get_legend_handles_labels()
     if not handles:
@@ -75,7 +75,7 @@ def key(ax: Axes, *, is_own: bool) -> None:
         ax.legend(handles, labels, fontsize="small")
 
 
-def short(name: str) -> str:
+def shorten(name: str) -> str:
     """Return the name, without its middle when it is too long for a line."""
     if len(name) <= LONGEST_NAME:
         return name

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import ColumnElement
 
-from llmkit.dataframes.build import Columns, build_frame, frame_of
+from llmkit.dataframes.build import Columns, build_frame, build_frame_from_batches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,14 +40,14 @@ __all__ = [
     "EVAL_RUN_COLUMNS",
     "RUN_COLUMNS",
     "USAGE_COLUMNS",
-    "attempts_frame",
-    "eval_results_frame",
-    "eval_runs_frame",
-    "frame_of",
-    "moment",
+    "build_frame",
+    "read_attempts",
+    "read_eval_results",
+    "read_eval_runs",
+    "read_runs",
     "read_stored_answers",
-    "runs_frame",
-    "usage_frame",
+    "summarize_usage",
+    "to_stored_time",
 ]
 
 USAGE: Final[Columns] = {
@@ -171,7 +171,7 @@ SELDOM_CHANGES: Final = frozenset(
 )
 
 
-def runs_frame(
+def read_runs(
     connection: Connection,
     workspace_id: str,
     *,
@@ -200,14 +200,14 @@ def runs_frame(
         if wanted is not None:
             query = query.where(_col(name) == wanted)
     if since is not None:
-        query = query.where(_col("created_at_utc") >= moment(since, dialect))
+        query = query.where(_col("created_at_utc") >= to_stored_time(since, dialect))
     if limit is None and dialect == "sqlite":
         return _by_time(connection, query, _col("created_at_utc"), RUN_COLUMNS, {"id": False})
     newest_first = query.order_by(_col("created_at_utc").desc(), _col("id").desc()).limit(limit)
     return _fetch_frame(connection, newest_first, RUN_COLUMNS)
 
 
-def attempts_frame(
+def read_attempts(
     connection: Connection,
     workspace_id: str,
     *,
@@ -215,7 +215,7 @@ def attempts_frame(
     since: datetime | None = None,
     limit: int | None = None,
 ) -> pd.DataFrame:
-    """Every request that was sent for a workspace, newest run first, with `ATTEMPT_COLUMNS`; arguments as `runs_frame`.
+    """Every request that was sent for a workspace, newest run first, with `ATTEMPT_COLUMNS`; arguments as `read_runs`.
 
     `since` is about when the run was created.
     """
@@ -230,21 +230,21 @@ def attempts_frame(
     if pipeline_run_id is not None:
         query = query.where(runs.c.pipeline_run_id == pipeline_run_id)
     if since is not None:
-        query = query.where(runs.c.created_at_utc >= moment(since, dialect))
+        query = query.where(runs.c.created_at_utc >= to_stored_time(since, dialect))
     if limit is None and dialect == "sqlite":
         return _by_time(connection, query, runs.c.created_at_utc, ATTEMPT_COLUMNS, {"run_id": False, "number": True})
     ordered = query.order_by(runs.c.created_at_utc.desc(), runs.c.id.desc(), attempts.c.number).limit(limit)
     return _fetch_frame(connection, ordered, ATTEMPT_COLUMNS)
 
 
-def eval_runs_frame(connection: Connection, workspace_id: str) -> pd.DataFrame:
+def read_eval_runs(connection: Connection, workspace_id: str) -> pd.DataFrame:
     """Return the evaluations of a workspace, newest first, with `EVAL_RUN_COLUMNS`."""
     query = _select("eval_runs", EVAL_RUN_COLUMNS, connection.dialect.name)
     mine = query.where(_col("workspace_id") == workspace_id)
     return _fetch_frame(connection, mine.order_by(_col("created_at_utc").desc(), _col("id").desc()), EVAL_RUN_COLUMNS)
 
 
-def eval_results_frame(connection: Connection, eval_run_id: UUID) -> pd.DataFrame:
+def read_eval_results(connection: Connection, eval_run_id: UUID) -> pd.DataFrame:
     """Return the results of an evaluation by sample, route and epoch, with `EVAL_RESULT_COLUMNS`."""
     dialect = connection.dialect.name
     key = eval_run_id.hex if dialect == "sqlite" else eval_run_id
@@ -254,7 +254,7 @@ def eval_results_frame(connection: Connection, eval_run_id: UUID) -> pd.DataFram
     return frame.sort_values(["sample_id", "route", "epoch"], ignore_index=True)
 
 
-def usage_frame(connection: Connection, workspace_id: str, *, since: datetime | None = None) -> pd.DataFrame:
+def summarize_usage(connection: Connection, workspace_id: str, *, since: datetime | None = None) -> pd.DataFrame:
     """Read what each route served and billed, with `USAGE_COLUMNS`, ordered by route.
 
     Served is about calls (`llm_runs`): `calls` are those that the route answered, `served_from_store` those among them
@@ -271,13 +271,13 @@ def usage_frame(connection: Connection, workspace_id: str, *, since: datetime | 
     runs = table("llm_runs", *[column(name) for name in _USAGE_OF_RUNS])
     mine = [runs.c.workspace_id == workspace_id]
     if since is not None:
-        mine.append(runs.c.created_at_utc >= moment(since, connection.dialect.name))
+        mine.append(runs.c.created_at_utc >= to_stored_time(since, connection.dialect.name))
     by_call = _by_route(connection, _select_served(runs).where(*mine))
     by_request = _by_route(connection, _select_sent(runs).where(*mine))
     no_call, no_request = (0, 0, 0, None, None), (0, 0, 0, None, None, None)
     routes = sorted({*by_call, *by_request}, key=lambda name: (name is None, name or ""))
     rows = [(name, *by_call.get(name, no_call), *by_request.get(name, no_request)) for name in routes]
-    return frame_of(rows, USAGE_COLUMNS)
+    return build_frame(rows, USAGE_COLUMNS)
 
 
 _TOKENS = ("input_tokens", "output_tokens")
@@ -348,7 +348,7 @@ def read_stored_answers(
 
 def _fetch_frame(connection: Connection, query: Select[Any], columns: Columns) -> pd.DataFrame:
     packed = SELDOM_CHANGES if connection.dialect.name == "sqlite" else ()
-    return build_frame(connection.execute(query).partitions(ROWS_AT_ONCE), columns, packed=packed)
+    return build_frame_from_batches(connection.execute(query).partitions(ROWS_AT_ONCE), columns, packed=packed)
 
 
 def _by_time(
@@ -411,7 +411,7 @@ def _select_columns(
     return [cast(sources[name], Text) if kind == "uuid" else sources[name] for name, kind in columns.items()]
 
 
-def moment(value: datetime, dialect: str) -> Any:
+def to_stored_time(value: datetime, dialect: str) -> Any:
     """Return the time as it is stored."""
     if value.utcoffset() is None:
         raise ValueError("since needs a time zone, for example datetime.now(UTC) - timedelta(hours=1)")

@@ -11,8 +11,8 @@ import pandas as pd
 from pandas.plotting import PlotAccessor
 from sqlalchemy import ColumnElement, Connection, Integer, cast, column, func, select, table
 
-from llmkit.dataframes.plotting import GREY, axes, key, marks, short
-from llmkit.dataframes.store import moment, usage_frame
+from llmkit.dataframes.plotting import GREY, choose_axes, draw_legend, iterate_marks, shorten
+from llmkit.dataframes.store import summarize_usage, to_stored_time
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,8 +128,8 @@ class UsageFrame(pd.DataFrame):
 
 
 def read_usage(connection: Connection, workspace_id: str, *, since: datetime | None = None) -> UsageFrame:
-    """Do the same as `llmkit.dataframes.store.usage_frame`, with its timeline."""
-    frame = UsageFrame(usage_frame(connection, workspace_id, since=since))
+    """Do the same as `llmkit.dataframes.store.summarize_usage`, with its timeline."""
+    frame = UsageFrame(summarize_usage(connection, workspace_id, since=since))
     frame.timeline = _timeline(connection, workspace_id, since)
     return frame
 
@@ -142,7 +142,7 @@ def _timeline(connection: Connection, workspace_id: str, since: datetime | None)
     both = sent.join(runs, runs.c.id == sent.c.run_id)
     mine = [runs.c.workspace_id == workspace_id]
     if since is not None:
-        mine.append(runs.c.created_at_utc >= moment(since, dialect))
+        mine.append(runs.c.created_at_utc >= to_stored_time(since, dialect))
     second = _epoch_s(sent.c.started_at_utc, dialect)
     ends = select(func.min(second), func.max(second)).select_from(both).where(*mine)
     first, last = connection.execute(ends).one()
@@ -185,9 +185,9 @@ def _sum_spending(row: Sequence[Any]) -> RouteSpending:
 
 def _draw_timeline(timeline: Timeline, kind: str, ax: Axes | None) -> Axes:
     routes = sorted({each.route for each in timeline.spent})
-    is_own, ax = ax is None, axes(ax, 3.4 + _LINE_INCHES * len(routes))
+    is_own, ax = ax is None, choose_axes(ax, 3.4 + _LINE_INCHES * len(routes))
     times, known = timeline.times(), 0
-    for route, mark in zip(routes, marks(), strict=False):
+    for route, mark in zip(routes, iterate_marks(), strict=False):
         sums = timeline.so_far(route, kind)
         label = _label_route(route, kind, timeline, is_known=sums is not None)
         if sums is None:
@@ -202,15 +202,15 @@ def _draw_timeline(timeline: Timeline, kind: str, ax: Axes | None) -> Axes:
         nothing = "Nothing was sent." if not routes else f"{kind.capitalize()} of these requests: unknown."
         ax.text(0.5, 0.5, nothing, transform=ax.transAxes, color=GREY, ha="center", va="center")
     _label(ax, kind, is_empty=not known)
-    key(ax, is_own=is_own)
+    draw_legend(ax, is_own=is_own)
     return ax
 
 
 def _label_route(route: str, kind: str, timeline: Timeline, *, is_known: bool) -> str:
     if not is_known:
-        return f"{short(route)} ({kind} unknown)"
+        return f"{shorten(route)} ({kind} unknown)"
     left_out = timeline.unknown(route, kind)
-    return f"{short(route)} ({left_out:,} of unknown {kind} left out)" if left_out else short(route)
+    return f"{shorten(route)} ({left_out:,} of unknown {kind} left out)" if left_out else shorten(route)
 
 
 def _label(ax: Axes, kind: str, *, is_empty: bool) -> None:

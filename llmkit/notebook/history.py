@@ -36,11 +36,11 @@ def read_runs(
         check_names([status], [str(each) for each in RunStatus], kind="status")
     _check_filters(since, limit)
     run_aside(_import_dataframes).result()
-    from llmkit.dataframes.store import runs_frame
+    from llmkit.dataframes import store
 
     return read_store(
         core,
-        lambda connection: runs_frame(
+        lambda connection: store.read_runs(
             connection, core.workspace_id, status=status, pipeline_run_id=pipeline_run_id, since=since, limit=limit
         ),
     )
@@ -52,11 +52,11 @@ def read_attempts(
     """Check the arguments of `Session.attempts` and read the frame."""
     _check_filters(since, limit)
     run_aside(_import_dataframes).result()
-    from llmkit.dataframes.store import attempts_frame
+    from llmkit.dataframes import store
 
     return read_store(
         core,
-        lambda connection: attempts_frame(
+        lambda connection: store.read_attempts(
             connection, core.workspace_id, pipeline_run_id=pipeline_run_id, since=since, limit=limit
         ),
     )
@@ -80,9 +80,9 @@ def read_recordings(core: SessionCore) -> pd.DataFrame:
     cassette = core.runtime.open().cassette
     if cassette is None:
         raise LLMConfigurationError("This session does not replay: open one with Session(replay=...)")
-    from llmkit.dataframes.store import frame_of
+    from llmkit.dataframes.build import build_frame
 
-    return frame_of(cassette.rows(), cassette.columns)
+    return build_frame(cassette.rows(), cassette.columns)
 
 
 def read_store(core: SessionCore, query: Callable[[Connection], T]) -> T:

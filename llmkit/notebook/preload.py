@@ -1,4 +1,4 @@
-"""Imports done ahead of the first call, in a quiet moment (the setting `preload`)."""
+"""Imports ahead of the first call, in a quiet moment (the setting `warm_up`)."""
 
 from __future__ import annotations
 

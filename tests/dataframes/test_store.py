@@ -21,12 +21,12 @@ from llmkit.dataframes.store import (
     EVAL_RUN_COLUMNS,
     ROWS_AT_ONCE,
     RUN_COLUMNS,
-    attempts_frame,
-    eval_results_frame,
-    eval_runs_frame,
-    frame_of,
-    runs_frame,
-    usage_frame,
+    build_frame,
+    read_attempts,
+    read_eval_results,
+    read_eval_runs,
+    read_runs,
+    summarize_usage,
 )
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.models import METADATA
@@ -131,8 +131,8 @@ async def fill(home: JournalHome) -> list[str]:
 
 async def test_the_contract_holds_with_rows_and_without(home: JournalHome) -> None:
     for _ in range(2):
-        runs = home.journal.read_here(lambda connection: runs_frame(connection, "lab"))
-        attempts = home.journal.read_here(lambda connection: attempts_frame(connection, "lab"))
+        runs = home.journal.read_here(lambda connection: read_runs(connection, "lab"))
+        attempts = home.journal.read_here(lambda connection: read_attempts(connection, "lab"))
         assert dtypes(runs) == written(RUN_DTYPES)
         assert dtypes(attempts) == written(ATTEMPT_DTYPES)
         await fill(home) if runs.empty else None
@@ -141,7 +141,7 @@ async def test_the_contract_holds_with_rows_and_without(home: JournalHome) -> No
 
 async def test_runs_come_newest_first(home: JournalHome) -> None:
     ids = await fill(home)
-    frame = home.journal.read_here(lambda connection: runs_frame(connection, "lab"))
+    frame = home.journal.read_here(lambda connection: read_runs(connection, "lab"))
     assert frame["id"].tolist() == ids
     running, _, done = frame.to_dict("records")
     assert (done["status"], done["input_tokens"], done["cost_usd"]) == ("SUCCEEDED", 11, 0.5)
@@ -166,19 +166,19 @@ async def test_runs_come_newest_first(home: JournalHome) -> None:
 )
 async def test_filters(home: JournalHome, filters: dict[str, object], expected: list[int]) -> None:
     ids = await fill(home)
-    frame = home.journal.read_here(lambda connection: runs_frame(connection, "lab", **filters))
+    frame = home.journal.read_here(lambda connection: read_runs(connection, "lab", **filters))
     assert frame["id"].tolist() == [ids[index] for index in expected]
     if "status" not in filters:
-        attempts = home.journal.read_here(lambda connection: attempts_frame(connection, "lab", **filters))
+        attempts = home.journal.read_here(lambda connection: read_attempts(connection, "lab", **filters))
         assert set(attempts["run_id"]) <= set(ids)
 
 
 async def test_attempts_by_run_and_number(home: JournalHome) -> None:
     ids = await fill(home)
-    frame = home.journal.read_here(lambda connection: attempts_frame(connection, "lab"))
+    frame = home.journal.read_here(lambda connection: read_attempts(connection, "lab"))
     assert list(zip(frame["run_id"], frame["number"], strict=True)) == [(ids[1], 1), (ids[2], 1), (ids[2], 2)]
     assert frame["pipeline_run_id"].tolist() == ["p2", "p1", "p1"]
-    one = home.journal.read_here(lambda connection: attempts_frame(connection, "lab", pipeline_run_id="p2"))
+    one = home.journal.read_here(lambda connection: read_attempts(connection, "lab", pipeline_run_id="p2"))
     assert one["error_code"].tolist() == ["timeout"]
 
 
@@ -199,7 +199,7 @@ USAGE_DTYPES = """
 
 
 async def test_usage_tells_what_was_served_from_what_was_billed_and_unknown_from_none(home: JournalHome) -> None:
-    empty = home.journal.read_here(lambda connection: usage_frame(connection, "lab"))
+    empty = home.journal.read_here(lambda connection: summarize_usage(connection, "lab"))
     assert dtypes(empty) == written(USAGE_DTYPES)
     await fill(home)
     replay = a_start()
@@ -209,58 +209,58 @@ async def test_usage_tells_what_was_served_from_what_was_billed_and_unknown_from
     attempt = an_attempt(route=Route.parse("gemini/g"), cost_usd=0.25, status="FAILED")
     await home.repo.mark_failed(a_failure(dear.id, attempts=(attempt,)))
     await home.journal.flush()
-    frame = home.journal.read_here(lambda connection: usage_frame(connection, "lab"))
+    frame = home.journal.read_here(lambda connection: summarize_usage(connection, "lab"))
     assert dtypes(frame) == written(USAGE_DTYPES)
     assert frame.astype(object).where(frame.notna(), None).to_numpy().tolist() == [
         ["gemini/g", 0, 1, 0, None, None, 1, 1, 0, 11, 7, 0.25],
         ["ollama/llama3.2", 2, 0, 1, 22, 14, 3, 1, 1, 22, 14, None],
         [None, 0, 1, 0, None, None, 0, 0, 0, None, None, None],
     ]
-    later = home.journal.read_here(lambda c: usage_frame(c, "lab", since=utc_now() - timedelta(minutes=1)))
+    later = home.journal.read_here(lambda c: summarize_usage(c, "lab", since=utc_now() - timedelta(minutes=1)))
     assert later["calls"].tolist() == [0, 1, 0]
 
 
 async def test_another_workspace_is_not_seen(home: JournalHome) -> None:
     await fill(home)
-    assert len(home.journal.read_here(lambda connection: runs_frame(connection, "other lab"))) == 1
-    assert home.journal.read_here(lambda connection: runs_frame(connection, "third lab")).empty
+    assert len(home.journal.read_here(lambda connection: read_runs(connection, "other lab"))) == 1
+    assert home.journal.read_here(lambda connection: read_runs(connection, "third lab")).empty
 
 
 async def test_evaluations(home: JournalHome) -> None:
     store = SqlEvalStore(home.journal)
-    empty = home.journal.read_here(lambda connection: eval_runs_frame(connection, "lab"))
+    empty = home.journal.read_here(lambda connection: read_eval_runs(connection, "lab"))
     run = await store.open_run(an_eval_run())
     for sample in ("s2", "s1"):
         await store.save_result(an_eval_result(run.id, sample_id=sample))
-    runs = home.journal.read_here(lambda connection: eval_runs_frame(connection, "lab"))
-    results = home.journal.read_here(lambda connection: eval_results_frame(connection, run.id))
+    runs = home.journal.read_here(lambda connection: read_eval_runs(connection, "lab"))
+    results = home.journal.read_here(lambda connection: read_eval_results(connection, run.id))
     assert dtypes(empty) == dtypes(runs)
     assert list(runs) == list(EVAL_RUN_COLUMNS)
     assert list(results) == list(EVAL_RESULT_COLUMNS)
     assert runs["id"].tolist() == [str(run.id)]
     assert results["sample_id"].tolist() == ["s1", "s2"]
     assert results["valid_first_try"].tolist() == [True, True]
-    none = home.journal.read_here(lambda connection: eval_results_frame(connection, new_id()))
+    none = home.journal.read_here(lambda connection: read_eval_results(connection, new_id()))
     assert dtypes(none) == dtypes(results)
 
 
 def test_since_needs_a_zone(home: JournalHome) -> None:
     with pytest.raises(ValueError, match="time zone"):
         home.journal.read_here(
-            lambda connection: runs_frame(connection, "lab", since=datetime(2026, 1, 1))  # noqa: DTZ001
+            lambda connection: read_runs(connection, "lab", since=datetime(2026, 1, 1))  # noqa: DTZ001
         )
 
 
 def test_large_counts_stay_exact() -> None:
-    frame = frame_of([(2**53 + 1, None), (None, 0.1)], {"tokens": "Int64", "cost": "Float64"})
+    frame = build_frame([(2**53 + 1, None), (None, 0.1)], {"tokens": "Int64", "cost": "Float64"})
     assert frame["tokens"].tolist() == [2**53 + 1, pd.NA]
     assert frame["cost"].tolist() == [pd.NA, 0.1]
 
 
 def test_times_in_either_form() -> None:
     moment = datetime(2026, 3, 4, 5, 6, 7, 8, tzinfo=UTC)
-    texts = frame_of([("2026-03-04 05:06:07.000008",), (None,)], {"at": "time"})
-    values = frame_of([(moment.astimezone(),), (None,)], {"at": "time"})
+    texts = build_frame([("2026-03-04 05:06:07.000008",), (None,)], {"at": "time"})
+    values = build_frame([(moment.astimezone(),), (None,)], {"at": "time"})
     pd.testing.assert_frame_equal(texts, values)
     assert texts["at"][0].to_pydatetime() == moment
 
@@ -305,9 +305,9 @@ KINDS: dict[str, Kind] = {
 @settings(deadline=None, max_examples=30)
 @given(st.lists(CELLS, max_size=5))
 def test_a_frame_is_the_same_with_and_without_pyarrow(rows: list[tuple[object, ...]]) -> None:
-    fast = frame_of(rows, KINDS)
+    fast = build_frame(rows, KINDS)
     with mock.patch.dict(sys.modules, {"pyarrow": None}):
-        plain = frame_of(rows, KINDS)
+        plain = build_frame(rows, KINDS)
     pd.testing.assert_frame_equal(fast, plain, check_exact=True)
     for made in (fast, plain):
         assert [str(dtype) for dtype in made.dtypes] == [
@@ -326,7 +326,7 @@ def test_a_frame_is_the_same_with_and_without_pyarrow(rows: list[tuple[object, .
 
 
 def test_values_that_pyarrow_does_not_take_as_text_become_text_as_without_it() -> None:
-    frame = frame_of([(7,), (Route.parse("ollama/m"),)], {"text": "string"})
+    frame = build_frame([(7,), (Route.parse("ollama/m"),)], {"text": "string"})
     assert frame.text.tolist() == ["7", "ollama/m"]
 
 
@@ -346,7 +346,7 @@ def test_more_rows_than_are_read_at_once_keep_their_order_and_their_values(tmp_p
             "INSERT INTO llm_attempts (run_id, number, workspace_id, input_tokens) VALUES (?, 1, 'lab', ?)",
             [(key, each) for each, key in enumerate(ids)],
         )
-        frame = attempts_frame(connection, "lab")
+        frame = read_attempts(connection, "lab")
     engine.dispose()
     assert frame.input_tokens.tolist() == list(reversed(range(number)))
     assert frame.run_id.tolist() == [str(UUID(hex=key)) for key in reversed(ids)]
@@ -392,13 +392,13 @@ def test_rows_of_sqlite_come_whole_and_newest_first_also_those_of_the_same_time(
             )
             for number in numbers:
                 connection.exec_driver_sql("INSERT INTO llm_attempts (run_id, number) VALUES (?, ?)", (key.hex, number))
-        frames = [runs_frame(connection, "lab", limit=limit) for limit in (None, 100)]
-        attempts = [attempts_frame(connection, "lab", limit=limit) for limit in (None, 100)]
+        frames = [read_runs(connection, "lab", limit=limit) for limit in (None, 100)]
+        attempts = [read_attempts(connection, "lab", limit=limit) for limit in (None, 100)]
     engine.dispose()
     ordered = sorted(rows, key=lambda row: (row[0], row[-1]), reverse=True)
     for frame in frames:
         assert dtypes(frame) == written(RUN_DTYPES)
-        pd.testing.assert_frame_equal(frame[list(SEEN)], frame_of([row[1:5] for row in ordered], SEEN))
+        pd.testing.assert_frame_equal(frame[list(SEEN)], build_frame([row[1:5] for row in ordered], SEEN))
         assert frame["id"].tolist() == [str(row[-1]) for row in ordered]
     for frame in attempts:
         assert dtypes(frame) == written(ATTEMPT_DTYPES)

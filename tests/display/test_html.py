@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from IPython.lib.pretty import pretty
 
 from llmkit import LLMResponse, Route, RoutePlan, Session, TokenUsage
-from llmkit.dataframes.store import RUN_COLUMNS, frame_of
+from llmkit.dataframes.store import RUN_COLUMNS, build_frame
 from llmkit.display.html import card, chat, html, table
 from llmkit.evals.report.report import EvalReport
 from llmkit.notebook.conversation import Conversation, Turn
@@ -117,7 +117,7 @@ def test_ten_thousand_of_anything_stay_small() -> None:
 def test_a_frame_of_what_models_wrote_is_escaped_and_small() -> None:
     values = {"time": "2026-01-01T00:00:00Z", "string": EVIL * 50, "uuid": "x", "boolean": True}
     row = tuple(values.get(kind, 1) for kind in RUN_COLUMNS.values())
-    shown = frame_of([row] * 10_000, RUN_COLUMNS)._repr_html_()
+    shown = build_frame([row] * 10_000, RUN_COLUMNS)._repr_html_()
     assert "<script>alert" not in shown
     assert "onerror=alert(2)>" not in shown
     assert len(shown.encode()) < MAX_BYTES

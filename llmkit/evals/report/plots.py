@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from llmkit.dataframes.plotting import GREY, Mark, axes, key, marks, short
+from llmkit.dataframes.plotting import GREY, Mark, choose_axes, draw_legend, iterate_marks, shorten
 from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import EvalResult
 
@@ -98,9 +98,9 @@ def _draw_scores(report: Analysis, metrics: Sequence[str], ax: Axes | None) -> A
     variants = report.variants
     key_lines = len(metrics) if len(metrics) > 1 else 0
     height = 1.0 + len(variants) * (0.45 + 0.2 * len(metrics)) + _LINE_INCHES * key_lines
-    is_own, ax = ax is None, axes(ax, height)
+    is_own, ax = ax is None, choose_axes(ax, height)
     by_metric = {name: _get_rows(report, name) for name in metrics}
-    for number, (name, mark) in enumerate(zip(metrics, marks(), strict=False)):
+    for number, (name, mark) in enumerate(zip(metrics, iterate_marks(), strict=False)):
         shift = (number + 0.5) / len(metrics) * _DOTS_SHARE + 0.5 - _DOTS_SHARE
         _draw_dots(ax, by_metric[name], shift, mark, _label_metric(report, name))
     for place, variant in enumerate(variants):
@@ -112,7 +112,7 @@ def _draw_scores(report: Analysis, metrics: Sequence[str], ax: Axes | None) -> A
     _show_unit_range(ax, [row for rows in by_metric.values() for row in rows], "x")
     _finish(report, ax, "x")
     if key_lines:
-        key(ax, is_own=is_own)
+        draw_legend(ax, is_own=is_own)
     return ax
 
 
@@ -145,7 +145,7 @@ def _label_variant(variant: str, by_metric: Mapping[str, Sequence[Mapping[str, A
     scored_text = f"{scored[0]}" if len(scored) == 1 else f"{scored[0]} to {scored[-1]}"
     failed = f", {rows[0]['failed']} failed" if rows[0]["failed"] else ""
     lone = ", no interval" if any(row["scored"] and not _has_interval(row) for row in rows) else ""
-    return f"{short(variant)}: {scored_text} of {rows[0]['n']} scored{failed}{lone}"
+    return f"{shorten(variant)}: {scored_text} of {rows[0]['n']} scored{failed}{lone}"
 
 
 def _has_interval(row: Mapping[str, Any]) -> bool:
@@ -158,12 +158,12 @@ def _has_interval(row: Mapping[str, Any]) -> bool:
 def _draw_tradeoff(report: Analysis, kind: str, metric: str, prices: Prices, ax: Axes | None) -> Axes:
     """Draw a mark for each variant that has both; the labels of the others say what is missing."""
     variants = report.variants
-    is_own, ax = ax is None, axes(ax, 3.6 + _LINE_INCHES * len(variants))
+    is_own, ax = ax is None, choose_axes(ax, 3.6 + _LINE_INCHES * len(variants))
     rows = {row["variant"]: row for row in _get_rows(report, metric)}
     position = {
         variant: _measure_position(report.of(variant), rows[variant], kind, prices.get(variant)) for variant in variants
     }
-    for variant, mark in zip(variants, marks(), strict=False):
+    for variant, mark in zip(variants, iterate_marks(), strict=False):
         _draw_variant(
             ax, rows[variant], position[variant], mark, _label_mark(variant, kind, rows[variant], position[variant])
         )
@@ -177,7 +177,7 @@ def _draw_tradeoff(report: Analysis, kind: str, metric: str, prices: Prices, ax:
         ax.xaxis.set_major_formatter("{x:,.0f}")
     _show_unit_range(ax, list(rows.values()), "y")
     _finish(report, ax, "both")
-    key(ax, is_own=is_own)
+    draw_legend(ax, is_own=is_own)
     return ax
 
 
@@ -239,7 +239,7 @@ def _label_mark(variant: str, kind: str, row: Mapping[str, Any], position: _Posi
         remarks.append(f"{kind} unknown")
     elif position.left_out > 0:
         remarks.append(f"{position.left_out} without token counts left out")
-    return f"{short(variant)} ({', '.join(remarks)})" if remarks else short(variant)
+    return f"{shorten(variant)} ({', '.join(remarks)})" if remarks else shorten(variant)
 
 
 def _explain_empty_plot(kind: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmkit.dataframes.plotting import COLOURS, marks
+from llmkit.dataframes.plotting import COLOURS, iterate_marks
 from llmkit.errors import LLMConfigurationError, LLMEvaluationError
 from llmkit.evals import EvalReport
 from tests.evals.report.test_report import ROUTES, worse_on_b
@@ -166,7 +166,7 @@ async def test_without_matplotlib_the_error_names_the_command(monkeypatch: pytes
     report = await reported()
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)
-        with pytest.raises(LLMConfigurationError, match=r"pip install 'llmkit\[plot\]'"):
+        with pytest.raises(LLMConfigurationError, match=r"pip install 'llmkit-research\[plot\]'"):
             report.plot()
 
 
@@ -185,5 +185,5 @@ def test_every_colour_stands_out_from_a_light_and_a_dark_page() -> None:
 
 
 def test_no_two_marks_of_the_first_42_are_alike() -> None:
-    first = [mark for mark, _ in zip(marks(), range(42), strict=False)]
+    first = [mark for mark, _ in zip(iterate_marks(), range(42), strict=False)]
     assert len({(mark.colour, mark.marker) for mark in first}) == 42
