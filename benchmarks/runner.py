@@ -169,7 +169,7 @@ def map_growth(folder: Path, rows: int) -> None:
     texts = pd.Series([f"{TEXT} {number}" for number in range(rows)])
     client = Looking(rows)
     instant = mock.patch("llmkit.client_litellm.LiteLLMClient", return_value=client)
-    options = {"database_url": f"sqlite:///{folder}/bench.db", "cache_dir": folder / "cache", "preload": False}
+    options = {"database_url": f"sqlite:///{folder}/bench.db", "cache_dir": folder / "cache", "warm_up": False}
     with instant, Session("bench", **options) as session:
         asked = {"route": "ollama/llama3.2", "concurrency": CONCURRENCY, "progress": False}
         session.map(Label, [f"warm {number}" for number in range(200)], **asked)

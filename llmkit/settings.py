@@ -6,6 +6,7 @@ Every field is one variable with the prefix `LLM_`; a `.env` file in the working
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from ipaddress import ip_address
@@ -150,6 +151,21 @@ class LLMSettings(BaseSettings):
         if not text.isascii() or not text.isprintable() or set(text) & set(" \"'"):
             raise ValueError("holds a blank, a quote or another character that no key has; copy it again")
         return SecretStr(text) if text else None
+
+    @field_validator("ollama_api_base", "gemini_api_base", mode="before")
+    @classmethod
+    def _require_scheme(cls, url: Any) -> Any:
+        if isinstance(url, str) and url.strip() and not re.match(r"https?://", url.strip(), re.IGNORECASE):
+            raise ValueError("must begin with http:// or https://, for example http://localhost:11434")
+        return url
+
+    @field_validator("ollama_api_base", "gemini_api_base")
+    @classmethod
+    def _refuse_query(cls, url: AnyHttpUrl | None) -> AnyHttpUrl | None:
+        # Paths are appended to the address, so they would end up in its query or fragment.
+        if url is not None and (url.query is not None or url.fragment is not None):
+            raise ValueError("must not have a query (?) or a fragment (#); remove it")
+        return url
 
     @field_validator("database_url")
     @classmethod

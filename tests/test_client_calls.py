@@ -557,3 +557,19 @@ def test_the_module_does_not_load_litellm():
 
 def test_settings_show_no_key():
     assert KEY not in repr(load_settings(gemini_api_key=SecretStr(KEY)))
+
+
+@pytest.mark.parametrize("path", ["fast", "reference"])
+@pytest.mark.parametrize("tail", ["/v1", "/api"])
+async def test_a_wrong_path_of_ollama_is_no_missing_model(make, ollama, tail, path):
+    client = make(ollama_api_base=ollama.url + tail)
+    with pytest.raises(LLMConfigurationError, match="set LLM_OLLAMA_API_BASE to its address"):
+        await client.call(OLLAMA, LLMRequest(messages="Hi"), AttemptLog())
+
+
+@pytest.mark.parametrize("path", ["fast", "reference"])
+async def test_an_answer_without_a_prompt_count_is_no_cut_prompt(make, path):
+    with OllamaServer(Reply("fine", input_tokens=0)) as server:
+        reply = await make(ollama_api_base=server.url).call(OLLAMA, LLMRequest(messages="Hi there"), AttemptLog())
+    assert (reply.text, reply.usage.estimated, reply.warnings) == ("fine", True, ())
+    assert reply.usage.input_tokens

@@ -128,3 +128,19 @@ def test_a_child_process_gets_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_setting_says_what_it_is() -> None:
     assert not [name for name, field in LLMSettings.model_fields.items() if not field.description]
+
+
+@pytest.mark.parametrize("name", ["ollama_api_base", "gemini_api_base"])
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("localhost:11434", "must begin with http:// or https://"),
+        ("127.0.0.1", "must begin with http:// or https://"),
+        ("ftp://localhost", "must begin with http:// or https://"),
+        ("http://localhost/?x=1", "must not have a query"),
+        ("http://localhost#local", "must not have a query"),
+    ],
+)
+def test_an_address_that_no_path_can_be_appended_to_is_refused(name: str, address: str, problem: str) -> None:
+    with pytest.raises(LLMConfigurationError, match=f"LLM_{name.upper()}: {problem}"):
+        load_settings(**{name: address})

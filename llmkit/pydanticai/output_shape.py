@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, RootModel, TypeAdapter, ValidationError, create_model
 from typing_extensions import is_typeddict
 
 from llmkit.errors import LLMBadRequest, describe_validation
@@ -90,9 +90,65 @@ def _make_shape(output_type: Any) -> OutputShape[Any]:
     except Exception as error:  # noqa: BLE001
         # Pydantic raises a dozen classes here, some of them its users' own.
         raise LLMBadRequest(
-            f"{name:.80} cannot be an output type, because it has no JSON schema ({type(error).__name__}); "
+            f"{name:.80} cannot be an output type, because {_explain_no_schema(output_type, error)}; "
             "use a Pydantic model, a dataclass, a TypedDict, or a type such as list[str]"
         ) from None
+
+
+def _explain_no_schema(output_type: Any, error: Exception) -> str:
+    """Return the reason for the error: the field without a schema, or the undefined name, if either can be found."""
+    found = _find_culprit(output_type, set())
+    if found is None:
+        return f"it has no JSON schema ({type(error).__name__})"
+    path, undefined = found
+    if undefined is not None:
+        return f"the name {undefined} is not defined (define it, then rebuild the type)"
+    return f"its field {path} has no JSON schema ({type(error).__name__})"
+
+
+def _find_culprit(annotation: Any, seen: set[int]) -> tuple[str, str | None] | None:
+    """Return the path of the innermost field without a JSON schema, and the undefined name in it, if that is why."""
+    if id(annotation) in seen:
+        return None
+    seen.add(id(annotation))
+    for argument in get_args(annotation):
+        found = _find_culprit(argument, seen)
+        if found is not None:
+            return found
+    try:
+        hints = _list_fields(annotation)
+    except NameError as error:
+        return "", error.name
+    except Exception:  # noqa: BLE001 - a custom type may raise anything here
+        return None
+    for name, hint in hints.items():
+        found = _find_culprit(hint, seen)
+        if found is not None:
+            return f"{name}.{found[0]}" if found[0] else name, found[1]
+        if not _has_schema(hint):
+            return name, None
+    return None
+
+
+def _list_fields(annotation: Any) -> dict[str, Any]:
+    """Return the fields of a model, dataclass or TypedDict and their types; nothing for any other type."""
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel) and annotation.__pydantic_complete__:
+        # Not `get_type_hints`, which does not see the names of a function in which the model was defined.
+        return {name: field.annotation for name, field in annotation.model_fields.items()}
+    is_record = is_dataclass(annotation) or is_typeddict(annotation)
+    if is_record or (inspect.isclass(annotation) and issubclass(annotation, BaseModel)):
+        return get_type_hints(annotation)
+    return {}
+
+
+def _has_schema(hint: Any) -> bool:
+    try:
+        takes_config = not (inspect.isclass(hint) and (issubclass(hint, BaseModel) or is_dataclass(hint)))
+        takes_config = takes_config and not is_typeddict(hint)
+        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True) if takes_config else None).json_schema()
+    except Exception:  # noqa: BLE001 - see `_make_shape`
+        return False
+    return True
 
 
 def _may_be_a_type(output_type: Any) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from llmkit.testing.http_answers import HttpAnswer, Told, json_bytes, tell
+from llmkit.testing.http_answers import CompletedReply, HttpAnswer, complete_reply, json_bytes
 from llmkit.testing.replies import Fault, FaultKind, Reply, ToolCall
 from llmkit.testing.reply_script import Replies
 from llmkit.testing.request_log import RecordedRequest, Usage
@@ -127,8 +127,8 @@ class GeminiServer(StandInServer):
 
     # -- calls of the model ------------------------------------------------------------------------
 
-    def _refusal(self, request: RecordedRequest, body: Any) -> HttpAnswer | None:
-        refusal = self._key_refusal(request)
+    def _refuse(self, request: RecordedRequest, body: Any) -> HttpAnswer | None:
+        refusal = self._refuse_key(request)
         if refusal is not None:
             return refusal
         name = _target(request.path)[0]
@@ -140,7 +140,7 @@ class GeminiServer(StandInServer):
         tokens = _prompt_tokens(body)
         return self._too_long(tokens, model.input_token_limit) if tokens > model.input_token_limit else None
 
-    def _key_refusal(self, request: RecordedRequest) -> HttpAnswer | None:
+    def _refuse_key(self, request: RecordedRequest) -> HttpAnswer | None:
         key = request.headers.get("x-goog-api-key") or request.query.get("key")
         if self.api_key is None or key == self.api_key:
             return None
@@ -162,22 +162,22 @@ class GeminiServer(StandInServer):
             400, f"The input token count ({tokens}) exceeds the maximum number of tokens allowed ({limit})."
         )
 
-    def _rendered(self, request: RecordedRequest, body: Any, reply: Reply) -> HttpAnswer:
+    def _render(self, request: RecordedRequest, body: Any, reply: Reply) -> HttpAnswer:
         config = _field(body, "generationConfig") or {}
         if reply.text is None and not reply.tool_calls:
             reply = replace(reply, tool_calls=_make_forced_calls(body))
-        told = tell(
+        completed = complete_reply(
             reply,
             prompt_tokens=_prompt_tokens(body),
             schema=None if self.ignores_schema else _schema(config),
             limit=_field(config, "maxOutputTokens"),
         )
         shows_thoughts = bool(_field(_field(config, "thinkingConfig") or {}, "includeThoughts"))
-        parts = _parts(told, reply, thoughts=shows_thoughts)
+        parts = _parts(completed, reply, thoughts=shows_thoughts)
         content: dict[str, Any] = {"parts": parts, "role": "model"} if parts else {"role": "model"}
-        reason = _FINISH_REASONS.get(told.finish_reason, told.finish_reason)
+        reason = _FINISH_REASONS.get(completed.finish_reason, completed.finish_reason)
         ending = {"finishReason": reason, "index": 0}
-        return self._answer(request, reply, told.usage, {"candidates": [{"content": content, **ending}]})
+        return self._answer(request, reply, completed.usage, {"candidates": [{"content": content, **ending}]})
 
     def _answer(self, request: RecordedRequest, reply: Reply, usage: Usage, head: dict[str, Any]) -> HttpAnswer:
         name, verb = _target(request.path)
@@ -191,7 +191,7 @@ class GeminiServer(StandInServer):
 
     # -- faults ------------------------------------------------------------------------------------
 
-    def _failed(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
+    def _render_fault(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
         match fault.kind:
             case FaultKind.INVALID_KEY:
                 return self._bad_key()
@@ -258,7 +258,7 @@ class GeminiServer(StandInServer):
             return HttpAnswer(
                 [b"<!DOCTYPE html><title>Error 404 (Not Found)!!1</title>"], 404, "text/html; charset=UTF-8"
             )
-        refusal = self._key_refusal(request)
+        refusal = self._refuse_key(request)
         if refusal is not None:
             return refusal
         name, verb = _target(request.path)
@@ -313,12 +313,12 @@ def _make_forced_calls(body: Mapping[str, Any]) -> tuple[ToolCall, ...]:
     return ()
 
 
-def _parts(told: Told, reply: Reply, *, thoughts: bool) -> list[dict[str, Any]]:
+def _parts(completed: CompletedReply, reply: Reply, *, thoughts: bool) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     if reply.thinking and thoughts:
         parts.append({"text": reply.thinking, "thought": True})
-    if told.text:
-        parts.append({"text": told.text})
+    if completed.text:
+        parts.append({"text": completed.text})
     for number, call in enumerate(reply.tool_calls):
         called = {"name": call.name, "args": dict(call.arguments), "id": call.id or f"call-{number}"}
         signature = call.thought_signature or ("" if number else _make_signature(call))

@@ -10,7 +10,7 @@ from llmkit.testing.request_log import Usage
 from llmkit.testing.schema_instance import minimal_instance
 from llmkit.testing.tokens import count_tokens, first_tokens
 
-__all__ = ["HttpAnswer", "Told", "json_bytes", "tell"]
+__all__ = ["CompletedReply", "HttpAnswer", "complete_reply", "json_bytes"]
 
 
 def json_bytes(value: Any) -> bytes:
@@ -44,7 +44,7 @@ class HttpAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class CompletedReply:
     """Outcome of a reply after the request's schema and limits are applied. Counts are in tokens."""
 
     text: str
@@ -52,7 +52,7 @@ class Told:
     usage: Usage
 
 
-def tell(reply: Reply, *, prompt_tokens: int, schema: Any = None, limit: int | None = None) -> Told:
+def complete_reply(reply: Reply, *, prompt_tokens: int, schema: Any = None, limit: int | None = None) -> CompletedReply:
     """Work out text, finish reason and counts of `reply`.
 
     Args:
@@ -71,7 +71,7 @@ def tell(reply: Reply, *, prompt_tokens: int, schema: Any = None, limit: int | N
         text = first_tokens(text, limit - reasoning)
         finish_reason = reply.finish_reason or "length"
     entry = reply.input_tokens if reply.input_tokens is not None else prompt_tokens
-    return Told(text, finish_reason, Usage(1, entry, output, reply.cached_tokens or 0, reasoning))
+    return CompletedReply(text, finish_reason, Usage(1, entry, output, reply.cached_tokens or 0, reasoning))
 
 
 def _text(reply: Reply, schema: Any) -> str:

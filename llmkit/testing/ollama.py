@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from llmkit.testing.http_answers import HttpAnswer, Told, json_bytes, tell
+from llmkit.testing.http_answers import CompletedReply, HttpAnswer, complete_reply, json_bytes
 from llmkit.testing.replies import Fault, FaultKind, Reply, ToolCall
 from llmkit.testing.reply_script import Replies
 from llmkit.testing.request_log import RecordedRequest, Usage
@@ -24,7 +24,12 @@ _NS_PER_TOKEN = 1_000_000
 _NO_EYES = (
     "Failed to create new sequence: failed to process inputs: this model is missing data required for image input"
 )
-_STATUS_MESSAGES = {401: "unauthorized", 429: "too many requests", 503: "server busy, please try again."}
+_STATUS_MESSAGES = {
+    401: "unauthorized",
+    404: "model not found, try pulling it first",
+    429: "too many requests",
+    503: "server busy, please try again.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +133,7 @@ class OllamaServer(StandInServer):
 
     # -- calls of the model ------------------------------------------------------------------------
 
-    def _refusal(self, request: RecordedRequest, body: Any) -> HttpAnswer | None:
+    def _refuse(self, request: RecordedRequest, body: Any) -> HttpAnswer | None:
         name = str(body.get("model") or body.get("name") or "")
         model = self._models.get(_add_tag(name))
         if not name and request.path == "/api/chat":
@@ -144,44 +149,46 @@ class OllamaServer(StandInServer):
             return self._error(500, _NO_EYES)
         if not body.get("messages") and not body.get("prompt"):
             return HttpAnswer([json_bytes(_answer_load(request.path, body))])
-        return self._format_refusal(body.get("format"))
+        return self._refuse_format(body.get("format"))
 
-    def _format_refusal(self, wanted: Any) -> HttpAnswer | None:
+    def _refuse_format(self, wanted: Any) -> HttpAnswer | None:
         if wanted in (None, "", "json") or isinstance(wanted, Mapping):
             return None
         shown = json.dumps(json.dumps(wanted))
         return self._error(500, f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
 
-    def _rendered(self, request: RecordedRequest, body: Any, reply: Reply) -> HttpAnswer:
-        told = self._make_counts(body, reply)
-        ending: dict[str, Any] = {"done_reason": told.finish_reason, "done": True}
-        ending.update(_metrics(told.usage, request.received_at_s, counted=not reply.no_usage))
+    def _render(self, request: RecordedRequest, body: Any, reply: Reply) -> HttpAnswer:
+        completed = self._make_counts(body, reply)
+        ending: dict[str, Any] = {"done_reason": completed.finish_reason, "done": True}
+        ending.update(_metrics(completed.usage, request.received_at_s, counted=not reply.no_usage))
         head = {"model": reply.model or body["model"], "created_at": _go_time(time.time_ns())}
-        usage = None if reply.no_usage else told.usage
+        usage = None if reply.no_usage else completed.usage
         if body.get("stream", True) is False:
             return HttpAnswer(
-                [json_bytes({**head, **_make_body(request.path, told.text, reply), **ending})], usage=usage
+                [json_bytes({**head, **_make_body(request.path, completed.text, reply), **ending})], usage=usage
             )
-        chunks = [{**head, **chunk, "done": False} for chunk in _chunks(request.path, told, reply, body.get("tools"))]
+        chunks = [
+            {**head, **chunk, "done": False} for chunk in _chunks(request.path, completed, reply, body.get("tools"))
+        ]
         chunks.append({**head, **_make_body(request.path, "", None), **ending})
         lines = [json_bytes(chunk) + b"\n" for chunk in chunks]
         return HttpAnswer(lines, content_type="application/x-ndjson", usage=usage, streamed=True)
 
-    def _make_counts(self, body: Any, reply: Reply) -> Told:
+    def _make_counts(self, body: Any, reply: Reply) -> CompletedReply:
         options = body.get("options") or {}
         wanted = body.get("format") or None
         schema = {"type": "object"} if wanted == "json" else wanted
         model = self._models[_add_tag(body["model"])]
         num_ctx = min(max(int(options.get("num_ctx") or DEFAULT_NUM_CTX), _SMALLEST_NUM_CTX), model.context_length)
         limit = int(options.get("num_predict") or 0)
-        return tell(
+        return complete_reply(
             reply,
             prompt_tokens=_prompt_tokens(body, num_ctx),
             schema=None if self.ignores_schema else schema,
             limit=limit if limit > 0 else None,
         )
 
-    def _failed(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
+    def _render_fault(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
         match fault.kind:
             case FaultKind.INVALID_KEY:
                 return self._error(401, "unauthorized")
@@ -261,11 +268,11 @@ def _prompt_tokens(body: Any, num_ctx: int) -> int:
     ]
     counts = [_message_tokens(message) for message in messages]
     if sum(counts) > num_ctx:
-        counts = _fitting(messages, counts, num_ctx)
+        counts = _drop_oldest(messages, counts, num_ctx)
     return min(max(sum(counts), 1), num_ctx)
 
 
-def _fitting(messages: Sequence[Mapping[str, Any]], counts: list[int], num_ctx: int) -> list[int]:
+def _drop_oldest(messages: Sequence[Mapping[str, Any]], counts: list[int], num_ctx: int) -> list[int]:
     """Return the counts of the messages that stay.
 
     The last one always, earlier ones while they fit, and system messages.
@@ -315,12 +322,12 @@ def _tool_call(call: ToolCall, index: int = 0) -> dict[str, Any]:
     return {"function": {**numbered, "name": call.name, "arguments": dict(call.arguments)}}
 
 
-def _chunks(path: str, told: Told, reply: Reply, tools: Any) -> Iterable[dict[str, Any]]:
+def _chunks(path: str, completed: CompletedReply, reply: Reply, tools: Any) -> Iterable[dict[str, Any]]:
     """Return the chunks before the last. With tools on offer the real server keeps the text back until it is whole."""
     if reply.thinking:
         yield _make_body(path, "", Reply(thinking=reply.thinking))
-    if told.text:
-        yield from (_make_body(path, piece, None) for piece in ([told.text] if tools else _words(told.text)))
+    if completed.text:
+        yield from (_make_body(path, piece, None) for piece in ([completed.text] if tools else _words(completed.text)))
     if reply.tool_calls:
         calls = [_tool_call(call, index) for index, call in enumerate(reply.tool_calls)]
         yield {"message": {"role": "assistant", "content": "", "tool_calls": calls}}

@@ -58,7 +58,7 @@ async def _stop_accepting(listener: asyncio.Server) -> None:
 
 
 class StandInServer(ABC):
-    """A server that answers what it was told to, over real HTTP on 127.0.0.1.
+    """A server that answers what it was scripted to, over real HTTP on 127.0.0.1.
 
     Use it as a context manager, or call `start` and `stop`. It runs in a daemon thread with an event loop of its
     own, so tests, notebooks and event loops can all talk to it. Every method may be called from any thread.
@@ -228,15 +228,15 @@ class StandInServer(ABC):
         """Return the answer to anything that is not a call."""
 
     @abstractmethod
-    def _refusal(self, request: RecordedRequest, body: Any) -> HttpAnswer | None:
+    def _refuse(self, request: RecordedRequest, body: Any) -> HttpAnswer | None:
         """Return the error for a call that this server would not accept whatever the script says, or None."""
 
     @abstractmethod
-    def _rendered(self, request: RecordedRequest, body: Any, reply: Reply) -> HttpAnswer:
+    def _render(self, request: RecordedRequest, body: Any, reply: Reply) -> HttpAnswer:
         """Return the model's answer in the form of the wire."""
 
     @abstractmethod
-    def _failed(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
+    def _render_fault(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
         """Return the answer for a fault that is more than one of the transport."""
 
     @abstractmethod
@@ -297,7 +297,7 @@ class StandInServer(ABC):
         except ValueError:
             return send_whole(self._error(400, "the request body is not JSON"), book)
         try:
-            refusal = self._refusal(request, body)
+            refusal = self._refuse(request, body)
             if refusal is not None:
                 return send_whole(refusal, book)
             planned = (self._endpoint_scripts.get(request.path) or self._script).next(request)
@@ -305,9 +305,9 @@ class StandInServer(ABC):
             return send_whole(self._error(500, f"the script raised {error!r}"), book)
         try:
             async with self._slots.slot():
-                return await self._perform(http, request, planned, partial(self._rendered, request, body))
+                return await self._perform(http, request, planned, partial(self._render, request, body))
         except Overloaded as overload:
-            return send_whole(self._failed(request, overload.fault), book)
+            return send_whole(self._render_fault(request, overload.fault), book)
 
     async def _perform(
         self,
@@ -322,7 +322,7 @@ class StandInServer(ABC):
             if isinstance(content, Reply):
                 answer = render(content)
             else:
-                answer = transport_answer(content) or self._failed(request, content)
+                answer = transport_answer(content) or self._render_fault(request, content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             answer = self._error(500, f"the stand-in cannot answer this request: {error!r}")
         return await send(http, answer, planned, partial(self._ledger.close, request))

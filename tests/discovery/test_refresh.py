@@ -221,3 +221,10 @@ def test_whatever_a_server_says_gives_well_formed_facts(shown: dict[str, object]
 )
 def test_a_model_is_found_in_the_list_by_its_tag(model: str, listed: str) -> None:
     assert add_tag(model) == listed
+
+
+async def test_a_page_that_is_not_ollamas_says_nothing_about_the_model(server: OllamaServer) -> None:
+    book = FactBook()
+    book.report(ROUTE, ModelFacts(tools=Fact(value=True, source="reported")))
+    await discovery(f"{server.url}/v1", book).discover([ROUTE])
+    assert book.of(ROUTE).tools is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from llmkit.ports import Endpoint
 from llmkit.providers import (
     PROVIDERS,
     answers_on_this_machine,
+    collect_secrets,
     estimate_prompt_tokens,
     gemini,
     local,
@@ -21,7 +23,7 @@ from llmkit.providers import (
 )
 from llmkit.providers.base import openai_arguments, url_password, without_credentials
 from llmkit.providers.ollama import context_window
-from llmkit.settings import load_settings
+from llmkit.settings import RouterPolicy, load_settings
 from llmkit.types import (
     LLMProvider,
     LLMRequest,
@@ -159,7 +161,7 @@ def test_a_missing_extra_names_the_command(monkeypatch):
     assert local.SPEC.configuration_problem(load_settings()) is None
     found = importlib.util.find_spec
     monkeypatch.setattr(local, "find_spec", lambda name: None if name == "xllamacpp" else found(name))
-    assert local.SPEC.configuration_problem(load_settings()) == "not installed: pip install 'llmkit[local]'"
+    assert local.SPEC.configuration_problem(load_settings()) == "not installed: pip install 'llmkit-research[local]'"
 
 
 @pytest.mark.parametrize("key", [None, "  "])
@@ -222,3 +224,40 @@ def test_facts_of_a_foreign_reply_are_no_crash(spec, reply):
 def test_every_provider_has_every_hint(spec):
     assert set(spec.hints) == {"start", "key", "permission", "model", "limit", "address", "cut"}
     assert spec.caps.supports_json
+
+
+def test_the_secrets_of_every_provider_are_masked():
+    settings = load_settings(gemini_api_key="AIza-key", ollama_api_base="http://me:pass%21word@127.0.0.1:1")
+    assert set(collect_secrets(settings)) == {"AIza-key", "pass%21word", "pass!word"}
+
+
+def test_every_policy_ranks_every_provider_once():
+    for policy in get_args(RouterPolicy):
+        assert sorted(spec.policy_ranks[policy] for spec in PROVIDERS.values()) == list(range(len(PROVIDERS)))
+
+
+@pytest.mark.parametrize("count", [0, -1, True, None, "7", 1.5])
+def test_a_prompt_count_that_is_no_count_is_unknown(count):
+    reply = {"message": {"content": "fine"}, "prompt_eval_count": count, "eval_count": 3}
+    facts = ollama.SPEC.reply_facts(reply)
+    assert (facts.prompt_tokens, facts.counts_reported) == (None, False)
+    assert "prompt_eval_count" not in ollama.SPEC.mend_reply(reply)
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": "", "thinking": ' {"a": 1}\n'}, '{"a": 1}'),
+        ({"content": "", "thinking": "I wonder."}, ""),
+        ({"content": "", "thinking": '{"a": 1'}, ""),
+        ({"content": "fine", "thinking": '{"a": 1}'}, "fine"),
+        ({"content": "", "thinking": '{"a": 1}', "tool_calls": [{}]}, ""),
+    ],
+)
+def test_a_json_object_in_thinking_is_the_answer_when_there_is_no_other(message, text):
+    assert ollama.SPEC.mend_reply({"message": message})["message"]["content"] == text
+
+
+def test_a_reply_of_hidden_reasoning_alone_is_named_as_such():
+    facts = ollama.SPEC.reply_facts({"message": {"content": "", "thinking": "I wonder."}})
+    assert "hidden reasoning" in facts.unreadable

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from types import BuiltinFunctionType
 from typing import Any, Literal
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from llmkit.errors import (
     LLMBadRequest,
@@ -247,6 +248,31 @@ async def test_what_is_no_type_is_refused_before_anything_is_sent(thing: Any) ->
     with pytest.raises(LLMBadRequest, match="cannot be an output type"):
         await extract(service, thing, "x", context=CONTEXT)
     assert not client.calls
+
+
+class Unfinished(BaseModel):
+    inner: NotYet  # noqa: F821
+
+
+class Vector(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    label: str
+    opaque: BuiltinFunctionType
+
+
+class Outer(BaseModel):
+    inner: list[Vector]
+
+
+@pytest.mark.parametrize(
+    ("thing", "reason"),
+    [(Vector, "its field opaque"), (Outer, r"its field inner\.opaque"), (Unfinished, "the name NotYet is not defined")],
+)
+async def test_the_field_without_a_schema_is_named(thing: type[BaseModel], reason: str) -> None:
+    service, _, _ = scripted_service([reply("{}")])
+    with pytest.raises(LLMBadRequest, match=f"cannot be an output type, because {reason}"):
+        await extract(service, thing, "x", context=CONTEXT)
 
 
 async def test_a_type_without_a_schema_is_refused_before_anything_is_sent(wire: Wire) -> None:

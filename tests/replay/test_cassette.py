@@ -139,7 +139,7 @@ def test_what_nothing_asked_for_is_reported_by_the_session_and_by_verify(
 
 def test_repeats_come_in_the_order_in_which_they_were_recorded() -> None:
     with (
-        OllamaServer(["one", "two", Fault.status(404, "gone")]) as ollama,
+        OllamaServer(["one", "two", Fault.status(404, "model gone")]) as ollama,
         Session("s", ollama_api_base=ollama.url) as session,
     ):
         for _ in range(2):

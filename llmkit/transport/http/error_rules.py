@@ -93,6 +93,7 @@ _GAVE_UP = "{label} took too long and gave up: try again later, or ask for less.
 _TOO_MANY = "{label} wants fewer requests: {limit}."
 _BROKEN = "{label} is overloaded or broken: try again later. {detail}"
 _UNREADABLE = "What answers at {base} does not speak the protocol of {label}: check what runs there, or {address}."
+_WRONG_PATH = "The API of {label} is not at {base}: {address} to its address, without the path of an API such as /v1."
 _LIBRARY = "LiteLLM could not carry out the request ({name}): {detail}"
 
 _BAD_KEY_WORDS = r"API key not valid|API_KEY_INVALID|API key expired|unregistered callers"
@@ -132,7 +133,9 @@ RULES: tuple[Rule, ...] = (
     Rule(LLMQuotaExhausted, "{label} wants to be paid: {detail}", {402}),
     Rule(LLMAuthenticationError, _NO_KEY, {401, 407}),
     Rule(LLMPermissionDenied, _NOT_ALLOWED, {403}),
-    Rule(LLMModelNotFound, _UNKNOWN_MODEL, {404}),
+    # Only a 404 that speaks of a model is about one: a wrong path gets a plain page, or another API's JSON.
+    Rule(LLMModelNotFound, _UNKNOWN_MODEL, {404}, pattern=r"\bmodels?\b|entity|NOT_FOUND", is_json=True),
+    Rule(LLMConfigurationError, _WRONG_PATH, {404}),
     Rule(LLMTimeout, _GAVE_UP, {408, 504, 524}),
     Rule(LLMRateLimited, _TOO_MANY, {429}),
     Rule(LLMBadRequest, "{label} finds the request too large: shorten the prompt. {detail}", {413}),

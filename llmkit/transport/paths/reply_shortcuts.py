@@ -85,7 +85,8 @@ def _ollama(model: str, reply: Reply) -> PlainCompletion | None:
     # LiteLLM takes reasoning out of a text that begins with `<think>`.
     if not isinstance(text, str) or text[:1] in {"", "<"} or not isinstance(end, str) or end not in _OLLAMA_ENDS:
         return None
-    if not _is_count(prompt) or not _is_count(written):
+    # A prompt count of 0 is no count (see `providers.ollama`): LiteLLM then estimates it.
+    if not _is_count(prompt) or not prompt or not _is_count(written):
         return None
     return _completion(text, _OLLAMA_ENDS[end], f"ollama_chat/{model}", PlainUsage(prompt, written, prompt + written))
 
