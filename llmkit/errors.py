@@ -228,9 +228,14 @@ class LLMPromptTruncated(LLMUnusableAnswer):
 
 
 class LLMOutputTruncated(LLMUnusableAnswer):
-    """The answer was cut at the output limit."""
+    """An answer that must be whole, such as JSON, was cut at the output limit.
+
+    Attributes:
+        text: The part that was generated and billed; never part of the message.
+    """
 
     code = "output_truncated"
+    text: str = ""
 
 
 class LLMReasoningExhausted(LLMUnusableAnswer):

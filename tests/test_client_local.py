@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 from aiohttp import web
 
 from llmkit.client_litellm import LiteLLMClient
-from llmkit.errors import LLMContextOverflow, LLMError, LLMOutputTruncated, LLMUnavailable
+from llmkit.errors import LLMContextOverflow, LLMError, LLMUnavailable
 from llmkit.ports import AttemptLog, Endpoint
 from llmkit.settings import load_settings
 from llmkit.types import LLMProvider, LLMRequest, ResponseFormat, Route
@@ -128,8 +129,11 @@ async def test_an_answer_without_a_limit_gets_one_since_a_base_model_rarely_ends
     cut = answer("on and on")
     cut["choices"][0]["finish_reason"] = "length"
     embedded.replies = [(200, cut)]
-    with pytest.raises(LLMOutputTruncated, match=r"limit of 512 tokens: it is a base model.* stop=\"\\n\""):
-        await client.call(ROUTE, LLMRequest(messages="Hi"), AttemptLog())
+    reply = await client.call(ROUTE, LLMRequest(messages="Hi"), AttemptLog())
+    assert reply.text == "on and on"
+    assert re.match(
+        r'The answer was cut off at the default limit of 512 tokens: it is a base model.* stop="\\n"', reply.warnings[0]
+    )
     assert embedded.seen[0][2]["max_tokens"] == 512
     reply = await client.call(ROUTE, LLMRequest(messages="Hi", max_output_tokens=900), AttemptLog())
     assert embedded.seen[1][2]["max_tokens"] == 900

@@ -102,6 +102,7 @@ def _use(session: Session) -> Counter[str]:
     return served
 
 
+@pytest.mark.filterwarnings("ignore:.*answered, because the first choice:UserWarning")
 def test_billed_and_served_reconcile_with_the_servers_counts(database_url: str) -> None:
     settings = {"gemini_api_key": "k", "router_policy": "prefer_local", "cooldown_after_failures": 1000}
     with (
@@ -159,7 +160,6 @@ def test_billed_and_served_reconcile_with_the_servers_counts(database_url: str) 
     assert max(attempt["number"] for attempt in attempts) >= 3
     assert {run["error_code"] for run in runs} >= {
         "all_routes_failed",
-        "output_truncated",
         "reasoning_exhausted",
         "content_blocked",
     }

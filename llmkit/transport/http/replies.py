@@ -16,7 +16,7 @@ from llmkit.errors import (
     LLMUnusableAnswer,
 )
 from llmkit.ports import ClientReply
-from llmkit.providers import ReplyFacts, smallest_prompt_tokens
+from llmkit.providers import ReplyFacts, compute_min_prompt_tokens
 from llmkit.transport.http.exchange import Exchange
 from llmkit.types import FinishReason, LLMRequest, TokenUsage, ToolCall
 
@@ -82,7 +82,10 @@ def verdict(reply: ClientReply, exchange: Exchange, request: LLMRequest) -> LLME
         limit=f"limit of {limit} tokens" if limit else "output limit",
         cut=exchange.spec.hints["cut"],
     )
-    return kind(message, provider=exchange.spec.provider, model=model, status_code=exchange.status)
+    error = kind(message, provider=exchange.spec.provider, model=model, status_code=exchange.status)
+    if isinstance(error, LLMOutputTruncated):
+        error.text = reply.text
+    return error
 
 
 _MESSAGES: dict[type[LLMUnusableAnswer], str] = {
@@ -101,14 +104,13 @@ def _is_empty(reply: ClientReply) -> bool:
 
 
 def _kind_of_cut(reply: ClientReply, request: LLMRequest) -> type[LLMUnusableAnswer] | None:
-    """Return a text that the caller's own limit cut is what was asked for.
+    """Return the error for a cut answer; None for a text, which is useful as far as it goes and has a warning.
 
-    Half a JSON text or half a tool call is not.
+    Half a JSON text or half a tool call is useless.
     """
     if _is_empty(reply):
         return LLMReasoningExhausted
-    free_text = request.response_format is None and not request.tools
-    return None if free_text and request.max_output_tokens is not None else LLMOutputTruncated
+    return None if request.response_format is None and not request.tools else LLMOutputTruncated
 
 
 def _prompt_was_cut(facts: ReplyFacts, exchange: Exchange, request: LLMRequest) -> bool:
@@ -122,13 +124,13 @@ def _prompt_was_cut(facts: ReplyFacts, exchange: Exchange, request: LLMRequest) 
         return False
     if counted >= window - 1:
         return True
-    return counted % WINDOW_STEP_TOKENS == 0 and counted < smallest_prompt_tokens(request)
+    return counted % WINDOW_STEP_TOKENS == 0 and counted < compute_min_prompt_tokens(request)
 
 
 def _with_warnings(reply: ClientReply, exchange: Exchange, request: LLMRequest, facts: ReplyFacts) -> ClientReply:
     warnings = []
     if reply.finish_reason == "length":
-        warnings.append(f"The answer stops at the limit of {request.max_output_tokens} tokens.")
+        warnings.append(_describe_cut(exchange, request))
     wants_schema = request.response_format is not None and request.response_format.json_schema is not None
     if wants_schema and exchange.sent_schema is None:
         warnings.append(f"{exchange.spec.label} was not given the schema as a constraint, only as part of the prompt.")
@@ -140,11 +142,19 @@ def _with_warnings(reply: ClientReply, exchange: Exchange, request: LLMRequest, 
     return replace(reply, warnings=tuple(warnings)) if warnings else reply
 
 
+def _describe_cut(exchange: Exchange, request: LLMRequest) -> str:
+    if request.max_output_tokens is not None:
+        return f"The answer stops at the limit of {request.max_output_tokens} tokens."
+    limit = exchange.arguments.kwargs.get("max_tokens")
+    default = f"default limit of {limit} tokens" if limit else "provider's output limit"
+    return f"The answer was cut off at the {default}: {exchange.spec.hints['cut']}."
+
+
 def _fewer_than_sent(facts: ReplyFacts, request: LLMRequest) -> bool:
     return (
         facts.counts_reported
         and facts.prompt_tokens is not None
-        and facts.prompt_tokens < smallest_prompt_tokens(request)
+        and facts.prompt_tokens < compute_min_prompt_tokens(request)
     )
 
 
