@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmkit.discovery.ollama import OllamaServerState, PulledModel, look_at_server
+from llmkit.discovery.ollama import OllamaServerState, PulledModel, fetch_server_state
 from llmkit.discovery.probe_cache import ProbeFile
 from llmkit.errors import LLMError
 from llmkit.persistence.addresses import DatabaseAddress
@@ -102,17 +102,17 @@ def _check_safely(look: Callable[[LLMSettings], Iterable[Check]], settings: LLMS
     try:
         return tuple(look(settings))
     except LLMError as error:
-        return (Check(look.__name__.strip("_"), CheckState.FAILED, str(error)),)
+        return (Check(look.__name__.removeprefix("_check_"), CheckState.FAILED, str(error)),)
 
 
 # --- what is installed and where it writes ------------------------------------------------------------------------
 
 
-def _llmkit(_: LLMSettings) -> Iterator[Check]:
-    yield Check("llmkit", CheckState.OK, f"{version('llmkit')} on Python {platform.python_version()}")
+def _check_llmkit(_: LLMSettings) -> Iterator[Check]:
+    yield Check("llmkit", CheckState.OK, f"{version('llmkit-research')} on Python {platform.python_version()}")
 
 
-def _litellm(_: LLMSettings) -> Iterator[Check]:
+def _check_litellm(_: LLMSettings) -> Iterator[Check]:
     fix = f"pip install litellm=={RELEASE}"
     try:
         found = version("litellm")
@@ -126,7 +126,7 @@ def _litellm(_: LLMSettings) -> Iterator[Check]:
         yield Check("litellm", CheckState.FAILED, detail, fix)
 
 
-def _database(settings: LLMSettings) -> Iterator[Check]:
+def _check_database(settings: LLMSettings) -> Iterator[Check]:
     if not settings.persist_runs:
         yield Check("database", CheckState.ABSENT, "runs are not recorded", "set LLM_PERSIST_RUNS=true")
         return
@@ -140,7 +140,7 @@ def _database(settings: LLMSettings) -> Iterator[Check]:
         yield Check("database", CheckState.FAILED, detail, "install the llmkit that made it, or set LLM_DATABASE_URL")
 
 
-def _cache(settings: LLMSettings) -> Iterator[Check]:
+def _check_cache(settings: LLMSettings) -> Iterator[Check]:
     if not settings.cache_enabled:
         yield Check("cache", CheckState.ABSENT, "switched off", "set LLM_CACHE_ENABLED=true")
         return
@@ -150,12 +150,12 @@ def _cache(settings: LLMSettings) -> Iterator[Check]:
     yield Check("cache", CheckState.OK, str(settings.cache_dir))
 
 
-def _disk(settings: LLMSettings) -> Iterator[Check]:
+def _check_disk(settings: LLMSettings) -> Iterator[Check]:
     database = DatabaseAddress.parse(settings.database_url).path if settings.persist_runs else None
     places = [place for place in (database, settings.cache_dir if settings.cache_enabled else None) if place]
     if not places:
         return
-    free, folder = min((shutil.disk_usage(folder).free, str(folder)) for folder in map(_existing, places))
+    free, folder = min((shutil.disk_usage(folder).free, str(folder)) for folder in map(_find_existing_folder, places))
     detail = f"{free / 10**9:.1f} GB free at {folder}"
     if free >= LEAST_FREE_BYTES:
         yield Check("disk", CheckState.OK, detail)
@@ -164,17 +164,17 @@ def _disk(settings: LLMSettings) -> Iterator[Check]:
         yield Check("disk", CheckState.FAILED, detail, f"llmkit db prune --before {month_ago:%Y-%m-%d}")
 
 
-def _existing(place: Path) -> Path:
+def _find_existing_folder(place: Path) -> Path:
     """Return the place itself, or the nearest folder above it that exists."""
     place = place.absolute()
     return next(folder for folder in (place, *place.parents) if folder.is_dir())
 
 
-def _extras(settings: LLMSettings) -> Iterator[Check]:
+def _check_extras(settings: LLMSettings) -> Iterator[Check]:
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if find_spec(name) is None]
         is_needed = extra == "postgres" and settings.database_url.startswith("postgres")
-        name, command = f"extra {extra}", f"pip install 'llmkit[{extra}]'"
+        name, command = f"extra {extra}", f"pip install 'llmkit-research[{extra}]'"
         if not missing:
             yield Check(name, CheckState.OK, "installed")
         else:
@@ -185,18 +185,18 @@ def _extras(settings: LLMSettings) -> Iterator[Check]:
 # --- who could answer ---------------------------------------------------------------------------------------------
 
 
-def _ollama(settings: LLMSettings) -> Iterator[Check]:
+def _check_ollama(settings: LLMSettings) -> Iterator[Check]:
     base = redact(str(settings.ollama_api_base).rstrip("/"))
-    found = _outside(look_at_server(str(settings.ollama_api_base)))
+    found = _run_async(fetch_server_state(str(settings.ollama_api_base)))
     if found is None:
         fix = "start it with `ollama serve`, or set LLM_OLLAMA_API_BASE"
         yield Check("ollama", CheckState.ABSENT, f"nothing answers at {base}", fix)
         return
-    yield _ollama_server(settings, found, base)
+    yield _check_ollama_server(settings, found, base)
     yield from map(_check_pulled, found.models)
 
 
-def _ollama_server(settings: LLMSettings, found: OllamaServerState, base: str) -> Check:
+def _check_ollama_server(settings: LLMSettings, found: OllamaServerState, base: str) -> Check:
     wanted, names = settings.ollama_model, [model.name for model in found.models]
     listed, where = ", ".join(names) or "none", f"{found.version} at {base}"
     if add_tag(wanted) in names:
@@ -212,13 +212,13 @@ def _check_pulled(model: PulledModel) -> Check:
     return Check(f"ollama/{model.name}", CheckState.OK, detail, facts=model.facts.as_dict())
 
 
-def _outside(work: Coroutine[Any, Any, T]) -> T:
+def _run_async(work: Coroutine[Any, Any, T]) -> T:
     """Return the result of async work, also where an event loop runs already."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, work).result()
 
 
-def _gemini(settings: LLMSettings) -> Iterator[Check]:
+def _check_gemini(settings: LLMSettings) -> Iterator[Check]:
     if settings.gemini_api_key is None:
         yield Check("gemini", CheckState.ABSENT, "no key", "set LLM_GEMINI_API_KEY")
         return
@@ -226,19 +226,31 @@ def _gemini(settings: LLMSettings) -> Iterator[Check]:
     yield Check("gemini", CheckState.OK, f"key is set (not tried){where}", route=f"gemini/{settings.gemini_model}")
 
 
-def _local(settings: LLMSettings) -> Iterator[Check]:
+def _check_local(settings: LLMSettings) -> Iterator[Check]:
     missing = [name for name in EXTRAS["local"] if find_spec(name) is None]
     unknown = PROVIDERS[LLMProvider.LOCAL].model_problem(settings, settings.local_model)
     if unknown is not None:
         yield Check("local", CheckState.ABSENT, unknown, f"set LLM_LOCAL_MODEL={next(iter(LOCAL_MODELS))}")
     elif missing:
-        yield Check("local", CheckState.ABSENT, f"not installed: {', '.join(missing)}", "pip install 'llmkit[local]'")
+        yield Check(
+            "local", CheckState.ABSENT, f"not installed: {', '.join(missing)}", "pip install 'llmkit-research[local]'"
+        )
     else:
         detail = f"installed; context: {settings.local_context_tokens:,} tokens; a small base model that needs examples"
         yield Check("local", CheckState.OK, detail, route=f"local/{settings.local_model}")
 
 
-_LOOKS = (_llmkit, _litellm, _database, _cache, _disk, _extras, _ollama, _gemini, _local)
+_LOOKS = (
+    _check_llmkit,
+    _check_litellm,
+    _check_database,
+    _check_cache,
+    _check_disk,
+    _check_extras,
+    _check_ollama,
+    _check_gemini,
+    _check_local,
+)
 
 
 # --- whether answers are held to a schema -------------------------------------------------------------------------
@@ -253,7 +265,7 @@ def _list_probed(settings: LLMSettings, routes: Iterable[Route]) -> Iterator[Che
         if probe is None:
             yield Check(f"schema {route}", CheckState.ABSENT, "not tried", PROBE_COMMAND)
         else:
-            yield _schema(route, Fact(probe.json_schema, "probed", probe.at_utc))
+            yield _check_schema(route, Fact(probe.json_schema, "probed", probe.at_utc))
 
 
 def _probe_routes(settings: LLMSettings, routes: Iterable[Route]) -> Iterator[Check]:
@@ -264,10 +276,10 @@ def _probe_routes(settings: LLMSettings, routes: Iterable[Route]) -> Iterator[Ch
             except LLMError as error:
                 yield Check(f"schema {route}", CheckState.FAILED, str(error))
             else:
-                yield _schema(route, fact)
+                yield _check_schema(route, fact)
 
 
-def _schema(route: Route, fact: Fact[bool] | None) -> Check:
+def _check_schema(route: Route, fact: Fact[bool] | None) -> Check:
     when = f"{fact.at_utc:%Y-%m-%d %H:%M} UTC" if fact is not None and fact.at_utc is not None else "never"
     if fact is not None and fact.value:
         return Check(f"schema {route}", CheckState.OK, f"answers are held to a schema (probed {when})")

@@ -16,7 +16,7 @@ SAMPLES = 50
 HOW_TO_GET = {
     "ollama": "start Ollama (`make ollama`, then `.venv/bin/python scripts/build_ollama.py --start`)",
     "gemini": "set LLM_GEMINI_API_KEY",
-    "local": "pip install 'llmkit[local]'",
+    "local": "pip install 'llmkit-research[local]'",
 }
 
 

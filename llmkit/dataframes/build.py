@@ -1,4 +1,4 @@
-"""Rows as a DataFrame with given columns and dtypes. pandas is imported when the first frame is made."""
+"""Rows as a DataFrame with given columns and dtypes. pandas is imported when the first frame is built."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HYPHENS_BEFORE: Final = (8, 12, 16, 20)
 def build_frame(rows: Iterable[tuple[Any, ...]], columns: Columns) -> pd.DataFrame:
     """Return a frame from rows whose values are in the order of `columns`.
 
-    Times may be aware datetimes or UTC texts, ids UUIDs or texts with or without hyphens.
+    Times may be aware datetimes or UTC strings; ids may be UUIDs or strings with or without hyphens.
     """
     return build_frame_from_batches([rows], columns)
 
@@ -31,15 +31,13 @@ def build_frame(rows: Iterable[tuple[Any, ...]], columns: Columns) -> pd.DataFra
 def build_frame_from_batches(
     batches: Iterable[Iterable[Sequence[Any]]], columns: Columns, *, packed: Collection[str] = ()
 ) -> pd.DataFrame:
-    """Do the same as `build_frame`, from batches of rows that become columns at once.
-
-    Few rows stay in the processor's cache.
+    """Return a frame from batches of rows. Small batches are faster, because they stay in the processor's cache.
 
     Args:
-        batches: Of rows.
-        columns: Of the frame.
-        packed: Those of them that come together, as a JSON array, before the others. One text is read faster than
-            several values, and each different one is taken apart once.
+        batches: Batches of rows.
+        columns: Columns of the frame.
+        packed: Names of columns that come together, as one JSON array, before the others. One string is read faster
+            than several values, and each distinct string is parsed only once.
     """
     import pandas as pd
 
@@ -53,12 +51,12 @@ def build_frame_from_batches(
     typed |= {
         name: _convert_column(values, kind) for values, (name, kind) in zip(by_column, apart.items(), strict=True)
     }
-    # Of arrays of our own, which nobody else holds.
+    # Nothing else refers to these arrays, so pandas need not copy them.
     return pd.DataFrame(typed, columns=list(columns), copy=False)
 
 
 def _unpack_columns(texts: list[str], columns: Columns) -> dict[str, pd.Series[Any]]:
-    """Columns of JSON arrays, many of which are the same."""
+    """Return the columns of JSON arrays, many of which are equal."""
     import numpy as np
     import pandas as pd
 
@@ -76,22 +74,19 @@ def _convert_column(values: list[Any], kind: Kind) -> pd.Series[Any]:
 
     if kind == "boolean":
         values = [None if value is None else bool(value) for value in values]
-    by_arrow = _by_arrow(values, kind)
-    if by_arrow is not None:
-        return by_arrow
+    series = _convert_with_pyarrow(values, kind)
+    if series is not None:
+        return series
     if kind == "uuid":
         return _convert_column([_hyphenate_id(value) for value in values], "string")
     if kind == "time":
         return pd.to_datetime(pd.Series(values, dtype="object"), utc=True, format="ISO8601").astype(TIME_DTYPE)
-    # Never by way of a float: that would round large counts.
+    # Going through float would round large whole numbers.
     return pd.Series(values, dtype="object").astype(kind)
 
 
-def _by_arrow(values: list[Any], kind: Kind) -> pd.Series[Any] | None:
-    """Return the same through pyarrow, in a third of the time.
-
-    None when it is not there or does not take the values.
-    """
+def _convert_with_pyarrow(values: list[Any], kind: Kind) -> pd.Series[Any] | None:
+    """Return the column, in a third of pandas' time; None if pyarrow is not installed or refuses the values."""
     try:
         import pyarrow as pa
     except ImportError:
@@ -102,7 +97,7 @@ def _by_arrow(values: list[Any], kind: Kind) -> pd.Series[Any] | None:
     dtypes: Mapping[str, Any] = {"Int64": pd.Int64Dtype, "Float64": pd.Float64Dtype, "boolean": pd.BooleanDtype}
     try:
         if kind == "time":
-            # Only of texts without a zone, which are in UTC.
+            # pyarrow refuses strings with a zone. Those without one are in UTC.
             times = pa.array(values, type=pa.string()).cast(pa.timestamp("us"))
             return pd.Series(times.to_pandas()).dt.tz_localize("UTC")
         if kind == "uuid":
@@ -115,7 +110,7 @@ def _by_arrow(values: list[Any], kind: Kind) -> pd.Series[Any] | None:
 
 
 def _hyphenate_ids(values: list[Any]) -> pa.LargeStringArray | None:
-    """Ids as SQLite has them in the usual form; None when one is missing or not as SQLite has it."""
+    """Return SQLite's ids, which are 32 digits, with hyphens; None if one is missing or has another form."""
     import numpy as np
     import pyarrow as pa
 
@@ -128,7 +123,7 @@ def _hyphenate_ids(values: list[Any]) -> pa.LargeStringArray | None:
 
 
 def _hyphenate_id(value: Any) -> str | None:
-    """Return an id in the usual form; SQLite has it without hyphens."""
+    """Return an id with hyphens, which SQLite stores without."""
     if value is None:
         return None
     text = str(value)

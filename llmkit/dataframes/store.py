@@ -1,8 +1,8 @@
-"""Rows of the store as DataFrames: fixed columns, in a fixed order, with fixed dtypes, on an empty table too.
+"""Rows of the store as DataFrames: fixed columns, in a fixed order, with fixed dtypes, even if there are no rows.
 
-The contract is the five tables of columns below. Times are `datetime64[us, UTC]`; whole numbers `Int64`, numbers
-`Float64`, flags `boolean` and texts `string`, all of which have `<NA>` for what is unknown. Ids are in the usual form
-with hyphens. pandas is imported when the first frame is made.
+The contract is the five tables of columns below. Times are `datetime64[us, UTC]`, whole numbers `Int64`, numbers
+`Float64`, flags `boolean` and strings `string`; all have `<NA>` for unknown values. Ids have hyphens. pandas is
+imported when the first frame is built.
 """
 
 from __future__ import annotations
@@ -160,8 +160,9 @@ USAGE_COLUMNS: Final[Columns] = {
     "billed_cost_usd": "Float64",
 }
 ROWS_AT_ONCE = 300
-# Columns with few different values, in whichever table.
-SELDOM_CHANGES: Final = frozenset(
+# Columns with few different values, of all tables. SQLite sends them as one JSON array per row, which is faster: see
+# `build_frame_from_batches`.
+REPETITIVE_COLUMNS: Final = frozenset(
     {
         *("workspace_id", "stage", "status", "profile", "epoch", "number", "attempts", "served_from", "output_mode"),
         *("route", "requested_route", "served_route", "provider", "model", "response_model", "model_digest"),
@@ -183,27 +184,27 @@ def read_runs(
     """Return the runs of a workspace, newest first, with `RUN_COLUMNS`.
 
     Args:
-        connection: To a database at head.
-        workspace_id: Whose runs.
-        pipeline_run_id: Only those of this pipeline run.
-        status: Only `STARTED`, `SUCCEEDED` or `FAILED` ones.
-        since: Only those created at this time or later; aware.
-        limit: At most so many.
+        connection: Connection to a database at head.
+        workspace_id: Name of the workspace.
+        pipeline_run_id: Only runs of this pipeline run.
+        status: Only `STARTED`, `SUCCEEDED` or `FAILED` runs.
+        since: Only runs created at this time or later; an aware datetime.
+        limit: At most N runs.
 
     Raises:
         SQLAlchemyError: The database fails.
         ValueError: `since` has no time zone.
     """
     dialect = connection.dialect.name
-    query = _select("llm_runs", RUN_COLUMNS, dialect).where(_col("workspace_id") == workspace_id)
+    query = _select("llm_runs", RUN_COLUMNS, dialect).where(column("workspace_id") == workspace_id)
     for name, wanted in (("pipeline_run_id", pipeline_run_id), ("status", status)):
         if wanted is not None:
-            query = query.where(_col(name) == wanted)
+            query = query.where(column(name) == wanted)
     if since is not None:
-        query = query.where(_col("created_at_utc") >= to_stored_time(since, dialect))
+        query = query.where(column("created_at_utc") >= to_stored_time(since, dialect))
     if limit is None and dialect == "sqlite":
-        return _by_time(connection, query, _col("created_at_utc"), RUN_COLUMNS, {"id": False})
-    newest_first = query.order_by(_col("created_at_utc").desc(), _col("id").desc()).limit(limit)
+        return _fetch_newest_first(connection, query, column("created_at_utc"), RUN_COLUMNS, {"id": False})
+    newest_first = query.order_by(column("created_at_utc").desc(), column("id").desc()).limit(limit)
     return _fetch_frame(connection, newest_first, RUN_COLUMNS)
 
 
@@ -215,9 +216,9 @@ def read_attempts(
     since: datetime | None = None,
     limit: int | None = None,
 ) -> pd.DataFrame:
-    """Every request that was sent for a workspace, newest run first, with `ATTEMPT_COLUMNS`; arguments as `read_runs`.
+    """Return the requests sent for a workspace, newest run first, with `ATTEMPT_COLUMNS`.
 
-    `since` is about when the run was created.
+    The arguments are those of `read_runs`; `since` refers to the creation of the run.
     """
     dialect = connection.dialect.name
     runs = table("llm_runs", *[column(name) for name in ("id", "workspace_id", "pipeline_run_id", "created_at_utc")])
@@ -232,7 +233,9 @@ def read_attempts(
     if since is not None:
         query = query.where(runs.c.created_at_utc >= to_stored_time(since, dialect))
     if limit is None and dialect == "sqlite":
-        return _by_time(connection, query, runs.c.created_at_utc, ATTEMPT_COLUMNS, {"run_id": False, "number": True})
+        return _fetch_newest_first(
+            connection, query, runs.c.created_at_utc, ATTEMPT_COLUMNS, {"run_id": False, "number": True}
+        )
     ordered = query.order_by(runs.c.created_at_utc.desc(), runs.c.id.desc(), attempts.c.number).limit(limit)
     return _fetch_frame(connection, ordered, ATTEMPT_COLUMNS)
 
@@ -240,40 +243,41 @@ def read_attempts(
 def read_eval_runs(connection: Connection, workspace_id: str) -> pd.DataFrame:
     """Return the evaluations of a workspace, newest first, with `EVAL_RUN_COLUMNS`."""
     query = _select("eval_runs", EVAL_RUN_COLUMNS, connection.dialect.name)
-    mine = query.where(_col("workspace_id") == workspace_id)
-    return _fetch_frame(connection, mine.order_by(_col("created_at_utc").desc(), _col("id").desc()), EVAL_RUN_COLUMNS)
+    mine = query.where(column("workspace_id") == workspace_id)
+    return _fetch_frame(
+        connection, mine.order_by(column("created_at_utc").desc(), column("id").desc()), EVAL_RUN_COLUMNS
+    )
 
 
 def read_eval_results(connection: Connection, eval_run_id: UUID) -> pd.DataFrame:
     """Return the results of an evaluation by sample, route and epoch, with `EVAL_RESULT_COLUMNS`."""
     dialect = connection.dialect.name
     key = eval_run_id.hex if dialect == "sqlite" else eval_run_id
-    query = _select("eval_results", EVAL_RESULT_COLUMNS, dialect).where(_col("eval_run_id") == key)
+    query = _select("eval_results", EVAL_RESULT_COLUMNS, dialect).where(column("eval_run_id") == key)
     frame = _fetch_frame(connection, query, EVAL_RESULT_COLUMNS)
-    # Sorted here: databases sort text by rules of their own.
+    # Sorted here, because databases differ in how they sort text.
     return frame.sort_values(["sample_id", "route", "epoch"], ignore_index=True)
 
 
 def summarize_usage(connection: Connection, workspace_id: str, *, since: datetime | None = None) -> pd.DataFrame:
-    """Read what each route served and billed, with `USAGE_COLUMNS`, ordered by route.
+    """Return what each route served and billed, with `USAGE_COLUMNS`, ordered by route.
 
-    Served is about calls (`llm_runs`): `calls` are those that the route answered, `served_from_store` those among them
-    that cost nothing, `failed_calls` those that were pinned to it and failed. Billed is about requests
-    (`llm_attempts`), those of failed calls included. Sums are over what is known, and missing when nothing is;
-    `requests_without_tokens` says how many are not in them. Calls that failed on no certain route have the route
-    `<NA>`.
+    "Served" counts calls (`llm_runs`): `calls` were answered by the route, `served_from_store` of them cost nothing,
+    and `failed_calls` were pinned to it and failed. "Billed" counts requests (`llm_attempts`), including those of
+    failed calls. Sums cover known values, and are missing if none is known; `requests_without_tokens` is the number of
+    requests without a token count. Calls that failed without a pinned route have the route `<NA>`.
 
     Args:
-        connection: To a database at head.
-        workspace_id: Whose.
-        since: Only calls that were created at this time or later; aware.
+        connection: Connection to a database at head.
+        workspace_id: Name of the workspace.
+        since: Only calls created at this time or later; an aware datetime.
     """
     runs = table("llm_runs", *[column(name) for name in _USAGE_OF_RUNS])
     mine = [runs.c.workspace_id == workspace_id]
     if since is not None:
         mine.append(runs.c.created_at_utc >= to_stored_time(since, connection.dialect.name))
-    by_call = _by_route(connection, _select_served(runs).where(*mine))
-    by_request = _by_route(connection, _select_sent(runs).where(*mine))
+    by_call = _sum_by_route(connection, _select_served(runs).where(*mine))
+    by_request = _sum_by_route(connection, _select_sent(runs).where(*mine))
     no_call, no_request = (0, 0, 0, None, None), (0, 0, 0, None, None, None)
     routes = sorted({*by_call, *by_request}, key=lambda name: (name is None, name or ""))
     rows = [(name, *by_call.get(name, no_call), *by_request.get(name, no_request)) for name in routes]
@@ -289,7 +293,7 @@ _USAGE_OF_RUNS = (
 
 def _select_served(runs: TableClause) -> Select[Any]:
     succeeded = runs.c.status == "SUCCEEDED"
-    route = case((succeeded, _route(runs)), else_=runs.c.requested_route)
+    route = case((succeeded, _format_route(runs)), else_=runs.c.requested_route)
     return select(
         route,
         _count(succeeded),
@@ -304,7 +308,7 @@ def _select_sent(runs: TableClause) -> Select[Any]:
     attempts = table("llm_attempts", *[column(name) for name in names])
     return (
         select(
-            _route(attempts),
+            _format_route(attempts),
             func.count(),
             _count(attempts.c.status != "SUCCEEDED"),
             _count(attempts.c.input_tokens.is_(None)),
@@ -315,7 +319,7 @@ def _select_sent(runs: TableClause) -> Select[Any]:
     )
 
 
-def _route(source: TableClause) -> ColumnElement[Any]:
+def _format_route(source: TableClause) -> ColumnElement[Any]:
     return source.c.provider.op("||")("/").op("||")(source.c.model)
 
 
@@ -323,19 +327,19 @@ def _count(condition: ColumnElement[bool]) -> ColumnElement[Any]:
     return func.sum(case((condition, 1), else_=0))
 
 
-def _by_route(connection: Connection, query: Select[Any]) -> dict[str | None, tuple[Any, ...]]:
+def _sum_by_route(connection: Connection, query: Select[Any]) -> dict[str | None, tuple[Any, ...]]:
     return {row[0]: tuple(map(_convert_count, row[1:])) for row in connection.execute(query)}
 
 
 def _convert_count(value: Any) -> Any:
-    """PostgreSQL adds whole numbers up to a Decimal."""
+    # PostgreSQL returns sums of whole numbers as Decimal.
     return int(value) if isinstance(value, Decimal) else value
 
 
 def read_stored_answers(
     connection: Connection, workspace_id: str, pipeline_run_id: str
 ) -> list[tuple[str, str | None]]:
-    """Metadata and stored answer, as JSON, of the succeeded runs of a pipeline run, oldest first."""
+    """Return metadata and stored answer, as JSON, of the succeeded runs of a pipeline run, oldest first."""
     names = ("workspace_id", "pipeline_run_id", "status", "created_at_utc", "id", "metadata_json", "result_json")
     runs = table("llm_runs", *[column(name) for name in names])
     query = select(runs.c.metadata_json, runs.c.result_json).where(
@@ -347,23 +351,23 @@ def read_stored_answers(
 
 
 def _fetch_frame(connection: Connection, query: Select[Any], columns: Columns) -> pd.DataFrame:
-    packed = SELDOM_CHANGES if connection.dialect.name == "sqlite" else ()
+    packed = REPETITIVE_COLUMNS if connection.dialect.name == "sqlite" else ()
     return build_frame_from_batches(connection.execute(query).partitions(ROWS_AT_ONCE), columns, packed=packed)
 
 
-def _by_time(
+def _fetch_newest_first(
     connection: Connection, query: Select[Any], created: ColumnElement[Any], columns: Columns, ties: Mapping[str, bool]
 ) -> pd.DataFrame:
-    """Do the same as `_fetch_frame`, newest first: by the index in SQLite, and equal times here.
+    """Return the rows newest first: SQLite's index orders the times, and equal times are ordered here.
 
-    SQLite would take every row, whole, through a sorter of its own for the few that are of the same time.
+    If the query also ordered equal times, SQLite would pass every complete row through its sorter.
 
     Args:
-        connection: To SQLite.
-        query: In no certain order.
-        created: What the index is on.
-        columns: Of the frame.
-        ties: By column, what puts rows of the same time in order, and whether it rises.
+        connection: Connection to SQLite.
+        query: Unordered query.
+        created: Column of the index.
+        columns: Columns of the frame.
+        ties: Columns that order rows of the same time, each with whether it is ascending.
     """
     hidden = "_created"
     query = query.add_columns(created.label(hidden)).order_by(created.desc())
@@ -378,18 +382,14 @@ def _is_sorted(frame: pd.DataFrame, order: Mapping[str, bool]) -> bool:
     import numpy as np
 
     is_tied = np.ones(max(len(frame) - 1, 0), dtype=bool)
-    for name, rises in order.items():
+    for name, is_ascending in order.items():
         values = frame[name].array
         before, after = values[:-1], values[1:]
-        is_wrong = np.asarray(before > after if rises else before < after, dtype=bool)
+        is_wrong = np.asarray(before > after if is_ascending else before < after, dtype=bool)
         if (is_tied & is_wrong).any():
             return False
         is_tied &= np.asarray(before == after, dtype=bool)
     return True
-
-
-def _col(name: str) -> ColumnElement[Any]:
-    return column(name)
 
 
 def _select(table_name: str, columns: Columns, dialect: str) -> Select[Any]:
@@ -401,19 +401,20 @@ def _select(table_name: str, columns: Columns, dialect: str) -> Select[Any]:
 def _select_columns(
     sources: Mapping[str, ColumnElement[Any]], columns: Columns, dialect: str
 ) -> list[ColumnElement[Any]]:
-    """Return the columns as the driver should give them.
-
-    Ids as text, and of SQLite what seldom changes in one piece.
-    """
+    """Return the expressions to select: ids as text on PostgreSQL; repetitive columns as one array on SQLite."""
     if dialect == "sqlite":
-        together = func.json_array(*(sources[name] for name in columns if name in SELDOM_CHANGES))
-        return [together, *(sources[name] for name in columns if name not in SELDOM_CHANGES)]
+        together = func.json_array(*(sources[name] for name in columns if name in REPETITIVE_COLUMNS))
+        return [together, *(sources[name] for name in columns if name not in REPETITIVE_COLUMNS)]
     return [cast(sources[name], Text) if kind == "uuid" else sources[name] for name, kind in columns.items()]
 
 
 def to_stored_time(value: datetime, dialect: str) -> Any:
-    """Return the time as it is stored."""
+    """Return an aware datetime in the form that the database stores, for a comparison.
+
+    Raises:
+        ValueError: It has no time zone.
+    """
     if value.utcoffset() is None:
-        raise ValueError("since needs a time zone, for example datetime.now(UTC) - timedelta(hours=1)")
+        raise ValueError("since must have a time zone, for example datetime.now(UTC) - timedelta(hours=1)")
     in_utc = value.astimezone(UTC)
     return in_utc.strftime("%Y-%m-%d %H:%M:%S.%f") if dialect == "sqlite" else cast(in_utc, DateTime(timezone=True))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Timeline", "UsageFrame", "UsagePlot", "read_usage"]
 
-# Equal parts of the time from the first request to the last; more could not be told apart on a page.
+# Number of equal parts of the time from the first request to the last; a page cannot show more.
 SLOTS: Final = 200
 _LINE_INCHES: Final = 0.22
 _LABELS: Final = {"tokens": "billed tokens so far", "cost": "billed cost so far (USD)"}

@@ -179,5 +179,5 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError:
-        raise LLMConfigurationError("Parquet needs pyarrow: pip install 'llmkit[parquet]'") from None
+        raise LLMConfigurationError("Parquet needs pyarrow: pip install 'llmkit-research[parquet]'") from None
     return pa, parquet

@@ -27,6 +27,8 @@ SETTINGS: Final = (
     *("adaptive_concurrency", "local_context_tokens", "store_payloads"),
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+# Packages whose name on the index differs from their import name.
+_DISTRIBUTIONS = {"llmkit": "llmkit-research"}
 
 
 def describe_process(settings: LLMSettings | None, options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def _packages() -> Mapping[str, str]:
 def _list_versions() -> Iterator[tuple[str, str]]:
     for name in PACKAGES:
         try:
-            yield name, version(name)
+            yield name, version(_DISTRIBUTIONS.get(name, name))
         except PackageNotFoundError:
             continue
 

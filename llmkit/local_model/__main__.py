@@ -115,11 +115,11 @@ def _load(order: dict[str, Any]) -> Any:
     # What a prompt shares with the one before it, as examples are, is not read again, for 100 MB at the usual window:
     # most layers look only at the newest 512 tokens, and else nothing of theirs can be used twice.
     params.swa_full = params.n_ctx <= MAX_TOKENS_KEPT_WHOLE
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _threads()
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _count_threads()
     return xllamacpp.Server(params)
 
 
-def _threads() -> int:
+def _count_threads() -> int:
     """Processors that we may use; more than eight do not make a small model faster."""
     available = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return min(available, MAX_THREADS)

@@ -8,7 +8,7 @@ from llmkit.errors import LLMConfigurationError
 from llmkit.providers.local import LOCAL_MODELS
 from llmkit.types import LLMProvider
 
-__all__ = ["LocalModel", "find_local_model", "has_model", "model_names"]
+__all__ = ["LocalModel", "find_local_model", "has_model", "list_model_names"]
 
 
 class LocalModel(NamedTuple):
@@ -48,7 +48,7 @@ _MODELS = {
 }
 
 
-def model_names() -> tuple[str, ...]:
+def list_model_names() -> tuple[str, ...]:
     """Names of all local models that llmkit knows, installed or not."""
     return tuple(_MODELS)
 

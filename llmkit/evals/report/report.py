@@ -139,7 +139,7 @@ class EvalReport(Analysis):
             ax: Axes to draw into; a new figure when None.
 
         Raises:
-            LLMConfigurationError: matplotlib is not installed (`pip install 'llmkit[plot]'`).
+            LLMConfigurationError: matplotlib is not installed (`pip install 'llmkit-research[plot]'`).
             LLMEvaluationError: The kind, a metric or variant is unknown; the message lists the known ones.
         """
         from llmkit.evals.report.plots import plot_report

@@ -15,7 +15,7 @@ from llmkit.evals.call_names import name_prefix
 from llmkit.evals.run.plan import Plan
 from llmkit.ports import DOUBTFUL_STATUSES, AttemptLog, ClientReply, Send, use_guard
 from llmkit.pricing import FREE, ListPrice, list_price
-from llmkit.providers import most_prompt_tokens
+from llmkit.providers import compute_max_prompt_tokens
 from llmkit.types import Attempt, LLMRequest, ResponseFormat, Route
 
 __all__ = ["Keeper", "require_countable"]
@@ -207,7 +207,7 @@ def _format_limit(kind: Kind, part: int) -> str:
 
 def _most(request: LLMRequest, price: ListPrice) -> Amount:
     """Return the most that a request with an output limit may take."""
-    prompt, answer = most_prompt_tokens(request), request.max_output_tokens or 0
+    prompt, answer = compute_max_prompt_tokens(request), request.max_output_tokens or 0
     return amount(prompt + answer, price.most(prompt, answer))
 
 

@@ -38,6 +38,7 @@ __all__ = [
 DEFAULT_ALPHA = 0.05
 FLIP_SEED = 20_240_602
 FLIPS = 9_999
+BISECTIONS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +113,11 @@ def compare_means(
 
     Clusters (samples repeated over epochs, or groups of samples) enter through the clustered standard error and its
     degrees of freedom. Where all clusters differ by the same, or by nothing, that would be certain whatever their
-    number: there the p-value is that of flipped signs, `2 ** (1 - G)`, and the interval counts two clusters more, which
-    differ by all there is, one each way, as `compare_shares` does; that is the range of the scores, at least 1.
+    number: there interval and p-value are both those of Gaffke's bounds, for differences within the range of the
+    scores (at least 1) either way.
 
     Source: E. Miller, "Adding Error Bars to Evals" (2024), arXiv:2411.00640; the standard error as
-    `compute_clustered_error`.
+    `compute_clustered_error`, the bounds as `compute_bounded_interval`.
 
     Raises:
         ValueError: `a` and `b` differ in length.
@@ -126,15 +127,15 @@ def compare_means(
     count = len(set(names))
     error = compute_clustered_error(d, names)
     freedom = compute_clustered_freedom(names)
-    p_value = _compute_t_p(average(d), error, freedom)
     if error <= NO_SPREAD:
         largest = max(1.0, float(np.ptp(np.concatenate([as_array(a), as_array(b)]))))
-        return _compare_without_spread(d, names, largest, level, p_value)
-    found = make_t_estimate(average(d), error, freedom, len(d), level, "t")
-    method = "paired t" if count == len(d) else "clustered paired t"
-    return PairedDifference(
-        found.value, error, found.low, found.high, p_value, _compute_effect(d), len(d), count, method
-    )
+        low, high, p_value = _compare_without_spread(d, largest, freedom, level)
+        method = "no spread seen"
+    else:
+        found = make_t_estimate(average(d), error, freedom, len(d), level, "t")
+        low, high, p_value = found.low, found.high, _compute_t_p(average(d), error, freedom)
+        method = "paired t" if count == len(d) else "clustered paired t"
+    return PairedDifference(average(d), error, low, high, p_value, _compute_effect(d), len(d), count, method)
 
 
 def compare_shares(a: ArrayLike, b: ArrayLike, level: float = DEFAULT_LEVEL) -> PairedDifference:
@@ -160,18 +161,19 @@ def compare_shares(a: ArrayLike, b: ArrayLike, level: float = DEFAULT_LEVEL) -> 
     return PairedDifference(average(d), error, low, high, p_value, _compute_effect(d), n, n, "mcnemar")
 
 
-def _compare_without_spread(
-    d: Numbers, clusters: Sequence[Hashable], largest: float, level: float, p_value: float
-) -> PairedDifference:
-    """Handle clusters that all differ equally: add two clusters with the largest difference, one each way."""
-    count = len(set(clusters))
-    same, size = average(d), len(d) / count
-    sums = np.append(np.full(count, same * size), [largest * size, -largest * size])
-    middle = float(sums.mean() / size)
-    error = float(sums.std() / np.sqrt(len(sums)) / size)
-    reach = float(special.stdtrit(count - 1, (1 + level) / 2)) * error
-    low, high = max(-largest, middle - reach), min(largest, middle + reach)
-    return PairedDifference(same, error, low, high, p_value, _compute_effect(d), len(d), count, "no spread seen")
+def _compare_without_spread(d: Numbers, largest: float, freedom: float, level: float) -> tuple[float, float, float]:
+    """Return both ends and the p-value for clusters that all differ equally, by at most `largest` either way.
+
+    These are the bounds of `compute_bounded_interval` in closed form: with the difference as a share u of its range,
+    the ends are `u q` and `1 - (1 - u) q` for `q = (alpha / 2) ** (1 / G)`. The p-value is the alpha at which an end
+    reaches the middle, so both always agree; for whole differences it is that of flipped signs, `2 ** (1 - G)`.
+    """
+    count = freedom + 1
+    share = min(1.0, max(0.0, (average(d) + largest) / (2 * largest)))
+    root = ((1 - level) / 2) ** (1 / count)
+    low, high = share * root, 1 - (1 - share) * root
+    p_value = min(1.0, 2 * (0.5 / max(share, 1 - share)) ** count)
+    return largest * (2 * low - 1), largest * (2 * high - 1), p_value
 
 
 def compute_mcnemar_p(a: ArrayLike, b: ArrayLike) -> float:
@@ -254,11 +256,14 @@ def check_non_inferiority(
 ) -> NonInferiority:
     """Check that `a` is at most `margin` worse than `b`: the one-sided lower bound exceeds `-margin`.
 
-    Higher scores are better. The bound is the lower end of the two-sided interval at the level `1 - 2 alpha`,
-    computed as in `compare_pairs`. Seeing no difference is no evidence for the absence of one.
+    Higher scores are better. The bound is the lower end of the two-sided interval at the level `1 - 2 alpha`: for zeros
+    and ones on independent samples Tango's score interval, which keeps its level at the margin also where changes are
+    rare and all of them losses; for other scores that of `compare_pairs`. Seeing no difference is no evidence for the
+    absence of one.
 
     Source: E. Walker and A. S. Nowacki, "Understanding Equivalence and Noninferiority Testing", Journal of General
-    Internal Medicine 26 (2011), 192-196.
+    Internal Medicine 26 (2011), 192-196; T. Tango, "Equivalence Test and Confidence Interval for the Difference in
+    Proportions for the Paired-Sample Design", Statistics in Medicine 17 (1998), 891-908.
 
     Raises:
         ValueError: The margin is below 0, alpha is not between 0 and 0.5, or `a` and `b` differ in length.
@@ -266,7 +271,36 @@ def check_non_inferiority(
     if not margin >= 0 or not 0 < alpha < 0.5:
         raise ValueError(f"margin must be at least 0 and alpha between 0 and 0.5; got {margin} and {alpha}")
     found = compare_pairs(a, b, clusters, 1 - 2 * alpha)
-    return NonInferiority(found.difference, found.low, margin, alpha, bool(found.low > -margin), found.n, found.method)
+    low, method = found.low, found.method
+    if method == "mcnemar" and found.n:
+        low, method = _compute_tango_bound(_subtract(a, b), float(special.ndtri(1 - alpha))), "tango"
+    return NonInferiority(found.difference, low, margin, alpha, bool(low > -margin), found.n, method)
+
+
+def _compute_tango_bound(d: Numbers, quantile: float) -> float:
+    """Find the difference below the observed one at which Tango's score statistic equals the quantile.
+
+    With b gains and c losses in n pairs the statistic for a true difference D is
+    `(b - c - n D) / √(n (2 q + D (1 - D)))`. There q is the chance of a loss that maximises the likelihood given D: the
+    larger root of `2n q² - (b + c - (2n - b + c) D) q - c D (1 - D) = 0`.
+    """
+    n, gains, losses = len(d), float(np.sum(d > 0)), float(np.sum(d < 0))
+    if losses == n:
+        return -1.0
+
+    def is_rejected(difference: float) -> bool:
+        linear = -gains - losses + (2 * n - gains + losses) * difference
+        constant = -losses * difference * (1 - difference)
+        chance = (np.sqrt(max(0.0, linear**2 - 8 * n * constant)) - linear) / (4 * n)
+        variance = n * (2 * chance + difference * (1 - difference))
+        return bool(gains - losses - n * difference > quantile * np.sqrt(max(0.0, variance)))
+
+    # The statistic falls from -1 to the observed difference, so halving the range 60 times finds its place exactly.
+    low, high = -1.0, average(d)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_rejected(middle) else (low, middle)
+    return low
 
 
 def adjust_holm(p_values: ArrayLike) -> Numbers:
@@ -300,9 +334,6 @@ def _sum_clusters(d: Numbers, clusters: Sequence[Hashable]) -> Numbers:
 def _compute_t_p(difference: float, error: float, freedom: float) -> float:
     if freedom < 1 or np.isnan(error):
         return np.nan
-    if error <= NO_SPREAD:
-        # Only two of all sign flips are as extreme.
-        return 1.0 if abs(difference) <= NO_SPREAD else 2.0**-freedom
     return float(2 * special.stdtr(freedom, -abs(difference) / error))
 
 
