@@ -24,7 +24,7 @@ Source: TypeAlias = "Attachment | bytes | bytearray | memoryview | str | PathLik
 _KNOWN = "PNG, JPEG and WebP images, and PDF"
 
 
-def _media_type(data: bytes) -> MediaType | None:
+def _detect_media_type(data: bytes) -> MediaType | None:
     """Detect the media type from the first bytes: file names and declared types are often wrong."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
@@ -59,7 +59,7 @@ class Attachment(BaseModel):
     @model_validator(mode="after")
     def _is_what_it_says(self) -> Self:
         _require_fits(len(self.data))
-        found = _media_type(self.data)
+        found = _detect_media_type(self.data)
         if found != self.media_type:
             raise ValueError(f"the bytes are no {self.media_type}, but {found or 'of an unknown kind'}")
         return self
@@ -85,7 +85,7 @@ class Attachment(BaseModel):
     def from_bytes(cls, data: bytes) -> Attachment:
         """Return an attachment from the bytes of a file; raises as `of`."""
         _require_fits(len(data))
-        media_type = _media_type(data)
+        media_type = _detect_media_type(data)
         if media_type is None:
             raise ValueError(f"the bytes are of no kind that can be sent; {_KNOWN} can")
         return cls(media_type=media_type, data=data)
@@ -123,7 +123,7 @@ def collect_attachments(
     images: Source | Iterable[Source] = (), files: Source | Iterable[Source] = ()
 ) -> tuple[Attachment, ...]:
     """Return the attachments for what a person gave as images and as files, a single one or several; raises as `of`."""
-    pictures, documents = (tuple(Attachment.of(source) for source in _several(given)) for given in (images, files))
+    pictures, documents = (tuple(Attachment.of(source) for source in _as_iterable(given)) for given in (images, files))
     for wanted, found in (("files", pictures), ("images", documents)):
         misplaced = [each for each in found if each.is_image == (wanted == "images")]
         if misplaced:
@@ -131,7 +131,7 @@ def collect_attachments(
     return pictures + documents
 
 
-def _several(given: Source | Iterable[Source]) -> Iterable[Source]:
+def _as_iterable(given: Source | Iterable[Source]) -> Iterable[Source]:
     is_single = isinstance(given, Attachment | bytes | bytearray | memoryview | str) or not isinstance(given, Iterable)
     return [given] if is_single else given  # type: ignore[list-item, return-value]
 

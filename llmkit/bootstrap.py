@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from llmkit.discovery.probe_cache import ProbeFile, recall_probes
 from llmkit.discovery.refresh import OllamaDiscovery
-from llmkit.local_model.models import find_local_model, model_names
+from llmkit.local_model.models import find_local_model, list_model_names
 from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
@@ -172,7 +172,7 @@ def _open_cache(settings: LLMSettings) -> DiskContentCache | None:
 def _load_facts(settings: LLMSettings) -> FactBook:
     """Return a book that knows the local models by the hash of their weights, and what earlier trials have shown."""
     facts = FactBook()
-    for name in model_names():
+    for name in list_model_names():
         digest = Fact(find_local_model(name).sha256, "declared")
         facts.report(Route(provider=LLMProvider.LOCAL, model=name), ModelFacts(digest=digest))
     file = _probe_file(settings)

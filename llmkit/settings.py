@@ -203,7 +203,7 @@ def load_settings(**overrides: Any) -> LLMSettings:
     try:
         return LLMSettings(**overrides)
     except ValidationError as error:
-        lines = [_readable(line) for line in describe_validation(error)]
+        lines = [_name_variable(line) for line in describe_validation(error)]
         raise LLMConfigurationError("\n".join(["A setting has a bad value:", *lines])) from None
     except SettingsError as error:
         # Its message names the field and its source, not the value.
@@ -236,7 +236,7 @@ def _suggest_settings(unknown: Sequence[str]) -> str:
     return f"Did you mean {', '.join(filter(None, near))}?"
 
 
-def _readable(line: str) -> str:
+def _name_variable(line: str) -> str:
     """Name the environment variable instead of the field."""
     field, separator, problem = line.partition(": ")
     if field in LLMSettings.model_fields:

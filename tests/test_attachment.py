@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from llmkit.attachment import MAX_ATTACHED_BYTES, Attachment, collect_attachments
 from llmkit.calls.request_hash import prompt_sha256
 from llmkit.errors import LLMNoRoute, LLMUnavailable, LLMUnsupported
-from llmkit.providers import PROVIDERS, estimate_prompt_tokens, smallest_prompt_tokens
-from llmkit.providers.ollama import context_window
+from llmkit.providers import PROVIDERS, estimate_prompt_tokens, compute_min_prompt_tokens
+from llmkit.providers.ollama import choose_context_window
 from llmkit.redaction import request_preview
 from llmkit.router import PROVIDER_CAPABILITIES, LLMRouter
 from llmkit.settings import load_settings
@@ -152,8 +152,8 @@ def test_room_is_made_for_images_and_documents() -> None:
     text = estimate_prompt_tokens(looking())
     assert estimate_prompt_tokens(looking(PNG, PNG)) == text + 6_000
     assert estimate_prompt_tokens(looking(Attachment.of(PDF + bytes(20_000)))) == text + 1_003
-    assert smallest_prompt_tokens(looking(PNG)) == smallest_prompt_tokens(looking())
-    assert (context_window(looking()), context_window(looking(PNG, PNG))) == (4_096, 8_192)
+    assert compute_min_prompt_tokens(looking(PNG)) == compute_min_prompt_tokens(looking())
+    assert (choose_context_window(looking()), choose_context_window(looking(PNG, PNG))) == (4_096, 8_192)
 
 
 # --- the router ---------------------------------------------------------------------------------------------------

@@ -71,8 +71,8 @@ def test_what_is_no_ollama_is_told_as_none(ollama: OllamaServer, fault: Fault) -
 
 
 def test_the_extras_are_those_of_the_package() -> None:
-    assert set(EXTRAS) == set(importlib.metadata.metadata("llmkit").get_all("Provides-Extra") or ())
-    requires = {line.split("[")[0] for line in importlib.metadata.requires("llmkit") or ()}
+    assert set(EXTRAS) == set(importlib.metadata.metadata("llmkit-research").get_all("Provides-Extra") or ())
+    requires = {line.split("[")[0] for line in importlib.metadata.requires("llmkit-research") or ()}
     assert requires
     found = checks(ollama_api_base=get_refused_url())
     assert {name for name in found if name.startswith("extra ")} == {f"extra {extra}" for extra in EXTRAS}
@@ -81,9 +81,12 @@ def test_the_extras_are_those_of_the_package() -> None:
 def test_a_missing_extra_is_told_and_stops_only_what_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda _name: None)
     found = checks(ollama_api_base=get_refused_url())
-    assert (found["extra plot"].state, found["extra plot"].fix) == (CheckState.ABSENT, "pip install 'llmkit[plot]'")
+    assert (found["extra plot"].state, found["extra plot"].fix) == (
+        CheckState.ABSENT,
+        "pip install 'llmkit-research[plot]'",
+    )
     assert found["extra postgres"].state is CheckState.ABSENT
-    needed = {check.name: check for check in doctor._extras(load_settings(database_url="postgresql://nobody/x"))}
+    needed = {check.name: check for check in doctor._check_extras(load_settings(database_url="postgresql://nobody/x"))}
     assert needed["extra postgres"].state is CheckState.FAILED
 
 
@@ -131,7 +134,7 @@ def test_a_trial_that_fails_is_told_as_what_it_is(ollama: OllamaServer) -> None:
 
 
 def test_the_embedded_model_is_told_with_its_context() -> None:
-    (local,) = doctor._local(load_settings(local_context_tokens=2048))
+    (local,) = doctor._check_local(load_settings(local_context_tokens=2048))
     assert (local.state, local.route) == (CheckState.OK, "local/gemma-3-270m")
     assert "context: 2,048 tokens" in local.detail
 

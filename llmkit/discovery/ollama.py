@@ -25,7 +25,7 @@ from llmkit.types import utc_now
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["ANSWER_WITHIN_S", "OllamaServerState", "PulledModel", "look_at_model", "look_at_server"]
+__all__ = ["ANSWER_WITHIN_S", "OllamaServerState", "PulledModel", "fetch_model_facts", "fetch_server_state"]
 
 # A server on this machine answers in milliseconds; a call must not wait long for what it can do without.
 ANSWER_WITHIN_S = 2.0
@@ -56,7 +56,7 @@ class OllamaServerState:
     models: tuple[PulledModel, ...]
 
 
-async def look_at_model(base: str, model: str) -> ModelFacts | None:
+async def fetch_model_facts(base: str, model: str) -> ModelFacts | None:
     """Ask the server for the facts of one model, with two concurrent requests.
 
     Args:
@@ -66,7 +66,7 @@ async def look_at_model(base: str, model: str) -> ModelFacts | None:
     Returns:
         `NOTHING_KNOWN` when the server does not have the model; None when it does not say within 2 s.
     """
-    async with _asking(base) as ask:
+    async with _connect(base) as ask:
         shown, listed = await asyncio.gather(ask.post("/api/show", {"model": model}), ask.get("/api/tags"))
     if shown.body is None:
         return None  # A 404 without JSON comes from another server or a wrong path, and says nothing about the model.
@@ -74,35 +74,35 @@ async def look_at_model(base: str, model: str) -> ModelFacts | None:
         return NOTHING_KNOWN
     if shown.status != HTTPStatus.OK:
         return None
-    entry = next((entry for entry in _entries(listed.body) if entry.get("name") == add_tag(model)), {})
+    entry = next((entry for entry in _list_entries(listed.body) if entry.get("name") == add_tag(model)), {})
     return read_facts(shown.body, entry, utc_now())
 
 
-async def look_at_server(base: str) -> OllamaServerState | None:
+async def fetch_server_state(base: str) -> OllamaServerState | None:
     """Version and models with their details, the newest 50 at most; None when no Ollama answers within 2 s."""
-    async with _asking(base) as ask:
+    async with _connect(base) as ask:
         version, listed = await asyncio.gather(ask.get("/api/version"), ask.get("/api/tags"))
         if version.status != HTTPStatus.OK or version.body is None:
             return None
-        entries = [entry for entry in _entries(listed.body) if isinstance(entry.get("name"), str)]
+        entries = [entry for entry in _list_entries(listed.body) if isinstance(entry.get("name"), str)]
         entries = entries[:MOST_MODELS_SHOWN]
         shown = await asyncio.gather(*(ask.post("/api/show", {"model": entry["name"]}) for entry in entries))
     now = utc_now()
     return OllamaServerState(
         version=str(version.body.get("version", "?")),
         models=tuple(
-            PulledModel(entry["name"], _size(entry), read_facts(answer.body or {}, entry, now))
+            PulledModel(entry["name"], _read_size(entry), read_facts(answer.body or {}, entry, now))
             for entry, answer in zip(entries, shown, strict=True)
         ),
     )
 
 
-def _entries(listed: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+def _list_entries(listed: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
     models = (listed or {}).get("models")
     yield from (entry for entry in models if isinstance(entry, dict)) if isinstance(models, list) else ()
 
 
-def _size(entry: Mapping[str, Any]) -> int | None:
+def _read_size(entry: Mapping[str, Any]) -> int | None:
     size = entry.get("size")
     return size if isinstance(size, int) else None
 
@@ -116,21 +116,26 @@ class _HttpReply:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asking:
+class _OllamaConnection:
     session: aiohttp.ClientSession
     base: str
 
     async def get(self, path: str) -> _HttpReply:
-        return await self._ask("GET", path)
+        return await self._request("GET", path)
 
     async def post(self, path: str, body: Mapping[str, Any]) -> _HttpReply:
-        return await self._ask("POST", path, json=body)
+        return await self._request("POST", path, json=body)
 
-    async def _ask(self, method: str, path: str, **body: Any) -> _HttpReply:
+    async def _request(self, method: str, path: str, **body: Any) -> _HttpReply:
         import aiohttp
 
         request = self.session.request(
-            method, f"{self.base}{path}", allow_redirects=False, proxy=_proxy(self.base), ssl=_tls(self.base), **body
+            method,
+            f"{self.base}{path}",
+            allow_redirects=False,
+            proxy=_find_proxy(self.base),
+            ssl=_build_tls(self.base),
+            **body,
         )
         try:
             async with request as answer:
@@ -140,14 +145,14 @@ class _Asking:
 
 
 @asynccontextmanager
-async def _asking(base: str) -> AsyncIterator[_Asking]:
+async def _connect(base: str) -> AsyncIterator[_OllamaConnection]:
     # Importing it takes some tenths of a second the first time, which would hold up the event loop.
     await asyncio.to_thread(import_module, "aiohttp")
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
     async with aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session:
-        yield _Asking(session, base.rstrip("/"))
+        yield _OllamaConnection(session, base.rstrip("/"))
 
 
 async def _read_bounded(answer: aiohttp.ClientResponse) -> bytes:
@@ -160,7 +165,7 @@ async def _read_bounded(answer: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-def _proxy(base: str) -> str | None:
+def _find_proxy(base: str) -> str | None:
     """Return the proxy that the environment names. What is on this machine never goes through one."""
     where = urlsplit(base)
     if is_loopback(base) or proxy_bypass(where.hostname or ""):
@@ -169,7 +174,7 @@ def _proxy(base: str) -> str | None:
     return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
-def _tls(base: str) -> ssl.SSLContext | bool:
+def _build_tls(base: str) -> ssl.SSLContext | bool:
     """Return the machine's certificates and certifi's, as for calls."""
     if urlsplit(base).scheme != "https":
         return True

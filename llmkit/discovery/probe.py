@@ -21,7 +21,7 @@ from llmkit.types import (
     utc_now,
 )
 
-__all__ = ["Prober", "holds_to_schema", "probe_request"]
+__all__ = ["Prober", "build_probe_request", "follows_schema"]
 
 STAGE = "probe"
 # The prompt asks for anything but this: no model writes it unless it is made to.
@@ -32,7 +32,7 @@ MOST_OUTPUT_TOKENS = 512
 _REFUSALS = (LLMBadRequest, LLMUnsupported)
 
 
-def probe_request(route: Route) -> LLMRequest:
+def build_probe_request(route: Route) -> LLMRequest:
     """Return the request: prose is asked for, and the schema leaves room for one object only."""
     schema: dict[str, Any] = {
         "type": "object",
@@ -50,13 +50,13 @@ def probe_request(route: Route) -> LLMRequest:
     )
 
 
-def holds_to_schema(response: LLMResponse) -> bool:
+def follows_schema(response: LLMResponse) -> bool:
     """Return whether the schema was sent as a constraint, and the answer is the one object that fits it."""
     was_sent = bool(response.attempts) and response.attempts[-1].schema_sha256 is not None
-    return was_sent and _json(response.text) == EXPECTED
+    return was_sent and _parse_json(response.text) == EXPECTED
 
 
-def _json(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -95,14 +95,14 @@ class Prober:
         Raises:
             LLMError: The trial could not be carried out; what was known before stands.
         """
-        request = probe_request(route)
+        request = build_probe_request(route)
         await self._service.discover(request)  # for the digest
         before = self._facts.of(route)
         digest = before.digest.value if before.digest is not None else None
         # What an earlier trial found would keep this one from being sent.
         self._facts.probe(route, NOTHING_KNOWN, None)
         try:
-            holds = await self._try(request, context)
+            holds = await self._send_probe(request, context)
         except BaseException:
             self._facts.probe(route, _mark_probed(before), digest)
             raise
@@ -114,7 +114,7 @@ class Prober:
             self._file.keep(found)
         return self._service.router.facts(route)
 
-    async def _try(self, request: LLMRequest, context: RequestContext) -> bool:
+    async def _send_probe(self, request: LLMRequest, context: RequestContext) -> bool:
         try:
             response = await self._service.chat(request, context.model_copy(update={"stage": STAGE}))
         except LLMOutputTruncated:
@@ -123,7 +123,7 @@ class Prober:
             if type(error) in _REFUSALS and error.status_code is not None:
                 return False
             raise
-        return holds_to_schema(response)
+        return follows_schema(response)
 
 
 def _mark_probed(facts: ModelFacts) -> ModelFacts:

@@ -35,7 +35,7 @@ class OllamaDiscovery:
         self._clock = clock
         self._due_s: dict[Route, float] = {}
         # By event loop, because a task can only be awaited in its own.
-        self._looks: dict[tuple[asyncio.AbstractEventLoop, Route], asyncio.Task[None]] = {}
+        self._lookups: dict[tuple[asyncio.AbstractEventLoop, Route], asyncio.Task[None]] = {}
 
     def is_due(self, route: Route) -> bool:
         """See `ModelDiscovery`."""
@@ -43,24 +43,24 @@ class OllamaDiscovery:
 
     async def discover(self, routes: Iterable[Route]) -> None:
         """See `ModelDiscovery`."""
-        looks = [self._look(route) for route in dict.fromkeys(routes) if self.is_due(route)]
-        if looks:
+        lookups = [self._share_lookup(route) for route in dict.fromkeys(routes) if self.is_due(route)]
+        if lookups:
             # Not gather: who stops waiting must not end it for the others.
-            await asyncio.wait(looks)
+            await asyncio.wait(lookups)
 
-    def _look(self, route: Route) -> asyncio.Task[None]:
+    def _share_lookup(self, route: Route) -> asyncio.Task[None]:
         """Return the look that is under way, or a new one."""
         here = (asyncio.get_running_loop(), route)
-        task = self._looks.get(here)
+        task = self._lookups.get(here)
         if task is None:
-            task = self._looks[here] = here[0].create_task(self._take_a_look(route))
-            task.add_done_callback(lambda _done: self._looks.pop(here, None))
+            task = self._lookups[here] = here[0].create_task(self._look_up(route))
+            task.add_done_callback(lambda _done: self._lookups.pop(here, None))
         return task
 
-    async def _take_a_look(self, route: Route) -> None:
-        from llmkit.discovery.ollama import look_at_model
+    async def _look_up(self, route: Route) -> None:
+        from llmkit.discovery.ollama import fetch_model_facts
 
-        found = await look_at_model(self._base, route.model)
+        found = await fetch_model_facts(self._base, route.model)
         if found is not None:
             self._facts.report(route, found)
         has_it = found is not None and bool(tuple(found))

@@ -11,9 +11,9 @@ from llmkit.providers.base import (
     ProviderSpec,
     ReplyFacts,
     answers_on_this_machine,
+    compute_max_prompt_tokens,
+    compute_min_prompt_tokens,
     estimate_prompt_tokens,
-    most_prompt_tokens,
-    smallest_prompt_tokens,
     surely_exceeds,
 )
 from llmkit.settings import LLMSettings
@@ -27,9 +27,9 @@ __all__ = [
     "ReplyFacts",
     "answers_on_this_machine",
     "collect_secrets",
+    "compute_max_prompt_tokens",
+    "compute_min_prompt_tokens",
     "estimate_prompt_tokens",
-    "most_prompt_tokens",
-    "smallest_prompt_tokens",
     "surely_exceeds",
 ]
 

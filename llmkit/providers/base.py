@@ -31,13 +31,13 @@ __all__ = [
     "ProviderSpec",
     "ReplyFacts",
     "answers_on_this_machine",
+    "build_openai_arguments",
+    "compute_max_prompt_tokens",
+    "compute_min_prompt_tokens",
     "estimate_prompt_tokens",
-    "most_prompt_tokens",
-    "openai_arguments",
-    "smallest_prompt_tokens",
+    "find_url_passwords",
+    "strip_credentials",
     "surely_exceeds",
-    "url_password",
-    "without_credentials",
 ]
 
 # A token of English holds 4.3 bytes of UTF-8 on average, of code and of most other scripts 2 to 3.
@@ -77,14 +77,14 @@ class CallArguments:
 
     def own_kwargs(self) -> dict[str, Any]:
         """Return a copy of the arguments to give away: LiteLLM rewrites the schemas of tools where it finds them."""
-        copy: dict[str, Any] = _own(dict(self.kwargs))
+        copy: dict[str, Any] = _copy_containers(dict(self.kwargs))
         return copy
 
 
-def _own(value: Any) -> Any:
+def _copy_containers(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _own(inner) for key, inner in value.items()}
-    return [_own(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _copy_containers(inner) for key, inner in value.items()}
+    return [_copy_containers(inner) for inner in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +186,13 @@ def answers_on_this_machine(spec: ProviderSpec, settings: LLMSettings) -> bool:
 
 # Of few addresses, and asked for with every call.
 @lru_cache(maxsize=256)
-def without_credentials(url: str) -> str:
+def strip_credentials(url: str) -> str:
     """Return the URL as it may be shown: without user and password, and without a slash at its end."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
 
 
-def url_password(url: str) -> tuple[str, ...]:
+def find_url_passwords(url: str) -> tuple[str, ...]:
     """Return the password in a URL as it is written and decoded, since a server may quote either; () without one."""
     password = urlsplit(url).password
     return tuple(dict.fromkeys((password, unquote(password)))) if password else ()
@@ -208,10 +208,10 @@ def _count_bytes(request: LLMRequest) -> int:
 def estimate_prompt_tokens(request: LLMRequest) -> int:
     """About how many tokens the prompt has, rather too many than too few: 3,000 for an image, 50 for a kB of PDF."""
     texts = _count_bytes(request) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE * (len(request.messages) + 1)
-    return texts + sum(_attachment_tokens(attachment) for attachment in request.attachments)
+    return texts + sum(_estimate_attachment_tokens(attachment) for attachment in request.attachments)
 
 
-def most_prompt_tokens(request: LLMRequest) -> int:
+def compute_max_prompt_tokens(request: LLMRequest) -> int:
     """Tokens that the prompt has at the very most, the output schema included; images and PDF as estimated.
 
     No tokenizer makes more tokens of a text than it has bytes. A model's own template comes on top.
@@ -219,14 +219,14 @@ def most_prompt_tokens(request: LLMRequest) -> int:
     schema = request.response_format and request.response_format.json_schema
     texts = _count_bytes(request) + len(json.dumps(schema or {}).encode())
     frame = TOKENS_OF_A_TEMPLATE + 2 * TOKENS_PER_MESSAGE * (len(request.messages) + len(request.tools))
-    return texts + frame + sum(_attachment_tokens(attachment) for attachment in request.attachments)
+    return texts + frame + sum(_estimate_attachment_tokens(attachment) for attachment in request.attachments)
 
 
-def _attachment_tokens(attachment: Attachment) -> int:
+def _estimate_attachment_tokens(attachment: Attachment) -> int:
     return TOKENS_PER_IMAGE if attachment.is_image else len(attachment.data) // FILE_BYTES_PER_TOKEN
 
 
-def smallest_prompt_tokens(request: LLMRequest) -> int:
+def compute_min_prompt_tokens(request: LLMRequest) -> int:
     """Tokens that messages of this length have at the very least. Costs nothing, however long they are."""
     return sum(len(message.content) for message in request.messages) // MOST_CHARS_PER_TOKEN
 
@@ -239,33 +239,33 @@ def surely_exceeds(request: LLMRequest, window: int) -> bool:
 
     A run of one character counts as a single one.
     """
-    if smallest_prompt_tokens(request) <= window:
+    if compute_min_prompt_tokens(request) <= window:
         return False
     chars = sum(len(_REPEATED.sub(r"\1", message.content)) for message in request.messages)
     return chars // MOST_CHARS_PER_TOKEN > window
 
 
-def openai_arguments(request: LLMRequest) -> dict[str, Any]:
+def build_openai_arguments(request: LLMRequest) -> dict[str, Any]:
     """Return the part of the arguments that is the same for every provider.
 
     What the request leaves open is left out.
     """
     arguments: dict[str, Any] = {
-        "messages": [_message(message) for message in request.messages],
+        "messages": [_build_message(message) for message in request.messages],
         "temperature": request.temperature,
         "max_tokens": request.max_output_tokens,
         "seed": request.seed,
         "stop": list(request.stop) or None,
-        "tools": _tools(request) or None,
-        "tool_choice": _tool_choice(request),
-        "response_format": _response_format(request.response_format),
+        "tools": _build_tools(request) or None,
+        "tool_choice": _build_tool_choice(request),
+        "response_format": _build_response_format(request.response_format),
     }
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _build_message(message: Message) -> dict[str, Any]:
     # `content` is always there: LiteLLM's Ollama translation fails on a message without it.
-    shaped: dict[str, Any] = {"role": message.role, "content": _content(message)}
+    shaped: dict[str, Any] = {"role": message.role, "content": _build_content(message)}
     if message.tool_calls:
         shaped["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -278,22 +278,22 @@ def _message(message: Message) -> dict[str, Any]:
     return shaped
 
 
-def _content(message: Message) -> str | list[dict[str, Any]]:
+def _build_content(message: Message) -> str | list[dict[str, Any]]:
     if not message.attachments:
         return message.content
-    parts = [_part(attachment) for attachment in message.attachments]
+    parts = [_build_part(attachment) for attachment in message.attachments]
     # Google's servers refuse an empty text part.
     return [*parts, {"type": "text", "text": message.content}] if message.content else parts
 
 
-def _part(attachment: Attachment) -> dict[str, Any]:
+def _build_part(attachment: Attachment) -> dict[str, Any]:
     url = f"data:{attachment.media_type};base64,{base64.b64encode(attachment.data).decode()}"
     if attachment.is_image:
         return {"type": "image_url", "image_url": {"url": url}}
     return {"type": "file", "file": {"file_data": url}}
 
 
-def _tools(request: LLMRequest) -> Sequence[Mapping[str, Any]]:
+def _build_tools(request: LLMRequest) -> Sequence[Mapping[str, Any]]:
     return [
         {
             "type": "function",
@@ -303,13 +303,13 @@ def _tools(request: LLMRequest) -> Sequence[Mapping[str, Any]]:
     ]
 
 
-def _tool_choice(request: LLMRequest) -> str | Mapping[str, Any] | None:
+def _build_tool_choice(request: LLMRequest) -> str | Mapping[str, Any] | None:
     if isinstance(request.tool_choice, NamedToolChoice):
         return {"type": "function", "function": {"name": request.tool_choice.name}}
     return request.tool_choice
 
 
-def _response_format(wanted: ResponseFormat | None) -> Mapping[str, Any] | None:
+def _build_response_format(wanted: ResponseFormat | None) -> Mapping[str, Any] | None:
     if wanted is None:
         return None
     if wanted.json_schema is None:

@@ -12,9 +12,9 @@ from llmkit.providers.base import (
     CallArguments,
     ProviderSpec,
     ReplyFacts,
-    openai_arguments,
-    url_password,
-    without_credentials,
+    build_openai_arguments,
+    find_url_passwords,
+    strip_credentials,
 )
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProfile, LLMProvider, LLMRequest, ProviderCaps, Route
@@ -47,7 +47,7 @@ _UNREADABLE_REASONS = {
 }
 
 
-def _base(settings: LLMSettings) -> str:
+def _get_base(settings: LLMSettings) -> str:
     """Return the base address with its version, which LiteLLM leaves out for an address that is not Google's."""
     if settings.gemini_api_base is None:
         return DEFAULT_API_BASE
@@ -55,16 +55,18 @@ def _base(settings: LLMSettings) -> str:
     return base if urlsplit(base).path else f"{base}/v1beta"
 
 
-def _address(settings: LLMSettings) -> str:
-    return without_credentials(_base(settings))
+def _get_address(settings: LLMSettings) -> str:
+    return strip_credentials(_get_base(settings))
 
 
-def _key(settings: LLMSettings) -> str:
+def _get_key(settings: LLMSettings) -> str:
     return settings.gemini_api_key.get_secret_value() if settings.gemini_api_key else ""
 
 
-def _secrets(settings: LLMSettings) -> tuple[str, ...]:
-    return tuple(secret for secret in (_key(settings), *url_password(str(settings.gemini_api_base or ""))) if secret)
+def _list_secrets(settings: LLMSettings) -> tuple[str, ...]:
+    return tuple(
+        secret for secret in (_get_key(settings), *find_url_passwords(str(settings.gemini_api_base or ""))) if secret
+    )
 
 
 def _calls_tools_beside_json(model: str) -> bool:
@@ -72,44 +74,44 @@ def _calls_tools_beside_json(model: str) -> bool:
     return not re.match(r"gemini-[012](\D|$)", model)
 
 
-def _configuration_problem(settings: LLMSettings) -> str | None:
-    return None if _key(settings).strip() else "no key: set LLM_GEMINI_API_KEY"
+def _find_configuration_problem(settings: LLMSettings) -> str | None:
+    return None if _get_key(settings).strip() else "no key: set LLM_GEMINI_API_KEY"
 
 
-def _model_problem(_settings: LLMSettings, model: str) -> str | None:
+def _find_model_problem(_settings: LLMSettings, model: str) -> str | None:
     # LiteLLM would ask the model behind the prefix instead, over a connection of its own.
     if not model.startswith("responses/"):
         return None
     return f"Gemini has no model {model!r}: check the name; names begin with gemini-, gemma- or tunedModels/."
 
 
-def _call_arguments(
+def _build_call_arguments(
     settings: LLMSettings, route: Route, request: LLMRequest, _endpoint: Endpoint | None
 ) -> CallArguments:
-    own = {"model": f"{LITELLM_PREFIX}/{route.model}", "api_base": _base(settings), "api_key": _key(settings)}
-    return CallArguments(kwargs={**openai_arguments(request), **own}, address=_address(settings))
+    own = {"model": f"{LITELLM_PREFIX}/{route.model}", "api_base": _get_base(settings), "api_key": _get_key(settings)}
+    return CallArguments(kwargs={**build_openai_arguments(request), **own}, address=_get_address(settings))
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _as_mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _candidate(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+def _get_candidate(reply: Mapping[str, Any]) -> Mapping[str, Any]:
     candidates = reply.get("candidates")
-    return _mapping(candidates[0]) if isinstance(candidates, list) and candidates else {}
+    return _as_mapping(candidates[0]) if isinstance(candidates, list) and candidates else {}
 
 
-def _reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
-    reason = str(_candidate(reply).get("finishReason") or "")
-    prompt_blocked = _mapping(reply.get("promptFeedback")).get("blockReason")
+def _read_reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
+    reason = str(_get_candidate(reply).get("finishReason") or "")
+    prompt_blocked = _as_mapping(reply.get("promptFeedback")).get("blockReason")
     blocked = str(prompt_blocked) if prompt_blocked else reason if reason in _BLOCKING_REASONS else None
-    usage = _mapping(reply.get("usageMetadata"))
+    usage = _as_mapping(reply.get("usageMetadata"))
     return ReplyFacts(
         counts_reported="promptTokenCount" in usage,
         blocked=blocked,
-        unreadable=_UNREADABLE_REASONS.get(reason, None if _candidate(reply) else "the reply holds no candidate"),
+        unreadable=_UNREADABLE_REASONS.get(reason, None if _get_candidate(reply) else "the reply holds no candidate"),
         prompt_tokens=usage.get("promptTokenCount"),
-        error=_mapping(reply.get("error")).get("message"),
+        error=_as_mapping(reply.get("error")).get("message"),
         model_version=reply.get("modelVersion") if isinstance(reply.get("modelVersion"), str) else None,
     )
 
@@ -120,7 +122,7 @@ def _mend_reply(reply: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _find_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    config = _mapping(body.get("generationConfig") or body.get("generation_config"))
+    config = _as_mapping(body.get("generationConfig") or body.get("generation_config"))
     names = ("responseJsonSchema", "response_json_schema", "responseSchema", "response_schema")
     return next((config[name] for name in names if isinstance(config.get(name), Mapping)), None)
 
@@ -142,15 +144,15 @@ SPEC = ProviderSpec(
     ),
     default_model=lambda settings: settings.gemini_model,
     context_tokens=lambda _settings, _model: CONTEXT_TOKENS,
-    address=_address,
-    configuration_problem=_configuration_problem,
-    model_problem=_model_problem,
-    call_arguments=_call_arguments,
+    address=_get_address,
+    configuration_problem=_find_configuration_problem,
+    model_problem=_find_model_problem,
+    call_arguments=_build_call_arguments,
     calls_tools_beside_json=_calls_tools_beside_json,
-    reply_facts=_reply_facts,
+    reply_facts=_read_reply_facts,
     sent_schema=_find_schema,
     mend_reply=_mend_reply,
-    secrets=_secrets,
+    secrets=_list_secrets,
     reports_cost=True,
     runs_elsewhere=lambda _model: True,
     per_minute=lambda settings: (settings.gemini_requests_per_minute, settings.gemini_tokens_per_minute),

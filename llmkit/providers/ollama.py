@@ -15,16 +15,16 @@ from llmkit.providers.base import (
     CallArguments,
     ProviderSpec,
     ReplyFacts,
+    build_openai_arguments,
     estimate_prompt_tokens,
-    openai_arguments,
-    url_password,
-    without_credentials,
+    find_url_passwords,
+    strip_credentials,
 )
 from llmkit.providers.model_facts import NOTHING_KNOWN, Fact, ModelFacts
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProfile, LLMProvider, LLMRequest, ProviderCaps, Route
 
-__all__ = ["SPEC", "add_tag", "context_window", "read_facts"]
+__all__ = ["SPEC", "add_tag", "choose_context_window", "read_facts"]
 
 LITELLM_PREFIX = "ollama_chat"
 
@@ -34,7 +34,7 @@ LARGEST_CONTEXT_TOKENS = 131_072
 ROOM_FOR_ANSWER_TOKENS = 1024
 
 
-def context_window(request: LLMRequest) -> int:
+def choose_context_window(request: LLMRequest) -> int:
     """Return the `num_ctx` to ask for: prompt and answer, rounded up to a power of two, from 4,096 to 131,072 tokens.
 
     Ollama silently cuts a prompt that is longer than its window, and its default is 2,048 or 4,096. Powers of two,
@@ -45,7 +45,7 @@ def context_window(request: LLMRequest) -> int:
     return min(max(rounded, SMALLEST_CONTEXT_TOKENS), LARGEST_CONTEXT_TOKENS)
 
 
-def _within_window(arguments: CallArguments, window: int) -> CallArguments:
+def _fit_window(arguments: CallArguments, window: int) -> CallArguments:
     """Ask for no more than the model has: Ollama would cut it down without a word, and then the prompt."""
     if arguments.context_tokens is None or arguments.context_tokens <= window:
         return arguments
@@ -65,7 +65,11 @@ def read_facts(shown: Mapping[str, Any], listed: Mapping[str, Any], at_utc: date
         listed: The model's entry in the answer of `/api/tags`, or nothing.
         at_utc: When it was asked.
     """
-    capabilities, window, digest = shown.get("capabilities"), _window(shown.get("model_info")), listed.get("digest")
+    capabilities, window, digest = (
+        shown.get("capabilities"),
+        _read_window(shown.get("model_info")),
+        listed.get("digest"),
+    )
     facts = NOTHING_KNOWN
     if isinstance(capabilities, list):
         facts = ModelFacts(
@@ -79,14 +83,14 @@ def read_facts(shown: Mapping[str, Any], listed: Mapping[str, Any], at_utc: date
     )
 
 
-def _window(model_info: Any) -> int | None:
+def _read_window(model_info: Any) -> int | None:
     info = model_info if isinstance(model_info, Mapping) else {}
     window = info.get(f"{info.get('general.architecture')}.context_length")
     return window if isinstance(window, int) and not isinstance(window, bool) and window > 0 else None
 
 
-def _address(settings: LLMSettings) -> str:
-    return without_credentials(str(settings.ollama_api_base))
+def _get_address(settings: LLMSettings) -> str:
+    return strip_credentials(str(settings.ollama_api_base))
 
 
 def _is_cloud_model(model: str) -> bool:
@@ -98,11 +102,11 @@ def _is_cloud_model(model: str) -> bool:
     return tag == "cloud" or tag.endswith("-cloud")
 
 
-def _call_arguments(
+def _build_call_arguments(
     settings: LLMSettings, route: Route, request: LLMRequest, _endpoint: Endpoint | None
 ) -> CallArguments:
     model = f"{LITELLM_PREFIX}/{route.model}"
-    window = context_window(request)
+    window = choose_context_window(request)
     own = {
         "model": model,
         "api_base": str(settings.ollama_api_base).rstrip("/"),
@@ -113,8 +117,8 @@ def _call_arguments(
         "extra_headers": {"Content-Type": "application/json"},
     }
     return CallArguments(
-        kwargs={**openai_arguments(request), **own},
-        address=_address(settings),
+        kwargs={**build_openai_arguments(request), **own},
+        address=_get_address(settings),
         context_tokens=window,
         send_key=False,
         price_entry={model: _PRICE_ENTRY},
@@ -128,7 +132,7 @@ _PRICE_ENTRY: Mapping[str, Any] = MappingProxyType(
 )
 
 
-def _reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
+def _read_reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
     prompt_tokens = _read_count(reply, "prompt_eval_count")
     error = reply.get("error")
     return ReplyFacts(
@@ -194,14 +198,14 @@ SPEC = ProviderSpec(
     ),
     default_model=lambda settings: settings.ollama_model,
     context_tokens=lambda _settings, _model: None,
-    address=_address,
+    address=_get_address,
     configuration_problem=lambda _settings: None,
-    call_arguments=_call_arguments,
-    reply_facts=_reply_facts,
+    call_arguments=_build_call_arguments,
+    reply_facts=_read_reply_facts,
     sent_schema=_find_schema,
     mend_reply=_mend_reply,
-    within_window=_within_window,
-    secrets=lambda settings: url_password(str(settings.ollama_api_base)),
+    within_window=_fit_window,
+    secrets=lambda settings: find_url_passwords(str(settings.ollama_api_base)),
     tools_depend_on_model=True,
     images_depend_on_model=True,
     # Older servers cannot read it, and LiteLLM makes a JPEG of it where Pillow happens to be installed.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llmkit.errors import LLMError, LLMNoRoute, LLMUnavailable
-from llmkit.providers import ProviderSpec, answers_on_this_machine, smallest_prompt_tokens
+from llmkit.providers import ProviderSpec, answers_on_this_machine, compute_min_prompt_tokens
 from llmkit.providers.model_facts import FactBook, make_declared_facts
 from llmkit.routing.circuit_breaker import CircuitBreaker, Outage
 from llmkit.routing.rules import OPEN_TO_FACTS, Case, Exclusion, Kind, Page, first_exclusion, make_pinned_error
@@ -54,7 +54,7 @@ class _Weighed(NamedTuple):
     shortest_window: int | None
 
     def holds_for(self, request: LLMRequest) -> bool:
-        return self.shortest_window is None or smallest_prompt_tokens(request) <= self.shortest_window
+        return self.shortest_window is None or compute_min_prompt_tokens(request) <= self.shortest_window
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,9 +117,9 @@ class GeminiServer(StandInServer):
         self._models = {model.name: model for model in details}
 
     def _is_call(self, method: str, path: str) -> bool:
-        return method == "POST" and path.endswith("enerateContent") and _target(path)[1] in _GENERATING
+        return method == "POST" and path.endswith("enerateContent") and _parse_path(path)[1] in _GENERATING
 
-    def _error(self, status: int, message: str, *details: Mapping[str, Any]) -> HttpAnswer:
+    def _make_error(self, status: int, message: str, *details: Mapping[str, Any]) -> HttpAnswer:
         error: dict[str, Any] = {"code": status, "message": message, "status": _STATUSES.get(status, "UNKNOWN")}
         if details:
             error["details"] = list(details)
@@ -131,22 +131,22 @@ class GeminiServer(StandInServer):
         refusal = self._refuse_key(request)
         if refusal is not None:
             return refusal
-        name = _target(request.path)[0]
+        name = _parse_path(request.path)[0]
         model = self._models.get(name)
         if model is None:
-            return self._error(404, _UNKNOWN_MODEL.format(name))
+            return self._make_error(404, _UNKNOWN_MODEL.format(name))
         if not body.get("contents"):
-            return self._error(400, "* GenerateContentRequest.contents: contents is not specified\n")
+            return self._make_error(400, "* GenerateContentRequest.contents: contents is not specified\n")
         tokens = _prompt_tokens(body)
-        return self._too_long(tokens, model.input_token_limit) if tokens > model.input_token_limit else None
+        return self._refuse_long_prompt(tokens, model.input_token_limit) if tokens > model.input_token_limit else None
 
     def _refuse_key(self, request: RecordedRequest) -> HttpAnswer | None:
         key = request.headers.get("x-goog-api-key") or request.query.get("key")
         if self.api_key is None or key == self.api_key:
             return None
-        return self._bad_key() if key else self._error(403, _NO_KEY)
+        return self._refuse_bad_key() if key else self._make_error(403, _NO_KEY)
 
-    def _bad_key(self) -> HttpAnswer:
+    def _refuse_bad_key(self) -> HttpAnswer:
         info = {"reason": "API_KEY_INVALID", "domain": "googleapis.com"}
         info_type = {"@type": "type.googleapis.com/google.rpc.ErrorInfo"}
         metadata = {"metadata": {"service": "generativelanguage.googleapis.com"}}
@@ -155,10 +155,10 @@ class GeminiServer(StandInServer):
             "locale": "en-US",
             "message": _BAD_KEY,
         }
-        return self._error(400, _BAD_KEY, {**info_type, **info, **metadata}, localized)
+        return self._make_error(400, _BAD_KEY, {**info_type, **info, **metadata}, localized)
 
-    def _too_long(self, tokens: int, limit: int) -> HttpAnswer:
-        return self._error(
+    def _refuse_long_prompt(self, tokens: int, limit: int) -> HttpAnswer:
+        return self._make_error(
             400, f"The input token count ({tokens}) exceeds the maximum number of tokens allowed ({limit})."
         )
 
@@ -177,44 +177,46 @@ class GeminiServer(StandInServer):
         content: dict[str, Any] = {"parts": parts, "role": "model"} if parts else {"role": "model"}
         reason = _FINISH_REASONS.get(completed.finish_reason, completed.finish_reason)
         ending = {"finishReason": reason, "index": 0}
-        return self._answer(request, reply, completed.usage, {"candidates": [{"content": content, **ending}]})
+        return self._make_answer(request, reply, completed.usage, {"candidates": [{"content": content, **ending}]})
 
-    def _answer(self, request: RecordedRequest, reply: Reply, usage: Usage, head: dict[str, Any]) -> HttpAnswer:
-        name, verb = _target(request.path)
+    def _make_answer(self, request: RecordedRequest, reply: Reply, usage: Usage, head: dict[str, Any]) -> HttpAnswer:
+        name, verb = _parse_path(request.path)
         tail: dict[str, Any] = {} if reply.no_usage else {"usageMetadata": _usage_metadata(usage)}
         tail["modelVersion"] = reply.model or name
         tail["responseId"] = _response_id(request)
         billed = None if reply.no_usage else usage
         if verb == "generateContent":
             return HttpAnswer([json_bytes({**head, **tail})], usage=billed)
-        return _stream([{**chunk, **tail} for chunk in _chunks(head)], billed, sse=request.query.get("alt") == "sse")
+        return _stream(
+            [{**chunk, **tail} for chunk in _iter_chunks(head)], billed, sse=request.query.get("alt") == "sse"
+        )
 
     # -- faults ------------------------------------------------------------------------------------
 
     def _render_fault(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
         match fault.kind:
             case FaultKind.INVALID_KEY:
-                return self._bad_key()
+                return self._refuse_bad_key()
             case FaultKind.CONTEXT_OVERFLOW:
-                limit = self._models[_target(request.path)[0]].input_token_limit
-                return self._too_long(limit + 1, limit)
+                limit = self._models[_parse_path(request.path)[0]].input_token_limit
+                return self._refuse_long_prompt(limit + 1, limit)
             case FaultKind.DAILY_QUOTA:
-                return self._quota(request, fault, "GenerateRequestsPerDayPerProjectPerModel-FreeTier")
+                return self._make_quota_answer(request, fault, "GenerateRequestsPerDayPerProjectPerModel-FreeTier")
             case FaultKind.STATUS if fault.status_code == 429:
-                return self._quota(request, fault, "GenerateRequestsPerMinutePerProjectPerModel-FreeTier")
+                return self._make_quota_answer(request, fault, "GenerateRequestsPerMinutePerProjectPerModel-FreeTier")
             case FaultKind.STATUS:
-                return self._status(fault)
-        return self._without_content(request, fault)
+                return self._make_status_answer(fault)
+        return self._make_empty_answer(request, fault)
 
-    def _status(self, fault: Fault) -> HttpAnswer:
+    def _make_status_answer(self, fault: Fault) -> HttpAnswer:
         code = fault.status_code
         message = fault.message or _MESSAGES.get(code, f"stand-in error {code}")
         details = [] if fault.retry_after_s is None else [_retry_info(fault.retry_after_s)]
-        return replace(self._error(code, message, *details), headers=dict(fault.headers))
+        return replace(self._make_error(code, message, *details), headers=dict(fault.headers))
 
-    def _quota(self, request: RecordedRequest, fault: Fault, quota_id: str) -> HttpAnswer:
+    def _make_quota_answer(self, request: RecordedRequest, fault: Fault, quota_id: str) -> HttpAnswer:
         metric = "generativelanguage.googleapis.com/generate_content_free_tier_requests"
-        model = _target(request.path)[0]
+        model = _parse_path(request.path)[0]
         violation = {
             "quotaMetric": metric,
             "quotaId": quota_id,
@@ -230,9 +232,9 @@ class GeminiServer(StandInServer):
         if fault.retry_after_s is not None:
             details.append(_retry_info(fault.retry_after_s))
             message += f"\nPlease retry in {fault.retry_after_s:g}s."
-        return replace(self._error(429, message, *details), headers=dict(fault.headers))
+        return replace(self._make_error(429, message, *details), headers=dict(fault.headers))
 
-    def _without_content(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
+    def _make_empty_answer(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
         """Return the answers that come with status 200 and bill the prompt, but say nothing."""
         usage = Usage(1, _prompt_tokens(request.json))
         head: dict[str, Any] = {}
@@ -249,7 +251,7 @@ class GeminiServer(StandInServer):
                 said = "Malformed function call: print(default_api.look_up(name='a)"
                 ending = {"finishReason": "MALFORMED_FUNCTION_CALL", "index": 0, "finishMessage": said}
                 head = _candidate({"content": {}, **ending})
-        return self._answer(request, Reply(), usage, head)
+        return self._make_answer(request, Reply(), usage, head)
 
     # -- everything else ---------------------------------------------------------------------------
 
@@ -261,21 +263,21 @@ class GeminiServer(StandInServer):
         refusal = self._refuse_key(request)
         if refusal is not None:
             return refusal
-        name, verb = _target(request.path)
+        name, verb = _parse_path(request.path)
         if not name:
             return HttpAnswer([json_bytes({"models": [_describe_model(model) for model in self.models]})])
         model = self._models.get(name)
         if model is None or verb not in ("", "countTokens"):
-            return self._error(404, _UNKNOWN_MODEL.format(name))
-        return self._count(request) if verb else HttpAnswer([json_bytes(_describe_model(model))])
+            return self._make_error(404, _UNKNOWN_MODEL.format(name))
+        return self._answer_count(request) if verb else HttpAnswer([json_bytes(_describe_model(model))])
 
-    def _count(self, request: RecordedRequest) -> HttpAnswer:
+    def _answer_count(self, request: RecordedRequest) -> HttpAnswer:
         tokens = _prompt_tokens(request.json)
         details = [{"modality": "TEXT", "tokenCount": tokens}]
         return HttpAnswer([json_bytes({"totalTokens": tokens, "promptTokensDetails": details})])
 
 
-def _target(path: str) -> tuple[str, str]:
+def _parse_path(path: str) -> tuple[str, str]:
     match = _PATH.fullmatch(path)
     return (match["model"] or "", match["verb"] or "") if match else ("", "")
 
@@ -348,7 +350,7 @@ def _response_id(request: RecordedRequest) -> str:
     return base64.urlsafe_b64encode(hashlib.md5(seed, usedforsecurity=False).digest()).decode().rstrip("=")
 
 
-def _chunks(head: dict[str, Any]) -> list[dict[str, Any]]:
+def _iter_chunks(head: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the answer cut into a chunk per part and per word, with the finish reason in the last."""
     if "candidates" not in head:
         return [head]

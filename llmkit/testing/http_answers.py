@@ -8,7 +8,7 @@ from typing import Any
 from llmkit.testing.replies import DEFAULT_TEXT, Reply
 from llmkit.testing.request_log import Usage
 from llmkit.testing.schema_instance import minimal_instance
-from llmkit.testing.tokens import count_tokens, first_tokens
+from llmkit.testing.tokens import count_tokens, take_tokens
 
 __all__ = ["CompletedReply", "HttpAnswer", "complete_reply", "json_bytes"]
 
@@ -68,7 +68,7 @@ def complete_reply(reply: Reply, *, prompt_tokens: int, schema: Any = None, limi
     finish_reason = reply.finish_reason or "stop"
     if limit is not None and output > limit:
         reasoning, output = min(reasoning, limit), limit
-        text = first_tokens(text, limit - reasoning)
+        text = take_tokens(text, limit - reasoning)
         finish_reason = reply.finish_reason or "length"
     entry = reply.input_tokens if reply.input_tokens is not None else prompt_tokens
     return CompletedReply(text, finish_reason, Usage(1, entry, output, reply.cached_tokens or 0, reasoning))

@@ -14,7 +14,7 @@ from llmkit.testing.request_log import Outcome, Usage
 if TYPE_CHECKING:
     from aiohttp import web
 
-__all__ = ["Book", "after_delays", "content_of", "send", "send_whole", "transport_answer"]
+__all__ = ["Book", "get_content", "make_transport_answer", "send", "send_whole", "sit_out_delays"]
 
 Book: TypeAlias = Callable[[Outcome, Usage | None], None]
 """Books the end of a request; called just before the last bytes leave."""
@@ -24,7 +24,7 @@ _LINGER_ZERO = struct.pack("ii", 1, 0)
 _HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body><h1>Please sign in</h1></body></html>"
 
 
-async def after_delays(planned: Reply | Fault) -> Reply | Fault:
+async def sit_out_delays(planned: Reply | Fault) -> Reply | Fault:
     """Sit out every delay that `planned` begins with and return what comes after them."""
     while isinstance(planned, Fault) and planned.kind is FaultKind.DELAY:
         await (asyncio.Event().wait() if math.isinf(planned.seconds) else asyncio.sleep(planned.seconds))
@@ -32,14 +32,14 @@ async def after_delays(planned: Reply | Fault) -> Reply | Fault:
     return planned
 
 
-def content_of(planned: Reply | Fault) -> Reply | Fault:
+def get_content(planned: Reply | Fault) -> Reply | Fault:
     """Return what `planned` says, without the way in which it is sent."""
     while isinstance(planned, Fault) and planned.kind in _SHELLS:
         planned = planned.then
     return planned
 
 
-def transport_answer(fault: Fault) -> HttpAnswer | None:
+def make_transport_answer(fault: Fault) -> HttpAnswer | None:
     """Return the answer to a fault that looks the same on every wire, None for any other."""
     match fault.kind:
         case FaultKind.MALFORMED:
@@ -61,7 +61,7 @@ async def send(http: "web.BaseRequest", answer: HttpAnswer, planned: Reply | Fau
     if kind is FaultKind.TRUNCATED:
         return await _send_half(http, answer, book)
     if kind in (FaultKind.RESET, FaultKind.HANG_UP):
-        return _without_answer(http, book, reset=kind is FaultKind.RESET)
+        return _close_without_answer(http, book, reset=kind is FaultKind.RESET)
     return await _send_pieces(http, answer, book) if answer.streamed else send_whole(answer, book)
 
 
@@ -111,7 +111,7 @@ async def _open_response(http: "web.BaseRequest", answer: HttpAnswer, *, length:
     return response
 
 
-def _without_answer(http: "web.BaseRequest", book: Book, *, reset: bool) -> "web.Response":
+def _close_without_answer(http: "web.BaseRequest", book: Book, *, reset: bool) -> "web.Response":
     from aiohttp import web
 
     book("broken", None)

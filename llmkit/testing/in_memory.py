@@ -14,7 +14,7 @@ from llmkit.ports import DOUBTFUL_STATUSES, KeyTaken, RunFailure, RunStart, RunS
 from llmkit.redaction import tool_preview
 from llmkit.types import Attempt, Route, RunStatus, utc_now
 
-__all__ = ["InMemoryEvalStore", "InMemoryLLMRunRepo", "InMemoryRun", "outcome_of"]
+__all__ = ["InMemoryEvalStore", "InMemoryLLMRunRepo", "InMemoryRun", "get_outcome"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class InMemoryLLMRunRepo:
         return (run for run in self._runs.values() if run.start.workspace_id == workspace_id)
 
 
-def outcome_of(result: EvalResult) -> EvalOutcome:
+def get_outcome(result: EvalResult) -> EvalOutcome:
     """Return the part of a result that `EvalStore.outcomes` tells."""
     return EvalOutcome(
         sample_id=result.sample_id,
@@ -230,7 +230,7 @@ class InMemoryEvalStore:
 
     async def outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
         """See `EvalStore`."""
-        return [outcome_of(result) for result in self._results.values() if result.eval_run_id == eval_run_id]
+        return [get_outcome(result) for result in self._results.values() if result.eval_run_id == eval_run_id]
 
     async def under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
         """See `EvalStore`."""

@@ -128,7 +128,7 @@ class OllamaServer(StandInServer):
     def _is_call(self, method: str, path: str) -> bool:
         return method == "POST" and path in ("/api/chat", "/api/generate")
 
-    def _error(self, status: int, message: str) -> HttpAnswer:
+    def _make_error(self, status: int, message: str) -> HttpAnswer:
         return HttpAnswer([json_bytes({"error": message})], status)
 
     # -- calls of the model ------------------------------------------------------------------------
@@ -137,16 +137,16 @@ class OllamaServer(StandInServer):
         name = str(body.get("model") or body.get("name") or "")
         model = self._models.get(_add_tag(name))
         if not name and request.path == "/api/chat":
-            return self._error(400, "model is required")
+            return self._make_error(400, "model is required")
         if model is None and request.path == "/api/generate":
-            return self._error(404, f"model '{name}' not found")
+            return self._make_error(404, f"model '{name}' not found")
         if model is None:
-            return self._error(404, f"model {json.dumps(name)} not found, try pulling it first")
+            return self._make_error(404, f"model {json.dumps(name)} not found, try pulling it first")
         self._loaded[model.full_name] = time.time()
         if body.get("tools") and "tools" not in model.capabilities:
-            return self._error(400, f"registry.ollama.ai/library/{model.full_name} does not support tools")
+            return self._make_error(400, f"registry.ollama.ai/library/{model.full_name} does not support tools")
         if "vision" not in model.capabilities and any(each.get("images") for each in _parse_messages(body)):
-            return self._error(500, _NO_EYES)
+            return self._make_error(500, _NO_EYES)
         if not body.get("messages") and not body.get("prompt"):
             return HttpAnswer([json_bytes(_answer_load(request.path, body))])
         return self._refuse_format(body.get("format"))
@@ -155,12 +155,12 @@ class OllamaServer(StandInServer):
         if wanted in (None, "", "json") or isinstance(wanted, Mapping):
             return None
         shown = json.dumps(json.dumps(wanted))
-        return self._error(500, f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
+        return self._make_error(500, f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
 
     def _render(self, request: RecordedRequest, body: Any, reply: Reply) -> HttpAnswer:
-        completed = self._make_counts(body, reply)
+        completed = self._complete_reply(body, reply)
         ending: dict[str, Any] = {"done_reason": completed.finish_reason, "done": True}
-        ending.update(_metrics(completed.usage, request.received_at_s, counted=not reply.no_usage))
+        ending.update(_make_metrics(completed.usage, request.received_at_s, counted=not reply.no_usage))
         head = {"model": reply.model or body["model"], "created_at": _go_time(time.time_ns())}
         usage = None if reply.no_usage else completed.usage
         if body.get("stream", True) is False:
@@ -168,13 +168,14 @@ class OllamaServer(StandInServer):
                 [json_bytes({**head, **_make_body(request.path, completed.text, reply), **ending})], usage=usage
             )
         chunks = [
-            {**head, **chunk, "done": False} for chunk in _chunks(request.path, completed, reply, body.get("tools"))
+            {**head, **chunk, "done": False}
+            for chunk in _iter_chunks(request.path, completed, reply, body.get("tools"))
         ]
         chunks.append({**head, **_make_body(request.path, "", None), **ending})
         lines = [json_bytes(chunk) + b"\n" for chunk in chunks]
         return HttpAnswer(lines, content_type="application/x-ndjson", usage=usage, streamed=True)
 
-    def _make_counts(self, body: Any, reply: Reply) -> CompletedReply:
+    def _complete_reply(self, body: Any, reply: Reply) -> CompletedReply:
         options = body.get("options") or {}
         wanted = body.get("format") or None
         schema = {"type": "object"} if wanted == "json" else wanted
@@ -191,9 +192,9 @@ class OllamaServer(StandInServer):
     def _render_fault(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
         match fault.kind:
             case FaultKind.INVALID_KEY:
-                return self._error(401, "unauthorized")
+                return self._make_error(401, "unauthorized")
             case FaultKind.CONTEXT_OVERFLOW:
-                return self._error(400, "the input length exceeds the context length")
+                return self._make_error(400, "the input length exceeds the context length")
             case FaultKind.NO_CANDIDATES:
                 head = {"model": request.json["model"], "created_at": _go_time(time.time_ns())}
                 return HttpAnswer([json_bytes({**head, "done_reason": "stop", "done": True})])
@@ -215,29 +216,31 @@ class OllamaServer(StandInServer):
                 newest_first = sorted(self.models, key=lambda model: -model.modified_at_s)
                 return HttpAnswer([json_bytes({"models": [_describe_listed(model) for model in newest_first]})])
             case ("GET", "/api/ps"):
-                return HttpAnswer([json_bytes({"models": self._running()})])
+                return HttpAnswer([json_bytes({"models": self._list_running()})])
             case ("POST", "/api/show"):
-                return self._show(request)
+                return self._answer_show(request)
         return HttpAnswer([b"404 page not found"], 404, "text/plain")
 
-    def _show(self, request: RecordedRequest) -> HttpAnswer:
+    def _answer_show(self, request: RecordedRequest) -> HttpAnswer:
         try:
             body = request.json
         except ValueError:
-            return self._error(400, "missing request body")
+            return self._make_error(400, "missing request body")
         name = body.get("model") or body.get("name")
         if not name:
-            return self._error(400, "model is required")
+            return self._make_error(400, "model is required")
         model = self._models.get(_add_tag(name))
         return (
-            HttpAnswer([json_bytes(_describe_model(model))]) if model else self._error(404, f"model '{name}' not found")
+            HttpAnswer([json_bytes(_describe_model(model))])
+            if model
+            else self._make_error(404, f"model '{name}' not found")
         )
 
-    def _running(self) -> list[dict[str, Any]]:
+    def _list_running(self) -> list[dict[str, Any]]:
         loaded = [(name, called) for name, called in self._loaded.items() if name in self._models]
         return [
             {
-                **_identity(self._models[name]),
+                **_describe_identity(self._models[name]),
                 "expires_at": _go_time(int((called + _KEEP_ALIVE_S) * 1e9)),
                 "size_vram": 0,
             }
@@ -291,7 +294,7 @@ def _message_tokens(message: Mapping[str, Any]) -> int:
     return count_tokens(message.get("content") or "") + extras
 
 
-def _metrics(usage: Usage, received_at_s: float, *, counted: bool) -> dict[str, int]:
+def _make_metrics(usage: Usage, received_at_s: float, *, counted: bool) -> dict[str, int]:
     elapsed = int((time.monotonic() - received_at_s) * 1e9)
     prompt_ns, answer_ns = usage.input_tokens * _NS_PER_TOKEN // 10, usage.output_tokens * _NS_PER_TOKEN
     metrics = {
@@ -322,18 +325,20 @@ def _tool_call(call: ToolCall, index: int = 0) -> dict[str, Any]:
     return {"function": {**numbered, "name": call.name, "arguments": dict(call.arguments)}}
 
 
-def _chunks(path: str, completed: CompletedReply, reply: Reply, tools: Any) -> Iterable[dict[str, Any]]:
+def _iter_chunks(path: str, completed: CompletedReply, reply: Reply, tools: Any) -> Iterable[dict[str, Any]]:
     """Return the chunks before the last. With tools on offer the real server keeps the text back until it is whole."""
     if reply.thinking:
         yield _make_body(path, "", Reply(thinking=reply.thinking))
     if completed.text:
-        yield from (_make_body(path, piece, None) for piece in ([completed.text] if tools else _words(completed.text)))
+        yield from (
+            _make_body(path, piece, None) for piece in ([completed.text] if tools else _split_words(completed.text))
+        )
     if reply.tool_calls:
         calls = [_tool_call(call, index) for index, call in enumerate(reply.tool_calls)]
         yield {"message": {"role": "assistant", "content": "", "tool_calls": calls}}
 
 
-def _words(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     first, *rest = text.split(" ")
     return [first, *(f" {word}" for word in rest)]
 
@@ -344,7 +349,7 @@ def _answer_load(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
     return {**head, **_make_body(path, "", None), "done_reason": reason, "done": True}
 
 
-def _details(model: OllamaModel) -> dict[str, Any]:
+def _describe_details(model: OllamaModel) -> dict[str, Any]:
     return {
         "parent_model": "",
         "format": "gguf",
@@ -355,18 +360,18 @@ def _details(model: OllamaModel) -> dict[str, Any]:
     }
 
 
-def _identity(model: OllamaModel) -> dict[str, Any]:
+def _describe_identity(model: OllamaModel) -> dict[str, Any]:
     return {
         "name": model.full_name,
         "model": model.full_name,
         "size": model.size_bytes,
         "digest": model.full_digest,
-        "details": _details(model),
+        "details": _describe_details(model),
     }
 
 
 def _describe_listed(model: OllamaModel) -> dict[str, Any]:
-    return {**_identity(model), "modified_at": _go_time(int(model.modified_at_s * 1e9))}
+    return {**_describe_identity(model), "modified_at": _go_time(int(model.modified_at_s * 1e9))}
 
 
 def _describe_model(model: OllamaModel) -> dict[str, Any]:
@@ -376,7 +381,7 @@ def _describe_model(model: OllamaModel) -> dict[str, Any]:
         "modelfile": f'# Modelfile generated by "ollama show"\nFROM {blob}\nTEMPLATE """{model.template}"""\n',
         "parameters": "\n".join(lines),
         "template": model.template,
-        "details": _details(model),
+        "details": _describe_details(model),
         "model_info": _model_info(model),
         "tensors": [{"name": "token_embd.weight", "type": "Q6_K", "shape": [3072, 128256]}],
         "capabilities": list(model.capabilities),

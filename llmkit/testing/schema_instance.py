@@ -62,10 +62,10 @@ def minimal_instance(schema: Schema) -> Any:
         ValueError: No value could be found: an endless recursion, a dangling reference, or a `pattern` that none of
             a few dozen candidate strings matches. Script the reply instead.
     """
-    return _instance(schema, schema, 0)
+    return _build_instance(schema, schema, 0)
 
 
-def _instance(schema: Any, root: Schema, depth: int) -> Any:
+def _build_instance(schema: Any, root: Schema, depth: int) -> Any:
     if depth > _MAX_DEPTH:
         raise ValueError("the schema never comes to an end: a required property contains itself")
     if not isinstance(schema, Mapping):  # `true` and `{}` allow anything
@@ -77,8 +77,8 @@ def _instance(schema: Any, root: Schema, depth: int) -> Any:
         return schema["enum"][0]
     for choices in ("anyOf", "oneOf"):
         if schema.get(choices):
-            return _first_possible(schema[choices], root, depth)
-    return _of_type(_type_of(schema), schema, root, depth)
+            return _pick_possible(schema[choices], root, depth)
+    return _build_of_type(_get_type(schema), schema, root, depth)
 
 
 def _flatten(schema: Schema, root: Schema, depth: int) -> dict[str, Any]:
@@ -115,18 +115,18 @@ def _resolve(reference: str, root: Schema) -> Schema:
     return target
 
 
-def _first_possible(choices: list[Any], root: Schema, depth: int) -> Any:
-    nulls_first = sorted(choices, key=lambda choice: _type_of(_flatten(choice, root, depth)) != "null")
+def _pick_possible(choices: list[Any], root: Schema, depth: int) -> Any:
+    nulls_first = sorted(choices, key=lambda choice: _get_type(_flatten(choice, root, depth)) != "null")
     problem: ValueError | None = None
     for choice in nulls_first:
         try:
-            return _instance(choice, root, depth + 1)
+            return _build_instance(choice, root, depth + 1)
         except ValueError as error:
             problem = error
     raise problem or ValueError("the schema offers no choice")
 
 
-def _type_of(schema: Schema) -> str:
+def _get_type(schema: Schema) -> str:
     declared = schema.get("type")
     if schema.get("nullable"):
         return "null"
@@ -139,44 +139,44 @@ def _type_of(schema: Schema) -> str:
     return "array" if "items" in schema or "prefixItems" in schema else "string"
 
 
-def _of_type(kind: str, schema: Schema, root: Schema, depth: int) -> Any:
+def _build_of_type(kind: str, schema: Schema, root: Schema, depth: int) -> Any:
     if kind == "object":
-        return _object(schema, root, depth)
+        return _build_object(schema, root, depth)
     if kind == "array":
-        return _array(schema, root, depth)
+        return _build_array(schema, root, depth)
     if kind in ("integer", "number"):
-        return _number(schema, whole=kind == "integer")
+        return _build_number(schema, whole=kind == "integer")
     if kind == "boolean":
         return False
-    return None if kind == "null" else _string(schema)
+    return None if kind == "null" else _build_string(schema)
 
 
-def _object(schema: Schema, root: Schema, depth: int) -> dict[str, Any]:
+def _build_object(schema: Schema, root: Schema, depth: int) -> dict[str, Any]:
     properties = schema.get("properties", {})
-    made = {name: _instance(properties.get(name, {}), root, depth + 1) for name in schema.get("required", ())}
+    made = {name: _build_instance(properties.get(name, {}), root, depth + 1) for name in schema.get("required", ())}
     extra = schema.get("additionalProperties", {})
     for number in range(int(schema.get("minProperties", 0)) - len(made)):
-        made[f"key{number}"] = _instance(extra, root, depth + 1)
+        made[f"key{number}"] = _build_instance(extra, root, depth + 1)
     return made
 
 
-def _array(schema: Schema, root: Schema, depth: int) -> list[Any]:
+def _build_array(schema: Schema, root: Schema, depth: int) -> list[Any]:
     prefix = list(schema.get("prefixItems", ()))
     size = int(schema.get("minItems", 0))
     items = (prefix + [schema.get("items", {})] * size)[:size]
-    return [_instance(item, root, depth + 1) for item in items]
+    return [_build_instance(item, root, depth + 1) for item in items]
 
 
-def _number(schema: Schema, *, whole: bool) -> int | float:
+def _build_number(schema: Schema, *, whole: bool) -> int | float:
     bounds = {key: float(schema[key]) for key in _BOUNDS if schema.get(key) is not None}
     step = float(schema.get("multipleOf") or (1 if whole else 0))
-    for value in _number_candidates(sorted(bounds.values()), step):
-        if _within(value, bounds):
+    for value in _list_number_candidates(sorted(bounds.values()), step):
+        if _is_within(value, bounds):
             return int(value) if whole or value.is_integer() else value
     raise ValueError(f"no number found within {bounds} in steps of {step or 'any size'}")
 
 
-def _number_candidates(edges: list[float], step: float) -> Iterator[float]:
+def _list_number_candidates(edges: list[float], step: float) -> Iterator[float]:
     yield 0.0
     for edge in edges:
         if step:
@@ -187,20 +187,20 @@ def _number_candidates(edges: list[float], step: float) -> Iterator[float]:
     yield from ((low + high) / 2 for low, high in pairwise(edges) if not step)
 
 
-def _within(value: float, bounds: Mapping[str, float]) -> bool:
+def _is_within(value: float, bounds: Mapping[str, float]) -> bool:
     return all(_BOUNDS[key](value, bound) for key, bound in bounds.items())
 
 
-def _string(schema: Schema) -> str:
+def _build_string(schema: Schema) -> str:
     shortest, longest = int(schema.get("minLength", 0)), int(schema.get("maxLength", 10**9))
     pattern = re.compile(schema.get("pattern", ""))
-    for text in _string_candidates(schema, shortest):
+    for text in _list_string_candidates(schema, shortest):
         if shortest <= len(text) <= longest and pattern.search(text):
             return text
     raise ValueError(f"no string found for the pattern {pattern.pattern!r}: script the reply instead")
 
 
-def _string_candidates(schema: Schema, shortest: int) -> Iterator[str]:
+def _list_string_candidates(schema: Schema, shortest: int) -> Iterator[str]:
     if schema.get("format") in _FORMATS:
         yield _FORMATS[schema["format"]]
     yield "a" * shortest

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from llmkit.testing.http_answers import HttpAnswer
-from llmkit.testing.http_faults import after_delays, content_of, send, send_whole, transport_answer
+from llmkit.testing.http_faults import get_content, make_transport_answer, send, send_whole, sit_out_delays
 from llmkit.testing.replies import Fault, FaultKind, Reply
 from llmkit.testing.reply_script import Replies, Script
 from llmkit.testing.request_log import RecordedRequest, RequestLog, Usage
@@ -84,7 +84,7 @@ class StandInServer(ABC):
         self._script = Script(replies, self.unsupported_faults)
         self._endpoint_scripts: dict[str, Script] = {}
         self._slots = Slots(load)
-        self._ledger = RequestLog(keep_requests)
+        self._log = RequestLog(keep_requests)
         self._port = port
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -173,49 +173,49 @@ class StandInServer(ABC):
     @property
     def requests(self) -> tuple[RecordedRequest, ...]:
         """The requests that came in, oldest first, as many as are kept."""
-        return self._ledger.requests
+        return self._log.requests
 
     @property
     def calls(self) -> tuple[RecordedRequest, ...]:
         """Those of `requests` that asked the model for something."""
-        return tuple(request for request in self._ledger.requests if request.is_call)
+        return tuple(request for request in self._log.requests if request.is_call)
 
     @property
     def request_count(self) -> int:
         """All requests so far, kept or not."""
-        return self._ledger.request_count
+        return self._log.request_count
 
     @property
     def call_count(self) -> int:
         """All requests so far that asked the model for something, kept or not."""
-        return self._ledger.call_count
+        return self._log.call_count
 
     @property
     def usage(self) -> Usage:
         """Billed tokens: the sums of all counts in answers that were sent completely."""
-        return self._ledger.usage
+        return self._log.usage
 
     @property
     def in_flight(self) -> int:
         """Requests for the model received and not yet answered, those waiting for a slot included; look-ups not."""
-        return self._ledger.in_flight
+        return self._log.in_flight
 
     @property
     def max_in_flight(self) -> int:
         """The highest that `in_flight` has been."""
-        return self._ledger.max_in_flight
+        return self._log.max_in_flight
 
     def clear(self) -> None:
         """Forget requests, counters, usage and the highest number in flight. Scripts stay where they are."""
-        self._ledger.clear()
+        self._log.clear()
 
     def wait_until_idle(self, timeout_s: float = 5.0) -> bool:
         """Wait until nothing is in flight; False when `timeout_s` seconds were not enough."""
-        return self._ledger.wait_until_idle(timeout_s)
+        return self._log.wait_until_idle(timeout_s)
 
     def wait_until_in_flight(self, count: int = 1, timeout_s: float = 5.0) -> bool:
         """Wait until at least `count` requests are in flight; False when `timeout_s` seconds were not enough."""
-        return self._ledger.wait_until_in_flight(count, timeout_s)
+        return self._log.wait_until_in_flight(count, timeout_s)
 
     # -- what a wire defines -----------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ class StandInServer(ABC):
         """Return the answer for a fault that is more than one of the transport."""
 
     @abstractmethod
-    def _error(self, status: int, message: str) -> HttpAnswer:
+    def _make_error(self, status: int, message: str) -> HttpAnswer:
         """Return an error body of the wire."""
 
     # -- the thread --------------------------------------------------------------------------------
@@ -276,33 +276,33 @@ class StandInServer(ABC):
         path, body = http.path, await http.read()
         is_call = self._is_call(http.method, path)
         request = RecordedRequest(http.method, path, http.query, http.headers, body, time.monotonic(), is_call)
-        self._ledger.open(request)
+        self._log.open(request)
         try:
             return await (self._serve_call(http, request) if is_call else self._serve_lookup(http, request))
         except (asyncio.CancelledError, ConnectionError):
             stopping = self._stop_asked is not None and self._stop_asked.is_set()
-            self._ledger.close(request, "stopped" if stopping else "client_left")
+            self._log.close(request, "stopped" if stopping else "client_left")
             raise
 
     async def _serve_lookup(self, http: "web.BaseRequest", request: RecordedRequest) -> "web.StreamResponse":
         script = self._endpoint_scripts.get(request.path)
         if script is None:
-            return send_whole(self._lookup(request), partial(self._ledger.close, request))
+            return send_whole(self._lookup(request), partial(self._log.close, request))
         return await self._perform(http, request, script.next(request), lambda _: self._lookup(request))
 
     async def _serve_call(self, http: "web.BaseRequest", request: RecordedRequest) -> "web.StreamResponse":
-        book = partial(self._ledger.close, request)
+        book = partial(self._log.close, request)
         try:
             body = request.json
         except ValueError:
-            return send_whole(self._error(400, "the request body is not JSON"), book)
+            return send_whole(self._make_error(400, "the request body is not JSON"), book)
         try:
             refusal = self._refuse(request, body)
             if refusal is not None:
                 return send_whole(refusal, book)
             planned = (self._endpoint_scripts.get(request.path) or self._script).next(request)
         except Exception as error:  # noqa: BLE001 - whatever a test's own function raises is shown to its client
-            return send_whole(self._error(500, f"the script raised {error!r}"), book)
+            return send_whole(self._make_error(500, f"the script raised {error!r}"), book)
         try:
             async with self._slots.slot():
                 return await self._perform(http, request, planned, partial(self._render, request, body))
@@ -316,13 +316,13 @@ class StandInServer(ABC):
         planned: Reply | Fault,
         render: Callable[[Reply], HttpAnswer],
     ) -> "web.StreamResponse":
-        planned = await after_delays(planned)
-        content = content_of(planned)
+        planned = await sit_out_delays(planned)
+        content = get_content(planned)
         try:
             if isinstance(content, Reply):
                 answer = render(content)
             else:
-                answer = transport_answer(content) or self._render_fault(request, content)
+                answer = make_transport_answer(content) or self._render_fault(request, content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            answer = self._error(500, f"the stand-in cannot answer this request: {error!r}")
-        return await send(http, answer, planned, partial(self._ledger.close, request))
+            answer = self._make_error(500, f"the stand-in cannot answer this request: {error!r}")
+        return await send(http, answer, planned, partial(self._log.close, request))

@@ -68,7 +68,7 @@ class Slots:
 
     async def _acquire(self) -> None:
         load = self.load
-        if not self._waiting and self._free():
+        if not self._waiting and self._has_free_slot():
             self._busy += 1
             return
         if load.max_queue is not None and len(self._waiting) >= load.max_queue:
@@ -82,7 +82,7 @@ class Slots:
             self._give_up(turn)
             raise
 
-    def _free(self) -> bool:
+    def _has_free_slot(self) -> bool:
         return self.load.capacity is None or self._busy < self.load.capacity
 
     def _give_up(self, turn: "asyncio.Future[None]") -> None:
@@ -93,7 +93,7 @@ class Slots:
             self._wake()
 
     def _wake(self) -> None:
-        while self._waiting and self._free():
+        while self._waiting and self._has_free_slot():
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)

@@ -2,7 +2,7 @@
 
 import re
 
-__all__ = ["count_tokens", "first_tokens"]
+__all__ = ["count_tokens", "take_tokens"]
 
 _WORD = re.compile(r"\S+")
 
@@ -12,7 +12,7 @@ def count_tokens(text: str) -> int:
     return len(text.split())
 
 
-def first_tokens(text: str, limit: int) -> str:
+def take_tokens(text: str, limit: int) -> str:
     """Return `text` up to the end of its word number `limit`, with its white space as it was."""
     if limit <= 0:
         return ""

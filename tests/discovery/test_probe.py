@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from llmkit import LLMContextOverflow, LLMPromptTruncated, LLMUnavailable, LLMUnsupported, Session
-from llmkit.discovery.probe import EXPECTED, holds_to_schema
+from llmkit.discovery.probe import EXPECTED, follows_schema
 from llmkit.discovery.probe_cache import ProbeFile, StoredProbe
 from llmkit.providers.model_facts import ModelFacts
 from llmkit.settings import load_settings
@@ -202,9 +202,9 @@ def answer(text: str, schema_sha256: str | None = "s") -> LLMResponse:
 
 @given(st.text() | st.sampled_from(["{}", "null", '{"llmkit_probe": "sea"}', '```json\n{"llmkit_probe": "held"}\n```']))
 def test_only_the_one_object_that_fits_counts_as_held(text: str) -> None:
-    assert not holds_to_schema(answer(text))
-    assert holds_to_schema(answer(f" {json.dumps(EXPECTED)}\n"))
-    assert not holds_to_schema(answer(json.dumps(EXPECTED), schema_sha256=None))  # only told in words
+    assert not follows_schema(answer(text))
+    assert follows_schema(answer(f" {json.dumps(EXPECTED)}\n"))
+    assert not follows_schema(answer(json.dumps(EXPECTED), schema_sha256=None))  # only told in words
 
 
 # -- the file --------------------------------------------------------------------------------------

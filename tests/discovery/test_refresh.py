@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkit.discovery import ollama as asking
-from llmkit.discovery.ollama import look_at_server
+from llmkit.discovery.ollama import fetch_server_state
 from llmkit.discovery.refresh import OllamaDiscovery
 from llmkit.providers.model_facts import NOTHING_KNOWN, Fact, FactBook, ModelFacts
 from llmkit.providers.ollama import add_tag, read_facts
@@ -171,7 +171,7 @@ async def test_a_redirect_is_not_followed_and_a_password_goes_to_its_own_server_
 
 async def test_a_whole_server_is_described(server: OllamaServer) -> None:
     server.models = [OllamaModel("llama3.2"), OllamaModel("llava:7b", capabilities=("completion", "vision"))]
-    found = await look_at_server(server.url)
+    found = await fetch_server_state(server.url)
     assert found is not None
     assert found.version == "0.6.5"
     images = {model.name: model.facts.images for model in found.models}
@@ -179,7 +179,7 @@ async def test_a_whole_server_is_described(server: OllamaServer) -> None:
         "llama3.2:latest": False,
         "llava:7b": True,
     }
-    assert await look_at_server(get_refused_url()) is None
+    assert await fetch_server_state(get_refused_url()) is None
 
 
 # -- reading what it says --------------------------------------------------------------------------

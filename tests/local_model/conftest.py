@@ -60,7 +60,7 @@ def fake_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "xllamacpp.py").write_text(FAKE_RUNTIME)
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setattr(server_module, "require_installed", lambda model: None)
-    monkeypatch.setattr(server_module, "weights_path", lambda model: tmp_path / "weights.gguf")
+    monkeypatch.setattr(server_module, "ensure_weights", lambda model: tmp_path / "weights.gguf")
     return folder
 
 
@@ -94,7 +94,7 @@ from pathlib import Path
 import llmkit.local_model.server as s
 from llmkit.settings import load_settings
 s.require_installed = lambda model: None
-s.weights_path = lambda model: Path("weights.gguf")
+s.ensure_weights = lambda model: Path("weights.gguf")
 
 def start():
     server = s.share_server(load_settings())

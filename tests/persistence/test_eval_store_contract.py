@@ -11,7 +11,7 @@ import pytest
 from llmkit.eval_ports import EvalSpending, EvalStore
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.ports import LLMRunRepo
-from llmkit.testing.in_memory import InMemoryEvalStore, InMemoryLLMRunRepo, outcome_of
+from llmkit.testing.in_memory import InMemoryEvalStore, InMemoryLLMRunRepo, get_outcome
 from llmkit.types import Route, TokenUsage, utc_now
 from tests.support.repositories import JournalHome
 from tests.support.run_values import (
@@ -250,7 +250,7 @@ async def test_outcomes_are_the_results_in_short(store: EvalStore) -> None:
     ]
     for result in results:
         await store.save_result(result)
-    expected = {outcome_of(result) for result in await store.results(run.id)}
+    expected = {get_outcome(result) for result in await store.results(run.id)}
     assert set(await store.outcomes(run.id)) == expected
     assert {outcome.has_output for outcome in expected} == {True, False}
 

@@ -15,14 +15,14 @@ from llmkit.providers import (
     PROVIDERS,
     answers_on_this_machine,
     collect_secrets,
+    compute_min_prompt_tokens,
     estimate_prompt_tokens,
     gemini,
     local,
     ollama,
-    smallest_prompt_tokens,
 )
-from llmkit.providers.base import openai_arguments, url_password, without_credentials
-from llmkit.providers.ollama import context_window
+from llmkit.providers.base import build_openai_arguments, find_url_passwords, strip_credentials
+from llmkit.providers.ollama import choose_context_window
 from llmkit.settings import RouterPolicy, load_settings
 from llmkit.types import (
     LLMProvider,
@@ -42,7 +42,7 @@ HI = LLMRequest(messages="Hi")
 
 
 def test_what_is_left_open_is_left_out():
-    assert openai_arguments(HI) == {"messages": [{"role": "user", "content": "Hi"}]}
+    assert build_openai_arguments(HI) == {"messages": [{"role": "user", "content": "Hi"}]}
 
 
 def test_every_field_has_its_place():
@@ -59,7 +59,7 @@ def test_every_field_has_its_place():
         tool_choice=NamedToolChoice(name="f"),
         response_format=ResponseFormat(name="n", json_schema={"type": "object"}),
     )
-    assert openai_arguments(request) == {
+    assert build_openai_arguments(request) == {
         "messages": [
             {
                 "role": "assistant",
@@ -85,7 +85,7 @@ def test_every_field_has_its_place():
 
 def test_json_without_a_schema():
     request = LLMRequest(messages="Hi", response_format=ResponseFormat())
-    assert openai_arguments(request)["response_format"] == {"type": "json_object"}
+    assert build_openai_arguments(request)["response_format"] == {"type": "json_object"}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_json_without_a_schema():
 )
 def test_ollamas_window_fits_prompt_and_answer(letters, limit, window):
     request = LLMRequest(messages="x" * letters, max_output_tokens=limit)
-    assert context_window(request) == window
+    assert choose_context_window(request) == window
     arguments = ollama.SPEC.call_arguments(load_settings(), OLLAMA, request, None)
     assert arguments.context_tokens == arguments.kwargs["num_ctx"] == window
 
@@ -109,11 +109,11 @@ def test_ollamas_window_fits_prompt_and_answer(letters, limit, window):
 @given(st.text(max_size=3000), st.none() | st.integers(1, 50_000))
 def test_a_window_is_never_smaller_than_what_it_has_to_hold(text, limit):
     request = LLMRequest(messages=text + "x", max_output_tokens=limit)
-    window = context_window(request)
+    window = choose_context_window(request)
     assert window & (window - 1) == 0
     assert 4096 <= window <= 131_072
     assert window >= estimate_prompt_tokens(request) + (limit or 0)
-    assert smallest_prompt_tokens(request) <= estimate_prompt_tokens(request)
+    assert compute_min_prompt_tokens(request) <= estimate_prompt_tokens(request)
 
 
 def test_tools_and_their_history_count_as_prompt():
@@ -186,9 +186,9 @@ def test_what_answers_on_this_machine(provider, base, here):
 
 
 def test_credentials_of_an_address():
-    assert without_credentials("http://a:b@h:1/x/") == "http://h:1/x"
-    assert url_password("http://a:b@h:1/x/") == ("b",)
-    assert url_password("http://h") == ()
+    assert strip_credentials("http://a:b@h:1/x/") == "http://h:1/x"
+    assert find_url_passwords("http://a:b@h:1/x/") == ("b",)
+    assert find_url_passwords("http://h") == ()
 
 
 @pytest.mark.parametrize(

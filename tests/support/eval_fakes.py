@@ -15,7 +15,7 @@ from llmkit.eval_ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult,
 from llmkit.evals import Sample, Task, field_match
 from llmkit.ports import StoredRun
 from llmkit.pydanticai.extraction import Extraction
-from llmkit.testing.in_memory import outcome_of
+from llmkit.testing.in_memory import get_outcome
 from llmkit.types import (
     Attempt,
     AttemptStatus,
@@ -90,7 +90,7 @@ class MemoryStore:
         return self.rows.get((eval_run_id, sample_id, route, epoch))
 
     async def outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
-        return [outcome_of(row) for key, row in sorted(self.rows.items(), key=str) if key[0] == eval_run_id]
+        return [get_outcome(row) for key, row in sorted(self.rows.items(), key=str) if key[0] == eval_run_id]
 
     async def under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
         return self.begun

@@ -16,7 +16,7 @@ from llmkit.evals.budget import Amount, Books, amount
 from llmkit.evals.run.budget_guard import Keeper
 from llmkit.ports import AttemptLog, ClientReply, apply_guard, use_guard
 from llmkit.pricing import list_price
-from llmkit.providers import estimate_prompt_tokens, most_prompt_tokens
+from llmkit.providers import estimate_prompt_tokens, compute_max_prompt_tokens
 from llmkit.session import Session
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply
 from llmkit.types import Attempt, AttemptStatus, LLMRequest, Route, TokenUsage, utc_now
@@ -132,7 +132,7 @@ def test_in_whatever_order_requests_end_no_more_is_under_way_than_is_left_and_al
 
     async def one(keeper, answer, share, turns):
         request, log = asked(answer), AttemptLog()
-        most = most_prompt_tokens(request) + answer
+        most = compute_max_prompt_tokens(request) + answer
         with suppress(LLMBudgetExhausted):
             await keeper.send(ROUTE, request, log, lambda: wire.answer(log, turns, int(most * share), most))
 
@@ -169,7 +169,7 @@ async def test_what_nobody_counted_and_may_have_been_billed_counts_as_the_most_t
 
     async with keeper.at_work():
         await keeper.send(ROUTE, request, log, answer)
-    most = most_prompt_tokens(request) + 10
+    most = compute_max_prompt_tokens(request) + 10
     assert keeper.use.tokens == (most if counted == "most" else counted)
 
 
@@ -203,8 +203,8 @@ async def test_a_request_without_an_output_limit_is_refused_by_itself():
 @given(st.text(max_size=50), st.integers(1, 4))
 def test_the_most_that_a_prompt_can_have_is_at_least_its_bytes_and_every_estimate(text, messages):
     request = LLMRequest(messages=[{"role": "user", "content": text}] * messages)
-    assert most_prompt_tokens(request) >= messages * len(text.encode())
-    assert most_prompt_tokens(request) >= estimate_prompt_tokens(request)
+    assert compute_max_prompt_tokens(request) >= messages * len(text.encode())
+    assert compute_max_prompt_tokens(request) >= estimate_prompt_tokens(request)
 
 
 # --- tokens -------------------------------------------------------------------------------------------------------
