@@ -46,7 +46,7 @@ async def test_repeats_are_the_unbiased_chances_by_sample():
     every = [s.estimate_pass_hat_k(4, sum(tries), 2) for tries in TRIES.values()]
     assert (row["pass_at_k"], row["pass_hat_k"]) == pytest.approx((sum(some) / 4, sum(every) / 4))
     assert (row["pass_at_k_low"], row["pass_at_k_high"]) == pytest.approx(
-        (s.estimate_t_mean(some).low, s.estimate_t_mean(some).high)
+        (s.estimate_mean(some).low, s.estimate_mean(some).high)
     )
     assert (row["samples"], row["left_out"]) == (4, 0)
 

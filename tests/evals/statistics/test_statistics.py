@@ -178,9 +178,11 @@ def test_pass_at_k_is_the_chance_of_a_draw():
     ("values", "clusters", "method"),
     [
         ([0, 1, 1], None, "wilson"),
-        ([0, 0.5, 1], "abc", "t"),
+        ([0, 0.5, 1], "abc", "gaffke"),
         ([0, 1, 1], "aab", "clustered wilson"),
-        ([0, 0.5, 1], "aab", "clustered t"),
+        ([0, 0.5, 2], "abc", "t"),
+        ([0, 0.5, 2], "aab", "clustered t"),
+        ([0, 0.5, 1], "aab", "clustered gaffke"),
     ],
 )
 def test_the_interval_that_fits(values, clusters, method):
@@ -205,9 +207,8 @@ def test_a_few_equal_differences_are_not_certain():
     sure = s.compare_pairs([1] * 6, [0] * 6, ["a"] * 3 + ["b"] * 3)
     assert (sure.p_value, sure.method) == (0.5, "no spread seen")
     assert sure.low < 0
-    assert s.compare_pairs([0.5, 0.75], [0.25, 0.5]).p_value == 0.5
     # Scores whose differences are equal but for rounding.
-    assert s.compare_pairs([0.3, 0.7, 0.1], [0.2, 0.6, 0.0]).p_value == 0.25
+    assert s.compare_pairs([0.3, 0.7, 0.1], [0.2, 0.6, 0.0]).method == "no spread seen"
     for a, clusters in (([1] * 6, ["a"] * 3 + ["b"] * 3), ([0.5, 0.7], None), ([200.0, 300.0], None)):
         assert not s.check_non_inferiority(a, a, 0.1, clusters).is_shown
     assert s.check_non_inferiority([0.5] * 200, [0.5] * 200, 0.05).is_shown
@@ -215,12 +216,72 @@ def test_a_few_equal_differences_are_not_certain():
 
 
 @given(st.floats(0.01, 0.99), st.integers(2, 50), st.integers(1, 3))
-def test_a_few_equal_scores_are_not_certain(score, count, epochs):
+def test_equal_scores_have_the_exact_bounds(score, count, epochs):
     found = s.estimate_mean([score] * count * epochs, [number % count for number in range(count * epochs)])
-    assert found.method == "no spread seen"
-    assert 0 <= found.low < score < found.high <= 1
-    # Zeros and ones with this mean would spread more than any other scores within 0 and 1.
-    assert found.high - found.low > 2 * np.sqrt(score * (1 - score) / (count + 12))
+    unseen = 0.025 ** (1 / count)
+    assert (found.low, found.high) == pytest.approx((score * unseen, 1 - (1 - score) * unseen))
+    assert found.low < score < found.high
+
+
+def test_bounded_scores_get_clopper_and_pearson_s_interval_where_they_are_zeros_and_ones():
+    values = np.array([1.0] * 17 + [0.0] * 3)
+    low, high = s.intervals.compute_bounded_interval(values, float(stats.sem(values)), 19, 0.95)
+    expected = stats.binomtest(17, 20).proportion_ci(0.95, method="exact")
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+
+
+def test_one_imperfect_score_does_not_make_the_interval_narrow():
+    perfect, nearly = s.estimate_mean([1.0] * 100), s.estimate_mean([1.0] * 99 + [0.99])
+    assert nearly.high - nearly.low > 0.9 * (perfect.high - perfect.low)
+
+
+BOUNDED = {
+    "beta(9, 1)": (lambda rng, n: rng.beta(9, 1, n), 0.9),
+    "beta(0.5, 0.03)": (lambda rng, n: rng.beta(0.5, 0.03, n), 0.5 / 0.53),
+    "beta(2, 2)": (lambda rng, n: rng.beta(2, 2, n), 0.5),
+    "rare zeros": (lambda rng, n: np.where(rng.random(n) < 0.03, 0, 0.9), 0.873),
+    "mostly ones": (lambda rng, n: np.where(rng.random(n) < 0.8, 1, 0.5), 0.9),
+    "thirds": (lambda rng, n: rng.binomial(3, 0.9, n) / 3, 0.9),
+    "grades": (lambda rng, n: rng.choice(np.arange(5) / 4, p=[0.02, 0.03, 0.05, 0.2, 0.7], size=n), 0.8825),
+}
+
+
+@pytest.mark.parametrize("n", [10, 30, 100])
+@pytest.mark.parametrize("name", BOUNDED)
+def test_intervals_of_bounded_scores_cover_and_stay_in_the_range(name, n):
+    draw, truth = BOUNDED[name]
+    rng = np.random.default_rng(28)
+    found = [s.estimate_mean(draw(rng, n)) for _ in range(1_000)]
+    assert all(0 <= each.low <= each.high <= 1 for each in found)
+    assert np.mean([covers(each, truth) for each in found]) >= 0.93
+
+
+def test_intervals_of_bounded_scores_are_hardly_wider_than_student_s_where_that_is_right():
+    rng, ratios = np.random.default_rng(29), []
+    for _ in range(200):
+        values = rng.beta(2, 2, size=50)
+        found, plain = s.estimate_mean(values), s.estimate_t_mean(values)
+        ratios.append((found.high - found.low) / (plain.high - plain.low))
+    assert 1.0 < np.mean(ratios) < 1.2
+
+
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_bounded_scores_in_clusters_have_the_interval_of_the_cluster_means(epochs):
+    rng = np.random.default_rng(30)
+    means = rng.beta(8, 2, size=30)
+    found = s.estimate_mean(np.repeat(means, epochs), np.repeat(np.arange(30), epochs).tolist())
+    expected = s.estimate_mean(means)
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+
+
+def test_pass_at_k_covers_what_it_promises():
+    rng = np.random.default_rng(31)
+    table = np.array([s.estimate_pass_at_k(5, correct, 3) for correct in range(6)])
+    chances = stats.betabinom(5, 3, 1).pmf(np.arange(6))
+    truth = float(chances @ table)
+    for samples in (20, 50):
+        hits = [covers(s.estimate_mean(table[rng.choice(6, p=chances, size=samples)]), truth) for _ in range(1_000)]
+        assert np.mean(hits) >= 0.93
 
 
 def test_equal_scores_of_another_range_have_no_interval():
@@ -292,11 +353,64 @@ def test_non_inferiority_is_the_lower_end_of_a_wider_interval():
     assert found.is_shown
     assert not s.check_non_inferiority(a, b, margin=-bound - 1e-9).is_shown
     assert s.check_non_inferiority(a, b, margin=-bound + 1e-9).is_shown
-    assert s.check_non_inferiority([1] * 90 + [0] * 10, [1] * 100, margin=0.2).method == "mcnemar"
+    assert s.check_non_inferiority([1] * 90 + [0] * 10, [1] * 100, margin=0.2).method == "tango"
     assert not s.check_non_inferiority([1], [1.5], margin=1).is_shown  # nothing is known of one pair
     for margin, alpha in [(-0.1, 0.05), (0.1, 0), (0.1, 0.5), (np.nan, 0.05)]:
         with pytest.raises(ValueError, match="margin"):
             s.check_non_inferiority(a, b, margin, alpha=alpha)
+
+
+@pytest.mark.parametrize("count", [2, 5, 12, 40, 150])
+@pytest.mark.parametrize("difference", [0.0, 0.01, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_without_spread_the_p_value_and_the_interval_agree(count, difference, sign):
+    a, b = np.full(count, 0.5 + sign * difference / 2), np.full(count, 0.5 - sign * difference / 2)
+    for epochs in (1, 3):
+        found = s.compare_means(np.repeat(a, epochs), np.repeat(b, epochs), np.repeat(range(count), epochs).tolist())
+        assert found.method == "no spread seen"
+        assert (found.p_value < 0.05) == (not found.low <= 0 <= found.high)
+        assert found.low <= found.difference <= found.high
+        edge = s.compare_means(a, b, level=1 - found.p_value) if 1e-6 < found.p_value < 1 else None
+        if edge:
+            assert min(abs(edge.low), abs(edge.high)) == pytest.approx(0, abs=1e-9)
+
+
+def test_whole_differences_without_spread_have_the_p_value_of_flipped_signs():
+    assert s.compare_means(np.ones(8), np.zeros(8)).p_value == pytest.approx(2 * 0.5**8)
+
+
+def score_statistic(b, c, n, delta):
+    """Tango's statistic, its nuisance parameter found by maximising the likelihood on a grid."""
+    q = np.linspace(max(0, -delta), (1 - delta) / 2, 200_001)[1:-1]
+    likelihood = c * np.log(q) + b * np.log(q + delta) + (n - b - c) * np.log(1 - 2 * q - delta)
+    best = q[np.nanargmax(likelihood)]
+    return (b - c - n * delta) / np.sqrt(n * (2 * best + delta * (1 - delta)))
+
+
+@pytest.mark.parametrize(("up", "down", "n"), [(3, 5, 40), (0, 4, 100), (12, 2, 60), (0, 1, 20)])
+def test_tango_s_bound_inverts_the_score_test(up, down, n):
+    a = [1] * up + [0] * down + [1] * (n - up - down)
+    b = [0] * up + [1] * down + [1] * (n - up - down)
+    low = s.check_non_inferiority(a, b, 0.1).low
+    assert score_statistic(up, down, n, low) == pytest.approx(stats.norm.ppf(0.95), abs=1e-3)
+
+
+def test_the_bound_of_identical_answers_is_the_closed_form():
+    z = stats.norm.ppf(0.95)
+    found = s.check_non_inferiority([1, 0] * 60, [1, 0] * 60, 0.02)
+    assert found.low == pytest.approx(-(z**2) / (120 + z**2))
+    assert not found.is_shown
+    assert s.check_non_inferiority([1, 0] * 70, [1, 0] * 70, 0.02).is_shown
+
+
+@pytest.mark.parametrize(("n", "margin", "gains"), [(400, 0.02, 0.0), (200, 0.05, 0.0), (200, 0.05, 0.05)])
+def test_non_inferiority_of_shares_keeps_its_level_at_the_margin(n, margin, gains):
+    rng, shown = np.random.default_rng(32), []
+    for _ in range(4_000):
+        draws = rng.random(n)
+        up, down = draws < gains, (draws >= gains) & (draws < 2 * gains + margin)
+        shown.append(s.check_non_inferiority(1.0 - down, 1.0 - up, margin).is_shown)
+    assert np.mean(shown) <= 0.06
 
 
 def test_pass_hat_k_is_the_chance_that_all_of_a_draw_are_right():
@@ -322,7 +436,7 @@ def test_a_mean_in_three_views_of_what_is_missing():
     assert (found.excluded, found.as_failures) == (s.estimate_share(2, 3), s.estimate_share(2, 5))
     assert (found.worst, found.best, found.n, found.missing) == (0.4, 0.8, 5, 2)
     clustered = s.bound_mean([1, 0.5, np.nan], ["a", "a", "b"])
-    assert clustered.excluded.method == clustered.as_failures.method == "clustered t"
+    assert clustered.as_failures.method == "clustered gaffke"
     with pytest.raises(ValueError, match="outside of 0 and 1"):
         s.bound_mean([2.0])
 
