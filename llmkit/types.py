@@ -16,7 +16,7 @@ from uuid import UUID
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from llmkit.attachment import MAX_ATTACHED_BYTES, Attachment
-from llmkit.display.html import card, table
+from llmkit.display.html import render_card, render_table
 from llmkit.display.terminal_text import printable
 
 __all__ = [
@@ -426,7 +426,7 @@ class RoutePlan(Value):
             (places.get(entry.route, ""), str(entry.route), entry.reason, entry.excluded_because or "")
             for entry in self.entries
         ]
-        return table(("", "route", "why", "excluded because"), rows, caption=f"policy {self.policy}")
+        return render_table(("", "route", "why", "excluded because"), rows, caption=f"policy {self.policy}")
 
 
 class ProviderCaps(Value):
@@ -517,4 +517,4 @@ class LLMResponse(Value):
 
     def _repr_html_(self) -> str:
         calls = "".join(f"\n{call.name}({call.arguments})" for call in self.tool_calls)
-        return card(f"{self.text}{calls}".strip(), self.facts, self.warnings)
+        return render_card(f"{self.text}{calls}".strip(), self.facts, self.warnings)

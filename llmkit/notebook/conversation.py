@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid_utils.compat import uuid7
 
 from llmkit.attachment import Attachment
-from llmkit.display.html import chat
+from llmkit.display.html import render_chat
 from llmkit.display.terminal_text import printable
 from llmkit.errors import LLMBadRequest, LLMStoreError
 from llmkit.notebook.arguments import check_names, check_text, read_attachments
@@ -171,7 +171,7 @@ class Conversation:
         for turn in self.turns:
             bubbles.append(("user", _describe_message(turn.prompt, turn.attachments), ()))
             bubbles.append((str(turn.answer.route), turn.answer.text, turn.answer.facts[1:]))
-        return chat(bubbles, self.id)
+        return render_chat(bubbles, self.id)
 
 
 def _refuse_reserved(options: Mapping[str, Any]) -> None:

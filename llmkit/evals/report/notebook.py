@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmkit.display.html import table
+from llmkit.display.html import render_table
 from llmkit.evals.report.terminal import format_mean
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def render_report(report: Analysis) -> str:
     run = report.run
     title = run.name if run.name == run.task_name else f"{run.name} ({run.task_name})"
     rows = [_build_cells(row) for row in report.summary().astype(object).to_dict("records")]
-    return table(_HEADINGS, rows, caption=title, notes=report.notes)
+    return render_table(_HEADINGS, rows, caption=title, notes=report.notes)
 
 
 def _build_cells(row: Mapping[Any, Any]) -> tuple[Any, ...]:
