@@ -41,7 +41,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from llmkit.display.terminal_text import printable
+from llmkit.display.terminal_text import escape_controls
 from llmkit.types import NAME_PATTERN, Attempt, LLMProvider, LLMResponse
 
 __all__ = [
@@ -107,7 +107,7 @@ class LLMError(Exception):
         status_code: int | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        message = printable(message)  # a provider's words may be in it, and a traceback goes to a terminal
+        message = escape_controls(message)  # a provider's words may be in it, and a traceback goes to a terminal
         super().__init__(message)
         self.message = message
         self.provider = provider

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, S
 
 from llmkit.attachment import MAX_ATTACHED_BYTES, Attachment
 from llmkit.display.html import render_card, render_table
-from llmkit.display.terminal_text import printable
+from llmkit.display.terminal_text import escape_controls
 
 __all__ = [
     "WARM_UP_STAGE",
@@ -513,7 +513,7 @@ class LLMResponse(Value):
     def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
         """Print the text in IPython."""
         lines = [self.text, *(f"warning: {each}" for each in self.warnings), f"[{', '.join(self.facts)}]"]
-        printer.text(printable("\n".join(lines)))
+        printer.text(escape_controls("\n".join(lines)))
 
     def _repr_html_(self) -> str:
         calls = "".join(f"\n{call.name}({call.arguments})" for call in self.tool_calls)

@@ -24,7 +24,7 @@ from llmkit.cli.output import (
     read_piped_text,
     replace_unencodable_characters,
 )
-from llmkit.display.terminal_text import printable
+from llmkit.display.terminal_text import escape_controls
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError, LLMStoreError
 from llmkit.settings import load_settings
 
@@ -122,7 +122,7 @@ def chat(  # noqa: PLR0913 - options of a command
         print_json(response.model_dump(mode="json"))
         return
     # A terminal would execute control sequences in the text; a file or a pipe gets the text unchanged.
-    typer.echo(printable(response.text) if sys.stdout.isatty() else response.text, color=True)
+    typer.echo(escape_controls(response.text) if sys.stdout.isatty() else response.text, color=True)
     typer.echo(
         f"[{response.route}, {_format_count(response.usage.input_tokens)} + "
         f"{_format_count(response.usage.output_tokens)} tokens, {response.latency_ms:.0f} ms, "

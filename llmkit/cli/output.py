@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmkit.display.terminal_text import printable
+from llmkit.display.terminal_text import escape_controls
 from llmkit.errors import LLMBadRequest
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def print_rich(renderable: Any) -> None:
     # A pipe or a log has no window width, so a table is written at full width.
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     # Here rather than at each cell: colours are styles at this point, so every escape in the text is foreign.
-    segments = [Segment(printable(part.text), part.style, part.control) for part in console.render(renderable)]
+    segments = [Segment(escape_controls(part.text), part.style, part.control) for part in console.render(renderable)]
     console.print(Segments(segments), end="")
 
 
@@ -204,7 +204,7 @@ def build_record_table(record: pd.Series[Any]) -> Table:
 
     table = make_table("field", "value")
     for name, value in record.items():
-        table.add_row(str(name), escape(printable(_format_cell(value))))
+        table.add_row(str(name), escape(escape_controls(_format_cell(value))))
     return table
 
 

@@ -100,10 +100,7 @@ def _convert_with_pyarrow(values: list[Any], kind: Kind) -> pd.Series[Any] | Non
             # pyarrow refuses strings with a zone. Those without one are in UTC.
             times = pa.array(values, type=pa.string()).cast(pa.timestamp("us"))
             return pd.Series(times.to_pandas()).dt.tz_localize("UTC")
-        if kind == "uuid":
-            array = _hyphenate_ids(values)
-        else:
-            array = pa.array(values, type=types[kind](), from_pandas=True)
+        array = _hyphenate_ids(values) if kind == "uuid" else pa.array(values, types[kind](), from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError):
         return None
     return None if array is None else pd.Series(dtypes.get(kind, pd.StringDtype)().__from_arrow__(array), copy=False)

@@ -1,6 +1,6 @@
 """Shared parts of all plots: axes, and marks that differ in more than colour.
 
-matplotlib is the extra `plot`. A plot never shows itself, and changes neither the backend nor a default of the user's.
+matplotlib is the extra `plot`. A plot never shows itself, and leaves the backend and the user's defaults unchanged.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["COLOURS", "GREY", "Mark", "choose_axes", "draw_legend", "iterate_marks", "shorten"]
 
-# After Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with any colour vision tell apart; darkened or
-# lightened until each has a contrast of at least 3 to a white page and to a black one.
+# Based on Okabe and Ito (https://jfly.uni-koeln.de/color/), whose colours people with any colour vision can tell apart.
+# They are darkened or lightened until each has a contrast of at least 3 to a white page and to a black one.
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#B56A97", "#A67C00", "#7F7F7F")
-# Seven of them and six colours: 42 marks before one comes again.
+# Seven markers and six colours give 42 marks before one is repeated.
 _MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 _LINES: Final = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 GREY: Final = "#7F7F7F"
@@ -47,8 +47,8 @@ def choose_axes(ax: Axes | None, height_inches: float) -> Axes:
     """Return the given axes, or those of a new pyplot figure, which a notebook shows at the end of its cell.
 
     Args:
-        ax: Taken as they are; their figure is not touched.
-        height_inches: Of a new figure.
+        ax: Axes to return unchanged.
+        height_inches: Height of a new figure.
 
     Raises:
         LLMConfigurationError: matplotlib is not installed.
@@ -59,13 +59,13 @@ def choose_axes(ax: Axes | None, height_inches: float) -> Axes:
         from matplotlib import pyplot
     except ImportError:
         raise LLMConfigurationError("Plots need matplotlib: pip install 'llmkit-research[plot]'") from None
-    _, made = pyplot.subplots(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
-    made.spines[["top", "right"]].set_visible(False)
-    return made
+    _, new_ax = pyplot.subplots(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+    new_ax.spines[["top", "right"]].set_visible(False)
+    return new_ax
 
 
 def draw_legend(ax: Axes, *, is_own: bool) -> None:
-    """Draw the legend: below a figure of our own, where long names have room, else inside the axes."""
+    """Draw the legend: below our own figure, where long names have room, otherwise inside the axes."""
     handles, labels = ax.get_legend_handles_labels()
     if not handles:
         return
@@ -76,7 +76,7 @@ def draw_legend(ax: Axes, *, is_own: bool) -> None:
 
 
 def shorten(name: str) -> str:
-    """Return the name, without its middle when it is too long for a line."""
+    """Return the name, without its middle if it is too long for a line."""
     if len(name) <= LONGEST_NAME:
         return name
     half = (LONGEST_NAME - 1) // 2

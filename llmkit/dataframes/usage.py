@@ -43,25 +43,25 @@ class Timeline:
     """Requests by route and slot of time.
 
     Attributes:
-        start_utc: When the first request was sent; None when none was.
+        start_utc: Time of the first request; None if there was none.
         slot_s: Length of a slot, in seconds.
-        spent: In no certain order.
+        spending: Spending of each route and slot, unordered.
     """
 
     start_utc: datetime | None
     slot_s: float
-    spent: tuple[RouteSpending, ...]
+    spending: tuple[RouteSpending, ...]
 
-    def times(self) -> list[datetime]:
-        """Beginning of the first slot and end of every slot."""
+    def compute_times(self) -> list[datetime]:
+        """Return the beginning of the first slot and the end of every slot."""
         if self.start_utc is None:
             return []
         return [self.start_utc + timedelta(seconds=self.slot_s * number) for number in range(SLOTS + 1)]
 
-    def so_far(self, route: str, what: str) -> list[float] | None:
+    def sum_spending(self, route: str, kind: str) -> list[float] | None:
         """Return the cumulative spending of a route at each time; None if none of it is known."""
-        mine = [each for each in self.spent if each.route == route]
-        amounts = {each.slot: each.tokens if what == "tokens" else each.cost_usd for each in mine}
+        mine = [each for each in self.spending if each.route == route]
+        amounts = {each.slot: each.tokens if kind == "tokens" else each.cost_usd for each in mine}
         if all(amount is None for amount in amounts.values()):
             return None
         sums = [0.0]
@@ -69,31 +69,30 @@ class Timeline:
             sums.append(sums[-1] + (amounts.get(slot) or 0))
         return sums
 
-    def unknown(self, route: str, what: str) -> int:
-        """Return how many requests of a route are not in its sums."""
-        mine = [each for each in self.spent if each.route == route]
-        return sum(each.uncounted if what == "tokens" else each.unpriced for each in mine)
+    def count_unknown(self, route: str, kind: str) -> int:
+        """Return the number of a route's requests that are not in its sums."""
+        mine = [each for each in self.spending if each.route == route]
+        return sum(each.uncounted if kind == "tokens" else each.unpriced for each in mine)
 
 
 class UsagePlot(PlotAccessor):
-    """`usage.plot()` draws what was billed over time; `usage.plot.bar(...)` and the like are pandas' own."""
+    """Plot of the billed tokens or cost over time; `usage.plot.bar(...)` and other kinds are pandas' own."""
 
     def __init__(self, data: UsageFrame) -> None:
         super().__init__(data)
         self._timeline: Timeline = data.timeline
 
     def __call__(self, kind: str = "tokens", *, ax: Axes | None = None, **pandas_options: Any) -> Any:
-        """Draw what was billed so far, over time: a line for each route.
+        """Draw the cumulative billed tokens or cost over time: a line for each route.
 
-        Tokens are those of prompts and answers. Sums are over what is known; a route of which nothing is known has no
-        line and says so beside its name. Times are in UTC, in 200 equal parts from the first request to the last.
-        Nothing is shown and no default changed: a notebook shows the figure, a script saves it by
-        `ax.figure.savefig(...)`.
+        Tokens are those of prompts and answers. Sums cover known values; a route without any has no line, and its name
+        in the legend says so. Times are in UTC, in 200 equal parts from the first request to the last. A notebook shows
+        the figure at the end of the cell; a script saves it with `ax.figure.savefig(...)`.
 
         Args:
-            kind: `tokens`, `cost` (USD), or one of pandas' own kinds, which then does the rest.
-            ax: Axes to draw into; a new figure when None.
-            **pandas_options: For pandas' own kinds only.
+            kind: `tokens`, `cost` (USD), or one of pandas' own kinds.
+            ax: Axes to draw into; default a new figure.
+            **pandas_options: Options of pandas' own kinds.
 
         Returns:
             The matplotlib `Axes`.
@@ -103,18 +102,18 @@ class UsagePlot(PlotAccessor):
         """
         if kind in _LABELS:
             return _draw_timeline(self._timeline, kind, ax)
-        theirs: Any = super().__call__
-        return theirs(kind=kind, ax=ax, **pandas_options)
+        plot: Any = super().__call__
+        return plot(kind=kind, ax=ax, **pandas_options)
 
 
 class UsageFrame(pd.DataFrame):
-    """The frame of `Session.usage`; whatever is made of it is an ordinary DataFrame.
+    """The frame of `Session.usage`. Anything derived from it is an ordinary DataFrame.
 
     Attributes:
-        timeline: What was billed when, at the time of the call.
+        timeline: Spending over time, at the time of the call.
     """
 
-    _metadata: list[str] = ["timeline"]  # noqa: RUF012 - so pandas asks for it
+    _metadata: list[str] = ["timeline"]  # noqa: RUF012 - pandas requires this form
     timeline: Timeline
 
     @property
@@ -123,18 +122,27 @@ class UsageFrame(pd.DataFrame):
 
     @property
     def plot(self) -> UsagePlot:
-        """Draws what was billed over time: see `UsagePlot`."""
+        """Plot of the usage over time; see `UsagePlot`."""
         return UsagePlot(self)
 
 
 def read_usage(connection: Connection, workspace_id: str, *, since: datetime | None = None) -> UsageFrame:
-    """Do the same as `llmkit.dataframes.store.summarize_usage`, with its timeline."""
+    """Return calls, requests, tokens and cost of each route, with their history for `plot()`.
+
+    Args:
+        connection: Connection to a database at head.
+        workspace_id: Name of the workspace.
+        since: Only calls created at this time or later; an aware datetime.
+
+    Returns:
+        A frame with the columns of `USAGE_COLUMNS`; see `llmkit.dataframes.store.summarize_usage` for their meaning.
+    """
     frame = UsageFrame(summarize_usage(connection, workspace_id, since=since))
-    frame.timeline = _timeline(connection, workspace_id, since)
+    frame.timeline = _read_timeline(connection, workspace_id, since)
     return frame
 
 
-def _timeline(connection: Connection, workspace_id: str, since: datetime | None) -> Timeline:
+def _read_timeline(connection: Connection, workspace_id: str, since: datetime | None) -> Timeline:
     dialect = connection.dialect.name
     names = ("run_id", "provider", "model", "started_at_utc", "input_tokens", "output_tokens", "cost_usd")
     sent = table("llm_attempts", *[column(name) for name in names])
@@ -143,34 +151,34 @@ def _timeline(connection: Connection, workspace_id: str, since: datetime | None)
     mine = [runs.c.workspace_id == workspace_id]
     if since is not None:
         mine.append(runs.c.created_at_utc >= to_stored_time(since, dialect))
-    second = _epoch_s(sent.c.started_at_utc, dialect)
+    second = _convert_to_epoch_s(sent.c.started_at_utc, dialect)
     ends = select(func.min(second), func.max(second)).select_from(both).where(*mine)
     first, last = connection.execute(ends).one()
     if first is None:
         return Timeline(None, 0.0, ())
-    # After a single request the line is a second long.
+    # A single request gets a line that is one second long.
     slot_s = (float(last) - float(first) or 1.0) / SLOTS
-    slot = _whole((second - float(first)) / slot_s, dialect)
+    slot = _round_down((second - float(first)) / slot_s, dialect)
     tokens = sent.c.input_tokens + sent.c.output_tokens
-    what = (func.count(), func.sum(tokens), func.count(tokens), func.sum(sent.c.cost_usd), func.count(sent.c.cost_usd))
+    sums = (func.count(), func.sum(tokens), func.count(tokens), func.sum(sent.c.cost_usd), func.count(sent.c.cost_usd))
     grouped = (sent.c.provider, sent.c.model, slot)
-    found = connection.execute(select(*grouped, *what).select_from(both).where(*mine).group_by(*grouped))
-    return Timeline(datetime.fromtimestamp(float(first), UTC), slot_s, tuple(_sum_spending(row) for row in found))
+    found = connection.execute(select(*grouped, *sums).select_from(both).where(*mine).group_by(*grouped))
+    return Timeline(datetime.fromtimestamp(float(first), UTC), slot_s, tuple(_read_spending(row) for row in found))
 
 
-def _epoch_s(time: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
+def _convert_to_epoch_s(time: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
     """Return a stored time as seconds since 1970."""
     if dialect == "sqlite":
         return (func.julianday(time) - func.julianday("1970-01-01")) * 86_400.0
     return func.extract("epoch", time)
 
 
-def _whole(number: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
+def _round_down(number: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
     """Round down. A cast does this on SQLite only, and `floor` is missing in some SQLite builds."""
     return cast(number if dialect == "sqlite" else func.floor(number), Integer)
 
 
-def _sum_spending(row: Sequence[Any]) -> RouteSpending:
+def _read_spending(row: Sequence[Any]) -> RouteSpending:
     provider, model, slot, requests, tokens, counted, cost_usd, priced = row
     return RouteSpending(
         route=f"{provider}/{model}",
@@ -184,24 +192,23 @@ def _sum_spending(row: Sequence[Any]) -> RouteSpending:
 
 
 def _draw_timeline(timeline: Timeline, kind: str, ax: Axes | None) -> Axes:
-    routes = sorted({each.route for each in timeline.spent})
+    routes = sorted({each.route for each in timeline.spending})
     is_own, ax = ax is None, choose_axes(ax, 3.4 + _LINE_INCHES * len(routes))
-    times, known = timeline.times(), 0
+    times, known = timeline.compute_times(), 0
     for route, mark in zip(routes, iterate_marks(), strict=False):
-        sums = timeline.so_far(route, kind)
+        sums = timeline.sum_spending(route, kind)
         label = _label_route(route, kind, timeline, is_known=sums is not None)
         if sums is None:
             ax.plot([], [], mark.marker, color=GREY, markerfacecolor="none", label=label)
             continue
         known += 1
-        # matplotlib takes times, which its types do not say.
-        line: Any = times
-        ax.plot(line, sums, color=mark.colour, linestyle=mark.line, drawstyle="steps-post", label=label)
-        ax.plot(line[-1:], sums[-1:], mark.marker, color=mark.colour)
+        xs: Any = times  # matplotlib accepts datetimes, but its types do not
+        ax.plot(xs, sums, color=mark.colour, linestyle=mark.line, drawstyle="steps-post", label=label)
+        ax.plot(xs[-1:], sums[-1:], mark.marker, color=mark.colour)
     if not known:
-        nothing = "Nothing was sent." if not routes else f"{kind.capitalize()} of these requests: unknown."
-        ax.text(0.5, 0.5, nothing, transform=ax.transAxes, color=GREY, ha="center", va="center")
-    _label(ax, kind, is_empty=not known)
+        text = "Nothing was sent." if not routes else f"{kind.capitalize()} of these requests: unknown."
+        ax.text(0.5, 0.5, text, transform=ax.transAxes, color=GREY, ha="center", va="center")
+    _format_axes(ax, kind, is_empty=not known)
     draw_legend(ax, is_own=is_own)
     return ax
 
@@ -209,11 +216,11 @@ def _draw_timeline(timeline: Timeline, kind: str, ax: Axes | None) -> Axes:
 def _label_route(route: str, kind: str, timeline: Timeline, *, is_known: bool) -> str:
     if not is_known:
         return f"{shorten(route)} ({kind} unknown)"
-    left_out = timeline.unknown(route, kind)
-    return f"{shorten(route)} ({left_out:,} of unknown {kind} left out)" if left_out else shorten(route)
+    left_out = timeline.count_unknown(route, kind)
+    return f"{shorten(route)} ({left_out:,} with unknown {kind} left out)" if left_out else shorten(route)
 
 
-def _label(ax: Axes, kind: str, *, is_empty: bool) -> None:
+def _format_axes(ax: Axes, kind: str, *, is_empty: bool) -> None:
     from matplotlib import dates
     from matplotlib.ticker import MaxNLocator
 

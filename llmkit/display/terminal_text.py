@@ -1,22 +1,22 @@
-"""Foreign text for a terminal: what would steer it is written out instead."""
+"""Text of models and datasets, made safe to print in a terminal."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["printable"]
+__all__ = ["escape_controls"]
 
-# Control characters but line breaks and tabs, and what turns the direction of the text behind it: a terminal obeys the
-# first (it is cleared, renamed, or made to type), and by the second `gnp.exe` reads as a picture.
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# A terminal executes control characters, which can clear it, rename its window or type commands. Direction marks
+# reverse the text that follows, so that `gnp.exe` looks like a picture. Line breaks and tabs are harmless.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def printable(text: str) -> str:
+def escape_controls(text: str) -> str:
     r"""Write control characters and direction marks as Python escapes, such as `\x1b` or `\u202e`.
 
-    A carriage return before a line feed is left out, since both are one line break. What is printable stays as it is.
+    A carriage return before a line feed is dropped, because the two are one line break. Other text stays unchanged.
     """
-    return _STEERING.sub(_escape_character, text.replace("\r\n", "\n"))
+    return _UNSAFE.sub(_escape_character, text.replace("\r\n", "\n"))
 
 
 def _escape_character(match: re.Match[str]) -> str:

@@ -11,7 +11,7 @@ from uuid_utils.compat import uuid7
 
 from llmkit.attachment import Attachment
 from llmkit.display.html import render_chat
-from llmkit.display.terminal_text import printable
+from llmkit.display.terminal_text import escape_controls
 from llmkit.errors import LLMBadRequest, LLMStoreError
 from llmkit.notebook.arguments import check_names, check_text, read_attachments
 from llmkit.notebook.chat import send_chat
@@ -162,7 +162,7 @@ class Conversation:
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """Print the conversation in an IPython terminal."""
-        printer.text(repr(self) if cycle else printable(str(self)) or repr(self))
+        printer.text(repr(self) if cycle else escape_controls(str(self)) or repr(self))
 
     def _repr_html_(self) -> str:
         bubbles: list[tuple[str, str, Sequence[str]]] = []

@@ -109,7 +109,7 @@ async def test_what_is_unknown_has_no_line_and_is_named(home: JournalHome) -> No
     )
     ax = usage.plot()
     assert ax.get_legend_handles_labels()[1] == [
-        "gemini/b (1 of unknown tokens left out)",
+        "gemini/b (1 with unknown tokens left out)",
         "ollama/a (tokens unknown)",
     ]
     assert [points[-1][1] for points in lines(ax).values()] == [15]
@@ -129,7 +129,7 @@ async def test_only_what_came_since_is_drawn(home: JournalHome) -> None:
     await billed(home, ("ollama/a", 0, tokens(1, 1), None))
     later = datetime.now(UTC) + timedelta(hours=1)
     usage = home.journal.read_here(lambda connection: read_usage(connection, "lab", since=later))
-    assert usage.timeline.spent == ()
+    assert usage.timeline.spending == ()
     assert len(usage) == 0
 
 
@@ -153,11 +153,11 @@ amounts = st.dictionaries(st.integers(0, SLOTS - 1), st.none() | st.integers(0, 
 def test_a_line_never_falls_and_ends_at_the_sum_of_what_is_known(by_slot: dict[int, int | None]) -> None:
     timeline = Timeline(BEGAN, 1.0, tuple(a_spent(slot, amount) for slot, amount in by_slot.items()))
     known = [amount for amount in by_slot.values() if amount is not None]
-    sums = timeline.so_far("ollama/a", "tokens")
+    sums = timeline.sum_spending("ollama/a", "tokens")
     if not known:
         assert sums is None
     else:
         assert sums == sorted(sums or [])
         assert sums[-1] == sum(known)
-        assert len(sums) == len(timeline.times())
-    assert timeline.unknown("ollama/a", "tokens") == len(by_slot) - len(known)
+        assert len(sums) == len(timeline.compute_times())
+    assert timeline.count_unknown("ollama/a", "tokens") == len(by_slot) - len(known)

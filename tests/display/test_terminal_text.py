@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from IPython.lib.pretty import pretty
 
 from llmkit import LLMBadRequest, Session
-from llmkit.display.terminal_text import printable
+from llmkit.display.terminal_text import escape_controls
 from llmkit.testing import Fault, OllamaServer
 
 STEERING = "\x1b]0;title\x07\x1b[2J\x9b31m\rover\x08\x00 \u202egnp.exe"
@@ -23,15 +23,15 @@ def _steers(text: str) -> bool:
 @settings(max_examples=50)
 @given(st.text())
 def test_no_text_steers_and_what_is_printable_stays(text: str) -> None:
-    shown = printable(text)
+    shown = escape_controls(text)
     assert not _steers(shown)
-    assert printable(shown) == shown
+    assert escape_controls(shown) == shown
     if text.isprintable():
         assert shown == text
 
 
 def test_line_breaks_and_tabs_stay_and_the_rest_is_written_out() -> None:
-    assert printable("a\r\nb\tc\x1b[0m\u202e שלום") == "a\nb\tc\\x1b[0m\\u202e שלום"
+    assert escape_controls("a\r\nb\tc\x1b[0m\u202e שלום") == "a\nb\tc\\x1b[0m\\u202e שלום"
 
 
 def test_an_answer_and_a_conversation_shown_by_ipython_in_a_terminal_do_not_steer_it(session_url: str) -> None:
