@@ -42,7 +42,7 @@ def is_loopback(url: str) -> bool:
 
 
 class LLMSettings(BaseSettings):
-    """Everything that can be set. Build it with `load_settings()`, which turns bad values into one readable error."""
+    """All settings. Build them with `load_settings()`, which turns bad values into one readable error."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -56,16 +56,18 @@ class LLMSettings(BaseSettings):
         populate_by_name=True,
     )
 
-    default_profile: LLMProfile = Field(LLMProfile.BALANCED, description="What matters most when a call does not say.")
+    default_profile: LLMProfile = Field(
+        LLMProfile.BALANCED, description="Priority of calls that name none: `fast`, `balanced` or `quality`."
+    )
     router_policy: RouterPolicy = Field(
         "by_profile",
         description="Order of providers: by the call's profile, local or cloud ones first (`prefer_local`, "
         "`prefer_cloud`), or those first that charge nothing (`cheapest_known`).",
     )
-    concurrency_limit: int = Field(8, ge=1, le=10_000, description="Most requests under way at once, over all routes.")
+    concurrency_limit: int = Field(8, ge=1, le=10_000, description="Most concurrent requests over all routes.")
     adaptive_concurrency: bool = Field(
         default=True,
-        description="Whether the number of requests at once follows what a provider bears, up to that limit.",
+        description="Whether concurrency adapts to what a provider can handle, up to that limit.",
     )
     default_timeout_s: Seconds = Field(
         120,
@@ -75,30 +77,30 @@ class LLMSettings(BaseSettings):
         "fast",
         description="How calls are made: with LiteLLM's translations alone, or with all of it, slower (`reference`).",
     )
-    max_retries: int = Field(2, ge=0, le=20, description="Further tries on the same route after a retryable failure.")
+    max_retries: int = Field(2, ge=0, le=20, description="Retries on the same route after a retryable failure.")
     retry_max_wait_s: Seconds = Field(
-        30, description="Longest wait between two tries, in seconds, whatever the provider asks for."
+        30, description="Longest wait before a retry, in seconds, whatever the provider asks for."
     )
     cooldown_after_failures: int = Field(
-        3, ge=1, description="Failed calls in a row after which a route is passed over for a while."
+        3, ge=1, description="Consecutive failed calls after which a route is skipped for a while."
     )
-    cooldown_s: Seconds = Field(30, description="How long such a route is passed over, in seconds.")
+    cooldown_s: Seconds = Field(30, description="How long such a route is skipped, in seconds.")
 
     ollama_api_base: AnyHttpUrl = Field(
         AnyHttpUrl("http://localhost:11434"), repr=False, description="Address of the Ollama server."
     )
     ollama_model: str = Field("llama3.2", min_length=1, description="Ollama model of unpinned calls.")
     ollama_requests_per_minute: int | None = Field(
-        None, ge=1, description="Most requests that Ollama gets in any minute; none for no limit."
+        None, ge=1, description="Most requests to Ollama in any minute; none for no limit."
     )
     ollama_tokens_per_minute: int | None = Field(
-        None, ge=1, description="Most tokens, of prompts and answers, that Ollama is given in any minute."
+        None, ge=1, description="Most tokens of prompts and answers for Ollama in any minute."
     )
     gemini_model: str = Field("gemini-2.5-flash", min_length=1, description="Gemini model of unpinned calls.")
     gemini_api_key: SecretStr | None = Field(
         None,
         validation_alias=AliasChoices("LLM_GEMINI_API_KEY", "GEMINI_API_KEY"),
-        description="Key for Gemini; a plain GEMINI_API_KEY is taken when this is absent.",
+        description="Key for Gemini; GEMINI_API_KEY is used when this is not set.",
     )
     gemini_api_base: AnyHttpUrl | None = Field(
         None,
@@ -106,20 +108,21 @@ class LLMSettings(BaseSettings):
         description="Another address for Gemini, a proxy or a stand-in; plain http only to this machine.",
     )
     gemini_requests_per_minute: int | None = Field(
-        None, ge=1, description="Most requests that Gemini gets in any minute; none for no limit."
+        None, ge=1, description="Most requests to Gemini in any minute; none for no limit."
     )
     gemini_tokens_per_minute: int | None = Field(
-        None, ge=1, description="Most tokens of prompts that Gemini gets in any minute, which is how Google counts."
+        None, ge=1, description="Most prompt tokens for Gemini in any minute; Google does not count answers."
     )
     local_model: str = Field("gemma-3-270m", min_length=1, description="Local model of unpinned calls.")
     local_context_tokens: int = Field(4096, ge=256, le=32_768, description="Context window of the local model.")
-    local_parallel: int = Field(2, ge=1, le=16, description="Calls that the local model answers side by side.")
+    local_parallel: int = Field(2, ge=1, le=16, description="Concurrent calls that the local model answers.")
 
     warm_up: bool = Field(
         default=True, description="Whether a new session loads litellm in the background, so that no call waits for it."
     )
     facts_ttl_s: Seconds = Field(
-        60, description="How long what Ollama says of a model (context, tools, digest) is taken as read, in seconds."
+        60,
+        description="How long the facts that Ollama reports about a model (context, tools, digest) stay valid, in seconds.",
     )
 
     persist_runs: bool = Field(default=True, description="Whether every call is recorded in `llm_runs`.")
@@ -149,7 +152,7 @@ class LLMSettings(BaseSettings):
     def _key_that_can_be_sent(cls, key: SecretStr | None) -> SecretStr | None:
         text = key.get_secret_value().strip() if key is not None else ""
         if not text.isascii() or not text.isprintable() or set(text) & set(" \"'"):
-            raise ValueError("holds a blank, a quote or another character that no key has; copy it again")
+            raise ValueError("contains a blank, a quote or another character that no key has; copy it again")
         return SecretStr(text) if text else None
 
     @field_validator("ollama_api_base", "gemini_api_base", mode="before")
@@ -187,6 +190,14 @@ class LLMSettings(BaseSettings):
             )
         return self
 
+    def __repr__(self) -> str:
+        # Only what differs from the defaults. Secrets and addresses, which may contain one, are not in `__repr_args__`.
+        fields = type(self).model_fields
+        changed = [
+            f"{name}={value!r}" for name, value in self.__repr_args__() if name and value != fields[name].default
+        ]
+        return f"LLMSettings({', '.join(changed)})"
+
 
 def load_settings(**overrides: Any) -> LLMSettings:
     """Read the settings from keyword arguments, then the environment, then `.env`, then defaults.
@@ -212,7 +223,7 @@ def load_settings(**overrides: Any) -> LLMSettings:
         raise LLMConfigurationError("The file .env in the working directory is not UTF-8; save it as that") from None
 
 
-# How the same things are called elsewhere.
+# Names of the same settings in other tools.
 _ELSEWHERE = {
     "api_key": "gemini_api_key",
     "base_url": "ollama_api_base",
@@ -228,7 +239,7 @@ _ELSEWHERE = {
 
 
 def _suggest_settings(unknown: Sequence[str]) -> str:
-    """Which settings were probably meant, or all that there are."""
+    """Return a sentence with the settings that were probably meant, or with all of them."""
     known = sorted(LLMSettings.model_fields)
     near = [_ELSEWHERE.get(name) or next(iter(get_close_matches(name, known, 1, cutoff=0.7)), None) for name in unknown]
     if None in near:
@@ -254,7 +265,7 @@ def prepare_litellm_environment() -> None:
 
 
 def child_environment(**extra: str) -> dict[str, str]:
-    """Environment for a child process of ours: this one's without provider keys, plus `extra`."""
+    """Return the environment for a child process: this one's without provider keys, plus `extra`."""
     keep = {name: value for name, value in os.environ.items() if not name.upper().endswith(("_API_KEY", "_TOKEN"))}
     return keep | extra
 

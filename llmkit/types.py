@@ -48,6 +48,8 @@ __all__ = [
 ]
 
 MAX_KEY_LENGTH = 255
+# Longest part of an answer in its `repr`, in characters.
+REPR_CHARS = 60
 RESERVED_METADATA_KEYS = ("workspace_id", "pipeline_run_id", "stage")
 # The stage of calls that load a model and whose answers nobody reads.
 WARM_UP_STAGE = "warm_up"
@@ -390,7 +392,7 @@ class RoutePlan(Value):
 
     @cached_property
     def as_json(self) -> Mapping[str, Any]:
-        """JSON-able form: `policy`, `candidates` with route and reason, `excluded` with route and why.
+        """JSON-serializable form: `policy`, `candidates` with route and reason, `excluded` with route and why.
 
         Not to be changed: all calls with this plan share it.
         """
@@ -419,6 +421,10 @@ class RoutePlan(Value):
             for number, entry in enumerate(self.entries, start=1)
         ]
         return "\n".join([f"policy {self.policy}", *rows])
+
+    def __repr__(self) -> str:
+        candidates = ", ".join(map(str, self.candidates)) or "no candidates"
+        return f"RoutePlan({candidates}; {len(self.entries) - len(self.candidates)} excluded)"
 
     def _repr_html_(self) -> str:
         places = {route: number for number, route in enumerate(self.candidates, start=1)}
@@ -509,6 +515,10 @@ class LLMResponse(Value):
 
     def __str__(self) -> str:
         return self.text
+
+    def __repr__(self) -> str:
+        start = self.text if len(self.text) <= REPR_CHARS else f"{self.text[:REPR_CHARS]}…"
+        return f"LLMResponse({start!r}, {', '.join(self.facts)})"
 
     def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
         """Print the text in IPython."""

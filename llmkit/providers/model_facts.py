@@ -1,7 +1,6 @@
 """Facts about a single model beyond what its provider declares, each with its source and time.
 
-Pure: values, and a book of them in memory. Who asks servers is `llmkit.discovery`; who tries a model out is
-`llmkit.discovery.probe`.
+Pure: values, and a registry of them in memory. `llmkit.discovery` queries servers and probes models.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Fact(Generic[T]):
     """One fact of a model.
 
     Attributes:
-        value: What is known.
+        value: The fact itself.
         source: `declared` by llmkit for the whole provider, `reported` by the server, `probed` by trying it.
         at_utc: When it was reported or probed; None for what is declared.
     """
@@ -49,7 +48,7 @@ class ModelFacts:
         json_schema: Whether its answers are held to a schema.
         images: Whether it reads images.
         context_tokens: Size of its context window.
-        digest: What identifies its weights and template: another digest is another model under the same name.
+        digest: Identifies its weights and template: a new digest is another model under the same name.
     """
 
     tools: Fact[bool] | None = None
@@ -57,6 +56,9 @@ class ModelFacts:
     images: Fact[bool] | None = None
     context_tokens: Fact[int] | None = None
     digest: Fact[str] | None = None
+
+    def __repr__(self) -> str:
+        return f"ModelFacts({', '.join(f'{name}={fact}' for name, fact in self)})"
 
     def __iter__(self) -> Iterator[tuple[str, Fact[Any]]]:
         for each in fields(self):
@@ -74,7 +76,7 @@ class ModelFacts:
         return caps.model_copy(update=known)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """JSON-able form: name of the fact to `value`, `source` and `at_utc` (ISO 8601, null when declared)."""
+        """Return a JSON-serializable mapping: name of the fact to `value`, `source` and `at_utc` (ISO 8601, null when declared)."""
         return {
             name: {
                 "value": fact.value,
@@ -134,12 +136,12 @@ class _Entry(NamedTuple):
 
 
 class FactBook:
-    """The facts of all models, by route, safe from any thread. What is probed outweighs what is reported.
+    """The facts about all models, by route; thread-safe. A probed fact overrides a reported one.
 
-    A probe tells of the digest that it was made on: once the server reports another one, it is passed over.
+    A probe is valid for the digest that it was made on: once the server reports another one, it is ignored.
 
     Attributes:
-        version: Another number after every change.
+        version: Increases with every change.
     """
 
     def __init__(self) -> None:
@@ -153,16 +155,16 @@ class FactBook:
         return self._known.get(route, NOTHING_KNOWN)
 
     def report(self, route: Route, facts: ModelFacts) -> None:
-        """Take over what the server says; `NOTHING_KNOWN` forgets what it said before."""
+        """Store the facts that the server reports; `NOTHING_KNOWN` forgets earlier ones."""
         self._change(route, reported=facts)
 
     def probe(self, route: Route, facts: ModelFacts, digest: str | None) -> None:
-        """Take over what a trial showed.
+        """Store the result of a probe.
 
         Args:
             route: The model.
-            facts: What was found; `NOTHING_KNOWN` forgets an earlier trial.
-            digest: The model's digest at the time; None when it is not known, and the trial holds for any.
+            facts: The result; `NOTHING_KNOWN` forgets an earlier probe.
+            digest: The model's digest at the time; None when unknown, and the probe holds for any digest.
         """
         self._change(route, probed=facts, probed_digest=digest)
 
