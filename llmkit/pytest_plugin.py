@@ -1,6 +1,6 @@
-"""A pytest fixture that runs an evaluation and fails the test when it does not hold what was asked.
+"""A pytest fixture that runs an evaluation, and fails the test if the result breaks a rule.
 
-Switch it on in `conftest.py` with `pytest_plugins = ["llmkit.pytest_plugin"]`.
+Enable it in `conftest.py`: `pytest_plugins = ["llmkit.pytest_plugin"]`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llmkit.errors import LLMError
 
 if TYPE_CHECKING:
     from llmkit.evals import EvalReport, Task, Variant
-    from llmkit.evals.ci.gate import GateReport, GateRules
+    from llmkit.evals.ci.gate import GateRules
     from llmkit.session import Session
 
 __all__ = ["assert_evaluation"]
@@ -29,13 +29,13 @@ AssertEvaluation: TypeAlias = "Callable[..., EvalReport]"
 def assert_evaluation(tmp_path: Path) -> Iterator[AssertEvaluation]:
     """Return a function `(task, routes, rules, *, baseline=None, replay=None, **options)` that returns the report.
 
-    It runs the task (a `Task`, or the path of a task file with one) over the routes in a new store of this test, with
-    the settings of the environment, and checks the run by the `GateRules`. What does not hold is an `AssertionError`
-    with the numbers, and with what failed.
+    The function runs the task (a `Task`, or the path of a task file with one task) over the routes, in a new store and
+    with the settings of the environment, and checks the result by the `GateRules`. A broken rule is an
+    `AssertionError` with the numbers and the failures.
 
-    `baseline` is a file that `report.export` or `llmkit eval export` wrote. `replay` is one that `llmkit cassette
-    record` wrote: then answers come from it, and nothing is sent. `**options` are those of `llmkit.evals.evaluate`.
-    Rules that check nothing, and a baseline that cannot be read, are an `LLMEvaluationError` before anything is sent.
+    `baseline` is a file written by `report.export` or `llmkit eval export`. `replay` is a file written by `llmkit
+    cassette record`, which then answers, and nothing is sent. `**options` are those of `llmkit.evals.evaluate`. Rules
+    that check nothing, or an unreadable baseline, are an `LLMEvaluationError` before anything is sent.
     """
     with ExitStack() as open_sessions:
 
@@ -52,12 +52,12 @@ def assert_evaluation(tmp_path: Path) -> Iterator[AssertEvaluation]:
             from llmkit.session import Session
 
             try:
-                # Opened here, so that the test has set its environment by now.
+                # Opened here, because the fixture is set up before the test changes its environment.
                 store = f"sqlite:///{tmp_path / 'evaluation.db'}"
                 session = open_sessions.enter_context(Session(database_url=store, replay=replay))
-                return _check_run(session, _task(task), routes, rules, baseline, options)
+                return _check_run(session, _read_task(task), routes, rules, baseline, options)
             except (LLMError, AssertionError) as error:
-                # Where it was raised is no help to who reads of a test: its own line and the message are.
+                # The frames inside llmkit do not help the reader of a failed test; its line and the message do.
                 raise error.with_traceback(None) from None
 
         yield check
@@ -71,42 +71,34 @@ def _check_run(
     baseline: str | Path | None,
     options: Mapping[str, Any],
 ) -> EvalReport:
-    from llmkit.evals.ci.gate import require_rules
+    from llmkit.evals.ci.gate import check_gate, match_variants, require_rules
 
     require_rules(rules, is_compared=baseline is not None)
-    other = None if baseline is None else session.import_run(baseline, name=f"baseline {Path(baseline).stem}")
+    earlier = None if baseline is None else session.import_run(baseline, name=f"baseline {Path(baseline).stem}")
     report = session.evaluate(task, routes, **{"progress": False, **options})
-    _require(_gate(report, rules, other), report)
+    pairs = () if earlier is None else match_variants(report, earlier)
+    gate = check_gate(report, rules, baseline=earlier, variants=pairs)
+    broken = [f"{check.title}: {check.detail}" for check in gate.checks if not check.passed]
+    if broken:
+        raise AssertionError(
+            "\n".join(["The evaluation breaks a rule:", *broken, *_list_failures(report), *gate.notes])
+        )
     return report
 
 
-def _task(given: Task | str | Path) -> Task:
-    from llmkit.evals import load_tasks
-    from llmkit.evals.tasks.task import Task
+def _read_task(task: Task | str | Path) -> Task:
+    from llmkit.evals import Task, load_tasks
 
-    if isinstance(given, Task):
-        return given
-    task, *others = load_tasks(given)
+    if isinstance(task, Task):
+        return task
+    first, *others = load_tasks(task)
     if others:
-        raise ValueError(f"{given} has several tasks; pass one of llmkit.evals.load_tasks(...)")
-    return task
+        raise ValueError(f"{task} has several tasks; pass one of llmkit.evals.load_tasks(...)")
+    return first
 
 
-def _gate(report: EvalReport, rules: GateRules, baseline: EvalReport | None) -> GateReport:
-    from llmkit.evals.ci.gate import check_gate, match_variants
-
-    pairs = () if baseline is None else match_variants(report, baseline)
-    return check_gate(report, rules, baseline=baseline, variants=pairs)
-
-
-def _require(gate: GateReport, report: EvalReport) -> None:
-    failing = [f"{check.title}: {check.detail}" for check in gate.checks if not check.passed]
-    if failing:
-        raise AssertionError("\n".join(["The evaluation does not hold:", *failing, *_failures(report), *gate.notes]))
-
-
-def _failures(report: EvalReport) -> Iterator[str]:
-    """List the reasons for missing scores, each with its first message."""
+def _list_failures(report: EvalReport) -> Iterator[str]:
+    """Yield the reasons for missing scores, each with its count and first message."""
     missing = [(each.route, "without an answer", each.error_code, each.error_message) for each in report.results]
     crashed = [
         (each.route, "not scored", name, text) for each in report.results for name, text in each.scorer_errors.items()
