@@ -13,7 +13,7 @@ from llmkit.evals.call_names import require_unedited
 from llmkit.evals.report.aggregate import ScorePairs, collect_scores, find_worst_score, index_by_sample, pair_scores
 from llmkit.evals.report.notes import note_direction
 from llmkit.evals.report.report import EvalReport
-from llmkit.evals.results import FAILED, STORED_STATUSES
+from llmkit.evals.results import FAILED
 
 __all__ = ["GateCheck", "GateReport", "GateRules", "check_gate", "match_variants", "require_rules"]
 
@@ -197,11 +197,10 @@ def check_gate(
 
 def _note_coverage(report: EvalReport, labels: Sequence[str]) -> Iterator[str]:
     """Note variants with results for only a part of the dataset, by a limit or because the run stopped."""
-    samples = report.run.spec.get("samples", 0)
     for label in labels:
-        count = len({result.sample_id for result in report.of(label) if result.status in STORED_STATUSES})
-        if count < samples:
-            yield f"{label}: {count} of the {samples} samples of the dataset have a result; the others are not judged."
+        coverage = report.coverage[label]
+        if coverage.is_partial:
+            yield f"{label}: {coverage.text}; only samples with a result are checked."
 
 
 def require_rules(rules: GateRules, *, is_compared: bool) -> None:

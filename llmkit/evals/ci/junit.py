@@ -50,7 +50,8 @@ def render_run_junit(reports: Iterable[EvalReport]) -> str:
 def _build_run_suite(report: EvalReport) -> ET.Element:
     suite = _make_suite(f"llmkit evaluation: {report.run.name}")
     facts = ET.SubElement(suite, "properties")
-    for name, fact in report.provenance_summary.items():
+    coverage = {f"coverage: {label}": each.text for label, each in report.coverage.items() if each.is_partial}
+    for name, fact in (report.provenance_summary | coverage).items():
         ET.SubElement(facts, "property", name=replace_illegal(name), value=replace_illegal(fact))
     for result in report.results:
         case = _add_case(

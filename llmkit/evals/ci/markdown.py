@@ -10,7 +10,7 @@ from llmkit.evals.ci.gate import GateCheck, GateReport
 from llmkit.evals.ci.junit import replace_illegal
 from llmkit.evals.report.frames import to_plain_rows
 from llmkit.evals.report.report import EvalReport
-from llmkit.evals.report.terminal import format_mean
+from llmkit.evals.report.terminal import format_mean, format_scored
 
 __all__ = ["render_gate_markdown", "render_run_markdown"]
 
@@ -70,7 +70,7 @@ def _build_run_lines(report: EvalReport) -> Iterator[str]:
 
 
 def _build_summary_cells(row: Mapping[str, Any]) -> Sequence[str]:
-    counts = [row["scored"], row["failed"], row["scorer_failed"], row["input_tokens"], row["output_tokens"]]
+    counts = [format_scored(row), row["failed"], row["scorer_failed"], row["input_tokens"], row["output_tokens"]]
     return [
         row["variant"],
         row["metric"] or "-",

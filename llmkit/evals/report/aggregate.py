@@ -85,7 +85,11 @@ COMPARISON_COLUMNS: Mapping[str, str] = {
 
 
 def build_summary_rows(
-    groups: Mapping[str, Sequence[EvalResult]], metrics: Sequence[str], clusters: ClusterOf, lower: Set[str]
+    groups: Mapping[str, Sequence[EvalResult]],
+    metrics: Sequence[str],
+    clusters: ClusterOf,
+    lower: Set[str],
+    totals: Mapping[str, int],
 ) -> Iterator[dict[str, Any]]:
     """Build one row for each label and metric, or one per label without a metric for a task without scorers.
 
@@ -94,10 +98,11 @@ def build_summary_rows(
         metrics: Names in the order of the rows.
         clusters: Cluster of each sample.
         lower: Metrics of which less is better.
+        totals: Number of results of each label when it is complete.
     """
     worst = {metric: find_worst_score(groups.values(), metric, lower) for metric in metrics}
     for label, results in groups.items():
-        shared = {"variant": label, **_count_statuses(results), **_sum_costs(results)}
+        shared = {"variant": label, **_count_statuses(results, totals.get(label, 0)), **_sum_costs(results)}
         for metric in metrics or (None,):
             scores = _estimate_score(results, metric, clusters, worst.get(metric or "", math.nan))
             yield {**shared, "metric": metric, **scores, "lower_is_better": metric in lower}
@@ -109,13 +114,15 @@ def find_worst_score(groups: Iterable[Iterable[EvalResult]], metric: str, lower:
     return choose_worst_score(scores, lower_is_better=metric in lower)
 
 
-def _count_statuses(results: Sequence[EvalResult]) -> dict[str, Any]:
+def _count_statuses(results: Sequence[EvalResult], total: int) -> dict[str, Any]:
     statuses = [result.status for result in results]
+    # Samples that did not run have no result in a report from the store.
+    absent = max(0, total - len(results))
     answered = [result.valid_first_try for result in results if result.valid_first_try is not None]
     return {
-        "n": len(results),
+        "n": len(results) + absent,
         "failed": statuses.count(FAILED),
-        "not_run": statuses.count(NOT_RUN),
+        "not_run": statuses.count(NOT_RUN) + absent,
         "in_progress": statuses.count(IN_PROGRESS),
         "valid_first_try": sum(answered) / len(answered) if answered else math.nan,
         **_share_outcomes(results),

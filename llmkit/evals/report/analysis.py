@@ -19,6 +19,7 @@ from llmkit.evals.report.aggregate import (
     build_comparison_rows,
     build_summary_rows,
 )
+from llmkit.evals.report.coverage import Coverage, measure_coverage, note_coverage
 from llmkit.evals.report.failure_reasons import describe_reasons
 from llmkit.evals.report.frames import SAMPLE_COLUMNS, SCORE_PREFIX, build_frame, build_sample_row
 from llmkit.evals.report.notes import (
@@ -40,7 +41,7 @@ from llmkit.evals.report.repeats_missing import (
     build_missing_rows,
     build_repeat_rows,
 )
-from llmkit.evals.results import STATUSES, SUCCEEDED, Work
+from llmkit.evals.results import NOT_RUN, STATUSES, SUCCEEDED, Work
 from llmkit.ports import StoredRun
 
 if TYPE_CHECKING:
@@ -134,7 +135,14 @@ class Analysis:
     def counts(self) -> dict[str, int]:
         """Number of results by status."""
         statuses = [result.status for result in self.results]
-        return {status: statuses.count(status) for status in STATUSES}
+        counts = {status: statuses.count(status) for status in STATUSES}
+        # A report from the store has no placeholders for samples that did not run.
+        return counts | {NOT_RUN: sum(each.not_run for each in self.coverage.values())}
+
+    @property
+    def coverage(self) -> dict[str, Coverage]:
+        """The number of samples with a result, and of those to run, by variant."""
+        return measure_coverage(self.run, self._group_by_variant())
 
     @property
     def failure_summary(self) -> tuple[str, ...]:
@@ -155,7 +163,7 @@ class Analysis:
     def stable_notes(self) -> tuple[str, ...]:
         """The notes without those on the work of this call."""
         why = self.failure_summary
-        failures = (*note_failures(self.results), *why, *note_stops(self.stopped, why))
+        failures = (*note_coverage(self.coverage), *note_failures(self.results), *why, *note_stops(self.stopped, why))
         without_score = (*failures, *note_doubt(len(self.in_doubt)))
         moved = (*note_fallbacks(self.results), *note_digests(self.digests))
         return (*without_score, *self.warnings, *moved, *note_direction(sorted(self.lower_is_better)))
@@ -174,12 +182,13 @@ class Analysis:
             by: `variant` groups results as assigned, `served_route` by the route that answered.
         """
         groups: dict[str, list[EvalResult]] = {label: [] for label in self.variants} if by == "variant" else {}
+        totals = {label: each.total for label, each in self.coverage.items()} if by == "variant" else {}
         for result in self.results:
             label = result.route if by == "variant" else result.served_route
             if label is not None:
                 groups.setdefault(label, []).append(result)
         return build_frame(
-            build_summary_rows(groups, self.metrics, self.clusters, self.lower_is_better), SUMMARY_COLUMNS
+            build_summary_rows(groups, self.metrics, self.clusters, self.lower_is_better, totals), SUMMARY_COLUMNS
         )
 
     def samples(self) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmkit.display.html import render_table
-from llmkit.evals.report.terminal import format_mean
+from llmkit.evals.report.terminal import format_mean, format_scored
 
 if TYPE_CHECKING:
     from llmkit.evals.report.analysis import Analysis
@@ -34,4 +34,5 @@ def _build_cells(row: Mapping[Any, Any]) -> tuple[Any, ...]:
     )
     median = "" if known["latency_p50_ms"] is None else f"{known['latency_p50_ms']:,.0f}"
     mean = format_mean(known) if known["metric"] else ""
-    return (known["variant"], known["metric"] or "", mean, known["scored"], known["failed"], first_try, tokens, median)
+    scored = format_scored(known) if known["not_run"] or known["in_progress"] else known["scored"]
+    return (known["variant"], known["metric"] or "", mean, scored, known["failed"], first_try, tokens, median)

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from llmkit.eval_ports import DigestSeen, EvalResult
 from llmkit.evals.budget import BudgetUse
-from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, Work, fell_back
+from llmkit.evals.results import FAILED, IN_PROGRESS, SCORER_FAILED, Work, fell_back
 from llmkit.types import Route
 
 __all__ = [
@@ -68,15 +68,13 @@ def note_stops(stopped: Mapping[str, str], failures: Sequence[str]) -> Iterator[
 def note_failures(results: Sequence[EvalResult]) -> Iterator[str]:
     """Note the results without a score, by status and error code."""
     statuses = [result.status for result in results]
-    counts = {status: statuses.count(status) for status in (FAILED, SCORER_FAILED, NOT_RUN, IN_PROGRESS)}
+    counts = {status: statuses.count(status) for status in (FAILED, SCORER_FAILED, IN_PROGRESS)}
     if counts[FAILED]:
         codes = [result.error_code or "unknown" for result in results if result.status == FAILED]
         listed = ", ".join(f"{code} {codes.count(code)}" for code in sorted(set(codes)))
         yield f"{_count(counts[FAILED], 'sample')} failed ({listed})."
     if counts[SCORER_FAILED]:
         yield f"{_count(counts[SCORER_FAILED], 'answer')} could not be scored; see scorer_errors."
-    if counts[NOT_RUN]:
-        yield f"{_count(counts[NOT_RUN], 'sample')} did not run; evaluate under the same name to run them."
     if counts[IN_PROGRESS]:
         yield f"{_count(counts[IN_PROGRESS], 'sample')} under way in another process."
 

@@ -45,12 +45,13 @@ class EvalReport(Analysis):
         """Return the report as JSON-able data; unknown values are null.
 
         Keys: `form`, `run` (id, name, workspace_id, task, task_sha256, dataset_sha256, created_at_utc), `counts`
-        (status to number), `work` (reused, rescored, called, replayed, sent, shared, warm_ups; null for a report from
-        the store), `summary` (rows of `summary()`), `comparisons` (rows of `compare(a, b)` for all pairs of variants),
-        `stopped` (variant to reason), `in_doubt` (ids of calls), `judges` (metric to route, prompt, criteria, scale,
-        parameters), `budget` (budget with its limits, tokens, cost_usd, uncounted, stopped_by, why; null without one),
-        `failures` (the three most frequent reasons of each variant: variant, status, error_code, results, message),
-        `notes`, `warnings` (the notes that put a comparison in doubt), `provenance` (see there).
+        (status to number), `coverage` (variant to finished, total, in_progress, not_run), `work` (reused, rescored,
+        called, replayed, sent, shared, warm_ups; null for a report from the store), `summary` (rows of `summary()`),
+        `comparisons` (rows of `compare(a, b)` for all pairs of variants), `stopped` (variant to reason), `in_doubt`
+        (ids of calls), `judges` (metric to route, prompt, criteria, scale, parameters), `budget` (budget with its
+        limits, tokens, cost_usd, uncounted, stopped_by, why; null without one), `failures` (the three most frequent
+        reasons of each variant: variant, status, error_code, results, message), `notes`, `warnings` (the notes that put
+        a comparison in doubt), `provenance` (see there).
 
         Args:
             stable: Leave out what differs between two runs with the same answers: `run.id`, `run.created_at_utc`,
@@ -69,6 +70,15 @@ class EvalReport(Analysis):
                 "created_at_utc": run.created_at_utc.isoformat(),
             },
             "counts": self.counts,
+            "coverage": {
+                label: {
+                    "finished": each.finished,
+                    "total": each.total,
+                    "in_progress": each.in_progress,
+                    "not_run": each.not_run,
+                }
+                for label, each in self.coverage.items()
+            },
             "work": asdict(self.work) if self.work else None,
             "summary": to_json_rows(self.summary()),
             "comparisons": [row for a, b in _pair_labels(self.variants) for row in to_json_rows(self.compare(a, b))],
@@ -160,7 +170,12 @@ class EvalReport(Analysis):
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items() if count) or "nothing yet"
         rows = [row for row in to_plain_rows(self.summary()) if row["metric"]]
-        scores = [f"  {row['variant']}: {row['metric']} {format_mean(row)}" for row in rows]
+        coverage = self.coverage
+        scores = [
+            f"  {row['variant']}: {row['metric']} {format_mean(row)}"
+            + (f" ({coverage[row['variant']].text})" if coverage[row["variant"]].is_partial else "")
+            for row in rows
+        ]
         why = [f"  {reason}" for reason in self.failure_summary]
         return "\n".join([f"EvalReport({self.run.name!r}, task {self.run.task_name}: {counts})", *scores, *why])
 

@@ -11,7 +11,7 @@ from llmkit.eval_ports import EvalRun
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["build_summary_table", "format_mean"]
+__all__ = ["build_summary_table", "format_mean", "format_scored"]
 
 UNKNOWN = "-"
 # With at least this many samples a third decimal is meaningful.
@@ -28,6 +28,12 @@ def format_mean(row: SummaryRow) -> str:
     if row["ci_low"] is None:
         return f"{row['mean']:.{places}f}"
     return f"{row['mean']:.{places}f} [{row['ci_low']:.{places}f}, {row['ci_high']:.{places}f}]"
+
+
+def format_scored(row: SummaryRow) -> str:
+    """Format the number of scored results, such as `6 of 60` while samples are still to run."""
+    is_partial = row["not_run"] or row["in_progress"]
+    return f"{row['scored']:,} of {row['n']:,}" if is_partial else f"{row['scored']:,}"
 
 
 def build_summary_table(run: EvalRun, rows: Sequence[SummaryRow], notes: Sequence[str]) -> Table:
@@ -88,7 +94,7 @@ class _Layout:
         yield "" if again else row["variant"]
         if self.has_metric_column:
             yield row["metric"] or UNKNOWN
-        yield from (format_mean(row), f"{row['scored']:,}", f"{row['failed'] + row['scorer_failed']:,}")
+        yield from (format_mean(row), format_scored(row), f"{row['failed'] + row['scorer_failed']:,}")
         if again:
             yield from ("", "", "")
             return

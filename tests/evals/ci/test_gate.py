@@ -143,7 +143,7 @@ async def test_a_gate_says_how_much_of_the_dataset_it_judges():
     part, whole = await report(limit=30), await report()
     rules = GateRules(minimums={"field_match": 0.5})
     assert check_gate(part, rules).notes == (
-        f"{A}: 30 of the 60 samples of the dataset have a result; the others are not judged.",
+        f"{A}: 30 of 60 samples, 30 not run; only samples with a result are checked.",
     )
     assert check_gate(whole, rules).notes == ()
 

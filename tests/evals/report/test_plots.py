@@ -81,7 +81,7 @@ async def test_one_sample_without_an_interval_is_hollow_and_says_so() -> None:
     ax = changed(report, "gemini/b", scores={report.metrics[0]: 0.4}).plot()
     hollow = [each for each in scatters(ax) if len(each.get_facecolors()) == 0]
     assert [float(each.get_offsets()[0][0]) for each in hollow] == [0.4]
-    assert "gemini/b: 1 of 1 scored, no interval" in texts(ax)
+    assert "gemini/b: 1 of 4 scored, no interval" in texts(ax)
 
 
 async def test_several_metrics_differ_in_more_than_colour() -> None:

@@ -174,8 +174,8 @@ async def test_json_has_the_documented_keys_and_no_nan():
     report = await failing_report()
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert set(document) == {
-        "form", "run", "counts", "work", "summary", "comparisons", "stopped", "in_doubt", "judges", "budget",
-        "failures", "notes", "warnings", "provenance",
+        "form", "run", "counts", "coverage", "work", "summary", "comparisons", "stopped", "in_doubt", "judges",
+        "budget", "failures", "notes", "warnings", "provenance",
     }  # fmt: skip
     assert set(document["summary"][0]) == set(SUMMARY_COLUMNS)
     assert set(document["comparisons"][0]) == set(COMPARISON_COLUMNS)

@@ -27,7 +27,7 @@ from llmkit.evals.report.html.cells import (
 )
 from llmkit.evals.report.html.cost import build_cost_section
 from llmkit.evals.report.html.mistakes import find_frequent_mistakes
-from llmkit.evals.report.terminal import format_mean
+from llmkit.evals.report.terminal import format_mean, format_scored
 from llmkit.evals.results import FAILED
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _build_leaderboard(rows: Sequence[SummaryRow], metric: str | None) -> Table:
                 ),
                 Figure(format_mean(row)),
                 make_figure(row["mean_failures_as_zero"], ".3f"),
-                row["scored"],
+                Figure(format_scored(row)) if row["not_run"] or row["in_progress"] else row["scored"],
                 row["failed"],
                 row["scorer_failed"] + row["not_run"] + row["in_progress"],
                 make_figure(row["valid_first_try"], ".0%"),
