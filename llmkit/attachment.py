@@ -97,7 +97,7 @@ class Attachment(BaseModel):
             raise ValueError("llmkit fetches nothing from an address; give a path, or the bytes")
         place = Path(path)
         try:
-            # Asked first: a film of gigabytes must not be read to find out that it is too large.
+            # Checked first: a film of gigabytes must not be read to find out that it is too large.
             _require_fits(place.stat().st_size)
             return cls.from_bytes(place.read_bytes())
         except ValueError as error:
@@ -122,7 +122,7 @@ class Attachment(BaseModel):
 def collect_attachments(
     images: Source | Iterable[Source] = (), files: Source | Iterable[Source] = ()
 ) -> tuple[Attachment, ...]:
-    """Return the attachments for what a person gave as images and as files, a single one or several; raises as `of`."""
+    """Return the attachments of `images=` and `files=`, each one source or several; raises as `of`."""
     pictures, documents = (tuple(Attachment.of(source) for source in _as_iterable(given)) for given in (images, files))
     for wanted, found in (("files", pictures), ("images", documents)):
         misplaced = [each for each in found if each.is_image == (wanted == "images")]

@@ -48,7 +48,7 @@ PROBE_COMMAND = "llmkit doctor --probe"
 
 
 class CheckState(StrEnum):
-    """`ABSENT` is something optional that is not there; `FAILED` stops llmkit from working."""
+    """Result of a check. `ABSENT` marks a missing option; `FAILED` stops llmkit from working."""
 
     OK = "ok"
     ABSENT = "absent"
@@ -57,15 +57,15 @@ class CheckState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at.
+    """One check and its result.
 
     Attributes:
-        name: What was looked at.
-        state: How it is.
-        detail: What was found; never a key.
-        fix: What mends it; None when there is nothing to mend.
-        route: A route that can be used now because of this.
-        facts: For a model: what is known of it, as `ModelFacts.as_dict` tells it.
+        name: Subject of the check.
+        state: The result.
+        detail: What was found, without keys.
+        fix: The command or setting that fixes it; None when nothing needs fixing.
+        route: A route that this makes usable.
+        facts: For a model: its facts, as `ModelFacts.as_dict` returns them.
     """
 
     name: str
@@ -76,17 +76,17 @@ class Check:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """Return a JSON-serializable mapping."""
         return asdict(self)
 
 
 def examine(settings: LLMSettings, *, probe: bool = False) -> tuple[Check, ...]:
-    """Look at everything.
+    """Run all checks.
 
     Args:
-        settings: What is looked at.
+        settings: The settings to check.
         probe: Send one small request, billed and recorded, on every route that looks usable, to see whether its
-            answers are held to a schema. Else nothing is sent to a model, and it takes a few seconds at most.
+            answers follow a schema. Otherwise nothing is sent to a model, and it takes a few seconds at most.
     """
     checks = tuple(check for look in _LOOKS for check in _check_safely(look, settings))
     routes = tuple(map(Route.parse, usable_routes(checks)))
@@ -94,7 +94,7 @@ def examine(settings: LLMSettings, *, probe: bool = False) -> tuple[Check, ...]:
 
 
 def usable_routes(checks: Iterable[Check]) -> tuple[str, ...]:
-    """Routes that a call could use now, in the order of the checks."""
+    """Return the routes that a call could use now, in the order of the checks."""
     return tuple(check.route for check in checks if check.route)
 
 
@@ -165,7 +165,7 @@ def _check_disk(settings: LLMSettings) -> Iterator[Check]:
 
 
 def _find_existing_folder(place: Path) -> Path:
-    """Return the place itself, or the nearest folder above it that exists."""
+    """Return the folder itself, or its nearest parent that exists."""
     place = place.absolute()
     return next(folder for folder in (place, *place.parents) if folder.is_dir())
 
@@ -182,7 +182,7 @@ def _check_extras(settings: LLMSettings) -> Iterator[Check]:
             yield Check(name, state, f"not installed: {', '.join(missing)}", command)
 
 
-# --- who could answer ---------------------------------------------------------------------------------------------
+# --- providers ---------------------------------------------------------------------------------------------
 
 
 def _check_ollama(settings: LLMSettings) -> Iterator[Check]:
@@ -253,7 +253,7 @@ _LOOKS = (
 )
 
 
-# --- whether answers are held to a schema -------------------------------------------------------------------------
+# --- structured output -------------------------------------------------------------------------
 
 
 def _list_probed(settings: LLMSettings, routes: Iterable[Route]) -> Iterator[Check]:

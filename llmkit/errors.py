@@ -2,7 +2,7 @@
 
     LLMError                         unknown
     ├── LLMConfigurationError        configuration          settings, workspace, missing key or extra
-    ├── LLMBadRequest                bad_request            the provider, or we, cannot take the request
+    ├── LLMBadRequest                bad_request            llmkit or the provider refuses the request
     │   ├── LLMContextOverflow       context_overflow       prompt larger than the model's window
     │   ├── LLMUnsupported           unsupported            the model lacks a feature that was asked for
     │   └── LLMNoRoute               no_route               no route fulfils the request's constraints
@@ -18,7 +18,7 @@
     ├── LLMUnusableAnswer            unusable_answer        answered and billed, and not an answer
     │   ├── LLMPromptTruncated       prompt_truncated       the prompt was cut to the context window
     │   ├── LLMOutputTruncated       output_truncated       cut at the output limit
-    │   ├── LLMReasoningExhausted    reasoning_exhausted    hidden reasoning ate the output limit
+    │   ├── LLMReasoningExhausted    reasoning_exhausted    hidden reasoning used up the output limit
     │   ├── LLMContentBlocked        content_blocked        a safety filter
     │   ├── LLMEmptyReply            empty_reply      R     neither text nor a tool call
     │   └── LLMInvalidOutput         invalid_output         does not fit the output type
@@ -87,9 +87,9 @@ class LLMError(Exception):
     Attributes:
         code: Stable name of the kind of failure, as stored in `llm_runs.error_code`.
         retryable: Whether the same call may succeed later.
-        provider: Who failed, when one did.
+        provider: The provider that failed, if one did.
         model: The model that was asked.
-        run_id: Row in `llm_runs`, once there is one.
+        run_id: Id of the row in `llm_runs`, once it exists.
         attempts: Every request that was sent before this error, in order.
         status_code: HTTP status, when the provider sent one.
         retry_after_s: Seconds that the provider asked to wait.
@@ -107,7 +107,7 @@ class LLMError(Exception):
         status_code: int | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        message = escape_controls(message)  # a provider's words may be in it, and a traceback goes to a terminal
+        message = escape_controls(message)  # A provider's text may be in it, and tracebacks go to terminals.
         super().__init__(message)
         self.message = message
         self.provider = provider
@@ -340,7 +340,7 @@ _IN_OUR_WORDS = {
 
 
 def describe_validation(error: ValidationError) -> Iterator[str]:
-    """One line per problem of a Pydantic error: where it is and what is wrong, without the offending value."""
+    """Yield one line per problem of a Pydantic error: where it is and what is wrong, without the offending value."""
     for problem in error.errors(include_input=False, include_url=False, include_context=False):
         where = ".".join(str(part) for part in problem["loc"])
         what = _IN_OUR_WORDS.get(problem["msg"], problem["msg"].removeprefix("Value error, "))

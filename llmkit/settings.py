@@ -122,7 +122,7 @@ class LLMSettings(BaseSettings):
     )
     facts_ttl_s: Seconds = Field(
         60,
-        description="How long the facts that Ollama reports about a model (context, tools, digest) stay valid, in seconds.",
+        description="How long what Ollama reports about a model (context, tools, digest) stays valid, in seconds.",
     )
 
     persist_runs: bool = Field(default=True, description="Whether every call is recorded in `llm_runs`.")

@@ -1,4 +1,4 @@
-"""Write the table of settings into the README, from the code; with --check only say whether it is current."""
+"""Write the table of settings into the README, from the code; with --check only check it."""
 
 import sys
 from enum import Enum
@@ -12,16 +12,16 @@ README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- settings: generated from llmkit/settings.py by scripts/settings_table.py -->", "<!-- /settings -->"
 
 
-def table() -> str:
-    """The settings as a Markdown table."""
+def build_table() -> str:
+    """Return the settings as a Markdown table."""
     rows = [
-        f"| `{ENV_PREFIX}{name.upper()}` | {_default(field)} | {field.description} |"
+        f"| `{ENV_PREFIX}{name.upper()}` | {_format_default(field)} | {field.description} |"
         for name, field in LLMSettings.model_fields.items()
     ]
     return "\n".join(["| variable | default | what it does |", "|---|---|---|", *rows])
 
 
-def _default(field: FieldInfo) -> str:
+def _format_default(field: FieldInfo) -> str:
     value = field.default
     if value is None:
         return ""
@@ -29,17 +29,17 @@ def _default(field: FieldInfo) -> str:
     return f"`{str(shown).lower() if isinstance(shown, bool) else str(shown).rstrip('/')}`"
 
 
-def current(text: str) -> str:
-    """The README with today's table in it."""
+def update_readme(text: str) -> str:
+    """Return the README with the current table in it."""
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{build_table()}\n{END}{after}"
 
 
 def main() -> int:
     """Write, or with --check compare; 1 when the README is behind the code."""
     text = README.read_text(encoding="utf-8")
-    wanted = current(text)
+    wanted = update_readme(text)
     if "--check" in sys.argv:
         print("README settings are current" if text == wanted else "README settings are behind: run this script")
         return int(text != wanted)

@@ -83,7 +83,7 @@ def test_white_space_around_a_key_is_no_part_of_it(key: str) -> None:
 
 @pytest.mark.parametrize("key", ["can ary", "canary\u2026", '"canary"', "can\nary", "canary\x00"])
 def test_a_key_that_cannot_be_one_is_refused_and_not_shown(key: str) -> None:
-    with pytest.raises(LLMConfigurationError, match=r"LLM_GEMINI_API_KEY: holds a blank.*copy it again") as caught:
+    with pytest.raises(LLMConfigurationError, match=r"LLM_GEMINI_API_KEY: contains a blank.*copy it again") as caught:
         load_settings(gemini_api_key=key)
     assert "can" not in str(caught.value).replace("cannot", "")
 

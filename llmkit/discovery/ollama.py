@@ -1,6 +1,6 @@
-"""Ollama's questions about itself, over one short-lived connection: `/api/version`, `/api/tags`, `/api/show`.
+"""Queries about an Ollama server over one short-lived connection: `/api/version`, `/api/tags`, `/api/show`.
 
-Redirects are not followed, and nothing of the environment (keys, netrc) goes along but the proxy for a remote address.
+Redirects are not followed, and nothing from the environment (keys, netrc) is used but the proxy for a remote address.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ANSWER_WITHIN_S", "OllamaServerState", "PulledModel", "fetch_model_facts", "fetch_server_state"]
 
-# A server on this machine answers in milliseconds; a call must not wait long for what it can do without.
+# A local server answers in milliseconds, and a call must not wait long for facts that it can do without.
 ANSWER_WITHIN_S = 2.0
 MOST_ANSWER_BYTES = 16 * 1024**2
 MOST_MODELS_SHOWN = 50
@@ -38,9 +38,9 @@ class PulledModel:
     """A model that the server has.
 
     Attributes:
-        name: As the server lists it, with its tag.
-        size_bytes: On disk; None when the server does not say.
-        facts: Empty when its details could not be had.
+        name: The name that the server lists, with its tag.
+        size_bytes: Size on disk; None when not reported.
+        facts: Empty when the server reported no details.
     """
 
     name: str
@@ -57,14 +57,14 @@ class OllamaServerState:
 
 
 async def fetch_model_facts(base: str, model: str) -> ModelFacts | None:
-    """Ask the server for the facts of one model, with two concurrent requests.
+    """Query the server for the facts about one model, with two concurrent requests.
 
     Args:
         base: Address of the server; user and password in it are sent to it.
-        model: As in a route.
+        model: The model part of a route.
 
     Returns:
-        `NOTHING_KNOWN` when the server does not have the model; None when it does not say within 2 s.
+        `NOTHING_KNOWN` when the server does not have the model; None without a usable answer within 2 s.
     """
     async with _connect(base) as ask:
         shown, listed = await asyncio.gather(ask.post("/api/show", {"model": model}), ask.get("/api/tags"))
@@ -79,7 +79,7 @@ async def fetch_model_facts(base: str, model: str) -> ModelFacts | None:
 
 
 async def fetch_server_state(base: str) -> OllamaServerState | None:
-    """Version and models with their details, the newest 50 at most; None when no Ollama answers within 2 s."""
+    """Return version and models with details, at most the newest 50; None when no Ollama answers within 2 s."""
     async with _connect(base) as ask:
         version, listed = await asyncio.gather(ask.get("/api/version"), ask.get("/api/tags"))
         if version.status != HTTPStatus.OK or version.body is None:
@@ -146,7 +146,7 @@ class _OllamaConnection:
 
 @asynccontextmanager
 async def _connect(base: str) -> AsyncIterator[_OllamaConnection]:
-    # Importing it takes some tenths of a second the first time, which would hold up the event loop.
+    # The first import takes some tenths of a second, which would block the event loop.
     await asyncio.to_thread(import_module, "aiohttp")
     import aiohttp
 
@@ -156,7 +156,7 @@ async def _connect(base: str) -> AsyncIterator[_OllamaConnection]:
 
 
 async def _read_bounded(answer: aiohttp.ClientResponse) -> bytes:
-    """Return the body, cut where no such answer is as long: what is cut is no JSON."""
+    """Return the body, cut at 16 MiB; a cut body is not JSON and so counts as no answer."""
     body = bytearray()
     async for chunk in answer.content.iter_any():
         body += chunk
@@ -166,7 +166,7 @@ async def _read_bounded(answer: aiohttp.ClientResponse) -> bytes:
 
 
 def _find_proxy(base: str) -> str | None:
-    """Return the proxy that the environment names. What is on this machine never goes through one."""
+    """Return the proxy that the environment names; None for an address on this machine."""
     where = urlsplit(base)
     if is_loopback(base) or proxy_bypass(where.hostname or ""):
         return None
@@ -175,7 +175,7 @@ def _find_proxy(base: str) -> str | None:
 
 
 def _build_tls(base: str) -> ssl.SSLContext | bool:
-    """Return the machine's certificates and certifi's, as for calls."""
+    """Return a context that trusts the system's certificates and certifi's, as calls do."""
     if urlsplit(base).scheme != "https":
         return True
     import certifi

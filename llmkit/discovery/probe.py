@@ -1,4 +1,4 @@
-"""Trying a model out: one tiny request that a server fails which accepts a schema and ignores it."""
+"""Probe of a model: one tiny request that exposes a server which accepts a schema and ignores it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from llmkit.types import (
 __all__ = ["Prober", "build_probe_request", "follows_schema"]
 
 STAGE = "probe"
-# The prompt asks for anything but this: no model writes it unless it is made to.
+# The prompt asks for something else, so a model writes this only if the schema forces it to.
 EXPECTED = {"llmkit_probe": "held"}
-# A constrained answer has a dozen tokens; the rest is for hidden reasoning.
+# A constrained answer has a dozen tokens; the rest leaves room for hidden reasoning.
 MOST_OUTPUT_TOKENS = 512
-# A tiny, valid request refused in these ways is refused for its schema.
+# A tiny, valid request that fails with one of these was refused for its schema.
 _REFUSALS = (LLMBadRequest, LLMUnsupported)
 
 
 def build_probe_request(route: Route) -> LLMRequest:
-    """Return the request: prose is asked for, and the schema leaves room for one object only."""
+    """Build a request whose prompt asks for prose and whose schema allows one object only."""
     schema: dict[str, Any] = {
         "type": "object",
         "properties": {name: {"type": "string", "enum": [value]} for name, value in EXPECTED.items()},
@@ -64,13 +64,13 @@ def _parse_json(text: str) -> Any:
 
 
 class Prober:
-    """Tries models out through the service, so that every trial is a run like any other, of stage `probe`.
+    """Probes of models through the service, so that each one is recorded like any call, with stage `probe`.
 
     Args:
         service: Carries out the request.
-        facts: Where to write down what was found.
+        facts: Where results are stored.
         addresses: Where each provider is called, as `StoredProbe.address` has it.
-        file: Keeps what was found for other processes; None for this one only.
+        file: Keeps results for other processes; None for this process only.
     """
 
     def __init__(
@@ -86,20 +86,20 @@ class Prober:
         self._file = file
 
     async def probe(self, route: Route, context: RequestContext) -> ModelFacts:
-        """Try the model out now, whatever was found before. Sends one request, and pays for it.
+        """Probe the model now, whatever is known. Sends one request, which may be billed.
 
         Args:
             route: The model.
             context: Whose run it is; its stage becomes `probe`.
 
         Raises:
-            LLMError: The trial could not be carried out; what was known before stands.
+            LLMError: The probe failed; earlier facts stay valid.
         """
         request = build_probe_request(route)
-        await self._service.discover(request)  # for the digest
+        await self._service.discover(request)  # The result is stored with the model's current digest.
         before = self._facts.of(route)
         digest = before.digest.value if before.digest is not None else None
-        # What an earlier trial found would keep this one from being sent.
+        # The result of an earlier probe could exclude the route, so it is forgotten first.
         self._facts.probe(route, NOTHING_KNOWN, None)
         try:
             holds = await self._send_probe(request, context)

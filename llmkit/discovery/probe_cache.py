@@ -38,7 +38,7 @@ class StoredProbe(Value):
 
     @property
     def facts(self) -> ModelFacts:
-        """Return the facts about the model that this probe supports."""
+        """The facts about the model that this probe supports."""
         return ModelFacts(json_schema=Fact(self.json_schema, "probed", self.at_utc))
 
 
@@ -48,20 +48,20 @@ class _Contents(Value):
 
 
 class ProbeFile:
-    """The last trial of each model at each address.
+    """The last probe of each model at each address.
 
-    Never raises: a file that cannot be read or is damaged is empty, and what cannot be written is dropped; then the
-    next process tries again. Of two processes that write at once the later one wins.
+    Never raises: an unreadable or damaged file counts as empty, and a failed write is ignored; the next process
+    probes again. Of two processes that write at once the later one wins.
 
     Args:
-        folder: Where `probes.json` lies; made when there is something to keep.
+        folder: Contains `probes.json`; created with the first probe.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE_NAME
 
     def load(self) -> tuple[StoredProbe, ...]:
-        """All trials of the last 30 days."""
+        """Return the probes of the last 30 days."""
         try:
             contents = _Contents.model_validate_json(self._path.read_bytes())
         except (OSError, ValidationError):
@@ -70,14 +70,14 @@ class ProbeFile:
         return tuple(probe for probe in contents.probes if probe.at_utc >= oldest)
 
     def keep(self, probe: StoredProbe) -> None:
-        """Keep this trial in place of an earlier one of the same model at the same address."""
+        """Store this probe in place of an earlier one of the same model at the same address."""
         others = [old for old in self.load() if (old.route, old.address) != (probe.route, probe.address)]
         with suppress(OSError):
             self._write(_Contents(probes=(*others, probe)).model_dump_json(indent=1))
 
     def _write(self, text: str) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Private (0600) by how it is made, and never seen half written.
+        # `mkstemp` creates it private (0600), and the rename makes sure that no reader sees half a file.
         handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f"{FILE_NAME}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -89,7 +89,7 @@ class ProbeFile:
 
 
 def recall_probes(file: ProbeFile, facts: FactBook, addresses: Mapping[LLMProvider, str]) -> None:
-    """Write down what earlier processes found out at the addresses that are in use now."""
+    """Load the probes that earlier processes made at the addresses in use."""
     for probe in file.load():
         if addresses.get(probe.route.provider) == probe.address:
             facts.probe(probe.route, probe.facts, probe.digest)

@@ -1,4 +1,4 @@
-"""Keeps the facts of Ollama's models fresh, at the price of two small requests a minute and model."""
+"""Refresh of the facts about Ollama's models, at the price of two small requests a minute for each model."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from llmkit.types import LLMProvider, Route
 
 __all__ = ["OllamaDiscovery"]
 
-# After a look in vain; until then what was known before stands.
+# The wait after a failed lookup, during which earlier facts stay valid.
 TRY_AGAIN_AFTER_S = 10.0
 
 
 class OllamaDiscovery:
-    """Implements `llmkit.ports.ModelDiscovery` by asking the Ollama server of the settings. Used by any event loop.
+    """Implementation of `llmkit.ports.ModelDiscovery` that queries the Ollama server of the settings.
 
-    A look in vain (no server, an error, nothing within 2 s) changes nothing, and is repeated after 10 s at the
-    earliest. A model that the server does not have is forgotten.
+    Usable from any event loop. A failed lookup (no server, an error, no answer within 2 s) changes nothing and is
+    repeated after 10 s at the earliest. The facts about a model that the server does not have are forgotten.
 
     Args:
         settings: `ollama_api_base` and `facts_ttl_s` are used.
-        facts: Where to write down what is found.
-        clock: Seconds on a clock that never goes back.
+        facts: Where facts are stored.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(self, settings: LLMSettings, facts: FactBook, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,22 +34,22 @@ class OllamaDiscovery:
         self._facts = facts
         self._clock = clock
         self._due_s: dict[Route, float] = {}
-        # By event loop, because a task can only be awaited in its own.
+        # The key contains the event loop, because a task can only be awaited in its own.
         self._lookups: dict[tuple[asyncio.AbstractEventLoop, Route], asyncio.Task[None]] = {}
 
     def is_due(self, route: Route) -> bool:
-        """See `ModelDiscovery`."""
+        """Implement `ModelDiscovery`."""
         return route.provider is LLMProvider.OLLAMA and self._clock() >= self._due_s.get(route, float("-inf"))
 
     async def discover(self, routes: Iterable[Route]) -> None:
-        """See `ModelDiscovery`."""
+        """Implement `ModelDiscovery`."""
         lookups = [self._share_lookup(route) for route in dict.fromkeys(routes) if self.is_due(route)]
         if lookups:
-            # Not gather: who stops waiting must not end it for the others.
+            # `gather` would cancel the shared lookup for all callers when one of them is cancelled.
             await asyncio.wait(lookups)
 
     def _share_lookup(self, route: Route) -> asyncio.Task[None]:
-        """Return the look that is under way, or a new one."""
+        """Return the lookup in progress, or start one."""
         here = (asyncio.get_running_loop(), route)
         task = self._lookups.get(here)
         if task is None:

@@ -59,9 +59,9 @@ def main() -> int:
 
 
 def _limit_files() -> None:
-    """Return the log is the only file written: stop it at 1 MiB (Python ignores SIGXFSZ).
+    """Limit written files to 1 MiB (the log is the only one; Python ignores SIGXFSZ), and forbid core dumps.
 
-    A core dump would hold prompts.
+    A core dump would contain prompts.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     limit = MAX_LOG_BYTES if hard == resource.RLIM_INFINITY else min(MAX_LOG_BYTES, hard)
@@ -120,7 +120,7 @@ def _load(order: dict[str, Any]) -> Any:
 
 
 def _count_threads() -> int:
-    """Processors that we may use; more than eight do not make a small model faster."""
+    """Return the number of usable processors, at most eight: more do not make a small model faster."""
     available = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return min(available, MAX_THREADS)
 

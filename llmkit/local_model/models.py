@@ -1,4 +1,4 @@
-"""Which local models there are."""
+"""Registry of the local models."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class LocalModel(NamedTuple):
     """A model whose weights come as a Python package.
 
     Attributes:
-        name: What stands after `local/` in a route.
+        name: The model part of a route, after `local/`.
         package: Import name of the weights package.
-        distribution: What `pip` calls it.
+        distribution: Its name for `pip`.
         sha256: Of the assembled file, in hexadecimal; it identifies the model in records.
         size_bytes: Of the assembled file.
     """
@@ -49,7 +49,7 @@ _MODELS = {
 
 
 def list_model_names() -> tuple[str, ...]:
-    """Names of all local models that llmkit knows, installed or not."""
+    """Return the names of all local models, installed or not."""
     return tuple(_MODELS)
 
 

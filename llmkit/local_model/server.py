@@ -36,7 +36,7 @@ class _LocalModelSpec:
 
 
 class LocalModelServer:
-    """Implements `llmkit.ports.ModelServer`. One per session; they share the child of equal settings.
+    """Implementation of `llmkit.ports.ModelServer`. One per session; sessions with equal settings share a child.
 
     Safe from any thread and any event loop. In a process forked from one that uses it, it starts a child of its own
     and leaves the other alone. A child ends when its last user closes, and in any case with the process.
@@ -110,7 +110,7 @@ class _Start:
             await self._process.astop()
 
     def disown(self) -> None:
-        """Leave it to the process that this one was forked from."""
+        """Leave the child to the process that this one was forked from."""
         if self._process is not None:
             self._process.disown()
 
@@ -136,7 +136,7 @@ class _Start:
 
 
 class _Registry:
-    """The children of this process, and who uses them."""
+    """The children of this process, and the sessions that use each."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -96,7 +96,7 @@ def _ensure_weights_in(folder: Path, model: LocalModel) -> Path:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Everyone may write to the system's temporary folder, so ours in it may have been laid there by another user."""
+    """Refuse a folder that another user owns or can write to: the system's temporary folder is open to all users."""
     found = folder.lstat()
     if folder.parent == Path(tempfile.gettempdir()) and (found.st_uid != os.getuid() or found.st_mode & 0o022):
         raise PermissionError(0, "belongs to another user, or others may write to it")

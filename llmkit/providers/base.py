@@ -1,4 +1,4 @@
-"""Interface of a provider module, and the translation that all of them share. Pure: no I/O, no state."""
+"""Interface of a provider module, and the translation that all providers share. Pure: no I/O, no state."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ BYTES_PER_TOKEN = 3
 # No tokenizer in use packs running text more tightly than this.
 MOST_CHARS_PER_TOKEN = 8
 TOKENS_PER_MESSAGE = 8
-# What a model's template writes around a conversation; how tools are called takes the longest of them about 200.
+# A chat template adds text around a conversation; the longest instructions for tools take about 200 tokens.
 TOKENS_OF_A_TEMPLATE = 256
-# What the models that cut an image into tiles take at most (LLaVA 1.6: 2,880); others take 256 and more.
+# Models that cut an image into tiles take the most (LLaVA 1.6: 2,880 tokens); others take 256 or more.
 TOKENS_PER_IMAGE = 3_000
 # A page of a PDF is 258 tokens (https://ai.google.dev/gemini-api/docs/document-processing) and rarely below 5 kB.
 FILE_BYTES_PER_TOKEN = 20
-# Its grammars count digits: they bound whole numbers only.
+# The grammars of llama.cpp count digits, so they can bound only integers.
 LLAMA_CPP_UNENFORCED = frozenset({"number.minimum", "number.maximum"})
 
 
@@ -60,12 +60,12 @@ class CallArguments:
     """One request in LiteLLM's terms.
 
     Attributes:
-        kwargs: Keyword arguments of `litellm.acompletion`. Never shown: they hold the prompt and may hold a key.
-        address: Where the request goes, without credentials; anything else is refused on the way out.
-        context_tokens: The context window asked for, where the request sets it.
-        send_key: Whether the provider gets a key at all. LiteLLM puts in one of its own finding where it has none.
-        price_entry: What LiteLLM has to know of the model beforehand, so that it does not ask the server.
-        model_digest: What identifies the model's weights, as far as it is known; not sent.
+        kwargs: Keyword arguments of `litellm.acompletion`. Never shown: they contain the prompt and perhaps a key.
+        address: Where the request goes, without credentials; the transport refuses any other address.
+        context_tokens: The context window that the request asks for, in tokens; None when it sets none.
+        send_key: Whether the provider gets a key. LiteLLM would otherwise send one that it finds in the environment.
+        price_entry: An entry for LiteLLM's price list, so that it does not query the server about the model.
+        model_digest: Identifies the model's weights when known; not sent.
     """
 
     kwargs: Mapping[str, Any] = field(repr=False)
@@ -76,7 +76,7 @@ class CallArguments:
     model_digest: str | None = None
 
     def own_kwargs(self) -> dict[str, Any]:
-        """Return a copy of the arguments to give away: LiteLLM rewrites the schemas of tools where it finds them."""
+        """Return a copy of the arguments that the callee may change: LiteLLM rewrites tool schemas in place."""
         copy: dict[str, Any] = _copy_containers(dict(self.kwargs))
         return copy
 
@@ -89,14 +89,14 @@ def _copy_containers(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ReplyFacts:
-    """Facts in a provider's own reply that LiteLLM's reading of it drops.
+    """Facts in a provider's reply that LiteLLM discards.
 
     Attributes:
-        counts_reported: Whether the token counts are the provider's.
+        counts_reported: Whether the provider reported the token counts.
         blocked: Why a safety filter stopped prompt or answer.
-        unreadable: Why an answer without content is none, in words that fit behind "the answer is empty:".
-        prompt_tokens: Tokens of the prompt that were really read.
-        error: The provider's words for a failure that it reported with status 200.
+        unreadable: Why an answer without content is unusable, worded to follow "answered without content:".
+        prompt_tokens: Tokens of the prompt that the provider really read.
+        error: The provider's error message; some come with status 200.
         model_version: The version of the model that answered, where the provider names one.
     """
 
@@ -116,14 +116,14 @@ class ProviderSpec:
         label: The name in messages.
         default_model: Model of unpinned calls.
         context_tokens: Context window of a model, in tokens; None when it is not known beforehand.
-        address: Where it is called; None for a server that llmkit itself runs on this machine.
+        address: Where it is called; None for a server that llmkit runs on this machine.
         configuration_problem: What is missing and how to get it; None when it can be called.
-        model_problem: Why this model cannot exist there, and what to do; None when the provider has to say.
+        model_problem: Why the provider cannot have this model, and the remedy; None when only the provider can tell.
         call_arguments: The request for LiteLLM. `endpoint` is given for a server that llmkit runs.
         reply_facts: Reads the provider's JSON.
         sent_schema: The output schema in the JSON that was really sent; None when there is none.
-        mend_reply: Adds what LiteLLM cannot do without to the provider's JSON.
-        within_window: Keeps the context window that is asked for within the model's own, in tokens.
+        mend_reply: Adapts the provider's JSON to what LiteLLM can read.
+        within_window: Limits the requested context window to the model's own, in tokens.
         secrets: Keys that must never be shown.
         telemetry_name: Its name in the OpenTelemetry GenAI conventions; None when that is the provider's own name.
         policy_ranks: Its place in the order of each router policy, smallest first.
@@ -137,12 +137,12 @@ class ProviderSpec:
         images_depend_on_model: The same for `supports_images`.
         unread_media_types: Kinds of images that no model there can be sent.
         estimates_missing_counts: Whether LiteLLM counts tokens itself when the provider does not.
-        reports_cost: Whether LiteLLM's price for an answer can be believed.
-        parallel: Most requests it should get at once, beside the limit over all; None for no limit of its own.
-        runs_elsewhere: Whether this model is computed, and charged for, by somebody else, wherever the address points.
+        reports_cost: Whether LiteLLM's price for an answer is reliable.
+        parallel: Most concurrent requests, in addition to the overall limit; None for no separate limit.
+        runs_elsewhere: Whether a third party runs this model and charges for it, whatever the address.
         per_minute: Most requests and most tokens in any minute; None for no limit.
         answers_count: Whether the tokens of answers count for `per_minute`, beside those of prompts.
-        quota_zone: The time zone at whose midnight a quota of the day is filled up again.
+        quota_zone: The time zone at whose midnight a daily quota resets.
     """
 
     provider: LLMProvider
@@ -184,7 +184,7 @@ def answers_on_this_machine(spec: ProviderSpec, settings: LLMSettings) -> bool:
     return spec.caps.is_local and (address is None or is_loopback(address))
 
 
-# Of few addresses, and asked for with every call.
+# Cached: there are few addresses, and every call needs one.
 @lru_cache(maxsize=256)
 def strip_credentials(url: str) -> str:
     """Return the URL as it may be shown: without user and password, and without a slash at its end."""
@@ -206,15 +206,15 @@ def _count_bytes(request: LLMRequest) -> int:
 
 
 def estimate_prompt_tokens(request: LLMRequest) -> int:
-    """About how many tokens the prompt has, rather too many than too few: 3,000 for an image, 50 for a kB of PDF."""
+    """Estimate the prompt's tokens, rather too many than too few: 3,000 per image, 50 per kB of PDF."""
     texts = _count_bytes(request) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE * (len(request.messages) + 1)
     return texts + sum(_estimate_attachment_tokens(attachment) for attachment in request.attachments)
 
 
 def compute_max_prompt_tokens(request: LLMRequest) -> int:
-    """Tokens that the prompt has at the very most, the output schema included; images and PDF as estimated.
+    """Return an upper bound on the prompt's tokens, output schema included; images and PDF are estimated.
 
-    No tokenizer makes more tokens of a text than it has bytes. A model's own template comes on top.
+    No tokenizer produces more tokens than a text has bytes. The model's template is added.
     """
     schema = request.response_format and request.response_format.json_schema
     texts = _count_bytes(request) + len(json.dumps(schema or {}).encode())
@@ -227,7 +227,7 @@ def _estimate_attachment_tokens(attachment: Attachment) -> int:
 
 
 def compute_min_prompt_tokens(request: LLMRequest) -> int:
-    """Tokens that messages of this length have at the very least. Costs nothing, however long they are."""
+    """Return a lower bound on the messages' tokens. Constant time, however long they are."""
     return sum(len(message.content) for message in request.messages) // MOST_CHARS_PER_TOKEN
 
 
@@ -235,7 +235,7 @@ _REPEATED = re.compile(r"(.)\1{2,}", re.DOTALL)
 
 
 def surely_exceeds(request: LLMRequest, window: int) -> bool:
-    """Return whether no tokenizer fits the messages into so many tokens.
+    """Return whether no tokenizer fits the messages into `window` tokens.
 
     A run of one character counts as a single one.
     """
@@ -248,7 +248,7 @@ def surely_exceeds(request: LLMRequest, window: int) -> bool:
 def build_openai_arguments(request: LLMRequest) -> dict[str, Any]:
     """Return the part of the arguments that is the same for every provider.
 
-    What the request leaves open is left out.
+    Options that the request does not set are left out.
     """
     arguments: dict[str, Any] = {
         "messages": [_build_message(message) for message in request.messages],

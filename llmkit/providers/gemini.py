@@ -70,7 +70,10 @@ def _list_secrets(settings: LLMSettings) -> tuple[str, ...]:
 
 
 def _calls_tools_beside_json(model: str) -> bool:
-    """Before Gemini 3 it is a 400: "Function calling with a response mime type: 'application/json' is unsupported"."""
+    """Return whether the model is Gemini 3 or later.
+
+    Earlier ones answer 400: "Function calling with a response mime type: 'application/json' is unsupported".
+    """
     return not re.match(r"gemini-[012](\D|$)", model)
 
 

@@ -21,8 +21,8 @@ LOCAL_MODELS: Mapping[str, str] = MappingProxyType({"gemma-3-270m": "gemma3_270m
 """Local models by name, with the Python package that carries the weights of each."""
 
 LARGEST_CONTEXT_TOKENS = 32_768
-# Of an answer without a limit of its own: a base model rarely ends by itself, and to the end of its window it writes
-# for a minute on a machine that does nothing else.
+# The limit of an answer that has none: a base model rarely stops by itself, and filling its window takes a minute on
+# an idle machine.
 OPEN_ANSWER_TOKENS = 512
 _DEFAULT_WEIGHTS = LOCAL_MODELS["gemma-3-270m"]
 _INSTALL = "pip install 'llmkit-research[local]'"
@@ -86,7 +86,7 @@ SPEC = ProviderSpec(
     provider=LLMProvider.LOCAL,
     label="The local model",
     caps=ProviderCaps(
-        # A small base model: it completes text and has never seen a tool.
+        # A small base model completes text and was not trained to call tools.
         supports_tools=False,
         supports_json=True,
         supports_json_schema=True,

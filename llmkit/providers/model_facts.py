@@ -76,7 +76,7 @@ class ModelFacts:
         return caps.model_copy(update=known)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Return a JSON-serializable mapping: name of the fact to `value`, `source` and `at_utc` (ISO 8601, null when declared)."""
+        """Return JSON-able facts by name: `value`, `source` and `at_utc` (ISO 8601, null when declared)."""
         return {
             name: {
                 "value": fact.value,

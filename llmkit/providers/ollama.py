@@ -1,4 +1,4 @@
-"""Ollama: models on this machine or on a server of one's own."""
+"""Ollama: models on this machine or on your own server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["SPEC", "add_tag", "choose_context_window", "read_facts"]
 LITELLM_PREFIX = "ollama_chat"
 
 SMALLEST_CONTEXT_TOKENS = 4096
-# Memory for the window is taken when the model is loaded; few models read further than this.
+# Loading the model reserves memory for its whole window; few models can read more than this.
 LARGEST_CONTEXT_TOKENS = 131_072
 ROOM_FOR_ANSWER_TOKENS = 1024
 
@@ -46,7 +46,7 @@ def choose_context_window(request: LLMRequest) -> int:
 
 
 def _fit_window(arguments: CallArguments, window: int) -> CallArguments:
-    """Ask for no more than the model has: Ollama would cut it down without a word, and then the prompt."""
+    """Limit the window to the model's own: Ollama would silently reduce it and then cut the prompt."""
     if arguments.context_tokens is None or arguments.context_tokens <= window:
         return arguments
     return replace(arguments, kwargs={**arguments.kwargs, "num_ctx": window}, context_tokens=window)
@@ -94,10 +94,7 @@ def _get_address(settings: LLMSettings) -> str:
 
 
 def _is_cloud_model(model: str) -> bool:
-    """Return a local server passes prompts for its cloud models on to ollama.com.
-
-    Their tags say so (`gpt-oss:120b-cloud`).
-    """
+    """Return whether the tag names a cloud model (`gpt-oss:120b-cloud`), whose prompts a local server forwards."""
     tag = model.rpartition("/")[2].partition(":")[2]
     return tag == "cloud" or tag.endswith("-cloud")
 
@@ -185,14 +182,14 @@ SPEC = ProviderSpec(
     provider=LLMProvider.OLLAMA,
     label="Ollama",
     caps=ProviderCaps(
-        # Depends on the model, so it is not promised; a pinned model is asked all the same.
+        # It depends on the model, so it is not declared; a pinned model is asked anyway.
         supports_tools=False,
         supports_json=True,
         supports_json_schema=True,
         max_context_tokens=None,
         preferred_for_profiles=frozenset({LLMProfile.FAST, LLMProfile.BALANCED}),
         is_local=True,
-        # Depends on the model too.
+        # This depends on the model too.
         supports_images=False,
         unenforced_schema_keywords=LLAMA_CPP_UNENFORCED,
     ),
@@ -218,8 +215,8 @@ SPEC = ProviderSpec(
     schema_fix="curl -fsSL https://ollama.com/install.sh | sh",
     hints={
         "start": "start it with `ollama serve`, or set LLM_OLLAMA_API_BASE to where it runs",
-        "key": "it wants a login that llmkit does not send; set LLM_OLLAMA_API_BASE to a server that wants none",
-        "permission": "check what stands in front of it",
+        "key": "put user and password into LLM_OLLAMA_API_BASE, or set it to a server that needs no login",
+        "permission": "check the proxy in front of it",
         "model": "run `ollama pull {model}`, or set LLM_OLLAMA_MODEL to one that `ollama list` shows",
         "limit": "lower LLM_CONCURRENCY_LIMIT, or try again later",
         "address": "set LLM_OLLAMA_API_BASE",

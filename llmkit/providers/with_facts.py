@@ -1,4 +1,4 @@
-"""Providers whose call arguments take into account what is known of the single model."""
+"""Providers whose call arguments use the facts about each model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["add_model_facts"]
 def add_model_facts(
     providers: Mapping[LLMProvider, ProviderSpec], facts: FactBook
 ) -> Mapping[LLMProvider, ProviderSpec]:
-    """Return the same providers: the context window is kept within the model's, and the model's digest goes on record.
+    """Return providers that limit the context window to the model's and record the model's digest.
 
     Args:
-        providers: What differs between providers.
+        providers: The providers to wrap.
         facts: Read anew for every request.
     """
     return {name: _add_facts(spec, facts) for name, spec in providers.items()}

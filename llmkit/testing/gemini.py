@@ -235,7 +235,7 @@ class GeminiServer(StandInServer):
         return replace(self._make_error(429, message, *details), headers=dict(fault.headers))
 
     def _make_empty_answer(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
-        """Return the answers that come with status 200 and bill the prompt, but say nothing."""
+        """Return the answers that come with status 200 and bill the prompt, but have no content."""
         usage = Usage(1, _prompt_tokens(request.json))
         head: dict[str, Any] = {}
         match fault.kind:
@@ -283,7 +283,7 @@ def _parse_path(path: str) -> tuple[str, str]:
 
 
 def _prompt_tokens(body: Mapping[str, Any]) -> int:
-    """Words of every text part; any other part (a call, its result, an image) counts 1. At least 1 in all."""
+    """Count the words of all text parts, and 1 for any other part (a call, its result, an image); at least 1."""
     contents = [*body.get("contents", ()), _field(body, "systemInstruction") or {}]
     parts = [part for content in contents for part in content.get("parts", ())]
     return max(1, sum(count_tokens(part["text"]) if "text" in part else 1 for part in parts))
@@ -333,7 +333,7 @@ def _make_signature(call: ToolCall) -> str:
 
 
 def _usage_metadata(usage: Usage) -> dict[str, Any]:
-    """Google's counts: zeros are left out, and thoughts are not part of the candidates."""
+    """Return Google's counts: zeros are left out, and thoughts are not part of the candidates."""
     counts = {
         "promptTokenCount": usage.input_tokens,
         "candidatesTokenCount": usage.output_tokens - usage.reasoning_tokens,

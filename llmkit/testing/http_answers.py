@@ -1,4 +1,4 @@
-"""An answer in the form of the wire, and the counts behind it."""
+"""HTTP answers of stand-in servers, and the token counts behind them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ __all__ = ["CompletedReply", "HttpAnswer", "complete_reply", "json_bytes"]
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return `value` as compact UTF-8 JSON; one with half of a character in it as ASCII, with escapes."""
+    """Return `value` as compact UTF-8 JSON; text with a lone surrogate as escaped ASCII."""
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
@@ -53,10 +53,10 @@ class CompletedReply:
 
 
 def complete_reply(reply: Reply, *, prompt_tokens: int, schema: Any = None, limit: int | None = None) -> CompletedReply:
-    """Work out text, finish reason and counts of `reply`.
+    """Compute text, finish reason and counts of `reply`.
 
     Args:
-        reply: What was scripted.
+        reply: The scripted reply.
         prompt_tokens: The prompt's own count, used when the reply gives none.
         schema: The JSON Schema asked for, if any; used when the reply gives no text.
         limit: The request's limit of output tokens, reasoning included; None for none.

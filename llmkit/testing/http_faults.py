@@ -25,7 +25,7 @@ _HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body><h1>Plea
 
 
 async def sit_out_delays(planned: Reply | Fault) -> Reply | Fault:
-    """Sit out every delay that `planned` begins with and return what comes after them."""
+    """Wait for every delay at the start of `planned` and return the rest."""
     while isinstance(planned, Fault) and planned.kind is FaultKind.DELAY:
         await (asyncio.Event().wait() if math.isinf(planned.seconds) else asyncio.sleep(planned.seconds))
         planned = planned.then
@@ -33,7 +33,7 @@ async def sit_out_delays(planned: Reply | Fault) -> Reply | Fault:
 
 
 def get_content(planned: Reply | Fault) -> Reply | Fault:
-    """Return what `planned` says, without the way in which it is sent."""
+    """Return the content of `planned`, without how it is sent."""
     while isinstance(planned, Fault) and planned.kind in _SHELLS:
         planned = planned.then
     return planned

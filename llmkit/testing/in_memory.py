@@ -30,7 +30,7 @@ class InMemoryRun:
 
     @property
     def error_code(self) -> str | None:
-        """Why it failed, if it did."""
+        """The error code of a failed run."""
         return None if self.failure is None else self.failure.error_code
 
     def as_stored_run(self) -> StoredRun:
@@ -77,27 +77,27 @@ class InMemoryLLMRunRepo:
         return tuple(self._runs.values())
 
     async def get_by_idempotency_key(self, workspace_id: str, idempotency_key: str) -> StoredRun | None:
-        """See `LLMRunRepo`."""
+        """Implement `LLMRunRepo`."""
         holder = self._key_holder(workspace_id, idempotency_key)
         return None if holder is None else holder.as_stored_run()
 
     async def get_by_flight_key(self, workspace_id: str, flight_key: str) -> StoredRun | None:
-        """See `LLMRunRepo`."""
+        """Implement `LLMRunRepo`."""
         holder = self._flight_holder(workspace_id, flight_key)
         return None if holder is None else holder.as_stored_run()
 
     async def get_run(self, workspace_id: str, run_id: UUID) -> StoredRun | None:
-        """See `LLMRunRepo`."""
+        """Implement `LLMRunRepo`."""
         run = self._runs.get(run_id)
         return run.as_stored_run() if run is not None and run.start.workspace_id == workspace_id else None
 
     async def create_started(self, start: RunStart) -> None:
-        """See `LLMRunRepo`."""
+        """Implement `LLMRunRepo`."""
         self._refuse_taken(start)
         self._runs[start.id] = InMemoryRun(start, RunStatus.STARTED, start.created_at_utc)
 
     async def mark_succeeded(self, success: RunSuccess) -> bool:
-        """See `LLMRunRepo`."""
+        """Implement `LLMRunRepo`."""
         run = self._add_attempts(success.run_id, success.attempts)
         if run is None or run.status is not RunStatus.STARTED:
             return False
@@ -105,7 +105,7 @@ class InMemoryLLMRunRepo:
         return True
 
     async def mark_failed(self, failure: RunFailure) -> bool:
-        """See `LLMRunRepo`."""
+        """Implement `LLMRunRepo`."""
         run = self._add_attempts(failure.run_id, failure.attempts)
         if run is None or run.status is not RunStatus.STARTED:
             return False
@@ -113,34 +113,34 @@ class InMemoryLLMRunRepo:
         return True
 
     async def record_unsent(self, start: RunStart, failure: RunFailure) -> None:
-        """See `LLMRunRepo`."""
+        """Implement `LLMRunRepo`."""
         self._runs[start.id] = InMemoryRun(start, RunStatus.FAILED, start.created_at_utc, failure=failure)
 
     async def mark_abandoned(self, run: StoredRun) -> bool:
-        """See `LLMRunRepo`."""
+        """Implement `LLMRunRepo`."""
         found = self._runs.get(run.id)
         if found is None or found.heartbeat_at_utc != run.heartbeat_at_utc:
             return False
         return await self.mark_failed(RunFailure(run.id, utc_now(), 0.0, ABANDONED_CODE, "abandoned"))
 
     async def save_result_for_idempotency_key(self, start: RunStart, success: RunSuccess) -> None:
-        """See `LLMRunRepo`."""
+        """Implement `LLMRunRepo`."""
         self._refuse_taken(start._replace(flight_key=None))
         self._runs[start.id] = InMemoryRun(start, RunStatus.SUCCEEDED, start.created_at_utc, success=success)
         self._add_attempts(start.id, success.attempts)
 
     async def record_served(self, start: RunStart, success: RunSuccess) -> None:
-        """See `LLMRunRepo`."""
+        """Implement `LLMRunRepo`."""
         await self.save_result_for_idempotency_key(start, success)
 
     async def annotate(self, workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> None:
-        """See `LLMRunRepo`."""
+        """Implement `LLMRunRepo`."""
         run = self._runs.get(run_id)
         if run is not None and run.start.workspace_id == workspace_id:
             self._runs[run_id] = replace(run, start=run.start._replace(metadata=dict(metadata)))
 
     async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
-        """See `LLMRunRepo`."""
+        """Implement `LLMRunRepo`."""
         for run_id in run_ids:
             run = self._runs.get(run_id)
             if run is not None and run.status is RunStatus.STARTED:
@@ -203,37 +203,37 @@ class InMemoryEvalStore:
         self._results: dict[tuple[UUID, str, str, int], EvalResult] = {}
 
     async def open_run(self, run: EvalRun) -> EvalRun:
-        """See `EvalStore`."""
+        """Implement `EvalStore`."""
         return self._runs.setdefault((run.workspace_id, run.name), run)
 
     async def get_run(self, workspace_id: str, name: str) -> EvalRun | None:
-        """See `EvalStore`."""
+        """Implement `EvalStore`."""
         return self._runs.get((workspace_id, name))
 
     async def list_runs(self, workspace_id: str) -> tuple[EvalRun, ...]:
-        """See `EvalStore`."""
+        """Implement `EvalStore`."""
         mine = [run for run in self._runs.values() if run.workspace_id == workspace_id]
         return tuple(sorted(mine, key=lambda run: (run.created_at_utc, run.id), reverse=True))
 
     async def save_result(self, result: EvalResult) -> None:
-        """See `EvalStore`."""
+        """Implement `EvalStore`."""
         self._results[result.eval_run_id, result.route, result.sample_id, result.epoch] = result
 
     async def results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
-        """See `EvalStore`."""
+        """Implement `EvalStore`."""
         mine = [result for result in self._results.values() if result.eval_run_id == eval_run_id]
         return tuple(sorted(mine, key=lambda result: (result.sample_id, result.route, result.epoch)))
 
     async def result(self, eval_run_id: UUID, sample_id: str, route: str, epoch: int) -> EvalResult | None:
-        """See `EvalStore`."""
+        """Implement `EvalStore`."""
         return self._results.get((eval_run_id, route, sample_id, epoch))
 
     async def outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
-        """See `EvalStore`."""
+        """Implement `EvalStore`."""
         return [get_outcome(result) for result in self._results.values() if result.eval_run_id == eval_run_id]
 
     async def under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
-        """See `EvalStore`."""
+        """Implement `EvalStore`."""
         return [
             CallUnderWay(run.start.pipeline_run_id or "", run.start.owner, run.heartbeat_at_utc)
             for run in self._calls_of(workspace_id, pipeline_run_id_prefix)
@@ -241,14 +241,14 @@ class InMemoryEvalStore:
         ]
 
     async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
-        """See `EvalStore`."""
+        """Implement `EvalStore`."""
         prefixed = self._calls_of(workspace_id, pipeline_run_id_prefix)
         doubtful = [run for run in prefixed if run.status is RunStatus.STARTED or run.error_code == ABANDONED_CODE]
         ordered = sorted(doubtful, key=lambda run: (run.start.created_at_utc, run.start.id))
         return tuple(run.as_stored_run() for run in ordered)
 
     async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
-        """See `EvalStore`."""
+        """Implement `EvalStore`."""
         prefixed = self._calls_of(workspace_id, pipeline_run_id_prefix)
         times: dict[tuple[Route, str], list[datetime]] = {}
         for attempt in (attempt for run in prefixed for attempt in run.attempts):
@@ -258,7 +258,7 @@ class InMemoryEvalStore:
         return tuple(sorted(seen, key=lambda each: (each.route.provider, each.route.model, each.first_at_utc)))
 
     async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[EvalSpending, ...]:
-        """See `EvalStore`."""
+        """Implement `EvalStore`."""
         spent: dict[Route, EvalSpending] = {}
         for run in self._calls_of(workspace_id, pipeline_run_id_prefix):
             for attempt in run.attempts:
@@ -266,7 +266,7 @@ class InMemoryEvalStore:
         return tuple(spent[route] for route in sorted(spent, key=lambda route: (route.provider, route.model)))
 
     async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
-        """See `EvalStore`."""
+        """Implement `EvalStore`."""
         mine = self._calls_of(workspace_id, pipeline_run_id_prefix)
         ordered = sorted(mine, key=lambda run: (run.start.created_at_utc, run.start.id))
         return tuple(run.as_recorded_call() for run in ordered)

@@ -257,7 +257,7 @@ def _add_tag(name: str) -> str:
 
 
 def _go_time(ns: int) -> str:
-    """RFC 3339 in UTC as Go writes it: nanoseconds, without the zeros at their end."""
+    """Format a time as Go does: RFC 3339 in UTC with nanoseconds, without trailing zeros."""
     seconds, fraction = divmod(ns, 1_000_000_000)
     digits = f".{fraction:09d}".rstrip("0").rstrip(".")
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}{digits}Z"
@@ -326,7 +326,7 @@ def _tool_call(call: ToolCall, index: int = 0) -> dict[str, Any]:
 
 
 def _iter_chunks(path: str, completed: CompletedReply, reply: Reply, tools: Any) -> Iterable[dict[str, Any]]:
-    """Return the chunks before the last. With tools on offer the real server keeps the text back until it is whole."""
+    """Return the chunks before the last. With tools in the request the real server sends the text as one chunk."""
     if reply.thinking:
         yield _make_body(path, "", Reply(thinking=reply.thinking))
     if completed.text:

@@ -9,7 +9,7 @@ from typing import Any, Self
 __all__ = ["DEFAULT_TEXT", "Fault", "FaultKind", "Reply", "ToolCall"]
 
 DEFAULT_TEXT = "This is the stand-in's own reply."
-"""What a server says when nothing was scripted and no schema was asked for: six words, six tokens."""
+"""The answer when nothing was scripted and no schema was requested: six words, six tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Reply:
     `llmkit.testing`).
 
     Attributes:
-        text: What the model says. None is a minimal valid instance of the requested schema, else `DEFAULT_TEXT`, or
+        text: The model's text. None is a minimal valid instance of the requested schema, else `DEFAULT_TEXT`, or
             nothing when there are tool calls.
         tool_calls: Calls made beside the text.
         thinking: Reasoning text. Ollama shows it as `message.thinking`; Gemini as a thought part if the request
@@ -134,7 +134,7 @@ class Fault:
 
     @classmethod
     def delay(cls, seconds: float, then: "Reply | Fault | None" = None) -> Self:
-        """Say nothing for `seconds`, then answer `then` (default: an unscripted reply)."""
+        """Wait `seconds`, then answer `then` (default: an unscripted reply)."""
         return cls(FaultKind.DELAY, seconds=seconds, then=then or Reply())
 
     @classmethod
@@ -154,7 +154,7 @@ class Fault:
 
     @classmethod
     def malformed(cls) -> Self:
-        """Status 200, JSON by its content type, with a body that breaks off in the middle of a value."""
+        """Return status 200 and a JSON content type, with a body that breaks off in the middle of a value."""
         return cls(FaultKind.MALFORMED)
 
     @classmethod
@@ -174,12 +174,12 @@ class Fault:
 
     @classmethod
     def hang_up(cls) -> Self:
-        """Read the request, then close the connection in good order (TCP FIN) without a word."""
+        """Read the request, then close the connection in good order (TCP FIN) without an answer."""
         return cls(FaultKind.HANG_UP)
 
     @classmethod
     def redirect(cls, url: str, status_code: int = 307) -> Self:
-        """Point to `url`; whoever follows takes the method, the body and perhaps the key along."""
+        """Point to `url`; a client that follows sends method, body and perhaps the key there."""
         return cls(FaultKind.REDIRECT, url=url, status_code=status_code)
 
     @classmethod
@@ -189,46 +189,46 @@ class Fault:
 
     @classmethod
     def daily_quota(cls, retry_after_s: float | None = None) -> Self:
-        """429 for a quota per day: no use in trying again today. Gemini only."""
+        """Return 429 for a daily quota, which no retry today can satisfy. Gemini only."""
         return cls(FaultKind.DAILY_QUOTA, status_code=429, retry_after_s=retry_after_s)
 
     @classmethod
     def context_overflow(cls) -> Self:
-        """400 for a prompt that is longer than the model's context."""
+        """Return 400 for a prompt that is longer than the model's context."""
         return cls(FaultKind.CONTEXT_OVERFLOW, status_code=400)
 
     @classmethod
     def no_candidates(cls) -> Self:
-        """Status 200 without any answer: no `candidates` (Gemini), no `message` (Ollama). The prompt is billed."""
+        """Return status 200 without an answer: no `candidates` (Gemini), no `message` (Ollama). The prompt is billed."""
         return cls(FaultKind.NO_CANDIDATES)
 
     @classmethod
     def safety_block(cls) -> Self:
-        """Status 200, finish reason `SAFETY`, no content. Gemini only."""
+        """Return status 200, finish reason `SAFETY`, no content. Gemini only."""
         return cls(FaultKind.SAFETY_BLOCK)
 
     @classmethod
     def recitation(cls) -> Self:
-        """Status 200, finish reason `RECITATION`, no content. Gemini only."""
+        """Return status 200, finish reason `RECITATION`, no content. Gemini only."""
         return cls(FaultKind.RECITATION)
 
     @classmethod
     def prompt_block(cls, reason: str = "PROHIBITED_CONTENT") -> Self:
-        """Status 200, `promptFeedback.blockReason` and no candidate. Gemini only."""
+        """Return status 200, `promptFeedback.blockReason` and no candidate. Gemini only."""
         return cls(FaultKind.PROMPT_BLOCK, message=reason)
 
     @classmethod
     def malformed_tool_call(cls) -> Self:
-        """Status 200, finish reason `MALFORMED_FUNCTION_CALL`, no content. Gemini only."""
+        """Return status 200, finish reason `MALFORMED_FUNCTION_CALL`, no content. Gemini only."""
         return cls(FaultKind.MALFORMED_TOOL_CALL)
 
     @classmethod
     def cut_at_limit(cls, text: str = "This answer breaks off in the") -> Self:
-        """Status 200 and an answer that stopped at the token limit."""
+        """Return status 200 and an answer that stopped at the token limit."""
         return cls(FaultKind.CUT_AT_LIMIT, then=Reply(text, finish_reason="length"))
 
     @classmethod
     def reasoning_ate_limit(cls, tokens: int = 64) -> Self:
-        """Status 200, stopped at the token limit with no text at all: all `tokens` of output were reasoning."""
+        """Return status 200, stopped at the token limit with no text at all: all `tokens` of output were reasoning."""
         eaten = Reply("", output_tokens=tokens, reasoning_tokens=tokens, finish_reason="length")
         return cls(FaultKind.REASONING_ATE_LIMIT, tokens=tokens, then=eaten)

@@ -47,7 +47,7 @@ def get_refused_url() -> str:
 
 
 async def _stop_accepting(listener: asyncio.Server) -> None:
-    """Close the door behind those who have come in: asyncio forgets to close one that a closed listener accepted."""
+    """Stop listening and wait for accepted connections: asyncio does not close those of a closed listener."""
     loop = asyncio.get_running_loop()
     for door in listener.sockets:
         with suppress(NotImplementedError):  # loops of Windows accept in another way
