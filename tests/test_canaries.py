@@ -252,3 +252,16 @@ def test_a_key_is_never_sent_over_plain_http_to_another_machine(variable, base, 
     monkeypatch.setenv(variable, base)
     with pytest.raises(LLMConfigurationError, match="plain http would show the key"):
         load_settings()
+
+
+def test_the_password_of_an_ollama_address_is_masked_in_previews(tmp_path: Path) -> None:
+    with OllamaServer("the password is plain-word-77") as server:
+        base = server.url.replace("://", "://me:plain-word-77@")
+        database = tmp_path / "masked.db"
+        with Session("w", ollama_api_base=base, database_url=f"sqlite:///{database}") as session:
+            session.chat("repeat plain-word-77", route=OLLAMA)
+    with sqlite3.connect(database) as db:
+        previews = db.execute("SELECT request_preview, response_preview FROM llm_runs").fetchone()
+    db.close()
+    assert previews is not None
+    assert all(preview and "plain-word-77" not in preview for preview in previews)

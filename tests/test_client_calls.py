@@ -573,3 +573,11 @@ async def test_an_answer_without_a_prompt_count_is_no_cut_prompt(make, path):
         reply = await make(ollama_api_base=server.url).call(OLLAMA, LLMRequest(messages="Hi there"), AttemptLog())
     assert (reply.text, reply.usage.estimated, reply.warnings) == ("fine", True, ())
     assert reply.usage.input_tokens
+
+
+@pytest.mark.parametrize("path", ["fast", "reference"])
+async def test_json_in_thinking_is_read_with_one_request(make, path):
+    request = LLMRequest(messages="Hi", response_format=ResponseFormat(name="n", json_schema=SCHEMA))
+    with OllamaServer(Reply("", thinking='{"a": "x"}')) as server:
+        reply = await make(ollama_api_base=server.url).call(OLLAMA, request, AttemptLog())
+        assert (reply.text, server.call_count) == ('{"a": "x"}', 1)

@@ -199,7 +199,7 @@ class Fault:
 
     @classmethod
     def no_candidates(cls) -> Self:
-        """Return status 200 without an answer: no `candidates` (Gemini), no `message` (Ollama). The prompt is billed."""
+        """Return status 200 without an answer: no `candidates` (Gemini), no `message` (Ollama). The prompt counts."""
         return cls(FaultKind.NO_CANDIDATES)
 
     @classmethod
