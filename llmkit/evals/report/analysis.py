@@ -27,6 +27,7 @@ from llmkit.evals.report.notes import (
     note_budget,
     note_digests,
     note_direction,
+    note_dominant_group,
     note_doubt,
     note_failures,
     note_fallbacks,
@@ -166,7 +167,8 @@ class Analysis:
         failures = (*note_coverage(self.coverage), *note_failures(self.results), *why, *note_stops(self.stopped, why))
         without_score = (*failures, *note_doubt(len(self.in_doubt)))
         moved = (*note_fallbacks(self.results), *note_digests(self.digests))
-        return (*without_score, *self.warnings, *moved, *note_direction(sorted(self.lower_is_better)))
+        reading = (*note_direction(sorted(self.lower_is_better)), *note_dominant_group(self.clusters))
+        return (*without_score, *self.warnings, *moved, *reading)
 
     def summary(self, by: Literal["variant", "served_route"] = "variant") -> pd.DataFrame:
         """Return one row for each variant and metric, with the columns and dtypes of `SUMMARY_COLUMNS`.

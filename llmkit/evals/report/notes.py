@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
@@ -15,6 +16,7 @@ __all__ = [
     "note_budget",
     "note_digests",
     "note_direction",
+    "note_dominant_group",
     "note_doubt",
     "note_failures",
     "note_fallbacks",
@@ -25,6 +27,7 @@ __all__ = [
 # Enough of a hash to tell schemas and models apart.
 SHOWN_DIGITS = 7
 SHOWN_CHARS = 12
+DOMINANT_SHARE = 0.5
 
 # Output mode and hash of the schema that was sent.
 RequestShape: TypeAlias = tuple[str, str | None]
@@ -83,6 +86,21 @@ def note_doubt(calls: int) -> Iterator[str]:
     """Note how many calls began and never ended."""
     if calls:
         yield f"{_count(calls, 'call')} in doubt: started but never finished, possibly billed."
+
+
+def note_dominant_group(clusters: Mapping[str, tuple[str, str]]) -> Iterator[str]:
+    """Note a group with more than half of the samples: few degrees of freedom are left beside it.
+
+    Args:
+        clusters: Kind (`group` or `sample`) and name of the cluster of each sample.
+    """
+    groups = Counter(name for kind, name in clusters.values() if kind == "group")
+    if not groups:
+        return
+    name, size = groups.most_common(1)[0]
+    if size < len(clusters) and size > DOMINANT_SHARE * len(clusters):
+        share = f"{size:,} of {len(clusters):,} samples"
+        yield f"Group {name!r} has {share}, so it dominates means and widens their intervals."
 
 
 def note_direction(lower: Sequence[str]) -> Iterator[str]:

@@ -95,3 +95,14 @@ async def test_a_run_of_an_early_version_without_a_sample_count_is_not_called_pa
     report = await stopped()
     spec = {name: value for name, value in report.run.spec.items() if name != "samples"}
     assert not replace(report, run=replace(report.run, spec=spec)).coverage[A].is_partial
+
+
+@pytest.mark.parametrize(("large", "is_noted"), [(36, True), (20, False)])
+async def test_a_group_that_dominates_is_noted(large, is_noted):
+    samples = [
+        Sample(f"good {number}", "positive", id=f"s{number}", group="big" if number < large else f"g{number % 8}")
+        for number in range(60)
+    ]
+    report = await run(sentiment_task(dataset=samples), (A,))
+    note = f"Group 'big' has {large} of 60 samples, so it dominates means and widens their intervals."
+    assert (note in report.notes) == is_noted
