@@ -1,4 +1,4 @@
-"""The notebook face, over real HTTP, a real database file and the real event-loop thread."""
+"""Sessions over real HTTP, a real database file and the real event-loop thread."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def session(ollama: OllamaServer) -> Iterator[Session]:
         yield opened
 
 
-def test_chat_answers_and_the_call_is_a_row(session: Session, ollama: OllamaServer) -> None:
+def test_a_chat_is_one_run_and_one_attempt(session: Session, ollama: OllamaServer) -> None:
     ollama.script([Reply("Customers who leave.", input_tokens=9, output_tokens=3)])
     answer = session.chat("What is churn?", system="Be brief.", stage="try")
     assert str(answer) == "Customers who leave."
@@ -74,14 +74,14 @@ def test_chat_answers_and_the_call_is_a_row(session: Session, ollama: OllamaServ
     assert (len(attempts), attempts.iloc[0].status) == (1, "SUCCEEDED")
 
 
-def test_the_first_call_makes_the_database_and_nothing_before_does(ollama: OllamaServer) -> None:
+def test_the_first_call_creates_the_database(ollama: OllamaServer) -> None:
     with Session("study", ollama_api_base=ollama.url) as session:
         assert not Path("llmkit.db").exists()
         session.chat("x")
         assert Path("llmkit.db").exists()
 
 
-def test_extract_returns_a_validated_object_and_examples_arrive(session: Session, ollama: OllamaServer) -> None:
+def test_extract_sends_examples_and_validates(session: Session, ollama: OllamaServer) -> None:
     ollama.script([Reply('{"name": "Rome", "people": 2800000}')])
     city = session.extract(
         City, "Rome has 2.8 million people.", examples=[("Bern: 134 thousand", City(name="Bern", people=134_000))]
@@ -92,7 +92,7 @@ def test_extract_returns_a_validated_object_and_examples_arrive(session: Session
     assert messages[2]["content"] == '{"name":"Bern","people":134000}'
 
 
-def test_equal_calls_are_served_from_the_cache_also_by_a_later_session(session: Session, ollama: OllamaServer) -> None:
+def test_equal_calls_are_cached_across_sessions(session: Session, ollama: OllamaServer) -> None:
     session.chat("x")
     with Session("study", ollama_api_base=ollama.url) as later:
         assert later.chat("x").served_from == "cache"
@@ -114,7 +114,7 @@ def test_calls_from_many_threads_share_one_session(session: Session, ollama: Oll
     assert len(session.runs()) == 24
 
 
-def test_explain_sends_nothing_and_says_why(session: Session, ollama: OllamaServer) -> None:
+def test_explain_gives_reasons_and_sends_nothing(session: Session, ollama: OllamaServer) -> None:
     text = str(session.explain("x"))
     assert "1. ollama/llama3.2" in text
     assert "gemini/gemini-2.5-flash: excluded" in text
@@ -123,7 +123,7 @@ def test_explain_sends_nothing_and_says_why(session: Session, ollama: OllamaServ
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"temperature": 9}, "temperature"),
         ({"max_tokens": 9}, "max_tokens"),
@@ -131,12 +131,12 @@ def test_explain_sends_nothing_and_says_why(session: Session, ollama: OllamaServ
         ({"route": "llama3.2"}, "provider/model"),
     ],
 )
-def test_a_bad_argument_is_one_message_before_anything_is_sent(
-    session: Session, ollama: OllamaServer, fields: dict[str, object], said: str
+def test_a_bad_argument_is_refused_before_anything_is_sent(
+    session: Session, ollama: OllamaServer, fields: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(LLMBadRequest, match=said):
+    with pytest.raises(LLMBadRequest, match=message):
         session.chat("x", **fields)
-    with pytest.raises(LLMBadRequest, match=said):
+    with pytest.raises(LLMBadRequest, match=message):
         session.extract(City, "x", **fields)
     assert not ollama.requests
 
@@ -148,7 +148,7 @@ def test_a_bad_workspace_or_setting_is_a_configuration_error() -> None:
         Session(modell="x")
 
 
-def test_nobody_answering_says_what_to_do_and_leaves_a_row() -> None:
+def test_an_unavailable_server_states_the_remedy_and_leaves_a_row() -> None:
     with Session("study", ollama_api_base=get_refused_url(), max_retries=0) as session:
         with pytest.raises(LLMUnavailable, match="ollama serve"):
             session.chat("x", route="ollama/llama3.2")
@@ -178,7 +178,7 @@ def test_a_session_can_be_closed_twice_and_used_again(session: Session) -> None:
     assert session.chat("y").text
 
 
-def test_a_forgotten_session_closes_itself(ollama: OllamaServer) -> None:
+def test_an_unused_session_closes_itself(ollama: OllamaServer) -> None:
     session = Session("study", ollama_api_base=ollama.url)
     session.chat("x")
     before = threading.active_count()
@@ -213,7 +213,7 @@ def _question(text: str) -> Sample:
     return Sample(id=text, input=text, target={"name": text, "people": 1})
 
 
-def test_an_interrupted_evaluation_leaves_a_report_of_what_is_done_and_goes_on_from_there(
+def test_an_interrupted_evaluation_leaves_a_partial_report_and_continues(
     session: Session, ollama: OllamaServer
 ) -> None:
     session.chat("warm up")
@@ -253,12 +253,12 @@ def test_an_interrupted_evaluation_leaves_a_report_of_what_is_done_and_goes_on_f
     assert session.partial is None
 
 
-def test_an_unknown_report_lists_those_that_there_are(session: Session) -> None:
+def test_an_unknown_report_lists_the_existing_ones(session: Session) -> None:
     with pytest.raises(LLMEvaluationError, match="none yet"):
         session.report("nothing")
 
 
-async def test_frames_have_async_twins_that_do_not_block(session: Session) -> None:
+async def test_frames_are_available_to_async_code(session: Session) -> None:
     await session.achat("x")
     assert [len(frame) for frame in (await session.aruns(), await session.aattempts(), await session.ausage())] == [
         1
@@ -317,7 +317,7 @@ def _run_script(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
 
 
-async def test_a_traceback_leads_through_no_other_library(session: Session) -> None:
+async def test_a_traceback_contains_no_other_library(session: Session) -> None:
     with pytest.raises(LLMModelNotFound) as sync:
         session.chat("x", route="ollama/missing")
     with pytest.raises(LLMModelNotFound) as awaited:
@@ -349,7 +349,7 @@ print(session.chat("x").text, len(session.runs()))
 
 
 @pytest.mark.slow
-def test_a_first_call_that_is_interrupted_breaks_nothing_for_the_next(ollama: OllamaServer) -> None:
+def test_interrupting_the_first_call_does_not_break_the_next(ollama: OllamaServer) -> None:
     ollama.script("Fine.")
     done = subprocess.run(
         [sys.executable, "-c", IMPATIENT, ollama.url], capture_output=True, text=True, timeout=250, check=False
@@ -357,9 +357,7 @@ def test_a_first_call_that_is_interrupted_breaks_nothing_for_the_next(ollama: Ol
     assert done.stdout.splitlines() == ["Interrupted", "Fine. 1"], done.stderr
 
 
-async def test_opening_does_not_hold_up_the_loop_of_an_async_caller(
-    monkeypatch: pytest.MonkeyPatch, ollama: OllamaServer
-) -> None:
+async def test_opening_does_not_block_an_async_caller(monkeypatch: pytest.MonkeyPatch, ollama: OllamaServer) -> None:
     turned = threading.Event()
     real = bootstrap.open_runtime
 
@@ -374,7 +372,7 @@ async def test_opening_does_not_hold_up_the_loop_of_an_async_caller(
 
 
 @pytest.mark.slow
-def test_a_script_that_leaves_the_session_open_exits_without_a_warning(ollama: OllamaServer) -> None:
+def test_a_script_with_an_open_session_exits_without_a_warning(ollama: OllamaServer) -> None:
     done = _run_script(ollama.url)
     assert done.returncode == 0
     # asyncio's own remarks on a slow machine are none of a session's.
@@ -384,7 +382,7 @@ def test_a_script_that_leaves_the_session_open_exits_without_a_warning(ollama: O
 
 
 @pytest.mark.slow
-def test_a_forked_child_works_with_the_same_session_object(ollama: OllamaServer) -> None:
+def test_a_forked_child_can_use_the_session(ollama: OllamaServer) -> None:
     done = _run_script(ollama.url, "fork")
     assert done.returncode == 0, done.stderr
     assert "child" in done.stdout

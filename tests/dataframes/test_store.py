@@ -1,4 +1,4 @@
-"""The contract of the DataFrames: columns, order, dtypes, and what is in them."""
+"""The contract of the DataFrames: columns, order, dtypes and values."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def home(database_url: str) -> Iterator[JournalHome]:
 
 
 async def fill(home: JournalHome) -> list[str]:
-    """Three runs of one workspace, newest last, and one of another."""
+    """Store three runs of one workspace, newest last, and one of another."""
     now = utc_now()
     done = a_start(created_at_utc=now - timedelta(hours=2), pipeline_run_id="p1", idempotency_key="k")
     failed = a_start(created_at_utc=now - timedelta(hours=1), pipeline_run_id="p2")
@@ -198,7 +198,7 @@ USAGE_DTYPES = """
 """
 
 
-async def test_usage_tells_what_was_served_from_what_was_billed_and_unknown_from_none(home: JournalHome) -> None:
+async def test_usage_separates_served_from_billed_and_unknown_from_zero(home: JournalHome) -> None:
     empty = home.journal.read_here(lambda connection: summarize_usage(connection, "lab"))
     assert dtypes(empty) == written(USAGE_DTYPES)
     await fill(home)
@@ -220,7 +220,7 @@ async def test_usage_tells_what_was_served_from_what_was_billed_and_unknown_from
     assert later["calls"].tolist() == [0, 1, 0]
 
 
-async def test_another_workspace_is_not_seen(home: JournalHome) -> None:
+async def test_other_workspaces_are_invisible(home: JournalHome) -> None:
     await fill(home)
     assert len(home.journal.read_here(lambda connection: read_runs(connection, "other lab"))) == 1
     assert home.journal.read_here(lambda connection: read_runs(connection, "third lab")).empty
@@ -257,7 +257,7 @@ def test_large_counts_stay_exact() -> None:
     assert frame["cost"].tolist() == [pd.NA, 0.1]
 
 
-def test_times_in_either_form() -> None:
+def test_times_are_read_from_strings_and_datetimes() -> None:
     moment = datetime(2026, 3, 4, 5, 6, 7, 8, tzinfo=UTC)
     texts = build_frame([("2026-03-04 05:06:07.000008",), (None,)], {"at": "time"})
     values = build_frame([(moment.astimezone(),), (None,)], {"at": "time"})
@@ -274,7 +274,9 @@ def test_times_in_either_form() -> None:
         ("eval_results", EVAL_RESULT_COLUMNS, set()),
     ],
 )
-def test_every_column_is_shown_or_left_out_on_purpose(table: str, columns: dict[str, str], left_out: set[str]) -> None:
+def test_every_column_is_included_or_excluded_on_purpose(
+    table: str, columns: dict[str, str], left_out: set[str]
+) -> None:
     stored = set(METADATA.tables[table].columns.keys())
     assert stored - set(columns) == left_out
     assert set(columns) - stored <= {"pipeline_run_id"}
@@ -325,12 +327,12 @@ def test_a_frame_is_the_same_with_and_without_pyarrow(rows: list[tuple[object, .
     assert fast["key"].tolist() == [str(UUID(hex=str(row[6]))) for row in rows]
 
 
-def test_values_that_pyarrow_does_not_take_as_text_become_text_as_without_it() -> None:
+def test_values_that_pyarrow_refuses_become_strings() -> None:
     frame = build_frame([(7,), (Route.parse("ollama/m"),)], {"text": "string"})
     assert frame.text.tolist() == ["7", "ollama/m"]
 
 
-def test_more_rows_than_are_read_at_once_keep_their_order_and_their_values(tmp_path: Path) -> None:
+def test_several_batches_keep_order_and_values(tmp_path: Path) -> None:
     engine = create_engine(f"sqlite:///{tmp_path}/many.db")
     names = (*ATTEMPT_COLUMNS, "id", "created_at_utc")
     number = 2 * ROWS_AT_ONCE + 1
@@ -377,7 +379,7 @@ SEEN: dict[str, Kind] = {
         unique_by=lambda row: row[-1],
     ),
 )
-def test_rows_of_sqlite_come_whole_and_newest_first_also_those_of_the_same_time(
+def test_sqlite_rows_of_the_same_time_are_ordered(
     rows: list[tuple[str, str | None, int | None, int | None, str | None, list[int], UUID]],
 ) -> None:
     engine = create_engine("sqlite://")

@@ -1,4 +1,4 @@
-"""Usage over time: what is drawn is what was billed, on both databases, and unknown is not zero."""
+"""Plots of usage over time: on both databases, the lines are the billed amounts, and unknown is not zero."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _no_window() -> Iterator[None]:
 
 
 async def billed(home: JournalHome, *requests: tuple[str, float, TokenUsage, float | None]) -> UsageFrame:
-    """The usage after requests to a route, so many seconds after the first, with these tokens and this cost."""
+    """Return the usage after requests: each with route, seconds after the first, tokens and cost."""
     for route, after_s, usage, cost_usd in requests:
         start = a_start()
         await home.repo.create_started(start)
@@ -52,7 +52,7 @@ def tokens(asked: int, said: int) -> TokenUsage:
 
 
 def lines(ax: Any) -> dict[str, list[tuple[datetime, float]]]:
-    """Every drawn line by its name."""
+    """Return every drawn line by its name."""
     from matplotlib.dates import num2date
 
     found = {}
@@ -63,7 +63,7 @@ def lines(ax: Any) -> dict[str, list[tuple[datetime, float]]]:
     return found
 
 
-async def test_lines_end_at_what_was_billed_and_rise_when_it_was(home: JournalHome) -> None:
+async def test_lines_rise_at_each_request_and_end_at_the_sum(home: JournalHome) -> None:
     usage = await billed(
         home,
         ("ollama/a", 0, tokens(10, 5), None),
@@ -85,7 +85,7 @@ async def test_lines_end_at_what_was_billed_and_rise_when_it_was(home: JournalHo
     assert abs((last - BEGAN).total_seconds() - 200) < 0.01
 
 
-async def test_axes_have_units_and_a_place_of_ones_own_is_used(home: JournalHome) -> None:
+async def test_axes_have_units_and_given_axes_are_used(home: JournalHome) -> None:
     usage = await billed(home, ("ollama/a", 0, tokens(10, 5), 0.5))
     _, ax = pyplot.subplots()
     assert usage.plot(ax=ax) is ax
@@ -93,14 +93,14 @@ async def test_axes_have_units_and_a_place_of_ones_own_is_used(home: JournalHome
     assert usage.plot("cost").get_ylabel() == "billed cost so far (USD)"
 
 
-async def test_a_single_request_is_drawn_at_its_time_and_small_counts_in_whole_numbers(home: JournalHome) -> None:
+async def test_a_single_request_is_drawn_at_its_time(home: JournalHome) -> None:
     ax = (await billed(home, ("ollama/a", 0, tokens(1, 1), None))).plot()
     (points,) = lines(ax).values()
     assert (points[-1][0] - points[0][0]).total_seconds() == pytest.approx(1, abs=0.01)
     assert all(float(tick).is_integer() for tick in ax.get_yticks())
 
 
-async def test_what_is_unknown_has_no_line_and_is_named(home: JournalHome) -> None:
+async def test_an_unknown_route_has_no_line_and_a_label(home: JournalHome) -> None:
     usage = await billed(
         home,
         ("ollama/a", 0, UNKNOWN, None),
@@ -118,14 +118,14 @@ async def test_what_is_unknown_has_no_line_and_is_named(home: JournalHome) -> No
     assert [points[-1][1] for points in lines(ax).values()] == [0.25]
 
 
-async def test_nothing_sent_is_said(home: JournalHome) -> None:
+async def test_an_empty_plot_says_that_nothing_was_sent(home: JournalHome) -> None:
     ax = (await billed(home)).plot()
     assert [text.get_text() for text in ax.texts] == ["Nothing was sent."]
     ax = (await billed(home, ("ollama/a", 0, tokens(1, 1), None))).plot("cost")
     assert [text.get_text() for text in ax.texts] == ["Cost of these requests: unknown."]
 
 
-async def test_only_what_came_since_is_drawn(home: JournalHome) -> None:
+async def test_since_limits_the_plot(home: JournalHome) -> None:
     await billed(home, ("ollama/a", 0, tokens(1, 1), None))
     later = datetime.now(UTC) + timedelta(hours=1)
     usage = home.journal.read_here(lambda connection: read_usage(connection, "lab", since=later))
@@ -133,7 +133,7 @@ async def test_only_what_came_since_is_drawn(home: JournalHome) -> None:
     assert len(usage) == 0
 
 
-async def test_pandas_own_plots_are_there_and_what_is_made_of_the_frame_is_plain(home: JournalHome) -> None:
+async def test_pandas_plots_work_and_derived_frames_are_plain(home: JournalHome) -> None:
     usage = await billed(home, ("ollama/a", 0, tokens(10, 5), None))
     bars = usage.plot.bar(x="route", y="requests"), usage.plot(kind="bar", x="route", y="requests")
     for ax in bars:
@@ -150,7 +150,7 @@ amounts = st.dictionaries(st.integers(0, SLOTS - 1), st.none() | st.integers(0, 
 
 @settings(max_examples=60, deadline=None)
 @given(amounts)
-def test_a_line_never_falls_and_ends_at_the_sum_of_what_is_known(by_slot: dict[int, int | None]) -> None:
+def test_a_line_never_falls_and_ends_at_the_known_sum(by_slot: dict[int, int | None]) -> None:
     timeline = Timeline(BEGAN, 1.0, tuple(a_spent(slot, amount) for slot, amount in by_slot.items()))
     known = [amount for amount in by_slot.values() if amount is not None]
     sums = timeline.sum_spending("ollama/a", "tokens")

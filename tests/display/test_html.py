@@ -1,4 +1,4 @@
-"""What notebooks show: everything escaped, small, and readable in any theme."""
+"""HTML for notebooks: everything escaped and small."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROUTE = Route.parse("ollama/x")
 
 
 class Reader(HTMLParser):
-    """The tags, and the text as a browser would show it."""
+    """Parser for the tags, and the text as a browser would show it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def _response(text: str, **fields: object) -> LLMResponse:
     return LLMResponse(text=text, route=ROUTE, usage=usage, latency_ms=12.3, **fields)
 
 
-def test_a_response_shows_text_facts_and_warnings_and_a_script_in_it_stays_text() -> None:
+def test_a_response_shows_text_facts_and_warnings_escaped() -> None:
     call = ToolCall(id="1", name="look", arguments='{"a": "<b>"}')
     response = _response(EVIL, warnings=(EVIL,), tool_calls=(call,), served_from=ServedFrom.CACHE)
     text = _read(response._repr_html_()).text
@@ -79,7 +79,7 @@ def test_a_conversation_shows_every_turn_escaped() -> None:
     assert _read(talk._repr_html_()).text.count(EVIL) == 6
 
 
-def test_a_plan_shows_candidates_in_order_and_why_others_are_not() -> None:
+def test_a_plan_shows_candidates_and_reasons_for_exclusion() -> None:
     entries = (PlanEntry(route=ROUTE, reason=EVIL), PlanEntry(route="gemini/y", reason="", excluded_because="no key"))
     text = _read(RoutePlan(policy="by_profile", entries=entries)._repr_html_()).text
     assert EVIL in text
@@ -87,7 +87,7 @@ def test_a_plan_shows_candidates_in_order_and_why_others_are_not() -> None:
     assert text.startswith("policy by_profile")
 
 
-def test_a_report_shows_its_summary_and_notes_whatever_models_wrote() -> None:
+def test_a_report_shows_its_summary_and_notes_escaped() -> None:
     run = an_eval_run(name=EVIL, spec={})
     results = [
         an_eval_result(run.id, sample_id=f"s{number}", route=EVIL, scores={EVIL: number % 2}, output_json=EVIL)
@@ -99,7 +99,7 @@ def test_a_report_shows_its_summary_and_notes_whatever_models_wrote() -> None:
     assert EvalReport(run=run, results=())._repr_html_()
 
 
-def test_ten_thousand_of_anything_stay_small() -> None:
+def test_large_values_stay_small() -> None:
     run = an_eval_run()
     results = tuple(an_eval_result(run.id, sample_id=f"s{number}") for number in range(10_000))
     long = "<word> " * 10_000
@@ -115,7 +115,7 @@ def test_ten_thousand_of_anything_stay_small() -> None:
         _read(text)
 
 
-def test_a_frame_of_what_models_wrote_is_escaped_and_small() -> None:
+def test_a_frame_of_answers_is_escaped_and_small() -> None:
     values = {"time": "2026-01-01T00:00:00Z", "string": EVIL * 50, "uuid": "x", "boolean": True}
     row = tuple(values.get(kind, 1) for kind in RUN_COLUMNS.values())
     shown = build_frame([row] * 10_000, RUN_COLUMNS)._repr_html_()
@@ -126,7 +126,7 @@ def test_a_frame_of_what_models_wrote_is_escaped_and_small() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(), st.lists(st.text(), max_size=3))
-def test_every_text_comes_out_as_it_went_in(text: str, others: list[str]) -> None:
+def test_every_text_survives_rendering(text: str, others: list[str]) -> None:
     # A browser, as the parser here, reads every kind of line end as one and drops NUL.
     text, *others = (each.replace("\r", "").replace("\0", "") for each in (text, *others))
     assert text in _read(render_card(text, others, others)).text
@@ -139,7 +139,7 @@ def test_a_value_is_never_a_template(value: str) -> None:
     assert value in render_card(value, [value], [value])
 
 
-def test_dollars_in_an_answer_are_no_formula_and_a_text_runs_its_own_way() -> None:
+def test_dollars_are_not_a_formula_and_direction_is_automatic() -> None:
     for shown in (
         render_card("from $5 to $10", ()),
         render_chat([("user", "from $5 to $10", ())], "x"),
@@ -149,7 +149,7 @@ def test_dollars_in_an_answer_are_no_formula_and_a_text_runs_its_own_way() -> No
     assert 'dir="auto"' in render_card("שלום", ())
 
 
-def test_completion_shows_units_defaults_and_what_is_raised() -> None:
+def test_docstrings_have_arguments_and_errors() -> None:
     for name in ("chat", "extract", "map", "conversation", "evaluate", "explain", "facts", "probe", "model", "report"):
         shown = getattr(Session, name).__doc__ or ""
         assert "Args:" in shown, name

@@ -1,4 +1,4 @@
-"""What models and providers say cannot steer a terminal."""
+"""Text of models and providers is harmless in a terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _steers(text: str) -> bool:
 
 @settings(max_examples=50)
 @given(st.text())
-def test_no_text_steers_and_what_is_printable_stays(text: str) -> None:
+def test_controls_are_escaped_and_other_text_stays(text: str) -> None:
     shown = escape_controls(text)
     assert not _steers(shown)
     assert escape_controls(shown) == shown
@@ -30,11 +30,11 @@ def test_no_text_steers_and_what_is_printable_stays(text: str) -> None:
         assert shown == text
 
 
-def test_line_breaks_and_tabs_stay_and_the_rest_is_written_out() -> None:
+def test_line_breaks_and_tabs_stay() -> None:
     assert escape_controls("a\r\nb\tc\x1b[0m\u202e שלום") == "a\nb\tc\\x1b[0m\\u202e שלום"
 
 
-def test_an_answer_and_a_conversation_shown_by_ipython_in_a_terminal_do_not_steer_it(session_url: str) -> None:
+def test_answers_and_conversations_are_escaped_in_an_ipython_terminal(session_url: str) -> None:
     with Session("w", ollama_api_base=session_url) as session:
         answer = session.chat("Hi")
         talk = session.conversation()
@@ -44,7 +44,7 @@ def test_an_answer_and_a_conversation_shown_by_ipython_in_a_terminal_do_not_stee
     assert not _steers(pretty(talk))
 
 
-def test_the_words_of_a_provider_in_an_error_do_not_steer() -> None:
+def test_provider_text_in_an_error_is_escaped() -> None:
     with OllamaServer(Fault.status(400, STEERING)) as ollama, Session("w", ollama_api_base=ollama.url) as session:
         with pytest.raises(LLMBadRequest, match=r"\\x1b\]0;title") as caught:
             session.chat("Hi", route="ollama/llama3.2")

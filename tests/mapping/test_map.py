@@ -41,7 +41,7 @@ class City(BaseModel):
 
 
 def _asked(request: RecordedRequest) -> str:
-    """The row that was asked about: the last word of the last message, or what stands between `Text:` and `JSON:`."""
+    """Return the row in a request: the last word of the last message, or the text between `Text:` and `JSON:`."""
     content = request.json["messages"][-1]["content"]
     return content.removeprefix("Text: ").removesuffix("\nJSON:").split()[-1]
 
@@ -65,7 +65,7 @@ def session(ollama: OllamaServer) -> Iterator[Session]:
         yield opened
 
 
-def test_a_row_for_every_row_with_its_index_and_equal_rows_asked_once(session: Session, ollama: OllamaServer) -> None:
+def test_rows_keep_their_index_and_equal_rows_are_asked_once(session: Session, ollama: OllamaServer) -> None:
     texts = pd.Series(["Rome", "bad", "Rome", None, "Bern", float("nan")], index=[7, 7, "a", None, 3.5, 0])
     frame = session.map(City, texts, progress=False)
     assert_index_equal(frame.index, texts.index)
@@ -85,7 +85,7 @@ def test_a_row_for_every_row_with_its_index_and_equal_rows_asked_once(session: S
     assert runs["pipeline_run_id"].nunique() == 1
 
 
-def test_the_frame_has_the_same_dtypes_whatever_came_back(session: Session) -> None:
+def test_dtypes_do_not_depend_on_the_answers(session: Session) -> None:
     expected = ["string", "Int64", *MAP_COLUMNS.values()]
     for data in (["Rome"], ["bad"], [None], []):
         assert [str(dtype) for dtype in session.map(City, data, progress=False).dtypes] == expected
@@ -108,14 +108,14 @@ def test_any_index_is_kept(session: Session, index: pd.Index) -> None:
     assert texts.to_frame("q").join(frame).shape[0] >= 3
 
 
-def test_a_prompt_goes_around_the_text_before_it_or_names_columns(session: Session, ollama: OllamaServer) -> None:
+def test_a_prompt_surrounds_or_precedes_the_text_or_names_columns(session: Session, ollama: OllamaServer) -> None:
     frame = pd.DataFrame({"q": ["x", None], "n p": [1, 2]})
     session.map("Say {text} {{now}}", ["x"], progress=False)
     session.map("Summarise.", ["x"], progress=False)
     session.map("{q}: {n p}", frame, progress=False)
     session.map("Sum up", frame, template="{n p} of {q}", progress=False)
-    said = [call.json["messages"][-1]["content"] for call in ollama.calls]
-    assert said == ["Say x {now}", "Summarise.\n\nx", "x: 1", "Sum up\n\n1 of x"]
+    prompts = [call.json["messages"][-1]["content"] for call in ollama.calls]
+    assert prompts == ["Say x {now}", "Summarise.\n\nx", "x: 1", "Sum up\n\n1 of x"]
 
 
 def test_braces_in_a_row_are_text(session: Session, ollama: OllamaServer) -> None:
@@ -142,9 +142,7 @@ class Every(BaseModel):
     status: str
 
 
-def test_fields_of_every_kind_have_a_dtype_and_a_clash_of_names_gets_an_underscore(
-    session: Session, ollama: OllamaServer
-) -> None:
+def test_every_kind_of_field_has_a_dtype(session: Session, ollama: OllamaServer) -> None:
     values = {"flag": None, "ratio": 1, "word": "a", "kind": "good", "day": "2026-01-02", "inner": {"n": 2}}
     ollama.script([Reply(json.dumps({**values, "tags": ["t"], "status": "theirs"}))])
     frame = session.map(Every, ["x"], progress=False)
@@ -157,7 +155,7 @@ def test_fields_of_every_kind_have_a_dtype_and_a_clash_of_names_gets_an_undersco
     assert (row["status_"], row["status"]) == ("theirs", "SUCCEEDED")
 
 
-def test_a_number_too_large_for_its_column_is_kept_as_it_is(session: Session, ollama: OllamaServer) -> None:
+def test_a_number_too_large_for_its_dtype_is_kept(session: Session, ollama: OllamaServer) -> None:
     ollama.script([Reply(json.dumps({"name": "x", "people": 2**70}))])
     frame = session.map(City, ["x"], progress=False)
     assert frame["people"].tolist() == [2**70]
@@ -190,9 +188,7 @@ def test_the_same_name_asks_only_for_what_failed_or_is_new(session: Session, oll
     assert again["name"].iloc[2] == "Rome"
 
 
-def test_what_changes_an_answer_is_asked_anew_under_the_same_name_and_nothing_else_is(
-    session: Session, ollama: OllamaServer
-) -> None:
+def test_a_changed_question_is_asked_again_under_the_same_name(session: Session, ollama: OllamaServer) -> None:
     def asked(what: object, **parameters: object) -> int:
         before = len(ollama.calls)
         session.map(what, ["Rome"], name="n", progress=False, **parameters)
@@ -221,9 +217,7 @@ def test_without_a_name_the_content_cache_resumes(ollama: OllamaServer) -> None:
 # --- stopping -----------------------------------------------------------------------------------------------------
 
 
-def test_a_route_that_is_broken_for_good_stops_the_map_and_the_rest_is_not_run(
-    session: Session, ollama: OllamaServer
-) -> None:
+def test_a_permanent_failure_stops_the_map(session: Session, ollama: OllamaServer) -> None:
     data = [f"t{number}" for number in range(20)]
     frame = session.map(City, data, route="ollama/missing", concurrency=1, progress=False)
     assert frame["status"].tolist() == ["FAILED"] * 3 + ["NOT_RUN"] * 17
@@ -231,7 +225,7 @@ def test_a_route_that_is_broken_for_good_stops_the_map_and_the_rest_is_not_run(
     assert len(ollama.calls) == 3
 
 
-def test_a_server_that_is_not_there_does_not_cost_a_wait_per_row(ollama: OllamaServer) -> None:
+def test_a_missing_server_does_not_delay_every_row(ollama: OllamaServer) -> None:
     from llmkit.testing import get_refused_url
 
     with Session("study", ollama_api_base=get_refused_url(), max_retries=0, cache_enabled=False) as session:
@@ -242,7 +236,7 @@ def test_a_server_that_is_not_there_does_not_cost_a_wait_per_row(ollama: OllamaS
         assert len(session.runs(status="FAILED")) < 10
 
 
-def test_the_bar_says_that_a_route_rests(
+def test_the_bar_shows_a_resting_route(
     ollama: OllamaServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("llmkit.batch.route_health.USUAL_REST_S", 0.5)
@@ -254,9 +248,7 @@ def test_the_bar_says_that_a_route_rests(
     assert "route_rests_s=1" in capsys.readouterr().err
 
 
-def test_a_bar_that_does_not_move_is_drawn_all_the_same(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bar_without_progress_is_redrawn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.modules[bar.__module__], "_interval_s", lambda: 0.01)
     done = 0
     with bar(lambda: Meter(done, 1000), unit="row") as draw:
@@ -270,7 +262,7 @@ def test_a_bar_that_does_not_move_is_drawn_all_the_same(
         assert "500/1000" in capsys.readouterr().err
 
 
-def test_an_output_type_that_raises_costs_its_row_and_not_the_map(session: Session) -> None:
+def test_an_output_type_that_raises_fails_only_its_row(session: Session) -> None:
     class Picky(BaseModel):
         name: str
 
@@ -283,7 +275,7 @@ def test_an_output_type_that_raises_costs_its_row_and_not_the_map(session: Sessi
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("Say {txt}", ["x"], {}), "there is only {text}"),
         (("Say {text!r}", ["x"], {}), "plain column"),
@@ -301,11 +293,11 @@ def test_an_output_type_that_raises_costs_its_row_and_not_the_map(session: Sessi
         ((7, ["x"], {}), "output type"),
     ],
 )
-def test_a_bad_argument_is_one_error_before_anything_is_sent(
-    session: Session, ollama: OllamaServer, arguments: tuple[object, object, dict[str, object]], said: str
+def test_a_bad_argument_is_refused_before_anything_is_sent(
+    session: Session, ollama: OllamaServer, arguments: tuple[object, object, dict[str, object]], message: str
 ) -> None:
     what, data, parameters = arguments
-    with pytest.raises(LLMBadRequest, match=said):
+    with pytest.raises(LLMBadRequest, match=message):
         session.map(what, data, progress=False, **parameters)
     assert not ollama.requests
 
@@ -326,9 +318,7 @@ def _interrupt_when(ollama: OllamaServer, is_time: Callable[[], bool]) -> thread
     return thread
 
 
-def test_an_interrupted_map_keeps_what_is_done_cancels_the_rest_and_goes_on_from_there(
-    session: Session, ollama: OllamaServer
-) -> None:
+def test_an_interrupted_map_keeps_its_result_and_continues(session: Session, ollama: OllamaServer) -> None:
     session.chat("warm up")
     ollama.script(lambda request: Fault.hang() if _asked(request) in {"t5", "t6"} else _city(request))
     data = pd.Series([f"t{number}" for number in range(8)])
@@ -350,9 +340,7 @@ def test_an_interrupted_map_keeps_what_is_done_cancels_the_rest_and_goes_on_from
     assert session.partial is None
 
 
-async def test_the_async_twin_gives_the_same_frame_and_keeps_a_part_when_cancelled(
-    session: Session, ollama: OllamaServer
-) -> None:
+async def test_amap_keeps_a_partial_result_when_cancelled(session: Session, ollama: OllamaServer) -> None:
     one = await session.amap(City, ["Rome"], name="n", progress=False)
     assert one["name"].tolist() == ["Rome"]
     ollama.script(lambda request: Fault.hang() if _asked(request) == "b" else _city(request))
@@ -368,7 +356,7 @@ async def test_the_async_twin_gives_the_same_frame_and_keeps_a_part_when_cancell
     assert await asyncio.to_thread(ollama.wait_until_idle, 60)
 
 
-def test_the_bar_says_rows_failures_and_tokens(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_shows_rows_failures_and_tokens(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     session.map(City, ["Rome", "bad", None], progress=True)
     said = capsys.readouterr().err
     assert "3/3" in said
@@ -389,7 +377,7 @@ def _plan(data: object, chat: Callable[..., object], concurrency: int = 4) -> Ma
 
 
 @pytest.mark.slow
-async def test_twenty_thousand_rows_take_a_few_tasks_and_little_memory() -> None:
+async def test_twenty_thousand_rows_need_few_tasks_and_little_memory() -> None:
     most_tasks = 0
 
     async def chat(text: str, _parameters: dict[str, object]) -> LLMResponse:
@@ -433,7 +421,7 @@ def test_every_row_gets_the_answer_to_its_own_text(values: list[object]) -> None
 # --- the accessor -------------------------------------------------------------------------------------------------
 
 
-def test_a_column_can_ask_by_itself(session: Session, ollama: OllamaServer) -> None:
+def test_the_accessor_maps_a_column(session: Session, ollama: OllamaServer) -> None:
     frame = pd.DataFrame({"text": ["Rome", None], "n": [1, 2]}, index=["a", "b"])
     through_column = frame["text"].llm.extract(City, name="n", progress=False)
     assert_frame_equal(
@@ -445,7 +433,7 @@ def test_a_column_can_ask_by_itself(session: Session, ollama: OllamaServer) -> N
     assert len(ollama.calls) == 2
 
 
-def test_a_column_without_a_session_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_accessor_without_a_session_states_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     from llmkit.notebook import pandas_accessor as accessor
 
     accessor.register()
@@ -456,7 +444,7 @@ def test_a_column_without_a_session_says_what_to_do(monkeypatch: pytest.MonkeyPa
         pd.Series(["x"]).llm.chat("Say {text}")
 
 
-def test_a_session_loads_no_pandas_and_registers_the_accessor_when_it_is_there() -> None:
+def test_a_session_registers_the_accessor_only_if_pandas_is_loaded() -> None:
     code = (
         "import sys, llmkit; s = llmkit.Session(); assert 'pandas' not in sys.modules;"
         "import pandas; t = llmkit.Session(); assert hasattr(pandas.Series, 'llm')"

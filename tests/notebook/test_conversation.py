@@ -1,4 +1,4 @@
-"""Conversations: memory, rows, reopening, and how they show."""
+"""Conversations: memory, rows, reopening and display."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ def session(ollama: OllamaServer) -> Iterator[Session]:
         yield opened
 
 
-def test_every_turn_sees_all_before_it_and_is_a_row_under_one_pipeline_run(
-    session: Session, ollama: OllamaServer
-) -> None:
+def test_a_turn_sends_all_earlier_turns_and_is_a_row(session: Session, ollama: OllamaServer) -> None:
     talk = session.conversation(system="Be brief.", temperature=0.5)
     assert talk.say("One?").text == "answer 2"
     talk.say("Two?", temperature=0.1)
@@ -43,7 +41,7 @@ def test_every_turn_sees_all_before_it_and_is_a_row_under_one_pipeline_run(
     assert str(talk) == "system: Be brief.\nuser: One?\nassistant: answer 2\nuser: Two?\nassistant: answer 4"
 
 
-def test_a_conversation_is_reopened_from_the_store_and_goes_on(session: Session, ollama: OllamaServer) -> None:
+def test_a_stored_conversation_can_be_reopened(session: Session, ollama: OllamaServer) -> None:
     talk = session.conversation(system="Be brief.")
     for text in ("One?", "Two <b>é\u2028?"):
         talk.say(text)
@@ -55,7 +53,7 @@ def test_a_conversation_is_reopened_from_the_store_and_goes_on(session: Session,
     assert len(ollama.calls[-1].json["messages"]) == 6
 
 
-def test_later_turns_see_an_image_too_and_a_reopened_one_is_told_of_it() -> None:
+def test_images_stay_in_view_and_are_described_after_reopening() -> None:
     eyes = OllamaModel("llama3.2", capabilities=("completion", "vision"))
     with OllamaServer(models=[eyes]) as ollama, Session("study", ollama_api_base=ollama.url) as session:
         talk = session.conversation(images=png())
@@ -71,7 +69,7 @@ def test_later_turns_see_an_image_too_and_a_reopened_one_is_told_of_it() -> None
         assert len(ollama.calls) == 4
 
 
-def test_an_answer_from_the_cache_is_part_of_the_conversation_too(session: Session, ollama: OllamaServer) -> None:
+def test_a_cached_answer_is_part_of_the_conversation(session: Session, ollama: OllamaServer) -> None:
     one, two = session.conversation(), session.conversation()
     one.say("Same?")
     assert two.say("Same?").served_from == "cache"
@@ -89,7 +87,7 @@ def test_a_turn_that_fails_leaves_the_conversation_as_it_was(session: Session, o
     assert [message.content for message in session.conversation(id=talk.id).messages] == ["Another?", "fine"]
 
 
-def test_two_that_go_on_with_one_conversation_cannot_both(session: Session) -> None:
+def test_two_processes_cannot_continue_from_the_same_turn(session: Session) -> None:
     talk = session.conversation()
     talk.say("One?")
     other = session.conversation(id=talk.id)
@@ -98,7 +96,7 @@ def test_two_that_go_on_with_one_conversation_cannot_both(session: Session) -> N
         other.say("Another two?")
 
 
-def test_without_payloads_nothing_that_was_said_is_kept(ollama: OllamaServer) -> None:
+def test_without_payloads_no_text_is_stored(ollama: OllamaServer) -> None:
     with Session("study", ollama_api_base=ollama.url, store_payloads=False) as session:
         talk = session.conversation(system="sys")
         talk.say("a secret plan")
@@ -108,14 +106,12 @@ def test_without_payloads_nothing_that_was_said_is_kept(ollama: OllamaServer) ->
 
 
 @pytest.mark.parametrize("text", ["", "  ", None])
-def test_nothing_cannot_be_said(session: Session, text: object) -> None:
+def test_an_empty_message_is_refused(session: Session, text: object) -> None:
     with pytest.raises(LLMBadRequest):
         session.conversation().say(text)
 
 
-def test_an_unknown_conversation_and_one_of_another_workspace_are_not_found(
-    session: Session, ollama: OllamaServer
-) -> None:
+def test_conversations_of_other_workspaces_are_not_found(session: Session, ollama: OllamaServer) -> None:
     talk = session.conversation()
     talk.say("x")
     with Session("other", ollama_api_base=ollama.url) as other, pytest.raises(LLMBadRequest, match="no conversation"):
@@ -124,13 +120,13 @@ def test_an_unknown_conversation_and_one_of_another_workspace_are_not_found(
         session.conversation(id=talk.id, system="x")
 
 
-async def test_the_async_twin_says_the_same(session: Session) -> None:
+async def test_asay_adds_a_turn(session: Session) -> None:
     talk = session.conversation()
     await asyncio.wait_for(talk.asay("One?"), 60)
     assert len(talk.turns) == 1
 
 
-def test_a_repr_shows_nothing_of_what_was_said(session: Session) -> None:
+def test_a_repr_contains_no_message(session: Session) -> None:
     talk = session.conversation(system="secret")
     talk.say("secret")
     assert "secret" not in repr(talk)

@@ -1,4 +1,4 @@
-"""The door between sync and async."""
+"""The event-loop thread between sync and async code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def loop() -> LoopThread:
 
 
 def _beside(work: Callable[[], object]) -> Future[object]:
-    """What becomes of the work in a thread that nothing waits for, should it never end."""
+    """Work in a thread that nobody waits for if it never ends."""
     outcome: Future[object] = Future()
 
     def do() -> None:
@@ -66,7 +66,7 @@ def test_runs_from_many_threads_on_one_loop(loop: LoopThread) -> None:
     assert len(set(map(id, loops))) == 1
 
 
-def test_an_error_comes_out_as_it_is(loop: LoopThread) -> None:
+def test_errors_are_raised_unchanged(loop: LoopThread) -> None:
     async def fail() -> None:
         raise KeyError("x")
 
@@ -93,7 +93,7 @@ def test_an_interrupt_cancels_the_work_and_waits_for_its_record(loop: LoopThread
     assert time.monotonic() - started < 25
 
 
-async def test_a_waiting_loop_turns_so_that_what_a_signal_puts_on_it_is_done(loop: LoopThread) -> None:
+async def test_a_waiting_loop_wakes_up_for_scheduled_callbacks(loop: LoopThread) -> None:
     # As ipykernel does: the handler only puts something on the loop, which wakes nobody.
     waiting = asyncio.create_task(loop.run_async(asyncio.sleep(60)))
     mine = asyncio.get_running_loop()
@@ -108,14 +108,14 @@ async def test_a_waiting_loop_turns_so_that_what_a_signal_puts_on_it_is_done(loo
     assert time.monotonic() - started < 50
 
 
-async def test_waiting_again_and_again_leaves_no_timers_behind(loop: LoopThread) -> None:
+async def test_repeated_waiting_leaves_no_timers(loop: LoopThread) -> None:
     mine = asyncio.get_running_loop()
     for _ in range(20):
         await asyncio.gather(*(loop.run_async(_value(1)) for _ in range(3)))
     assert [each for each in mine._scheduled if "_beat" in repr(each) and not each.cancelled()] == []
 
 
-def test_work_aside_is_not_interrupted_with_its_caller() -> None:
+def test_run_aside_is_not_interrupted_with_its_caller() -> None:
     goes_on, ended = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -129,7 +129,7 @@ def test_work_aside_is_not_interrupted_with_its_caller() -> None:
     assert ended.wait(60)
 
 
-def test_an_interrupted_caller_is_told_what_became_of_the_work(loop: LoopThread) -> None:
+def test_an_interruption_describes_the_state_of_the_work(loop: LoopThread) -> None:
     async def work() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.sleep(60)
@@ -155,7 +155,7 @@ async def test_cancelling_an_async_caller_cancels_the_work(loop: LoopThread) -> 
     assert ended.wait(60)
 
 
-def test_a_sync_call_inside_the_loop_is_refused_instead_of_hanging(loop: LoopThread) -> None:
+def test_a_sync_call_inside_the_loop_is_refused(loop: LoopThread) -> None:
     async def inside() -> None:
         loop.run(_value(1))
 
@@ -178,7 +178,7 @@ def test_works_in_a_forked_child(loop: LoopThread) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
-def test_work_that_ends_the_interpreter_ends_its_own_caller_and_no_other(loop: LoopThread) -> None:
+def test_system_exit_reaches_only_its_own_caller(loop: LoopThread) -> None:
     begun, goes_on = threading.Event(), threading.Event()
 
     async def another() -> object:
@@ -198,7 +198,7 @@ def test_work_that_ends_the_interpreter_ends_its_own_caller_and_no_other(loop: L
     assert loop.run(_value(2)) == 2
 
 
-async def test_an_async_caller_whose_session_is_closed_is_told_so_and_not_cancelled(loop: LoopThread) -> None:
+async def test_closing_raises_an_error_in_async_callers_and_does_not_cancel_them(loop: LoopThread) -> None:
     waiting = asyncio.create_task(loop.run_async(asyncio.sleep(60)))
     await loop.run_async(_value(1))
     await asyncio.to_thread(loop.stop)
@@ -206,9 +206,7 @@ async def test_an_async_caller_whose_session_is_closed_is_told_so_and_not_cancel
         await waiting
 
 
-def test_a_call_that_is_handed_over_while_the_loop_is_stopped_ends(
-    loop: LoopThread, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_call_submitted_during_stop_ends(loop: LoopThread, monkeypatch: pytest.MonkeyPatch) -> None:
     handing_over, is_stopping = threading.Event(), threading.Event()
 
     class SlowToTake(asyncio.SelectorEventLoop):
@@ -228,9 +226,7 @@ def test_a_call_that_is_handed_over_while_the_loop_is_stopped_ends(
         call.result(60)
 
 
-def test_a_thread_that_cannot_be_started_is_tried_again_by_the_next_call(
-    loop: LoopThread, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_thread_start_is_retried_by_the_next_call(loop: LoopThread, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_more(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

@@ -1,4 +1,4 @@
-"""A change of model does not go unnoticed."""
+"""A fallback to another model is reported."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def shell() -> Iterator[InteractiveShell]:
     made.history_manager.end_session()
 
 
-def test_a_cell_is_a_prompt_to_the_session_that_was_made_last(shell: InteractiveShell) -> None:
+def test_a_cell_is_sent_by_the_newest_session(shell: InteractiveShell) -> None:
     with OllamaServer("Ahoy.") as ollama, Session("study", ollama_api_base=ollama.url):
         line = '--route ollama/llama3.2 --system "Be a pirate." --into answer'
         shown = shell.run_cell_magic("llm", line, "What is {churn}?\n")
@@ -30,15 +30,13 @@ def test_a_cell_is_a_prompt_to_the_session_that_was_made_last(shell: Interactive
 
 
 @pytest.mark.parametrize("line", ["ollama/x", "--route", "--rout x", "--route 'x", "route x"])
-def test_a_first_line_that_cannot_be_read_says_how_to_write_it(shell: InteractiveShell, line: str) -> None:
+def test_a_bad_first_line_shows_the_usage(shell: InteractiveShell, line: str) -> None:
     with pytest.raises(LLMBadRequest, match="--route provider/model"):
         shell.run_cell_magic("llm", line, "x")
 
 
 @pytest.mark.parametrize("name", ["'a b'", "class", "1a"])
-def test_a_name_that_cannot_be_a_variable_is_refused_before_anything_is_paid(
-    shell: InteractiveShell, name: str
-) -> None:
+def test_a_bad_variable_name_is_refused_before_the_call(shell: InteractiveShell, name: str) -> None:
     with OllamaServer() as ollama, Session("study", ollama_api_base=ollama.url):
         with pytest.raises(LLMBadRequest, match="variable"):
             shell.run_cell_magic("llm", f"--into {name}", "x")

@@ -1,4 +1,4 @@
-"""A real Jupyter kernel: the progress bar stands under its own cell, and an interrupt leaves a usable part."""
+"""A real Jupyter kernel: progress bars belong to their cell, and an interrupt leaves a usable partial result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def kernel(tmp_path: Path) -> Iterator[tuple[KernelManager, Any]]:
 
 
 def _outputs(client: Any, message_id: str) -> list[dict[str, Any]]:
-    """What a cell showed, until it is idle again."""
+    """Return the outputs of a cell, once it is idle again."""
     found: list[dict[str, Any]] = []
     deadline = time.monotonic() + HANG_BOUND_S
     while time.monotonic() < deadline:
@@ -52,7 +52,7 @@ def _run(client: Any, code: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_an_interrupted_cell_ends_leaves_a_part_and_the_next_one_does_the_rest(
+def test_an_interrupted_cell_leaves_a_partial_result_and_the_next_continues(
     kernel: tuple[KernelManager, Any],
 ) -> None:
     manager, client = kernel
@@ -77,7 +77,7 @@ def test_an_interrupted_cell_ends_leaves_a_part_and_the_next_one_does_the_rest(
         ollama.script("yes")
         before = len(ollama.calls)
         shown = _run(client, f"print(s.partial['status'].tolist()); print({MAP}['status'].tolist())")
-        said = "".join(each["content"]["text"] for each in shown if each["msg_type"] == "stream")
-        assert str(["SUCCEEDED"] * 2 + ["NOT_RUN"] * 4) in said
-        assert str(["SUCCEEDED"] * 6) in said
+        printed = "".join(each["content"]["text"] for each in shown if each["msg_type"] == "stream")
+        assert str(["SUCCEEDED"] * 2 + ["NOT_RUN"] * 4) in printed
+        assert str(["SUCCEEDED"] * 6) in printed
         assert len(ollama.calls) - before == 4

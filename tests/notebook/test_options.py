@@ -1,4 +1,4 @@
-"""Slips of the fingers: each is one line that says what to write, before anything is sent."""
+"""Arguments and options: each mistake is one line that states the fix, before anything is sent."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def session(ollama: OllamaServer) -> Iterator[Session]:
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
         (lambda s: s.chat(None), "The prompt must be a string.*got NoneType"),
         (lambda s: s.chat(5), "The prompt must be a string.*got int"),
@@ -94,13 +94,13 @@ def session(ollama: OllamaServer) -> Iterator[Session]:
         (lambda s: s.model(ROUTES[0], temperature=1), "temperature: unknown name; there are: .*parameters"),
     ],
 )
-def test_a_slip_is_one_line_and_nothing_is_sent(
-    session: Session, ollama: OllamaServer, call: Callable[[Session], Any], said: str
+def test_a_mistake_is_one_line_and_nothing_is_sent(
+    session: Session, ollama: OllamaServer, call: Callable[[Session], Any], message: str
 ) -> None:
     from llmkit.notebook import pandas_accessor
 
     pandas_accessor.register()
-    with pytest.raises(LLMBadRequest, match=said) as caught:
+    with pytest.raises(LLMBadRequest, match=message) as caught:
         call(session)
     assert "\n" not in str(caught.value)
     assert "Rome" not in str(caught.value)
@@ -108,7 +108,7 @@ def test_a_slip_is_one_line_and_nothing_is_sent(
 
 
 @pytest.mark.parametrize(
-    ("task", "routes", "options", "said"),
+    ("task", "routes", "options", "message"),
     [
         ("task.py", ROUTES, {}, "takes a Task first.*got str.*load_tasks"),
         (ROUTES, TASK, {}, "takes a Task first.*got list"),
@@ -120,18 +120,18 @@ def test_a_slip_is_one_line_and_nothing_is_sent(
         (TASK, ROUTES, {"name": 5}, "name must be a string"),
     ],
 )
-async def test_a_slip_in_an_evaluation_is_one_line_too(
-    session: Session, ollama: OllamaServer, task: Any, routes: Any, options: dict[str, Any], said: str
+async def test_a_mistake_in_an_evaluation_is_one_line(
+    session: Session, ollama: OllamaServer, task: Any, routes: Any, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(LLMEvaluationError, match=said):
+    with pytest.raises(LLMEvaluationError, match=message):
         session.evaluate(task, routes, **options)
-    with pytest.raises(LLMEvaluationError, match=said):
+    with pytest.raises(LLMEvaluationError, match=message):
         await session.aevaluate(task, routes, **options)
     assert not ollama.requests
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"workspace": ""}, "workspace_id"),
         ({"workspace": " churn"}, "workspace_id: must be one line, without white space at its beginning or end$"),
@@ -139,12 +139,12 @@ async def test_a_slip_in_an_evaluation_is_one_line_too(
         ({"replay": 5}, "path of a cassette; got int"),
     ],
 )
-def test_a_session_says_what_it_cannot_be_made_of(arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(LLMConfigurationError, match=said):
+def test_bad_arguments_of_a_session_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(LLMConfigurationError, match=message):
         Session(**arguments)
 
 
-def test_none_is_as_good_as_left_out(session: Session, ollama: OllamaServer) -> None:
+def test_none_is_the_same_as_leaving_an_option_out(session: Session, ollama: OllamaServer) -> None:
     assert session.chat("x", max_output_tokens=None, constraints=None, use_cache=None, metadata=None).billed
     assert not session.chat("x").billed
     session.map("Say {text}", ["x"], name="n", progress=False)
@@ -215,25 +215,23 @@ def test_every_sync_method_has_an_async_twin_with_the_same_signature() -> None:
         assert f"see `{name[1:]}`" in inspect.cleandoc(getattr(Session, name).__doc__)
 
 
-def test_what_people_mean_is_understood(session: Session, ollama: OllamaServer) -> None:
+def test_single_values_and_dictionaries_are_accepted(session: Session, ollama: OllamaServer) -> None:
     session.chat([{"role": "user", "content": "x"}], stop="END")
     assert ollama.calls[-1].json["options"]["stop"] == ["END"]
     assert isinstance(session.evaluate(TASK, ROUTES[0], progress=False).counts["SUCCEEDED"], int)
 
 
-def test_a_system_message_goes_in_front_of_an_extraction_and_of_every_row(
-    session: Session, ollama: OllamaServer
-) -> None:
+def test_a_system_message_precedes_extractions_and_rows(session: Session, ollama: OllamaServer) -> None:
     session.extract(City, "x", system="Be exact.")
     frame = session.map(City, ["y"], system="Be exact.", progress=False)
     assert frame["status"].tolist() == ["SUCCEEDED"]
     for call in ollama.calls:
         said = [(message["role"], message["content"]) for message in call.json["messages"]]
         assert said[0] == ("system", "Be exact.")
-        assert "City" in said[1][1]
+        assert "City" in messages[1][1]
 
 
-def test_a_session_that_is_gone_does_not_hide_the_one_that_is_there(session: Session, ollama: OllamaServer) -> None:
+def test_a_deleted_session_does_not_hide_an_existing_one(session: Session, ollama: OllamaServer) -> None:
     from llmkit.notebook import pandas_accessor
 
     pandas_accessor.register()
@@ -241,7 +239,7 @@ def test_a_session_that_is_gone_does_not_hide_the_one_that_is_there(session: Ses
     assert pd.Series(["x"]).llm.chat("Say {text}", progress=False)["status"].tolist() == ["SUCCEEDED"]
 
 
-def test_no_slip_shows_another_librarys_error(session: Session) -> None:
+def test_a_mistake_shows_no_error_of_another_library(session: Session) -> None:
     with pytest.raises(LLMError) as caught:
         session.chat("x", constraints={"local_onl": True})
     assert caught.value.__cause__ is None

@@ -1,4 +1,4 @@
-"""What a session does before the first call, in a quiet moment."""
+"""The preload of a session, in a quiet moment before the first call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def started(work, quiet_s: float = 0.01) -> Preload:
     return subject
 
 
-def test_the_work_is_done_once_when_all_is_quiet():
+def test_work_runs_once_after_a_quiet_moment():
     done = threading.Semaphore(0)
     subject = started(done.release)
     assert done.acquire(timeout=30)
@@ -27,7 +27,7 @@ def test_the_work_is_done_once_when_all_is_quiet():
     assert not done.acquire(timeout=0.05)
 
 
-def test_nothing_begins_while_something_is_going_on():
+def test_work_waits_while_a_call_is_in_progress():
     done = threading.Event()
     subject = Preload(done.set, 0.01)
     with subject.mark_busy(), subject.mark_busy():
@@ -36,7 +36,7 @@ def test_nothing_begins_while_something_is_going_on():
     assert done.wait(30)
 
 
-def test_cancelled_before_it_began_it_never_does():
+def test_cancelled_work_never_starts():
     done = threading.Event()
     subject = started(done.set, quiet_s=600)
     subject.cancel()
@@ -46,7 +46,7 @@ def test_cancelled_before_it_began_it_never_does():
     assert not done.is_set()
 
 
-def test_an_error_is_left_to_whoever_needs_the_work(caplog: pytest.LogCaptureFixture):
+def test_an_error_is_only_logged(caplog: pytest.LogCaptureFixture):
     def fail() -> None:
         raise ImportError("no such library")
 
@@ -59,7 +59,7 @@ def _waiting() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "llmkit-preload"]
 
 
-def test_a_session_waits_in_a_daemon_thread_until_it_is_closed_and_can_be_told_not_to():
+def test_a_session_preloads_in_a_daemon_thread_unless_switched_off():
     Session(warm_up=False).close()
     assert not _waiting()
     session = Session(warm_up=True)
@@ -89,8 +89,8 @@ else:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ending", "said"), [("exit", "loading"), ("fork", "0")])
-def test_a_process_can_end_or_fork_in_the_middle_of_it(ending: str, said: str):
+@pytest.mark.parametrize(("ending", "message"), [("exit", "loading"), ("fork", "0")])
+def test_a_process_can_exit_or_fork_during_the_preload(ending: str, message: str):
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", SCRIPT, ending]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, said, "")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, message, "")

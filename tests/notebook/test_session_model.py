@@ -1,4 +1,4 @@
-"""A session lends its model to agents: in scripts and in event loops, recorded, and replayed by key."""
+"""The model of a session in agents: in scripts and event loops, recorded, and replayed by key."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def adder(session: Session, **how: object) -> Agent[None, str]:
 
 @pytest.fixture
 def _loop_of_a_script() -> Iterator[None]:
-    """Pydantic AI's `run_sync` would leave the one that it makes open."""
+    """Set an event loop, because Pydantic AI's `run_sync` would leave its own open."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     yield
@@ -49,7 +49,7 @@ def _loop_of_a_script() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_loop_of_a_script")
-def test_an_agent_runs_in_a_script_and_every_step_is_a_row(session: Session, gemini: GeminiServer) -> None:
+def test_every_step_of_an_agent_is_a_row(session: Session, gemini: GeminiServer) -> None:
     agent = adder(session, pipeline_run_id="sum", stage="adding", idempotency_key="sum-1")
     assert agent.run_sync("2 + 3?").output == "It is 5."
     rows = session.runs(pipeline_run_id="sum")
@@ -60,11 +60,11 @@ def test_an_agent_runs_in_a_script_and_every_step_is_a_row(session: Session, gem
     assert len(gemini.calls) == 2
 
 
-async def test_an_agent_is_awaited_in_a_running_loop(session: Session, gemini: GeminiServer) -> None:
+async def test_an_agent_runs_in_a_running_loop(session: Session, gemini: GeminiServer) -> None:
     assert (await adder(session).run("2 + 3?")).output == "It is 5."
     assert len(gemini.calls) == 2
 
 
-def test_a_route_that_cannot_be_read_is_refused(session: Session) -> None:
+def test_a_bad_route_is_refused(session: Session) -> None:
     with pytest.raises(LLMBadRequest, match="provider/model"):
         session.model("gemini-2.5-flash")
