@@ -16,7 +16,7 @@ from llmkit.errors import (
     LLMUnsupported,
 )
 
-__all__ = ["FAILURES_BEFORE_STOP", "LONGEST_SILENCE_S", "SHORTEST_REST_S", "TRIES_OF_A_SAMPLE", "Health"]
+__all__ = ["FAILURES_BEFORE_STOP", "LONGEST_SILENCE_S", "SHORTEST_REST_S", "TRIES_OF_A_SAMPLE", "RouteHealth"]
 
 FAILURES_BEFORE_STOP = 3
 # A server that breaks off at the same sample again and again does so because of it.
@@ -42,7 +42,7 @@ HOPELESS = (
 
 
 @dataclass(slots=True)
-class Health:
+class RouteHealth:
     """Outcomes of the calls of one variant so far.
 
     Attributes:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.batch.progress_bar import Meter
-from llmkit.batch.route_health import LONGEST_SILENCE_S, SHORTEST_REST_S, TRIES_OF_A_SAMPLE, Health
+from llmkit.batch.route_health import RouteHealth
+from llmkit.batch.worker_pool import WorkerPool
 from llmkit.errors import LLMBadRequest, LLMError, LLMInProgress, LLMStoreError
 from llmkit.mapping.columns import FAILED, IN_PROGRESS, NOT_RUN, SUCCEEDED, AnswerColumns, Outcome, build_frame
 from llmkit.mapping.rows import Rows
@@ -26,6 +25,10 @@ __all__ = ["Ask", "MapJob", "MapProgress"]
 
 # Asks about one text.
 Ask = Callable[[str], Awaitable["LLMResponse | Extraction[Any]"]]
+
+
+# A map has one question, and so one health, whichever route answers.
+HEALTH = "map"
 
 
 @dataclass(slots=True)
@@ -57,12 +60,17 @@ class MapJob:
         self._rows = rows
         self._columns = columns
         self._ask = ask
-        self._concurrency = concurrency
         self._outcomes: list[Outcome | None] = [None] * len(rows.firsts)
         self._sizes = rows.count_repeats()
-        self._health = Health()
-        self._put_off: list[int] = []
-        self._losses: Counter[int] = Counter()
+        self._health = RouteHealth()
+        self._pool: WorkerPool[int] = WorkerPool(
+            self._settle,
+            {HEALTH: self._health},
+            health_of=lambda _code: HEALTH,
+            key_of=lambda code: code,
+            concurrency=min(concurrency, len(self._outcomes)),
+            on_rest=self._note_rest,
+        )
         self._rests_until_s = 0.0
         self.tally = MapProgress(total=len(rows.codes), done=rows.skipped)
 
@@ -75,12 +83,7 @@ class MapJob:
         Raises:
             LLMStoreError: Calls cannot be recorded any more.
         """
-        try:
-            await self._round(iter(range(len(self._outcomes))))
-            await self._come_back()
-        except ExceptionGroup as errors:
-            # The first one stopped the others.
-            raise errors.exceptions[0] from None
+        await self._pool.run(range(len(self._outcomes)))
 
     def frame(self) -> pd.DataFrame:
         """Return the frame so far. Rows that are still open are NOT_RUN."""
@@ -101,37 +104,10 @@ class MapJob:
         done, total = self.tally.done, self.tally.total
         return f"{done:,} of {total:,} rows are done and in .partial of the session; the same call does the rest"
 
-    async def _round(self, codes: Iterator[int]) -> None:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._concurrency, len(self._outcomes))):
-                group.create_task(self._worker(codes))
-
-    async def _come_back(self) -> None:
-        """Ask again what was put off while the route was left alone, until it is done or the route stays silent."""
-        silence_s = 0.0
-        while self._put_off and silence_s < LONGEST_SILENCE_S:
-            rest_s = self._health.rest()
-            self._rests_until_s = time.monotonic() + rest_s
-            await asyncio.sleep(rest_s)
-            codes, self._put_off = self._put_off, []
-            answers = self._health.answers
-            # One call first: the router lets a single one through to see whether the route is back.
-            await self._settle(codes[0])
-            await self._round(iter(codes[1:]))
-            silence_s = 0.0 if self._health.answers > answers else silence_s + max(rest_s, SHORTEST_REST_S)
-        if self._put_off:
-            self._health.give_up()
-
-    async def _worker(self, codes: Iterator[int]) -> None:
-        for code in codes:
-            await self._settle(code)
+    def _note_rest(self, rest_s: float) -> None:
+        self._rests_until_s = time.monotonic() + rest_s
 
     async def _settle(self, code: int) -> None:
-        if self._health.stopped_by is not None:
-            return
-        if self._health.resting_after is not None:
-            self._put_off.append(code)
-            return
         outcome = await self._outcome(code)
         if outcome is not None:
             self._keep(code, outcome)
@@ -145,13 +121,7 @@ class MapJob:
         except LLMInProgress as error:
             return _failure(IN_PROGRESS, error)
         except Exception as error:  # noqa: BLE001 - a validator of the user's type may raise anything: a row, not a crash
-            if self._health.is_left_alone(error):
-                if self._health.stopped_by is None:
-                    self._put_off.append(code)
-                return None
-            if self._losses[code] + 1 < TRIES_OF_A_SAMPLE and self._health.has_lost_contact(error):
-                self._losses[code] += 1
-                self._put_off.append(code)
+            if self._pool.postpone_if_left_alone(code, error) or self._pool.postpone_if_cut_off(code, error):
                 return None
             self._health.note_failure(error)
             return _failure(FAILED, error)

@@ -18,14 +18,14 @@ from llmkit.pricing import FREE, ListPrice, list_price
 from llmkit.providers import compute_max_prompt_tokens
 from llmkit.types import Attempt, LLMRequest, ResponseFormat, Route
 
-__all__ = ["Keeper", "require_countable"]
+__all__ = ["BudgetGuard", "require_countable"]
 
 PriceOf = Callable[[Route], ListPrice | None]
 
 AGAIN = "The same name with a larger budget goes on; what is done is not called again."
 
 
-class Keeper:
+class BudgetGuard:
     """Guards all requests of one evaluation. Belongs to the event loop in which it is made, and counts no other's.
 
     Args:
@@ -59,7 +59,7 @@ class Keeper:
         self._stopped: tuple[Kind, str] | None = None
 
     @classmethod
-    async def of(cls, plan: Plan, run: EvalRun, store: EvalStore) -> Keeper:
+    async def of(cls, plan: Plan, run: EvalRun, store: EvalStore) -> BudgetGuard:
         """Return the keeper of a run's budget, of which earlier calls of `evaluate` have spent what the store knows of.
 
         Raises:
@@ -220,7 +220,7 @@ async def require_countable(plan: Plan) -> None:
     if not plan.budget.counts_requests:
         return
     judges = plan.judges()
-    unlimited = [lane.label for lane in plan.lanes if lane.parameters.get("max_output_tokens") is None]
+    unlimited = [variant.label for variant in plan.variants if variant.parameters.get("max_output_tokens") is None]
     unlimited += [
         f"the scorer {name!r}"
         for name, judge in judges.items()
@@ -247,9 +247,9 @@ def _unknown_price(route: Route) -> str:
 
 def _routes(plan: Plan) -> Iterator[Route]:
     """Everybody who may answer or judge."""
-    for lane in plan.lanes:
-        routed = lane.service.router.explain(LLMRequest(messages="price", route=lane.route, **lane.parameters))
-        yield from routed.candidates if lane.route is None else (lane.route,)
+    for variant in plan.variants:
+        routed = variant.service.router.explain(LLMRequest(messages="price", route=variant.route, **variant.parameters))
+        yield from routed.candidates if variant.route is None else (variant.route,)
     for judge in plan.judges().values():
         if judge.get("route") is not None:
             yield Route.parse(judge["route"])
@@ -279,9 +279,9 @@ def _largest(plan: Plan, *, has_price: bool) -> Amount:
     schema = ResponseFormat(json_schema=plan.task.output_type.model_json_schema())
     prices = [price for price in map(list_price, _routes(plan)) if price is not None] if has_price else [FREE]
     largest = NOTHING
-    for lane in plan.lanes:
+    for variant in plan.variants:
         for sample in plan.selected:
-            request = LLMRequest(messages=lane.messages(sample), response_format=schema, **lane.parameters)
+            request = LLMRequest(messages=variant.messages(sample), response_format=schema, **variant.parameters)
             most = [_most(request, price) for price in prices]
             largest = Amount(
                 max(largest.tokens, *(each.tokens for each in most)), max(largest.money, *(each.money for each in most))

@@ -17,9 +17,9 @@ from llmkit.eval_ports import CallUnderWay, EvalOutcome, EvalRun, EvalStore
 from llmkit.evals.call_names import name_prefix
 from llmkit.evals.run.plan import Plan
 from llmkit.evals.run.progress import Tally
-from llmkit.evals.run.work_queue import Cells
+from llmkit.evals.run.work_queue import WorkQueue
 
-__all__ = ["Patience", "Sharing"]
+__all__ = ["Coordinator", "Patience"]
 
 # A look reads a row for each result: at most this share of the time goes into it.
 SHARE_OF_LOOKING = 0.05
@@ -55,7 +55,7 @@ class _Awaited:
     is_left: bool = False
 
 
-class Sharing:
+class Coordinator:
     """Coordination with other processes that work on the same run.
 
     Args:
@@ -77,7 +77,7 @@ class Sharing:
         plan: Plan,
         run: EvalRun,
         store: EvalStore,
-        cells: Cells,
+        queue: WorkQueue,
         tally: Tally,
         before: Mapping[int, datetime],
         patience: Patience,
@@ -85,7 +85,7 @@ class Sharing:
         self._plan = plan
         self._run = run
         self._store = store
-        self._cells = cells
+        self._queue = queue
         self._tally = tally
         self._before = before
         self._patience = patience
@@ -132,7 +132,7 @@ class Sharing:
         self.end_call(name)
         if self._is_due(self._patience.least_s):
             await self.look(move=True)
-        if self._cells.is_settled(cell):
+        if self._queue.is_settled(cell):
             return True
         if self.are_others_at_work:
             self._await(cell, name)
@@ -187,11 +187,11 @@ class Sharing:
 
     def _settle(self, outcome: EvalOutcome) -> None:
         cell = self._plan.cell_of(outcome.sample_id, outcome.route, outcome.epoch)
-        if cell is None or self._cells.is_settled(cell) or outcome.pipeline_run_id in self._mine:
+        if cell is None or self._queue.is_settled(cell) or outcome.pipeline_run_id in self._mine:
             return
         if self._before.get(cell) == outcome.finished_at_utc:
             return
-        self._cells.settle(cell)
+        self._queue.settle(cell)
         self._tally.share(outcome.route)
         self._awaited.pop(cell, None)
 
@@ -228,4 +228,4 @@ class Sharing:
         names = {call.pipeline_run_id for call in calls} - self._mine
         places = [place for name in names if (place := self._plan.place_of_name(name)) is not None]
         # Not the very middle: two processes that look at the same moment should not choose the same place.
-        self._cells.move_away(places, random.uniform(0.4, 0.6))  # noqa: S311
+        self._queue.move_away(places, random.uniform(0.4, 0.6))  # noqa: S311

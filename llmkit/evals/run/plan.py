@@ -21,7 +21,7 @@ from llmkit.evals.run.options import EvaluateOptions, Extractor
 from llmkit.evals.run.progress import Progress
 from llmkit.evals.scorers import DEFAULT_SCORER_TIMEOUT_S, Scorer, is_lower_better
 from llmkit.evals.tasks.task import Task
-from llmkit.evals.tasks.variant import DIGEST_LENGTH, Lane, RouteLike, lanes
+from llmkit.evals.tasks.variant import DIGEST_LENGTH, ResolvedVariant, RouteLike, resolve_variants
 from llmkit.types import utc_now
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Plan:
     service: LLMService
     dataset: Dataset
     selected: Dataset
-    lanes: tuple[Lane, ...]
+    variants: tuple[ResolvedVariant, ...]
     scorers: tuple[Scorer, ...]
     epochs: int
     concurrency: int
@@ -53,7 +53,7 @@ class Plan:
     extract: Extractor
     sample_digests: Mapping[str, str]
     warm_up: bool
-    # Of the selected samples by id, and of the lanes by label.
+    # Of the selected samples by id, and of the variants by label.
     numbers: Mapping[str, int]
     turns: Mapping[str, int]
 
@@ -68,7 +68,7 @@ class Plan:
         """Check task, routes and options, read the dataset, and render every prompt once."""
         dataset = task.load()
         selected = dataset.limit(options.get("limit"))
-        resolved = lanes(
+        resolved = resolve_variants(
             task,
             routes,
             service=service,
@@ -80,7 +80,7 @@ class Plan:
             service=service,
             dataset=dataset,
             selected=selected,
-            lanes=resolved,
+            variants=resolved,
             scorers=task.scorer_objects,
             epochs=_at_least("epochs", options.get("epochs", 1), 1),
             concurrency=_concurrency(options.get("concurrency", AUTO)),
@@ -93,7 +93,7 @@ class Plan:
             sample_digests={sample.key: dataset.content_sha256(sample)[:DIGEST_LENGTH] for sample in dataset},
             warm_up=options.get("warm_up", True),
             numbers={sample.key: number for number, sample in enumerate(selected)},
-            turns={lane.label: number for number, lane in enumerate(resolved)},
+            turns={variant.label: number for number, variant in enumerate(resolved)},
         )
         plan.require_renderable()
         return plan
@@ -101,8 +101,8 @@ class Plan:
     def require_renderable(self) -> None:
         """Render every prompt, so that a missing field shows before anything is paid."""
         for sample in self.selected:
-            for lane in self.lanes:
-                lane.content(sample)
+            for variant in self.variants:
+                variant.content(sample)
 
     def new_run(self, workspace_id: str, name: str) -> EvalRun:
         """Return the run as it is stored if there is none of this name."""
@@ -120,7 +120,7 @@ class Plan:
                 "scorers_sha256": self.task.scorers_sha256,
                 "judges": self.judges(),
                 "lower_is_better": self.lower_is_better(),
-                "routes": {lane.label: dict(lane.description) for lane in self.lanes},
+                "routes": {variant.label: dict(variant.description) for variant in self.variants},
                 "epochs": self.epochs,
                 "samples": len(self.dataset),
                 "made_with": describe_process(self.service.settings, self._options(), self.task.base_dir or Path.cwd()),
@@ -164,30 +164,30 @@ class Plan:
                 f"The dataset of evaluation {run.name!r} has changed since its results were stored: samples "
                 f"{'; '.join(changes)}. Use another name, or undo the change."
             )
-        self._require_same_lanes(run, finished)
+        self._require_same_variants(run, finished)
 
     def _is_edited(self, outcome: EvalOutcome) -> bool:
         return digests_of(outcome.pipeline_run_id)[0] != self.sample_digests.get(outcome.sample_id)
 
-    def _require_same_lanes(self, run: EvalRun, finished: Iterable[EvalOutcome]) -> None:
-        lanes = {lane.label: lane for lane in self.lanes}
+    def _require_same_variants(self, run: EvalRun, finished: Iterable[EvalOutcome]) -> None:
+        variants = {variant.label: variant for variant in self.variants}
         # Once for all epochs of a sample.
         compared: set[tuple[str, str, str]] = set()
         for outcome in finished:
-            lane, digest = lanes.get(outcome.route), digests_of(outcome.pipeline_run_id)[1]
-            if lane is None or (outcome.route, outcome.sample_id, digest) in compared:
+            variant, digest = variants.get(outcome.route), digests_of(outcome.pipeline_run_id)[1]
+            if variant is None or (outcome.route, outcome.sample_id, digest) in compared:
                 continue
-            if digest != self.request_digest(lane, lane.content(self.dataset.by_id[outcome.sample_id])):
+            if digest != self.request_digest(variant, variant.content(self.dataset.by_id[outcome.sample_id])):
                 raise LLMEvaluationError(
-                    f"In evaluation {run.name!r}, {lane.label} was asked something else: its prompt or parameters "
+                    f"In evaluation {run.name!r}, {variant.label} was asked something else: its prompt or parameters "
                     f"have changed (first seen on sample {outcome.sample_id}). Use another name or label."
                 )
             if self.epochs > 1:
                 compared.add((outcome.route, outcome.sample_id, digest))
 
-    def request_digest(self, lane: Lane, content: Content) -> str:
-        """Short hash of what a lane sends for a sample of this content, reasks included."""
-        return with_reasks(lane.digest(content), self.reasks)
+    def request_digest(self, variant: ResolvedVariant, content: Content) -> str:
+        """Short hash of what a variant sends for a sample of this content, reasks included."""
+        return with_reasks(variant.digest(content), self.reasks)
 
     def is_open(self, result: EvalOutcome) -> bool:
         """Return whether a stored result is to be replaced by calling again."""
@@ -195,19 +195,19 @@ class Plan:
             return False
         return self.retry_failed == "all" or result.error_code not in FINAL_CODES
 
-    def cell(self, place: int) -> tuple[Sample, Lane, int]:
+    def cell(self, place: int) -> tuple[Sample, ResolvedVariant, int]:
         """One of all that is to be settled: every sample of an epoch on every route, the first changing by turns."""
-        count = len(self.lanes)
+        count = len(self.variants)
         rest, turn = divmod(place, count)
         epoch, number = divmod(rest, len(self.selected))
-        return self.selected.samples[number], self.lanes[(number + turn) % count], epoch
+        return self.selected.samples[number], self.variants[(number + turn) % count], epoch
 
     def cell_of(self, sample_id: str, route: str, epoch: int) -> int | None:
         """Return the place of a result; None when it is not among what is to be settled."""
-        number, lane = self.numbers.get(sample_id), self.turns.get(route)
-        if number is None or lane is None or epoch >= self.epochs:
+        number, variant = self.numbers.get(sample_id), self.turns.get(route)
+        if number is None or variant is None or epoch >= self.epochs:
             return None
-        return (epoch * len(self.numbers) + number) * len(self.turns) + (lane - number) % len(self.turns)
+        return (epoch * len(self.numbers) + number) * len(self.turns) + (variant - number) % len(self.turns)
 
     def place_of_name(self, name: str) -> int | None:
         """Return the position of the call with this name; None if the sample's id is not legible in it."""
@@ -219,7 +219,7 @@ class Plan:
     @property
     def total(self) -> int:
         """How many there are."""
-        return self.epochs * len(self.selected) * len(self.lanes)
+        return self.epochs * len(self.selected) * len(self.variants)
 
 
 def _default_extract() -> Extractor:

@@ -8,7 +8,7 @@ from llmkit.errors import LLMBudgetExhausted
 from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun, EvalStore
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.results import ResultKey
-from llmkit.evals.run.budget_guard import Keeper
+from llmkit.evals.run.budget_guard import BudgetGuard
 from llmkit.evals.run.plan import Plan
 from llmkit.evals.run.result_builder import replace_scores
 from llmkit.evals.scorers import Scores, ScoringContext, apply_scorers
@@ -26,11 +26,11 @@ class Scoring:
         keeper: Of the run's budget, which judges count against.
     """
 
-    def __init__(self, plan: Plan, run: EvalRun, store: EvalStore, keeper: Keeper) -> None:
+    def __init__(self, plan: Plan, run: EvalRun, store: EvalStore, guard: BudgetGuard) -> None:
         self._plan = plan
         self._run = run
         self._store = store
-        self._keeper = keeper
+        self._guard = guard
         self._edited = run.spec.get("scorers_sha256") != plan.task.scorers_sha256
         self._names = {scorer.name for scorer in plan.scorers}
 
@@ -44,7 +44,7 @@ class Scoring:
         Raises:
             LLMStoreError: The database failed.
         """
-        if self._keeper.stopped_by and self._plan.judges():
+        if self._guard.stopped_by and self._plan.judges():
             return False
         result = await self._store.result(self._run.id, *key)
         if result is None or result.output_json is None:

@@ -15,7 +15,7 @@ from llmkit.errors import (
 from llmkit.eval_ports import EvalResult
 from llmkit.evals.results import FAILED, FALLBACK_WARNING, SCORER_FAILED, SUCCEEDED, Slot
 from llmkit.evals.scorers import Scores
-from llmkit.evals.tasks.variant import Lane
+from llmkit.evals.tasks.variant import ResolvedVariant
 from llmkit.redaction import redact
 from llmkit.types import TokenUsage, utc_now
 
@@ -27,12 +27,12 @@ __all__ = ["build_failure", "build_result", "replace_scores"]
 LONGEST_MESSAGE = 2_000
 
 
-def build_result(slot: Slot, lane: Lane, extraction: Extraction[Any], scores: Scores) -> EvalResult:
+def build_result(slot: Slot, variant: ResolvedVariant, extraction: Extraction[Any], scores: Scores) -> EvalResult:
     """Return the result of a sample that got a valid output."""
     served = extraction.responses[-1].route
     warnings = dict.fromkeys(text for response in extraction.responses for text in response.warnings)
-    if lane.planned is not None and served != lane.planned:
-        warnings[f"{FALLBACK_WARNING} {served} answered instead of {lane.planned}"] = None
+    if variant.planned is not None and served != variant.planned:
+        warnings[f"{FALLBACK_WARNING} {served} answered instead of {variant.planned}"] = None
     # Field by field, and not from a dictionary: this is done for every sample.
     return EvalResult(
         eval_run_id=slot.eval_run_id,

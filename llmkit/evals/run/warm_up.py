@@ -9,7 +9,7 @@ from llmkit.errors import LLMError, LLMStoreError
 from llmkit.eval_ports import EvalRun
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.run.plan import Plan
-from llmkit.evals.tasks.variant import Lane
+from llmkit.evals.tasks.variant import ResolvedVariant
 from llmkit.pricing import is_free
 from llmkit.types import WARM_UP_STAGE, LLMConstraints, LLMRequest, RequestContext, ResponseFormat, Route, utc_now
 
@@ -21,8 +21,8 @@ WARM_UP_FROM = 20
 STAYS_LOADED = timedelta(minutes=4)
 
 
-def cold(plan: Plan, last_at_utc: Mapping[str, datetime]) -> dict[Route, Lane]:
-    """Return the models that may have to be loaded, each with a lane that asks it.
+def cold(plan: Plan, last_at_utc: Mapping[str, datetime]) -> dict[Route, ResolvedVariant]:
+    """Return the models that may have to be loaded, each with a variant that calls it.
 
     Those that run here, not called lately.
 
@@ -32,16 +32,20 @@ def cold(plan: Plan, last_at_utc: Mapping[str, datetime]) -> dict[Route, Lane]:
         plan: Whose routes.
         last_at_utc: When the last result of each label was made.
     """
-    found: dict[Route, Lane] = {}
+    found: dict[Route, ResolvedVariant] = {}
     recently = utc_now() - STAYS_LOADED
-    warm = {lane.planned for lane in plan.lanes if lane.label in last_at_utc and last_at_utc[lane.label] > recently}
-    for lane in plan.lanes:
-        if lane.planned is not None and lane.planned not in warm and is_free(lane.planned):
-            found.setdefault(lane.planned, lane)
+    warm = {
+        variant.planned
+        for variant in plan.variants
+        if variant.label in last_at_utc and last_at_utc[variant.label] > recently
+    }
+    for variant in plan.variants:
+        if variant.planned is not None and variant.planned not in warm and is_free(variant.planned):
+            found.setdefault(variant.planned, variant)
     return found
 
 
-async def warm_up(plan: Plan, run: EvalRun, lane: Lane, route: Route, sample: Sample) -> None:
+async def warm_up(plan: Plan, run: EvalRun, variant: ResolvedVariant, route: Route, sample: Sample) -> None:
     """Ask a model about a sample, and forget the answer. A failure is left for the sample itself to meet.
 
     The very request of a sample, or Ollama would load the model again for another length of context. Its row has the
@@ -51,18 +55,18 @@ async def warm_up(plan: Plan, run: EvalRun, lane: Lane, route: Route, sample: Sa
         LLMStoreError: The call could not be recorded.
     """
     request = LLMRequest(
-        messages=lane.messages(sample),
+        messages=variant.messages(sample),
         route=route,
         constraints=LLMConstraints(allow_fallback=False),
         response_format=ResponseFormat(json_schema=plan.task.output_type.model_json_schema()),
         use_cache=False,
-        **lane.parameters_of(0),
+        **variant.parameters_of(0),
     )
     context = RequestContext(
         workspace_id=run.workspace_id, pipeline_run_id=f"{WARM_UP_STAGE}:{run.id.hex}", stage=WARM_UP_STAGE
     )
     try:
-        await lane.service.chat(request, context)
+        await variant.service.chat(request, context)
     except LLMError as error:
         if isinstance(error, LLMStoreError):
             raise

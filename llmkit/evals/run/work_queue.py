@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["Cells"]
+__all__ = ["WorkQueue"]
 
 OPEN, TAKEN, SETTLED = range(3)
 
 
-class Cells:
+class WorkQueue:
     """Which cells are open, and where the walk over them stands. It goes round, from wherever it was sent.
 
     Args:

@@ -18,7 +18,7 @@ from llmkit.types import LLMConstraints, LLMProfile, LLMRequest, Message, Respon
 if TYPE_CHECKING:
     from llmkit.service import LLMService
 
-__all__ = ["Lane", "RouteLike", "Variant", "hash_variant", "lanes"]
+__all__ = ["ResolvedVariant", "RouteLike", "Variant", "hash_variant", "resolve_variants"]
 
 POLICY_PREFIX = "policy:"
 DEFAULT_POLICY = "default"
@@ -46,7 +46,7 @@ RouteLike: TypeAlias = str | Route | Variant
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class ResolvedVariant:
     """A variant ready to be called. `route` is None where the router chooses.
 
     Attributes:
@@ -106,14 +106,14 @@ def _encode_message(message: Message) -> dict[str, Any]:
     return message.model_dump(mode="json", exclude_defaults=True)
 
 
-def lanes(
+def resolve_variants(
     task: Task,
     routes: RouteLike | Iterable[RouteLike],
     *,
     service: LLMService,
     parameters: Mapping[str, Any],
     policies: Mapping[str, LLMService],
-) -> tuple[Lane, ...]:
+) -> tuple[ResolvedVariant, ...]:
     """Resolve what is to be compared. Sends nothing.
 
     Raises:
@@ -122,23 +122,23 @@ def lanes(
     given: Sequence[RouteLike] = [routes] if isinstance(routes, str | Route | Variant) else list(routes)
     if not given:
         raise LLMEvaluationError("Name at least one route, for example ollama/llama3.2.")
-    builder = _LaneBuilder(task, service, copy_parameters(parameters), policies)
-    built = tuple(builder.lane(item) for item in given)
-    labels = [lane.label for lane in built]
+    resolver = _VariantResolver(task, service, copy_parameters(parameters), policies)
+    resolved = tuple(resolver.resolve(item) for item in given)
+    labels = [variant.label for variant in resolved]
     for label in labels:
         if labels.count(label) > 1:
             raise LLMEvaluationError(f"Two routes are labelled {label!r}; give one of them Variant(..., label=...).")
-    return built
+    return resolved
 
 
 @dataclass(frozen=True, slots=True)
-class _LaneBuilder:
+class _VariantResolver:
     task: Task
     service: LLMService
     parameters: Mapping[str, Any]
     policies: Mapping[str, LLMService]
 
-    def lane(self, item: RouteLike) -> Lane:
+    def resolve(self, item: RouteLike) -> ResolvedVariant:
         variant = item if isinstance(item, Variant) else self._from_text(item)
         label = _label(variant)
         prompt = self.task.prompt if variant.prompt is None else variant.prompt
@@ -147,7 +147,7 @@ class _LaneBuilder:
         if isinstance(target, str) and target.startswith(POLICY_PREFIX):
             return self._policy(target.removeprefix(POLICY_PREFIX), label, prompt, parameters)
         route = target if isinstance(target, Route) else _route(target)
-        return self._lane(label, self.service, prompt, parameters, route=route, planned=route)
+        return self._build(label, self.service, prompt, parameters, route=route, planned=route)
 
     def _from_text(self, item: str | Route) -> Variant:
         text, at, name = str(item).strip().rpartition("@")
@@ -158,7 +158,7 @@ class _LaneBuilder:
             raise LLMEvaluationError(f"Task {self.task.name} has no prompt {name!r} for {item!r}; it has: {known}.")
         return Variant(text, self.task.prompts[name], label=f"{text}@{name}")
 
-    def _policy(self, name: str, label: str, prompt: Prompt, parameters: dict[str, Any]) -> Lane:
+    def _policy(self, name: str, label: str, prompt: Prompt, parameters: dict[str, Any]) -> ResolvedVariant:
         profiles = {str(profile) for profile in LLMProfile}
         if name not in self.policies and name not in profiles and name != DEFAULT_POLICY:
             known = ", ".join(dict.fromkeys([DEFAULT_POLICY, *LLMProfile, *self.policies]))
@@ -167,14 +167,14 @@ class _LaneBuilder:
         if name in profiles and name not in self.policies:
             parameters = {**parameters, "profile": name}
         planned = self._first_candidate(service, parameters)
-        return self._lane(label, service, prompt, parameters, policy=name, planned=planned)
+        return self._build(label, service, prompt, parameters, policy=name, planned=planned)
 
     def _first_candidate(self, service: LLMService, parameters: Mapping[str, Any]) -> Route | None:
         schema = ResponseFormat(json_schema=self.task.output_type.model_json_schema())
         request = LLMRequest.model_validate({"messages": "plan", "response_format": schema, **parameters})
         return next(iter(service.router.explain(request).candidates), None)
 
-    def _lane(
+    def _build(
         self,
         label: str,
         service: LLMService,
@@ -184,9 +184,9 @@ class _LaneBuilder:
         planned: Route | None,
         route: Route | None = None,
         policy: str | None = None,
-    ) -> Lane:
+    ) -> ResolvedVariant:
         description = {"route": str(route) if route else f"{POLICY_PREFIX}{policy}", "prompt": describe_prompt(prompt)}
-        return Lane(
+        return ResolvedVariant(
             label=label,
             service=service,
             route=route,

@@ -13,10 +13,10 @@ from llmkit.cli.main import _run as llmkit
 from llmkit.errors import LLMBadRequest, LLMBudgetExhausted, LLMEvaluationError
 from llmkit.evals import Budget, Sample, field_match, judge
 from llmkit.evals.budget import Amount, Books, amount
-from llmkit.evals.run.budget_guard import Keeper
+from llmkit.evals.run.budget_guard import BudgetGuard
 from llmkit.ports import AttemptLog, ClientReply, apply_guard, use_guard
 from llmkit.pricing import list_price
-from llmkit.providers import estimate_prompt_tokens, compute_max_prompt_tokens
+from llmkit.providers import compute_max_prompt_tokens, estimate_prompt_tokens
 from llmkit.session import Session
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply
 from llmkit.types import Attempt, AttemptStatus, LLMRequest, Route, TokenUsage, utc_now
@@ -130,17 +130,17 @@ class Wire:
 def test_in_whatever_order_requests_end_no_more_is_under_way_than_is_left_and_all_of_them_end(limit, requests):
     wire = Wire()
 
-    async def one(keeper, answer, share, turns):
+    async def one(guard, answer, share, turns):
         request, log = asked(answer), AttemptLog()
         most = compute_max_prompt_tokens(request) + answer
         with suppress(LLMBudgetExhausted):
-            await keeper.send(ROUTE, request, log, lambda: wire.answer(log, turns, int(most * share), most))
+            await guard.send(ROUTE, request, log, lambda: wire.answer(log, turns, int(most * share), most))
 
     async def main():
-        keeper = Keeper(Budget(max_tokens=limit))
-        async with keeper.at_work(), asyncio.timeout(60):
-            await asyncio.gather(*(one(keeper, *request) for request in requests))
-        return keeper.use
+        guard = BudgetGuard(Budget(max_tokens=limit))
+        async with guard.at_work(), asyncio.timeout(60):
+            await asyncio.gather(*(one(guard, *request) for request in requests))
+        return guard.use
 
     use = asyncio.run(main())
     assert wire.highest <= limit
@@ -161,31 +161,31 @@ def test_in_whatever_order_requests_end_no_more_is_under_way_than_is_left_and_al
     ],
 )
 async def test_what_nobody_counted_and_may_have_been_billed_counts_as_the_most_that_it_could_be(attempts, counted):
-    keeper, log, request = Keeper(Budget(max_tokens=10_000)), AttemptLog(), asked()
+    guard, log, request = BudgetGuard(Budget(max_tokens=10_000)), AttemptLog(), asked()
 
     async def answer():
         for attempt in attempts:
             log.add(attempt)
 
-    async with keeper.at_work():
-        await keeper.send(ROUTE, request, log, answer)
+    async with guard.at_work():
+        await guard.send(ROUTE, request, log, answer)
     most = compute_max_prompt_tokens(request) + 10
-    assert keeper.use.tokens == (most if counted == "most" else counted)
+    assert guard.use.tokens == (most if counted == "most" else counted)
 
 
 async def test_only_what_is_sent_in_its_own_loop_and_context_is_guarded():
-    keeper, log = Keeper(Budget(max_tokens=1)), AttemptLog()
+    guard, log = BudgetGuard(Budget(max_tokens=1)), AttemptLog()
 
     async def answer():
         return "sent"
 
     assert apply_guard(ROUTE, asked(), log, answer) is answer
-    with use_guard(keeper):
+    with use_guard(guard):
         with pytest.raises(LLMBudgetExhausted):
             await apply_guard(ROUTE, asked(), log, answer)()
         found = []
         other = threading.Thread(
-            target=lambda: found.append(asyncio.run(keeper.send(ROUTE, asked(), AttemptLog(), answer)))
+            target=lambda: found.append(asyncio.run(guard.send(ROUTE, asked(), AttemptLog(), answer)))
         )
         other.start()
         other.join()
@@ -193,10 +193,10 @@ async def test_only_what_is_sent_in_its_own_loop_and_context_is_guarded():
 
 
 async def test_a_request_without_an_output_limit_is_refused_by_itself():
-    keeper = Keeper(Budget(max_tokens=1_000))
+    guard = BudgetGuard(Budget(max_tokens=1_000))
     with pytest.raises(LLMBadRequest, match="max_output_tokens"):
-        await keeper.send(ROUTE, LLMRequest(messages="x"), AttemptLog(), None)
-    assert keeper.stopped_by is None
+        await guard.send(ROUTE, LLMRequest(messages="x"), AttemptLog(), None)
+    assert guard.stopped_by is None
 
 
 @settings(max_examples=30)
@@ -379,19 +379,19 @@ def test_when_the_time_is_over_what_is_under_way_is_cancelled_and_the_rest_runs_
 
 async def test_no_request_begins_that_would_not_end_in_time_if_it_took_as_long_as_the_slowest():
     now = [0.0]
-    keeper, log = Keeper(Budget(max_time_s=60), clock=lambda: now[0]), AttemptLog()
+    guard, log = BudgetGuard(Budget(max_time_s=60), clock=lambda: now[0]), AttemptLog()
 
     async def slow():
         log.add(sent(1).model_copy(update={"latency_ms": 20_000.0}))
 
-    async with keeper.at_work():
-        await keeper.send(ROUTE, asked(), log, slow)
+    async with guard.at_work():
+        await guard.send(ROUTE, asked(), log, slow)
         now[0] = 39.0
-        await keeper.send(ROUTE, asked(), log, slow)
+        await guard.send(ROUTE, asked(), log, slow)
         now[0] = 41.0
         with pytest.raises(LLMBudgetExhausted, match=r"slowest request took 20\.0 s, and less is left"):
-            await keeper.send(ROUTE, asked(), log, slow)
-    assert keeper.stopped_by == "time"
+            await guard.send(ROUTE, asked(), log, slow)
+    assert guard.stopped_by == "time"
     assert len(log.attempts) == 2
 
 

@@ -9,10 +9,10 @@ import pytest
 from llmkit.calls.liveness import current_owner
 from llmkit.eval_ports import CallUnderWay
 from llmkit.evals import Sample
-from llmkit.evals.run.coordination import Patience, Sharing
+from llmkit.evals.run.coordination import Coordinator, Patience
 from llmkit.evals.run.plan import Plan
 from llmkit.evals.run.progress import Tally
-from llmkit.evals.run.work_queue import Cells
+from llmkit.evals.run.work_queue import WorkQueue
 from llmkit.types import utc_now
 from tests.support.eval_fakes import FakeExtract, FakeService, MemoryStore, run, sentiment_task
 
@@ -28,9 +28,9 @@ class Claims:
     def __init__(self, patience=EAGER):
         self.plan = Plan.make(TASK, A, FakeService(), {"progress": False})
         self.store, self.before = MemoryStore(), {}
-        self.cells, self.tally = Cells(self.plan.total), Tally(self.plan.turns, self.plan.total)
+        self.queue, self.tally = WorkQueue(self.plan.total), Tally(self.plan.turns, self.plan.total)
         self.run = self.plan.new_run("w", "run")
-        self.sharing = Sharing(self.plan, self.run, self.store, self.cells, self.tally, self.before, patience)
+        self.coordinator = Coordinator(self.plan, self.run, self.store, self.queue, self.tally, self.before, patience)
 
     async def __aenter__(self):
         elsewhere = MemoryStore()
@@ -51,27 +51,27 @@ class Claims:
         """Another process stores its result."""
         await self.store.save_result(self.results[cell])
 
-    def under_way(self, *cells, owner=None, heartbeat=None):
-        calls = [CallUnderWay(self.name(cell), owner or current_owner(), heartbeat or utc_now()) for cell in cells]
+    def under_way(self, *queue, owner=None, heartbeat=None):
+        calls = [CallUnderWay(self.name(cell), owner or current_owner(), heartbeat or utc_now()) for cell in queue]
         self.store.begun = calls
 
 
 async def test_a_result_of_another_settles_its_cell_once_and_counts_as_shared():
     async with Claims() as claims:
         await claims.arrives(2)
-        await claims.sharing.look()
-        await claims.sharing.look()
-        assert claims.cells.is_settled(2)
+        await claims.coordinator.look()
+        await claims.coordinator.look()
+        assert claims.queue.is_settled(2)
         assert claims.tally.work().shared == 1
         assert claims.tally.progress().done == 1
 
 
 async def test_a_result_of_its_own_is_not_taken_for_another_s():
     async with Claims() as claims:
-        claims.sharing.began(claims.name(2))
+        claims.coordinator.began(claims.name(2))
         await claims.arrives(2)
-        await claims.sharing.look()
-        assert not claims.cells.is_settled(2)
+        await claims.coordinator.look()
+        assert not claims.queue.is_settled(2)
         assert claims.tally.work().shared == 0
 
 
@@ -79,91 +79,91 @@ async def test_a_result_that_is_to_be_replaced_settles_nothing_until_another_tak
     async with Claims() as claims:
         claims.before[2] = claims.results[2].finished_at_utc
         await claims.arrives(2)
-        await claims.sharing.look()
-        assert not claims.cells.is_settled(2)
+        await claims.coordinator.look()
+        assert not claims.queue.is_settled(2)
         claims.results[2] = replace(claims.results[2], finished_at_utc=utc_now() + timedelta(seconds=1))
         await claims.arrives(2)
-        await claims.sharing.look()
-        assert claims.cells.is_settled(2)
+        await claims.coordinator.look()
+        assert claims.queue.is_settled(2)
 
 
 async def test_a_call_that_is_alive_is_waited_for_and_left_to_its_process():
     async with Claims() as claims:
         claims.under_way(2)
-        await claims.sharing.wait_for(2, claims.name(2))
-        assert claims.sharing.waits
-        assert claims.sharing.are_others_at_work
-        assert claims.sharing.list_left_behind() == []
-        assert claims.sharing.silent == set()
+        await claims.coordinator.wait_for(2, claims.name(2))
+        assert claims.coordinator.waits
+        assert claims.coordinator.are_others_at_work
+        assert claims.coordinator.list_left_behind() == []
+        assert claims.coordinator.silent == set()
         await claims.arrives(2)
         claims.under_way()
-        await claims.sharing.look()
-        assert not claims.sharing.waits
-        assert claims.sharing.list_left_behind() == []
+        await claims.coordinator.look()
+        assert not claims.coordinator.waits
+        assert claims.coordinator.list_left_behind() == []
 
 
 async def test_a_call_that_just_ended_may_still_be_scored_and_is_not_called_again_at_once():
     async with Claims() as claims:
         claims.under_way()
-        await claims.sharing.wait_for(2, claims.name(2))
-        await claims.sharing.look()
-        assert claims.sharing.list_left_behind() == []
+        await claims.coordinator.wait_for(2, claims.name(2))
+        await claims.coordinator.look()
+        assert claims.coordinator.list_left_behind() == []
     async with Claims(replace(EAGER, result_s=0.0)) as claims:
-        await claims.sharing.wait_for(2, claims.name(2))
-        await claims.sharing.look()
-        assert claims.sharing.list_left_behind() == [2]
-        assert not claims.sharing.waits
+        await claims.coordinator.wait_for(2, claims.name(2))
+        await claims.coordinator.look()
+        assert claims.coordinator.list_left_behind() == [2]
+        assert not claims.coordinator.waits
 
 
 async def test_a_call_of_a_process_that_is_dead_is_called_again_at_once():
     async with Claims() as claims:
         world = current_owner().rpartition("|")[0].rpartition("|")[0]
         claims.under_way(2, owner=f"{world}|999999999|1")
-        await claims.sharing.wait_for(2, claims.name(2))
-        assert claims.sharing.list_left_behind() == [2]
+        await claims.coordinator.wait_for(2, claims.name(2))
+        assert claims.coordinator.list_left_behind() == [2]
 
 
 async def test_a_call_of_another_machine_that_says_nothing_is_silent_at_last():
     async with Claims(replace(EAGER, silence_s=0.05)) as claims:
         claims.under_way(2, owner="elsewhere|1|2", heartbeat=utc_now() + timedelta(minutes=1))
-        await claims.sharing.wait_for(2, claims.name(2))
-        assert claims.sharing.waits
+        await claims.coordinator.wait_for(2, claims.name(2))
+        assert claims.coordinator.waits
         await asyncio.sleep(0.1)
-        await claims.sharing.look()
-        assert claims.sharing.silent == {2}
-        assert not claims.sharing.waits
+        await claims.coordinator.look()
+        assert claims.coordinator.silent == {2}
+        assert not claims.coordinator.waits
 
 
 async def test_what_was_given_up_once_is_not_waited_for_afresh():
     async with Claims(replace(EAGER, result_s=0.0, silence_s=0.05)) as claims:
-        await claims.sharing.wait_for(2, claims.name(2))
-        await claims.sharing.look()
-        assert claims.sharing.list_left_behind() == [2]
-        assert not await claims.sharing.is_anothers(2, claims.name(2))
+        await claims.coordinator.wait_for(2, claims.name(2))
+        await claims.coordinator.look()
+        assert claims.coordinator.list_left_behind() == [2]
+        assert not await claims.coordinator.is_anothers(2, claims.name(2))
         await asyncio.sleep(0.1)
-        await claims.sharing.wait_for(2, claims.name(2))
-        await claims.sharing.look()
-        assert claims.sharing.silent == {2}
+        await claims.coordinator.wait_for(2, claims.name(2))
+        await claims.coordinator.look()
+        assert claims.coordinator.silent == {2}
 
 
 async def test_an_answer_from_the_store_belongs_to_another_only_while_one_is_at_work():
     async with Claims() as claims:
-        claims.sharing.began(claims.name(2))
-        assert not await claims.sharing.is_anothers(2, claims.name(2))
+        claims.coordinator.began(claims.name(2))
+        assert not await claims.coordinator.is_anothers(2, claims.name(2))
         claims.under_way(3)
-        await claims.sharing.look()
-        assert await claims.sharing.is_anothers(4, claims.name(4))
-        assert claims.sharing.waits
+        await claims.coordinator.look()
+        assert await claims.coordinator.is_anothers(4, claims.name(4))
+        assert claims.coordinator.waits
         await claims.arrives(5)
-        assert await claims.sharing.is_anothers(5, claims.name(5))
+        assert await claims.coordinator.is_anothers(5, claims.name(5))
 
 
 @pytest.mark.parametrize("others", [(0,), (0, 1)])
 async def test_who_joins_walks_where_nobody_is(others):
     async with Claims() as claims:
         claims.under_way(*others)
-        await claims.sharing.begin()
-        assert claims.cells.take() not in (*others, max(others) + 1)
+        await claims.coordinator.begin()
+        assert claims.queue.take() not in (*others, max(others) + 1)
     async with Claims() as claims:
-        await claims.sharing.begin()
-        assert claims.cells.take() == 0
+        await claims.coordinator.begin()
+        assert claims.queue.take() == 0

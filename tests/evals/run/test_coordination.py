@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmkit.evals.run.work_queue import Cells
+from llmkit.evals.run.work_queue import WorkQueue
 from llmkit.testing import Fault, OllamaServer, Reply
 
 SAMPLES = 60
@@ -129,22 +129,22 @@ def test_two_processes_share_a_run_and_what_a_killed_one_left_is_done_by_the_oth
     st.lists(st.tuples(st.lists(st.integers(0, 59), max_size=4), st.floats(0, 1), st.integers(0, 9)), max_size=8),
 )
 def test_a_walk_takes_every_cell_once_wherever_it_is_sent(total, moves):
-    cells = Cells(total)
+    queue = WorkQueue(total)
     taken = []
     for occupied, share, steps in moves:
-        cells.move_away([place % total for place in occupied], share)
-        taken += [place for _ in range(steps) if (place := cells.take()) is not None]
-    taken += list(iter(cells.take, None))
+        queue.move_away([place % total for place in occupied], share)
+        taken += [place for _ in range(steps) if (place := queue.take()) is not None]
+    taken += list(iter(queue.take, None))
     assert sorted(taken) == list(range(total))
-    assert cells.open == 0
+    assert queue.open == 0
 
 
 def test_a_walk_goes_on_in_the_middle_of_what_others_leave_open():
-    cells = Cells(100)
+    queue = WorkQueue(100)
     for place in range(10):
-        cells.settle(place)
-    cells.move_away([10, 80])
-    assert cells.take() == 11 + 69 // 2
-    alone = Cells(100)
+        queue.settle(place)
+    queue.move_away([10, 80])
+    assert queue.take() == 11 + 69 // 2
+    alone = WorkQueue(100)
     alone.move_away([])
     assert alone.take() == 0
