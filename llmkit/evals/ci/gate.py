@@ -145,7 +145,7 @@ class GateReport:
             "comparisons": [{name: _round(value) for name, value in row.items()} for row in self.comparisons],
             "checks": [asdict(check) for check in self.checks],
             "notes": list(self.notes),
-            "sides": {side: dict(told) for side, told in self.sides.items()},
+            "sides": {side: dict(facts) for side, facts in self.sides.items()},
         }
 
 
@@ -361,8 +361,8 @@ def _compute_mean(
         known = ", ".join(report.metrics) or "none"
         raise LLMEvaluationError(f"There is no metric {metric!r}; there are: {known}.")
     if is_lower != (metric in report.lower_is_better):
-        said = "more is better: ask for a minimum (--min)" if is_lower else "less is better: ask for a maximum (--max)"
-        raise LLMEvaluationError(f"Of {metric} {said}. A scorer says which by lower_is_better.")
+        remedy = "more is better: set a minimum (--min)" if is_lower else "less is better: set a maximum (--max)"
+        raise LLMEvaluationError(f"For {metric} {remedy}. Scorers declare it by lower_is_better.")
     failed = _get_failed_score(rules, metric, (results,), is_lower=is_lower)
     scores = collect_scores(index_by_sample(results), metric, failed=failed)
     return math.fsum(scores.values()) / len(scores) if scores else math.nan

@@ -243,8 +243,9 @@ class Analysis:
         for all) lies the mean whatever they would have been. Where less is better, 0 and 1 change places. For scores
         outside of 0 to 1 only the first is known.
         """
+        groups, totals = self._group_by_variant(), {label: each.total for label, each in self.coverage.items()}
         return build_frame(
-            build_missing_rows(self._group_by_variant(), self.metrics, self.clusters, self.lower_is_better),
+            build_missing_rows(groups, self.metrics, self.clusters, self.lower_is_better, totals),
             MISSING_COLUMNS,
         )
 

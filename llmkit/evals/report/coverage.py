@@ -29,7 +29,7 @@ class Coverage:
 
     @property
     def not_run(self) -> int:
-        """Number of samples without a result that nobody works on."""
+        """Number of samples without a result that no process works on."""
         return self.total - self.finished - self.in_progress
 
     @property

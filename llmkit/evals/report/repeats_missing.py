@@ -130,32 +130,39 @@ def build_missing_rows(
     groups: Mapping[str, Sequence[EvalResult]],
     metrics: Sequence[str],
     clusters: Mapping[str, Hashable],
-    lower: Set[str] = frozenset(),
+    lower: Set[str],
+    totals: Mapping[str, int],
 ) -> Iterator[dict[str, Any]]:
-    """Build one row for each variant and metric: the mean under three assumptions on results without a score."""
+    """Build one row for each variant and metric: the mean under three assumptions on results without a score.
+
+    Results that a variant lacks of its total did not run, and count as missing.
+    """
     for label, results in groups.items():
         for metric in metrics:
             yield {
                 "variant": label,
                 "metric": metric,
-                **_estimate_views(results, metric, clusters, is_lower=metric in lower),
+                **_estimate_views(results, metric, clusters, totals[label] - len(results), is_lower=metric in lower),
             }
 
 
 def _estimate_views(
-    results: Sequence[EvalResult], metric: str, clusters: Mapping[str, Hashable], *, is_lower: bool
+    results: Sequence[EvalResult], metric: str, clusters: Mapping[str, Hashable], absent: int, *, is_lower: bool
 ) -> dict[str, Any]:
     from llmkit.evals.statistics import bound_mean, estimate_mean
 
     values = [result.scores.get(metric, math.nan) for result in results]
-    present_clusters = [clusters[result.sample_id] for result in results]
+    all_clusters = [clusters[result.sample_id] for result in results]
+    # The samples behind absent results are unknown in a report from the store, so each is a cluster of its own.
+    values += [math.nan] * absent
+    all_clusters += [("absent", number) for number in range(absent)]
     present = [number for number, value in enumerate(values) if not math.isnan(value)]
     counts = {"n": len(values), "missing": len(values) - len(present)}
     if any(not 0 <= values[number] <= 1 for number in present):
         # A score without bounds has no worst value, so only the first view exists.
-        scored = estimate_mean([values[number] for number in present], [present_clusters[number] for number in present])
+        scored = estimate_mean([values[number] for number in present], [all_clusters[number] for number in present])
         return counts | {"mean_excluded": scored.value, "excluded_low": scored.low, "excluded_high": scored.high}
-    views = bound_mean(values, present_clusters, lower_is_better=is_lower)
+    views = bound_mean(values, all_clusters, lower_is_better=is_lower)
     return counts | {
         "mean_excluded": views.excluded.value,
         "excluded_low": views.excluded.low,

@@ -160,7 +160,7 @@ def judge(
             (the output as JSON), `{criteria}` and `{best}` (the best grade).
         scale: The best grade, at least 2. With 2 it is a verdict of no or yes.
         parameters: Generation parameters; temperature 0 when None.
-        reasks: How often the judge is asked again when its verdict is not valid.
+        reasks: How often the judge is called again with the validation errors of its verdict.
         timeout_s: Longest time for one verdict, reasks and retries included, in seconds; 600.
         name: Name of the metric.
 

@@ -106,3 +106,9 @@ async def test_a_group_that_dominates_is_noted(large, is_noted):
     report = await run(sentiment_task(dataset=samples), (A,))
     note = f"Group 'big' has {large} of 60 samples, so it dominates means and widens their intervals."
     assert (note in report.notes) == is_noted
+
+
+async def test_samples_that_did_not_run_count_as_missing():
+    row = (await stopped()).missing().iloc[0]
+    assert (row["n"], row["missing"], row["mean_excluded"]) == (60, 54, 1.0)
+    assert (row["worst"], row["best"]) == pytest.approx((0.1, 1.0))

@@ -91,7 +91,7 @@ async def test_a_maximum_is_asked_of_it_and_a_minimum_of_the_others():
     assert check_gate(made, GateRules(maximums={"errors": 0.1}, minimums={"exact_match": 0.9})).passed
     assert not check_gate(made, GateRules(maximums={"errors": 0.09})).passed
     for rules in (GateRules(minimums={"errors": 0.1}), GateRules(maximums={"exact_match": 0.1})):
-        with pytest.raises(LLMEvaluationError, match="is better: ask for a m"):
+        with pytest.raises(LLMEvaluationError, match="is better: set a m"):
             check_gate(made, rules)
 
 

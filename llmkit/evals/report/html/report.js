@@ -173,7 +173,7 @@
     const named = (each.prompts || []).map((prompt, place) => {
       const who = each.results.filter((result) => result.prompt === place).map((result) => variants[result.variant]);
       const title = (each.prompts.length > 1 ? `Prompt of ${who.join(", ")}` : "Prompt") + (prompt.recorded === undefined ? "" : " (as recorded: its beginning, redacted, the latest message first)");
-      const text = prompt.recorded === undefined ? prompt.turns.map(([role, said]) => `${role}:\n${said}`).join("\n\n") : prompt.recorded;
+      const text = prompt.recorded === undefined ? prompt.turns.map(([role, content]) => `${role}:\n${content}`).join("\n\n") : prompt.recorded;
       return node("details", { open: each.input === undefined }, node("summary", {}, title), node("pre", { class: "text" }, text));
     });
     const input = each.input === undefined ? [] : [node("pre", { class: "text" }, each.input)];
@@ -192,14 +192,14 @@
           node("td", {}, [attempt.status || call.status, attempt.http && `HTTP ${attempt.http}`, attempt.finish].filter(Boolean).join(", ")),
           node("td", {}, (attempt.tokens || []).map((count) => count ?? "?").join(", ")),
           node("td", {}, attempt.ms === undefined ? "" : attempt.ms.toLocaleString("en")),
-          node("td", { class: "text" }, [attempt.code || call.code, attempt.message || call.message].filter(Boolean).join(": "), place ? null : said(call)))));
+          node("td", { class: "text" }, [attempt.code || call.code, attempt.message || call.message].filter(Boolean).join(": "), place ? null : recordedTexts(call)))));
       }
     }
     if (!rows.length) return [node("p", { class: "faint" }, "No recorded calls are at hand.")];
-    return [grid("Trace", ["Variant", "Call", "Model", "Status", "Tokens in, out", "ms", "Error, and what was said"], rows)];
+    return [grid("Trace", ["Variant", "Call", "Model", "Status", "Tokens in, out", "ms", "Error, prompt and answer"], rows)];
   };
 
-  const said = (call) => [["prompt", call.prompt], ["answer", call.answer]].filter(([, text]) => text).map(([title, text]) =>
+  const recordedTexts = (call) => [["prompt", call.prompt], ["answer", call.answer]].filter(([, text]) => text).map(([title, text]) =>
     node("details", {}, node("summary", {}, title), node("pre", { class: "text" }, text)));
 
   const detail = (each) => node("div", {},
