@@ -226,8 +226,8 @@ def test_a_system_message_precedes_extractions_and_rows(session: Session, ollama
     frame = session.map(City, ["y"], system="Be exact.", progress=False)
     assert frame["status"].tolist() == ["SUCCEEDED"]
     for call in ollama.calls:
-        said = [(message["role"], message["content"]) for message in call.json["messages"]]
-        assert said[0] == ("system", "Be exact.")
+        messages = [(message["role"], message["content"]) for message in call.json["messages"]]
+        assert messages[0] == ("system", "Be exact.")
         assert "City" in messages[1][1]
 
 
