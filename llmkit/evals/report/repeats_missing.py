@@ -181,10 +181,10 @@ def build_attempt_rows(results: Iterable[EvalResult], calls: Iterable[RecordedCa
     for call in calls:
         result = by_name.get(call.pipeline_run_id)
         if result is not None:
-            yield from (_attempt_row(result, call, attempt) for attempt in call.attempts)
+            yield from (_build_attempt_row(result, call, attempt) for attempt in call.attempts)
 
 
-def _attempt_row(result: EvalResult, call: RecordedCall, attempt: Attempt) -> dict[str, Any]:
+def _build_attempt_row(result: EvalResult, call: RecordedCall, attempt: Attempt) -> dict[str, Any]:
     known = {name: getattr(attempt, name) for name in ATTEMPT_COLUMNS if hasattr(attempt, name)}
     sample = {name: getattr(result, name) for name in ("sample_id", "epoch", "pipeline_run_id")}
     sample["variant"] = result.route

@@ -192,13 +192,13 @@ DIGITS: Final = 12
 
 def strip_volatile(document: Mapping[str, Any]) -> dict[str, Any]:
     """Remove ids, clock times and latencies from `EvalReport.to_json()`, and round numbers to twelve digits."""
-    stable = _without(document, ("work", "in_doubt"))
-    stable["run"] = _without(document["run"], ("id", "created_at_utc"))
-    stable["summary"] = [_without(row, ("latency_p50_ms", "latency_p95_ms")) for row in document["summary"]]
+    stable = _drop(document, ("work", "in_doubt"))
+    stable["run"] = _drop(document["run"], ("id", "created_at_utc"))
+    stable["summary"] = [_drop(row, ("latency_p50_ms", "latency_p95_ms")) for row in document["summary"]]
     return {name: _round(part) for name, part in stable.items()}
 
 
-def _without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def _drop(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}
 
 

@@ -44,13 +44,13 @@ def build_summary_table(run: EvalRun, rows: Sequence[SummaryRow], notes: Sequenc
 
     table = Table(title=_format_title(run), box=None, pad_edge=False, padding=(0, 1), title_justify="left")
     table.caption, table.caption_justify = Text("\n".join(notes)), "left"
-    layout = _Layout.of(rows)
-    for number, heading in enumerate(layout.headings()):
+    layout = _Layout.from_rows(rows)
+    for number, heading in enumerate(layout.build_headings()):
         numeric = number > layout.has_metric_column
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     previous = None
     for row in rows:
-        table.add_row(*(escape(cell) for cell in layout.cells(row, again=row["variant"] == previous)))
+        table.add_row(*(escape(cell) for cell in layout.build_cells(row, again=row["variant"] == previous)))
         previous = row["variant"]
     return table
 
@@ -76,12 +76,12 @@ class _Layout:
     in_seconds: bool
 
     @classmethod
-    def of(cls, rows: Sequence[SummaryRow]) -> _Layout:
+    def from_rows(cls, rows: Sequence[SummaryRow]) -> _Layout:
         metrics = {row["metric"] for row in rows} - {None}
         slowest = max((row["latency_p95_ms"] or 0.0 for row in rows), default=0.0)
         return cls(next(iter(metrics)) if len(metrics) == 1 else None, len(metrics) > 1, slowest >= 1_000)
 
-    def headings(self) -> Iterator[str]:
+    def build_headings(self) -> Iterator[str]:
         yield "Variant"
         if self.has_metric_column:
             yield "Metric"
@@ -89,7 +89,7 @@ class _Layout:
         unit = "s" if self.in_seconds else "ms"
         yield from ("Scored", "Errors", "Valid\n1st try", "Tokens\nin/out", f"p50/p95\n{unit}")
 
-    def cells(self, row: SummaryRow, *, again: bool) -> Iterator[str]:
+    def build_cells(self, row: SummaryRow, *, again: bool) -> Iterator[str]:
         """Format one row; facts about the variant as a whole appear only in its first row."""
         yield "" if again else row["variant"]
         if self.has_metric_column:
@@ -100,9 +100,9 @@ class _Layout:
             return
         yield _format_optional(row["valid_first_try"], ".0%")
         yield f"{_format_rounded(row['input_tokens'])}/{_format_rounded(row['output_tokens'])}"
-        yield f"{self._latency(row['latency_p50_ms'])}/{self._latency(row['latency_p95_ms'])}"
+        yield f"{self._format_latency(row['latency_p50_ms'])}/{self._format_latency(row['latency_p95_ms'])}"
 
-    def _latency(self, milliseconds: float | None) -> str:
+    def _format_latency(self, milliseconds: float | None) -> str:
         if milliseconds is None:
             return UNKNOWN
         return f"{milliseconds / 1_000:.1f}" if self.in_seconds else f"{milliseconds:.0f}"

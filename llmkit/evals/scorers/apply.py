@@ -85,7 +85,7 @@ async def _call_plain(scorer: Scorer, output: Any, sample: Sample) -> Any:
     if _is_asynchronous(scorer):
         found: Any = scorer(output, sample)
     else:
-        found = await _in_thread(scorer, output, sample)
+        found = await _run_in_thread(scorer, output, sample)
     return await found if inspect.isawaitable(found) else found
 
 
@@ -94,7 +94,7 @@ def _is_asynchronous(scorer: Scorer) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+async def _run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a daemon thread: the thread pools of asyncio are joined at exit, and would wait for it."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()

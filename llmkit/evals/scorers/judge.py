@@ -83,7 +83,7 @@ class _Judge(Options):
 
     async def score_in(self, context: ScoringContext, output: Any, sample: Sample, /) -> Score:
         """Request a verdict under a key derived from the output's call, so that it is never paid for twice."""
-        messages = (Message(role="user", content=self._question(output, sample)),)
+        messages = (Message(role="user", content=self._write_question(output, sample)),)
         digest = sha256_of([self.name, repr(self), [message.content for message in messages]])[:KEY_LENGTH]
         extraction = await context.extract(
             context.service,
@@ -104,7 +104,7 @@ class _Judge(Options):
         verdict = extraction.value
         return Score((verdict.grade - 1) / (self.scale - 1), f"{who} gave {verdict.grade}: {verdict.reason}")
 
-    def _question(self, output: Any, sample: Sample) -> str:
+    def _write_question(self, output: Any, sample: Sample) -> str:
         fields: dict[str, JsonValue] = {
             "task": _to_text(sample.input),
             "reference": NO_REFERENCE if sample.target is None else _to_text(sample.target),

@@ -146,7 +146,7 @@ class _RankedList(SingleField):
     k: int = 10
 
     def __call__(self, output: Any, sample: Sample, /) -> Score:
-        gains = self._gains(_none_to_empty(self.get_target(output, sample)))
+        gains = self._compute_gains(_none_to_empty(self.get_target(output, sample)))
         # An item that is named twice counts once.
         ranked = list(dict.fromkeys(hash_items(self.get_value(output) or (), self.normalise)))
         found = [gains.get(item, 0.0) for item in ranked]
@@ -157,7 +157,7 @@ class _RankedList(SingleField):
         detail = f"first hit at {first}" if first else "no hit"
         return Score(ndcg, detail, {"reciprocal_rank": reciprocal})
 
-    def _gains(self, wanted: Any) -> dict[str, float]:
+    def _compute_gains(self, wanted: Any) -> dict[str, float]:
         if not isinstance(wanted, Mapping):
             return dict.fromkeys(hash_items(wanted, self.normalise), 1.0)
         if any(float(gain) < 0 for gain in wanted.values()):
