@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
@@ -27,7 +28,9 @@ class WorkerPool(Generic[JobT]):
         is_stopped: Whether all work is to end, as when a budget is used up.
         is_done: Whether a postponed job has been settled elsewhere meanwhile.
         after_each: Awaited by a worker after each job.
-        on_rest: Gets the length of each pause in seconds, before it begins.
+
+    Attributes:
+        rests_until_s: The end of the latest pause, on the clock `time.monotonic`.
     """
 
     def __init__(
@@ -41,7 +44,6 @@ class WorkerPool(Generic[JobT]):
         is_stopped: Callable[[], bool] = lambda: False,
         is_done: Callable[[JobT], bool] = lambda _job: False,
         after_each: Callable[[], Awaitable[None]] | None = None,
-        on_rest: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self._work = work
         self._healths = healths
@@ -51,7 +53,7 @@ class WorkerPool(Generic[JobT]):
         self._is_stopped = is_stopped
         self._is_done = is_done
         self._after_each = after_each
-        self._on_rest = on_rest
+        self.rests_until_s = 0.0
         self._postponed: list[JobT] = []
         self._disconnects: Counter[Hashable] = Counter()
 
@@ -127,7 +129,7 @@ class WorkerPool(Generic[JobT]):
         silence_s = 0.0
         while self._postponed and silence_s < LONGEST_SILENCE_S and not self._is_stopped():
             rest_s = max(health.rest() for health in self._healths.values())
-            self._on_rest(rest_s)
+            self.rests_until_s = time.monotonic() + rest_s
             await asyncio.sleep(rest_s)
             jobs = [job for job in self._postponed if not self._is_done(job)]
             self._postponed = []

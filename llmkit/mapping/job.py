@@ -69,9 +69,7 @@ class MapJob:
             health_of=lambda _code: HEALTH,
             key_of=lambda code: code,
             concurrency=min(concurrency, len(self._outcomes)),
-            on_rest=self._note_rest,
         )
-        self._rests_until_s = 0.0
         self.tally = MapProgress(total=len(rows.codes), done=rows.skipped)
 
     async def work(self) -> None:
@@ -94,7 +92,7 @@ class MapJob:
     def meter(self) -> Meter:
         """Return the progress for a bar."""
         shown = {"failed": self.tally.failed, "tokens": self.tally.tokens}
-        rest_s = self._rests_until_s - time.monotonic()
+        rest_s = self._pool.rests_until_s - time.monotonic()
         # Else a pause that is meant looks like a hang.
         resting = {"route_rests_s": math.ceil(rest_s)} if rest_s > 0 else {}
         return Meter(self.tally.done, self.tally.total, shown | resting)
@@ -103,9 +101,6 @@ class MapJob:
         """Return the message for an interrupted map."""
         done, total = self.tally.done, self.tally.total
         return f"{done:,} of {total:,} rows are done and in .partial of the session; the same call does the rest"
-
-    def _note_rest(self, rest_s: float) -> None:
-        self._rests_until_s = time.monotonic() + rest_s
 
     async def _settle(self, code: int) -> None:
         outcome = await self._outcome(code)

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import KW_ONLY, field, replace
 from dataclasses import dataclass as plain_dataclass
+from datetime import date
+from decimal import Decimal
 from functools import cached_property
 from itertools import accumulate
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from uuid import UUID
 
 from pydantic import (
     AfterValidator,
@@ -39,6 +42,7 @@ __all__ = ["Dataset", "DatasetSource", "Sample"]
 
 ID_LENGTH = 16
 SHARE_TOLERANCE = 1e-9
+LARGEST_WHOLE_FLOAT = 2**53
 
 
 def _order_sets(value: Any) -> Any:
@@ -86,8 +90,21 @@ def _text_or_object(value: Any) -> Any:
     return plain
 
 
-def _text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def _convert_label(value: Any) -> Any:
+    """Write a number, UUID or date as the string it stands for; return anything else as it is, to be refused."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral | UUID):
+        return str(value)
+    if isinstance(value, float | Real | Decimal):
+        # Pandas turns a column of integers into floats where one is missing. From 2**53 on, a float is not exact.
+        number = float(value)
+        return str(int(number)) if number.is_integer() and abs(number) < LARGEST_WHOLE_FLOAT else value
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _convert_metadata(value: Any) -> Any:
+    return {} if value is None else _jsonable(value)
 
 
 Json = Annotated[JsonValue, BeforeValidator(_jsonable)]
@@ -99,7 +116,7 @@ def _storable(text: str) -> str:
     return text
 
 
-Label = Annotated[str, Field(min_length=1, max_length=255), BeforeValidator(_text), AfterValidator(_storable)]
+Label = Annotated[str, Field(min_length=1, max_length=255), BeforeValidator(_convert_label), AfterValidator(_storable)]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
@@ -120,7 +137,7 @@ class Sample:
     _: KW_ONLY
     id: Label | None = None
     group: Label | None = None
-    metadata: Annotated[dict[str, JsonValue], BeforeValidator(_jsonable)] = Field(default_factory=dict)
+    metadata: Annotated[dict[str, JsonValue], BeforeValidator(_convert_metadata)] = Field(default_factory=dict)
 
     @property
     def key(self) -> str:

@@ -15,6 +15,8 @@ from llmkit.errors import LLMConfigurationError, LLMDatasetError
 __all__ = ["SAMPLE_FIELDS", "Record", "existing", "file_records", "frame_records", "is_frame"]
 
 LARGEST_CELL = 2**31 - 1
+# The comma first; Excel writes semicolons where the comma is the decimal mark.
+CSV_DELIMITERS = (",", ";", "\t", "|")
 # What pandas calls the index of a DataFrame in a file.
 UNNAMED_INDEX = "__index_level_"
 NESTED_COLUMNS = ("input", "target", "metadata")
@@ -105,7 +107,8 @@ def _no_constant(name: str) -> Any:
 
 
 def _csv_records(path: Path) -> Iterator[Record]:
-    lines = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    text = _read_text(path)
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True, **_guess_dialect(text))
     before = csv.field_size_limit(LARGEST_CELL)
     try:
         rows = [(lines.line_num, row) for row in lines if row]
@@ -113,12 +116,54 @@ def _csv_records(path: Path) -> Iterator[Record]:
         raise LLMDatasetError(f"{path.name}, line {lines.line_num}: not CSV: {error}") from None
     finally:
         csv.field_size_limit(before)
-    columns = _columns(rows[0][1], path.name) if rows else []
-    for number, row in rows[1:]:
+    if not rows:
+        return
+    header = rows[0][1]
+    # Spreadsheets end a table with blank rows, and rows with blank cells. A blank cell that fills its row is a value.
+    filled = [
+        (number, row if "".join(row[len(header) :]).strip() else row[: len(header)])
+        for number, row in rows[1:]
+        if any(row) and (len(row) == len(header) or "".join(row).strip())
+    ]
+    for number, row in filled:
+        if len(row) != len(header):
+            raise LLMDatasetError(
+                f"{path.name}, line {number}: {len(row)} cells, but the header has {len(header)} columns"
+            )
+    kept = _choose_columns(header, [row for _number, row in filled], path.name)
+    columns = _columns([header[place] for place in kept], path.name)
+    for number, row in filled:
         place = f"{path.name}, line {number}"
-        if len(row) != len(columns):
-            raise LLMDatasetError(f"{place}: {len(row)} cells, but the header has {len(columns)} columns")
-        yield place, _nest_columns({name: cell or None for name, cell in zip(columns, row, strict=True)}, place)
+        cells = {name: row[index] or None for name, index in zip(columns, kept, strict=True)}
+        yield place, _nest_columns(cells, place)
+
+
+def _guess_dialect(text: str) -> dict[str, Any]:
+    """Return the delimiter under which the header has an input, and whether a space follows each delimiter."""
+    header = text.partition("\n")[0].rstrip("\r")
+    for delimiter in CSV_DELIMITERS:
+        names = header.split(delimiter)
+        if any(name.strip(' "').partition(".")[0] == "input" for name in names):
+            spaced = len(names) > 1 and all(name.startswith(" ") for name in names[1:])
+            return {"delimiter": delimiter, "skipinitialspace": spaced}
+    return {}
+
+
+def _choose_columns(header: list[str], rows: list[list[str]], source: str) -> list[int]:
+    """Return the positions of all columns but empty ones without a name and the index that pandas writes.
+
+    Raises:
+        LLMDatasetError: A column without a name has cells.
+    """
+    kept: list[int] = []
+    for index, name in enumerate(header):
+        if name.strip() and name != "Unnamed: 0":
+            kept.append(index)
+        elif any(row[index].strip() for row in rows) and not (index == 0 and all(row[0].isdecimal() for row in rows)):
+            raise LLMDatasetError(
+                f"{source}: column {index + 1} has no name; name it, or write the file with to_csv(index=False)"
+            )
+    return kept
 
 
 def _parquet_records(path: Path) -> Iterator[Record]:

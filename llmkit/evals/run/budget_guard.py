@@ -60,7 +60,7 @@ class BudgetGuard:
 
     @classmethod
     async def of(cls, plan: Plan, run: EvalRun, store: EvalStore) -> BudgetGuard:
-        """Return the keeper of a run's budget, of which earlier calls of `evaluate` have spent what the store knows of.
+        """Return the guard of a run's budget, of which earlier calls of `evaluate` have spent what the store knows of.
 
         Raises:
             LLMEvaluationError: The price of something that was sent before is not known.

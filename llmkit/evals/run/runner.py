@@ -71,7 +71,7 @@ async def evaluate(
 
     Args:
         task: What to ask and how to score.
-        routes: `provider/model` (pinned), `provider/model@prompt`, `policy:NAME`, or `Variant`s of these.
+        routes: `provider/model` (pinned), `provider/model@prompt`, `policy:NAME`, or `Variant` objects of these.
         service: Answers; it records and deduplicates the calls.
         store: Keeps runs and results.
         workspace_id: Whose evaluation this is.

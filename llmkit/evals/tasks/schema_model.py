@@ -6,6 +6,7 @@ What a model cannot enforce is refused by name, so that a schema never promises 
 from __future__ import annotations
 
 import keyword
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time
@@ -101,6 +102,9 @@ class _Builder:
         return self._make_type(schema, place, name)
 
     def _make_type(self, schema: Schema, place: Place, name: str) -> Any:
+        if "type" not in schema and "properties" not in schema:
+            # Without a type, the message is to name what stands in its place, such as oneOf.
+            _only(schema, place, set().union(*KEYWORDS.values()))
         kind = schema.get("type", "object" if "properties" in schema else None)
         if not isinstance(kind, str) or kind not in KEYWORDS:
             raise SchemaProblem(f"type is one of {', '.join(KEYWORDS)}; got {kind!r}", place)
@@ -144,8 +148,11 @@ class _Builder:
         unknown = [each for each in _check_list(required, (*place, "required"), least=0) if each not in properties]
         if unknown:
             raise SchemaProblem(f"required names {unknown[0]!r}, which is no property", (*place, "required"))
+        names = _name_fields(properties, place)
         fields: dict[str, Any] = {
-            key: self._field(value, (*place, "properties", key), key, is_required=key in required)
+            names[key]: self._field(
+                value, (*place, "properties", key), key, alias=names[key] != key, is_required=key in required
+            )
             for key, value in properties.items()
         }
         config = ConfigDict(extra="ignore" if others else "forbid")
@@ -155,23 +162,38 @@ class _Builder:
             reason = str(error).partition("\n")[0]
             raise SchemaProblem(f"{name} cannot be checked: {reason}", place) from None
 
-    def _field(self, schema: Any, place: Place, key: Any, *, is_required: bool) -> tuple[Any, Any]:
-        if (
-            not isinstance(key, str)
-            or not key.isidentifier()
-            or keyword.iskeyword(key)
-            or key.startswith(("_", "model_"))
-        ):
-            raise SchemaProblem(f"{key!r} cannot be the name of a field: use letters, digits and _", place)
-        if hasattr(BaseModel, key):
-            raise SchemaProblem(f"{key!r} cannot be the name of a field: Pydantic's models use it", place)
+    def _field(self, schema: Any, place: Place, key: str, *, alias: bool, is_required: bool) -> tuple[Any, Any]:
         kind = self.type_of(schema, place, key.title().replace("_", ""))
-        described = {"description": schema["description"]} if "description" in schema else {}
+        described: dict[str, Any] = {"description": schema["description"]} if "description" in schema else {}
+        if alias:
+            described["alias"] = key
         if is_required:
             return kind, Field(**described)
         if "default" in schema:
             return kind, Field(default=schema["default"], validate_default=True, **described)
         return kind | None, Field(default=None, **described)
+
+
+def _name_fields(properties: Schema, place: Place) -> dict[str, str]:
+    """Return the name of each property's field: its own, or another one where Python or Pydantic needs that word."""
+    names: dict[str, str] = {}
+    for key in properties:
+        if not isinstance(key, str) or not key:
+            raise SchemaProblem(
+                "the name of a property must be a string that is not empty", (*place, "properties", key)
+            )
+        name = key
+        if (
+            not key.isidentifier()
+            or keyword.iskeyword(key)
+            or key.startswith(("_", "model_"))
+            or hasattr(BaseModel, key)
+        ):
+            name = "field_" + re.sub(r"\W", "_", key).lstrip("_")
+            while name in properties or name in names.values():
+                name += "_"
+        names[key] = name
+    return names
 
 
 def _of_type(schema: Schema, kind: Any) -> Schema:

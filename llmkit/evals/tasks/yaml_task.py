@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -52,11 +53,12 @@ def load_task_data(file: Path) -> Task:
         found = error.errors(include_url=False, include_input=False)
         problems = [str(document.problem(each["msg"], _plain(each["loc"]))) for each in found]
         raise LLMEvaluationError("\n".join(dict.fromkeys(problems))) from None
-    scorers = [_scorer(document, item, number) for number, item in enumerate(data.scorers)]
+    output_type = _output_type(document, data.output_schema)
+    scorers = [_scorer(document, item, number, output_type) for number, item in enumerate(data.scorers)]
     try:
         return Task(
             **data.model_dump(exclude={"scorers", "output_schema"}),
-            output_type=_output_type(document, data.output_schema),
+            output_type=output_type,
             scorers=scorers,
             base_dir=file.parent,
         )
@@ -151,7 +153,7 @@ def _schema_file(document: _Document, name: str) -> dict[str, Any]:
     return schema
 
 
-def _scorer(document: _Document, item: str | dict[str, Any], number: int) -> Scorer:
+def _scorer(document: _Document, item: str | dict[str, Any], number: int, output_type: type[BaseModel]) -> Scorer:
     place: Place = ("scorers", number)
     named = {item: {}} if isinstance(item, str) else item
     if len(named) != 1:
@@ -164,6 +166,9 @@ def _scorer(document: _Document, item: str | dict[str, Any], number: int) -> Sco
     if not isinstance(is_lower, bool):
         raise document.problem(f"{name}: true or false", (*place, name, LOWER))
     try:
+        parameters = signature(SCORERS[name]).parameters.values()
+        if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters):
+            fields = [_find_field(path, output_type) for path in fields]
         made = validate_call(SCORERS[name])(*fields, **options)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
@@ -172,6 +177,15 @@ def _scorer(document: _Document, item: str | dict[str, Any], number: int) -> Sco
     except LLMError as error:
         raise document.problem(str(error), place) from None
     return lower_is_better(made) if is_lower else made
+
+
+def _find_field(path: Any, output_type: type[BaseModel]) -> Any:
+    """Return the path by field names of a path that begins with a property's JSON name."""
+    names = {info.alias: name for name, info in output_type.model_fields.items() if info.alias is not None}
+    if isinstance(path, str) and path in names:
+        return names[path]
+    head, dot, rest = str(path).partition(".")
+    return names[head] + dot + rest if head in names else path
 
 
 def _arguments(options: Any) -> tuple[list[Any], dict[Any, Any]]:

@@ -7,13 +7,15 @@ import re
 import sys
 from dataclasses import replace
 from datetime import date
+from decimal import Decimal
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from llmkit.canonical_json import sha256_of
 from llmkit.errors import LLMConfigurationError, LLMDatasetError
@@ -185,7 +187,7 @@ def test_dotted_columns_fill_objects_within_objects(tmp_path):
 
 def test_parquet_without_its_package_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(LLMConfigurationError, match=r"pip install 'llmkit\[parquet\]'"):
+    with pytest.raises(LLMConfigurationError, match=r"pip install 'llmkit-research\[parquet\]'"):
         Dataset.load(write(tmp_path, "d.parquet", "x"))
 
 
@@ -271,6 +273,66 @@ def test_the_hash_changes_with_every_field():
     changed = [("b", 1, "g", {"m": 1}), ("a", 2, "g", {"m": 1}), ("a", 1, "h", {"m": 1}), ("a", 1, "g", {"m": 2})]
     others = [Sample(text, target, id="x", group=group, metadata=more) for text, target, group, more in changed]
     assert len({Dataset.load([sample]).sha256 for sample in [base, *others]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        (7, "7"),
+        (np.int64(7), "7"),
+        (7.0, "7"),
+        (np.float32(7), "7"),
+        (Decimal("7.0"), "7"),
+        (UUID(int=7), "00000000-0000-0000-0000-000000000007"),
+        (date(2024, 1, 2), "2024-01-02"),
+    ],
+)
+def test_an_id_or_group_may_be_a_number_uuid_or_date(value, label):
+    sample = Sample("a", id=value, group=value)
+    assert (sample.id, sample.group) == (label, label)
+
+
+@pytest.mark.parametrize("value", [True, 7.5, float("nan"), float("inf"), 2.0**53, ["a"]])
+def test_an_id_of_another_kind_is_refused(value):
+    with pytest.raises(ValidationError, match="valid string"):
+        Sample("a", id=value)
+
+
+def test_a_column_of_ids_with_a_gap_keeps_whole_numbers():
+    frame = pd.DataFrame({"input": ["a", "b"], "id": [1, None], "group": [7, None]})
+    first, second = Dataset.load(frame)
+    assert (first.id, first.group, second.group) == ("1", "7", None)
+
+
+def test_null_stands_for_a_field_that_is_not_there(tmp_path):
+    line = '{"input": "a", "target": null, "id": null, "group": null, "metadata": null}'
+    (sample,) = Dataset.load(write(tmp_path, "d.jsonl", line))
+    assert replace(sample, id=None) == Sample("a")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "input,target\na,1\n,\n,\n",
+        "input,target,,\na,1,,\n",
+        "input,target\na,1,,\n",
+        "input,target\na,1\n  \n",
+        "input;target\na;1\n",
+        "input\ttarget\r\na\t1\r\n",
+        '"input"|"target"\na|1\n',
+        ",input,target\n0,a,1\n",
+        "Unnamed: 0,input,target\n0,a,1\n",
+        'input, target\na, "1"\n',
+    ],
+)
+def test_csv_as_spreadsheets_and_pandas_write_it(tmp_path, content):
+    (sample,) = Dataset.load(write(tmp_path, "d.csv", content))
+    assert (sample.input, sample.target) == ("a", "1")
+
+
+def test_a_csv_column_without_a_name_names_the_remedy(tmp_path):
+    message = error_of(write(tmp_path, "d.csv", ",input\nx,a\n"))
+    assert message == "d.csv: column 1 has no name; name it, or write the file with to_csv(index=False)"
 
 
 def test_no_import_of_pandas_for_lists(monkeypatch):

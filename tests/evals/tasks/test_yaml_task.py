@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from llmkit.errors import LLMDatasetError, LLMEvaluationError
 from llmkit.evals import Dataset, Sample, load_tasks
 from llmkit.evals.tasks.schema_model import SchemaProblem, model_of_schema
+from llmkit.evals.tasks.yaml_task import load_task_data
 
 TASK = """\
 name: invoices
@@ -177,7 +178,8 @@ def test_the_model_accepts_what_the_schema_accepts(document):
         ({"type": "string"}, "an output is an object"),
         ({"type": "object"}, "needs properties"),
         ({"properties": {"a": {"type": "array"}}}, "a schema is an object"),
-        ({"properties": {"a": {"oneOf": []}}}, "type is one of"),
+        ({"properties": {"a": {"oneOf": []}}}, "'oneOf' cannot be enforced"),
+        ({"properties": {"a": {}}}, "type is one of"),
         ({"properties": {"a": {"type": "string", "not": {}}}}, "'not' cannot be enforced"),
         ({"properties": {"a": {"$ref": "#/$defs/B"}}}, "no definition"),
         (
@@ -185,14 +187,41 @@ def test_the_model_accepts_what_the_schema_accepts(document):
             "contains itself",
         ),
         ({"properties": {"a": {"enum": [1.5]}}}, "enum and const hold"),
-        ({"properties": {"a b": {"type": "string"}}}, "cannot be the name of a field"),
-        ({"properties": {"copy": {"type": "string"}}}, "Pydantic's models use it"),
+        ({"properties": {"": {"type": "string"}}}, "must be a string that is not empty"),
         ({"properties": {"a": {"type": "string", "pattern": "("}}}, "cannot be checked"),
     ],
 )
 def test_a_schema_that_a_model_cannot_enforce_is_refused(schema, message):
     with pytest.raises(SchemaProblem, match=message):
         model_of_schema(schema)
+
+
+@pytest.mark.parametrize("name", ["model_name", "from", "class", "invoice-no", "_id", "json", "copy", "a b", "1", "."])
+def test_any_property_name_of_json_is_an_alias(name):
+    model = model_of_schema({"properties": {name: {"type": "string"}}, "required": [name]})
+    output = model.model_validate_json(json.dumps({name: "x"}))
+    assert output.model_dump(by_alias=True) == {name: "x"}
+    assert model.model_json_schema()["required"] == [name]
+
+
+def test_two_properties_never_share_a_field():
+    names = ["a-b", "a b", "field_a_b"]
+    model = model_of_schema({"properties": {name: {"type": "string"} for name in names}})
+    output = model.model_validate({name: name for name in names})
+    assert output.model_dump(by_alias=True) == {name: name for name in names}
+
+
+def test_a_scorer_names_a_property_as_the_schema_does(tmp_path):
+    schema = {"properties": {"invoice-no": {"type": "string"}, "b": {"type": "string"}}, "required": ["invoice-no"]}
+    (tmp_path / "s.json").write_text(json.dumps(schema))
+    (tmp_path / "d.jsonl").write_text('{"input": "a", "target": {"invoice-no": "7"}}')
+    file = tmp_path / "task.yaml"
+    file.write_text(
+        "name: t\ndataset: d.jsonl\nprompt: '{input}'\noutput_schema: s.json\nscorers:\n- field_match: invoice-no\n"
+    )
+    task = load_task_data(file)
+    output = task.output_type.model_validate({"invoice-no": "7"})
+    assert task.scorer_objects[0](output, task.load().samples[0]).value == 1.0
 
 
 # --- splits -------------------------------------------------------------------------------------------------------
