@@ -68,7 +68,7 @@ class LiteLLMClient:
         self._providers = providers
         self._sleep = sleep
         self._limits = Limits(settings, providers)
-        self._paths = RequestPaths(settings.request_path)
+        self._paths = RequestPaths(settings.request_path, settings.max_reply_mb)
 
     async def preload(self) -> None:
         """Load litellm, so that the first call does not wait for it. Takes 3 to 6 s, all in a worker thread."""
@@ -94,7 +94,7 @@ class LiteLLMClient:
         spec = self._callable_provider(route)
         async with self._limits.place(route, request, log) as place:
             began_s = time.perf_counter()
-            await self._paths.load()
+            await self._load_paths(spec, route)
             # Several seconds in a new process, which say nothing of the provider.
             log.queued_ms += (time.perf_counter() - began_s) * 1000
             once = apply_guard(route, request, log, partial(self._request_once, spec, route, request, log))
@@ -102,6 +102,17 @@ class LiteLLMClient:
             first = await _try_once(send)
             # Most calls need no retry, and its machinery is a third of all the work that is done here.
             return first if isinstance(first, ClientReply) else await self._retry(first, send)
+
+    async def _load_paths(self, spec: ProviderSpec, route: Route) -> None:
+        try:
+            await self._paths.load()
+        except Exception as error:  # litellm reads SSL_CERT_FILE while it is imported
+            hint = "set SSL_CERT_FILE to a file of PEM certificates, or unset it" if isinstance(error, OSError) else ""
+            raise LLMConfigurationError(
+                f"{spec.label} cannot be called: LiteLLM cannot be loaded ({type(error).__name__}). {hint}".strip(),
+                provider=route.provider,
+                model=route.model,
+            ) from error
 
     async def _retry(self, failed: LLMError, send: Send) -> ClientReply:
         """Go on after the first try, which counts as one."""
@@ -152,7 +163,7 @@ class LiteLLMClient:
         asked = getattr(_error_of(state), "retry_after_s", None)
         if asked is None:
             return own
-        # Jitter on top: many calls are told the same.
+        # Jitter on top: many calls get the same answer at once.
         return min(longest, float(asked) + random.uniform(0, FIRST_WAIT_S))  # noqa: S311
 
     async def _endpoint(self, provider: LLMProvider) -> Endpoint | None:
@@ -181,19 +192,26 @@ class LiteLLMClient:
             error = failure(exchange, request, outcome, timeout_s)
             record.add(AttemptStatus.FAILED, error=error)
             raise error
-        unusable = verdict(outcome, exchange, request)
-        record.add(AttemptStatus.FAILED if unusable else AttemptStatus.SUCCEEDED, outcome, unusable)
+        reply, unusable = outcome
+        record.add(AttemptStatus.FAILED if unusable else AttemptStatus.SUCCEEDED, reply, unusable)
         if unusable is not None:
             raise unusable
-        return outcome
+        return reply
 
-    async def _outcome(self, exchange: Exchange, request: LLMRequest, timeout_s: float) -> ClientReply | Exception:
-        """Return the reply, or a foreign exception as a value: ours is raised where no other can cling to it."""
+    async def _outcome(
+        self, exchange: Exchange, request: LLMRequest, timeout_s: float
+    ) -> tuple[ClientReply, LLMError | None] | Exception:
+        """Return the reply and the error that it amounts to, or any exception of the request as a value.
+
+        As a value, so that the error raised for it is not chained to one that may contain a key. The reply is judged
+        here too: whatever a hostile reply makes the code below raise, its attempt is recorded.
+        """
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(PREPARATION_S + timeout_s) as deadline:
                 exchange.on_leaving = lambda: deadline.reschedule(loop.time() + timeout_s)
-                return read_reply(await self._paths.complete(exchange, timeout_s), exchange, request)
+                reply = read_reply(await self._paths.complete(exchange, timeout_s), exchange, request)
+                return reply, verdict(reply, exchange, request)
         except Exception as error:  # noqa: BLE001 - several of LiteLLM's classes share no base
             return error
 

@@ -44,7 +44,7 @@ async def no_wait(_seconds: float) -> None: ...
 async def open_client(url: str, path: str = "fast") -> LiteLLMClient:
     """Retries wait as they do for a user: a real server that is still loading needs the seconds."""
     client = LiteLLMClient(load_settings(ollama_api_base=url, default_timeout_s=100, request_path=path))
-    await client.warm_up()
+    await client.preload()
     return client
 
 

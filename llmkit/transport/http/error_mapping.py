@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from llmkit.errors import LLMError
+from llmkit.errors import LLMError, LLMMalformedReply
 from llmkit.redaction import redact
 from llmkit.transport.http.error_rules import Seen, rule_for
 from llmkit.transport.http.exchange import Exchange
@@ -20,10 +21,27 @@ DETAIL_CHARS = 300
 # Shorter runs that a prompt shares with an error message are chance.
 SHARED_CHARS = 16
 HTTP_OK = 200
+# A longer wait is an error of the server's, and would not fit into a date.
+LONGEST_RETRY_AFTER_S = 31 * 24 * 3600.0
 
 
 def failure(exchange: Exchange, request: LLMRequest, error: Exception, timeout_s: float) -> LLMError:
-    """Return the error to raise: its message is ours, on one line, and holds neither a key nor the prompt."""
+    """Return the error to raise: its message is ours, on one line, and contains neither a key nor the prompt.
+
+    This never raises, whatever the server sent: an exception here would lose the record of a request that was paid for.
+    """
+    try:
+        return _map_failure(exchange, request, error, timeout_s)
+    except Exception as problem:  # noqa: BLE001 - the place where anything unforeseen becomes an error of ours
+        return LLMMalformedReply(
+            f"{exchange.spec.label} sent a reply that cannot be read ({type(problem).__name__}): try again later.",
+            provider=exchange.spec.provider,
+            model=str(exchange.arguments.kwargs["model"]).partition("/")[2],
+            status_code=exchange.status,
+        )
+
+
+def _map_failure(exchange: Exchange, request: LLMRequest, error: Exception, timeout_s: float) -> LLMError:
     seen = _inspect_failure(exchange, error)
     rule = rule_for(seen)
     spec, arguments = exchange.spec, exchange.arguments
@@ -35,6 +53,7 @@ def failure(exchange: Exchange, request: LLMRequest, error: Exception, timeout_s
         model=model,
         name=seen.name,
         timeout_s=timeout_s,
+        reply_limit=exchange.reply_limit_mb,
         detail=_detail(seen.text, request, secrets),
         redirect=exchange.redirected_to or "another address",
         model_hint=spec.hints["model"].format(model=model),
@@ -70,13 +89,12 @@ def _inspect_failure(exchange: Exchange, error: Exception) -> Seen:
 
 
 def _provider_words(exchange: Exchange) -> str:
-    """Return the provider's message about the failure, from JSON only: an HTML page helps nobody."""
-    reply = exchange.reply_json or {}
-    said = exchange.spec.reply_facts(reply)
-    if said.error is None:
-        return said.unreadable or "" if exchange.status == HTTP_OK else ""
-    error = reply.get("error")
-    return " ".join([said.error, *_labels(error if isinstance(error, dict) else {})])
+    """Return the provider's message about the failure, from JSON only: an HTML page would not help."""
+    facts = exchange.facts
+    if facts.error is None:
+        return facts.unreadable or "" if exchange.status == HTTP_OK else ""
+    error = (exchange.reply_json or {}).get("error")
+    return " ".join([str(facts.error), *_labels(error if isinstance(error, dict) else {})])
 
 
 def _labels(error: Mapping[str, Any]) -> Iterator[str]:
@@ -99,6 +117,8 @@ def _details(error: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _detail(text: str, request: LLMRequest, secrets: tuple[str, ...]) -> str:
     """Return the provider's words as they may be shown: on one line, short, without keys and without the prompt."""
+    # Half of a surrogate pair can be neither printed nor stored.
+    text = text.encode("utf-8", "replace").decode()
     line = " ".join(text.split("Traceback (most recent call last)")[0].split())
     clean = redact(_without_prompt(line[: 4 * DETAIL_CHARS], request), secrets)
     return clean if len(clean) <= DETAIL_CHARS else clean[:DETAIL_CHARS] + "…"
@@ -130,16 +150,21 @@ def _retry_after_s(exchange: Exchange) -> float | None:
     for detail in _details(error if isinstance(error, dict) else {}):
         delay = detail.get("retryDelay")
         if isinstance(delay, str) and re.fullmatch(r"\d+(\.\d+)?s", delay):
-            return float(delay[:-1])
+            return _bound_wait(float(delay[:-1]))
     return None
 
 
 def _header_seconds(header: str) -> float | None:
     try:
-        return max(0.0, float(header))
+        return _bound_wait(float(header))
     except ValueError:
         pass
     try:
-        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+        return _bound_wait((parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, OverflowError):
         return None
+
+
+def _bound_wait(seconds: float) -> float | None:
+    """Return the wait, at least 0; None when no provider can mean it."""
+    return max(0.0, seconds) if math.isfinite(seconds) and seconds <= LONGEST_RETRY_AFTER_S else None

@@ -158,6 +158,34 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         LLMConfigurationError,
+        "The certificates of this machine cannot be loaded: set SSL_CERT_FILE to a file of PEM certificates, or unset "
+        "it.",
+        names={"UnusableCertificateFile"},
+    ),
+    Rule(
+        LLMMalformedReply,
+        "The reply of {label} is larger than {reply_limit} MB: ask for less, or raise LLM_MAX_REPLY_MB.",
+        names={"ReplyTooLarge"},
+    ),
+    # The classes of aiohttp and of the decompressor for a reply that breaks the rules of HTTP.
+    Rule(
+        LLMMalformedReply,
+        _UNREADABLE,
+        names={
+            "BadHttpMessage",
+            "BadStatusLine",
+            "ClientResponseError",
+            "ContentEncodingError",
+            "ContentLengthError",
+            "InvalidHeader",
+            "LineTooLong",
+            "TransferEncodingError",
+            "UnicodeDecodeError",
+            "error",
+        },
+    ),
+    Rule(
+        LLMConfigurationError,
         "{base} is not an address that can be called: {address}.",
         names={"InvalidURL", "InvalidUrlClientError", "NonHttpUrlClientError", "UnsupportedProtocol"},
     ),

@@ -40,8 +40,8 @@ class Outline:
 
     def params_sha256(self, path: str, texts: Sequence[str]) -> str:
         """`Exchange.params_sha256` of a request with these texts."""
-        told = [canonical_json(text) for text in texts]
-        body = "".join(piece if isinstance(piece, str) else told[piece] for piece in self._pieces)
+        quoted_texts = [canonical_json(text) for text in texts]
+        body = "".join(piece if isinstance(piece, str) else quoted_texts[piece] for piece in self._pieces)
         return sha256(f'{{"body":{body},"path":{canonical_json(path)}}}'.encode("ascii")).hexdigest()
 
     def schema(self, spec: ProviderSpec) -> tuple[Mapping[str, Any] | None, str | None]:
@@ -60,7 +60,8 @@ class Exchange:
         sent_at_utc: When the request left; None when it never did.
         status: HTTP status of the answer; None when there was none.
         transport_error: Class name of what went wrong below HTTP.
-        is_abandoned: Nobody waits for it any more: it must not leave.
+        reply_limit_mb: Largest reply that is read, decompressed, in MB; set by the pool for the message of an error.
+        is_abandoned: Whether the caller has gone, so that the request must not be sent.
         on_leaving: Called when the request leaves, to start its clock.
         outline: Of the body, where it is known.
         texts: That are in the places of the outline.
@@ -75,6 +76,7 @@ class Exchange:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     transport_error: str | None = None
+    reply_limit_mb: int = 0
     is_abandoned: bool = False
     on_leaving: Callable[[], None] = lambda: None
     outline: Outline | None = None
@@ -104,8 +106,11 @@ class Exchange:
 
     @cached_property
     def facts(self) -> ReplyFacts:
-        """Return the facts in the provider's own JSON."""
-        return self.spec.reply_facts(self.reply_json or {})
+        """Return the facts in the provider's own JSON; none if it has another shape than documented."""
+        try:
+            return self.spec.reply_facts(self.reply_json or {})
+        except Exception:  # noqa: BLE001 - a server may send anything, and the attempt must still be recorded
+            return ReplyFacts()
 
     @cached_property
     def _sent_json(self) -> Mapping[str, Any] | None:
@@ -121,7 +126,9 @@ class Exchange:
     @property
     def model_digest(self) -> str | None:
         """Return what identifies the model: its digest, or the version that the provider names."""
-        return self.arguments.model_digest or self.facts.model_version
+        version = self.facts.model_version
+        # Half of a surrogate pair could not be stored.
+        return self.arguments.model_digest or (version and str(version).encode("utf-8", "replace").decode())
 
     @property
     def sent_schema(self) -> Mapping[str, Any] | None:
@@ -144,7 +151,10 @@ class Exchange:
     def redirected_to(self) -> str | None:
         """Host of the redirect that was not followed."""
         location = self.headers.get("location")
-        return urlsplit(location).netloc.rpartition("@")[2] if location else None
+        try:
+            return urlsplit(location).netloc.rpartition("@")[2] if location else None
+        except ValueError:  # for example `http://[::1`
+            return None
 
 
 def _hash(sent: Mapping[str, Any]) -> str:
@@ -155,4 +165,4 @@ def _hash(sent: Mapping[str, Any]) -> str:
 
 
 current_exchange: ContextVar[Exchange] = ContextVar("llmkit_exchange")
-"""The exchange that the running task fills: a transport serves many calls and is told of none by LiteLLM."""
+"""The exchange that the running task fills. LiteLLM does not tell a transport which call a request belongs to."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import ssl
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from functools import cache, lru_cache, partial
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import certifi
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from llmkit.settings import is_loopback
@@ -26,21 +28,71 @@ _KEY_HEADERS = frozenset({"authorization", "x-goog-api-key", "x-api-key", "api-k
 # Of the connection, which is the pool's business; what it can decode is also the pool's to say.
 _HOP_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding"})
 KEEPALIVE_S = 30.0
-# A longer one is sent bit by bit, so that it does not hold up all others; else aiohttp warns.
+# A larger body is sent in pieces, so that it does not block the event loop; aiohttp warns otherwise.
 LARGE_BODY_BYTES = 2**20
+MEGABYTE = 2**20
+DEFAULT_REPLY_LIMIT_MB = 64
 
 
 class NotAnsweredError(Exception):
     """Nothing was sent, or no whole answer arrived. Its text is the class name of the reason, as in the exchange."""
 
 
+class _ReplyTooLargeError(Exception):
+    """A reply exceeds the limit."""
+
+
+class _Connection(ResponseHandler):
+    """A connection that is closed when the server sends anything between two requests.
+
+    Surplus bytes would be read as the answer to the next request: a late second response of a confused server or proxy
+    became another call's answer. aiohttp checks for unread bytes when a connection is given back, not while it is idle.
+    """
+
+    is_idle = False
+
+    def set_response_params(self, **parameters: Any) -> None:
+        """Prepare for the response to a request, which is about to be sent."""
+        self.is_idle = False
+        super().set_response_params(**parameters)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse the bytes of a response; refuse those that answer no request."""
+        # aiohttp calls this with nothing, too, to resume the decompression of what it has.
+        if self.is_idle and data:
+            self.close()
+        else:
+            super().data_received(data)
+
+    def is_connected(self) -> bool:
+        """Return whether the connection can carry a request."""
+        return super().is_connected() and not (self.is_idle and self.should_close)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """A connection pool that marks the connections it keeps as idle."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory: Any = partial(_Connection, loop=asyncio.get_running_loop())
+
+    def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
+        if isinstance(protocol, _Connection):
+            protocol.is_idle = True
+        super()._release(key, protocol, should_close=should_close)
+
+
 class Pool:
     """Sends requests, each to its own address and nowhere else, and reads whole answers. Follows no redirect.
 
-    There is no timeout here: the caller holds the deadline. Must be used and closed in one event loop.
+    There is no timeout here: the caller sets the deadline. Must be used and closed in one event loop.
+
+    Args:
+        reply_limit_mb: Largest reply that is read, after decompression, in MB.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reply_limit_mb: int = DEFAULT_REPLY_LIMIT_MB) -> None:
+        self._reply_limit_mb = reply_limit_mb
         self._session: aiohttp.ClientSession | None = None
 
     async def send(self, exchange: Exchange, method: str, url: str, headers: Mapping[str, str], body: bytes) -> None:
@@ -49,10 +101,19 @@ class Pool:
         Raises:
             NotAnsweredError: There is no answer; the exchange has the reason.
         """
+        if exchange.sent_at_utc is not None:
+            # LiteLLM repeats a request by itself after some failures. That would be paid for without a record.
+            raise NotAnsweredError(exchange.transport_error or "AlreadySent")
+        exchange.reply_limit_mb = self._reply_limit_mb
         exchange.transport_error = _objection(url, exchange)
         if exchange.transport_error is not None:
             raise NotAnsweredError(exchange.transport_error)
         way = _way(url)
+        try:
+            tls = _tls() if way.scheme == "https" else True
+        except (OSError, ValueError):  # SSL_CERT_FILE names a file without certificates
+            exchange.transport_error = "UnusableCertificateFile"
+            raise NotAnsweredError(exchange.transport_error) from None
         exchange.request_leaves(way.path, body)
         try:
             async with self._open_session().request(
@@ -62,17 +123,34 @@ class Pool:
                 headers=_headers_to_send(headers, send_key=exchange.arguments.send_key),
                 allow_redirects=False,
                 proxy=_proxy_for(url),
-                ssl=_tls() if way.scheme == "https" else True,
+                ssl=tls,
             ) as answer:
-                exchange.reply_arrives(answer.status, answer.headers, await answer.read())
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+                exchange.reply_arrives(answer.status, answer.headers, await self._read_body(answer))
+        except _ReplyTooLargeError:
+            exchange.transport_error = "ReplyTooLarge"
+            raise NotAnsweredError(exchange.transport_error) from None
+        except Exception as error:  # noqa: BLE001 - a hostile reply makes parsers and decompressors raise anything
             exchange.transport_error = type(error).__name__
             raise NotAnsweredError(exchange.transport_error) from None
 
+    async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
+        # Piece by piece: a few compressed kilobytes can decompress to more than the memory of the machine.
+        limit = self._reply_limit_mb * MEGABYTE
+        if (response.content_length or 0) > limit:
+            raise _ReplyTooLargeError
+        pieces, size = [], 0
+        async for piece in response.content.iter_any():
+            size += len(piece)
+            if size > limit:
+                response.close()
+                raise _ReplyTooLargeError
+            pieces.append(piece)
+        return b"".join(pieces)
+
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # The client bounds what is under way, so the pool does not.
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
+            # The client limits concurrent requests, so the pool does not.
+            connector = _Connector(limit=0, keepalive_timeout=KEEPALIVE_S)
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),

@@ -15,7 +15,8 @@ from llmkit.transport.http.http_pool import NotAnsweredError, Pool
 
 __all__ = ["RecordingTransport"]
 
-_ENCODING_HEADERS = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+# The body is decoded already. httpx parses `location` even when it follows no redirect, and fails on an invalid one.
+_DROPPED_HEADERS = frozenset({"content-encoding", "content-length", "transfer-encoding", "location"})
 
 
 class RecordingTransport(httpx.AsyncBaseTransport):
@@ -37,7 +38,7 @@ class RecordingTransport(httpx.AsyncBaseTransport):
             await self._pool.send(exchange, request.method, str(request.url), request.headers, body)
         except NotAnsweredError as error:
             raise httpx.ReadError(str(error)) from None
-        kept = [(name, value) for name, value in exchange.headers.items() if name.lower() not in _ENCODING_HEADERS]
+        kept = [(name, value) for name, value in exchange.headers.items() if name.lower() not in _DROPPED_HEADERS]
         return httpx.Response(exchange.status or 0, headers=kept, content=_mend_body(exchange), request=request)
 
 

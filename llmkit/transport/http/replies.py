@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,8 @@ _FINISH_REASONS: dict[str, FinishReason] = {
 }
 # Context windows are multiples of this.
 WINDOW_STEP_TOKENS = 1024
+# No request has more. Larger numbers are errors of the server's, and some do not fit into a database.
+MOST_TOKENS = 10**9
 
 
 def read_reply(completion: Any, exchange: Exchange, request: LLMRequest) -> ClientReply:
@@ -49,7 +52,7 @@ def read_reply(completion: Any, exchange: Exchange, request: LLMRequest) -> Clie
     finish_reason = _FINISH_REASONS.get(str(getattr(choice, "finish_reason", "")), "unknown")
     usage = _usage(getattr(completion, "usage", None), facts, estimates=exchange.spec.estimates_missing_counts)
     reply = ClientReply(
-        text=getattr(message, "content", None) or "",
+        text=_read_text(message),
         tool_calls=calls,
         finish_reason="tool_calls" if calls and finish_reason == "stop" else finish_reason,
         usage=usage,
@@ -161,15 +164,29 @@ def _fewer_than_sent(facts: ReplyFacts, request: LLMRequest) -> bool:
 def _tool_call(call: Any, number: int) -> ToolCall:
     arguments = call.function.arguments
     return ToolCall(
-        id=call.id or f"call_{number}",
-        name=call.function.name or "",
-        arguments=arguments if isinstance(arguments, str) else json.dumps(arguments or {}),
+        id=_replace_surrogates(str(call.id or f"call_{number}")),
+        name=_replace_surrogates(str(call.function.name or "")),
+        arguments=_replace_surrogates(arguments) if isinstance(arguments, str) else json.dumps(arguments or {}),
     )
+
+
+def _read_text(message: Any) -> str:
+    text = getattr(message, "content", None) or ""
+    if not isinstance(text, str):
+        raise TypeError(f"the text of the reply is of type {type(text).__name__}")
+    return text
+
+
+def _replace_surrogates(text: str) -> str:
+    # Half of a surrogate pair has an escape in JSON, but can be neither printed nor stored.
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _response_model(completion: Any) -> str | None:
     model = getattr(completion, "model", None)
-    return str(model).removeprefix("ollama_chat/").removeprefix("hosted_vllm/") if model else None
+    if not model:
+        return None
+    return _replace_surrogates(str(model).removeprefix("ollama_chat/").removeprefix("hosted_vllm/"))
 
 
 def _usage(usage: Any, facts: ReplyFacts, *, estimates: bool) -> TokenUsage:
@@ -178,17 +195,22 @@ def _usage(usage: Any, facts: ReplyFacts, *, estimates: bool) -> TokenUsage:
         return TokenUsage()
     prompt, output = getattr(usage, "prompt_tokens_details", None), getattr(usage, "completion_tokens_details", None)
     return TokenUsage(
-        input_tokens=usage.prompt_tokens,
-        output_tokens=usage.completion_tokens,
-        total_tokens=usage.total_tokens,
-        cached_input_tokens=getattr(prompt, "cached_tokens", None),
-        reasoning_tokens=getattr(output, "reasoning_tokens", None),
+        input_tokens=_read_count(usage.prompt_tokens),
+        output_tokens=_read_count(usage.completion_tokens),
+        total_tokens=_read_count(usage.total_tokens),
+        cached_input_tokens=_read_count(getattr(prompt, "cached_tokens", None)),
+        reasoning_tokens=_read_count(getattr(output, "reasoning_tokens", None)),
         estimated=not facts.counts_reported,
     )
+
+
+def _read_count(value: Any) -> int | None:
+    """Return a number of tokens; None for one that cannot be true."""
+    return int(value) if isinstance(value, int | float) and 0 <= value <= MOST_TOKENS else None
 
 
 def _cost_usd(completion: Any, exchange: Exchange, usage: TokenUsage) -> float | None:
     if not exchange.spec.reports_cost or usage.estimated or usage.input_tokens is None:
         return None
     cost = getattr(completion, "_hidden_params", {}).get("response_cost")
-    return float(cost) if cost else None
+    return float(cost) if cost and math.isfinite(cost) and cost > 0 else None

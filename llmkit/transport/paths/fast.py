@@ -20,7 +20,7 @@ from llmkit.transport.paths.translation import PreparedRequest, RawReply, Transl
 if TYPE_CHECKING:
     from llmkit.transport.http.http_pool import Pool
 
-__all__ = ["FastPath", "FastParts", "NoAnswerError", "load_parts"]
+__all__ = ["FastParts", "FastPath", "NoAnswerError", "load_parts"]
 
 HTTP_OK = 200
 _SUCCESS = range(200, 300)

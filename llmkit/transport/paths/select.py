@@ -27,10 +27,10 @@ class _OpenPath:
     fast: FastPath | None
 
 
-def _open_path(parts: FastParts | None) -> _OpenPath:
+def _open_path(parts: FastParts | None, reply_limit_mb: int) -> _OpenPath:
     from llmkit.transport.http.http_pool import Pool
 
-    pool = Pool()
+    pool = Pool(reply_limit_mb)
     return _OpenPath(pool, ReferencePath(pool), FastPath(pool, parts) if parts is not None else None)
 
 
@@ -39,10 +39,12 @@ class RequestPaths:
 
     Args:
         preferred: The path of a request that both can carry.
+        reply_limit_mb: Largest reply that is read, decompressed, in MB.
     """
 
-    def __init__(self, preferred: RequestPath) -> None:
+    def __init__(self, preferred: RequestPath, reply_limit_mb: int) -> None:
         self._preferred = preferred
+        self._reply_limit_mb = reply_limit_mb
         self._open_path: _OpenPath | None = None
 
     async def load(self) -> None:
@@ -54,7 +56,7 @@ class RequestPaths:
             parts = await asyncio.to_thread(_load, self._preferred)
             # Several calls may have waited for the loading.
             if self._open_path is None:
-                self._open_path = _open_path(parts)
+                self._open_path = _open_path(parts, self._reply_limit_mb)
         return self._open_path
 
     async def rehearse(self, exchange: Exchange) -> None:
@@ -70,13 +72,15 @@ class RequestPaths:
             await asyncio.to_thread(asyncio.run, _raise_held_back(exchange))
 
     async def complete(self, exchange: Exchange, timeout_s: float) -> Any:
-        """LiteLLM's `ModelResponse`, or an exception of anyone's; the exchange tells what really happened.
+        """Send the request and return LiteLLM's `ModelResponse`, or raise any exception.
+
+        The exchange records what really happened.
 
         Cancelling it ends the request at once.
 
         Args:
             exchange: The record of the request, which is filled.
-            timeout_s: The caller's deadline, in seconds, of which LiteLLM is told where it carries the request.
+            timeout_s: The caller's deadline, in seconds. LiteLLM gets it too on the reference path.
         """
         opened = await self._open()
         prepared = opened.fast.prepare(exchange.arguments) if opened.fast is not None else None

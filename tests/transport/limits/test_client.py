@@ -40,7 +40,7 @@ async def ask(client: LiteLLMClient, route: Route, times: int) -> None:
 async def test_a_server_with_a_queue_soon_gets_about_as_much_as_it_does_at_once():
     with OllamaServer("A loss.", load=Load(latency_s=0.05, capacity=4)) as server:
         client = client_of(server, concurrency_limit=24)
-        await client.warm_up()
+        await client.preload()
         for _ in range(20):
             server.clear()
             await ask(client, OLLAMA, 50)
