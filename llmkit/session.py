@@ -294,7 +294,7 @@ class Session:
 
         Args:
             task: Samples, prompt, output type and scorers.
-            routes: `provider/model` (pinned), `provider/model@prompt`, `policy:NAME`, or `Variant`s of these.
+            routes: `provider/model` (pinned), `provider/model@prompt`, `policy:NAME`, or `Variant` objects of these.
             name: Name of the run; default the task's.
             **options: All optional. In a session `concurrency` is "auto" by default, and a replay loads no model.
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ValidationError
 
 from llmkit.attachment import collect_attachments
+from llmkit.canonical_json import has_lone_surrogate
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMError, describe_validation
 from llmkit.notebook.options import ChatOptions, list_option_names
 from llmkit.types import Attachment, LLMRequest, Message, RequestContext, Route
@@ -153,11 +154,8 @@ def build_request(prompt: Any, fields: Mapping[str, Any], known: Collection[str]
         request = LLMRequest(messages=messages, **values)
     except ValidationError as error:
         raise LLMBadRequest("; ".join(describe_validation(error))) from None
-    try:
-        for message in request.messages:
-            message.content.encode()
-    except UnicodeEncodeError:
-        raise LLMBadRequest("The prompt holds half of a character (a lone surrogate)") from None
+    if any(has_lone_surrogate(message.content) for message in request.messages):
+        raise LLMBadRequest("The prompt holds half of a character (a lone surrogate)")
     return request
 
 
