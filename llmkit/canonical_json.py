@@ -10,7 +10,16 @@ from typing import Any
 
 from pydantic_core import to_json
 
-__all__ = ["canonical_json", "compact_encoder", "json_object", "sha256_of"]
+__all__ = ["canonical_json", "compact_encoder", "has_lone_surrogate", "json_object", "sha256_of"]
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Return whether a string contains half of a character, which cannot be sent or stored as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def compact_encoder(

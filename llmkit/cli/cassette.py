@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
+from llmkit.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from llmkit.cli.output import AsJson, Workspace, print_json
 from llmkit.errors import LLMBadRequest
 from llmkit.settings import load_settings
 
 __all__ = ["cassette_app"]
 
-EXIT_DIFFERS = 1
 
 cassette_app = typer.Typer(help="Record answers from the store for Session(replay=...).", no_args_is_help=True)
 
@@ -74,4 +74,4 @@ def cassette_verify(file: File, workspace: Workspace = None, as_json: AsJson = F
         for number in unasked:
             typer.echo(f"line {number}: unused: {cassette.recordings[number - 2].prompt[:100]!r}")
         typer.echo(f"{len(cassette.recordings)} recordings, {len(unasked)} unused; {missing} calls without a recording")
-    raise typer.Exit(EXIT_DIFFERS if unasked or missing else 0)
+    raise typer.Exit(EXIT_FAILED if unasked or missing else EXIT_OK)

@@ -12,6 +12,7 @@ import typer
 from llmkit.cli.cassette import cassette_app
 from llmkit.cli.db import db_app
 from llmkit.cli.eval.run import eval_app
+from llmkit.cli.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from llmkit.cli.output import (
     AsJson,
     Interruption,
@@ -32,7 +33,6 @@ __all__ = ["app", "main"]
 
 # Enough to find any run by its id.
 MOST_RUNS = 1_000_000
-EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 _BAD_INPUT = (LLMConfigurationError, LLMBadRequest, LLMEvaluationError, LLMStoreError)
 
 _EPILOG = "Exit codes: 0 done, 1 done with failures, 2 bad input or configuration, 130 interrupted."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from llmkit.canonical_json import has_lone_surrogate
 from llmkit.errors import LLMBadRequest
 from llmkit.pydanticai.output_shape import OutputShape
 from llmkit.types import Attachment, Message
@@ -69,8 +70,6 @@ def _make_message(json: str) -> Message:
 def _text(name: str, text: Any, advice: str = "") -> str:
     if not isinstance(text, str):
         raise LLMBadRequest(f"{name} must be a text; got {type(text).__name__}{advice}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise LLMBadRequest(f"{name} holds half of a character (a lone surrogate)") from None
+    if has_lone_surrogate(text):
+        raise LLMBadRequest(f"{name} holds half of a character (a lone surrogate)")
     return text

@@ -28,6 +28,7 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.usage import RequestUsage
 
+from llmkit.canonical_json import has_lone_surrogate
 from llmkit.errors import LLMUnsupported
 from llmkit.types import Attachment, LLMResponse, Message, TokenUsage, ToolCall
 
@@ -89,10 +90,8 @@ def is_sent_as_it_is(conversation: Iterable[Message]) -> bool:
 
 
 def _require_whole_characters(message: Message) -> None:
-    try:
-        message.content.encode()
-    except UnicodeEncodeError:
-        raise LLMUnsupported(f"A {message.role} message holds half of a character (a lone surrogate)") from None
+    if has_lone_surrogate(message.content):
+        raise LLMUnsupported(f"A {message.role} message holds half of a character (a lone surrogate)")
 
 
 def _one(message: ModelMessage) -> Iterator[Message]:

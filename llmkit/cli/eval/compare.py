@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from llmkit.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from llmkit.cli.option_groups import GateOutput, expand_groups
 from llmkit.cli.output import make_table, print_json, print_rich, write_text
 from llmkit.errors import LLMBadRequest
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["eval_compare", "eval_gate"]
 
-EXIT_OK, EXIT_FAILED = 0, 1
 SHOWN_DIGITS = 12
 SHOWN_HASHES = {"task": "task_sha256", "dataset": "dataset_sha256", "scorers": "scorers_sha256", "commit": "commit"}
 

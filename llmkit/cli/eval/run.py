@@ -12,12 +12,12 @@ from llmkit.cli.eval.compare import eval_compare, eval_gate
 from llmkit.cli.eval.plan import eval_plan
 from llmkit.cli.eval.report import eval_report, print_reports, require_one_page, write_reports
 from llmkit.cli.eval.transfer import eval_export, eval_import
+from llmkit.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from llmkit.cli.option_groups import RunOutput, expand_groups
 from llmkit.cli.output import MaxCostUsd, MaxTimeS, MaxTokens
 
 __all__ = ["eval_app"]
 
-EXIT_OK, EXIT_FAILED = 0, 1
 
 eval_app = typer.Typer(help="Run tasks over several routes and compare them.", no_args_is_help=True)
 

@@ -31,7 +31,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from llmkit.canonical_json import sha256_of
+from llmkit.canonical_json import has_lone_surrogate, sha256_of
 from llmkit.errors import LLMDatasetError, describe_validation
 from llmkit.evals.dataset.files import SAMPLE_FIELDS, Record, existing, file_records, frame_records, is_frame
 
@@ -57,16 +57,9 @@ def _order_sets(value: Any) -> Any:
         return [_order_sets(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("NaN and infinities are not JSON")
-    if isinstance(value, str):
-        _require_unicode(value)
+    if isinstance(value, str) and has_lone_surrogate(value):
+        raise ValueError("holds half of a character (a lone surrogate)")
     return value
-
-
-def _require_unicode(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds half of a character (a lone surrogate)") from None
 
 
 def _foreign(value: Any) -> Any:
