@@ -47,7 +47,7 @@ def simulate(
         room = 0
         while under_way < limit.limit and under_way + done < calls and room < 10_000:
             room += 1
-            ticket = limit.began(under_way + 1)
+            ticket = limit.begin(under_way + 1)
             if capacity is None or len(ends) < capacity:
                 under_way += 1
                 serve(now, ticket)

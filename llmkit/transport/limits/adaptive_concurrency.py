@@ -15,7 +15,7 @@ START = 16
 SMALLEST_GROUP, USUAL_GROUP = 8, 24
 TURNS = 3
 # A trial that goes wrong costs answers every second, and is broken off when one turn, or this many, leave no doubt.
-FEWEST_TOLD = 2
+FEWEST_ANSWERED = 2
 # Latencies this much above the base are a reason to try fewer at once.
 TOLERANCE = 2.0
 # What is kept above the server's capacity as it was measured, so that its slots are never empty.
@@ -47,7 +47,7 @@ class Concurrency(Protocol):
         """Requests that may be under way at once now."""
         ...
 
-    def began(self, under_way: int) -> Ticket:
+    def begin(self, under_way: int) -> Ticket:
         """Begin a request; `under_way` includes it."""
         ...
 
@@ -70,7 +70,7 @@ class FixedLimit:
     def __init__(self, limit: int) -> None:
         self.limit = limit
 
-    def began(self, under_way: int) -> Ticket:  # noqa: ARG002
+    def begin(self, under_way: int) -> Ticket:  # noqa: ARG002
         """See `Concurrency`."""
         return _NO_MATTER
 
@@ -143,10 +143,10 @@ class AdaptiveLimit:
         self._is_searching = self._doubles = True
         # What refusals taught: the lowest limit that met one, and the highest that did not.
         self._refused_at: int | None = None
-        self._borne = 0
+        self._highest_accepted = 0
         self._is_calm = True
         self._patience = FIRST_PATIENCE
-        self._held = 0
+        self._groups_held = 0
         self._ends = 0
         self._refusals: deque[int] = deque(maxlen=CHANCE_REFUSALS + 1)
 
@@ -155,7 +155,7 @@ class AdaptiveLimit:
         """Requests that may be under way at once now."""
         return self._limit
 
-    def began(self, under_way: int) -> Ticket:
+    def begin(self, under_way: int) -> Ticket:
         """Begin a request; `under_way` includes it."""
         member = under_way >= self._limit and self._group.join()
         return Ticket(self._generation, self._group.number if member else None)
@@ -171,19 +171,20 @@ class AdaptiveLimit:
     def note_refusal(self, ticket: Ticket, *, again: bool = False) -> None:
         """Note a refused request. Requests that began together count as one reason."""
         self._end_request(ticket, None)
+        # A refusal from before the last jump was of the old limit. Isolated ones happen with any number under way.
         if ticket.generation != self._generation or (self._may_be_chance() and not again):
             return
         if self._is_calm:
             self._patience = min(2 * self._patience, LONGEST_PATIENCE)
         self._is_calm = self._doubles = False
         self._refused_at = min(self._limit, self._refused_at or self._limit)
-        self._held = 0
+        self._groups_held = 0
         self._tried_from = None
-        if 0 < self._borne < self._limit:
-            # It was one step too many; that one less is borne is known.
-            self._move_to(self._borne)
+        if 0 < self._highest_accepted < self._limit:
+            # The last step up was one too many, and the level before it is known to work.
+            self._move_to(self._highest_accepted)
         else:
-            self._move_to(int(self._limit * (AFTER_REFUSAL if self._borne else AFTER_FIRST_REFUSAL)))
+            self._move_to(int(self._limit * (AFTER_REFUSAL if self._highest_accepted else AFTER_FIRST_REFUSAL)))
 
     def _may_be_chance(self) -> bool:
         self._refusals.append(self._ends)
@@ -195,6 +196,7 @@ class AdaptiveLimit:
         if ticket.generation != self._generation or ticket.group != group.number:
             return
         group.leave(latency_s)
+        # A trial that clearly costs throughput ends at once instead of after its whole group.
         before = self._tried_from
         if before is not None and group.surely_exceeds(_slowest_that_carries(before, self._limit), before.spread_s):
             self._take_back(before, group.mean_s)
@@ -205,7 +207,7 @@ class AdaptiveLimit:
         self._group = _Group(self._limit, group.number + 1)
         if seen is None:
             return
-        self._bear(seen.limit)
+        self._note_accepted(seen.limit)
         if self._tried_from is not None:
             self._judge(self._tried_from, seen)
         else:
@@ -214,6 +216,7 @@ class AdaptiveLimit:
     def _decide(self, seen: _Level) -> None:
         base_s = self._base_s = _towards_lower(self._base_s, seen.latency_s)
         self._groups_since_trial += 1
+        # The standard error is subtracted, so that chance alone rarely starts a trial.
         slower = seen.latency_s - seen.error_s > TOLERANCE * base_s
         if slower:
             self._try(seen, math.ceil(HEADROOM * seen.limit * base_s / seen.latency_s))
@@ -231,13 +234,13 @@ class AdaptiveLimit:
         self._move_to(min(limit, seen.limit - 1))
 
     def _judge(self, before: _Level, seen: _Level) -> None:
-        """Return whether the lower limit of a trial carries as much as the one before."""
+        """End a trial: keep the lower limit if it carries as much as the one before, else take it back."""
         if seen.latency_s + seen.error_s > _slowest_that_carries(before, seen.limit):
             self._take_back(before, seen.latency_s)
             return
         self._tried_from = None
         self._doubles = False
-        self._borne = seen.limit
+        self._highest_accepted = seen.limit
         self._base_s = _towards_lower(self._base_s, seen.latency_s)
         if self._is_searching:
             self._try(seen, seen.limit // 2)
@@ -250,29 +253,33 @@ class AdaptiveLimit:
         self._base_s = latency_s
         self._move_to(before.limit)
 
-    def _bear(self, limit: int) -> None:
+    def _note_accepted(self, limit: int) -> None:
         self._is_calm = True
-        if limit > self._borne:
-            self._borne = limit
+        if limit > self._highest_accepted:
+            self._highest_accepted = limit
             if self._refused_at is None:
                 self._patience = FIRST_PATIENCE
 
     def _grow(self) -> None:
+        # Stay below a level that met refusals until patience runs out, then forget it: the server may have changed.
         if self._refused_at is not None and self._limit + 1 >= self._refused_at:
-            self._held += 1
-            if self._held < self._patience:
+            self._groups_held += 1
+            if self._groups_held < self._patience:
                 return
             self._refused_at = None
-        self._held = 0
+        self._groups_held = 0
+        # Doubling is for a first search and for levels that worked before; everywhere else one step at a time.
         doubled = 2 * self._limit
-        known_to_be_borne = doubled <= self._borne and (self._refused_at is None or doubled < self._refused_at)
-        if self._doubles or known_to_be_borne:
+        is_known_to_work = doubled <= self._highest_accepted and (
+            self._refused_at is None or doubled < self._refused_at
+        )
+        if self._doubles or is_known_to_work:
             self._move_to(doubled)
         else:
             self._limit = min(self._limit + 1, self._ceiling)
 
     def _move_to(self, limit: int) -> None:
-        """Return a jump: what was under way before says nothing about the new limit."""
+        """Jump to a limit. A new generation begins, since requests from before say nothing about the new limit."""
         self._limit = min(max(limit, 1), self._ceiling)
         self._generation += 1
         self._refusals.clear()
@@ -285,7 +292,7 @@ class _Group:
     def __init__(self, limit: int, number: int = 0) -> None:
         self.number = number
         self._size = max(limit, min(TURNS * limit, USUAL_GROUP), SMALLEST_GROUP)
-        self._turn = max(limit, FEWEST_TOLD)
+        self._turn = max(limit, FEWEST_ANSWERED)
         self._began = self._left = 0
         self._latencies_s: list[float] = []
 

@@ -14,7 +14,7 @@ from llmkit.providers import ProviderSpec, estimate_prompt_tokens
 from llmkit.settings import LLMSettings
 from llmkit.transport.limits.adaptive_concurrency import AdaptiveLimit, Concurrency, FixedLimit, Ticket
 from llmkit.transport.limits.daily_quota import Parking
-from llmkit.transport.limits.rate_limits import Leave, Rates
+from llmkit.transport.limits.rate_limits import RateReservation, Rates
 from llmkit.transport.limits.resizable_semaphore import ResizableSemaphore
 from llmkit.transport.limits.sliding_window import SlidingWindow
 from llmkit.types import LLMProvider, LLMRequest, Route, utc_now
@@ -121,23 +121,23 @@ class Admission:
         if not self._is_inside:
             await self.enter(first=True)
         began_s = time.perf_counter()
-        leave = await self._provider.rates.wait(self._tokens)
+        reservation = await self._provider.rates.reserve(self._tokens)
         try:
             await self._everywhere.enter()
         except BaseException:
-            leave.give_back()
+            reservation.release()
             raise
         self._log.queued_ms += (time.perf_counter() - began_s) * 1000
         try:
             self.check_quota()
-            leave.use()
-            return await self._learning(work, leave)
+            reservation.use()
+            return await self._send_and_learn(work, reservation)
         finally:
-            leave.give_back()
+            reservation.release()
             self._everywhere.leave()
 
-    async def _learning(self, work: Work, leave: Leave) -> ClientReply:
-        ticket, sent_before = self._provider.began(), len(self._log.attempts)
+    async def _send_and_learn(self, work: Work, reservation: RateReservation) -> ClientReply:
+        ticket, sent_before = self._provider.begin(), len(self._log.attempts)
         try:
             reply = await work()
         except LLMError as error:
@@ -148,7 +148,7 @@ class Admission:
             raise
         self._learn(ticket, sent_before)
         usage = reply.usage
-        leave.correct(usage.total_tokens if self._provider.spec.answers_count else usage.input_tokens)
+        reservation.settle(usage.total_tokens if self._provider.spec.answers_count else usage.input_tokens)
         return reply
 
     def _learn(self, ticket: Ticket, sent_before: int, error: LLMError | None = None) -> None:
@@ -213,16 +213,16 @@ class _Provider:
     def __post_init__(self) -> None:
         self.semaphore = ResizableSemaphore(lambda: self.concurrency.limit)
 
-    def began(self) -> Ticket:
-        return self.concurrency.began(self.semaphore.inside)
+    def begin(self) -> Ticket:
+        return self.concurrency.begin(self.semaphore.inside)
 
     def note_answer(self, ticket: Ticket, latency_s: float) -> None:
         self.concurrency.note_answer(ticket, latency_s)
-        self.semaphore.open()
+        self.semaphore.admit_waiting()
 
     def note_failure(self, ticket: Ticket) -> None:
         self.concurrency.note_failure(ticket)
-        self.semaphore.open()
+        self.semaphore.admit_waiting()
 
     def note_refusal(self, ticket: Ticket, *, again: bool) -> None:
         self.concurrency.note_refusal(ticket, again=again)

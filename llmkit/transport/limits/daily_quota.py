@@ -16,7 +16,7 @@ _STANDARD_TIME = {"America/Los_Angeles": timezone(timedelta(hours=-8))}
 
 
 class Parking:
-    """Which routes are not called until their quota is filled up again.
+    """Routes that are not called until their quota is renewed.
 
     Args:
         zone: The time zone in whose midnight the provider's days begin.
@@ -27,7 +27,7 @@ class Parking:
         self._until: dict[Route, datetime] = {}
 
     def park(self, route: Route, now: datetime, retry_after_s: float | None = None) -> datetime:
-        """Leave the route alone, and return until when: as long as the provider said, else until its next day."""
+        """Pause the route, and return until when: for the wait that the provider named, else until its next day."""
         if retry_after_s is not None and retry_after_s >= SHORTEST_DAY_WAIT_S:
             until = now + timedelta(seconds=retry_after_s)
         else:
@@ -36,7 +36,7 @@ class Parking:
         return until
 
     def until(self, route: Route, now: datetime) -> datetime | None:
-        """When the route may be called again; None when it may be now."""
+        """Return when the route may be called again; None if it may be called now."""
         until = self._until.get(route)
         if until is not None and until <= now:
             del self._until[route]

@@ -8,15 +8,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.transport.limits.sliding_window import Pass, SlidingWindow
+from llmkit.transport.limits.sliding_window import Reservation, SlidingWindow
 
-__all__ = ["Leave", "Rates"]
+__all__ = ["RateReservation", "Rates"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Granted:
     window: SlidingWindow
-    leave: Pass
+    reservation: Reservation
 
 
 class Rates:
@@ -43,20 +43,21 @@ class Rates:
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
 
-    async def wait(self, tokens: Callable[[], int]) -> Leave:
-        """Leave to send one request of so many tokens, once that is allowed."""
+    async def reserve(self, tokens: Callable[[], int]) -> RateReservation:
+        """Wait until one request with this many tokens is allowed, and reserve it."""
         if self._requests is None and self.tokens is None:
-            return Leave(self, ())
+            return RateReservation(self, ())
         wanted = [(self._requests, 1)] if self._requests is not None else []
         if self.tokens is not None:
             wanted.append((self.tokens, max(tokens(), 1)))
+        # One caller at a time looks for room, so a small request cannot overtake a large one for ever.
         async with self._turn:
             while wait_s := max(window.wait_s(self._clock(), amount) for window, amount in wanted):
                 await self._wait(wait_s)
-            return Leave(self, tuple(_Granted(window, window.take(amount)) for window, amount in wanted))
+            return RateReservation(self, tuple(_Granted(window, window.reserve(amount)) for window, amount in wanted))
 
     async def _wait(self, seconds: float) -> None:
-        """Until so much time has passed, or room was made sooner: an answer may be shorter than was reckoned with."""
+        """Wait, but no longer than until a reservation changes: an answer may be shorter than estimated."""
         self._changed.clear()
         waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._changed.wait())]
         if math.isfinite(seconds):
@@ -76,8 +77,8 @@ class Rates:
         self._changed.set()
 
 
-class Leave:
-    """Leave to send one request."""
+class RateReservation:
+    """A reservation for one request in every window that applies."""
 
     def __init__(self, rates: Rates, granted: tuple[_Granted, ...]) -> None:
         self._rates = rates
@@ -86,18 +87,18 @@ class Leave:
     def use(self) -> None:
         """Mark the reservation as used: the request leaves now."""
         for each in self._granted:
-            each.window.use(each.leave, self._rates.now_s())
+            each.window.use(each.reservation, self._rates.now_s())
         self._rates.note_change()
 
-    def give_back(self) -> None:
-        """Nothing will be sent. Idempotent; nothing happens after `use`."""
+    def release(self) -> None:
+        """Release the reservation of a request that will not be sent. Idempotent; no effect after `use`."""
         for each in self._granted:
-            each.window.give_back(each.leave)
+            each.window.release(each.reservation)
         self._rates.note_change()
 
-    def correct(self, tokens: int | None) -> None:
-        """So many tokens it really was; None when that is not known."""
+    def settle(self, tokens: int | None) -> None:
+        """Replace the estimate by the tokens that were really used; None when that is unknown."""
         for each in self._granted:
             if each.window is self._rates.tokens and tokens is not None:
-                each.window.correct(each.leave, tokens)
+                each.window.settle(each.reservation, tokens)
                 self._rates.note_change()

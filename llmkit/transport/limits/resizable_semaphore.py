@@ -1,4 +1,4 @@
-"""A door that so many may pass at once, in the order in which they came."""
+"""A FIFO semaphore whose limit can change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ResizableSemaphore:
     """Like `asyncio.Semaphore`, for a number that changes. Belongs to one event loop.
 
     Args:
-        limit: How many may be inside now. Call `open` when it has grown.
+        limit: Returns the most concurrent holders now. Call `admit_waiting` when it has grown.
     """
 
     def __init__(self, limit: Callable[[], int]) -> None:
@@ -23,16 +23,16 @@ class ResizableSemaphore:
 
     @property
     def inside(self) -> int:
-        """How many are inside."""
+        """Number of current holders."""
         return self._inside
 
     @property
     def waiting(self) -> int:
-        """How many wait for their turn."""
+        """Number of waiting callers."""
         return sum(not turn.done() for turn in self._turns)
 
     async def enter(self, *, first: bool = False) -> None:
-        """Wait for a place and take it, with `first` before all who wait. A cancelled caller has none."""
+        """Acquire a place, with `first` ahead of all waiting callers. A cancelled caller has none."""
         if not self._turns and self._inside < self._limit():
             self._inside += 1
             return
@@ -41,25 +41,25 @@ class ResizableSemaphore:
             self._turns.appendleft(turn)
         else:
             self._turns.append(turn)
-        self.open()
+        self.admit_waiting()
         if turn.done():
             return
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it had its turn and was cancelled in the same moment
+            if not turn.cancelled():  # admitted and cancelled in the same step of the loop: pass the place on
                 self.leave()
             raise
 
     def leave(self) -> None:
         """Give the place back."""
         self._inside -= 1
-        self.open()
+        self.admit_waiting()
 
-    def open(self) -> None:
-        """Let in as many as there are places for."""
+    def admit_waiting(self) -> None:
+        """Admit waiting callers while there are free places."""
         while self._turns and (self._turns[0].done() or self._inside < self._limit()):
             turn = self._turns.popleft()
-            if not turn.done():  # else its caller was cancelled
+            if not turn.done():  # a cancelled caller stays in the queue until its turn
                 turn.set_result(None)
                 self._inside += 1

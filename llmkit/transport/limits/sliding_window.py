@@ -1,4 +1,4 @@
-"""So much in any minute. Pure: the time is an argument.
+"""A sliding window that limits an amount per minute. Pure: the time is an argument.
 
 A strict window over what was sent, not a bucket that fills evenly: a bucket of a hundred a minute lets nearly two
 hundred pass in its first minute, and a provider that counts by the minute refuses the second hundred.
@@ -10,14 +10,14 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-__all__ = ["Pass", "SlidingWindow"]
+__all__ = ["Reservation", "SlidingWindow"]
 
 MINUTE_S = 60.0
 
 
 @dataclass(eq=False, slots=True)
-class Pass:
-    """Leave to send something of this size. `sent_s` is None until it has been sent."""
+class Reservation:
+    """A reserved amount. `sent_s` is None until its request is sent."""
 
     amount: int
     sent_s: float | None = None
@@ -27,8 +27,8 @@ class Pass:
 class SlidingWindow:
     """At most `limit` in any stretch of `per_s` seconds.
 
-    A pass counts from the moment it is given until `per_s` after it was used, however long that took; so the limit
-    holds for what is sent, at the times when it is sent.
+    A reservation counts from the moment it is made until `per_s` after its request was sent, however long that took. So
+    the limit applies to what is sent, at the times when it is sent.
 
     Args:
         limit: Requests, or tokens; at least 1.
@@ -40,45 +40,47 @@ class SlidingWindow:
             raise ValueError(f"limit={limit}: a limit below 1 lets nothing through")
         self._limit = limit
         self._per_s = per_s
-        self._unused: set[Pass] = set()
-        self._used: deque[Pass] = deque()
+        self._unused: set[Reservation] = set()
+        self._used: deque[Reservation] = deque()
         self._counted = 0
 
     def wait_s(self, now_s: float, amount: int = 1) -> float:
-        """Seconds until `take` may be called, as far as is known now; infinite while all hangs on passes not yet used.
+        """Return the seconds until `reserve` may be called, as far as is known now.
 
-        More than the whole limit counts as the whole limit: it has to wait for an empty window, not for ever.
+        Infinite while only unsent reservations could make room. An amount above the limit counts as the limit: it waits
+        for an empty window, not for ever.
         """
         self._forget(now_s)
         excess = min(amount, self._limit) - (self._limit - self._counted)
         if excess <= 0:
             return 0.0
+        # Reservations leave the window in the order in which they were sent.
         for used in self._used:
             excess -= used.amount
             if excess <= 0:
                 return self._leaves_s(used) - now_s
         return math.inf
 
-    def take(self, amount: int = 1) -> Pass:
-        """Return a pass, whatever `wait_s` says."""
-        given = Pass(amount)
+    def reserve(self, amount: int = 1) -> Reservation:
+        """Reserve the amount, whatever `wait_s` says."""
+        given = Reservation(amount)
         self._unused.add(given)
         self._counted += amount
         return given
 
-    def use(self, given: Pass, now_s: float) -> None:
+    def use(self, given: Reservation, now_s: float) -> None:
         """Mark the reservation as used: its request is sent now."""
         self._unused.remove(given)
         given.sent_s = now_s
         self._used.append(given)
 
-    def give_back(self, given: Pass) -> None:
+    def release(self, given: Reservation) -> None:
         """Return an unused reservation. Idempotent; has no effect on a used one."""
         if given in self._unused:
             self._unused.remove(given)
             self._counted -= given.amount
 
-    def correct(self, given: Pass, amount: int) -> None:
+    def settle(self, given: Reservation, amount: int) -> None:
         """Replace the estimate by the amount that was really sent."""
         if given.is_counted:
             self._counted += amount - given.amount
@@ -90,6 +92,6 @@ class SlidingWindow:
             old.is_counted = False
             self._counted -= old.amount
 
-    def _leaves_s(self, used: Pass) -> float:
+    def _leaves_s(self, used: Reservation) -> float:
         assert used.sent_s is not None
         return used.sent_s + self._per_s

@@ -28,7 +28,7 @@ def varied(random_: random.Random, _number: int) -> float:
 def test_whatever_happens_the_limit_stays_between_one_and_the_ceiling(ceiling, events):
     limit = AdaptiveLimit(ceiling)
     for kind, latency_s in events:
-        ticket = limit.began(limit.limit)
+        ticket = limit.begin(limit.limit)
         if kind == "answered":
             limit.note_answer(ticket, latency_s)
         elif kind == "failed":
@@ -43,7 +43,7 @@ def test_whatever_happens_the_limit_stays_between_one_and_the_ceiling(ceiling, e
 @given(st.integers(2, 64), st.integers(CHANCE_REFUSALS + 1, 500))
 def test_refusals_of_requests_that_began_together_count_once(ceiling, refusals):
     limit = AdaptiveLimit(ceiling)
-    tickets = [limit.began(under_way) for under_way in range(1, refusals + 1)]
+    tickets = [limit.begin(under_way) for under_way in range(1, refusals + 1)]
     before = limit.limit
     for ticket in tickets:
         limit.note_refusal(ticket)
@@ -56,17 +56,17 @@ def test_refusals_that_come_one_by_one_are_chance(ceiling, at_once, times):
     for _ in range(times):
         before = limit.limit
         for _ in range(at_once):
-            limit.note_refusal(limit.began(1))
+            limit.note_refusal(limit.begin(1))
         assert limit.limit == before
         for _ in range(AMONG_ENDED):
-            limit.note_answer(limit.began(1), 1.0)
+            limit.note_answer(limit.begin(1), 1.0)
 
 
 @given(st.integers(2, 64))
 def test_a_call_that_is_refused_again_is_a_reason_at_once(ceiling):
     limit = AdaptiveLimit(ceiling)
     before = limit.limit
-    limit.note_refusal(limit.began(1), again=True)
+    limit.note_refusal(limit.begin(1), again=True)
     assert limit.limit == before // 2
 
 
@@ -77,7 +77,7 @@ def test_a_provider_that_refuses_one_in_a_hundred_by_chance_is_asked_as_much_as_
     limit, rng = AdaptiveLimit(ceiling), random.Random(seed)
     limits = []
     for _ in range(3000):
-        ticket = limit.began(limit.limit)
+        ticket = limit.begin(limit.limit)
         if rng.random() < 0.01:
             limit.note_refusal(ticket)
         else:
@@ -90,7 +90,7 @@ def test_a_provider_that_refuses_one_in_a_hundred_by_chance_is_asked_as_much_as_
 def test_answers_while_places_are_free_change_nothing(latencies_s):
     limit = AdaptiveLimit(16)
     for latency_s in latencies_s:
-        limit.note_answer(limit.began(under_way=3), latency_s)
+        limit.note_answer(limit.begin(under_way=3), latency_s)
     assert limit.limit == 16
 
 
@@ -115,12 +115,12 @@ def test_a_step_too_many_is_taken_back_and_no_more():
     limit = AdaptiveLimit(64)
     simulate(limit, calls=400, capacity=24, max_queue=0)
     while limit.limit <= 24:
-        limit.note_answer(limit.began(limit.limit), 1.0)
+        limit.note_answer(limit.begin(limit.limit), 1.0)
     for _ in range(CHANCE_REFUSALS + 1):
-        limit.note_refusal(limit.began(limit.limit))
+        limit.note_refusal(limit.begin(limit.limit))
     assert limit.limit == 24
     for _ in range(CHANCE_REFUSALS + 1):
-        limit.note_refusal(limit.began(limit.limit))
+        limit.note_refusal(limit.begin(limit.limit))
     assert limit.limit == 18
 
 
@@ -128,9 +128,9 @@ def test_a_trial_that_goes_wrong_ends_before_its_group_does():
     limit = AdaptiveLimit(16)
     answers = 0
     while limit.limit == 16:
-        limit.note_answer(limit.began(limit.limit), 1.0)
+        limit.note_answer(limit.begin(limit.limit), 1.0)
     while limit.limit == 8:
-        limit.note_answer(limit.began(limit.limit), 1.0)
+        limit.note_answer(limit.begin(limit.limit), 1.0)
         answers += 1
     assert (limit.limit, answers) == (16, 8)
 
@@ -172,7 +172,7 @@ def test_a_minute_of_nothing_but_refusals_is_recovered_from():
     limit = AdaptiveLimit(32)
     simulate(limit, calls=1000, capacity=None)
     for _ in range(100):
-        limit.note_refusal(limit.began(limit.limit))
+        limit.note_refusal(limit.begin(limit.limit))
     assert limit.limit == 1
     assert simulate(limit, calls=1000, capacity=None).limits[-1] >= 24
 

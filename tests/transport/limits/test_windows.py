@@ -42,7 +42,7 @@ def test_no_minute_holds_more_than_the_limit_whenever_a_pass_is_used(limit, step
     sent: list[tuple[float, int]] = []
     for amount, dawdling_s, pause_s in steps:
         now_s += window.wait_s(now_s, amount)
-        given_pass = window.take(min(amount, limit))
+        given_pass = window.reserve(min(amount, limit))
         now_s += dawdling_s
         window.use(given_pass, now_s)
         sent.append((now_s, min(amount, limit)))
@@ -53,28 +53,28 @@ def test_no_minute_holds_more_than_the_limit_whenever_a_pass_is_used(limit, step
 
 def test_a_pass_that_is_not_used_yet_holds_its_room_and_one_given_back_does_not():
     window = SlidingWindow(1)
-    held = window.take()
+    held = window.reserve()
     assert window.wait_s(1000.0) == math.inf
-    window.give_back(held)
-    window.give_back(held)
+    window.release(held)
+    window.release(held)
     assert window.wait_s(1000.0) == 0
 
 
 def test_more_than_the_whole_limit_waits_for_an_empty_window():
     window = SlidingWindow(10)
-    window.use(window.take(1), 0.0)
+    window.use(window.reserve(1), 0.0)
     assert window.wait_s(20.0, amount=1000) == 40.0
     assert window.wait_s(60.0, amount=1000) == 0
 
 
 def test_what_was_sent_can_be_corrected_until_it_is_forgotten():
     window = SlidingWindow(100)
-    sent = window.take(100)
+    sent = window.reserve(100)
     window.use(sent, 0.0)
-    window.correct(sent, 30)
+    window.settle(sent, 30)
     assert window.wait_s(1.0, 70) == 0
     assert window.wait_s(61.0, 100) == 0
-    window.correct(sent, 90)
+    window.settle(sent, 90)
     assert window.wait_s(61.0, 100) == 0
 
 
@@ -84,8 +84,8 @@ async def test_requests_and_tokens_both_hold_and_the_first_comes_first():
     order: list[int] = []
 
     async def send(number: int, tokens: int) -> None:
-        leave = await rates.wait(lambda: tokens)
-        leave.use()
+        reservation = await rates.reserve(lambda: tokens)
+        reservation.use()
         order.append(number)
 
     await asyncio.gather(*(send(number, 60 if number == 1 else 30) for number in range(5)))
@@ -97,12 +97,12 @@ async def test_requests_and_tokens_both_hold_and_the_first_comes_first():
 async def test_a_cancelled_waiter_takes_no_room():
     clock = Clock()
     rates = Rates(SlidingWindow(1), None, clock, clock.sleep)
-    first = await rates.wait(lambda: 0)
-    waiting = [asyncio.create_task(rates.wait(lambda: 0)) for _ in range(3)]
+    first = await rates.reserve(lambda: 0)
+    waiting = [asyncio.create_task(rates.reserve(lambda: 0)) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()
     waiting[1].cancel()
-    first.give_back()
+    first.release()
     async with asyncio.timeout(60):
         (await waiting[2]).use()
     assert clock.now_s == 100.0
@@ -111,11 +111,11 @@ async def test_a_cancelled_waiter_takes_no_room():
 async def test_who_waits_for_tokens_goes_on_when_an_answer_was_shorter_than_reckoned_with():
     clock = Clock()
     rates = Rates(None, SlidingWindow(100), clock)  # the wait is a real minute
-    first = await rates.wait(lambda: 90)
+    first = await rates.reserve(lambda: 90)
     first.use()
-    waiting = asyncio.create_task(rates.wait(lambda: 90))
+    waiting = asyncio.create_task(rates.reserve(lambda: 90))
     await asyncio.sleep(0.01)
-    first.correct(5)
+    first.settle(5)
     async with asyncio.timeout(30):
         await waiting
 
