@@ -51,8 +51,8 @@ _PROFILE = ModelProfile(
 )
 
 
-# What is said in a request, by the parameters that it is said with.
-Said = Callable[[ModelRequestParameters], tuple[Message, ...]]
+# Builds the messages of a request from its parameters.
+MessageBuilder = Callable[[ModelRequestParameters], tuple[Message, ...]]
 
 
 class _PreparedModel(NamedTuple):
@@ -219,10 +219,10 @@ class PydanticAiLiteLLMModel(Model[Any]):
             self.form = AgentForm(model_settings, model_request_parameters)
         step = sum(isinstance(message, ModelResponse) for message in messages)
 
-        def said(parameters: ModelRequestParameters) -> tuple[Message, ...]:
+        def build_messages(parameters: ModelRequestParameters) -> tuple[Message, ...]:
             return as_messages(messages, self._get_instruction_parts(messages, parameters))
 
-        return as_model_response(await self._call_service(said, step, self.form))
+        return as_model_response(await self._call_service(build_messages, step, self.form))
 
     async def answer(self, conversation: Sequence[Message], form: AgentForm) -> LLMResponse:
         """Return the response that `request` would get, without Pydantic AI's message types.
@@ -237,15 +237,15 @@ class PydanticAiLiteLLMModel(Model[Any]):
         self.form = form
         step = sum(message.role == "assistant" for message in conversation)
 
-        def said(parameters: ModelRequestParameters) -> tuple[Message, ...]:
+        def build_messages(parameters: ModelRequestParameters) -> tuple[Message, ...]:
             return with_instructions(conversation, self._get_instruction_parts((), parameters))
 
-        return await self._call_service(said, step, form)
+        return await self._call_service(build_messages, step, form)
 
-    async def _call_service(self, said: Said, step: int, form: AgentForm) -> LLMResponse:
+    async def _call_service(self, build_messages: MessageBuilder, step: int, form: AgentForm) -> LLMResponse:
         check_allow_model_requests()
         earlier: LLMError | None = None
-        for request, schema in self._ways(said, step, form):
+        for request, schema in self._build_requests(build_messages, step, form):
             self.schema = schema
             try:
                 response = await self._send_request(request)
@@ -273,7 +273,9 @@ class PydanticAiLiteLLMModel(Model[Any]):
         if response.run_id is not None:
             self._rows[str(response.run_id)] = (response, request)
 
-    def _ways(self, said: Said, step: int, form: AgentForm) -> Iterator[tuple[LLMRequest, CanonicalSchema | None]]:
+    def _build_requests(
+        self, build_messages: MessageBuilder, step: int, form: AgentForm
+    ) -> Iterator[tuple[LLMRequest, CanonicalSchema | None]]:
         """Return the request in the output mode that the user chose; else in the strongest that some route has.
 
         Then, for when those routes fail, in weaker ones for routes that lack the stronger.
@@ -283,7 +285,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
         first: tuple[LLMRequest, CanonicalSchema | None] | None = None
         for mode in modes:
             prepared = form.prepare(self, mode)
-            request, schema = self._request(said, step, prepared), prepared.schema
+            request, schema = self._build_request(build_messages, step, prepared), prepared.schema
             if len(modes) == 1:
                 yield request, schema
                 return
@@ -314,9 +316,9 @@ class PydanticAiLiteLLMModel(Model[Any]):
             self._rows[run_id] = (response, request)
             await self._service.annotate(response, request, self._context)
 
-    def _request(self, said: Said, step: int, prepared: _PreparedModel) -> LLMRequest:
+    def _build_request(self, build_messages: MessageBuilder, step: int, prepared: _PreparedModel) -> LLMRequest:
         fields = {
-            "messages": said(prepared.parameters),
+            "messages": build_messages(prepared.parameters),
             "idempotency_key": _step_key(self._idempotency_key, step),
             "metadata": self._metadata(step, prepared.parameters.output_mode, prepared.schema),
         }
