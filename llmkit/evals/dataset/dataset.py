@@ -33,7 +33,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from llmkit.canonical_json import has_lone_surrogate, sha256_of
 from llmkit.errors import LLMDatasetError, describe_validation
-from llmkit.evals.dataset.files import SAMPLE_FIELDS, Record, existing, file_records, frame_records, is_frame
+from llmkit.evals.dataset.files import SAMPLE_FIELDS, Record, find_file, is_frame, read_file, read_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -176,10 +176,10 @@ class Dataset:
         if isinstance(source, Dataset):
             return source
         if isinstance(source, str | Path):
-            path = existing(Path(source), base_dir)
-            return cls._of(_samples(file_records(path)), path.name)
+            path = find_file(Path(source), base_dir)
+            return cls._of(_samples(read_file(path)), path.name)
         if is_frame(source):
-            return cls._of(_samples(frame_records(source, "DataFrame", first=0)), "DataFrame")
+            return cls._of(_samples(read_frame(source, "DataFrame", first=0)), "DataFrame")
         if not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):
             raise LLMDatasetError(f"A dataset is a file, samples or a DataFrame; got {type(source).__name__}.")
         return cls._of(_iterate_samples(source), "samples")

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from llmkit.errors import LLMConfigurationError, LLMDatasetError
 
-__all__ = ["SAMPLE_FIELDS", "Record", "existing", "file_records", "frame_records", "is_frame"]
+__all__ = ["SAMPLE_FIELDS", "Record", "find_file", "is_frame", "read_file", "read_frame"]
 
 LARGEST_CELL = 2**31 - 1
 # The comma first; Excel writes semicolons where the comma is the decimal mark.
@@ -25,7 +25,7 @@ SAMPLE_FIELDS = ("input", "target", "id", "group", "metadata")
 Record: TypeAlias = tuple[str, Mapping[str, Any]]
 
 
-def existing(path: Path, base_dir: Path | None) -> Path:
+def find_file(path: Path, base_dir: Path | None) -> Path:
     """Return the file of a dataset.
 
     Raises:
@@ -42,7 +42,7 @@ def existing(path: Path, base_dir: Path | None) -> Path:
     raise LLMDatasetError(f"There is no dataset file {place}.{hint}")
 
 
-def file_records(path: Path) -> Iterator[Record]:
+def read_file(path: Path) -> Iterator[Record]:
     """Yield the position and the content of each record of a file.
 
     Raises:
@@ -192,7 +192,7 @@ def is_frame(source: object) -> bool:
     return pandas is not None and isinstance(source, pandas.DataFrame)
 
 
-def frame_records(frame: Any, source: str, *, first: int) -> Iterator[Record]:
+def read_frame(frame: Any, source: str, *, first: int) -> Iterator[Record]:
     """Yield the position, counted from `first`, and the content of each row of a DataFrame.
 
     Raises:

@@ -110,7 +110,7 @@ class Coordinator:
 
     # --- what this process does ---------------------------------------------------------------------------------
 
-    def began(self, name: str) -> None:
+    def begin_call(self, name: str) -> None:
         """Note that this process begins a call."""
         self._mine.add(name)
 
@@ -137,7 +137,7 @@ class Coordinator:
         if self.are_others_at_work:
             self._await(cell, name)
             return True
-        self.began(name)
+        self.begin_call(name)
         return False
 
     def _await(self, cell: int, name: str) -> None:

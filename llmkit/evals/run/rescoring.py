@@ -38,7 +38,7 @@ class Scoring:
         """Return whether a stored output is to be scored again."""
         return outcome.has_output and (self._edited or not self._names <= outcome.scores)
 
-    async def again(self, key: ResultKey) -> bool:
+    async def rescore(self, key: ResultKey) -> bool:
         """Score a stored output; False when it is no longer there, or there is no budget left for its judges.
 
         Raises:

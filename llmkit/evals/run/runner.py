@@ -30,7 +30,7 @@ from llmkit.evals.run.plan import Plan
 from llmkit.evals.run.progress import Tally, shown
 from llmkit.evals.run.rescoring import Scoring
 from llmkit.evals.run.result_builder import build_failure, build_result
-from llmkit.evals.run.warm_up import WARM_UP_FROM, cold, warm_up
+from llmkit.evals.run.warm_up import WARM_UP_FROM, find_cold_models, warm_up
 from llmkit.evals.run.work_queue import WorkQueue
 from llmkit.evals.tasks.task import Task
 from llmkit.evals.tasks.variant import ResolvedVariant, RouteLike
@@ -182,7 +182,7 @@ class _Evaluation:
         if not self.plan.warm_up or open_each < WARM_UP_FROM or self._coordinator.are_others_at_work:
             return
         sample = next(iter(self.plan.selected))
-        for route, variant in cold(self.plan, self._last_at_utc).items():
+        for route, variant in find_cold_models(self.plan, self._last_at_utc).items():
             await warm_up(self.plan, self.run, variant, route, sample)
             self.tally.warm_ups += 1
 
@@ -214,7 +214,7 @@ class _Evaluation:
 
     async def _work_on(self, job: _SampleCall | ResultKey) -> None:
         if isinstance(job, ResultKey):
-            is_rescored = await self._scoring.again(job)
+            is_rescored = await self._scoring.rescore(job)
             self.tally.rescored += is_rescored
             return
         try:
@@ -226,7 +226,7 @@ class _Evaluation:
     async def _ask(self, job: _SampleCall) -> None:
         content = job.variant.content(job.sample)
         slot, messages = self._slot(job, content), job.variant.sent(content)
-        self._coordinator.began(slot.pipeline_run_id)
+        self._coordinator.begin_call(slot.pipeline_run_id)
         try:
             with span(f"sample {job.variant.label}", self._span_values(slot)) as opened:
                 await self._settle(job, slot, messages, opened)

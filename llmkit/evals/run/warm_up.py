@@ -13,7 +13,7 @@ from llmkit.evals.tasks.variant import ResolvedVariant
 from llmkit.pricing import is_free
 from llmkit.types import WARM_UP_STAGE, LLMConstraints, LLMRequest, RequestContext, ResponseFormat, Route, utc_now
 
-__all__ = ["WARM_UP_FROM", "cold", "warm_up"]
+__all__ = ["WARM_UP_FROM", "find_cold_models", "warm_up"]
 
 # With fewer samples to ask of a route, one more would cost more time than it makes right.
 WARM_UP_FROM = 20
@@ -21,7 +21,7 @@ WARM_UP_FROM = 20
 STAYS_LOADED = timedelta(minutes=4)
 
 
-def cold(plan: Plan, last_at_utc: Mapping[str, datetime]) -> dict[Route, ResolvedVariant]:
+def find_cold_models(plan: Plan, last_at_utc: Mapping[str, datetime]) -> dict[Route, ResolvedVariant]:
     """Return the models that may have to be loaded, each with a variant that calls it.
 
     Those that run here, not called lately.

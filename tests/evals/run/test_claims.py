@@ -68,7 +68,7 @@ async def test_a_result_of_another_settles_its_cell_once_and_counts_as_shared():
 
 async def test_a_result_of_its_own_is_not_taken_for_another_s():
     async with Claims() as claims:
-        claims.coordinator.began(claims.name(2))
+        claims.coordinator.begin_call(claims.name(2))
         await claims.arrives(2)
         await claims.coordinator.look()
         assert not claims.queue.is_settled(2)
@@ -148,7 +148,7 @@ async def test_what_was_given_up_once_is_not_waited_for_afresh():
 
 async def test_an_answer_from_the_store_belongs_to_another_only_while_one_is_at_work():
     async with Claims() as claims:
-        claims.coordinator.began(claims.name(2))
+        claims.coordinator.begin_call(claims.name(2))
         assert not await claims.coordinator.is_anothers(2, claims.name(2))
         claims.under_way(3)
         await claims.coordinator.look()
