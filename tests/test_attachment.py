@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from llmkit.attachment import MAX_ATTACHED_BYTES, Attachment, collect_attachments
 from llmkit.calls.request_hash import prompt_sha256
 from llmkit.errors import LLMNoRoute, LLMUnavailable, LLMUnsupported
-from llmkit.providers import PROVIDERS, estimate_prompt_tokens, compute_min_prompt_tokens
+from llmkit.providers import PROVIDERS, compute_min_prompt_tokens, estimate_prompt_tokens
 from llmkit.providers.ollama import choose_context_window
 from llmkit.redaction import request_preview
 from llmkit.router import PROVIDER_CAPABILITIES, LLMRouter

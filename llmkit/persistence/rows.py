@@ -268,7 +268,10 @@ def make_started_values(start: RunStart) -> Values:
 
 
 def success_row(success: RunSuccess, codec: Codec, finished_at: Any = None) -> Row:
-    """What a good end changes, in the order of `SUCCESS_COLUMNS`; `finished_at` where it is encoded already."""
+    """Return the columns that success changes, in the order of `SUCCESS_COLUMNS`.
+
+    `finished_at` may be encoded already.
+    """
     route = vars(success.route)
     return (
         SUCCEEDED,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from llmkit.errors import LLMError, LLMQuotaExhausted, LLMUnavailable
 from llmkit.types import Route, utc_now
 
-__all__ = ["Outage", "CircuitBreaker"]
+__all__ = ["CircuitBreaker", "Outage"]
 
 
 class Outage(NamedTuple):

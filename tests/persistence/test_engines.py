@@ -66,7 +66,7 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "psycopg", None)
     for make in (make_engine, make_async_engine):
-        with pytest.raises(LLMConfigurationError, match=r"pip install 'llmkit\[postgres\]'"):
+        with pytest.raises(LLMConfigurationError, match=r"pip install 'llmkit-research\[postgres\]'"):
             make(DatabaseAddress.parse("postgresql://h/x"))
 
 

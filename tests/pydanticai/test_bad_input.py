@@ -216,7 +216,7 @@ _JSON = st.recursive(
 _DAMAGED = st.tuples(_JSON, st.integers(0, 30), st.sampled_from(["", ",", '"', "}", "'", "\\"])).map(
     lambda it: it[0][: it[1]] + it[2] + it[0][it[1] :]
 )
-REPLIES = st.one_of(_NEAR_JSON, _JSON, _DAMAGED, st.text(string.escape_controls, max_size=60), st.text(max_size=40))
+REPLIES = st.one_of(_NEAR_JSON, _JSON, _DAMAGED, st.text(string.printable, max_size=60), st.text(max_size=40))
 
 
 @dataclass

@@ -176,6 +176,7 @@ def test_a_route_without_its_package_or_key_is_replayed_all_the_same(monkeypatch
         assert session.chat("Hi", route="gemini/gemini-2.5-flash").text == "from gemini"
 
 
+@pytest.mark.filterwarnings("ignore:.*answered, because the first choice:UserWarning")
 def test_a_fallback_is_replayed_as_one() -> None:
     with OllamaServer(Fault.status(503)) as ollama, GeminiServer("from gemini", api_key="k") as gemini:
         routes = {"gemini_api_base": f"{gemini.url}/v1beta", "gemini_api_key": "k", "ollama_api_base": ollama.url}
