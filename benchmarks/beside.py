@@ -22,7 +22,7 @@ class NotInstalledError(Exception):
 
 
 def installed(packages: Sequence[str], *, from_npm: bool = False) -> Path:
-    """The folder with exactly these packages, installed into the user's cache where it is not there yet.
+    """Return a folder with exactly these packages, installed into the user's cache if needed.
 
     Args:
         packages: With their versions.
@@ -67,7 +67,7 @@ def _uv(packages: Sequence[str]) -> list[list[str]]:
 
 @contextmanager
 def stand_in(latency_s: float) -> Iterator[str]:
-    """The address of the server, in a process of its own that ends with this one."""
+    """Start the server in a process that ends with this one, and return its address."""
     command = [sys.executable, str(PEERS / "stand_in.py"), str(latency_s)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -86,7 +86,7 @@ async def stock(provider: str, url: str) -> tuple[Call, Callable[[], Awaitable[N
 
 
 async def bare(provider: str, url: str) -> tuple[Call, Callable[[], Awaitable[None]]]:
-    """The same request by aiohttp alone: what nobody can do without."""
+    """Send the same request with aiohttp alone: the floor for every client."""
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
     path = "/api/chat" if provider == "ollama" else f"/v1beta/models/{MODELS['gemini']}:generateContent"
 
@@ -105,7 +105,7 @@ async def nothing_to_close() -> None: ...
 
 
 async def per_second(call: Call, callers: int, calls: int) -> tuple[float, float]:
-    """Calls a second by the wall clock, and CPU milliseconds of this process for each."""
+    """Measure calls per second of wall time, and CPU milliseconds per call."""
     numbers = iter(range(calls))
 
     async def caller() -> None:
@@ -148,7 +148,7 @@ def medians(rows: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def show(provider: str, callers: int, latency_s: float, figures: dict[str, tuple[float, float]]) -> None:
-    """A row for each contestant, and how ours stands to stock."""
+    """Print a row for each contestant, and the ratio of llmkit to stock LiteLLM."""
     print(f"\n{provider}, {callers} concurrent, {latency_s * 1000:.0f} ms latency")
     for name, (rate, cpu_ms) in figures.items():
         print(f"  {name:24} {rate:8,.0f} calls/s {cpu_ms:8.3f} ms CPU a call")
@@ -161,7 +161,7 @@ def show(provider: str, callers: int, latency_s: float, figures: dict[str, tuple
 
 
 async def router(calls: int = 20_000) -> None:
-    """What the router adds to a call: plan, fallback loop, cooling-off, against the same scripted client alone."""
+    """Measure what the router adds to a call, against the same scripted client alone."""
     settings, request = load_settings(cooldown_after_failures=10**6), LLMRequest(messages=PROMPT, temperature=0)
     route, figures = Route.parse("ollama/llama3.2"), []
     for _ in range(5):

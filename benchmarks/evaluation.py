@@ -67,7 +67,7 @@ class Harness:
         return installed(self.packages, from_npm=self.program.endswith(".mjs")) if self.packages else None
 
     def command(self, folder: Path | None) -> list[str]:
-        """What runs it from there."""
+        """Return the command that runs it from there."""
         if folder is None:
             return [sys.executable, str(PEERS / self.program)]
         if self.program.endswith(".mjs"):
@@ -164,7 +164,7 @@ def all_rounds(harnesses: list[Harness], url: str, *, rounds: int, samples: int)
 
 
 def show(figures: Figures, samples: int) -> None:
-    """A row for each part, then the ratios against the goals."""
+    """Print a row for each part, then the ratios against the goals."""
     floor = CONCURRENCY / LATENCY_S
     print(f"\n{samples} samples, {CONCURRENCY} at once, {LATENCY_S * 1000:.0f} ms: at most {floor:,.0f} /s")
     rates = {name: statistics.median(figure.per_s for figure in several) for name, several in figures.items()}

@@ -46,7 +46,7 @@ assert answer.choices[0].message.content == "Rome"
 
 
 def scripts(url: str) -> dict[str, str]:
-    """What each contestant runs."""
+    """Return the program of each contestant."""
     known = {"prompt": PROMPT, "model": MODEL, "url": url}
     return {
         "cache": STORED.format(how="", key="", served_from="cache", **known),

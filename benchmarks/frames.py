@@ -48,7 +48,7 @@ ATTEMPTS = (
 
 
 def stored(moment: datetime) -> str:
-    """A time as SQLAlchemy keeps it in SQLite."""
+    """Format a time as SQLAlchemy stores it in SQLite."""
     return moment.strftime("%Y-%m-%d %H:%M:%S.%f")
 
 

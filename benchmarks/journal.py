@@ -138,7 +138,7 @@ async def journal_rate(url: str, callers: int, seconds: float) -> Rate:
 
 
 async def sqlmodel_rate(url: str, callers: int, seconds: float) -> Rate:
-    """What one would write with SQLModel: a session for each unit of work, objects in, commit."""
+    """Store runs as one would with SQLModel: a session per unit of work, objects in, commit."""
     engine = make_async_engine(DatabaseAddress.parse(url))
     # SQLite has one writer; more sessions than one at a time only wait for each other in their busy timeouts.
     turn = asyncio.Lock()

@@ -53,7 +53,7 @@ class InstantClient:
     """A `ModelClient` that answers at once and keeps nothing."""
 
     async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
-        """The one answer."""
+        """Return the one answer."""
         del request
         await asyncio.sleep(0)
         await log.open()
@@ -157,7 +157,7 @@ class Looking(InstantClient):
         self.step, self.calls, self.seen = total // LOOKS, 0, list[float]()
 
     async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
-        """The one answer, and a look after a tenth of the rows."""
+        """Return the one answer, and measure after a tenth of the rows."""
         self.calls += 1
         if self.calls % self.step == 0:
             self.seen.append(rss_mib())
@@ -184,7 +184,7 @@ def map_growth(folder: Path, rows: int) -> None:
 
 
 def main() -> None:
-    """What the command line asks for."""
+    """Parse the command line."""
     growing = {"memory": "growth", "map": "map-growth"}
     if sys.argv[1:2] and sys.argv[1] in growing:
         for number in (10_000, 100_000):

@@ -52,7 +52,7 @@ def request(number: int, *, keyed: bool, cached: bool) -> LLMRequest:
 
 
 async def per_second(work: Work, callers: int, calls: int = CALLS) -> tuple[float, float]:
-    """Calls a second by the wall clock, and CPU milliseconds of the whole process for each."""
+    """Measure calls per second of wall time, and CPU milliseconds of the process per call."""
     numbers = iter(range(calls))
 
     async def caller() -> None:
@@ -98,7 +98,7 @@ async def read_stored_answers(service: LLMService, database: Path) -> None:
 
 
 def diskcache_hit(folder: Path) -> Work:
-    """What people write themselves: a dict in diskcache under a hash of the request, read back as it is."""
+    """Cache answers as people write it themselves: a dict in diskcache under a hash of the request."""
     cache = diskcache.Cache(str(folder / "plain"))
     keys = [hashlib.sha256(f"{PROMPT} {number}".encode()).hexdigest() for number in range(CALLS)]
     for key in keys:
@@ -113,7 +113,7 @@ def diskcache_hit(folder: Path) -> Work:
 
 
 async def overhead(journal: Journal) -> None:
-    """The service's own CPU on calls that are sent: contract, hash, journal, router, telemetry."""
+    """Measure the service's own CPU on calls that are sent: checks, hash, journal, router, telemetry."""
     settings = load_settings(cooldown_after_failures=10**6)
     client = ScriptedClient([reply(ANSWER)])
     service = LLMService(router=LLMRouter(settings, client), settings=settings, runs=JournalLLMRunRepo(journal))

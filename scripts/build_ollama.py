@@ -233,7 +233,7 @@ class Build:
         self.log.unlink()
 
     def _download(self) -> None:
-        """Downloading Ollama's sources and the modules they use."""
+        """Download Ollama's sources and the modules they use."""
         for tries, wait_s in enumerate((*DOWNLOAD_WAITS_S, None), start=1):
             try:
                 self._command("go", "mod", "download", MODULE, env=self._go_env())
@@ -246,7 +246,7 @@ class Build:
         return None
 
     def _take_race_out(self) -> None:
-        """Taking a known race out of the sources."""
+        """Remove a known race from the sources."""
         path = self.sources / RACE_FILE
         text = path.read_text()
         if text.count(RACE) == 1:
@@ -261,7 +261,7 @@ class Build:
         self._command(*command, env=self._go_env() | {"GOPROXY": "off"})
 
     def _write_weights(self) -> None:
-        """Writing the model's weights and checking their sum."""
+        """Write the model's weights and check their sum."""
         weights = importlib.import_module(WEIGHTS_PACKAGE)
         try:
             weights.assemble(self.work / "weights.gguf", overwrite=True)
@@ -270,7 +270,7 @@ class Build:
             raise BuildFailedError(message) from error
 
     def _create_model(self) -> None:
-        """Creating the model in Ollama's own store."""
+        """Create the model in Ollama's own store."""
         (self.work / "Modelfile").write_text(MODELFILE)
         env = server_env(self.out, port=free_port(), home=self.work)
         with self._server(env):

@@ -217,7 +217,7 @@ def _disagreements(report: EvalReport, a: str, b: str) -> str:
 
 
 def accounts(runs: pd.DataFrame, attempts: pd.DataFrame, took_s: float) -> str:
-    """What was sent, what of it was in vain, and whether anything was answered twice."""
+    """Report what was sent, what failed, and whether anything was answered twice."""
     answered = attempts[attempts["status"] == "SUCCEEDED"]
     billed = runs[(runs["status"] == "SUCCEEDED") & (runs["served_from"] == "provider")]
     by_key = billed.groupby("idempotency_key").size()

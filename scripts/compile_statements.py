@@ -1,4 +1,4 @@
-"""What is compiled ahead for SQLite: `python -m scripts.compile_statements` writes the files of the package anew."""
+"""Compile the SQLite statements and schema of the store: `make statements`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ FOLDER = Path(llmkit.persistence.__file__).parent
 
 
 def statements() -> str:
-    """The journal's statements, as the tables have them."""
+    """Compile the journal's statements from the tables."""
     return as_json(compile_all(sqlite.dialect()))
 
 
 def schema() -> str:
-    """What the migrations make of a new file."""
+    """Return the schema that the migrations create in a new file."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "new.db"
         create_database_file(path)

@@ -101,8 +101,8 @@ def _render_settings(root: Path) -> str:
     readme = (root / "README.md").read_text(encoding="utf-8")
     table = readme.split("<!-- settings:")[1].split("-->", 1)[1].split("<!-- /settings -->")[0]
     head = (
-        "# Settings\n\nEnvironment variables, lines of a `.env` file in the working directory, or arguments of `Session` "
-        "without the prefix\nand in lower case. `llmkit doctor` shows what is in force.\n"
+        "# Settings\n\nEnvironment variables, lines of a `.env` file in the working directory, or arguments of "
+        "`Session` without the prefix\nand in lower case. `llmkit doctor` shows what is in force.\n"
     )
     return head + table
 

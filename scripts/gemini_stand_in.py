@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"order (\d+)")
 
 
 def stand_in() -> GeminiServer:
-    """The server, not yet started: a word list for sentiments, a script for the agent with tools."""
+    """Make the server: a word list for sentiments, a script for the agent with tools."""
     return GeminiServer(_answer, load=Load(latency_s=LATENCY_S))
 
 

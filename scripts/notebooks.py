@@ -37,7 +37,7 @@ Environment = Mapping[str, str]
 
 
 def executed(notebook: nbformat.NotebookNode, environment: Environment | None = None) -> nbformat.NotebookNode:
-    """The notebook with the outputs of a fresh kernel in its folder."""
+    """Execute a notebook in a fresh kernel in its folder."""
     client = NotebookClient(
         notebook, timeout=CELL_TIMEOUT_S, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
     )
@@ -47,7 +47,7 @@ def executed(notebook: nbformat.NotebookNode, environment: Environment | None = 
 
 @contextmanager
 def providers() -> Iterator[Environment]:
-    """The real Ollama and the stand-in for Gemini, running, as settings."""
+    """Run the real Ollama and the stand-in for Gemini; yield their settings."""
     with real_ollama() as ollama_url, stand_in() as gemini:
         yield {
             "LLM_OLLAMA_API_BASE": ollama_url,
@@ -58,7 +58,7 @@ def providers() -> Iterator[Environment]:
 
 @contextmanager
 def real_ollama() -> Iterator[str]:
-    """The address of a server of our own."""
+    """Run a server, and yield its address."""
     folder = find_built()
     if folder is None:
         sys.exit("There is no Ollama to record from: run `make ollama`")

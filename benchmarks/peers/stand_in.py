@@ -88,7 +88,7 @@ async def version(_: web.Request) -> web.Response:
 
 
 def application(stand_in: StandIn) -> web.Application:
-    """What it serves."""
+    """Return the models on offer."""
     app = web.Application()
     app.router.add_post("/api/chat", stand_in.chat)
     app.router.add_post("/v1/chat/completions", stand_in.completions)
