@@ -8,7 +8,7 @@ import sysconfig
 from pathlib import Path
 
 # What may be there: our own editable install, coverage's subprocess hook, and setuptools' shim.
-KNOWN = {"_editable_impl_llmkit.pth", "a1_coverage.pth", "distutils-precedence.pth"}
+KNOWN = {"_editable_impl_llmkit_research.pth", "a1_coverage.pth", "distutils-precedence.pth"}
 FORBIDDEN = {"sitecustomize.py", "usercustomize.py"}
 
 

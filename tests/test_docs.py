@@ -39,6 +39,17 @@ def test_the_chat_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) ->
         assert str(names["answer"])
 
 
+def test_the_example_on_the_first_page_of_the_site_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    with OllamaServer() as ollama:
+        monkeypatch.setenv("LLM_OLLAMA_API_BASE", ollama.url)
+        names: dict[str, object] = {"__name__": "index"}
+        exec(compile(block, "index.md", "exec", dont_inherit=True), names)
+        assert names["complaints"]["status"].tolist() == ["SUCCEEDED"] * 2
+        assert len(names["history"]) == 4
+
+
 def _block(part: str) -> str:
     (block,) = [block for block in _blocks("python") if part in block]
     return block
