@@ -181,7 +181,18 @@ class LLMSettings(BaseSettings):
             raise ValueError("must begin with sqlite:/// or postgresql://")
         if url in {"sqlite://", "sqlite:///:memory:", "sqlite:///"}:
             raise ValueError("must name a file, for example sqlite:///llmkit.db; an in-memory database is lost at once")
-        return url
+        if scheme != "sqlite":
+            return url
+        if "?" in url:
+            # SQLAlchemy would read a query there and drop it without a word.
+            raise ValueError("must not contain a question mark: queries such as ?mode=ro are not supported")
+        prefix, separator, path = url.partition(":///")
+        return f"{prefix}{separator}{_expand_path(path)}" if separator else url
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _expand_cache_dir(cls, folder: Path) -> Path:
+        return Path(_expand_path(str(folder)))
 
     @model_validator(mode="after")
     def _key_goes_only_where_it_is_safe(self) -> Self:
@@ -239,6 +250,23 @@ _ELSEWHERE = {
     "timeout": "default_timeout_s",
     "timeout_s": "default_timeout_s",
 }
+
+
+def _expand_path(path: str) -> str:
+    """Expand `~` and variables, once and for every user of the path: libraries differ in what they expand later.
+
+    Raises:
+        ValueError: A variable is not set, or there is no such user.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 - pathlib would normalise the rest too
+    unset = re.search(r"\$\{?([A-Za-z_]\w*)", expanded)
+    if unset is not None:
+        raise ValueError(f"uses the variable {unset[1]}, which is not set")
+    if expanded.startswith("~"):
+        raise ValueError(
+            f"begins with {expanded.split('/')[0]}, which is no user's home; write ./~ for a folder of that name"
+        )
+    return expanded
 
 
 def _suggest_settings(unknown: Sequence[str]) -> str:

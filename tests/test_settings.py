@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import pytest
 
+from llmkit import Session
 from llmkit.errors import LLMConfigurationError
 from llmkit.settings import LLMSettings, child_environment, is_loopback, load_settings
+from llmkit.testing import OllamaServer
 
 
 def test_defaults_load_in_an_empty_environment() -> None:
@@ -144,3 +147,34 @@ def test_every_setting_says_what_it_is() -> None:
 def test_an_address_that_no_path_can_be_appended_to_is_refused(name: str, address: str, problem: str) -> None:
     with pytest.raises(LLMConfigurationError, match=f"LLM_{name.upper()}: {problem}"):
         load_settings(**{name: address})
+
+
+def test_paths_expand_the_home_and_variables(monkeypatch, tmp_path):
+    """Before anybody uses them: the private folder and the real cache were two different ones."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", str(tmp_path / "place"))
+    settings = load_settings(cache_dir="~/cache", database_url="sqlite:///~/llmkit.db")
+    assert (settings.cache_dir, settings.database_url) == (tmp_path / "cache", f"sqlite:///{tmp_path}/llmkit.db")
+    assert load_settings(cache_dir="$PLACE/cache").cache_dir == tmp_path / "place" / "cache"
+    assert load_settings(cache_dir="${PLACE}").cache_dir == tmp_path / "place"
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ({"cache_dir": "$NOT_SET/cache"}, "variable NOT_SET, which is not set"),
+        ({"cache_dir": "~nobody-of-this-name/cache"}, "no user's home"),
+        ({"database_url": "sqlite:///a.db?mode=ro"}, "question mark"),
+    ],
+)
+def test_a_path_that_cannot_be_meant_is_refused(setting, problem):
+    with pytest.raises(LLMConfigurationError, match=problem):
+        load_settings(**setting)
+
+
+def test_an_expanded_cache_folder_is_private(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with OllamaServer() as server, Session("w", ollama_api_base=server.url, cache_dir="~/cache") as session:
+        session.chat("hi", route="ollama/llama3.2")
+    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
+    assert not Path("~").exists()
