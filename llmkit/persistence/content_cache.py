@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import warnings
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import diskcache
-from diskcache.core import MODE_RAW, UNKNOWN
+from diskcache.core import DBNAME, MODE_RAW, UNKNOWN
 from pydantic import ValidationError
 
 from llmkit.errors import LLMStoreError
@@ -119,18 +121,41 @@ def _open(directory: Path, size_limit_bytes: int) -> diskcache.Cache:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
-        return diskcache.Cache(
-            str(directory),
-            timeout=LOCK_TIMEOUT_S,
-            disk=JsonTextDisk,
-            size_limit=size_limit_bytes,
-            eviction_policy="least-recently-stored",
-        )
+        try:
+            return _open_files(directory, size_limit_bytes)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise  # locked, read-only or not to be opened: the file itself is sound
+            _set_aside(directory, error)
+            return _open_files(directory, size_limit_bytes)
     except (*_BROKEN, ValueError) as error:
         raise LLMStoreError(
             f"The cache folder {directory} cannot be used ({error}); "
             "make it writable, set LLM_CACHE_DIR to another folder, or LLM_CACHE_ENABLED=false"
         ) from None
+
+
+def _open_files(directory: Path, size_limit_bytes: int) -> diskcache.Cache:
+    return diskcache.Cache(
+        str(directory),
+        timeout=LOCK_TIMEOUT_S,
+        disk=JsonTextDisk,
+        size_limit=size_limit_bytes,
+        eviction_policy="least-recently-stored",
+    )
+
+
+def _set_aside(directory: Path, error: sqlite3.DatabaseError) -> None:
+    """Rename a damaged cache file and warn: cached answers are expendable, and no call may fail because of them."""
+    damaged = directory / f"cache.db.damaged-{uuid4().hex[:8]}"
+    (directory / DBNAME).rename(damaged)
+    for suffix in ("-wal", "-shm"):
+        (directory / f"{DBNAME}{suffix}").unlink(missing_ok=True)
+    warnings.warn(
+        f"The content cache was damaged ({error}): it is now {damaged.name}, and a new one is used. Stored runs are "
+        "not affected.",
+        stacklevel=2,
+    )
 
 
 def _digest(text: str) -> str:

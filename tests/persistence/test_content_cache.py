@@ -13,9 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmkit import Session
 from llmkit.errors import LLMStoreError
 from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.ports import CacheKey
+from llmkit.testing import OllamaServer
 from llmkit.types import LLMResponse, Route, TokenUsage
 
 ROUTE = Route.parse("ollama/x")
@@ -165,3 +167,16 @@ def test_erasing_a_workspace_leaves_the_others(cache: DiskContentCache) -> None:
     assert cache.erase("w") == 1
     assert cache.get(KEY) is None
     assert cache.get(other) == ANSWER
+
+
+@pytest.mark.parametrize("content", [b"not a database at all" * 100, b"SQLite format 3\x00" + b"\xff" * 5000])
+def test_a_damaged_cache_is_set_aside_with_one_warning(tmp_path, content):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "cache.db").write_bytes(content)
+    with OllamaServer() as server, Session("w", ollama_api_base=server.url, cache_dir=str(folder)) as session:
+        with pytest.warns(UserWarning, match="content cache was damaged"):
+            session.chat("hi", route="ollama/llama3.2")
+        assert session.chat("hi", route="ollama/llama3.2").served_from == "cache"
+    (damaged,) = folder.glob("cache.db.damaged-*")
+    assert damaged.read_bytes() == content
