@@ -1,4 +1,4 @@
-"""What `import llmkit; llmkit.Session` costs, against `import pydantic; pydantic.BaseModel`.
+"""CPU time of `import llmkit; llmkit.Session` against `import pydantic; pydantic.BaseModel`.
 
     python benchmarks/import_time.py [--rounds N]
 

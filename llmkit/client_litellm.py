@@ -37,7 +37,7 @@ from llmkit.types import Attempt, AttemptStatus, LLMProvider, LLMRequest, Route,
 __all__ = ["LiteLLMClient"]
 
 FIRST_WAIT_S = 0.5
-# An answer that cannot be used was billed all the same: one more try, however many are allowed for silence.
+# An answer that cannot be used was billed anyway: one more try, however many are allowed for silence.
 RETRIES_OF_UNUSABLE = 1
 # The clock of a request starts when it leaves; before that LiteLLM may load parts of itself.
 PREPARATION_S = 60.0

@@ -39,7 +39,7 @@ FREE = ListPrice(0.0, 0.0, 0.0, 0.0)
 
 
 def is_free(route: Route) -> bool:
-    """Return whether nobody charges for this route: it answers on a machine of one's own."""
+    """Return whether this route is free because it answers on your own machines."""
     return not PROVIDERS[route.provider].runs_elsewhere(route.model)
 
 

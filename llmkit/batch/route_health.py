@@ -24,7 +24,7 @@ TRIES_OF_A_SAMPLE = 4
 # Routes that rest are waited for as long as this without an answer of any.
 LONGEST_SILENCE_S = 90.0
 LONGEST_REST_S = 60.0
-# As which a rest counts that takes no time.
+# Shortest rest that counts as one.
 SHORTEST_REST_S = 1.0
 # When an error does not say how long the route is left alone.
 USUAL_REST_S = 5.0

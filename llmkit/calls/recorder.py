@@ -64,7 +64,7 @@ class CallRecorder:
         """
         if self._runs is None:
             return
-        # Before it is: who is cancelled meanwhile has a row all the same.
+        # Mark as started first, so that a cancelled call still gets its row.
         self._started.add(call.run_id)
         try:
             await to_the_end(self._runs.create_started(self._start(call, flight_key)))

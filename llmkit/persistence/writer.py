@@ -311,7 +311,7 @@ def _settle(settled: list[tuple[asyncio.Future[Any], Any]]) -> None:
 
 
 def _copy(error: BaseException, address: DatabaseAddress) -> LLMStoreError:
-    """Return an error of one's own: an exception that several callers raise collects all their tracebacks."""
+    """Copy the error for one caller: an exception that several callers raise collects all their tracebacks."""
     if isinstance(error, Exception):
         return LLMStoreError(str(store_error(error, address.label, address.path)))
     return LLMStoreError(f"The journal of {address.label} stopped: its writer died of {type(error).__name__}.")

@@ -26,7 +26,7 @@ _NO_JSON = "the answer is not one JSON object"
 class Reader(AbstractCapability[Any]):
     """Validates structured answers and repairs near-JSON; remembers how that went in the last run.
 
-    `extract` has it built in; an agent of one's own gets it by `Agent(..., capabilities=[Reader()])`. The row of an
+    `extract` has it built in; your own agent gets it by `Agent(..., capabilities=[Reader()])`. The row of an
     answer that was repaired says so: `repaired` under `agent` in its metadata.
 
     Attributes:

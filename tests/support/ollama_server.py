@@ -52,7 +52,7 @@ build_ollama = _load_script()
 
 
 class RealOllama:
-    """A server of one's own: private port, home and model store (blobs shared by link), two requests at a time.
+    """A separate server: private port, home and model store (blobs shared by link), two requests at a time.
 
     Use as a context manager. `url` stays the same over `kill` and `restart`.
     """

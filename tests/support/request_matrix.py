@@ -1,4 +1,4 @@
-"""What both paths are asked and answered, as data: the contract suite sends all of it through each."""
+"""Requests and replies for both paths, as data: the contract suite sends all of it through each."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def evaluate(s: Session) -> None:
 
 
 def ask(s: Session, question: str, **options: Unpack[ChatOptions]) -> str:
-    """A function of one's own passes the options on, checked."""
+    """Pass the options on from a function of your own, checked."""
     return s.chat(question, **options).text
 
 

@@ -220,7 +220,7 @@ class _Evaluation:
         try:
             await self._ask(job)
         except LLMBudgetExhausted as error:
-            # The sample stays NOT_RUN; what was sent for it counts all the same.
+            # The sample stays NOT_RUN; what was sent for it still counts.
             self.tally.send(len(error.attempts))
 
     async def _ask(self, job: _SampleCall) -> None:

@@ -161,7 +161,7 @@ class Admission:
             self.leave()
             return
         if attempts and (error is None or isinstance(error, LLMTimeout | LLMUnusableAnswer)):
-            # What took too long, or was no answer, took its time all the same.
+            # What took too long, or was no answer, still took its time.
             self._provider.note_answer(ticket, attempts[-1].latency_ms / 1000)
         else:
             self._provider.note_failure(ticket)

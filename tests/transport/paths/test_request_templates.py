@@ -1,4 +1,4 @@
-"""What the fast path does without asking LiteLLM is what LiteLLM does: filled forms, and answers read at a glance."""
+"""Shortcuts of the fast path give what LiteLLM gives: filled templates, and replies read at a glance."""
 
 from __future__ import annotations
 
