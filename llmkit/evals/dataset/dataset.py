@@ -74,6 +74,11 @@ def _jsonable(value: Any) -> Any:
         return _order_sets(to_jsonable_python(_order_sets(value), fallback=_foreign))
     except (PydanticSerializationError, TypeError) as error:
         raise ValueError(f"cannot be written as JSON ({error})") from None
+    except ValueError as error:
+        # pydantic has a limit of its own, which is met before or after Python's by how deep the caller's stack is.
+        if "depth" in str(error):
+            raise RecursionError from None
+        raise
 
 
 def _text_or_object(value: Any) -> Any:

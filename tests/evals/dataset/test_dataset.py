@@ -361,3 +361,14 @@ def test_no_import_of_pandas_for_lists(monkeypatch):
 def test_an_argument_of_another_kind_is_refused_in_words(use, message):
     with pytest.raises(LLMDatasetError, match=re.escape(message)):
         use(Dataset.load([Sample("one", "x"), Sample("two", "y")]))
+
+
+def test_a_deeply_nested_line_is_named_whichever_limit_it_meets(tmp_path, monkeypatch):
+    """pydantic counts levels, Python counts frames, and the caller's stack decides which of them ends first."""
+
+    def refuse(*_args, **_kwargs):
+        raise ValueError("Maximum serialization depth exceeded")
+
+    monkeypatch.setattr("llmkit.evals.dataset.dataset.to_jsonable_python", refuse)
+    message = error_of(write(tmp_path, "d.jsonl", '{"input": {"a": []}}\n'))
+    assert message.startswith("d.jsonl, line 1: lists or objects within each other, too deep")
