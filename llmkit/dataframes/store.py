@@ -7,10 +7,10 @@ imported when the first frame is built.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -29,7 +29,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import ColumnElement
 
-from llmkit.dataframes.build import Columns, build_frame, build_frame_from_batches
+from llmkit.dataframes.build import Columns, Kind, build_frame, build_frame_from_batches
+from llmkit.errors import CANCELLED_CODE
+from llmkit.persistence.migrate import list_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,113 +52,67 @@ __all__ = [
     "to_stored_time",
 ]
 
-USAGE: Final[Columns] = {
-    "input_tokens": "Int64",
-    "output_tokens": "Int64",
-    "total_tokens": "Int64",
-    "cached_input_tokens": "Int64",
-    "reasoning_tokens": "Int64",
-    "usage_estimated": "boolean",
+_KINDS: Final[Mapping[str, Kind]] = {
+    "CHAR(32)": "uuid",
+    "DATETIME": "time",
+    "VARCHAR": "string",
+    "TEXT": "string",
+    "INTEGER": "Int64",
+    "BIGINT": "Int64",
+    "FLOAT": "Float64",
+    "BOOLEAN": "boolean",
 }
-RUN_COLUMNS: Final[Columns] = {
-    "id": "uuid",
-    "created_at_utc": "time",
-    "finished_at_utc": "time",
-    "workspace_id": "string",
-    "pipeline_run_id": "string",
-    "stage": "string",
-    "status": "string",
-    "requested_route": "string",
-    "provider": "string",
-    "model": "string",
-    "response_model": "string",
-    "profile": "string",
-    "epoch": "Int64",
-    "idempotency_key": "string",
-    "prompt_sha256": "string",
-    "served_from": "string",
-    "source_run_id": "uuid",
-    "finish_reason": "string",
-    **USAGE,
-    "cost_usd": "Float64",
-    "latency_ms": "Float64",
-    "attempts": "Int64",
-    "error_code": "string",
-    "error_message": "string",
-    "request_preview": "string",
-    "response_preview": "string",
-    "metadata_json": "string",
-    "plan_json": "string",
-}
+
+
+def _derive_columns(table_name: str, *, first: Sequence[str] = (), without: Collection[str] = ()) -> Columns:
+    """Return the columns of a table, of which some come first and others are left out."""
+    stored = {name: _KINDS[kind] for name, kind in list_columns(table_name).items() if name not in without}
+    return {**{name: stored[name] for name in first}, **stored}
+
+
+RUN_COLUMNS: Final[Columns] = _derive_columns(
+    "llm_runs",
+    first=("id", "created_at_utc", "finished_at_utc"),
+    # These say who is working on a call, and `response_preview` is enough of the answer.
+    without=("owner", "heartbeat_at_utc", "flight_key", "result_json"),
+)
+_OF_ATTEMPTS: Final = _derive_columns("llm_attempts", first=("run_id", "number", "workspace_id"))
 ATTEMPT_COLUMNS: Final[Columns] = {
-    "run_id": "uuid",
-    "number": "Int64",
-    "workspace_id": "string",
-    "pipeline_run_id": "string",
-    "started_at_utc": "time",
-    "provider": "string",
-    "model": "string",
-    "status": "string",
-    "latency_ms": "Float64",
-    "params_sha256": "string",
-    "schema_sha256": "string",
-    **USAGE,
-    "finish_reason": "string",
-    "response_model": "string",
-    "model_digest": "string",
-    "cost_usd": "Float64",
-    "status_code": "Int64",
-    "error_code": "string",
-    "error_message": "string",
+    **{name: _OF_ATTEMPTS[name] for name in ("run_id", "number", "workspace_id")},
+    "pipeline_run_id": RUN_COLUMNS["pipeline_run_id"],
+    "started_at_utc": _OF_ATTEMPTS["started_at_utc"],
+    **_OF_ATTEMPTS,
 }
-EVAL_RUN_COLUMNS: Final[Columns] = {
-    "id": "uuid",
-    "workspace_id": "string",
-    "name": "string",
-    "task_name": "string",
-    "task_sha256": "string",
-    "dataset_sha256": "string",
-    "created_at_utc": "time",
-    "spec_json": "string",
-}
-EVAL_RESULT_COLUMNS: Final[Columns] = {
-    "eval_run_id": "uuid",
-    "route": "string",
-    "sample_id": "string",
-    "epoch": "Int64",
-    "status": "string",
-    "finished_at_utc": "time",
-    "pipeline_run_id": "string",
-    "served_route": "string",
-    "output_mode": "string",
-    "valid_first_try": "boolean",
-    "outcome": "string",
-    "schema_sha256": "string",
-    "sample_group": "string",
-    "input_tokens": "Int64",
-    "output_tokens": "Int64",
-    "latency_ms": "Float64",
-    "requests": "Int64",
-    "error_code": "string",
-    "error_message": "string",
-    "scores_json": "string",
-    "scorer_errors_json": "string",
-    "score_details_json": "string",
-    "warnings_json": "string",
-    "output_json": "string",
-}
+EVAL_RUN_COLUMNS: Final[Columns] = _derive_columns("eval_runs")
+EVAL_RESULT_COLUMNS: Final[Columns] = _derive_columns("eval_results")
+
+
+class ServedCalls(NamedTuple):
+    """Calls that a route answered, or that were pinned to it and failed."""
+
+    calls: int = 0
+    failed_calls: int = 0
+    cancelled_calls: int = 0
+    served_from_store: int = 0
+    served_input_tokens: int | None = None
+    served_output_tokens: int | None = None
+
+
+class SentRequests(NamedTuple):
+    """Requests that were sent to a route."""
+
+    requests: int = 0
+    failed_requests: int = 0
+    cancelled_requests: int = 0
+    requests_without_tokens: int = 0
+    billed_input_tokens: int | None = None
+    billed_output_tokens: int | None = None
+    billed_cost_usd: float | None = None
+
+
 USAGE_COLUMNS: Final[Columns] = {
     "route": "string",
-    "calls": "Int64",
-    "failed_calls": "Int64",
-    "served_from_store": "Int64",
-    "served_input_tokens": "Int64",
-    "served_output_tokens": "Int64",
-    "requests": "Int64",
-    "failed_requests": "Int64",
-    "requests_without_tokens": "Int64",
-    "billed_input_tokens": "Int64",
-    "billed_output_tokens": "Int64",
+    **dict.fromkeys((*ServedCalls._fields, *SentRequests._fields), "Int64"),
     "billed_cost_usd": "Float64",
 }
 ROWS_AT_ONCE = 300
@@ -263,57 +219,55 @@ def summarize_usage(connection: Connection, workspace_id: str, *, since: datetim
     """Return what each route served and billed, with `USAGE_COLUMNS`, ordered by route.
 
     "Served" counts calls (`llm_runs`): `calls` were answered by the route, `served_from_store` of them cost nothing,
-    and `failed_calls` were pinned to it and failed. "Billed" counts requests (`llm_attempts`), including those of
-    failed calls. Sums cover known values, and are missing if none is known; `requests_without_tokens` is the number of
-    requests without a token count. Calls that failed without a pinned route have the route `<NA>`.
+    `failed_calls` were pinned to it and failed, and `cancelled_calls` were stopped before they ended. "Billed" counts
+    requests (`llm_attempts`), including those of failed calls; the tokens of your own machines have no price. Sums
+    cover known values, and are missing if none is known; `requests_without_tokens` is the number of requests without a
+    token count. Calls that failed without a pinned route have the route `<NA>`.
 
     Args:
         connection: Connection to a database at head.
         workspace_id: Name of the workspace.
         since: Only calls created at this time or later; an aware datetime.
     """
-    runs = table("llm_runs", *[column(name) for name in _USAGE_OF_RUNS])
+    runs = table("llm_runs", *[column(name) for name in RUN_COLUMNS])
     mine = [runs.c.workspace_id == workspace_id]
     if since is not None:
         mine.append(runs.c.created_at_utc >= to_stored_time(since, connection.dialect.name))
-    by_call = _sum_by_route(connection, _select_served(runs).where(*mine))
-    by_request = _sum_by_route(connection, _select_sent(runs).where(*mine))
-    no_call, no_request = (0, 0, 0, None, None), (0, 0, 0, None, None, None)
+    by_call = _sum_by_route(connection, _select_served(runs).where(*mine), ServedCalls)
+    by_request = _sum_by_route(connection, _select_sent(runs).where(*mine), SentRequests)
     routes = sorted({*by_call, *by_request}, key=lambda name: (name is None, name or ""))
-    rows = [(name, *by_call.get(name, no_call), *by_request.get(name, no_request)) for name in routes]
+    rows = [(name, *by_call.get(name, ServedCalls()), *by_request.get(name, SentRequests())) for name in routes]
     return build_frame(rows, USAGE_COLUMNS)
-
-
-_TOKENS = ("input_tokens", "output_tokens")
-_USAGE_OF_RUNS = (
-    *("id", "workspace_id", "created_at_utc", "status", "provider", "model", "requested_route", "served_from"),
-    *_TOKENS,
-)
 
 
 def _select_served(runs: TableClause) -> Select[Any]:
     succeeded = runs.c.status == "SUCCEEDED"
+    is_cancelled = func.coalesce(runs.c.error_code, "") == CANCELLED_CODE
     route = case((succeeded, _format_route(runs)), else_=runs.c.requested_route)
-    return select(
-        route,
-        _count(succeeded),
-        _count(runs.c.status == "FAILED"),
-        _count(succeeded & (runs.c.served_from != "provider")),
-        *(func.sum(case((succeeded, runs.c[name]))) for name in _TOKENS),
-    ).group_by(literal_column("1"))
+    sums = {
+        "calls": _count(succeeded),
+        "failed_calls": _count((runs.c.status == "FAILED") & ~is_cancelled),
+        "cancelled_calls": _count((runs.c.status == "FAILED") & is_cancelled),
+        "served_from_store": _count(succeeded & (runs.c.served_from != "provider")),
+        "served_input_tokens": func.sum(case((succeeded, runs.c.input_tokens))),
+        "served_output_tokens": func.sum(case((succeeded, runs.c.output_tokens))),
+    }
+    return select(route, *(sums[name] for name in ServedCalls._fields)).group_by(literal_column("1"))
 
 
 def _select_sent(runs: TableClause) -> Select[Any]:
-    names = ("run_id", "provider", "model", "status", *_TOKENS, "cost_usd")
-    attempts = table("llm_attempts", *[column(name) for name in names])
+    attempts = table("llm_attempts", *[column(name) for name in _OF_ATTEMPTS])
+    sums = {
+        "requests": func.count(),
+        "failed_requests": _count(attempts.c.status == "FAILED"),
+        "cancelled_requests": _count(attempts.c.status == "CANCELLED"),
+        "requests_without_tokens": _count(attempts.c.input_tokens.is_(None)),
+        "billed_input_tokens": func.sum(attempts.c.input_tokens),
+        "billed_output_tokens": func.sum(attempts.c.output_tokens),
+        "billed_cost_usd": func.sum(attempts.c.cost_usd),
+    }
     return (
-        select(
-            _format_route(attempts),
-            func.count(),
-            _count(attempts.c.status != "SUCCEEDED"),
-            _count(attempts.c.input_tokens.is_(None)),
-            *(func.sum(attempts.c[name]) for name in (*_TOKENS, "cost_usd")),
-        )
+        select(_format_route(attempts), *(sums[name] for name in SentRequests._fields))
         .select_from(attempts.join(runs, runs.c.id == attempts.c.run_id))
         .group_by(attempts.c.provider, attempts.c.model)
     )
@@ -327,8 +281,11 @@ def _count(condition: ColumnElement[bool]) -> ColumnElement[Any]:
     return func.sum(case((condition, 1), else_=0))
 
 
-def _sum_by_route(connection: Connection, query: Select[Any]) -> dict[str | None, tuple[Any, ...]]:
-    return {row[0]: tuple(map(_convert_count, row[1:])) for row in connection.execute(query)}
+Sums = TypeVar("Sums", ServedCalls, SentRequests)
+
+
+def _sum_by_route(connection: Connection, query: Select[Any], sums: type[Sums]) -> dict[str | None, Sums]:
+    return {row[0]: sums(*map(_convert_count, row[1:])) for row in connection.execute(query)}
 
 
 def _convert_count(value: Any) -> Any:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from functools import lru_cache, partial
+from operator import attrgetter
+from typing import Any, Final, NamedTuple, get_type_hints
 from uuid import UUID
 
 from llmkit.canonical_json import compact_encoder
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
 from llmkit.ports import RunFailure, RunStart, RunSuccess, StoredRun
-from llmkit.types import Attempt, RunStatus, TokenUsage
-
-if TYPE_CHECKING:
-    pass
+from llmkit.types import Attempt, AttemptStatus, FinishReason, RunStatus, ServedFrom, TokenUsage
 
 __all__ = [
     "ABANDONED_MESSAGE",
     "AS_IT_IS",
     "ATTEMPT_COLUMNS",
     "FAILED",
+    "FAILURE_COLUMNS",
     "FINISHED_COLUMNS",
     "SQLITE_CODEC",
     "STARTED",
@@ -29,7 +27,9 @@ __all__ = [
     "STORED_RUN_COLUMNS",
     "SUCCEEDED",
     "SUCCESS_COLUMNS",
+    "UNSENT_COLUMNS",
     "Codec",
+    "RowForm",
     "annotation_values",
     "as_json",
     "attempt_row",
@@ -110,86 +110,6 @@ ABANDONED_MESSAGE: Final = (
 # An enumeration's own way to its value costs half a microsecond, and this is done for every call.
 STARTED, SUCCEEDED, FAILED = (str(status) for status in (RunStatus.STARTED, RunStatus.SUCCEEDED, RunStatus.FAILED))
 _STATUSES: Final = {str(status): status for status in RunStatus}
-STARTED_COLUMNS: Final = (
-    "id",
-    "workspace_id",
-    "pipeline_run_id",
-    "stage",
-    "status",
-    "owner",
-    "created_at_utc",
-    "heartbeat_at_utc",
-    "requested_route",
-    "profile",
-    "epoch",
-    "idempotency_key",
-    "flight_key",
-    "prompt_sha256",
-    "request_preview",
-    "metadata_json",
-)
-TOKEN_COLUMNS: Final = (
-    "input_tokens",
-    "output_tokens",
-    "total_tokens",
-    "cached_input_tokens",
-    "reasoning_tokens",
-)
-USAGE_COLUMNS: Final = (*TOKEN_COLUMNS, "usage_estimated")
-SUCCESS_COLUMNS: Final = (
-    "status",
-    "finished_at_utc",
-    "provider",
-    "model",
-    "response_model",
-    "served_from",
-    "source_run_id",
-    "finish_reason",
-    *USAGE_COLUMNS,
-    "cost_usd",
-    "latency_ms",
-    "attempts",
-    "response_preview",
-    "plan_json",
-    "result_json",
-)
-# The order of `make_finished_row`; the status is that of the end.
-FINISHED_COLUMNS: Final = (*STARTED_COLUMNS, *SUCCESS_COLUMNS[1:])
-ATTEMPT_COLUMNS: Final = (
-    "run_id",
-    "number",
-    "of_run",
-    "provider",
-    "model",
-    "status",
-    "started_at_utc",
-    "latency_ms",
-    "params_sha256",
-    "schema_sha256",
-    *USAGE_COLUMNS,
-    "finish_reason",
-    "response_model",
-    "model_digest",
-    "cost_usd",
-    "status_code",
-    "error_code",
-    "error_message",
-)
-_tokens: Final = itemgetter(*TOKEN_COLUMNS)
-_STATUS, _FLIGHT_KEY, _CREATED_AT = map(STARTED_COLUMNS.index, ("status", "flight_key", "created_at_utc"))
-
-# In the order of `StoredRun`.
-STORED_RUN_COLUMNS: Final = (
-    "id",
-    "workspace_id",
-    "status",
-    "prompt_sha256",
-    "epoch",
-    "owner",
-    "created_at_utc",
-    "heartbeat_at_utc",
-    "result_json",
-)
 
 
 def storable(text: str) -> str:
@@ -235,93 +155,146 @@ def as_json(value: Mapping[str, Any] | Sequence[Any]) -> str:
     return _encode(value)
 
 
+# Rows are found by these, so they are stored unchanged or not at all.
+_IDENTITIES: Final = frozenset({"workspace_id", "pipeline_run_id", "stage", "idempotency_key", "flight_key"})
+_COUNTS: Final = tuple(name for name in TokenUsage.model_fields if name != "estimated")
+_ROUTE_COLUMNS: Final = ("provider", "model")
+_USAGE_COLUMNS: Final = (*_COUNTS, "usage_estimated")
+_pick_counts: Final = attrgetter(*_COUNTS)
+
+
+class RowForm:
+    """The columns of a value, derived from its fields: a column is named once, in the type that carries it.
+
+    A field has the column of its own name. Exceptions are routes and token usage, which have several columns, mappings,
+    whose column ends in `_json`, and attempts, of which the column has the number.
+
+    Args:
+        hints: Types of the fields by name.
+        key: The field that names the row instead of changing it.
+
+    Attributes:
+        columns: Names of the columns, in the order of `make_row`.
+    """
+
+    def __init__(self, hints: Mapping[str, Any], key: str | None = None) -> None:
+        fields = [name for name in hints if name != key]
+        self._with_route, self._with_usage = "route" in fields, "usage" in fields
+        own = [name for name in fields if name not in ("route", "usage")]
+        self._pick = attrgetter(*own)
+        # Only the fields that change: the others cost a call each, of a row that is made for every request.
+        self._plain, self._sqlite = (
+            tuple(
+                (place, encode)
+                for place, encode in enumerate(_choose_encoder(name, hints[name], codec) for name in own)
+                if encode is not _keep_value
+            )
+            for codec in (AS_IT_IS, SQLITE_CODEC)
+        )
+        self.columns: tuple[str, ...] = (
+            *(f"{name}_json" if hints[name] in _MAPPINGS else name for name in own),
+            *(_ROUTE_COLUMNS if self._with_route else ()),
+            *(_USAGE_COLUMNS if self._with_usage else ()),
+        )
+
+    def make_row(self, value: Any, codec: Codec) -> Row:
+        """Return the values of the columns.
+
+        Raises:
+            LLMStoreError: As for `identity`.
+        """
+        row = [*self._pick(value)]
+        for place, encode in self._sqlite if codec is SQLITE_CODEC else self._plain:
+            row[place] = encode(row[place])
+        if self._with_route:
+            row += (str(value.route.provider), storable(value.route.model))
+        if self._with_usage:
+            row += (*_pick_counts(value.usage), codec.flag(value.usage.estimated))
+        return tuple(row)
+
+
+def _choose_encoder(name: str, hint: Any, codec: Codec) -> Callable[[Any], Any]:
+    """Return the function that makes a field's value storable. A type that is not listed is an error at import."""
+    if name in _IDENTITIES:
+        return partial(_identity_or_none, name=name)
+    if hint in (datetime, UUID, UUID | None):
+        return codec.time if hint is datetime else codec.uuid
+    return _ENCODERS[hint]
+
+
+def _encode_json_or_none(value: Mapping[str, Any] | None) -> str | None:
+    return None if value is None else as_json(value)
+
+
+_MAPPINGS: Final = (Mapping[str, Any], dict[str, Any] | None)
+_ENCODERS: Final[Mapping[Any, Callable[[Any], Any]]] = {
+    str: storable,
+    str | None: storable_or_none,
+    **dict.fromkeys((int, int | None, float, float | None), _keep_value),
+    # These words are our own and plain.
+    **dict.fromkeys((FinishReason, FinishReason | None), _keep_value),
+    **dict.fromkeys((ServedFrom, AttemptStatus), str),
+    **dict.fromkeys(_MAPPINGS, _encode_json_or_none),
+    tuple[Attempt, ...]: len,
+}
+_START_FORM: Final = RowForm(get_type_hints(RunStart))
+_SUCCESS_FORM: Final = RowForm(get_type_hints(RunSuccess), key="run_id")
+_FAILURE_FORM: Final = RowForm(get_type_hints(RunFailure), key="run_id")
+_ATTEMPT_FORM: Final = RowForm({name: field.annotation for name, field in Attempt.model_fields.items()})
+_CREATED_AT, _FLIGHT_KEY = map(_START_FORM.columns.index, ("created_at_utc", "flight_key"))
+
+STARTED_COLUMNS: Final = (*_START_FORM.columns, "status", "heartbeat_at_utc")
+SUCCESS_COLUMNS: Final = ("status", *_SUCCESS_FORM.columns)
+FAILURE_COLUMNS: Final = ("status", *_FAILURE_FORM.columns)
+# The status is that of the end.
+FINISHED_COLUMNS: Final = (*STARTED_COLUMNS, *_SUCCESS_FORM.columns)
+UNSENT_COLUMNS: Final = (*STARTED_COLUMNS, *_FAILURE_FORM.columns)
+ATTEMPT_COLUMNS: Final = ("run_id", "of_run", *_ATTEMPT_FORM.columns)
+STORED_RUN_COLUMNS: Final = StoredRun._fields
+
+
 def make_started_row(start: RunStart, codec: Codec) -> Row:
     """Return a run that begins now, in the order of `STARTED_COLUMNS`.
 
     Raises:
         LLMStoreError: As for `identity`.
     """
-    created_at = codec.time(start.created_at_utc)
-    return (
-        codec.uuid(start.id),
-        identity(start.workspace_id, "workspace_id"),
-        _identity_or_none(start.pipeline_run_id, "pipeline_run_id"),
-        _identity_or_none(start.stage, "stage"),
-        STARTED,
-        start.owner,
-        created_at,
-        created_at,
-        storable_or_none(start.requested_route),
-        start.profile,
-        start.epoch,
-        _identity_or_none(start.idempotency_key, "idempotency_key"),
-        _identity_or_none(start.flight_key, "flight_key"),
-        start.prompt_sha256,
-        storable(start.request_preview),
-        as_json(start.metadata),
-    )
+    row = _START_FORM.make_row(start, codec)
+    return (*row, STARTED, row[_CREATED_AT])
 
 
 def make_started_values(start: RunStart) -> Values:
-    """`make_started_row` by column."""
+    """Return `make_started_row` by column."""
     return dict(zip(STARTED_COLUMNS, make_started_row(start, AS_IT_IS), strict=True))
 
 
-def success_row(success: RunSuccess, codec: Codec, finished_at: Any = None) -> Row:
-    """Return the columns that success changes, in the order of `SUCCESS_COLUMNS`.
-
-    `finished_at` may be encoded already.
-    """
-    route = vars(success.route)
-    return (
-        SUCCEEDED,
-        finished_at or codec.time(success.finished_at_utc),
-        str(route["provider"]),
-        storable(route["model"]),
-        storable_or_none(success.response_model),
-        str(success.served_from),
-        codec.uuid(success.source_run_id),
-        success.finish_reason,
-        *_usage(success.usage, codec),
-        success.cost_usd,
-        success.latency_ms,
-        len(success.attempts),
-        storable(success.response_preview),
-        None if success.plan is None else as_json(success.plan),
-        storable_or_none(success.result_json),
-    )
+def success_row(success: RunSuccess, codec: Codec) -> Row:
+    """Return the columns that success changes, in the order of `SUCCESS_COLUMNS`."""
+    return (SUCCEEDED, *_SUCCESS_FORM.make_row(success, codec))
 
 
 def annotation_values(workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> Values:
-    """Values of an UPDATE of a run's metadata."""
+    """Return the values of an UPDATE of a run's metadata."""
     return {"in_workspace": workspace_id, "run_id": run_id, "metadata_json": as_json(metadata)}
 
 
 def success_values(success: RunSuccess) -> Values:
-    """`success_row` by column."""
+    """Return `success_row` by column."""
     return dict(zip(SUCCESS_COLUMNS, success_row(success, AS_IT_IS), strict=True))
 
 
 def failure_values(failure: RunFailure) -> Values:
-    """Columns that a bad end changes."""
-    return {
-        "status": FAILED,
-        "finished_at_utc": failure.finished_at_utc,
-        "latency_ms": failure.latency_ms,
-        "attempts": len(failure.attempts),
-        "error_code": failure.error_code,
-        "error_message": storable(failure.error_message),
-        "plan_json": None if failure.plan is None else as_json(failure.plan),
-    }
+    """Return the columns that a failure changes."""
+    return dict(zip(FAILURE_COLUMNS, (FAILED, *_FAILURE_FORM.make_row(failure, AS_IT_IS)), strict=True))
 
 
 def unsent_values(start: RunStart, failure: RunFailure) -> Values:
-    """Columns of a run that failed before it was started."""
+    """Return the columns of a run that failed before it was started."""
     return make_started_values(start) | failure_values(failure) | {"flight_key": None}
 
 
 def make_abandoned_values(at_utc: datetime) -> Values:
-    """Columns that declaring a run dead changes."""
+    """Return the columns that declaring a run dead changes."""
     return {
         "status": FAILED,
         "finished_at_utc": at_utc,
@@ -332,57 +305,27 @@ def make_abandoned_values(at_utc: datetime) -> Values:
 
 def make_finished_row(start: RunStart, success: RunSuccess, codec: Codec) -> Row:
     """Return a run that is over when it is first written, in the order of `FINISHED_COLUMNS`; without a flight key."""
-    started = make_started_row(start, codec)
-    # An answer that was there already is over when it begins.
-    finished_at = started[_CREATED_AT] if success.finished_at_utc is start.created_at_utc else None
-    row = [*started, *success_row(success, codec, finished_at)[1:]]
-    row[_STATUS], row[_FLIGHT_KEY] = SUCCEEDED, None
-    return tuple(row)
+    *row, _status, created_at = make_started_row(start, codec)
+    row[_FLIGHT_KEY] = None
+    return (*row, SUCCEEDED, created_at, *_SUCCESS_FORM.make_row(success, codec))
 
 
 def make_finished_values(start: RunStart, success: RunSuccess) -> Values:
-    """`make_finished_row` by column."""
+    """Return `make_finished_row` by column."""
     return dict(zip(FINISHED_COLUMNS, make_finished_row(start, success, AS_IT_IS), strict=True))
 
 
 def attempt_row(run_id: UUID, attempt: Attempt, codec: Codec) -> Row:
     """Return an attempt, in the order of `ATTEMPT_COLUMNS`; `of_run` is where its workspace is looked up."""
     in_run = codec.uuid(run_id)
-    # Attributes of a pydantic model are looked up in all its classes first, at seven times the cost.
-    seen = vars(attempt)
-    route = vars(seen["route"])
-    return (
-        in_run,
-        seen["number"],
-        in_run,
-        str(route["provider"]),
-        storable(route["model"]),
-        str(seen["status"]),
-        codec.time(seen["started_at_utc"]),
-        seen["latency_ms"],
-        seen["params_sha256"],
-        seen["schema_sha256"],
-        *_usage(seen["usage"], codec),
-        seen["finish_reason"],
-        storable_or_none(seen["response_model"]),
-        storable_or_none(seen["model_digest"]),
-        seen["cost_usd"],
-        seen["status_code"],
-        seen["error_code"],
-        storable_or_none(seen["error_message"]),
-    )
+    return (in_run, in_run, *_ATTEMPT_FORM.make_row(attempt, codec))
 
 
 def attempt_values(run_id: UUID, attempt: Attempt) -> Values:
-    """`attempt_row` by column, but for `of_run`, so that `workspace_id` is all that is missing."""
+    """Return `attempt_row` by column, but for `of_run`, so that `workspace_id` is all that is missing."""
     values = dict(zip(ATTEMPT_COLUMNS, attempt_row(run_id, attempt, AS_IT_IS), strict=True))
     del values["of_run"]
     return values
-
-
-def _usage(usage: TokenUsage, codec: Codec) -> Row:
-    seen = vars(usage)
-    return (*_tokens(seen), codec.flag(seen["estimated"]))
 
 
 def make_stored_run(row: Sequence[Any]) -> StoredRun:

@@ -28,15 +28,19 @@ from sqlmodel.sql.sqltypes import UTCDateTime
 from llmkit.persistence.compiled_statements import Compiled, Processor
 from llmkit.persistence.models import EvalResultRow, EvalRunRow, LLMAttemptRow, LLMRunRow, table_of
 from llmkit.persistence.rows import (
+    FAILURE_COLUMNS,
     FINISHED_COLUMNS,
     STARTED_COLUMNS,
     STORED_RUN_COLUMNS,
     SUCCESS_COLUMNS,
+    UNSENT_COLUMNS,
+    make_abandoned_values,
     sqlite_time,
     sqlite_uuid,
     time_of_sqlite,
     uuid_of_sqlite,
 )
+from llmkit.types import utc_now
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
@@ -67,17 +71,7 @@ ATTEMPTS: Final = table_of(LLMAttemptRow)
 EVAL_RUNS: Final = table_of(EvalRunRow)
 EVAL_RESULTS: Final = table_of(EvalResultRow)
 
-FAILURE_COLUMNS: Final = (
-    "status",
-    "finished_at_utc",
-    "latency_ms",
-    "attempts",
-    "error_code",
-    "error_message",
-    "plan_json",
-)
-UNSENT_COLUMNS: Final = (*STARTED_COLUMNS, *FAILURE_COLUMNS[1:])
-ABANDONED_COLUMNS: Final = ("status", "finished_at_utc", "error_code", "error_message")
+ABANDONED_COLUMNS: Final = tuple(make_abandoned_values(utc_now()))
 EVAL_RESULT_KEY: Final = ("eval_run_id", "route", "sample_id", "epoch")
 
 # psycopg takes every one of our types as it is, and so does SQLite but for two.

@@ -30,7 +30,7 @@ from llmkit.dataframes.store import (
 )
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.models import METADATA
-from llmkit.types import Route, utc_now
+from llmkit.types import AttemptStatus, Route, utc_now
 from tests.support.repositories import JournalHome, journal_home
 from tests.support.run_values import a_failure, a_start, a_success, an_attempt, an_eval_result, an_eval_run, new_id
 
@@ -186,11 +186,13 @@ USAGE_DTYPES = """
     route                   string
     calls                   Int64
     failed_calls            Int64
+    cancelled_calls         Int64
     served_from_store       Int64
     served_input_tokens     Int64
     served_output_tokens    Int64
     requests                Int64
     failed_requests         Int64
+    cancelled_requests      Int64
     requests_without_tokens Int64
     billed_input_tokens     Int64
     billed_output_tokens    Int64
@@ -212,12 +214,24 @@ async def test_usage_separates_served_from_billed_and_unknown_from_zero(home: Jo
     frame = home.journal.read_here(lambda connection: summarize_usage(connection, "lab"))
     assert dtypes(frame) == written(USAGE_DTYPES)
     assert frame.astype(object).where(frame.notna(), None).to_numpy().tolist() == [
-        ["gemini/g", 0, 1, 0, None, None, 1, 1, 0, 11, 7, 0.25],
-        ["ollama/llama3.2", 2, 0, 1, 22, 14, 3, 1, 1, 22, 14, None],
-        [None, 0, 1, 0, None, None, 0, 0, 0, None, None, None],
+        ["gemini/g", 0, 1, 0, 0, None, None, 1, 1, 0, 0, 11, 7, 0.25],
+        ["ollama/llama3.2", 2, 0, 0, 1, 22, 14, 3, 1, 0, 1, 22, 14, None],
+        [None, 0, 1, 0, 0, None, None, 0, 0, 0, 0, None, None, None],
     ]
     later = home.journal.read_here(lambda c: summarize_usage(c, "lab", since=utc_now() - timedelta(minutes=1)))
     assert later["calls"].tolist() == [0, 1, 0]
+
+
+async def test_cancelled_calls_are_counted_apart_from_failed_ones(home: JournalHome) -> None:
+    for code, status in (("cancelled", AttemptStatus.CANCELLED), ("timeout", AttemptStatus.FAILED)):
+        start = a_start(requested_route="ollama/llama3.2")
+        await home.repo.create_started(start)
+        attempt = an_attempt(status=status, error_code=code)
+        await home.repo.mark_failed(a_failure(start.id, error_code=code, attempts=(attempt,)))
+    await home.journal.flush()
+    (row,) = home.journal.read_here(lambda connection: summarize_usage(connection, "lab")).to_dict("records")
+    assert (row["failed_calls"], row["cancelled_calls"]) == (1, 1)
+    assert (row["requests"], row["failed_requests"], row["cancelled_requests"]) == (2, 1, 1)
 
 
 async def test_other_workspaces_are_invisible(home: JournalHome) -> None:
