@@ -29,7 +29,7 @@ from llmkit.evals import EvalReport, Sample, Task, evaluate, field_match
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
-from llmkit.ports import AttemptLog, ClientReply
+from llmkit.ports import AttemptLog, BeforeSend, ClientReply, NotSent, allow_sending
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
@@ -52,11 +52,14 @@ class Label(BaseModel):
 class InstantClient:
     """A `ModelClient` that answers at once and keeps nothing."""
 
-    async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
+    async def call(
+        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+    ) -> ClientReply | NotSent:
         """Return the one answer."""
         del request
         await asyncio.sleep(0)
-        await log.open()
+        if (not_sent := await before_send()) is not None:
+            return not_sent
         log.add(
             Attempt(
                 route=route,
@@ -156,12 +159,14 @@ class Looking(InstantClient):
     def __init__(self, total: int) -> None:
         self.step, self.calls, self.seen = total // LOOKS, 0, list[float]()
 
-    async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
+    async def call(
+        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+    ) -> ClientReply | NotSent:
         """Return the one answer, and measure after a tenth of the rows."""
         self.calls += 1
         if self.calls % self.step == 0:
             self.seen.append(rss_mib())
-        return await super().call(route, request, log)
+        return await super().call(route, request, log, before_send)
 
 
 def map_growth(folder: Path, rows: int) -> None:

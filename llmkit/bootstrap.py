@@ -18,7 +18,16 @@ from llmkit.local_model.models import find_local_model, list_model_names
 from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
-from llmkit.ports import AttemptLog, ClientReply, ModelClient, ModelDiscovery, ModelServer
+from llmkit.ports import (
+    AttemptLog,
+    BeforeSend,
+    ClientReply,
+    ModelClient,
+    ModelDiscovery,
+    ModelServer,
+    NotSent,
+    allow_sending,
+)
 from llmkit.providers import PROVIDERS
 from llmkit.providers.model_facts import Fact, FactBook, ModelFacts
 from llmkit.providers.with_facts import add_model_facts
@@ -134,7 +143,9 @@ class _FirstUseClient:
         self._servers: dict[LLMProvider, ModelServer] = {}
         self._made: ModelClient | None = None
 
-    async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
+    async def call(
+        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+    ) -> ClientReply | NotSent:
         """See `ModelClient`."""
         if self._made is None:
             from llmkit.client_litellm import LiteLLMClient
@@ -142,7 +153,7 @@ class _FirstUseClient:
 
             self._servers[LLMProvider.LOCAL] = share_server(self._settings)
             self._made = LiteLLMClient(self._settings, self._servers, providers=add_model_facts(PROVIDERS, self._facts))
-        return await self._made.call(route, request, log)
+        return await self._made.call(route, request, log, before_send)
 
     async def close(self) -> None:
         """See `ModelClient`."""

@@ -23,7 +23,17 @@ from llmkit.errors import (
     LLMMalformedReply,
     LLMModelNotFound,
 )
-from llmkit.ports import AttemptLog, ClientReply, Endpoint, ModelServer, apply_guard
+from llmkit.ports import (
+    AttemptLog,
+    BeforeSend,
+    ClientReply,
+    Endpoint,
+    ModelServer,
+    NotSent,
+    Send,
+    allow_sending,
+    apply_guard,
+)
 from llmkit.providers import PROVIDERS, ProviderSpec
 from llmkit.redaction import redact
 from llmkit.settings import LLMSettings
@@ -41,8 +51,6 @@ FIRST_WAIT_S = 0.5
 RETRIES_OF_UNUSABLE = 1
 # The clock of a request starts when it leaves; before that LiteLLM may load parts of itself.
 PREPARATION_S = 60.0
-
-Send = Callable[[], Awaitable[ClientReply]]
 
 
 class LiteLLMClient:
@@ -83,10 +91,12 @@ class LiteLLMClient:
         route = Route(provider=LLMProvider.OLLAMA, model="rehearsal")
         return Exchange(spec=spec, arguments=spec.call_arguments(self._settings, route, request, None))
 
-    async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
-        """Ask the route, again after a retryable failure, and add every request that left to `log`.
+    async def call(
+        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+    ) -> ClientReply | NotSent:
+        """Send the request, again after a retryable failure, and add every request that left to `log`.
 
-        Waits for a place under the limits first, see `llmkit.transport.limits`.
+        Waits for a place under the limits first, see `llmkit.transport.limits`, and then awaits `before_send`.
 
         Raises:
             LLMError: Of the class that says what went wrong, after `max_retries` further tries.
@@ -97,11 +107,11 @@ class LiteLLMClient:
             await self._load_paths(spec, route)
             # Several seconds in a new process, which say nothing of the provider.
             log.queued_ms += (time.perf_counter() - began_s) * 1000
-            once = apply_guard(route, request, log, partial(self._request_once, spec, route, request, log))
+            once = apply_guard(route, request, log, partial(self._request_once, spec, route, request, log, before_send))
             send = partial(place.send, once)
             first = await _try_once(send)
             # Most calls need no retry, and its machinery is a third of all the work that is done here.
-            return first if isinstance(first, ClientReply) else await self._retry(first, send)
+            return await self._retry(first, send) if isinstance(first, LLMError) else first
 
     async def _load_paths(self, spec: ProviderSpec, route: Route) -> None:
         try:
@@ -114,11 +124,11 @@ class LiteLLMClient:
                 model=route.model,
             ) from error
 
-    async def _retry(self, failed: LLMError, send: Send) -> ClientReply:
+    async def _retry(self, failed: LLMError, send: Send) -> ClientReply | NotSent:
         """Go on after the first try, which counts as one."""
         outcomes: Iterator[LLMError] = iter((failed,))
 
-        async def attempt() -> ClientReply:
+        async def attempt() -> ClientReply | NotSent:
             error = next(outcomes, None)
             if error is not None:
                 raise error
@@ -175,10 +185,12 @@ class LiteLLMClient:
         return await server.ensure_running() if server is not None else None
 
     async def _request_once(
-        self, spec: ProviderSpec, route: Route, request: LLMRequest, log: AttemptLog
-    ) -> ClientReply:
+        self, spec: ProviderSpec, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend
+    ) -> ClientReply | NotSent:
         endpoint = await self._endpoint(route.provider)
-        await log.open()
+        not_sent = await before_send()
+        if not_sent is not None:
+            return not_sent
         arguments = spec.call_arguments(self._settings, route, request, endpoint)
         exchange = Exchange(spec=spec, arguments=arguments)
         record = _Record(route, exchange, log, spec.secrets(self._settings))
@@ -220,7 +232,7 @@ def _error_of(state: RetryCallState) -> BaseException | None:
     return state.outcome.exception() if state.outcome is not None else None
 
 
-async def _try_once(send: Send) -> ClientReply | LLMError:
+async def _try_once(send: Send) -> ClientReply | NotSent | LLMError:
     try:
         return await send()
     except LLMError as error:

@@ -15,6 +15,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 from uuid import UUID
 
+from llmkit.errors import LLMError
 from llmkit.types import (
     Attempt,
     FinishReason,
@@ -30,6 +31,7 @@ from llmkit.types import (
 __all__ = [
     "DOUBTFUL_STATUSES",
     "AttemptLog",
+    "BeforeSend",
     "CacheKey",
     "ClientReply",
     "ContentCache",
@@ -40,12 +42,14 @@ __all__ = [
     "ModelClient",
     "ModelDiscovery",
     "ModelServer",
+    "NotSent",
     "RunFailure",
     "RunStart",
     "RunSuccess",
     "Send",
     "StoredRun",
     "UnitOfWork",
+    "allow_sending",
     "apply_guard",
     "use_guard",
 ]
@@ -232,37 +236,28 @@ class AttemptLog:
     Filled while the call runs, so that a cancelled call still knows what it had sent.
 
     Args:
-        opening: What must be done before the first request leaves, such as writing that the call has begun.
+        may_send: Whether requests may leave already. The owner of the log sets the attribute when they may.
 
     Attributes:
         queued_ms: Time the call spent waiting for a place under our own limits, or for the client to be loaded, which
             says nothing of the provider.
     """
 
-    def __init__(self, opening: Callable[[], Awaitable[None]] | None = None) -> None:
-        self._opening = opening
+    def __init__(self, *, may_send: bool = True) -> None:
+        self.may_send = may_send
         self._attempts: list[Attempt] = []
         self.queued_ms = 0.0
-
-    async def open(self) -> None:
-        """Await what must be done before the first request leaves; once it is done, this does nothing.
-
-        Raises:
-            Exception: What it raised. Nothing may be sent then, and whoever called the client wants it as it is.
-        """
-        if self._opening is not None:
-            await self._opening()
-            self._opening = None
 
     def add(self, attempt: Attempt) -> None:
         """Append one attempt.
 
         Raises:
-            RuntimeError: It was sent before the log was opened.
+            RuntimeError: The client sent it without awaiting `before_send`.
         """
-        if self._opening is not None:
-            raise RuntimeError("a request left before `AttemptLog.open` was awaited")
+        # Appended even then: the request was sent, and may be billed.
         self._attempts.append(attempt)
+        if not self.may_send:
+            raise RuntimeError("a model client sent a request without awaiting `before_send`")
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
@@ -293,13 +288,38 @@ class ClientReply:
     latency_ms: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """The result of a call whose request need not leave, or must not.
+
+    Clients, guards and the router pass it on as it is.
+
+    Attributes:
+        outcome: The answer that makes the request unnecessary, the error that forbids it, or None when another call
+            took this one's key.
+    """
+
+    outcome: LLMResponse | LLMError | None
+
+
+BeforeSend = Callable[[], Awaitable[NotSent | None]]
+"""Awaited whenever a request is about to leave. None lets it leave; `NotSent` is returned in place of a reply."""
+
+
+async def allow_sending() -> None:
+    """Let the request leave: the `before_send` of a call that nobody records."""
+
+
 class ModelClient(Protocol):
     """One call on one route, the client's own retries included."""
 
-    async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
-        """Ask the route and add every request sent to `log`, which is opened when the first is about to leave.
+    async def call(
+        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+    ) -> ClientReply | NotSent:
+        """Send the request, again after a retryable failure, and add every request that left to `log`.
 
-        Not before: until then, while it waits for its turn, the call has cost nothing and is not in doubt.
+        `before_send` is awaited when the call has its place and a request is about to leave, not earlier: until then
+        the call has cost nothing and is not in doubt. Its `NotSent` is returned as it is, and nothing is sent.
 
         Raises:
             LLMError: Of the class that says what went wrong, after the client's own retries.
@@ -385,13 +405,13 @@ class ContentCache(Protocol):
         ...
 
 
-Send = Callable[[], Awaitable[ClientReply]]
+Send = Callable[[], Awaitable[ClientReply | NotSent]]
 
 
 class Guard(Protocol):
     """Decides about every single request, retries included."""
 
-    async def send(self, route: Route, request: LLMRequest, log: AttemptLog, send: Send) -> ClientReply:
+    async def send(self, route: Route, request: LLMRequest, log: AttemptLog, send: Send) -> ClientReply | NotSent:
         """Send the request when it may leave; `send` adds to the log what it sent.
 
         Raises:

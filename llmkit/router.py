@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llmkit.errors import LLMAllRoutesFailed, LLMError, LLMQuotaExhausted, LLMUnavailable
-from llmkit.ports import AttemptLog, ClientReply, ModelClient
+from llmkit.ports import AttemptLog, BeforeSend, ClientReply, ModelClient, NotSent, allow_sending
 from llmkit.providers import PROVIDERS, ProviderSpec
 from llmkit.providers.model_facts import FactBook, ModelFacts
 from llmkit.routing.circuit_breaker import CircuitBreaker
@@ -99,13 +99,18 @@ class LLMRouter:
         return plan.candidates[0].provider
 
     async def execute(
-        self, request: LLMRequest, plan: RoutePlan | None = None, log: AttemptLog | None = None
-    ) -> Routed:
+        self,
+        request: LLMRequest,
+        plan: RoutePlan | None = None,
+        before_send: BeforeSend = allow_sending,
+        log: AttemptLog | None = None,
+    ) -> Routed | NotSent:
         """Try the candidates in order: on to the next after a retryable failure, once each.
 
         Args:
             request: What is asked.
-            plan: What `explain` said for this request; None asks it.
+            plan: The result of `explain` for this request; None calls it.
+            before_send: Awaited whenever a request is about to leave. Its `NotSent` ends the walk and is returned.
             log: Receives every request that is sent.
 
         Raises:
@@ -119,21 +124,25 @@ class LLMRouter:
         failures: list[LLMError] = []
         for route in plan.candidates:
             try:
-                reply = await self._try(route, request, log)
+                reply = await self._try(route, request, log, before_send)
             except LLMError as error:
                 failures.append(_complete_error(error, route, log))
                 if not (error.retryable and request.constraints.allow_fallback):
                     raise
             else:
+                if isinstance(reply, NotSent):
+                    return reply
                 return Routed(reply, route, plan, plan_as_json(plan, failures, served_by=route))
         raise _complete_error(self._all_failed(request, failures), None, log)
 
-    async def _try(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
+    async def _try(
+        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend
+    ) -> ClientReply | NotSent:
         outage = self._outages.enter(route)
         if outage is not None:
             raise outage.error(route)
         try:
-            reply = await self._client.call(route, request, log)
+            reply = await self._client.call(route, request, log, before_send)
         except LLMUnavailable:
             self._outages.note_failure(route)
             raise
@@ -146,7 +155,8 @@ class LLMRouter:
                 # It answered: whatever is wrong, it is not an outage.
                 self._outages.note_answer(route)
             raise
-        self._outages.note_answer(route)
+        if not isinstance(reply, NotSent):
+            self._outages.note_answer(route)
         return reply
 
     def _all_failed(self, request: LLMRequest, failures: Sequence[LLMError]) -> LLMError:

@@ -23,7 +23,17 @@ from llmkit.errors import (
     LLMError,
     LLMStoreError,
 )
-from llmkit.ports import AttemptLog, CacheKey, ContentCache, KeyTaken, LLMRunRepo, ModelDiscovery, StoredRun
+from llmkit.ports import (
+    AttemptLog,
+    BeforeSend,
+    CacheKey,
+    ContentCache,
+    LLMRunRepo,
+    ModelDiscovery,
+    NotSent,
+    RunSuccess,
+    StoredRun,
+)
 from llmkit.providers import TELEMETRY_NAMES
 from llmkit.router import LLMRouter, Routed, plan_as_json
 from llmkit.settings import LLMSettings
@@ -44,20 +54,6 @@ FLIGHT_POLL_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 CLAIM_TRIES = 100
 CHANGING_HANDS = "The call's key keeps changing hands between other callers; try again"
-
-
-class _Unsent(Exception):
-    """Ends a call at the moment when its first request would leave.
-
-    Not an `LLMError`: neither a client nor the router may take it for a failure of the provider.
-
-    Args:
-        outcome: What the call comes to instead.
-    """
-
-    def __init__(self, outcome: LLMResponse | LLMStoreError | KeyTaken) -> None:
-        super().__init__(outcome)
-        self.outcome = outcome
 
 
 class LLMService:
@@ -94,7 +90,7 @@ class LLMService:
         self._settings = settings
         self._runs = runs if settings.persist_runs else None
         self._cache = cache if settings.cache_enabled and settings.store_payloads else None
-        self._ledger = CallRecorder(self._runs, settings, telemetry or Telemetry(TELEMETRY_NAMES))
+        self._recorder = CallRecorder(self._runs, settings, telemetry or Telemetry(TELEMETRY_NAMES))
         # By event loop: a future wakes only those who wait in its own.
         self._flights: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[LLMResponse]] = {}
         self._heartbeat = (
@@ -141,7 +137,7 @@ class LLMService:
         if response.run_id is None or workspace_id is None:
             return
         try:
-            await self._ledger.annotate(workspace_id, response.run_id, request)
+            await self._recorder.annotate(workspace_id, response.run_id, request)
         except LLMStoreError as error:
             error.run_id, error.response = response.run_id, response
             raise
@@ -172,13 +168,13 @@ class LLMService:
             if cached is None and await self.discover(call.request):
                 plan = self._router.explain(call.request)
                 cached = self._from_cache(call, plan)
-            try:
-                if cached is not None:
-                    return await self._ledger.serve(call, cached, ServedFrom.CACHE)
-                return await self._fly(call, plan)
-            except KeyTaken:
-                # Somebody else was faster. What they hold decides: look again.
-                continue
+            if cached is not None:
+                response = await self._recorder.serve(call, cached, ServedFrom.CACHE)
+            else:
+                response = await self._fly(call, plan)
+            if response is not None:
+                return response
+            # Another call took the key meanwhile. Its state decides, so look the key up again.
         raise LLMStoreError(CHANGING_HANDS)
 
     # --- idempotency --------------------------------------------------------------------------------------------
@@ -202,14 +198,15 @@ class LLMService:
 
     async def _settle(self, runs: LLMRunRepo, started: StoredRun) -> bool:
         """End a started run that nobody works on any more; False when somebody may."""
-        if await self._ledger.write_again(started.id):
+        if await self._recorder.write_again(started.id):
             return True
         if not looks_abandoned(started.owner, started.heartbeat_at_utc, self._settings.abandoned_after_s):
             return False
         await runs.mark_abandoned(started)
         return True
 
-    async def _serve_stored(self, call: Call, stored: StoredRun, served_from: ServedFrom) -> LLMResponse:
+    async def _serve_stored(self, call: Call, stored: StoredRun, served_from: ServedFrom) -> LLMResponse | None:
+        """Return the answer of a stored run; None when another call took this one's key meanwhile."""
         if stored.result_json is None:
             raise LLMStoreError(
                 f"Run {stored.id} succeeded, but its answer was not stored (LLM_STORE_PAYLOADS is off), "
@@ -222,7 +219,7 @@ class LLMService:
                 f"The stored answer of run {stored.id} is damaged, or of another version of llmkit; "
                 "use another idempotency key to pay for it again"
             ) from None
-        return await self._ledger.serve(call, origin, served_from, keyed=served_from is not ServedFrom.REPLAY)
+        return await self._recorder.serve(call, origin, served_from, keyed=served_from is not ServedFrom.REPLAY)
 
     # --- content cache and equal calls in flight ----------------------------------------------------------------
 
@@ -254,8 +251,11 @@ class LLMService:
         limits["allowed_providers"] = sorted(constraints.allowed_providers or ())
         return f"{key.text()}\x1f{sha256_of([limits, call.request.timeout_s])}"
 
-    async def _fly(self, call: Call, plan: RoutePlan) -> LLMResponse:
-        """Call the provider, unless an equal call is in flight already: then share its answer."""
+    async def _fly(self, call: Call, plan: RoutePlan) -> LLMResponse | None:
+        """Call the provider, unless an equal call is in flight already: then share its answer.
+
+        None when another call took this one's key.
+        """
         name = self._flight_name(call, plan)
         if name is None:
             return await self._run(call, plan, flight_key=None)
@@ -268,7 +268,8 @@ class LLMService:
         flight = self._flights[here] = here[0].create_future()
         try:
             response = await self._lead(call, plan, name)
-            flight.set_result(response)
+            if response is not None:
+                flight.set_result(response)
             return response
         except LLMError as error:
             flight.set_exception(error)
@@ -278,16 +279,16 @@ class LLMService:
             del self._flights[here]
             flight.cancel()  # no effect when it has a result
 
-    async def _share(self, call: Call, plan: RoutePlan, leader: asyncio.Future[LLMResponse]) -> LLMResponse:
+    async def _share(self, call: Call, plan: RoutePlan, leader: asyncio.Future[LLMResponse]) -> LLMResponse | None:
         error = leader.exception()
         if not isinstance(error, LLMError):
-            return await self._ledger.serve(call, leader.result(), ServedFrom.SHARED)
-        own = _as_follower(error, self._ledger.run_id(call))
+            return await self._recorder.serve(call, leader.result(), ServedFrom.SHARED)
+        own = _as_follower(error, self._recorder.run_id(call))
         if not isinstance(error, LLMStoreError):
-            await self._ledger.fail(call, own.code, str(own), plan, AttemptLog(), own)
+            await self._recorder.fail(call, own.code, str(own), plan, AttemptLog(), own)
         raise own
 
-    async def _lead(self, call: Call, plan: RoutePlan, flight_key: str) -> LLMResponse:
+    async def _lead(self, call: Call, plan: RoutePlan, flight_key: str) -> LLMResponse | None:
         """Run the call, or wait while another process runs an equal one."""
         polls = 0
         listener = Listener(self._settings.abandoned_after_s)
@@ -309,58 +310,94 @@ class LLMService:
 
     # --- one billed call ----------------------------------------------------------------------------------------
 
-    async def _run(self, call: Call, plan: RoutePlan, flight_key: str | None) -> LLMResponse:
-        """Call and record. STARTED is written when the first request leaves, the outcome before it is returned."""
-        log = AttemptLog(partial(self._claim, call, plan, flight_key))
+    async def _run(self, call: Call, plan: RoutePlan, flight_key: str | None) -> LLMResponse | None:
+        """Call and record. STARTED is written when the first request leaves, the outcome before it is returned.
+
+        None when another call took this one's key before anything was sent.
+        """
+        log = AttemptLog(may_send=False)
+        before_send = partial(self._before_send, call, plan, flight_key, log)
         try:
-            routed = await self._router.execute(call.request, plan, log)
-            await log.open()  # of an answer for which nothing was sent
-            response = self._response(call, plan, routed, log)
-        except _Unsent as unsent:
-            if isinstance(unsent.outcome, LLMResponse):
-                return await self._end_with(call, plan, unsent.outcome)
-            raise unsent.outcome from None
+            result = await self._send(call, plan, before_send, log)
         except asyncio.CancelledError:
             await self._record_cancellation(call, plan, log)
             raise
         except LLMError as error:
-            error.run_id = self._ledger.run_id(call)
+            error.run_id = self._recorder.run_id(call)
             error.attempts = log.attempts
-            await self._ledger.fail(call, error.code, str(error), plan, log, error)
+            await self._recorder.fail(call, error.code, str(error), plan, log, error)
             raise
-        except Exception as error:
-            await self._ledger.fail(call, LLMError.code, f"{type(error).__name__} in llmkit", plan, log)
-            raise
+        except Exception as cause:
+            # A defect of llmkit or of a custom client. What was sent is recorded anyway.
+            defect = LLMError(f"{type(cause).__name__} in llmkit or in its model client; please report it")
+            defect.run_id, defect.attempts = self._recorder.run_id(call), log.attempts
+            await self._recorder.fail(call, defect.code, str(defect), plan, log)
+            raise defect from cause
         finally:
             if self._heartbeat is not None:
                 self._heartbeat.end(call.run_id)
+        if isinstance(result, NotSent):
+            return await self._end_unsent(call, plan, result)
+        response, outcome = result
         # Before the outcome is written, because that ends the flight and lets an equal call look into the cache.
         self._keep(call, plan, response)
-        await self._ledger.succeed(call, response, routed.plan_record)
+        await self._recorder.succeed(call, response, outcome)
         return response
 
-    async def _claim(self, call: Call, plan: RoutePlan, flight_key: str | None) -> None:
-        """Write STARTED, at the last moment: what waits for its turn holds no key, and no crash leaves it in doubt."""
+    async def _send(
+        self, call: Call, plan: RoutePlan, before_send: BeforeSend, log: AttemptLog
+    ) -> tuple[LLMResponse, RunSuccess | None] | NotSent:
+        """Return the answer and its row.
+
+        The row is built here, inside the error handling of `_run`: a value that cannot be stored must not leave the
+        call STARTED.
+        """
+        routed = await self._router.execute(call.request, plan, before_send, log)
+        if not isinstance(routed, NotSent):
+            # A client that answers without sending anything need not have awaited it.
+            routed = await before_send() or routed
+        if isinstance(routed, NotSent):
+            return routed
+        response = self._response(call, plan, routed, log)
+        return response, self._recorder.make_success(call, response, routed.plan_record)
+
+    async def _before_send(
+        self, call: Call, plan: RoutePlan, flight_key: str | None, log: AttemptLog
+    ) -> NotSent | None:
+        """Write STARTED before the first request leaves; do nothing before the others.
+
+        At the last moment, so that a call that waits for its turn holds no key, and a crash leaves none in doubt.
+        """
+        if log.may_send:
+            return None
         try:
-            await self._ledger.start(call, flight_key)
-        except (KeyTaken, LLMStoreError) as error:
-            raise _Unsent(error) from None
+            if not await self._recorder.start(call, flight_key):
+                return NotSent(None)
+        except LLMStoreError as error:
+            return NotSent(error)
         if flight_key is not None and (cached := self._from_cache(call, plan)) is not None:
-            # An equal call ended since the cache was looked into.
-            raise _Unsent(cached)
+            # An equal call ended after the cache was searched.
+            return NotSent(cached)
         if self._heartbeat is not None:
             self._heartbeat.begin(call.run_id)
+        log.may_send = True
+        return None
+
+    async def _end_unsent(self, call: Call, plan: RoutePlan, result: NotSent) -> LLMResponse | None:
+        if isinstance(result.outcome, LLMResponse):
+            response = self._recorder.as_served(call, result.outcome, ServedFrom.CACHE)
+            outcome = self._recorder.make_success(call, response, plan_as_json(plan))
+            await self._recorder.succeed(call, response, outcome)
+            return response
+        if result.outcome is not None:
+            raise result.outcome
+        return None
 
     async def _record_cancellation(self, call: Call, plan: RoutePlan, log: AttemptLog) -> None:
         message = "cancelled by the caller" if log.attempts else "cancelled before anything was sent"
-        # What the store cannot take now is remembered by the ledger; the cancellation must not turn into an error.
+        # What the store cannot take now is remembered by the recorder; the cancellation must not turn into an error.
         with suppress(LLMStoreError):
-            await self._ledger.fail(call, CANCELLED_CODE, message, plan, log)
-
-    async def _end_with(self, call: Call, plan: RoutePlan, cached: LLMResponse) -> LLMResponse:
-        response = self._ledger.as_served(call, cached, ServedFrom.CACHE)
-        await self._ledger.succeed(call, response, plan_as_json(plan))
-        return response
+            await self._recorder.fail(call, CANCELLED_CODE, message, plan, log)
 
     def _response(self, call: Call, plan: RoutePlan, routed: Routed, log: AttemptLog) -> LLMResponse:
         reply = routed.reply
@@ -376,7 +413,7 @@ class LLMService:
             response_model=reply.response_model,
             latency_ms=call.elapsed_ms() - log.queued_ms if reply.latency_ms is None else reply.latency_ms,
             cost_usd=reply.cost_usd,
-            run_id=self._ledger.run_id(call),
+            run_id=self._recorder.run_id(call),
             attempts=log.attempts,
             plan=plan,
             warnings=reply.warnings,

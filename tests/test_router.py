@@ -26,7 +26,7 @@ from llmkit.errors import (
     LLMUnavailable,
     LLMUnsupported,
 )
-from llmkit.ports import AttemptLog, ClientReply
+from llmkit.ports import AttemptLog, BeforeSend, ClientReply, NotSent, allow_sending
 from llmkit.providers import PROVIDERS
 from llmkit.providers.model_facts import Fact, FactBook, ModelFacts
 from llmkit.router import PROVIDER_CAPABILITIES, LLMRouter, plan_as_json
@@ -61,8 +61,11 @@ class Scripted:
         self.outcomes = {LLMProvider(name): list(each) for name, each in outcomes.items()}
         self.called: list[str] = []
 
-    async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
-        await log.open()
+    async def call(
+        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+    ) -> ClientReply | NotSent:
+        if (not_sent := await before_send()) is not None:
+            return not_sent
         self.called.append(str(route.provider))
         queue = self.outcomes.get(route.provider, ["fine"])
         outcome = queue.pop(0) if len(queue) > 1 else queue[0]

@@ -139,7 +139,7 @@ async def _leave_started(bench: Bench, request: LLMRequest, age_s: float) -> Run
     """A run whose process on another machine was last heard of `age_s` ago."""
     call = open_call(request, HERE, LLMProfile.BALANCED, recorded=True)
     created_at_utc = utc_now() - timedelta(seconds=age_s)
-    start = bench.service._ledger._start(call, None)._replace(owner=ELSEWHERE, created_at_utc=created_at_utc)
+    start = bench.service._recorder._start(call, None)._replace(owner=ELSEWHERE, created_at_utc=created_at_utc)
     await bench.runs.create_started(start)
     return start
 

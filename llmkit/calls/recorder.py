@@ -56,31 +56,41 @@ class CallRecorder:
         """Id of the call's row; None when nothing is recorded."""
         return call.run_id if self._runs is not None else None
 
-    async def start(self, call: Call, flight_key: str | None) -> None:
-        """Write the call as STARTED.
+    async def start(self, call: Call, flight_key: str | None) -> bool:
+        """Write the call as STARTED; False when another run has one of its keys.
 
         Raises:
-            KeyTaken: One of its keys is held by another run.
+            LLMStoreError: It could not be written.
         """
         if self._runs is None:
-            return
+            return True
         # Mark as started first, so that a cancelled call still gets its row.
         self._started.add(call.run_id)
         try:
             await to_the_end(self._runs.create_started(self._start(call, flight_key)))
-        except (KeyTaken, LLMStoreError):
+        except KeyTaken:
+            self._started.discard(call.run_id)
+            return False
+        except LLMStoreError:
             self._started.discard(call.run_id)
             raise
+        return True
 
-    async def succeed(self, call: Call, response: LLMResponse, plan_record: dict[str, Any]) -> None:
+    def make_success(self, call: Call, response: LLMResponse, plan_record: dict[str, Any]) -> RunSuccess | None:
+        """Return the outcome to write for a started call; None when nothing is recorded."""
+        if self._runs is None:
+            return None
+        return self._success(call, response, plan_record, self._payload(response))
+
+    async def succeed(self, call: Call, response: LLMResponse, outcome: RunSuccess | None) -> None:
         """Write the outcome of a started call.
 
         Raises:
             LLMStoreError: It could not be written; the answer is its `response`.
         """
         try:
-            if self._runs is not None:
-                await self._write(self._success(call, response, plan_record, self._payload(response)))
+            if outcome is not None:
+                await self._write(outcome)
         except LLMStoreError as error:
             error.response = response
             raise
@@ -156,11 +166,16 @@ class CallRecorder:
 
     async def serve(
         self, call: Call, origin: LLMResponse, served_from: ServedFrom, *, keyed: bool = True
-    ) -> LLMResponse:
-        """Hand out an answer that was paid for earlier, and record that it was served."""
+    ) -> LLMResponse | None:
+        """Hand out an answer that was paid for earlier, and record that it was served.
+
+        None when another run took the call's key meanwhile.
+        """
         response = self.as_served(call, origin, served_from)
         try:
             await self._record_served(call, response, keyed=keyed)
+        except KeyTaken:
+            return None
         except LLMStoreError as error:
             error.run_id, error.response = call.run_id, response
             raise

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from llmkit import errors
 from llmkit.calls.request_hash import prompt_sha256, request_parameters
 from llmkit.errors import LLMBadRequest, LLMError, LLMNoRecording, LLMUnavailable, describe_validation
-from llmkit.ports import AttemptLog, ClientReply
+from llmkit.ports import AttemptLog, BeforeSend, ClientReply, NotSent, allow_sending
 from llmkit.providers import ProviderSpec, collect_secrets
 from llmkit.redaction import redact, request_preview
 from llmkit.settings import LLMSettings
@@ -192,7 +192,9 @@ class CassetteClient:
         self._profile = settings.default_profile
         self._secrets = collect_secrets(settings)
 
-    async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
+    async def call(
+        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+    ) -> ClientReply | NotSent:
         """Return the recorded answer, or the recorded failure.
 
         Raises:
@@ -210,7 +212,9 @@ class CassetteClient:
                 model=route.model,
             )
         error = _error(recording, route)
-        await log.open()
+        not_sent = await before_send()
+        if not_sent is not None:
+            return not_sent
         log.add(_attempt(recording, route, log, error))
         if error is not None:
             raise error

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from llmkit.errors import LLMError
-from llmkit.ports import AttemptLog, ClientReply
+from llmkit.ports import AttemptLog, BeforeSend, ClientReply, NotSent, allow_sending
 from llmkit.types import Attempt, AttemptStatus, LLMRequest, Route, TokenUsage, utc_now
 
 __all__ = ["ScriptedClient", "reply"]
@@ -43,13 +43,17 @@ class ScriptedClient:
         self.in_flight = 0
         self.max_in_flight = 0
 
-    async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
+    async def call(
+        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+    ) -> ClientReply | NotSent:
         """Answer from the script; every call is one attempt.
 
         Raises:
             LLMError: When the script says so.
         """
-        await log.open()
+        not_sent = await before_send()
+        if not_sent is not None:
+            return not_sent
         self.calls.append((route, request))
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)

@@ -11,10 +11,11 @@ import pytest
 from pydantic import BaseModel
 
 from llmkit import Session
+from llmkit.errors import LLMError
 from llmkit.evals import Sample, Task, field_match
 from llmkit.persistence.transaction_watch import WriteTransactionWatch
 from llmkit.persistence.unit_of_work import SqlUnitOfWork
-from llmkit.ports import AttemptLog, ClientReply
+from llmkit.ports import AttemptLog, BeforeSend, ClientReply, NotSent, allow_sending
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
@@ -38,10 +39,13 @@ class WatchedClient(ScriptedClient):
         self._watch = watch
         self._patience_s = patience_s
 
-    async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
-        await log.open()
+    async def call(
+        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+    ) -> ClientReply | NotSent:
+        if (not_sent := await before_send()) is not None:
+            return not_sent
         await self._watch.assert_none_held(self._patience_s)
-        return await super().call(route, request, log)
+        return await super().call(route, request, log, before_send)
 
 
 async def test_the_journal_holds_no_write_transaction_across_a_call(database_url: str) -> None:
@@ -62,8 +66,9 @@ async def test_the_hook_notices_a_session_that_is_held_across_a_call(database_ur
             client = WatchedClient(watch, patience_s=0.05)
             async with SqlUnitOfWork(engine) as unit:
                 service = LLMService(router=LLMRouter(settings, client), settings=settings, runs=unit.runs)
-                with pytest.raises(AssertionError, match="open across a call"):
+                with pytest.raises(LLMError, match="AssertionError") as caught:
                     await service.chat(ask("q"), HERE)
+                assert "open across a call" in str(caught.value.__cause__)
 
 
 def _watched(watch: WriteTransactionWatch, held: list[object], answer: Reply) -> Callable[[RecordedRequest], object]:

@@ -112,7 +112,7 @@ async def _leave_in_flight(bench: Bench, **changes: object) -> RunStart:
     """A STARTED run of the same question, as somebody else left it."""
     call = open_call(ask("q"), HERE, LLMProfile.BALANCED, recorded=True)
     name = bench.service._flight_name(call, bench.service.router.explain(call.request))
-    start = bench.service._ledger._start(call, name)._replace(**changes)
+    start = bench.service._recorder._start(call, name)._replace(**changes)
     await bench.runs.create_started(start)
     return start
 

@@ -11,13 +11,11 @@ from uuid_utils.compat import uuid7
 from llmkit import Session
 from llmkit.client_litellm import LiteLLMClient
 from llmkit.errors import LLMIdempotencyConflict, LLMStoreError
-from llmkit.ports import AttemptLog
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
 from llmkit.testing import OllamaServer, Reply
 from llmkit.testing.in_memory import InMemoryLLMRunRepo
-from llmkit.testing.scripted_client import ScriptedClient
 from llmkit.testing.server_load import Load
 from llmkit.types import LLMRequest
 from tests.support.repositories import JournalHome
@@ -133,36 +131,3 @@ async def test_a_store_that_fails_at_the_turn_sends_nothing_and_says_so_once() -
         with pytest.raises(LLMStoreError, match="disk full"):
             await waiting
         assert (server.call_count, tries) == (1, 1)
-
-
-async def test_a_client_that_sends_before_it_opened_the_log_is_told() -> None:
-    class Hasty(ScriptedClient):
-        async def call(self, route, request, log):
-            return await super().call(route, request, _opened(log))
-
-    def _opened(log: AttemptLog) -> AttemptLog:
-        log.open = _nothing
-        return log
-
-    async def _nothing() -> None: ...
-
-    settings = load_settings(cache_enabled=False)
-    service = LLMService(router=LLMRouter(settings, Hasty()), settings=settings, runs=InMemoryLLMRunRepo())
-    with pytest.raises(RuntimeError, match=r"before `AttemptLog\.open` was awaited"):
-        await service.chat(ask("q"), HERE)
-
-
-async def test_a_log_does_what_must_be_done_first_once_and_again_when_that_failed() -> None:
-    outcomes = [LLMStoreError("away"), None]
-
-    async def opening() -> None:
-        outcome = outcomes.pop(0)
-        if outcome is not None:
-            raise outcome
-
-    log = AttemptLog(opening)
-    with pytest.raises(LLMStoreError):
-        await log.open()
-    await log.open()
-    await log.open()
-    assert outcomes == []

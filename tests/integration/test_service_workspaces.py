@@ -127,7 +127,7 @@ class World:
         if await self._runs.get_by_idempotency_key(step.workspace, step.key or "") is not None:
             return "held"
         age = timedelta(seconds=10**6 if step.fails else 0)
-        start = self._service._ledger._start(call, None)._replace(owner=DEAD, created_at_utc=utc_now() - age)
+        start = self._service._recorder._start(call, None)._replace(owner=DEAD, created_at_utc=utc_now() - age)
         await self._runs.create_started(start)
         return "left"
 

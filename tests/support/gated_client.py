@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from llmkit.ports import AttemptLog, ClientReply
+from llmkit.ports import AttemptLog, BeforeSend, ClientReply, NotSent, allow_sending
 from llmkit.testing.scripted_client import ScriptedClient
 from llmkit.types import LLMRequest, Route
 
@@ -17,8 +17,11 @@ class GatedClient(ScriptedClient):
         self.arrived = asyncio.Event()
         self.gate = asyncio.Event()
 
-    async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
-        await log.open()
+    async def call(
+        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+    ) -> ClientReply | NotSent:
+        if (not_sent := await before_send()) is not None:
+            return not_sent
         self.arrived.set()
         await self.gate.wait()
-        return await super().call(route, request, log)
+        return await super().call(route, request, log, before_send)

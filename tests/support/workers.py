@@ -30,7 +30,7 @@ from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.engines import make_async_engine
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.unit_of_work import SqlUnitOfWork
-from llmkit.ports import AttemptLog, ClientReply, LLMRunRepo
+from llmkit.ports import AttemptLog, BeforeSend, ClientReply, LLMRunRepo, NotSent, allow_sending
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
@@ -202,8 +202,11 @@ class HttpClient:
         self._url = url
         self._session: aiohttp.ClientSession | None = None
 
-    async def call(self, route: Route, request: LLMRequest, log: AttemptLog) -> ClientReply:
-        await log.open()
+    async def call(
+        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+    ) -> ClientReply | NotSent:
+        if (not_sent := await before_send()) is not None:
+            return not_sent
         started = utc_now()
         messages = [{"role": message.role, "content": message.content} for message in request.messages]
         try:

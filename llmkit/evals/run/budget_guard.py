@@ -13,7 +13,7 @@ from llmkit.eval_ports import EvalRun, EvalSpending, EvalStore
 from llmkit.evals.budget import NOTHING, PARTS_PER_USD, Amount, Books, Budget, BudgetUse, Kind, amount
 from llmkit.evals.call_names import name_prefix
 from llmkit.evals.run.plan import Plan
-from llmkit.ports import DOUBTFUL_STATUSES, AttemptLog, ClientReply, Send, use_guard
+from llmkit.ports import DOUBTFUL_STATUSES, AttemptLog, ClientReply, NotSent, Send, use_guard
 from llmkit.pricing import FREE, ListPrice, list_price
 from llmkit.providers import compute_max_prompt_tokens
 from llmkit.types import Attempt, LLMRequest, ResponseFormat, Route
@@ -107,7 +107,7 @@ class BudgetGuard:
                 raise
             self._stop("time", f"Stopped by the time budget of {seconds:g} s. {AGAIN}")
 
-    async def send(self, route: Route, request: LLMRequest, log: AttemptLog, send: Send) -> ClientReply:
+    async def send(self, route: Route, request: LLMRequest, log: AttemptLog, send: Send) -> ClientReply | NotSent:
         """Set aside the most that the request may take, send it, and book what it took. See `spending.Guard`.
 
         While others are under way whose settlement may make room, it waits for them.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from llmkit.errors import LLMError, LLMQuotaExhausted, LLMTimeout, LLMUnusableAnswer
-from llmkit.ports import AttemptLog, ClientReply
+from llmkit.ports import AttemptLog, ClientReply, NotSent, Send
 from llmkit.providers import ProviderSpec, estimate_prompt_tokens
 from llmkit.settings import LLMSettings
 from llmkit.transport.limits.adaptive_concurrency import AdaptiveLimit, Concurrency, FixedLimit, Ticket
@@ -24,8 +24,6 @@ __all__ = ["Admission", "Limits"]
 # Too many requests; Ollama's full queue, which any overloaded server may say too; Anthropic's and others' overload.
 _REFUSALS = frozenset({429, 503, 529})
 _TOO_MANY = 429
-
-Work = Callable[[], Awaitable[ClientReply]]
 
 
 class Limits:
@@ -111,7 +109,7 @@ class Admission:
             self._is_inside = False
             self._provider.semaphore.leave()
 
-    async def send(self, work: Work) -> ClientReply:
+    async def send(self, work: Send) -> ClientReply | NotSent:
         """Do the work, one request, when the limits over all and per minute allow it, and learn from how it ends.
 
         Raises:
@@ -136,7 +134,7 @@ class Admission:
             reservation.release()
             self._everywhere.leave()
 
-    async def _send_and_learn(self, work: Work, reservation: RateReservation) -> ClientReply:
+    async def _send_and_learn(self, work: Send, reservation: RateReservation) -> ClientReply | NotSent:
         ticket, sent_before = self._provider.begin(), len(self._log.attempts)
         try:
             reply = await work()
@@ -146,6 +144,10 @@ class Admission:
         except BaseException:
             self._provider.note_failure(ticket)
             raise
+        if isinstance(reply, NotSent):
+            # The provider has not seen this call, so there is nothing to learn from it.
+            self._provider.note_failure(ticket)
+            return reply
         self._learn(ticket, sent_before)
         usage = reply.usage
         reservation.settle(usage.total_tokens if self._provider.spec.answers_count else usage.input_tokens)
