@@ -80,6 +80,11 @@ class LLMSettings(BaseSettings):
     max_reply_mb: int = Field(
         64, ge=1, le=4096, description="Largest reply that is read from a provider, decompressed, in MB."
     )
+    max_file_mb: int = Field(
+        512,
+        ge=1,
+        description="Most memory that the rows of a compressed dataset or exported run (Parquet) may take, in MB.",
+    )
     max_retries: int = Field(2, ge=0, le=20, description="Retries on the same route after a retryable failure.")
     retry_max_wait_s: Seconds = Field(
         30, description="Longest wait before a retry, in seconds, whatever the provider asks for."

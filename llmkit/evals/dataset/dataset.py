@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import closing
 from copy import copy
 from dataclasses import KW_ONLY, field, replace
 from dataclasses import dataclass as plain_dataclass
 from datetime import date
 from decimal import Decimal
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -33,16 +34,24 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from llmkit.canonical_json import has_lone_surrogate, sha256_of
 from llmkit.errors import LLMDatasetError, describe_validation
-from llmkit.evals.dataset.files import SAMPLE_FIELDS, Record, find_file, is_frame, read_file, read_frame
+from llmkit.evals.dataset.files import (
+    LARGEST_WHOLE_FLOAT,
+    SAMPLE_FIELDS,
+    Record,
+    find_file,
+    is_frame,
+    read_file,
+    read_frame,
+)
+from llmkit.settings import load_settings
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Dataset", "DatasetSource", "Sample"]
+__all__ = ["Dataset", "DatasetSource", "Reading", "Sample"]
 
 ID_LENGTH = 16
 SHARE_TOLERANCE = 1e-9
-LARGEST_WHOLE_FLOAT = 2**53
 
 
 def _order_sets(value: Any) -> Any:
@@ -95,7 +104,7 @@ def _convert_label(value: Any) -> Any:
     if isinstance(value, Integral | UUID):
         return str(value)
     if isinstance(value, float | Real | Decimal):
-        # Pandas turns a column of integers into floats where one is missing. From 2**53 on, a float is not exact.
+        # Pandas turns a column of integers into floats where one is missing.
         number = float(value)
         return str(int(number)) if number.is_integer() and abs(number) < LARGEST_WHOLE_FLOAT else value
     return value.isoformat() if isinstance(value, date) else value
@@ -166,36 +175,24 @@ class Dataset:
     _hashes: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def load(cls, source: DatasetSource, *, base_dir: Path | None = None) -> Dataset:
+    def load(cls, source: DatasetSource, *, base_dir: Path | None = None, limit: int | None = None) -> Dataset:
         """Read a dataset.
 
         Args:
             source: A `.jsonl`, `.csv` or `.parquet` file, samples, or a DataFrame. Columns are named as the fields of
                 `Sample`; `input.question`, `target.amount` or `metadata.page` fill one field of an object.
             base_dir: What a relative path is relative to; the working directory when None.
+            limit: Read only the first N samples; the rest of a file is neither read nor checked. All when None.
 
         Raises:
             LLMDatasetError: The file is missing or a line is malformed; the message names file, line and field.
             LLMConfigurationError: A Parquet file, and no package that reads it.
         """
         if isinstance(source, Dataset):
-            return source
-        if isinstance(source, str | Path):
-            path = find_file(Path(source), base_dir)
-            return cls._of(_samples(read_file(path)), path.name)
-        if is_frame(source):
-            return cls._of(_samples(read_frame(source, "DataFrame", first=0)), "DataFrame")
-        if not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):
-            raise LLMDatasetError(f"A dataset is a file, samples or a DataFrame; got {type(source).__name__}.")
-        return cls._of(_iterate_samples(source), "samples")
-
-    @classmethod
-    def _of(cls, placed: Iterable[tuple[str, Sample]], source: str) -> Dataset:
-        pairs = list(placed)
-        if not pairs:
-            raise LLMDatasetError(f"{source} has no samples.")
-        hashes: dict[str, str] = {}
-        return cls(tuple(_assign_ids(pairs, hashes)), source, hashes)
+            return source.limit(limit)
+        with closing(Reading(source, base_dir)) as reading:
+            reading.read(_check_limit(limit))
+            return reading.dataset()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -272,12 +269,147 @@ class Dataset:
         Raises:
             LLMDatasetError: The count is below 1, or no whole number.
         """
-        if count is None:
+        if _check_limit(count) is None:
             return self
+        return replace(self, samples=self.samples[:count])
+
+    def rename(self, names: Mapping[str, str]) -> Dataset:
+        """Return the same samples, some under other ids.
+
+        Args:
+            names: New id by present id; ids that no sample has are ignored.
+        """
+        hashes = {names.get(name, name): found for name, found in self._hashes.items()}
+        samples = tuple(
+            _with_id(sample, names[sample.key]) if sample.key in names else sample for sample in self.samples
+        )
+        return replace(self, samples=samples, _hashes=hashes)
+
+    def has_made_id(self, sample: Sample) -> bool:
+        """Return whether a sample's id was made of its content, so that an edit of the sample changes it."""
+        return sample.key in self._hashes
+
+
+class Reading:
+    """A dataset that is read as far as it is needed. Close it when that is done.
+
+    Args:
+        source: As for `Dataset.load`.
+        base_dir: As for `Dataset.load`.
+        most_mb: Most memory that a compressed file may take; the setting `max_file_mb` when None.
+        keep_floats: As for `read_frame`.
+
+    Attributes:
+        is_whole: Whether the source was read to its end.
+    """
+
+    def __init__(
+        self,
+        source: DatasetSource,
+        base_dir: Path | None = None,
+        *,
+        most_mb: int | None = None,
+        keep_floats: bool = False,
+    ) -> None:
+        self._name = "samples"
+        self._length = len(source) if isinstance(source, Sized) else None
+        self._samples: list[Sample] = []
+        # Hashes of contents by the ids that were made of them.
+        self._hashes: dict[str, str] = {}
+        self._places: dict[str, str] = {}
+        self._counts: dict[str, int] = {}
+        self.is_whole = False
+        if isinstance(source, Dataset):
+            self._name, self._hashes = source.source, dict(source._hashes)  # noqa: SLF001 (another object of the module)
+            self._placed = _iterate_samples(source.samples)
+        elif isinstance(source, str | Path):
+            path = find_file(Path(source), base_dir)
+            most_mb = load_settings().max_file_mb if most_mb is None else most_mb
+            self._name, self._length = path.name, None
+            self._placed = _samples(read_file(path, most_mb=most_mb))
+        elif is_frame(source):
+            self._name = "DataFrame"
+            self._placed = _samples(read_frame(source, self._name, first=0, keep_floats=keep_floats))
+        elif not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):
+            raise LLMDatasetError(f"A dataset is a file, samples or a DataFrame; got {type(source).__name__}.")
+        else:
+            self._placed = _iterate_samples(source)
+
+    @property
+    def total(self) -> int | None:
+        """Number of samples in the source; None for a file that was not read to its end."""
+        return len(self._places) if self.is_whole else self._length
+
+    def read(self, count: int | None) -> None:
+        """Read on until there are so many samples; to the end when it is None.
+
+        Raises:
+            LLMDatasetError: A line is malformed.
+        """
+        missing = None if count is None else max(0, count - len(self._samples))
+        before = len(self._samples)
+        self._samples.extend(self._identify(placed) for placed in islice(self._placed, missing))
+        self.is_whole = self.is_whole or missing is None or len(self._samples) - before < missing
+        if not self._samples:
+            raise LLMDatasetError(f"{self._name} has no samples.")
+
+    def read_until(self, ids: Iterable[str]) -> None:
+        """Read on until all samples of these ids were read, or to the end. Samples between them are not kept.
+
+        Raises:
+            LLMDatasetError: A line is malformed.
+        """
+        missing = set(ids) - self._places.keys()
+        while missing:
+            placed = next(self._placed, None)
+            if placed is None:
+                self.is_whole = True
+                return
+            sample = self._identify(placed)
+            if sample.key in missing:
+                self._samples.append(sample)
+                missing.discard(sample.key)
+            else:
+                self._hashes.pop(sample.key, None)
+
+    def dataset(self) -> Dataset:
+        """Return the samples that were read and kept."""
+        return Dataset(tuple(self._samples), self._name, dict(self._hashes))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._placed.close()
+
+    def _identify(self, placed: tuple[str, Sample]) -> Sample:
+        """Give a sample its id, if it has none. The same content twice gets the suffixes -2, -3 and so on.
+
+        The id depends on the samples before it alone, so that it is the same however far the dataset is read.
+
+        Raises:
+            LLMDatasetError: An earlier sample has the id.
+        """
+        place, sample = placed
+        if sample.id is not None:
+            if sample.id in self._places:
+                raise LLMDatasetError(f"{place}: id: {sample.id!r} is already the id of {self._places[sample.id]}")
+            self._places[sample.id] = place
+            return sample
+        found = sha256_of(sample.content())
+        stem = name = found[:ID_LENGTH]
+        while name in self._places:
+            self._counts[stem] = self._counts.get(stem, 1) + 1
+            name = f"{stem}-{self._counts[stem]}"
+        self._places[name] = place
+        self._hashes[name] = found
+        return _with_id(sample, name)
+
+
+def _check_limit(count: int | None) -> int | None:
+    if count is not None:
         _require_whole("The limit of samples", count)
         if count < 1:
             raise LLMDatasetError(f"The limit of samples must be at least 1; got {count}.")
-        return replace(self, samples=self.samples[:count])
+    return count
 
 
 def _require_whole(what: str, value: object) -> None:
@@ -302,7 +434,7 @@ def _split_ids(samples: Sequence[Sample], shares: Mapping[str, float], seed: int
     return parts
 
 
-def _samples(records: Iterable[Record]) -> Iterator[tuple[str, Sample]]:
+def _samples(records: Iterable[Record]) -> Generator[tuple[str, Sample]]:
     for place, record in records:
         unknown = [name for name in record if name not in SAMPLE_FIELDS]
         if unknown:
@@ -317,30 +449,11 @@ def _samples(records: Iterable[Record]) -> Iterator[tuple[str, Sample]]:
         yield place, sample
 
 
-def _iterate_samples(samples: Iterable[Any]) -> Iterator[tuple[str, Sample]]:
+def _iterate_samples(samples: Iterable[Any]) -> Generator[tuple[str, Sample]]:
     for number, sample in enumerate(samples):
         if not isinstance(sample, Sample):
             raise LLMDatasetError(f"Sample {number} of the list is a {type(sample).__name__}, not a Sample.")
         yield f"sample {number}", sample
-
-
-def _assign_ids(pairs: list[tuple[str, Sample]], hashes: dict[str, str]) -> Iterator[Sample]:
-    """Give an id to each sample that has none. The same content twice gets the suffixes -2, -3 and so on.
-
-    Args:
-        pairs: Samples, and where each of them is.
-        hashes: Gets the hashes of their contents by the ids that were given.
-    """
-    taken = _explicit_ids(pairs)
-    counts: dict[str, int] = {}
-    for _place, sample in pairs:
-        if sample.id is not None:
-            yield sample
-            continue
-        found = sha256_of(sample.content())
-        name = _free_id(found[:ID_LENGTH], taken, counts)
-        hashes[name] = found
-        yield _with_id(sample, name)
 
 
 def _with_id(sample: Sample, name: str) -> Sample:
@@ -348,23 +461,3 @@ def _with_id(sample: Sample, name: str) -> Sample:
     named = copy(sample)
     object.__setattr__(named, "id", name)
     return named
-
-
-def _free_id(stem: str, taken: set[str], counts: dict[str, int]) -> str:
-    while True:
-        counts[stem] = counts.get(stem, 0) + 1
-        name = stem if counts[stem] == 1 else f"{stem}-{counts[stem]}"
-        if name not in taken:
-            taken.add(name)
-            return name
-
-
-def _explicit_ids(pairs: list[tuple[str, Sample]]) -> set[str]:
-    places: dict[str, str] = {}
-    for place, sample in pairs:
-        if sample.id is None:
-            continue
-        if sample.id in places:
-            raise LLMDatasetError(f"{place}: id: {sample.id!r} is already the id of {places[sample.id]}")
-        places[sample.id] = place
-    return set(places)

@@ -6,15 +6,19 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from llmkit.errors import LLMConfigurationError, LLMDatasetError
+from llmkit.errors import LLMDatasetError
+from llmkit.evals.dataset.parquet import read_parquet
 
-__all__ = ["SAMPLE_FIELDS", "Record", "find_file", "is_frame", "read_file", "read_frame"]
+__all__ = ["LARGEST_WHOLE_FLOAT", "SAMPLE_FIELDS", "Record", "find_file", "is_frame", "read_file", "read_frame"]
 
 LARGEST_CELL = 2**31 - 1
+# From here on, not every whole number is a float.
+LARGEST_WHOLE_FLOAT = 2**53
 # The comma first; Excel writes semicolons where the comma is the decimal mark.
 CSV_DELIMITERS = (",", ";", "\t", "|")
 # What pandas calls the index of a DataFrame in a file.
@@ -42,8 +46,12 @@ def find_file(path: Path, base_dir: Path | None) -> Path:
     raise LLMDatasetError(f"There is no dataset file {place}.{hint}")
 
 
-def read_file(path: Path) -> Iterator[Record]:
-    """Yield the position and the content of each record of a file.
+def read_file(path: Path, *, most_mb: int) -> Iterator[Record]:
+    """Yield the position and the content of each record of a file, one at a time.
+
+    Args:
+        path: The file.
+        most_mb: As for `read_parquet`; only compressed files need it.
 
     Raises:
         LLMDatasetError: The file cannot be read or a line is malformed; the message names file, line and field.
@@ -53,7 +61,7 @@ def read_file(path: Path) -> Iterator[Record]:
         ".jsonl": _jsonl_records,
         ".ndjson": _jsonl_records,
         ".csv": _csv_records,
-        ".parquet": _parquet_records,
+        ".parquet": lambda path: _parquet_records(path, most_mb),
     }
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -64,21 +72,21 @@ def read_file(path: Path) -> Iterator[Record]:
         raise LLMDatasetError(f"{path.name} cannot be read: {error.strerror or error}") from None
 
 
-def _read_text(path: Path) -> str:
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise LLMDatasetError(f"{path.name}, line {line}: not UTF-8 text") from None
+def _read_lines(path: Path) -> Iterator[str]:
+    # Decoded line by line, so that a file is read only as far as its samples are wanted, and a bad line has its number.
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise LLMDatasetError(f"{path.name}, line {number}: not UTF-8 text") from None
 
 
 def _jsonl_records(path: Path) -> Iterator[Record]:
-    # Not splitlines(): it also splits at characters that JSON allows inside a string.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(_read_lines(path), start=1):
         if line.strip():
             place = f"{path.name}, line {number}"
-            yield place, _json_object(line, place)
+            yield place, _json_object(line.rstrip("\n"), place)
 
 
 def _json_object(line: str, place: str) -> Mapping[str, Any]:
@@ -96,10 +104,18 @@ def _json_object(line: str, place: str) -> Mapping[str, Any]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        names = [name for name, _value in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice!r} stands twice in one object")
+        raise ValueError(f"the field {_find_repeated(name for name, _value in pairs)!r} stands twice in one object")
     return made
+
+
+def _find_repeated(names: Iterable[str]) -> str | None:
+    # A set, because counting each name takes a minute for 40,000 columns.
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def _no_constant(name: str) -> Any:
@@ -107,40 +123,56 @@ def _no_constant(name: str) -> Any:
 
 
 def _csv_records(path: Path) -> Iterator[Record]:
-    text = _read_text(path)
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True, **_guess_dialect(text))
-    before = csv.field_size_limit(LARGEST_CELL)
-    try:
-        rows = [(lines.line_num, row) for row in lines if row]
-    except csv.Error as error:
-        raise LLMDatasetError(f"{path.name}, line {lines.line_num}: not CSV: {error}") from None
-    finally:
-        csv.field_size_limit(before)
-    if not rows:
-        return
-    header = rows[0][1]
-    # Spreadsheets end a table with blank rows, and rows with blank cells. A blank cell that fills its row is a value.
-    filled = [
-        (number, row if "".join(row[len(header) :]).strip() else row[: len(header)])
-        for number, row in rows[1:]
-        if any(row) and (len(row) == len(header) or "".join(row).strip())
-    ]
-    for number, row in filled:
-        if len(row) != len(header):
-            raise LLMDatasetError(
-                f"{path.name}, line {number}: {len(row)} cells, but the header has {len(header)} columns"
-            )
-    kept = _choose_columns(header, [row for _number, row in filled], path.name)
-    columns = _columns([header[place] for place in kept], path.name)
-    for number, row in filled:
+    lines = _split_at_returns(_read_lines(path))
+    first = next(lines, "")
+    reader = csv.reader(chain([first], lines), strict=True, **_guess_dialect(first))
+    rows = _csv_rows(reader, path.name)
+    _number, header = next(rows, (0, []))
+    unnamed = _UnnamedColumns(header, path.name)
+    kept = unnamed.find_others()
+    columns = _columns([header[index] for index in kept], path.name)
+    for number, cells in rows:
+        # Spreadsheets end a table with blank rows, and rows with blank cells. A blank cell that fills its row is a
+        # value.
+        if not any(cells) or (len(cells) != len(header) and not "".join(cells).strip()):
+            continue
+        row = cells if "".join(cells[len(header) :]).strip() else cells[: len(header)]
         place = f"{path.name}, line {number}"
-        cells = {name: row[index] or None for name, index in zip(columns, kept, strict=True)}
-        yield place, _nest_columns(cells, place)
+        if len(row) != len(header):
+            raise LLMDatasetError(f"{place}: {len(row)} cells, but the header has {len(header)} columns")
+        unnamed.check(row)
+        yield place, _nest_columns({name: row[index] or None for name, index in zip(columns, kept, strict=True)}, place)
 
 
-def _guess_dialect(text: str) -> dict[str, Any]:
+def _split_at_returns(lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines that end where `csv` expects it: also at a carriage return alone, as in files of old Macs."""
+    for line in lines:
+        if "\r" in line.rstrip("\r\n"):
+            yield from io.StringIO(line, newline="")
+        else:
+            yield line
+
+
+def _csv_rows(reader: Any, source: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows that are not empty, each with the number of its last line."""
+    while True:
+        # The limit is one for the whole process, so it is changed only while a row is read.
+        before = csv.field_size_limit(LARGEST_CELL)
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise LLMDatasetError(f"{source}, line {reader.line_num}: not CSV: {error}") from None
+        finally:
+            csv.field_size_limit(before)
+        if row is None:
+            return
+        if row:
+            yield reader.line_num, row
+
+
+def _guess_dialect(line: str) -> dict[str, Any]:
     """Return the delimiter under which the header has an input, and whether a space follows each delimiter."""
-    header = text.partition("\n")[0].rstrip("\r")
+    header = line.rstrip("\r\n")
     for delimiter in CSV_DELIMITERS:
         names = header.split(delimiter)
         if any(name.strip(' "').partition(".")[0] == "input" for name in names):
@@ -149,40 +181,55 @@ def _guess_dialect(text: str) -> dict[str, Any]:
     return {}
 
 
-def _choose_columns(header: list[str], rows: list[list[str]], source: str) -> list[int]:
-    """Return the positions of all columns but empty ones without a name and the index that pandas writes.
+class _UnnamedColumns:
+    """Columns of a CSV file without a name. They may be empty, and the first one may be the index that pandas writes.
 
-    Raises:
-        LLMDatasetError: A column without a name has cells.
+    Args:
+        header: The first row.
+        source: Name of the file, for errors.
     """
-    kept: list[int] = []
-    for index, name in enumerate(header):
-        if name.strip() and name != "Unnamed: 0":
-            kept.append(index)
-        elif any(row[index].strip() for row in rows) and not (index == 0 and all(row[0].isdecimal() for row in rows)):
-            raise LLMDatasetError(
-                f"{source}: column {index + 1} has no name; name it, or write the file with to_csv(index=False)"
-            )
-    return kept
+
+    def __init__(self, header: list[str], source: str) -> None:
+        self._names = header
+        self._source = source
+        self._unnamed = [index for index, name in enumerate(header) if not name.strip() or name == "Unnamed: 0"]
+        self._is_index: bool | None = None
+
+    def find_others(self) -> list[int]:
+        """Return the positions of the columns that have a name."""
+        unnamed = set(self._unnamed)
+        return [index for index in range(len(self._names)) if index not in unnamed]
+
+    def check(self, row: list[str]) -> None:
+        """Check that a row has no value in these columns.
+
+        Raises:
+            LLMDatasetError: A column without a name has cells.
+        """
+        for index in self._unnamed:
+            cell = row[index]
+            # Its first cell decides whether a column is an index: rows are read one at a time.
+            if index == 0 and self._is_index is None:
+                self._is_index = cell.isdecimal()
+            if not (cell.isdecimal() if index == 0 and self._is_index else not cell.strip()):
+                raise LLMDatasetError(
+                    f"{self._source}: column {index + 1} has no name; name it, or write the file with "
+                    "to_csv(index=False)"
+                )
 
 
-def _parquet_records(path: Path) -> Iterator[Record]:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise LLMConfigurationError(
-            f"{path.name}: reading Parquet needs pyarrow: pip install 'llmkit-research[parquet]'"
-        ) from None
-    try:
-        table = parquet.read_table(path)
-    except ValueError as error:
-        raise LLMDatasetError(f"{path.name} is not a Parquet file: {error}") from None
+def _parquet_records(path: Path, most_mb: int) -> Iterator[Record]:
+    rows = read_parquet(path, most_mb=most_mb)
     # Not by way of a DataFrame: it makes 12.0 of a 12 where another row has nothing.
-    kept = [name for name in table.column_names if not name.startswith(UNNAMED_INDEX)]
-    columns = _columns(kept, path.name)
-    for number, row in enumerate(zip(*(table.column(name).to_pylist() for name in kept), strict=True), start=1):
+    kept = [index for index, name in enumerate(rows.names) if not name.startswith(UNNAMED_INDEX)]
+    columns = _columns([rows.names[index] for index in kept], path.name)
+    is_missing = _missing_test()
+    for number, row in enumerate(rows, start=1):
         place = f"{path.name}, row {number}"
-        yield place, _nest_columns({name: _cell(value) for name, value in zip(columns, row, strict=True)}, place)
+        cells = {
+            name: None if is_missing(row[index]) else row[index] for name, index in zip(columns, kept, strict=True)
+        }
+        yield place, _nest_columns(cells, place)
 
 
 def is_frame(source: object) -> bool:
@@ -192,23 +239,43 @@ def is_frame(source: object) -> bool:
     return pandas is not None and isinstance(source, pandas.DataFrame)
 
 
-def read_frame(frame: Any, source: str, *, first: int) -> Iterator[Record]:
+def read_frame(frame: Any, source: str, *, first: int, keep_floats: bool = False) -> Iterator[Record]:
     """Yield the position, counted from `first`, and the content of each row of a DataFrame.
+
+    Whole numbers in columns of floats become integers. pandas turns a column of integers into floats as soon as one row
+    has no value, and that must not change the other rows.
+
+    Args:
+        frame: The DataFrame.
+        source: Its name, for errors.
+        first: Number of the first row.
+        keep_floats: Leave floats as they are, as version 0.1.0 did.
 
     Raises:
         LLMDatasetError: A column is unknown or does not fit another.
     """
     columns = _columns([str(name) for name in frame.columns], source)
+    floats = [not keep_floats and dtype.kind == "f" for dtype in frame.dtypes]
+    is_missing = _missing_test()
     for number, row in enumerate(frame.itertuples(index=False, name=None), start=first):
         place = f"{source}, row {number}"
-        yield place, _nest_columns({name: _cell(value) for name, value in zip(columns, row, strict=True)}, place)
+        cells = {
+            name: None if is_missing(value) else _narrow(value) if is_float else value
+            for name, value, is_float in zip(columns, row, floats, strict=True)
+        }
+        yield place, _nest_columns(cells, place)
 
 
-def _cell(value: Any) -> Any:
+def _narrow(value: float) -> float | int:
+    # From 2**53 on, a float is not exact.
+    return int(value) if float(value).is_integer() and abs(value) < LARGEST_WHOLE_FLOAT else value
+
+
+def _missing_test() -> Callable[[Any], bool]:
     from pandas import isna
     from pandas.api.types import is_scalar
 
-    return None if is_scalar(value) and isna(value) else value
+    return lambda value: value is None or (is_scalar(value) and bool(isna(value)))
 
 
 def _columns(names: list[str], source: str) -> list[str]:
@@ -217,8 +284,9 @@ def _columns(names: list[str], source: str) -> list[str]:
         if name not in SAMPLE_FIELDS and name.partition(".")[0] not in NESTED_COLUMNS:
             known = ", ".join(SAMPLE_FIELDS)
             raise LLMDatasetError(f"{source}: unknown column {name!r}; known columns: {known}, and metadata.{name}")
-        if names.count(name) > 1:
-            raise LLMDatasetError(f"{source}: there are two columns {name!r}")
+    repeated = _find_repeated(names)
+    if repeated is not None:
+        raise LLMDatasetError(f"{source}: there are two columns {repeated!r}")
     return names
 
 

@@ -5,6 +5,7 @@ import json
 import random
 import re
 import sys
+from collections import Counter
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from llmkit.canonical_json import sha256_of
 from llmkit.errors import LLMConfigurationError, LLMDatasetError
 from llmkit.evals import Dataset, Sample
+from llmkit.evals.dataset.dataset import Reading
 
 
 def write(tmp_path, name, content):
@@ -193,7 +195,7 @@ def test_parquet_without_its_package_names_the_command(tmp_path, monkeypatch):
 
 def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
     path = write(tmp_path, "d.jsonl", '{"input": "a"}')
-    monkeypatch.setattr(type(path), "read_bytes", lambda self: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    monkeypatch.setattr(type(path), "open", lambda self, mode: (_ for _ in ()).throw(PermissionError(13, "denied")))
     assert error_of(path) == "d.jsonl cannot be read: denied"
 
 
@@ -372,3 +374,189 @@ def test_a_deeply_nested_line_is_named_whichever_limit_it_meets(tmp_path, monkey
     monkeypatch.setattr("llmkit.evals.dataset.dataset.to_jsonable_python", refuse)
     message = error_of(write(tmp_path, "d.jsonl", '{"input": {"a": []}}\n'))
     assert message.startswith("d.jsonl, line 1: lists or objects within each other, too deep")
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "bad"),
+    [
+        ("d.jsonl", ['{"input": "a"}', '{"input": "b"}', '{"input": "c"}'], b'{"input": 3}\n\xff'),
+        ("d.csv", ["input", "a", "b", "c"], b"x,y\n\xff"),
+    ],
+)
+def test_a_limit_reads_no_further(tmp_path, name, lines, bad):
+    path = write(tmp_path, name, "\n".join(lines).encode() + b"\n" + bad)
+    assert [sample.input for sample in Dataset.load(path, limit=3)] == ["a", "b", "c"]
+    with pytest.raises(LLMDatasetError):
+        Dataset.load(path)
+
+
+def test_a_limit_takes_no_more_samples_from_an_iterable():
+    taken = []
+
+    def samples():
+        for number in range(1_000_000):
+            taken.append(number)
+            yield Sample(str(number))
+
+    assert len(Dataset.load(samples(), limit=5)) == 5
+    assert len(taken) == 5
+
+
+def test_a_limit_changes_no_id(tmp_path):
+    lines = [{"input": text, **({"id": text} if text == "c" else {})} for text in "aabcad"]
+    path = write(tmp_path, "d.jsonl", "\n".join(map(json.dumps, lines)))
+    whole = [sample.id for sample in Dataset.load(path)]
+    assert [[sample.id for sample in Dataset.load(path, limit=n)] for n in (1, 3, 5)] == [
+        whole[:1],
+        whole[:3],
+        whole[:5],
+    ]
+
+
+def test_an_id_that_an_earlier_sample_got_from_its_content_is_taken(tmp_path):
+    made = Dataset.load([Sample("a")]).samples[0].id
+    path = write(tmp_path, "d.jsonl", f'{{"input": "a"}}\n{{"input": "b", "id": "{made}"}}\n')
+    assert error_of(path) == f"d.jsonl, line 2: id: {made!r} is already the id of d.jsonl, line 1"
+
+
+def test_reading_goes_on_until_the_wanted_ids_are_found():
+    consumed = []
+
+    def samples():
+        for number in range(100):
+            consumed.append(number)
+            yield Sample(str(number), id=str(number))
+
+    reading = Reading(samples())
+    reading.read(2)
+    reading.read_until(["7", "1"])
+    assert [sample.id for sample in reading.dataset()] == ["0", "1", "7"]
+    assert (len(consumed), reading.is_whole, reading.total) == (8, False, None)
+    reading.read_until(["absent"])
+    assert (reading.is_whole, reading.total, len(reading.dataset())) == (True, 100, 3)
+    reading.close()
+
+
+def test_a_csv_with_many_columns_takes_linear_work(tmp_path):
+    """Comparisons of names are counted: each name counted against all others made 40,000 columns take 74 s."""
+    compared: Counter[int] = Counter()
+
+    class Name(str):
+        def __eq__(self, other):
+            compared[0] += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    from llmkit.evals.dataset.files import _columns, _object
+
+    for count in (1_000, 4_000):
+        names = [Name(f"metadata.{number}") for number in range(count)]
+        monkey = [type("Stripped", (Name,), {"strip": lambda self: self})(name) for name in names]
+        compared[0] = 0
+        _columns(["input", *monkey], "d.csv")
+        assert compared[0] <= 20 * count
+    compared[0] = 0
+    with pytest.raises(ValueError, match="stands twice"):
+        _object([*((name, 1) for name in names), ("x", 1), ("x", 2)])
+    assert compared[0] <= 20 * count
+
+
+def test_many_columns_of_a_csv_file_are_read(tmp_path):
+    header = ",".join(["input", *(f"metadata.c{number}" for number in range(20_000))])
+    path = write(tmp_path, "d.csv", f"{header}\na{',1' * 20_000}\n")
+    assert len(Dataset.load(path).samples[0].metadata) == 20_000
+
+
+def test_a_csv_with_carriage_returns_alone(tmp_path):
+    path = write(tmp_path, "d.csv", 'input,target\ra,1\r"b\rc",2\r')
+    assert [(sample.input, sample.target) for sample in Dataset.load(path)] == [("a", "1"), ("b\rc", "2")]
+
+
+@pytest.mark.parametrize("rows", [["0,a", ",b"], [",a", "0,b"], ["0,a", "x,b"]])
+def test_an_index_column_with_other_cells_is_refused(tmp_path, rows):
+    message = error_of(write(tmp_path, "d.csv", "\n".join([",input", *rows])))
+    assert message.startswith("d.csv: column 1 has no name")
+
+
+def write_parquet(path, columns, **options):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pa.table(columns), path, compression="zstd", **options)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options"),
+    [
+        ({"input": ["x" * 1_000] * 20_000}, {}),
+        ({"input": ["x"] * 100_000}, {}),
+        ({"input": ["x" * 20_000_000]}, {"use_dictionary": False}),
+        ({"input": ["a"], "metadata.tags": [["x" * 100] * 2_000_000]}, {}),
+        ({"input": ["a"] * 300, "metadata.tags": [["x" * 1_000] * 200] * 300}, {}),
+    ],
+    ids=["equal strings", "many rows", "a large page", "a long list", "lists of equal strings"],
+)
+def test_a_parquet_file_that_decodes_to_too_much_is_refused(tmp_path, monkeypatch, columns, options):
+    write_parquet(tmp_path / "d.parquet", columns, **options)
+    monkeypatch.setenv("LLM_MAX_FILE_MB", "10")
+    assert (tmp_path / "d.parquet").stat().st_size < 200_000
+    assert error_of(tmp_path / "d.parquet") == (
+        "d.parquet: its rows take more than 10 MB of memory; raise LLM_MAX_FILE_MB if you trust the file, "
+        "or use fewer samples (limit)."
+    )
+
+
+def test_a_limit_of_samples_keeps_within_the_limit_of_memory(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "d.parquet", {"input": ["x" * 1_000] * 20_000, "target": list(range(20_000))})
+    monkeypatch.setenv("LLM_MAX_FILE_MB", "10")
+    assert [sample.target for sample in Dataset.load(tmp_path / "d.parquet", limit=3)] == [0, 1, 2]
+
+
+def test_parquet_columns_of_strings_bytes_lists_and_gaps(tmp_path):
+    columns = {
+        "input": ["a", "b", "a"],
+        "target": [{"x": [1, None], "y": "z"}, None, {"x": [], "y": None}],
+        "group": ["g", None, "g"],
+        "metadata.tags": [["p", "q"], None, ["p"]],
+    }
+    write_parquet(tmp_path / "d.parquet", columns, row_group_size=2)
+    dataset = Dataset.load(tmp_path / "d.parquet")
+    assert [(s.input, s.target, s.group) for s in dataset] == list(
+        zip(columns["input"], columns["target"], columns["group"], strict=True)
+    )
+    assert [s.metadata for s in dataset] == [{"tags": ["p", "q"]}, {}, {"tags": ["p"]}]
+
+
+def test_a_damaged_page_of_a_parquet_file_is_an_error(tmp_path):
+    path = tmp_path / "d.parquet"
+    write_parquet(path, {"input": [f"text {number}" for number in range(1_000)]})
+    content = bytearray(path.read_bytes())
+    content[40:400] = bytes(360)
+    path.write_bytes(content)
+    assert error_of(path).startswith("d.parquet cannot be read: ")
+
+
+def frame_of(**columns):
+    return pd.DataFrame(columns)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "Int64", "float64", "Float64", "float32"])
+def test_a_whole_number_of_a_frame_is_the_same_whatever_the_type_of_its_column(dtype):
+    frame = frame_of(input=["a", "b"], target=pd.Series([1, 2], dtype=dtype))
+    assert [json.dumps(sample.target) for sample in Dataset.load(frame)] == ["1", "2"]
+
+
+def test_a_row_without_values_changes_no_other_row():
+    frame = frame_of(input=["a", "b"], target=[1, 2], **{"metadata.page": [3, 4], "input.n": [5, 6]}).drop(
+        columns="input"
+    )
+    frame["input.q"] = ["x", "y"]
+    longer = pd.concat([frame, frame_of(**{"input.q": ["z"]})], ignore_index=True)
+    before, after = Dataset.load(frame), Dataset.load(longer)
+    assert list(before) == list(after)[:2]
+    assert json.dumps(after.samples[0].input) == json.dumps({"n": 5, "q": "x"})
+
+
+def test_fractions_and_large_floats_of_a_frame_stay_floats():
+    frame = frame_of(input=["a", "b", "c"], target=[1.5, 2.0**60, None])
+    assert [sample.target for sample in Dataset.load(frame)] == [1.5, 2.0**60, None]
+    assert isinstance(Dataset.load(frame).samples[1].target, float)
