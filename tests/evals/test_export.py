@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import stat
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -159,6 +161,117 @@ def test_a_baseline_is_kept_as_a_file_and_gated_against(tmp_path, monkeypatch, c
     assert llmkit(["eval", "gate", "run", "base", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["comparisons"]
     assert (row["pairs"], row["difference"], row["left_out"]) == (4, 0, 0)
+
+
+def edit_rows(path, edit):
+    """Apply a change to the second row of a JSON Lines file."""
+    lines = path.read_text().splitlines()
+    lines[2] = json.dumps(json.loads(lines[2]) | edit)
+    path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"eval_run_id": "0192f0c1-2345-7000-8000-000000000001"}, "eval_run_id: this row belongs to another run"),
+        ({"input_tokens": -1}, "input_tokens: -1 is no count"),
+        ({"output_tokens": 10**30}, "output_tokens: 1e+30 is no count"),
+        ({"requests": 2**63}, "requests: 9.22e+18 is no count"),
+        ({"epoch": -2}, "epoch: -2 is no count"),
+        ({"scores": {"reasoned": float("nan")}}, "scores: that of 'reasoned' is not finite"),
+        ({"scores": {"reasoned": float("inf")}}, "scores: that of 'reasoned' is not finite"),
+    ],
+)
+async def test_a_crafted_row_is_refused_and_nothing_is_stored(tmp_path, edit, message):
+    (await made()).export("run.jsonl")
+    edit_rows(tmp_path / "run.jsonl", edit)
+    store = MemoryStore()
+    with pytest.raises(LLMEvaluationError, match=f"run.jsonl, line 3: {re.escape(message)}"):
+        await import_run(store, "w", "run.jsonl")
+    assert store.runs == {}
+
+
+def grow_parquet(path, rows, **columns):
+    """Add columns to a Parquet file, and repeat its rows."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = parquet.read_table(path)
+    (first,) = table.slice(0, 1).to_pylist()
+    grown = pa.table({name: pa.array([value] * rows) for name, value in (first | columns).items()})
+    parquet.write_table(grown.replace_schema_metadata(table.schema.metadata), path, compression="zstd")
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        (3_000, {"output_json": json.dumps("x" * 100_000)}),  # one string, three thousand times
+        (3_000, {"colour": "x" * 100_000}),  # in a column that no run has
+        (500_000, {}),  # many rows of nothing
+    ],
+)
+async def test_a_small_parquet_file_that_decodes_to_much_is_refused(tmp_path, monkeypatch, rows, columns):
+    monkeypatch.setattr("llmkit.evals.export.MAX_DECODED_MB", 50)
+    (await made()).export("run.parquet")
+    grow_parquet(tmp_path / "run.parquet", rows, **columns)
+    assert (tmp_path / "run.parquet").stat().st_size < 1_000_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(LLMEvaluationError, match=r"run\.parquet decodes to more than 50 MB"):
+            await import_run(MemoryStore(), "w", "run.parquet")
+        assert tracemalloc.get_traced_memory()[1] < 150_000_000
+    finally:
+        tracemalloc.stop()
+
+
+async def test_nested_columns_are_refused(tmp_path):
+    (await made()).export("run.parquet")
+    grow_parquet(tmp_path / "run.parquet", 1, warnings=[["a"]])
+    with pytest.raises(LLMEvaluationError, match="column 'warnings' is nested"):
+        await import_run(MemoryStore(), "w", "run.parquet")
+
+
+async def test_a_long_jsonl_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("llmkit.evals.export.MAX_DECODED_MB", 1)
+    (await made()).export("run.jsonl")
+    (await made()).export("usual.jsonl")
+    with (tmp_path / "run.jsonl").open("a") as file:
+        file.write("x" * 2_000_000)  # a line without an end
+    with pytest.raises(LLMEvaluationError, match=r"run\.jsonl decodes to more than 1 MB"):
+        await import_run(MemoryStore(), "w", "run.jsonl")
+    assert (await import_run(MemoryStore(), "w", "usual.jsonl")).name == "run"
+
+
+def test_an_existing_workspace_that_only_the_file_names_is_refused(tmp_path, monkeypatch, capsys):
+    from llmkit.session import Session
+
+    monkeypatch.setenv("LLM_DATABASE_URL", f"sqlite:///{tmp_path / 'a.db'}")
+    server = OllamaServer([Reply(json.dumps({"label": "positive"}))], models=["a"])
+    with server, Session("colleagues", ollama_api_base=server.url) as session:
+        session.evaluate(sentiment_task(), ["ollama/a"], name="run", progress=False)
+        session.report("run").export("run.jsonl")
+    assert llmkit(["eval", "import", "run.jsonl", "--name", "planted"]) == 2
+    assert "exists and is not yours" in " ".join(capsys.readouterr().err.split())
+    assert llmkit(["eval", "import", "run.jsonl", "--name", "mine", "--workspace", "lab"]) == 0
+    assert llmkit(["eval", "import", "run.jsonl", "--name", "theirs", "--yes"]) == 0
+    with Session("colleagues") as theirs, Session("lab") as ours:
+        assert theirs.report("theirs").counts == ours.report("mine").counts
+        with pytest.raises(LLMEvaluationError, match="no evaluation 'planted'"):
+            theirs.report("planted")
+
+
+def test_a_new_workspace_is_that_of_the_file(tmp_path, monkeypatch):
+    from llmkit.session import Session
+
+    server = OllamaServer([Reply(json.dumps({"label": "positive"}))], models=["a"])
+    monkeypatch.setenv("LLM_DATABASE_URL", f"sqlite:///{tmp_path / 'a.db'}")
+    with server, Session("colleagues", ollama_api_base=server.url) as session:
+        session.evaluate(sentiment_task(), ["ollama/a"], name="run", progress=False)
+        session.report("run").export("run.parquet")
+    monkeypatch.setenv("LLM_DATABASE_URL", f"sqlite:///{tmp_path / 'b.db'}")
+    assert llmkit(["eval", "import", "run.parquet"]) == 0
+    with Session("colleagues") as session:
+        assert session.report("run").counts["SUCCEEDED"] == 4
 
 
 async def test_documents_that_are_made_to_be_shown_have_the_mode_that_the_umask_says(tmp_path):
