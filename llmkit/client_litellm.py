@@ -18,10 +18,12 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 from llmkit.errors import (
     CANCELLED_CODE,
     LLMConfigurationError,
+    LLMContextOverflow,
     LLMEmptyReply,
     LLMError,
     LLMMalformedReply,
     LLMModelNotFound,
+    LLMPromptTruncated,
 )
 from llmkit.ports import (
     AttemptLog,
@@ -37,10 +39,11 @@ from llmkit.ports import (
 from llmkit.providers import PROVIDERS, ProviderSpec
 from llmkit.redaction import redact
 from llmkit.settings import LLMSettings
+from llmkit.transport.context_window import CallWindow, MeasuredPrompts
 from llmkit.transport.http.error_mapping import failure
 from llmkit.transport.http.exchange import Exchange
 from llmkit.transport.http.replies import read_reply, verdict
-from llmkit.transport.limits import Limits
+from llmkit.transport.limits import Admission, Limits
 from llmkit.transport.paths.select import RequestPaths, load_here
 from llmkit.types import Attempt, AttemptStatus, LLMProvider, LLMRequest, Route, TokenUsage
 
@@ -77,6 +80,7 @@ class LiteLLMClient:
         self._sleep = sleep
         self._limits = Limits(settings, providers)
         self._paths = RequestPaths(settings.request_path, settings.max_reply_mb)
+        self._measured_prompts = MeasuredPrompts()
 
     async def preload(self) -> None:
         """Load litellm, so that the first call does not wait for it. Takes 3 to 6 s, all in a worker thread."""
@@ -107,8 +111,9 @@ class LiteLLMClient:
             await self._load_paths(spec, route)
             # Several seconds in a new process, which say nothing of the provider.
             log.queued_ms += (time.perf_counter() - began_s) * 1000
-            once = apply_guard(route, request, log, partial(self._request_once, spec, route, request, log, before_send))
-            send = partial(place.send, once)
+            window = CallWindow(spec, route, request, self._measured_prompts)
+            once = apply_guard(route, request, log, partial(self._request_once, window, log, before_send))
+            send = partial(_send_in_window, place, once, window)
             first = await _try_once(send)
             # Most calls need no retry, and its machinery is a third of all the work that is done here.
             return await self._retry(first, send) if isinstance(first, LLMError) else first
@@ -185,13 +190,14 @@ class LiteLLMClient:
         return await server.ensure_running() if server is not None else None
 
     async def _request_once(
-        self, spec: ProviderSpec, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend
+        self, window: CallWindow, log: AttemptLog, before_send: BeforeSend
     ) -> ClientReply | NotSent:
+        spec, route, request = window.spec, window.route, window.request
         endpoint = await self._endpoint(route.provider)
         not_sent = await before_send()
         if not_sent is not None:
             return not_sent
-        arguments = spec.call_arguments(self._settings, route, request, endpoint)
+        arguments = window.fit(spec.call_arguments(self._settings, route, request, endpoint))
         exchange = Exchange(spec=spec, arguments=arguments)
         record = _Record(route, exchange, log, spec.secrets(self._settings))
         timeout_s = request.timeout_s or self._settings.default_timeout_s
@@ -230,6 +236,19 @@ class LiteLLMClient:
 
 def _error_of(state: RetryCallState) -> BaseException | None:
     return state.outcome.exception() if state.outcome is not None else None
+
+
+async def _send_in_window(place: Admission, once: Send, window: CallWindow) -> ClientReply | NotSent:
+    """Send the request, and once more when the prompt did not fit into a window that the model can widen."""
+    try:
+        return await place.send(once)
+    except (LLMContextOverflow, LLMPromptTruncated):
+        if not window.widen():
+            raise
+    reply = await place.send(once)
+    if isinstance(reply, ClientReply):
+        window.note_reply(reply)
+    return reply
 
 
 async def _try_once(send: Send) -> ClientReply | NotSent | LLMError:

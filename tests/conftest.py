@@ -17,6 +17,7 @@ pytest_plugins = [
     "tests.support.no_pickle",
     "tests.support.ollama_server",
     "tests.support.open_connections",
+    "tests.support.raw_server",
 ]
 
 # The same examples in every run and no clock on them: what fails, fails again, on the slowest machine too.

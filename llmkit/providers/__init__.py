@@ -11,8 +11,11 @@ from llmkit.providers.base import (
     ProviderSpec,
     ReplyFacts,
     answers_on_this_machine,
+)
+from llmkit.providers.prompt_tokens import (
     compute_max_prompt_tokens,
     compute_min_prompt_tokens,
+    count_words,
     estimate_prompt_tokens,
     surely_exceeds,
 )
@@ -29,6 +32,7 @@ __all__ = [
     "collect_secrets",
     "compute_max_prompt_tokens",
     "compute_min_prompt_tokens",
+    "count_words",
     "estimate_prompt_tokens",
     "surely_exceeds",
 ]

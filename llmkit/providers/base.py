@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -32,25 +30,10 @@ __all__ = [
     "ReplyFacts",
     "answers_on_this_machine",
     "build_openai_arguments",
-    "compute_max_prompt_tokens",
-    "compute_min_prompt_tokens",
-    "estimate_prompt_tokens",
     "find_url_passwords",
     "strip_credentials",
-    "surely_exceeds",
 ]
 
-# A token of English holds 4.3 bytes of UTF-8 on average, of code and of most other scripts 2 to 3.
-BYTES_PER_TOKEN = 3
-# No tokenizer in use packs running text more tightly than this.
-MOST_CHARS_PER_TOKEN = 8
-TOKENS_PER_MESSAGE = 8
-# A chat template adds text around a conversation; the longest instructions for tools take about 200 tokens.
-TOKENS_OF_A_TEMPLATE = 256
-# Models that cut an image into tiles take the most (LLaVA 1.6: 2,880 tokens); others take 256 or more.
-TOKENS_PER_IMAGE = 3_000
-# A page of a PDF is 258 tokens (https://ai.google.dev/gemini-api/docs/document-processing) and rarely below 5 kB.
-FILE_BYTES_PER_TOKEN = 20
 # The grammars of llama.cpp count digits, so they can bound only integers.
 LLAMA_CPP_UNENFORCED = frozenset({"number.minimum", "number.maximum"})
 
@@ -66,6 +49,7 @@ class CallArguments:
         send_key: Whether the provider gets a key. LiteLLM would otherwise send one that it finds in the environment.
         price_entry: An entry for LiteLLM's price list, so that it does not query the server about the model.
         model_digest: Identifies the model's weights when known; not sent.
+        model_context_tokens: The model's own context window, in tokens; None when it is not known.
     """
 
     kwargs: Mapping[str, Any] = field(repr=False)
@@ -74,6 +58,7 @@ class CallArguments:
     send_key: bool = True
     price_entry: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
     model_digest: str | None = None
+    model_context_tokens: int | None = None
 
     def own_kwargs(self) -> dict[str, Any]:
         """Return a copy of the arguments that the callee may change: LiteLLM rewrites tool schemas in place."""
@@ -123,7 +108,7 @@ class ProviderSpec:
         reply_facts: Reads the provider's JSON.
         sent_schema: The output schema in the JSON that was really sent; None when there is none.
         mend_reply: Adapts the provider's JSON to what LiteLLM can read.
-        within_window: Limits the requested context window to the model's own, in tokens.
+        resize_window: Asks for a context window with room for this many tokens, at most the model's own.
         secrets: Keys that must never be shown.
         telemetry_name: Its name in the OpenTelemetry GenAI conventions; None when that is the provider's own name.
         policy_ranks: Its place in the order of each router policy, smallest first.
@@ -163,7 +148,7 @@ class ProviderSpec:
     telemetry_name: str | None = None
     model_problem: Callable[[LLMSettings, str], str | None] = lambda _settings, _model: None
     mend_reply: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda reply: reply
-    within_window: Callable[[CallArguments, int], CallArguments] = lambda arguments, _window: arguments
+    resize_window: Callable[[CallArguments, int], CallArguments] = lambda arguments, _tokens: arguments
     secrets: Callable[[LLMSettings], tuple[str, ...]] = lambda _settings: ()
     tools_depend_on_model: bool = False
     calls_tools_beside_json: Callable[[str], bool] = lambda _model: False
@@ -196,53 +181,6 @@ def find_url_passwords(url: str) -> tuple[str, ...]:
     """Return the password in a URL as it is written and decoded, since a server may quote either; () without one."""
     password = urlsplit(url).password
     return tuple(dict.fromkeys((password, unquote(password)))) if password else ()
-
-
-def _count_bytes(request: LLMRequest) -> int:
-    texts = [message.content for message in request.messages]
-    texts += [call.name + call.arguments for message in request.messages for call in message.tool_calls]
-    texts += [tool.name + tool.description + json.dumps(tool.parameters) for tool in request.tools]
-    return sum(len(text.encode()) for text in texts)
-
-
-def estimate_prompt_tokens(request: LLMRequest) -> int:
-    """Estimate the prompt's tokens, rather too many than too few: 3,000 per image, 50 per kB of PDF."""
-    texts = _count_bytes(request) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE * (len(request.messages) + 1)
-    return texts + sum(_estimate_attachment_tokens(attachment) for attachment in request.attachments)
-
-
-def compute_max_prompt_tokens(request: LLMRequest) -> int:
-    """Return an upper bound on the prompt's tokens, output schema included; images and PDF are estimated.
-
-    No tokenizer produces more tokens than a text has bytes. The model's template is added.
-    """
-    schema = request.response_format and request.response_format.json_schema
-    texts = _count_bytes(request) + len(json.dumps(schema or {}).encode())
-    frame = TOKENS_OF_A_TEMPLATE + 2 * TOKENS_PER_MESSAGE * (len(request.messages) + len(request.tools))
-    return texts + frame + sum(_estimate_attachment_tokens(attachment) for attachment in request.attachments)
-
-
-def _estimate_attachment_tokens(attachment: Attachment) -> int:
-    return TOKENS_PER_IMAGE if attachment.is_image else len(attachment.data) // FILE_BYTES_PER_TOKEN
-
-
-def compute_min_prompt_tokens(request: LLMRequest) -> int:
-    """Return a lower bound on the messages' tokens. Constant time, however long they are."""
-    return sum(len(message.content) for message in request.messages) // MOST_CHARS_PER_TOKEN
-
-
-_REPEATED = re.compile(r"(.)\1{2,}", re.DOTALL)
-
-
-def surely_exceeds(request: LLMRequest, window: int) -> bool:
-    """Return whether no tokenizer fits the messages into `window` tokens.
-
-    A run of one character counts as a single one.
-    """
-    if compute_min_prompt_tokens(request) <= window:
-        return False
-    chars = sum(len(_REPEATED.sub(r"\1", message.content)) for message in request.messages)
-    return chars // MOST_CHARS_PER_TOKEN > window
 
 
 def build_openai_arguments(request: LLMRequest) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from llmkit.providers.base import (
     ProviderSpec,
     ReplyFacts,
     build_openai_arguments,
-    estimate_prompt_tokens,
     find_url_passwords,
     strip_credentials,
 )
 from llmkit.providers.model_facts import NOTHING_KNOWN, Fact, ModelFacts
+from llmkit.providers.prompt_tokens import TOKENS_OF_A_TEMPLATE, compute_max_prompt_tokens, estimate_prompt_tokens
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProfile, LLMProvider, LLMRequest, ProviderCaps, Route
 
@@ -37,17 +37,23 @@ ROOM_FOR_ANSWER_TOKENS = 1024
 def choose_context_window(request: LLMRequest) -> int:
     """Return the `num_ctx` to ask for: prompt and answer, rounded up to a power of two, from 4,096 to 131,072 tokens.
 
-    Ollama silently cuts a prompt that is longer than its window, and its default is 2,048 or 4,096. Powers of two,
-    because every change of the window makes it load the model again.
+    Older servers silently cut a prompt that is longer than the window, whose default is 2,048 or 4,096.
     """
-    needed = estimate_prompt_tokens(request) + (request.max_output_tokens or ROOM_FOR_ANSWER_TOKENS)
-    rounded = 1 << (needed - 1).bit_length()
-    return min(max(rounded, SMALLEST_CONTEXT_TOKENS), LARGEST_CONTEXT_TOKENS)
+    room = request.max_output_tokens or ROOM_FOR_ANSWER_TOKENS
+    if compute_max_prompt_tokens(request) + room <= SMALLEST_CONTEXT_TOKENS:
+        return SMALLEST_CONTEXT_TOKENS  # Most prompts: the estimate would take longer than all other arguments.
+    return _round_window(estimate_prompt_tokens(request) + TOKENS_OF_A_TEMPLATE + room)
 
 
-def _fit_window(arguments: CallArguments, window: int) -> CallArguments:
-    """Limit the window to the model's own: Ollama would silently reduce it and then cut the prompt."""
-    if arguments.context_tokens is None or arguments.context_tokens <= window:
+def _round_window(tokens: int) -> int:
+    """Round up to a power of two: every change of the window makes the server load the model again."""
+    return min(max(1 << (tokens - 1).bit_length(), SMALLEST_CONTEXT_TOKENS), LARGEST_CONTEXT_TOKENS)
+
+
+def _resize_window(arguments: CallArguments, tokens: int) -> CallArguments:
+    """Ask for another window, at most the model's own: a server would silently reduce it and then cut the prompt."""
+    window = min(_round_window(tokens), arguments.model_context_tokens or LARGEST_CONTEXT_TOKENS)
+    if window == arguments.context_tokens:
         return arguments
     return replace(arguments, kwargs={**arguments.kwargs, "num_ctx": window}, context_tokens=window)
 
@@ -110,6 +116,8 @@ def _build_call_arguments(
         # Without a key of ours LiteLLM sends OLLAMA_API_KEY from the environment to whatever address this is.
         "api_key": "none",
         "num_ctx": window,
+        # A server since 0.12.5 then refuses a prompt that does not fit, with a clear 400; older ones ignore it and cut.
+        "extra_body": {"truncate": False},
         # LiteLLM labels the body application/octet-stream.
         "extra_headers": {"Content-Type": "application/json"},
     }
@@ -201,7 +209,7 @@ SPEC = ProviderSpec(
     reply_facts=_read_reply_facts,
     sent_schema=_find_schema,
     mend_reply=_mend_reply,
-    within_window=_fit_window,
+    resize_window=_resize_window,
     secrets=lambda settings: find_url_passwords(str(settings.ollama_api_base)),
     tools_depend_on_model=True,
     images_depend_on_model=True,

@@ -33,7 +33,9 @@ def _add_facts(spec: ProviderSpec, facts: FactBook) -> ProviderSpec:
         known = facts.of(route)
         arguments = spec.call_arguments(settings, route, request, endpoint)
         if known.context_tokens is not None:
-            arguments = spec.within_window(arguments, known.context_tokens.value)
+            arguments = replace(arguments, model_context_tokens=known.context_tokens.value)
+            if arguments.context_tokens is not None:
+                arguments = spec.resize_window(arguments, arguments.context_tokens)
         return arguments if known.digest is None else replace(arguments, model_digest=known.digest.value)
 
     return replace(spec, call_arguments=call_arguments)

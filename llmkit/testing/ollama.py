@@ -1,10 +1,11 @@
-"""A stand-in that speaks the wire of Ollama 0.6.5."""
+"""A stand-in that speaks the wire of Ollama, of 0.6.5 or of a newer version."""
 
 import hashlib
 import json
+import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from llmkit.testing.http_answers import CompletedReply, HttpAnswer, complete_reply, json_bytes
@@ -20,6 +21,9 @@ __all__ = ["OllamaModel", "OllamaServer"]
 DEFAULT_NUM_CTX = 2048
 _SMALLEST_NUM_CTX = 4
 _KEEP_ALIVE_S = 300
+# Older versions ignore `truncate: false` (https://github.com/ollama/ollama/pull/12061).
+_FIRST_WITH_TRUNCATE = (0, 12, 5)
+_TOO_LONG = "the input length exceeds the context length"
 _NS_PER_TOKEN = 1_000_000
 _NO_EYES = (
     "Failed to create new sequence: failed to process inputs: this model is missing data required for image input"
@@ -73,16 +77,17 @@ class OllamaServer(StandInServer):
     """Answers `/api/chat`, `/api/generate`, `/api/tags`, `/api/show`, `/api/ps` and `/api/version` as Ollama does.
 
     Honoured: `stream` (on unless switched off), `format`, `tools` (400 for a model without them), `images` (500 for a
-    model without vision), `num_predict`
-    (cuts the answer, `done_reason` `length`) and `num_ctx` (2048 unless given: the oldest messages are dropped until
-    the rest fits, and a last message that is still too long is silently cut, so that `prompt_eval_count` is
-    `num_ctx`). Other options are ignored.
+    model without vision), `think` (400 for a model without it), `num_predict` (cuts the answer, `done_reason` `length`)
+    and `num_ctx` (2048 unless given: the oldest messages are dropped until the rest fits, and a last message that is
+    still too long is silently cut, so that `prompt_eval_count` is `num_ctx`; from version 0.12.5 on, `truncate: false`
+    makes such a prompt a 400 instead). Other options are ignored.
 
     Args:
         replies: See `script`; left out, it answers a valid instance of the requested schema, else `DEFAULT_TEXT`.
         models: What is pulled, by name or in detail; any other model is a 404.
-        version: What `/api/version` says.
+        version: The version that `/api/version` reports, and whose behaviour the server has.
         ignores_schema: Accept `format` and answer prose, as some servers do.
+        tokenizer: Counts the tokens of a message; by default its words. `len` is close to what Gemma 3 makes of digits.
         load: How many requests it serves at once, how slowly, and when it is overloaded.
         keep_requests: How many requests `requests` keeps, the newest; None for all.
         port: 0 for a free one.
@@ -105,6 +110,7 @@ class OllamaServer(StandInServer):
         models: Sequence[str | OllamaModel] = ("llama3.2",),
         version: str = "0.6.5",
         ignores_schema: bool = False,
+        tokenizer: Callable[[str], int] = count_tokens,
         load: Load = Load(),  # noqa: B008 - a frozen value
         keep_requests: int | None = 10_000,
         port: int = 0,
@@ -113,6 +119,7 @@ class OllamaServer(StandInServer):
         self.models = models
         self.version = version
         self.ignores_schema = ignores_schema
+        self.tokenizer = tokenizer
         self._loaded: dict[str, float] = {}
 
     @property
@@ -143,13 +150,37 @@ class OllamaServer(StandInServer):
         if model is None:
             return self._make_error(404, f"model {json.dumps(name)} not found, try pulling it first")
         self._loaded[model.full_name] = time.time()
+        if body.get("think") and "thinking" not in model.capabilities:
+            return self._make_error(400, f"{json.dumps(model.name)} does not support thinking")
         if body.get("tools") and "tools" not in model.capabilities:
             return self._make_error(400, f"registry.ollama.ai/library/{model.full_name} does not support tools")
         if "vision" not in model.capabilities and any(each.get("images") for each in _parse_messages(body)):
             return self._make_error(500, _NO_EYES)
         if not body.get("messages") and not body.get("prompt"):
             return HttpAnswer([json_bytes(_answer_load(request.path, body))])
-        return self._refuse_format(body.get("format"))
+        return self._refuse_format(body.get("format")) or self._refuse_long_prompt(body, model)
+
+    def _refuse_long_prompt(self, body: Any, model: OllamaModel) -> HttpAnswer | None:
+        if body.get("truncate", True) is not False or _parse_version(self.version) < _FIRST_WITH_TRUNCATE:
+            return None
+        tokens = sum(self._count_messages(_list_messages(body)))
+        return self._make_error(400, _TOO_LONG) if tokens > _get_window(body, model) else None
+
+    def _count_messages(self, messages: Iterable[Mapping[str, Any]]) -> list[int]:
+        return [
+            self.tokenizer(message.get("content") or "")
+            + len(message.get("images") or ())
+            + len(message.get("tool_calls") or ())
+            for message in messages
+        ]
+
+    def _count_prompt(self, body: Any, num_ctx: int) -> int:
+        """Count the prompt after the server has cut it to `num_ctx`; at least 1, the mark of its beginning."""
+        messages = _list_messages(body)
+        counts = self._count_messages(messages)
+        if sum(counts) > num_ctx:
+            counts = _drop_oldest(messages, counts, num_ctx)
+        return min(max(sum(counts), 1), num_ctx)
 
     def _refuse_format(self, wanted: Any) -> HttpAnswer | None:
         if wanted in (None, "", "json") or isinstance(wanted, Mapping):
@@ -158,6 +189,8 @@ class OllamaServer(StandInServer):
         return self._make_error(500, f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
 
     def _render(self, request: RecordedRequest, body: Any, reply: Reply) -> HttpAnswer:
+        if body.get("think") is False:
+            reply = replace(reply, thinking=None)
         completed = self._complete_reply(body, reply)
         ending: dict[str, Any] = {"done_reason": completed.finish_reason, "done": True}
         ending.update(_make_metrics(completed.usage, request.received_at_s, counted=not reply.no_usage))
@@ -180,11 +213,10 @@ class OllamaServer(StandInServer):
         wanted = body.get("format") or None
         schema = {"type": "object"} if wanted == "json" else wanted
         model = self._models[_add_tag(body["model"])]
-        num_ctx = min(max(int(options.get("num_ctx") or DEFAULT_NUM_CTX), _SMALLEST_NUM_CTX), model.context_length)
         limit = int(options.get("num_predict") or 0)
         return complete_reply(
             reply,
-            prompt_tokens=_prompt_tokens(body, num_ctx),
+            prompt_tokens=self._count_prompt(body, _get_window(body, model)),
             schema=None if self.ignores_schema else schema,
             limit=limit if limit > 0 else None,
         )
@@ -194,7 +226,7 @@ class OllamaServer(StandInServer):
             case FaultKind.INVALID_KEY:
                 return self._make_error(401, "unauthorized")
             case FaultKind.CONTEXT_OVERFLOW:
-                return self._make_error(400, "the input length exceeds the context length")
+                return self._make_error(400, _TOO_LONG)
             case FaultKind.NO_CANDIDATES:
                 head = {"model": request.json["model"], "created_at": _go_time(time.time_ns())}
                 return HttpAnswer([json_bytes({**head, "done_reason": "stop", "done": True})])
@@ -263,16 +295,20 @@ def _go_time(ns: int) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}{digits}Z"
 
 
-def _prompt_tokens(body: Any, num_ctx: int) -> int:
-    """Count the prompt as it is after the server has cut it to `num_ctx`; at least 1, the mark of its beginning."""
-    messages = body.get("messages") or [
+def _parse_version(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def _list_messages(body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return body.get("messages") or [
         {"role": "system", "content": body.get("system") or ""},
         {"role": "user", "content": body.get("prompt") or ""},
     ]
-    counts = [_message_tokens(message) for message in messages]
-    if sum(counts) > num_ctx:
-        counts = _drop_oldest(messages, counts, num_ctx)
-    return min(max(sum(counts), 1), num_ctx)
+
+
+def _get_window(body: Mapping[str, Any], model: OllamaModel) -> int:
+    asked = (body.get("options") or {}).get("num_ctx")
+    return min(max(int(asked or DEFAULT_NUM_CTX), _SMALLEST_NUM_CTX), model.context_length)
 
 
 def _drop_oldest(messages: Sequence[Mapping[str, Any]], counts: list[int], num_ctx: int) -> list[int]:
@@ -287,11 +323,6 @@ def _drop_oldest(messages: Sequence[Mapping[str, Any]], counts: list[int], num_c
             stays = min(start + 1, len(messages) - 1)
             return [n for at, n in enumerate(counts) if at >= stays or is_system[at]]
     return counts
-
-
-def _message_tokens(message: Mapping[str, Any]) -> int:
-    extras = len(message.get("images") or ()) + len(message.get("tool_calls") or ())
-    return count_tokens(message.get("content") or "") + extras
 
 
 def _make_metrics(usage: Usage, received_at_s: float, *, counted: bool) -> dict[str, int]:

@@ -200,6 +200,6 @@ def test_ollama_is_asked_for_no_larger_window_than_the_model_has(window: int | N
     assert (arguments.kwargs["num_ctx"], arguments.context_tokens) == (asked_for, asked_for)
     assert arguments.model_digest == (None if window is None else "abc")
     plain = PROVIDERS[LLMProvider.OLLAMA].call_arguments(load_settings(), OLLAMA, LLMRequest(messages="Hi"), None)
-    assert replace(arguments, model_digest=None, kwargs={}, context_tokens=0) == replace(
+    assert replace(arguments, model_digest=None, kwargs={}, context_tokens=0, model_context_tokens=None) == replace(
         plain, kwargs={}, context_tokens=0
     )

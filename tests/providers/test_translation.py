@@ -23,6 +23,7 @@ from llmkit.providers import (
 )
 from llmkit.providers.base import build_openai_arguments, find_url_passwords, strip_credentials
 from llmkit.providers.ollama import choose_context_window
+from llmkit.providers.prompt_tokens import estimate_text_tokens
 from llmkit.settings import RouterPolicy, load_settings
 from llmkit.types import (
     LLMProvider,
@@ -89,21 +90,47 @@ def test_json_without_a_schema():
 
 
 @pytest.mark.parametrize(
-    ("letters", "limit", "window"),
+    ("text", "limit", "window"),
     [
-        (10, None, 4096),
-        (9_000, None, 4096),
-        (9_400, None, 8192),
-        (9_000, 2_000, 8192),
-        (60_000, None, 32_768),
-        (9_000_000, None, 131_072),
+        ("Hi", None, 4096),
+        ("Water boils. " * 500, None, 4096),  # 2,000 tokens in 6.5 kB of prose
+        ("Water boils. " * 500, 2_000, 8192),
+        ("Water boils. " * 900, None, 8192),
+        ("12345 " * 900, None, 8192),  # 5,400 tokens in 5.4 kB of numbers
+        ("0f9e" * 2_000, None, 16_384),
+        ("😀" * 2_000, None, 16_384),
+        ("x9" * 4_500_000, None, 131_072),
     ],
 )
-def test_ollamas_window_fits_prompt_and_answer(letters, limit, window):
-    request = LLMRequest(messages="x" * letters, max_output_tokens=limit)
+def test_ollamas_window_fits_prompt_and_answer(text, limit, window):
+    request = LLMRequest(messages=text, max_output_tokens=limit)
     assert choose_context_window(request) == window
     arguments = ollama.SPEC.call_arguments(load_settings(), OLLAMA, request, None)
     assert arguments.context_tokens == arguments.kwargs["num_ctx"] == window
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("", 0),
+        ("The cat sat on the mat.", 7),
+        ("internationalization", 6),
+        ("2024-05-01", 13),
+        ("HELLO", 3),
+        ("naïve", 3),
+        ("日本", 4),
+        ("😀", 4),
+        ("ACGT" * 10, 41),
+        ("\n\n\n\n", 2),
+    ],
+)
+def test_estimated_tokens_of_a_text(text, tokens):
+    assert estimate_text_tokens(text) == tokens
+
+
+@given(st.text(max_size=300))
+def test_an_estimate_is_no_more_than_two_tokens_a_byte(text):
+    assert estimate_text_tokens(text) <= 2 * len(text.encode(errors="replace")) + 1
 
 
 @given(st.text(max_size=3000), st.none() | st.integers(1, 50_000))

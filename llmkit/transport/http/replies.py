@@ -17,7 +17,8 @@ from llmkit.errors import (
     LLMUnusableAnswer,
 )
 from llmkit.ports import ClientReply
-from llmkit.providers import ReplyFacts, compute_min_prompt_tokens
+from llmkit.providers import ReplyFacts, compute_min_prompt_tokens, count_words, surely_exceeds
+from llmkit.providers.prompt_tokens import MOST_CHARS_PER_TOKEN
 from llmkit.transport.http.exchange import Exchange
 from llmkit.types import FinishReason, LLMRequest, TokenUsage, ToolCall
 
@@ -117,17 +118,20 @@ def _kind_of_cut(reply: ClientReply, request: LLMRequest) -> type[LLMUnusableAns
 
 
 def _prompt_was_cut(facts: ReplyFacts, exchange: Exchange, request: LLMRequest) -> bool:
-    """Return whether the server read as many tokens as a window holds, and so probably not all.
+    """Return whether the server read as many tokens as a window can contain, and so probably not all.
 
     The window is the one that was asked for, or a smaller one of the model's own: then the count is a whole multiple
-    of 1,024 and smaller than any tokenizer would make of a prompt of this length.
+    of 1,024 and smaller than any tokenizer would make of a prompt of this length. A server that drops the oldest
+    messages instead counts less than its window, and then the prompt has more words than tokens were read.
     """
     window, counted = exchange.arguments.context_tokens, facts.prompt_tokens
     if window is None or counted is None:
         return False
     if counted >= window - 1:
         return True
-    return counted % WINDOW_STEP_TOKENS == 0 and counted < compute_min_prompt_tokens(request)
+    if counted % WINDOW_STEP_TOKENS == 0 and counted < compute_min_prompt_tokens(request):
+        return True
+    return _fewer_than_sent(facts, request) and (count_words(request) > window or surely_exceeds(request, window))
 
 
 def _with_warnings(reply: ClientReply, exchange: Exchange, request: LLMRequest, facts: ReplyFacts) -> ClientReply:
@@ -154,10 +158,13 @@ def _describe_cut(exchange: Exchange, request: LLMRequest) -> str:
 
 
 def _fewer_than_sent(facts: ReplyFacts, request: LLMRequest) -> bool:
-    return (
-        facts.counts_reported
-        and facts.prompt_tokens is not None
-        and facts.prompt_tokens < compute_min_prompt_tokens(request)
+    """Return whether the server counted fewer tokens than the messages can have. It must have reported a count."""
+    if not facts.counts_reported or facts.prompt_tokens is None:
+        return False
+    least = compute_min_prompt_tokens(request)
+    # A text has at most one word per two characters, so most replies need no counting of words.
+    return facts.prompt_tokens < least or (
+        facts.prompt_tokens < (MOST_CHARS_PER_TOKEN // 2) * (least + 1) and facts.prompt_tokens < count_words(request)
     )
 
 

@@ -23,7 +23,7 @@ Arguments = Mapping[str, Any]
 
 # In the order in which LiteLLM maps them, which is the order on the wire.
 _OPENAI_PARAMETERS = ("temperature", "stop", "max_tokens", "response_format", "seed", "tools", "tool_choice")
-_FRAME = frozenset({"model", "messages", "api_base", "api_key", "extra_headers"})
+_FRAME = frozenset({"model", "messages", "api_base", "api_key", "extra_headers", "extra_body"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ class _PlainTranslation:
         url = self.config.get_complete_url(
             api_base=base, api_key=key, model=model, optional_params=options, litellm_params={}, stream=None
         )
-        data = self.config.transform_request(headers=headers, **rest)
+        data = {**self.config.transform_request(headers=headers, **rest), **arguments.get("extra_body", {})}
         return PreparedRequest(
             url=url,
             headers={**self.internals.default_headers, **headers},
@@ -209,6 +209,8 @@ class _GeminiTranslation:
         common, config = _Common(self.internals), self.internals.gemini
         messages = common.messages(arguments)
         options = common.map_options(config, model, arguments)
+        if "extra_body" in arguments:
+            options["extra_body"] = arguments["extra_body"]  # LiteLLM merges it into the body.
         key, url = self.internals.gemini_address(
             model=model, auth_header=None, gemini_api_key=arguments["api_key"], vertex_project=None,
             vertex_location=None, vertex_credentials=None, stream=None, custom_llm_provider="gemini",
