@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmkit.eval_ports import EvalResult
-from llmkit.evals.report.direction import choose_worst_score
+from llmkit.evals.direction import choose_worst_score
 from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, SUCCEEDED, fell_back
 
 if TYPE_CHECKING:

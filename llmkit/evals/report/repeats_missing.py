@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from llmkit.eval_ports import EvalResult, RecordedCall
-from llmkit.evals.report.direction import is_right
+from llmkit.evals.direction import is_right
 from llmkit.evals.results import FAILED
 from llmkit.types import Attempt
 

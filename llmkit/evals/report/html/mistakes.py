@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from llmkit.evals.report.direction import is_right
+from llmkit.evals.direction import is_right
 from llmkit.evals.report.html.cells import Cell, FaintText
 from llmkit.evals.report.html.fields import is_different, split_by_field, to_display_text
 from llmkit.evals.report.html.samples import get_single_field

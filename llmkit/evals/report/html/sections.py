@@ -9,7 +9,7 @@ from itertools import permutations
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from llmkit.eval_ports import RecordedCall
-from llmkit.evals.report.direction import is_right
+from llmkit.evals.direction import is_right
 from llmkit.evals.report.frames import to_plain_rows
 from llmkit.evals.report.html.cells import (
     Cell,
