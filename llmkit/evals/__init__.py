@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from llmkit.evals.budget import Budget
     from llmkit.evals.ci.gate import GateRules
     from llmkit.evals.dataset.dataset import Dataset, Sample
+    from llmkit.evals.decide.policies import Below, Cascade, Mix, RecordedStep, Split
     from llmkit.evals.report.load import load_report
     from llmkit.evals.report.report import EvalReport
     from llmkit.evals.run.options import EvaluateOptions
@@ -36,15 +37,20 @@ if TYPE_CHECKING:
     from llmkit.evals.tasks.variant import Variant
 
 __all__ = [
+    "Below",
     "Budget",
+    "Cascade",
     "Dataset",
     "EvalReport",
     "EvaluateOptions",
     "GateRules",
+    "Mix",
     "Progress",
+    "RecordedStep",
     "Sample",
     "Score",
     "Scorer",
+    "Split",
     "Task",
     "Variant",
     "date_tolerance",
@@ -71,6 +77,7 @@ _MODULES = {
         "Dataset",
         "Sample",
     ),
+    "llmkit.evals.decide.policies": ("Below", "Cascade", "Mix", "RecordedStep", "Split"),
     "llmkit.evals.report.load": ("load_report",),
     "llmkit.evals.report.report": ("EvalReport",),
     "llmkit.evals.run.options": ("EvaluateOptions",),

@@ -17,9 +17,12 @@ from llmkit.evals.report.terminal import format_mean
 from llmkit.evals.results import IN_PROGRESS, NOT_RUN
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from rich.table import Table
 
+    from llmkit.evals.decide.forecast import Against
+    from llmkit.evals.decide.policies import Policy
     from llmkit.evals.report.plots import PlotKind, Prices
 
 __all__ = [
@@ -126,6 +129,90 @@ class EvalReport(Analysis):
 
         stored = [result for result in self.results if result.status not in (NOT_RUN, IN_PROGRESS)]
         export_run(self.run, stored, file)
+
+    def what_if(
+        self,
+        policies: Mapping[str, Policy] | None = None,
+        *,
+        metric: str | None = None,
+        reference: str | None = None,
+        prices: Prices | None = None,
+        runs: Sequence[Analysis] = (),
+    ) -> pd.DataFrame:
+        """Return the scores, costs and latencies that routing policies would have had on these samples.
+
+        Nothing is called: each policy is followed over the recorded results. One row for each variant and policy, with
+        the columns of `WHAT_IF_COLUMNS`. A FAILED answer counts as the worst score; what a policy needs and was not
+        recorded is `missing`, never guessed. `cost_usd`, tokens, `calls` and `escalated` (more than one call) are means
+        per sample over what is known; latencies add up the calls of a sample. Open thresholds and choices
+        (`Below("confidence")`, `Split("group", ["a", "b"])`) are chosen on four fifths of the clusters and evaluated on
+        the others in turn: `mean` and `difference` are that honest figure, `mean_in_sample` and `difference_in_sample`
+        the one with the choices made on the same samples, `fitted` the choices made on all.
+
+        Args:
+            policies: Policy by name; see `Cascade`, `Split`, `Mix`. None: the variants alone.
+            metric: The score; defaults to the first one.
+            reference: Variant or policy that `difference` is against; defaults to the first variant.
+            prices: Variant to USD per million input and output tokens; by default the recorded costs of the calls.
+            runs: Reports of other runs of the same dataset, whose variants take part. One whose label is taken is
+                called `LABEL of RUN`.
+
+        Raises:
+            LLMEvaluationError: A name is unknown, or samples were edited between the runs.
+
+        Example:
+            >>> cascade = Cascade("ollama/small", "gemini/large", when=["repaired", "reasked"])
+            >>> report.what_if({"careful": cascade}, prices={"gemini/large": (0.3, 2.5), "ollama/small": (0, 0)})
+        """
+        from llmkit.evals.report.decisions import build_what_if_frame
+
+        return build_what_if_frame(
+            self, policies or {}, metric=metric, reference=reference, prices=prices or {}, runs=runs
+        )
+
+    def frontier(
+        self,
+        metric: str | None = None,
+        against: Against = "cost",
+        *,
+        policies: Mapping[str, Policy] | None = None,
+        prices: Prices | None = None,
+        runs: Sequence[Analysis] = (),
+    ) -> pd.DataFrame:
+        """Return which variants and policies are worth their cost: one row each, the columns of `FRONTIER_COLUMNS`.
+
+        `value` is the mean per sample of what `against` names: `cost` in USD, `latency` in ms, `tokens` of input and
+        output. A policy is dominated (`dominated_by`) only where another needs no more on these samples and the 95 %
+        interval of the paired difference shows that its score is better, or where both score the same on every sample.
+
+        Args:
+            metric: The score; defaults to the first one.
+            against: `cost`, `latency` or `tokens`.
+            policies: As for `what_if`.
+            prices: As for `what_if`.
+            runs: As for `what_if`.
+
+        Raises:
+            LLMEvaluationError: As for `what_if`.
+        """
+        from llmkit.evals.report.decisions import build_frontier_frame
+
+        return build_frontier_frame(
+            self, policies or {}, metric=metric, against=against, prices=prices or {}, runs=runs
+        )
+
+    def ranks(self, metric: str | None = None) -> pd.DataFrame:
+        """Return the probability that each variant is the best one, and its rank: the columns of `RANK_COLUMNS`.
+
+        For three or more variants, over the samples that all of them have a score for (`n`; FAILED answers count as the
+        worst score). `rank_low` and `rank_high` are 95 % intervals that hold for all variants at once.
+
+        Raises:
+            LLMEvaluationError: The metric is unknown.
+        """
+        from llmkit.evals.report.decisions import build_rank_frame
+
+        return build_rank_frame(self, metric)
 
     def plot(
         self,

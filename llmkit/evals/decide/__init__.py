@@ -1,0 +1,1 @@
+"""Routing decisions from recorded results: policies, their forecast, the frontier and ranks."""
