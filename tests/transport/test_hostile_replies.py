@@ -7,8 +7,7 @@ import gzip
 import json
 import random
 import ssl
-from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,96 +18,16 @@ from llmkit.ports import AttemptLog
 from llmkit.settings import load_settings
 from llmkit.transport.http import http_pool
 from llmkit.transport.paths.select import RequestPaths
-from llmkit.types import LLMRequest, Route
+from llmkit.types import LLMRequest
+from tests.support.hostile_replies import GOOD, PATHS, ROUTES, build_reply, draw_reply, no_wait, read_request, serving
 
-PATHS = ("fast", "reference")
-ROUTES = {"ollama": Route.parse("ollama/llama3.2"), "gemini": Route.parse("gemini/gemini-2.5-flash")}
 ROUNDS = 60
 REQUEST = LLMRequest(messages="Hello", max_output_tokens=5)
-
-JUNK: tuple[Any, ...] = (
-    None, True, -1, 0, 10**30, -(10**30), 1e308, "", "x", "\ud800", "\x00", [], {}, [[]], [None], {"a": None},
-    "9" * 400 + "s",
-)  # fmt: skip
-HEADERS: tuple[tuple[str, str], ...] = (
-    ("Location", "http://[::1"), ("Retry-After", "1e300"), ("Retry-After", "inf"), ("Retry-After", "nan"),
-    ("Retry-After", "Fri, 31 Dec 99999 23:59:59 GMT"), ("Retry-After", "Fri, 31 Dec 2100 23:59:59 +9999"),
-    ("Content-Encoding", "gzip"), ("Content-Encoding", "deflate"), ("Content-Type", "text/\xff"),
-)  # fmt: skip
-GOOD: dict[str, dict[str, Any]] = {
-    "ollama": {
-        "model": "m", "message": {"role": "assistant", "content": "Hi", "tool_calls": [
-            {"function": {"name": "f", "arguments": {"a": 1}}}]},
-        "done": True, "done_reason": "stop", "prompt_eval_count": 9, "eval_count": 2,
-    },
-    "gemini": {
-        "candidates": [{"content": {"parts": [{"text": "Hi"}], "role": "model"}, "finishReason": "STOP", "index": 0}],
-        "usageMetadata": {"promptTokenCount": 9, "candidatesTokenCount": 2, "totalTokenCount": 11},
-        "modelVersion": "m", "error": {"message": "no", "status": "X", "details": [{"retryDelay": "3s"}]},
-    },
-}  # fmt: skip
-
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-async def no_wait(seconds: float) -> None:
-    assert seconds >= 0
-
-
-@asynccontextmanager
-async def serving(handler: Handler):
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await handler(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the client has gone, or the test has ended
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
 
 
 def client_of(url: str, path: str, **settings: Any) -> LiteLLMClient:
     given = {"ollama_api_base": url, "gemini_api_base": url, "gemini_api_key": "key-for-tests", "max_retries": 0}
     return LiteLLMClient(load_settings(request_path=path, **given, **settings), sleep=no_wait)
-
-
-async def read_request(reader: asyncio.StreamReader) -> bytes:
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-    await reader.readexactly(length)
-    return head
-
-
-def build_reply(body: bytes, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> bytes:
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers).encode("latin-1")
-    start = b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n" % (status, len(body))
-    return start + lines + b"\r\n" + body
-
-
-def mutate(value: Any, rng: random.Random) -> Any:
-    """Replace one value somewhere in the JSON by junk."""
-    if isinstance(value, dict) and value and rng.random() < 0.9:
-        key = rng.choice(list(value))
-        return {**value, key: mutate(value[key], rng)}
-    if isinstance(value, list) and value and rng.random() < 0.8:
-        at = rng.randrange(len(value))
-        return [*value[:at], mutate(value[at], rng), *value[at + 1 :]]
-    return rng.choice(JUNK)
-
-
-def draw_reply(provider: str, rng: random.Random) -> bytes:
-    status = rng.choice((200, 200, 200, 204, 302, 400, 404, 429, 500, 503))
-    body = json.dumps(mutate(GOOD[provider], rng)).encode()
-    if rng.random() < 0.1:
-        body = rng.choice((b"", b"\xff\xfe", b"[" * 5000, b"<html>", b"NaN", b'{"error": ' + b"9" * 5000 + b"}"))
-    headers = (("Connection", "close"), *((rng.choice(HEADERS),) if rng.random() < 0.3 else ()))
-    reply = build_reply(body, status, headers)
-    return reply[: rng.randrange(len(reply))] if rng.random() < 0.05 else reply
 
 
 @pytest.mark.parametrize("provider", ROUTES)
