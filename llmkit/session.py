@@ -6,7 +6,6 @@ costs next to nothing.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -79,7 +78,6 @@ class Session:
         from llmkit.notebook.pandas_accessor import remember_session
 
         self._core = build_core(workspace, settings, replay, overrides)
-        self._finalizer = weakref.finalize(self, self._core.close)
         remember_session(self)
 
     def __enter__(self) -> Self:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from llmkit.cleanup import close_when_dropped, closes_at_exit, is_exiting
 from llmkit.errors import LLMConfigurationError
 from llmkit.notebook.arguments import build_context
 from llmkit.notebook.event_loop import CANCEL_GRACE_S, LoopThread
@@ -32,7 +35,8 @@ T = TypeVar("T")
 class SessionCore:
     """Runtime, event loop, context and settings of one session.
 
-    It does not refer to the session itself, so that a session nobody uses any more can be closed.
+    It is closed when nothing refers to it any more: neither its session, nor a conversation, agent or report of it, nor
+    a call in progress.
 
     Attributes:
         runtime: Opened by the first call.
@@ -50,6 +54,7 @@ class SessionCore:
         self.settings = settings
         self.partial: pd.DataFrame | EvalReport | None = None
         self.fallback_warner = FallbackWarner()
+        close_when_dropped(self, partial(_close, runtime, loop))
 
     @property
     def workspace_id(self) -> str:
@@ -82,11 +87,14 @@ class SessionCore:
         """
         with self.runtime.mark_busy():
             try:
+                self.loop.refuse_waiting()
                 self.runtime.open()
             except BaseException:
                 work.close()
                 raise
             result = self.loop.run(work, tick)
+        if is_exiting() and not closes_at_exit():
+            self.close()  # nothing else will: the hook that closes all sessions has run already
         self.fallback_warner.warn()
         return result
 
@@ -115,13 +123,12 @@ class SessionCore:
         return (build_context(self.workspace_id, **own) if own else self.context), fields
 
     def close(self) -> None:
-        """Finish pending writes and release everything. Idempotent; a forked child leaves its parent's things alone."""
-        runtime = self.runtime.detach()
-        if not self.runtime.is_own_process:
-            return
-        if runtime is not None:
-            self.loop.run(_close_runtime(runtime))
-        self.loop.stop()
+        """Finish pending writes and release everything. Idempotent; a forked child leaves its parent's things alone.
+
+        Raises:
+            LLMError: Called where waiting would never end. The session stays open.
+        """
+        _close(self.runtime, self.loop)
 
 
 def build_core(
@@ -145,6 +152,20 @@ def build_core(
     context = build_context(settings.workspace_id if workspace is None else workspace)
     runtime = LazyRuntime(settings, None if replay is None else Path(replay))
     return SessionCore(runtime, LoopThread(), context, settings)
+
+
+def _close(lazy_runtime: LazyRuntime, loop: LoopThread) -> None:
+    if sys.is_finalizing():  # the hook of the exit has closed it, and the threads that this needs stand still
+        return
+    loop.refuse_waiting()
+    runtime = lazy_runtime.detach()
+    if not lazy_runtime.is_own_process:
+        return
+    if runtime is not None:
+        closing = _close_runtime(runtime)
+        # Python 3.12 and later start no thread while the interpreter exits. There is no call to cancel then either.
+        _ = asyncio.run(closing) if is_exiting() and not loop.is_running else loop.run(closing)
+    loop.stop()
 
 
 async def _close_runtime(runtime: Runtime) -> None:

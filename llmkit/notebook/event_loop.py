@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
+from llmkit.cleanup import is_exiting
 from llmkit.errors import LLMConfigurationError, LLMError
 
 __all__ = ["Interrupted", "LoopThread", "run_aside"]
@@ -18,6 +20,8 @@ __all__ = ["Interrupted", "LoopThread", "run_aside"]
 # A cancelled call still records what it had sent; after Ctrl-C nobody waits longer than this for it, in seconds.
 CANCEL_GRACE_S = 2.0
 STOP_GRACE_S = 5.0
+# The names of threads whose progress a call needs. The garbage collector may run a finalizer in any of them.
+OWN_THREADS = frozenset({"llmkit-journal", "llmkit-aside"})
 # Time between two calls of a waiting caller's `tick`, in seconds.
 TICK_S = 0.1
 
@@ -31,6 +35,14 @@ _WAKE_UPS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.TimerHandle] = W
 INHERITED: list[object] = []
 
 CLOSED = "The session was closed during this call; it is recorded as cancelled"
+TOO_LATE = "The program is ending, and Python can no longer run this call: make it before the end of the program"
+IN_FINALIZER = (
+    "A sync call in a finalizer (__del__) that runs in one of llmkit's threads would wait for itself: make it elsewhere"
+)
+STARTING = (
+    "This call interrupts llmkit in the moment in which it starts its thread, as a signal handler can do: let the "
+    "handler set a flag, and call when it has returned"
+)
 
 T = TypeVar("T")
 
@@ -43,11 +55,31 @@ class Interrupted(KeyboardInterrupt):
         return [f"Interrupted: {self}"]
 
 
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread.
+
+    Raises:
+        LLMError: The interpreter is exiting, or the system has no more threads.
+    """
+    # In this last phase Python 3.11 starts a thread that never runs, and `start` waits for it for ever.
+    if sys.is_finalizing():
+        raise LLMError(TOO_LATE)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        if is_exiting():
+            raise LLMError(TOO_LATE) from None
+        raise LLMError(f"The system cannot start a thread ({error}): close other work, then try again") from None
+
+
 def run_aside(work: Callable[[], T]) -> Future[T]:
     """Run a function in its own thread, where no interruption reaches it.
 
     This is for imports: if Ctrl-C interrupts one, half-loaded packages stay behind, and no later call works until the
     kernel is restarted. The interpreter waits for the thread before it exits.
+
+    Raises:
+        LLMError: No thread can be started.
     """
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()
@@ -58,7 +90,7 @@ def run_aside(work: Callable[[], T]) -> Future[T]:
         except BaseException as error:  # noqa: BLE001 - the caller that waits gets it
             future.set_exception(error)
 
-    threading.Thread(target=run, name="llmkit-aside").start()
+    start_thread(threading.Thread(target=run, name="llmkit-aside"))
     return future
 
 
@@ -69,10 +101,22 @@ class LoopThread:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant, because a signal handler that makes a call may interrupt the holder in the same thread.
+        self._lock = threading.RLock()
+        self._is_starting = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._pid = 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread runs in this process."""
+        return self._loop is not None and self._pid == os.getpid()
+
+    @property
+    def is_current_thread(self) -> bool:
+        """Whether this code runs in the loop's thread."""
+        return threading.current_thread() is self._thread
 
     def run(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
         """Run a coroutine to its end and return its result.
@@ -85,10 +129,13 @@ class LoopThread:
 
         Raises:
             LLMConfigurationError: Called from the loop's own thread, where waiting would never end.
+            LLMError: The interpreter is exiting, or no thread can be started.
         """
-        if threading.current_thread() is self._thread:
+        try:
+            self.refuse_waiting()
+        except LLMError:
             work.close()
-            raise LLMConfigurationError("A sync call inside llmkit's own event loop would wait for itself; use await")
+            raise
         job: _Job[T] = _Job(work)
         loop: asyncio.AbstractEventLoop | None = None
         try:
@@ -98,6 +145,8 @@ class LoopThread:
                 tick()
             return job.outcome.result()
         except LLMError as error:
+            if loop is None:
+                work.close()
             raise _strip_traceback(error) from error.__cause__
         except CancelledError:
             raise LLMError(CLOSED) from None
@@ -112,10 +161,14 @@ class LoopThread:
 
     async def run_async(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
         """Run a coroutine for a caller in another event loop; cancelling the caller cancels the work."""
-        if threading.current_thread() is self._thread:
+        if self.is_current_thread:
             return await work
-        with self._running_loop() as loop:
-            future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+        try:
+            with self._running_loop() as loop:
+                future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+        except LLMError:
+            work.close()
+            raise
         try:
             with _keep_awake():
                 while tick is not None and not (await asyncio.wait((future,), timeout=TICK_S))[0]:
@@ -134,14 +187,33 @@ class LoopThread:
             future.cancel()  # has no effect when it is done
 
     def stop(self) -> None:
-        """Cancel what still runs and end the thread. Idempotent; does nothing in a forked child."""
+        """Cancel what still runs and end the thread. Idempotent; does nothing in a forked child.
+
+        Called in the loop's own thread, it returns at once, and the thread ends when its current callback returns.
+        """
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
             if loop is None or thread is None or self._pid != os.getpid():
                 return
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(STOP_GRACE_S)
+        if thread is not threading.current_thread():
+            thread.join(STOP_GRACE_S)
+
+    def refuse_waiting(self) -> None:
+        """Refuse to wait where waiting would never end.
+
+        Raises:
+            LLMConfigurationError: In the loop's thread.
+            LLMError: In the last phase of the interpreter, in which other threads stand still, or in a finalizer that
+                the garbage collector runs inside the transaction that the call would wait for.
+        """
+        if self.is_current_thread:
+            raise LLMConfigurationError("A sync call inside llmkit's own event loop would wait for itself; use await")
+        if sys.is_finalizing():
+            raise LLMError(TOO_LATE)
+        if threading.current_thread().name in OWN_THREADS:
+            raise LLMError(IN_FINALIZER)
 
     @contextmanager
     def _running_loop(self) -> Iterator[asyncio.AbstractEventLoop]:
@@ -151,15 +223,25 @@ class LoopThread:
                 INHERITED.append(self._loop)
                 self._loop = None
             if self._loop is None:
-                loop = asyncio.new_event_loop()
-                thread = threading.Thread(target=_serve, args=(loop,), name="llmkit-loop", daemon=True)
+                if self._is_starting:
+                    raise LLMError(STARTING)
+                self._is_starting = True
                 try:
-                    thread.start()
-                except RuntimeError:  # the system may be out of threads for the moment
-                    loop.close()
-                    raise
-                self._loop, self._thread, self._pid = loop, thread, os.getpid()
+                    self._start()
+                finally:
+                    self._is_starting = False
+            assert self._loop is not None
             yield self._loop
+
+    def _start(self) -> None:
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=_serve, args=(loop,), name="llmkit-loop", daemon=True)
+        try:
+            start_thread(thread)
+        except LLMError:
+            loop.close()
+            raise
+        self._loop, self._thread, self._pid = loop, thread, os.getpid()
 
 
 def _strip_traceback(error: LLMError) -> LLMError:
@@ -194,6 +276,25 @@ def _schedule_wake_up(loop: asyncio.AbstractEventLoop) -> None:
     _WAKE_UPS[loop] = loop.call_later(WAKE_UP_S, _schedule_wake_up, loop)
 
 
+class _LastingExecutor(ThreadPoolExecutor):
+    """Threads for blocking functions, which are called in the loop's thread once the interpreter exits.
+
+    An exiting interpreter refuses new work for any pool (`cannot schedule new futures after interpreter shutdown`), and
+    calls in an `atexit` hook need some: to resolve a host's name, for example.
+    """
+
+    def submit(self, function: Callable[..., T], /, *arguments: Any, **options: Any) -> Future[T]:
+        """Schedule a call of the function."""
+        if not is_exiting():
+            return super().submit(function, *arguments, **options)
+        future: Future[T] = Future()
+        try:
+            future.set_result(function(*arguments, **options))
+        except Exception as error:  # noqa: BLE001 - the caller that waits gets it
+            future.set_exception(error)
+        return future
+
+
 class _Job(Generic[T]):
     """A coroutine on its way through the loop.
 
@@ -226,6 +327,7 @@ class _Job(Generic[T]):
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
+    loop.set_default_executor(_LastingExecutor())
     try:
         _run_until_stopped(loop)
         tasks = asyncio.all_tasks(loop)
@@ -233,7 +335,9 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
             task.cancel()
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
+        # Python 3.12 and later cannot start the thread that this needs once the interpreter exits.
+        with suppress(RuntimeError):
+            loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         asyncio.set_event_loop(None)
         loop.close()

@@ -7,7 +7,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+from llmkit.cleanup import is_exiting
 
 __all__ = ["Preload"]
 
@@ -39,8 +41,11 @@ class Preload:
         self._thread = threading.Thread(target=self._run, name="llmkit-preload", daemon=True)
 
     def start(self) -> None:
-        """Start waiting for the quiet moment."""
-        self._thread.start()
+        """Start waiting for the quiet moment, unless no thread can be started: the first call then loads more."""
+        if is_exiting():
+            return
+        with suppress(RuntimeError):
+            self._thread.start()
 
     def cancel(self) -> None:
         """Prevent the start, if it has not happened yet. Idempotent."""

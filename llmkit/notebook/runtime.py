@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmkit.notebook.event_loop import INHERITED, Interrupted, run_aside
+from llmkit.cleanup import start_reaper
+from llmkit.errors import LLMError
+from llmkit.notebook.event_loop import INHERITED, STARTING, Interrupted, run_aside
 from llmkit.notebook.preload import Preload
 from llmkit.settings import LLMSettings
 
@@ -34,11 +36,14 @@ class LazyRuntime:
     def __init__(self, settings: LLMSettings, replay: Path | None = None) -> None:
         self._settings = settings
         self._replay = replay
-        self._lock = threading.Lock()
+        # Reentrant, because a signal handler that makes a call may interrupt the holder in the same thread.
+        self._lock = threading.RLock()
+        self._is_starting = False
         self._opening: Future[Runtime] | None = None
         self._pid = os.getpid()
         self._preload = Preload(partial(_load_client, settings))
         if settings.warm_up and replay is None:
+            start_reaper()
             self._preload.start()
 
     def open(self) -> Runtime:
@@ -58,14 +63,25 @@ class LazyRuntime:
             raise
 
     def start_opening(self) -> Future[Runtime]:
-        """Return the opening, whether in progress or done; start it if needed."""
+        """Return the opening, whether in progress or done; start it if needed.
+
+        Raises:
+            LLMError: No thread can be started, or a signal handler calls while its own thread is starting one.
+        """
         with self._lock:
             if not self.is_own_process:
                 # The parent's database connections must not be used here, nor be closed by the garbage collector.
                 INHERITED.append(self._opening)
                 self._opening, self._pid = None, os.getpid()
             if self._opening is None:
-                self._opening = run_aside(partial(_open_runtime, self._settings, self._replay))
+                if self._is_starting:
+                    raise LLMError(STARTING)
+                self._is_starting = True
+                try:
+                    start_reaper()
+                    self._opening = run_aside(partial(_open_runtime, self._settings, self._replay))
+                finally:
+                    self._is_starting = False
             return self._opening
 
     def forget_failed(self, opening: Future[Runtime]) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from logging import getLogger
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID
 
+from llmkit.cleanup import close_when_dropped, start_reaper
 from llmkit.errors import LLMStoreError
 from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.compiled_statements import PreparedSelect, Statements, sqlite_statements
@@ -165,7 +166,8 @@ class Journal:
 
     def _open(self) -> _Resources:
         resources = _Resources(self.address, *self._limits)
-        weakref.finalize(self, _close_at_exit, resources)
+        start_reaper()
+        close_when_dropped(self, partial(_close_at_exit, resources))
         return resources
 
     def _here(self) -> _Resources:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -158,7 +159,8 @@ class GroupWriter:
             self._closed = True
             if thread is not None and first:
                 self._bell.put(0.0)
-        if thread is not None and thread is not current_thread():
+        # In the interpreter's last phase other threads stand still, and waiting for one would never end.
+        if thread is not None and thread is not current_thread() and not sys.is_finalizing():
             thread.join()
 
     def _require_thread(self) -> None:
