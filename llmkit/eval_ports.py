@@ -50,7 +50,9 @@ class EvalResult:
         route: Label of the route or variant as assigned.
         served_route: Who answered; None when nobody did.
         status: `SUCCEEDED` (a valid output, scored), `FAILED` (provider error or invalid output), `SCORER_FAILED`.
-        output_json: The validated output as JSON.
+        output_json: The validated output as JSON, as its type serialises it: the form for people and reports.
+        answer_json: The JSON text that was validated, from which the output can be built again; None where
+            `output_json` is the same JSON, and in results of version 0.1.0.
         scores: Scorer name to score; a scorer that failed is absent here and in `scorer_errors`.
         valid_first_try: Whether the first answer fitted the output type; None when there was no answer.
         outcome: `first_try`, `repaired` or `reasked`: what it took to get a valid output; None when there is none.
@@ -84,6 +86,7 @@ class EvalResult:
     latency_ms: float | None = None
     requests: int = 0
     warnings: tuple[str, ...] = ()
+    answer_json: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

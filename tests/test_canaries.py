@@ -231,7 +231,7 @@ def test_no_canary_is_seen_outside_the_stored_payload(store_payloads, servers, s
         seen.add("frames", columns.to_csv(), session.attempts(limit=1000).to_csv())
     checks = examine(settings)
     seen.add("doctor", *checks, *(json.dumps(check.as_dict()) for check in checks))
-    payload = {"result_json", "output_json", "score_details_json"} if store_payloads else set()
+    payload = {"result_json", "output_json", "answer_json", "score_details_json"} if store_payloads else set()
     for where, text in database_texts(Path("llmkit.db"), payload):
         seen.add(where, text)
     if not store_payloads:

@@ -99,4 +99,5 @@ def eval_result_values(result: EvalResult) -> Values:
         "score_details_json": as_json(result.score_details),
         "warnings_json": as_json(result.warnings),
         "output_json": storable_or_none(result.output_json),
+        "answer_json": storable_or_none(result.answer_json),
     }

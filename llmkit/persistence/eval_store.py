@@ -78,7 +78,7 @@ class SqlEvalStore:
     async def save_result(self, result: EvalResult) -> None:
         """See `EvalStore`."""
         if not self._stores_payloads:
-            result = replace(result, output_json=None, score_details={})
+            result = replace(result, output_json=None, answer_json=None, score_details={})
         await self._journal.perform(SaveEvalResult(result))
 
     async def results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
@@ -179,6 +179,7 @@ _RESULT_COLUMNS: Final = (
     "latency_ms",
     "requests",
     "warnings_json",
+    "answer_json",
 )
 _JSON: Final = tuple(
     _RESULT_COLUMNS.index(name) for name in ("scores_json", "scorer_errors_json", "score_details_json", "warnings_json")

@@ -207,6 +207,7 @@ class EvalResultRow(StoreTable, table=True):
     score_details_json: str = Field(sa_type=Text)
     warnings_json: str = Field(sa_type=Text)
     output_json: str | None = Field(default=None, sa_type=Text)
+    answer_json: str | None = Field(default=None, sa_type=Text)
 
 
 def table_of(model: type[StoreTable]) -> Table:

@@ -64,6 +64,7 @@ class Asker:
             first = await _first(model, conversation, self._form)
             found = _read(first, answer)
             if found is not _UNFIT:
+                reader.answer_json = first.text
                 return found
             model.given = as_model_response(first)
         history, prompt = as_model_messages(conversation[:-1]), as_user_content(conversation[-1])

@@ -51,6 +51,7 @@ class Extraction(Generic[T]):
             `reasked`, when the model was asked again.
         schema_sha256: Hash of the output schema that the answering provider got; None when it got none. Two routes
             that differ in it were asked different things.
+        answer_json: The JSON text that was validated: an object, with the value in `response` where the type is none.
         warnings: What the caller should know: parts of the schema that only validation enforces on the route that
             answered, and that an answer was repaired.
     """
@@ -64,6 +65,7 @@ class Extraction(Generic[T]):
     outcome: Outcome = "first_try"
     schema_sha256: str | None = None
     warnings: tuple[str, ...] = ()
+    answer_json: str | None = None
 
 
 async def extract(  # noqa: PLR0913 - the fields of a request, all by name
@@ -202,6 +204,7 @@ class _ExtractionTask(Generic[T]):
             outcome=outcome,
             schema_sha256=_schema_sha256(model, mode),
             warnings=warnings,
+            answer_json=reader.answer_json,
         )
 
     async def _extract_output(self, model: PydanticAiLiteLLMModel, reader: Reader, asker: Asker) -> Any:

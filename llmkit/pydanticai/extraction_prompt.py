@@ -47,7 +47,7 @@ def extraction_prompt(
         if not isinstance(example, tuple | list) or len(example) != 2:
             raise LLMBadRequest(f"examples are pairs of a text and its value; number {number} is not")
         sample, value = example
-        shown += [_question(f"the text of example {number}", sample), _make_message(answer.json_of(value))]
+        shown += [_question(f"the text of example {number}", sample), _make_message(answer.write_json(value))]
     question = _question("text", text) if text or not attachments else Message(role="user", content="JSON:")
     return (*shown, question.model_copy(update={"attachments": tuple(attachments)}))
 

@@ -12,6 +12,7 @@ from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.output import OutputContext
 from pydantic_ai.tools import RunContext
+from pydantic_core import to_json
 
 from llmkit.errors import describe_validation
 from llmkit.pydanticai.model import PydanticAiLiteLLMModel
@@ -31,11 +32,13 @@ class Reader(AbstractCapability[Any]):
 
     Attributes:
         is_repaired: Whether the answer that fitted was not JSON as it stood.
-        problems: What was wrong with the last answer that did not fit, a line each, without its values.
+        problems: Problems of the last answer that did not fit, a line each, without its values.
+        answer_json: The JSON text from which the output was validated; None before.
     """
 
     def __init__(self) -> None:
         self.is_repaired = False
+        self.answer_json: str | None = None
         self.problems: tuple[str, ...] = ()
 
     async def wrap_output_validate(
@@ -61,6 +64,7 @@ class Reader(AbstractCapability[Any]):
             value = await handler(read)
         except ValidationError as error:
             raise self._refusal(tuple(describe_validation(error))) from None
+        self.answer_json = read if isinstance(read, str) else to_json(read).decode()
         self.is_repaired = not is_sound
         if self.is_repaired:
             await _note_repair(ctx)

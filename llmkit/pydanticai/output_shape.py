@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, RootModel, TypeAdapter, ValidationEr
 from typing_extensions import is_typeddict
 
 from llmkit.errors import LLMBadRequest, describe_validation
+from llmkit.pydanticai.written_form import find_written_form, is_plain_json, write_json
 
 __all__ = ["OutputShape"]
 
@@ -54,20 +55,49 @@ class OutputShape(Generic[T]):
         value: T = getattr(found, FIELD) if self.wrapped else found
         return value
 
-    def json_of(self, value: Any) -> str:
+    def write_json(self, value: Any) -> str:
         """Return the JSON that a model would write for a value, which may be an instance or validate to one.
 
         Raises:
-            LLMBadRequest: It is not of the type.
+            LLMBadRequest: It is not of the type, or no JSON is read as it.
         """
+        given = {FIELD: value} if self.wrapped else value
         try:
-            found = self.adapter.validate_python({FIELD: value} if self.wrapped else value, by_name=True, by_alias=True)
-            shown = self.adapter.dump_json(found, by_alias=True, round_trip=True).decode()
-            self.adapter.validate_json(shown)
+            found = self._read(given)
         except ValidationError as error:
             problems = "; ".join(describe_validation(error))
             raise LLMBadRequest(f"An example is not a valid {self.name}: {problems}") from None
-        return shown
+        text = find_written_form(self.adapter, found, given)
+        if text is None:
+            raise LLMBadRequest(
+                f"An example cannot be written as JSON that reads back as the same {self.name}; "
+                "give it as a dictionary, as the model is to write it"
+            )
+        return text
+
+    def read_json(self, text: str) -> T:
+        """Return the value of a JSON text that a model wrote.
+
+        Raises:
+            ValidationError: It does not fit the type.
+        """
+        return self.value(self.adapter.validate_json(text))
+
+    def _read(self, given: Any) -> Any:
+        """Return the validated object, from instances by field name or from the JSON that a model would write."""
+        # Plain data is read as an answer is: in JSON, bytes may be base64 and a strict date is a string.
+        modes = (self._read_as_json, self._read_as_python)
+        first, second = modes if is_plain_json(given) else reversed(modes)
+        try:
+            return first(given)
+        except ValidationError:
+            return second(given)
+
+    def _read_as_json(self, given: Any) -> Any:
+        return self.adapter.validate_json(write_json(given), by_name=True, by_alias=True)
+
+    def _read_as_python(self, given: Any) -> Any:
+        return self.adapter.validate_python(given, by_name=True, by_alias=True)
 
 
 @lru_cache(maxsize=256)

@@ -116,6 +116,7 @@ COLUMNS = {
         score_details_json  text     not null
         warnings_json       text     not null
         output_json         text
+        answer_json         text
     """,
 }
 KEYS = {

@@ -189,6 +189,7 @@ async def test_without_constrained_decoding_a_tool_is_asked_for_and_its_argument
     service, client, runs = scripted_service(_tool_answer, providers=providers)
     found = await extract(service, Label, "x", context=CONTEXT, route=Route.parse("gemini/g"))
     assert (found.value.label, found.mode, found.outcome) == ("positive", "tool", "repaired")
+    assert found.answer_json == '{"label": "positive"}'
     assert client.calls[0][1].tool_choice == "required"
     assert runs.runs[0].start.metadata["agent"]["output_mode"] == "tool"
     assert found.schema_sha256 == runs.runs[0].start.metadata["agent"]["schema_sha256"]

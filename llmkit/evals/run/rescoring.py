@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import LLMBudgetExhausted
 from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun, EvalStore
@@ -12,6 +12,9 @@ from llmkit.evals.run.budget_guard import BudgetGuard
 from llmkit.evals.run.plan import Plan
 from llmkit.evals.run.result_builder import replace_scores
 from llmkit.evals.scorers import Scores, ScoringContext, apply_scorers
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 __all__ = ["Scoring"]
 
@@ -50,16 +53,16 @@ class Scoring:
         if result is None or result.output_json is None:
             return False
         try:
-            fresh = replace_scores(result, await self._scores_of_stored(result, result.output_json))
+            fresh = replace_scores(result, await self._scores_of_stored(result))
         except LLMBudgetExhausted:
             return False
         if fresh != result:
             await self._store.save_result(fresh)
         return True
 
-    async def _scores_of_stored(self, result: EvalResult, output_json: str) -> Scores:
+    async def _scores_of_stored(self, result: EvalResult) -> Scores:
         try:
-            output = self._plan.task.output_type.model_validate_json(output_json)
+            output = _read_output(self._plan.task.output_type, result)
         except Exception as error:  # noqa: BLE001 (a validator of the user's type that was edited may raise anything)
             problem = f"the stored output does not fit any more: {type(error).__name__}"
             return Scores(errors={scorer.name: problem for scorer in self._plan.scorers})
@@ -81,3 +84,19 @@ class Scoring:
         plan = self._plan
         context = ScoringContext(plan.service, plan.extract, self._run.workspace_id, call_name)
         return await apply_scorers(plan.scorers, output, sample, context, timeout_s=plan.scorer_timeout_s)
+
+
+def _read_output(output_type: type[BaseModel], result: EvalResult) -> BaseModel:
+    """Return a stored output as it was when it was scored first.
+
+    Raises:
+        ValidationError: It does not fit the type.
+    """
+    if result.answer_json is None:
+        # By name too: version 0.1.0 stored fields under their own names, whatever an answer calls them.
+        return output_type.model_validate_json(result.output_json or "null", by_alias=True, by_name=True)
+    # Imported here: Pydantic AI takes a second, and a report does without.
+    from llmkit.pydanticai.output_shape import OutputShape
+
+    output: BaseModel = OutputShape.of(output_type).read_json(result.answer_json)
+    return output

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import from_json, to_json
+
 from llmkit.errors import (
     LLMContentBlocked,
     LLMEmptyReply,
@@ -33,6 +35,7 @@ def build_result(slot: Slot, variant: ResolvedVariant, extraction: Extraction[An
     warnings = dict.fromkeys(text for response in extraction.responses for text in response.warnings)
     if variant.planned is not None and served != variant.planned:
         warnings[f"{FALLBACK_WARNING} {served} answered instead of {variant.planned}"] = None
+    output_json, answer_json = _write_output(extraction)
     # Field by field, and not from a dictionary: this is done for every sample.
     return EvalResult(
         eval_run_id=slot.eval_run_id,
@@ -44,7 +47,8 @@ def build_result(slot: Slot, variant: ResolvedVariant, extraction: Extraction[An
         pipeline_run_id=slot.pipeline_run_id,
         sample_group=slot.sample_group,
         served_route=str(served),
-        output_json=extraction.value.model_dump_json(by_alias=True, round_trip=True),
+        output_json=output_json,
+        answer_json=answer_json,
         output_mode=extraction.mode,
         scores=scores.values,
         scorer_errors=scores.errors,
@@ -58,6 +62,18 @@ def build_result(slot: Slot, variant: ResolvedVariant, extraction: Extraction[An
         requests=sum(len(response.attempts) or 1 for response in extraction.responses),
         warnings=tuple(warnings),
     )
+
+
+def _write_output(extraction: Extraction[Any]) -> tuple[str, str | None]:
+    """Return the output as its type serialises it, and the answer that was validated where that is other JSON."""
+    answer = extraction.answer_json
+    try:
+        # Equal JSON is validated to an equal output, so it is stored once. Most outputs are.
+        plain = None if answer is None else to_json(from_json(answer)).decode()
+        shown: str = extraction.value.model_dump_json(by_alias=True, round_trip=True)
+    except Exception:  # noqa: BLE001 (a serialiser of the user's type may raise anything, and the answer is paid for)
+        return (answer or "null"), answer
+    return shown, (None if shown == plain else answer)
 
 
 def replace_scores(result: EvalResult, scores: Scores) -> EvalResult:
