@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from llmkit.errors import LLMError, LLMMalformedReply
-from llmkit.redaction import redact
+from llmkit.redaction import preview
 from llmkit.transport.http.error_rules import Seen, rule_for
 from llmkit.transport.http.exchange import Exchange
 from llmkit.types import LLMRequest
@@ -120,8 +120,8 @@ def _detail(text: str, request: LLMRequest, secrets: tuple[str, ...]) -> str:
     # Half of a surrogate pair can be neither printed nor stored.
     text = text.encode("utf-8", "replace").decode()
     line = " ".join(text.split("Traceback (most recent call last)")[0].split())
-    clean = redact(_without_prompt(line[: 4 * DETAIL_CHARS], request), secrets)
-    return clean if len(clean) <= DETAIL_CHARS else clean[:DETAIL_CHARS] + "…"
+    beginning = line[: 8 * DETAIL_CHARS]
+    return preview(_without_prompt(beginning, request), DETAIL_CHARS, secrets, is_cut=len(beginning) < len(line))
 
 
 def _without_prompt(line: str, request: LLMRequest) -> str:
