@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -19,7 +21,7 @@ from llmkit.providers import PROVIDERS
 from llmkit.settings import LLMSettings
 from llmkit.types import Route
 
-__all__ = ["Forecast", "Outlook", "SampleSize", "forecast", "outlook", "sample_size"]
+__all__ = ["Forecast", "MarginSize", "Outlook", "SampleSize", "forecast", "margin_size", "outlook", "sample_size"]
 
 # Two independent coins differ no more than this.
 WIDEST_SPREAD = math.sqrt(0.5)
@@ -78,13 +80,15 @@ class SampleSize:
     """Number of samples that a difference needs.
 
     Attributes:
-        metric: Of what.
-        difference: The difference to be seen.
+        metric: Metric to compare.
+        difference: Difference to detect.
         spread: Standard deviation of the differences of samples.
-        known_from: How many pairs of an earlier run the spread is from; 0 when it is the widest that two independent
-            routes can have.
-        samples: Fewest samples with which it is seen with this power.
-        power: Chance to see it.
+        known_from: Number of pairs of an earlier run that the spread is from; 0 when it is the widest that two
+            independent routes can have.
+        samples: Fewest samples that detect the difference with this power.
+        power: Chance of detecting it.
+        test: Test of the comparison: `mcnemar`, `paired t` or `clustered paired t`.
+        clusters: Number of groups that these samples are in, at the sizes of the plan; None without groups.
     """
 
     metric: str
@@ -93,6 +97,33 @@ class SampleSize:
     known_from: int
     samples: int
     power: float
+    test: str = "paired t"
+    clusters: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MarginSize:
+    """Number of samples that a gate with a margin needs.
+
+    Attributes:
+        metric: Metric of the gate.
+        margin: Largest accepted loss.
+        minimum: With fewer samples (with groups: fewer groups) the gate fails even if all answers are identical.
+        samples: Fewest samples with which variants that are equally good pass with this power.
+        known_from: Number of pairs of an earlier run that the spread is from; 0 when it is the widest.
+        power: Chance of passing.
+        alpha: Chance of passing a loss beyond the margin.
+        clusters: Number of groups that these samples are in; None without groups.
+    """
+
+    metric: str
+    margin: float
+    minimum: int
+    samples: int
+    known_from: int
+    power: float
+    alpha: float
+    clusters: int | None = None
 
 
 def forecast(
@@ -253,38 +284,184 @@ def _times(each: float | None, calls: int) -> int | None:
     return None if each is None else round(each * calls)
 
 
-def sample_size(metric: str, difference: float, *, history: EvalReport | None = None, power: float = 0.8) -> SampleSize:
-    """Return how many samples a paired comparison needs to see a difference with this power.
+def sample_size(
+    metric: str,
+    difference: float,
+    *,
+    history: EvalReport | None = None,
+    groups: Sequence[str | None] = (),
+    power: float = 0.8,
+) -> SampleSize:
+    """Return how many samples `compare` needs to detect a difference with this power.
 
-    The spread is that of the first two routes of the earlier run, by sample; without two routes the widest that
-    independent zeros and ones can have, which asks for too many samples rather than too few.
+    The plan is made with the test that `compare` will use: McNemar's exact test for zeros and ones, a paired t test
+    for other scores, for epochs, and for groups the clustered one. The spread is that of the first two routes of the
+    earlier run, by sample; without two routes the widest that independent zeros and ones can have, which asks for too
+    many samples rather than too few. How alike the samples of a group are is also taken from that run; without it a
+    group counts once.
+
+    Args:
+        metric: Metric to compare.
+        difference: Difference to detect.
+        history: An earlier run or a pilot.
+        groups: Group of each sample of the dataset; None for a sample that is in none.
+        power: Chance of detecting the difference.
 
     Raises:
         LLMEvaluationError: The earlier run has no such metric, or the numbers are out of range.
     """
-    from llmkit.evals.statistics import count_pairs_needed
+    from llmkit.evals.statistics import count_pairs_needed, count_share_pairs_needed
 
-    if history is not None and metric not in history.metrics:
-        raise LLMEvaluationError(f"There is no metric {metric!r}; there are: {', '.join(history.metrics) or 'none'}.")
-    differences = [] if history is None else list(_differences(history, metric))
-    spread = _spread(differences)
-    known_from = len(differences) if spread else 0
+    pilot = _measure_pilot(metric, history, groups)
     try:
-        samples = count_pairs_needed(difference, spread or WIDEST_SPREAD, power=power)
+        if pilot.is_binary:
+            # The share of pairs that disagree stays what it is, unless the difference alone is larger.
+            disagreement = max(abs(difference), pilot.disagreement)
+            samples, test = count_share_pairs_needed(difference, disagreement, power=power), "mcnemar"
+        else:
+            test = "paired t" if pilot.clusters_per_sample is None else "clustered paired t"
+            samples = count_pairs_needed(
+                difference,
+                pilot.spread,
+                power=power,
+                design_effect=pilot.design_effect,
+                clusters_per_pair=pilot.clusters_per_sample or 1.0,
+            )
     except ValueError as error:
         raise LLMEvaluationError(f"No sample size: {error}.") from None
-    return SampleSize(metric, difference, spread or WIDEST_SPREAD, known_from, samples, power)
+    clusters = pilot.count_clusters(samples)
+    return SampleSize(metric, difference, pilot.spread, pilot.known_from, samples, power, test, clusters)
 
 
-def _differences(history: EvalReport, metric: str) -> Iterator[float]:
+def margin_size(
+    metric: str,
+    margin: float,
+    *,
+    history: EvalReport | None = None,
+    groups: Sequence[str | None] = (),
+    power: float = 0.8,
+    alpha: float = 0.05,
+) -> MarginSize:
+    """Return how many samples a gate with this margin needs: at least, and to pass with this power.
+
+    The arguments are those of `sample_size`; `alpha` is that of the gate.
+
+    Raises:
+        LLMEvaluationError: The earlier run has no such metric, or the numbers are out of range.
+    """
+    from llmkit.evals.statistics import count_equal_pairs_for_margin, count_pairs_for_margin
+
+    pilot = _measure_pilot(metric, history, groups)
+    variance = pilot.disagreement if pilot.is_binary else pilot.spread**2 * pilot.design_effect
+    try:
+        minimum = count_equal_pairs_for_margin(margin, alpha=alpha, is_binary=pilot.is_binary)
+        samples = count_pairs_for_margin(margin, variance, power=power, alpha=alpha, is_binary=pilot.is_binary)
+    except ValueError as error:
+        raise LLMEvaluationError(f"No sample size: {error}.") from None
+    if pilot.clusters_per_sample is not None:
+        samples = max(samples, math.ceil(minimum / pilot.clusters_per_sample))
+    return MarginSize(metric, margin, minimum, samples, pilot.known_from, power, alpha, pilot.count_clusters(samples))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pilot:
+    """The spread of the differences of samples, as far as an earlier run shows it.
+
+    Attributes:
+        disagreement: Mean squared difference; for zeros and ones the share of samples on which the two differ.
+        spread: Standard deviation of the differences of samples.
+        known_from: Number of pairs; 0 when the spread is an assumption.
+        is_binary: Whether `compare` uses the test for zeros and ones on independent samples.
+        design_effect: Variance of the mean, as a multiple of that of independent samples.
+        clusters_per_sample: Degrees of freedom plus one, as a share of the samples; None without groups.
+        groups_per_sample: Number of groups, as a share of the samples.
+    """
+
+    disagreement: float
+    spread: float
+    known_from: int
+    is_binary: bool
+    design_effect: float = 1.0
+    clusters_per_sample: float | None = None
+    groups_per_sample: float = 1.0
+
+    def count_clusters(self, samples: int) -> int | None:
+        return None if self.clusters_per_sample is None else math.ceil(samples * self.groups_per_sample)
+
+
+def _measure_pilot(metric: str, history: EvalReport | None, groups: Sequence[str | None]) -> _Pilot:
+    if history is not None and metric not in history.metrics:
+        raise LLMEvaluationError(f"There is no metric {metric!r}; there are: {', '.join(history.metrics) or 'none'}.")
+    pairs = [] if history is None else list(_pair_samples(history, metric))
+    differences = [pair.difference for pair in pairs]
+    spread = _spread(differences)
+    if spread is None or history is None:
+        return _assume_widest(groups)
+    disagreement = math.fsum(difference**2 for difference in differences) / len(differences)
+    clusters = [history.clusters[pair.sample_id] for pair in pairs]
+    # As in `compare_pairs`: one epoch of zeros and ones, and no two samples in one group.
+    if len(set(clusters)) == len(clusters):
+        is_binary = all(pair.is_binary for pair in pairs)
+        return _Pilot(disagreement, spread, len(pairs), is_binary)
+    from llmkit.evals.statistics import compute_clustered_error, compute_clustered_freedom
+
+    error, number = compute_clustered_error(differences, clusters), len(pairs)
+    effect = 1.0 if math.isnan(error) else max(1.0, error**2 * number / spread**2)
+    freedom = compute_clustered_freedom(clusters)
+    share = len(set(clusters)) / number
+    return _Pilot(
+        disagreement,
+        spread,
+        number,
+        is_binary=False,
+        design_effect=effect,
+        clusters_per_sample=(freedom + 1) / number,
+        groups_per_sample=share,
+    )
+
+
+def _assume_widest(groups: Sequence[str | None]) -> _Pilot:
+    """Return the widest spread of independent zeros and ones, and groups of samples that are all alike."""
+    from llmkit.evals.statistics import compute_clustered_freedom
+
+    clusters = [("sample", str(place)) if group is None else ("group", group) for place, group in enumerate(groups)]
+    sizes = Counter(clusters).values()
+    if not sizes or max(sizes) == 1:
+        return _Pilot(WIDEST_SPREAD**2, WIDEST_SPREAD, 0, is_binary=True)
+    number = len(clusters)
+    effect = sum(size**2 for size in sizes) / number
+    freedom = compute_clustered_freedom(clusters)
+    return _Pilot(
+        WIDEST_SPREAD**2,
+        WIDEST_SPREAD,
+        0,
+        is_binary=False,
+        design_effect=effect,
+        clusters_per_sample=(freedom + 1) / number,
+        groups_per_sample=len(sizes) / number,
+    )
+
+
+class _SamplePair(NamedTuple):
+    """Difference of two routes on one sample, averaged over its epochs."""
+
+    sample_id: str
+    difference: float
+    is_binary: bool
+
+
+def _pair_samples(history: EvalReport, metric: str) -> Iterator[_SamplePair]:
     if len(history.variants) < 2:
         return
-    a, b = (_by_sample(history.of(route), metric) for route in history.variants[:2])
-    for sample in a.keys() & b.keys():
-        yield sum(a[sample]) / len(a[sample]) - sum(b[sample]) / len(b[sample])
+    a, b = (_group_by_sample(history.of(route), metric) for route in history.variants[:2])
+    for sample in a:
+        if sample in b:
+            scores = (*a[sample], *b[sample])
+            difference = sum(a[sample]) / len(a[sample]) - sum(b[sample]) / len(b[sample])
+            yield _SamplePair(sample, difference, len(scores) == 2 and all(score in (0, 1) for score in scores))
 
 
-def _by_sample(results: Sequence[EvalResult], metric: str) -> Mapping[str, list[float]]:
+def _group_by_sample(results: Sequence[EvalResult], metric: str) -> Mapping[str, list[float]]:
     scores: dict[str, list[float]] = {}
     for result in results:
         if metric in result.scores:

@@ -9,7 +9,7 @@ from scipy import stats
 from llmkit.cli.main import _run as llmkit
 from llmkit.errors import LLMEvaluationError, LLMTimeout
 from llmkit.evals import statistics as s
-from llmkit.evals.estimate import WIDEST_SPREAD, forecast, sample_size
+from llmkit.evals.estimate import WIDEST_SPREAD, forecast, margin_size, sample_size
 from llmkit.settings import load_settings
 from llmkit.testing import GeminiServer, Reply
 from tests.support.eval_fakes import FakeExtract, Sentiment, invalid, right, run, sentiment_task
@@ -72,9 +72,12 @@ async def test_the_samples_that_a_difference_needs():
     report = await run(routes=(A, B), extract=FakeExtract(worse))
     spread = np.std([1, 0, 0, 0], ddof=1)
     found = sample_size("field_match", 0.1, history=report)
-    assert (found.spread, found.known_from, found.samples) == (spread, 4, s.count_pairs_needed(0.1, spread))
+    # The two differ on one sample of four, and zeros and ones are planned by the test that `compare` uses.
+    assert (found.spread, found.known_from, found.test) == (spread, 4, "mcnemar")
+    assert found.samples == s.count_share_pairs_needed(0.1, 0.25)
     unknown = sample_size("field_match", 0.1)
     assert (unknown.spread, unknown.known_from) == (WIDEST_SPREAD, 0)
+    assert unknown.samples == s.count_share_pairs_needed(0.1, 0.5)
     with pytest.raises(LLMEvaluationError, match="no metric 'x'"):
         sample_size("x", 0.1, history=report)
     with pytest.raises(LLMEvaluationError, match="No sample size"):
@@ -93,6 +96,93 @@ def test_so_many_pairs_see_the_difference_so_often():
     n = s.count_pairs_needed(0.4, 1.0)
     p = stats.ttest_1samp(rng.normal(0.4, 1, size=(4_000, n)), 0, axis=1).pvalue
     assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.02)
+
+
+def mcnemar_p(gains, disagreeing):
+    """Exact p-values, by scipy and not by our code."""
+    tail = 2 * stats.binom.cdf(np.minimum(gains, disagreeing - gains), disagreeing, 0.5)
+    return np.where(disagreeing > 0, np.minimum(1, tail), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("difference", "disagreement"), [(0.05, 0.1), (0.1, 0.2), (0.1, 0.5), (0.2, 0.3), (0.3, 0.3), (0.5, 0.6)]
+)
+def test_planned_pairs_of_zeros_and_ones_see_the_difference_as_often_as_promised(difference, disagreement):
+    rng = np.random.default_rng(31)
+    n = s.count_share_pairs_needed(difference, disagreement)
+    disagreeing = rng.binomial(n, disagreement, 20_000)
+    gains = rng.binomial(disagreeing, (disagreement + difference) / (2 * disagreement))
+    power = np.mean(mcnemar_p(gains, disagreeing) < 0.05)
+    assert 0.79 <= power <= 0.9
+    planned_by_t = s.count_pairs_needed(difference, np.sqrt(max(disagreement - difference**2, 1e-9)))
+    assert n > planned_by_t
+
+
+@pytest.mark.parametrize(("difference", "disagreement"), [(0.1, 0.05), (0.1, 1.1), (0, 0.5), (-0.3, 0.2)])
+def test_impossible_disagreements_are_refused(difference, disagreement):
+    with pytest.raises(ValueError, match="got"):
+        s.count_share_pairs_needed(difference, disagreement)
+
+
+def test_many_pairs_are_counted_exactly_too():
+    # Within 2 % of Connor's formula (1987), where the binomial distribution is close to the normal one.
+    difference, disagreement = 0.02, 0.3
+    quantiles = stats.norm.ppf(0.975) * np.sqrt(disagreement)
+    quantiles += stats.norm.ppf(0.8) * np.sqrt(disagreement - difference**2)
+    expected = (quantiles / difference) ** 2
+    assert s.count_share_pairs_needed(difference, disagreement) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(("sizes", "correlation"), [([10] * 8, 0.3), ([40, 5, 5, 5, 5, 5, 5, 5], 0.3)])
+def test_planned_groups_see_the_difference_as_often_as_promised(sizes, correlation):
+    """The samples that are planned come in groups like those of the pilot; so the power is as promised."""
+    rng = np.random.default_rng(32)
+    pilot = [number for number, size in enumerate(sizes) for _ in range(size)]
+    effect = 1 + (sum(size**2 for size in sizes) / len(pilot) - 1) * correlation
+    n = s.count_pairs_needed(
+        0.3,
+        1.0,
+        design_effect=effect,
+        clusters_per_pair=(s.compute_clustered_freedom(pilot) + 1) / len(pilot),
+    )
+    clusters = [(copy, group) for copy in range(-(-n // len(pilot))) for group in pilot][:n]
+    _, codes = np.unique(np.array(clusters), axis=0, return_inverse=True)
+    shared = rng.normal(size=(1_000, codes.max() + 1))[:, codes] * np.sqrt(correlation)
+    draws = 0.3 + shared + rng.normal(size=(1_000, n)) * np.sqrt(1 - correlation)
+    rejected = [s.compare_means(x, np.zeros(n), codes.tolist()).p_value < 0.05 for x in draws]
+    assert 0.74 <= np.mean(rejected) <= 0.88
+
+
+async def test_groups_without_a_pilot_count_once():
+    groups = [f"document {number // 10}" for number in range(100)]
+    found = sample_size("field_match", 0.1, groups=groups)
+    assert found.test == "clustered paired t"
+    assert found.clusters == pytest.approx(s.count_pairs_needed(0.1, WIDEST_SPREAD), abs=2)
+    assert found.samples == pytest.approx(10 * found.clusters, abs=10)
+    gate = margin_size("field_match", 0.02, groups=groups)
+    assert gate.minimum == s.count_equal_pairs_for_margin(0.02, is_binary=False)
+    assert sample_size("field_match", 0.1, groups=[None] * 50).clusters is None
+
+
+@pytest.mark.parametrize(("margin", "needed"), [(0.01, 268), (0.02, 133), (0.05, 52), (0.1, 25)])
+def test_the_pairs_that_a_margin_needs_even_if_all_answers_are_identical(margin, needed):
+    assert s.count_equal_pairs_for_margin(margin) == needed
+    same = [np.ones(n) for n in (needed - 1, needed)]
+    assert [s.check_non_inferiority(x, x, margin).is_shown for x in same] == [False, True]
+    needed = s.count_equal_pairs_for_margin(margin, is_binary=False)
+    same = [np.full(n, 0.5) for n in (needed - 1, needed)]
+    assert [s.check_non_inferiority(x, x, margin).is_shown for x in same] == [False, True]
+
+
+@pytest.mark.parametrize(("margin", "disagreement"), [(0.02, 0.05), (0.05, 0.3), (0.1, 0.2)])
+def test_planned_pairs_pass_a_margin_as_often_as_promised(margin, disagreement):
+    rng = np.random.default_rng(33)
+    n = s.count_pairs_for_margin(margin, disagreement)
+    passed = 0
+    for _ in range(600):
+        d = rng.choice([0, 1, -1], n, p=[1 - disagreement, disagreement / 2, disagreement / 2])
+        passed += s.check_non_inferiority((d == 1).astype(float), (d == -1).astype(float), margin).is_shown
+    assert 0.76 <= passed / 600 <= 0.86
 
 
 @pytest.mark.parametrize(
@@ -117,7 +207,12 @@ def test_the_command(tmp_path, capsys):
     # Nobody charges for one's own machine; what the other takes is not known.
     assert [row["cost_usd"] for row in document["routes"]] == [0.0, None]
     assert document["budget"] == []
-    assert document["sample_size"]["samples"] == s.count_pairs_needed(0.05, WIDEST_SPREAD)
+    assert document["sample_size"]["samples"] == s.count_share_pairs_needed(0.05, 0.5)
+    assert llmkit([*arguments, "--metric", "exact_match", "--margin", "0.02", "--json"]) == 0
+    gate = json.loads(capsys.readouterr().out)["margin_size"]
+    assert gate["minimum"] == 133
+    assert gate["samples"] == pytest.approx(s.count_pairs_for_margin(0.02, 0.5), abs=1)
+    assert llmkit([*arguments, "--margin", "0.02"]) == 2
     assert llmkit(arguments) == 0
     assert "unknown" in capsys.readouterr().out
     assert llmkit([*arguments, "--metric", "exact_match"]) == 2

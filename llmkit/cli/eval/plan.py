@@ -21,9 +21,9 @@ from llmkit.cli.output import (
 from llmkit.errors import LLMBadRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from llmkit.evals.estimate import Forecast, Outlook, SampleSize
+    from llmkit.evals.estimate import Forecast, MarginSize, Outlook, SampleSize
 
 __all__ = ["eval_plan"]
 
@@ -44,7 +44,10 @@ def eval_plan(  # noqa: PLR0913 - options of a command
     max_time_s: MaxTimeS = None,
     metric: Annotated[str | None, typer.Option(help="Metric in which a difference should be detected.")] = None,
     difference: Annotated[float | None, typer.Option(help="The difference to detect.")] = None,
-    power: Annotated[float, typer.Option(help="Probability of detecting it if it exists.")] = 0.8,
+    margin: Annotated[float | None, typer.Option(help="The margin of a gate, for the samples that it needs.")] = None,
+    power: Annotated[
+        float, typer.Option(help="Probability of detecting the difference, or of passing the gate.")
+    ] = 0.8,
     workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
@@ -53,11 +56,11 @@ def eval_plan(  # noqa: PLR0913 - options of a command
     Shows calls, tokens, seconds and, from list prices, dollars. What cannot be known is "unknown", never 0.
     """
     from llmkit.evals import Budget, load_tasks
-    from llmkit.evals.estimate import forecast, outlook, sample_size
+    from llmkit.evals.estimate import forecast, margin_size, outlook, sample_size
     from llmkit.session import Session
 
-    if (metric is None) != (difference is None):
-        raise LLMBadRequest("Give --metric and --difference together")
+    if (metric is None) != (difference is None and margin is None):
+        raise LLMBadRequest("Give --metric together with --difference, --margin or both.")
     task, *others = load_tasks(file)
     if others:
         raise LLMBadRequest(f"{file} has several tasks; give a file with one task")
@@ -70,18 +73,24 @@ def eval_plan(  # noqa: PLR0913 - options of a command
     known = {"run": run, "history": earlier}
     rows = forecast(task, labels, **known, epochs=epochs, limit=limit, concurrency=at_once, settings=settings)
     limits = outlook(rows, Budget(max_tokens, max_cost_usd, max_time_s), run)
-    size = None
-    if metric is not None and difference is not None:
-        size = sample_size(metric, difference, history=earlier, power=power)
+    size = gate = None
+    if metric is not None:
+        groups = [sample.group for sample in task.load().limit(limit)]
+        if difference is not None:
+            size = sample_size(metric, difference, history=earlier, groups=groups, power=power)
+        if margin is not None:
+            gate = margin_size(metric, margin, history=earlier, groups=groups, power=power)
     if as_json:
-        budget = [asdict(limit) for limit in limits]
-        routes_of_plan = [asdict(row) for row in rows]
-        print_json({"routes": routes_of_plan, "budget": budget, "sample_size": asdict(size) if size else None})
+        document = {"routes": [asdict(row) for row in rows], "budget": [asdict(limit) for limit in limits]}
+        sizes = {"sample_size": asdict(size) if size else None, "margin_size": asdict(gate) if gate else None}
+        print_json(document | sizes)
     else:
-        _print_plan(rows, limits, size)
+        _print_plan(rows, limits)
+        for sentence in (*_describe_size(size), *_describe_gate(gate)):
+            print_rich(sentence)
 
 
-def _print_plan(rows: Sequence[Forecast], limits: Sequence[Outlook], size: SampleSize | None) -> None:
+def _print_plan(rows: Sequence[Forecast], limits: Sequence[Outlook]) -> None:
     from rich.markup import escape
 
     listing = make_table(
@@ -96,12 +105,35 @@ def _print_plan(rows: Sequence[Forecast], limits: Sequence[Outlook], size: Sampl
     print_rich(listing)
     for limit in limits:
         print_rich(_describe_limit(limit))
-    if size is not None:
-        source = f"spread {size.spread:.3g} of {size.known_from} pairs" if size.known_from else "the widest spread"
-        print_rich(
-            f"A difference of {size.difference:g} in {escape(size.metric)} needs {size.samples:,} samples "
-            f"to be detected with probability {size.power:.0%} ({source})."
-        )
+
+
+def _describe_size(size: SampleSize | None) -> Iterator[str]:
+    from rich.markup import escape
+
+    if size is None:
+        return
+    source = f"spread {size.spread:.3g} of {size.known_from} pairs" if size.known_from else "the widest spread"
+    yield (
+        f"A difference of {size.difference:g} in {escape(size.metric)} needs {size.samples:,} samples"
+        f"{_describe_clusters(size.clusters)} to be detected with probability {size.power:.0%} ({source}, {size.test})."
+    )
+
+
+def _describe_gate(gate: MarginSize | None) -> Iterator[str]:
+    from rich.markup import escape
+
+    if gate is None:
+        return
+    noun = "samples" if gate.clusters is None else "groups"
+    yield (
+        f"A gate on {escape(gate.metric)} with margin {gate.margin:g} needs at least {gate.minimum:,} {noun}, even if "
+        f"all answers are identical. Equally good variants pass with probability {gate.power:.0%} on {gate.samples:,} "
+        f"samples{_describe_clusters(gate.clusters)}."
+    )
+
+
+def _describe_clusters(clusters: int | None) -> str:
+    return "" if clusters is None else f" in {clusters:,} groups like those of the dataset"
 
 
 def _describe_limit(limit: Outlook) -> str:

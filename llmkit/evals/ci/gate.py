@@ -189,6 +189,7 @@ def check_gate(
         notes=(
             *_note_coverage(report, labels),
             *(_note_differences(report, other) if variants else ()),
+            *_note_margin(rows, rules),
             *note_direction(sorted(report.lower_is_better)),
         ),
         sides={"run": report.provenance_summary} | ({} if other is report else {"baseline": other.provenance_summary}),
@@ -201,6 +202,24 @@ def _note_coverage(report: EvalReport, labels: Sequence[str]) -> Iterator[str]:
         coverage = report.coverage[label]
         if coverage.is_partial:
             yield f"{label}: {coverage.text}; only samples with a result are checked."
+
+
+def _note_margin(rows: Sequence[Mapping[str, Any]], rules: GateRules) -> Iterator[str]:
+    """Note metrics with too few pairs for the margin, which the failed check alone would not explain."""
+    if not rules.margin:
+        return
+    from llmkit.evals.statistics import count_equal_pairs_for_margin
+
+    for metric in dict.fromkeys(row["metric"] for row in rows):
+        own = [row for row in rows if row["metric"] == metric]
+        is_binary = all(row["method"] == "mcnemar" for row in own)
+        needed = count_equal_pairs_for_margin(rules.margin, alpha=rules.alpha, is_binary=is_binary)
+        pairs = min(row["pairs"] for row in own)
+        if pairs < needed:
+            yield (
+                f"{metric}: a margin of {rules.margin:g} needs at least {needed:,} pairs, even if all answers are "
+                f"identical; there are {pairs:,}."
+            )
 
 
 def require_rules(rules: GateRules, *, is_compared: bool) -> None:

@@ -9,6 +9,7 @@ from llmkit.evals.statistics.intervals import (
     Estimate,
     bootstrap_mean,
     compute_clustered_error,
+    compute_clustered_freedom,
     estimate_clustered_mean,
     estimate_clustered_share,
     estimate_mean,
@@ -34,7 +35,12 @@ from llmkit.evals.statistics.paired import (
     compute_sign_flip_p,
     compute_wilcoxon_p,
 )
-from llmkit.evals.statistics.planning import count_pairs_needed
+from llmkit.evals.statistics.planning import (
+    count_equal_pairs_for_margin,
+    count_pairs_for_margin,
+    count_pairs_needed,
+    count_share_pairs_needed,
+)
 from llmkit.evals.statistics.repeats import estimate_pass_at_k, estimate_pass_hat_k
 
 __all__ = [
@@ -52,10 +58,14 @@ __all__ = [
     "compare_pairs",
     "compare_shares",
     "compute_clustered_error",
+    "compute_clustered_freedom",
     "compute_mcnemar_p",
     "compute_sign_flip_p",
     "compute_wilcoxon_p",
+    "count_equal_pairs_for_margin",
+    "count_pairs_for_margin",
     "count_pairs_needed",
+    "count_share_pairs_needed",
     "estimate_clustered_mean",
     "estimate_clustered_share",
     "estimate_mean",

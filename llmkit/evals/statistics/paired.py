@@ -141,7 +141,10 @@ def compare_means(
 def compare_shares(a: ArrayLike, b: ArrayLike, level: float = DEFAULT_LEVEL) -> PairedDifference:
     """Compare two shares on the same independent samples: exact McNemar test, adjusted Wald interval.
 
-    The interval adds one to each kind of disagreement, which keeps its coverage when there are few or none.
+    The interval adds one to each kind of disagreement, which keeps its coverage when there are few or none. It
+    contains every difference that is not rejected: 0 by the exact test, which never rejects too often, and others by
+    the interval's own. So where the exact test does not reject no difference, the interval is extended to 0, and the
+    two never contradict each other. (The exact test never rejects where the interval contains 0.)
 
     Source: D. G. Bonett and R. M. Price, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions
     Based on Paired Data", Journal of Educational and Behavioral Statistics 37 (2012); the test as `compute_mcnemar_p`.
@@ -158,6 +161,8 @@ def compare_shares(a: ArrayLike, b: ArrayLike, level: float = DEFAULT_LEVEL) -> 
     error = float(np.sqrt((up + down - (up - down) ** 2) / (n + 2)))
     reach = float(special.ndtri((1 + level) / 2)) * error
     low, high = max(-1.0, float(up - down) - reach), min(1.0, float(up - down) + reach)
+    if p_value >= 1 - level:
+        low, high = min(low, 0.0), max(high, 0.0)
     return PairedDifference(average(d), error, low, high, p_value, _compute_effect(d), n, n, "mcnemar")
 
 

@@ -133,6 +133,25 @@ def test_paired_proportions_by_hand():
     assert found.difference == pytest.approx(4 / 20)
 
 
+@pytest.mark.parametrize("n", [4, 10, 30, 60])
+@pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
+def test_mcnemar_s_test_and_the_interval_agree_about_0(n, level):
+    """They are compared on every possible outcome."""
+    for up in range(n + 1):
+        for down in range(n + 1 - up):
+            same = [0] * (n - up - down)
+            found = s.compare_shares([1] * up + [0] * down + same, [0] * up + [1] * down + same, level)
+            assert (found.low <= 0 <= found.high) == (found.p_value >= 1 - level), (up, down)
+
+
+def test_the_interval_is_only_extended_where_the_exact_test_does_not_reject():
+    # Ten gains and two losses: the p-value is 0.039. Nine and two: 0.065.
+    clear, unclear = (s.compare_shares([1] * up + [0] * 2 + [1] * 20, [0] * up + [1] * 2 + [1] * 20) for up in (10, 9))
+    assert clear.p_value < 0.05 < unclear.p_value
+    assert clear.low > 0
+    assert unclear.low == 0.0
+
+
 def test_holm_by_hand():
     assert s.adjust_holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert s.adjust_holm([0.02, np.nan]).tolist() == pytest.approx([0.02, np.nan], nan_ok=True)
