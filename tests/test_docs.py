@@ -1,107 +1,139 @@
-"""What is written is run: README examples, the settings table, the command lines."""
+"""The documentation is executed: every example of every page, the settings table, links and requirements."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from llmkit import Session
 from llmkit.testing import GeminiServer, OllamaServer
+from tests.support.page_examples import (
+    EXECUTED,
+    SHOWN,
+    answer_as_shown,
+    apply_steps,
+    list_languages,
+    list_pages,
+    list_skips,
+    run_page,
+)
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = list_pages()
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+WITH_LOCAL_MODEL = {"README.md", "index.md"}
+MOST_SKIPS = 8
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-@pytest.mark.local
-def test_the_first_example_of_the_readme_runs_with_the_local_model(capsys: pytest.CaptureFixture[str]) -> None:
-    """As pasted, with the extra `local` alone: no server, no key.
-
-    The answer copies a number and a name. A judgement by this small model differs from processor to processor.
-    """
-    names: dict[str, object] = {"__name__": "readme"}
-    exec(compile(_block("examples = ["), "README.md", "exec", dont_inherit=True), names)
-    assert capsys.readouterr().out == "Order(quantity=3, city='Lima')\n"
-    assert len(names["history"]) == 1
-
-
-def test_the_chat_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    with OllamaServer() as ollama:
-        monkeypatch.setenv("LLM_OLLAMA_API_BASE", ollama.url)
-        names: dict[str, object] = {"__name__": "readme"}
-        exec(compile(_block("answer = s.chat("), "README.md", "exec", dont_inherit=True), names)
-        assert str(names["answer"])
-
-
-def test_the_example_on_the_first_page_of_the_site_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    with OllamaServer() as ollama:
-        monkeypatch.setenv("LLM_OLLAMA_API_BASE", ollama.url)
-        names: dict[str, object] = {"__name__": "index"}
-        exec(compile(block, "index.md", "exec", dont_inherit=True), names)
-        assert names["complaints"]["status"].tolist() == ["SUCCEEDED"] * 2
-        assert len(names["history"]) == 4
-
-
-def _block(part: str) -> str:
-    (block,) = [block for block in _blocks("python") if part in block]
-    return block
-
-
-def test_the_column_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    with OllamaServer() as ollama:
-        monkeypatch.setenv("LLM_OLLAMA_API_BASE", ollama.url)
-        names: dict[str, object] = {"__name__": "readme"}
-        exec(compile(_block("s.map("), "README.md", "exec", dont_inherit=True), names)
-        assert names["cities"]["status"].tolist() == ["SUCCEEDED"] * 3 + ["SKIPPED"]
-        assert names["cities"].index.equals(names["df"].index)
-        assert names["again"].messages == names["talk"].messages
-        assert names["cost"]["requests"].tolist() == [len(ollama.calls)] == [8]
-        names["s"].close()
-
-
-@pytest.mark.slow
-def test_the_evaluation_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "sentiment.py").write_text(_block("task = Task("), encoding="utf-8")
-    line = {"input": "Great!", "target": "positive"}
-    (tmp_path / "sentiment.jsonl").write_text(json.dumps(line), encoding="utf-8")
-    (command,) = [
-        line for block in _blocks("sh") for line in block.splitlines() if "eval run" in line and "--name first" in line
-    ]
-    with OllamaServer() as ollama, GeminiServer(api_key="k") as gemini:
+@pytest.fixture
+def _providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stand-ins for both providers where a reader's would be."""
+    with OllamaServer(answer_as_shown) as ollama, GeminiServer(answer_as_shown, api_key="k") as gemini:
         monkeypatch.setenv("LLM_OLLAMA_API_BASE", ollama.url)
         monkeypatch.setenv("LLM_GEMINI_API_BASE", f"{gemini.url}/v1beta")
         monkeypatch.setenv("LLM_GEMINI_API_KEY", "k")
-        arguments = [sys.executable, "-m", *shlex.split(command)]
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=250)
-    assert done.returncode == 0, done.stderr
-    assert "gemini/gemini-2.5-flash" in done.stdout
+        yield
 
 
-def test_the_settings_table_is_current() -> None:
+def _mark(page: Path) -> object:
+    marks = [pytest.mark.slow, *([pytest.mark.local] if page.name in WITH_LOCAL_MODEL else [])]
+    return pytest.param(page, marks=marks, id=page.name)
+
+
+@pytest.mark.usefixtures("_providers")
+@pytest.mark.parametrize("page", [_mark(page) for page in PAGES])
+def test_page_examples(page: Path) -> None:
+    """Every block runs as a reader would paste it, in an empty folder."""
+    document = run_page(page)
+    for value in document.namespace.values():
+        if isinstance(value, Session):
+            value.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("heading", "files", "command"),
+    [
+        (
+            "Add a scorer",
+            {
+                "llmkit/evals/scorers/length.py",
+                "llmkit/evals/scorers/__init__.py",
+                "tests/evals/scorers/test_length.py",
+            },
+            ["-c", "from llmkit.evals.scorers import SCORERS; SCORERS['shorter_than_input']('text')"],
+        ),
+        (
+            "Add a command",
+            {"llmkit/cli/models.py", "llmkit/cli/main.py", "tests/cli/test_models.py"},
+            ["-m", "llmkit", "models", "--help"],
+        ),
+    ],
+)
+def test_contributing(heading: str, files: set[str], command: list[str], tmp_path: Path) -> None:
+    """The steps work as written, touch no other file, and satisfy the linter and the tests of names."""
+    for folder in ("llmkit", "migrations", "tests", "scripts", "docs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "_build"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    touched = apply_steps(CONTRIBUTING, heading, tmp_path)
+    assert {str(path) for path in touched} == files
+    (test,) = [name for name in files if name.startswith("tests/")]
+    checks = [
+        ["-m", "ruff", "check", *files],
+        ["-m", "ruff", "format", "--check", *files],
+        ["-m", "pytest", "-q", "-n", "0", test, "tests/test_names.py", "tests/test_public_api.py"],
+        command,
+    ]
+    for arguments in checks:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=250,
+        )
+        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+
+
+def test_skipped_examples_are_few() -> None:
+    skips = [f"{page.name}: {reason}" for page in [*PAGES, CONTRIBUTING] for reason in list_skips(page)]
+    assert len(skips) <= MOST_SKIPS, skips
+    assert "".join(page.read_text("utf-8") for page in [*PAGES, CONTRIBUTING]).count("<!-- skip:") == len(skips)
+
+
+@pytest.mark.parametrize("page", [*PAGES, CONTRIBUTING], ids=lambda page: page.name)
+def test_every_block_has_a_language(page: Path) -> None:
+    """A block in another language, or none, would escape the runner."""
+    directives = {name for name in list_languages(page) if name.startswith("{")}
+    assert directives <= {"{toctree}"}
+    assert set(list_languages(page)) - directives <= {*EXECUTED, *SHOWN}
+
+
+def test_settings_table_is_current() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "settings_table.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 0, done.stdout
 
 
-def test_every_file_that_the_readme_links_exists() -> None:
+def test_readme_links_exist() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert links
     assert not [link for link in links if not (ROOT / link).exists()]
 
 
 @pytest.mark.parametrize("name", ["dev.txt", "run.txt", "bootstrap.txt"])
-def test_requirements_are_hashed_and_hold_no_address(name: str) -> None:
+def test_requirements_have_hashes_and_no_address(name: str) -> None:
     text = (ROOT / "requirements" / name).read_text(encoding="utf-8")
     pins = re.findall(r"^\S+==\S+", text, re.MULTILINE)
     assert pins
