@@ -45,6 +45,7 @@ from llmkit.types import (
     RoutePlan,
     RunStatus,
     ServedFrom,
+    ToolCall,
 )
 
 __all__ = ["LLMService"]
@@ -404,19 +405,24 @@ class LLMService:
         return LLMResponse(
             text=_whole_characters(reply.text),
             tool_calls=tuple(
-                tool.model_copy(update={"arguments": _whole_characters(tool.arguments)}) for tool in reply.tool_calls
+                ToolCall(
+                    id=_whole_characters(tool.id),
+                    name=_whole_characters(tool.name),
+                    arguments=_whole_characters(tool.arguments),
+                )
+                for tool in reply.tool_calls
             ),
             finish_reason=reply.finish_reason,
             usage=reply.usage,
             route=routed.route,
             requested_route=call.request.route,
-            response_model=reply.response_model,
+            response_model=reply.response_model and _whole_characters(reply.response_model),
             latency_ms=call.elapsed_ms() - log.queued_ms if reply.latency_ms is None else reply.latency_ms,
             cost_usd=reply.cost_usd,
             run_id=self._recorder.run_id(call),
             attempts=log.attempts,
             plan=plan,
-            warnings=reply.warnings,
+            warnings=tuple(map(_whole_characters, reply.warnings)),
         )
 
 

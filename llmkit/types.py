@@ -13,7 +13,16 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    model_validator,
+)
 
 from llmkit.attachment import MAX_ATTACHED_BYTES, Attachment
 from llmkit.display.html import render_card, render_table
@@ -341,6 +350,20 @@ def _sum(counts: Iterable[int | None]) -> int | None:
     return None if not known or None in known else sum(count for count in known if count is not None)
 
 
+# No request has more. Larger counts are errors of a server's, and some do not fit into a database.
+MOST_TOKENS = 10**9
+
+
+def _drop_impossible_counts(usage: TokenUsage) -> TokenUsage:
+    counts = usage.model_dump(exclude={"estimated"})
+    impossible = {name: None for name, count in counts.items() if count is not None and not 0 <= count <= MOST_TOKENS}
+    return usage.model_copy(update=impossible) if impossible else usage
+
+
+# Of a single request: sums over an evaluation may be larger.
+RequestUsage = Annotated[TokenUsage, AfterValidator(_drop_impossible_counts)]
+
+
 class Attempt(Value):
     """One request that was really sent to a provider.
 
@@ -354,7 +377,7 @@ class Attempt(Value):
     latency_ms: float
     params_sha256: str | None = None
     schema_sha256: str | None = None
-    usage: TokenUsage = TokenUsage()
+    usage: RequestUsage = TokenUsage()
     finish_reason: FinishReason | None = None
     response_model: str | None = None
     model_digest: str | None = None
@@ -482,7 +505,7 @@ class LLMResponse(Value):
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: FinishReason = "unknown"
-    usage: TokenUsage = TokenUsage()
+    usage: RequestUsage = TokenUsage()
     route: Route
     requested_route: Route | None = None
     response_model: str | None = None

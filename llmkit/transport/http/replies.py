@@ -20,7 +20,7 @@ from llmkit.ports import ClientReply
 from llmkit.providers import ReplyFacts, compute_min_prompt_tokens, count_words, surely_exceeds
 from llmkit.providers.prompt_tokens import MOST_CHARS_PER_TOKEN
 from llmkit.transport.http.exchange import Exchange
-from llmkit.types import FinishReason, LLMRequest, TokenUsage, ToolCall
+from llmkit.types import MOST_TOKENS, FinishReason, LLMRequest, TokenUsage, ToolCall
 
 __all__ = ["read_reply", "verdict"]
 
@@ -33,8 +33,6 @@ _FINISH_REASONS: dict[str, FinishReason] = {
 }
 # Context windows are multiples of this.
 WINDOW_STEP_TOKENS = 1024
-# No request has more. Larger numbers are errors of the server's, and some do not fit into a database.
-MOST_TOKENS = 10**9
 
 
 def read_reply(completion: Any, exchange: Exchange, request: LLMRequest) -> ClientReply:
