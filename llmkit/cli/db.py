@@ -141,15 +141,30 @@ def _export_to_file(output: Path, journal: Journal, workspace: str) -> dict[str,
 
 
 @db_app.command("import")
-def db_import(file: Annotated[Path, typer.Argument(help="A file written by `llmkit db export`.")]) -> None:
-    """Import a workspace into the database, for example on PostgreSQL. Importing the same file again adds nothing."""
+def db_import(
+    file: Annotated[Path, typer.Argument(help="A file written by `llmkit db export`.")],
+    workspace: Annotated[
+        str | None,
+        typer.Option("--workspace", "-w", help="Workspace that every row must be of; default that of the first row."),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Add to the workspace that the file names even if it exists.")
+    ] = False,
+) -> None:
+    """Import a workspace into the database, for example on PostgreSQL. Importing the same file again adds nothing.
+
+    Without --workspace, a file of a workspace that exists is refused unless --yes confirms it.
+    """
     from llmkit.persistence.workspace_import import import_workspace
 
     if not file.is_file():
         raise LLMBadRequest(f"There is no file {file}; `llmkit db export` writes one")
     interrupted = "Either nothing was imported or all of it. Run the same command again to be sure."
     with handle_interruption(interrupted), closing(_open_migrated_journal(load_settings())) as journal:
-        added, there = import_workspace(journal.engine, journal.address, _read_lines(file), file.name)
+        where = journal.engine, journal.address
+        added, there = import_workspace(
+            *where, _read_lines(file), file.name, workspace_id=workspace, may_exist=workspace is not None or yes
+        )
     typer.echo(_format_counts("Added", added), err=True)
     if any(there.values()):
         typer.echo(_format_counts("Already there:", there), err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby, islice
@@ -17,42 +18,101 @@ from llmkit.errors import LLMBadRequest
 from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.engines import writing
 from llmkit.persistence.retention import TABLES
+from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS
 
-__all__ = ["import_workspace"]
+__all__ = ["has_workspace", "import_workspace"]
 
 BATCH: Final = 200
 _TABLES: Final = {table.name: table for table in TABLES}
+# Which columns of a table name a row that has a workspace, and where that row is.
+_REFERENCES: Final = {
+    RUNS.name: ((RUNS, "id"), (RUNS, "source_run_id")),
+    ATTEMPTS.name: ((RUNS, "run_id"),),
+    EVAL_RUNS.name: ((EVAL_RUNS, "id"),),
+    EVAL_RESULTS.name: ((EVAL_RUNS, "eval_run_id"),),
+}
 
 Row = dict[str, Any]
 
 
 def import_workspace(
-    engine: Engine, address: DatabaseAddress, lines: Iterable[str], source: str
+    engine: Engine,
+    address: DatabaseAddress,
+    lines: Iterable[str],
+    source: str,
+    *,
+    workspace_id: str | None = None,
+    may_exist: bool = False,
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Add every row of an export, all or nothing. Rows that are there already stay as they are.
+
+    Whoever wrote the file need not own the workspace that it names: rows of a workspace that exists are added only
+    where the caller named or confirmed it, and no row may belong to any other.
 
     Args:
         engine: From `make_engine`.
         address: Of the same database, which is at head.
         lines: Of the file.
         source: Name of the file, for messages.
+        workspace_id: The workspace of every row; default that of the first one.
+        may_exist: Add to the workspace of the first row even if it has rows already.
 
     Returns:
         How many rows of each table were added, and how many were there.
 
     Raises:
-        LLMBadRequest: A line is no row of such an export, or collides with another row; the message names it. Nothing
-            was added.
+        LLMBadRequest: A line is no row of such an export, belongs to another workspace, or collides with another row;
+            or the workspace exists. The message says which. Nothing was added.
         LLMStoreError: The database failed; nothing was added.
     """
     added, there = dict.fromkeys(_TABLES, 0), dict.fromkeys(_TABLES, 0)
+    exists = False
     with writing(engine, address) as connection:
         for table, places, rows in _batches(lines, source):
+            where = f"{source}, {places}"
+            if workspace_id is None:
+                workspace_id = _owner(rows[0], where)
+                exists = not may_exist and has_workspace(connection, workspace_id)
+            _check_owner(connection, table, rows, workspace_id, where)
             new = list(_new(connection, table, rows))
+            if new and exists:
+                _refuse(
+                    where,
+                    f"the file is of workspace {workspace_id!r}, which exists. Check where the file is from, then "
+                    f"confirm with --workspace {workspace_id}",
+                )
             added[table.name] += len(new)
             there[table.name] += len(rows) - len(new)
-            _add(connection, table, new, f"{source}, {places}", address.label)
+            _add(connection, table, new, where, address.label)
     return added, there
+
+
+def has_workspace(connection: Connection, workspace_id: str) -> bool:
+    """Return whether the database has a call or an evaluation of the workspace."""
+    tables = (RUNS, EVAL_RUNS)
+    return any(
+        connection.execute(select(table.c.id).where(table.c.workspace_id == workspace_id).limit(1)).first()
+        for table in tables
+    )
+
+
+def _owner(first: Row, where: str) -> str:
+    # An export begins with runs, or with evaluations where there are no runs: their children name no workspace.
+    if "workspace_id" not in first:
+        _refuse(where, "the first row names no workspace; is the beginning of the file missing?")
+    return str(first["workspace_id"])
+
+
+def _check_owner(connection: Connection, table: Table, rows: list[Row], workspace_id: str, where: str) -> None:
+    """Refuse rows of another workspace, and rows that would change or refer to one of another workspace."""
+    foreign = next((row for row in rows if row.get("workspace_id", workspace_id) != workspace_id), None)
+    if foreign is not None:
+        _refuse(where, f"a row of {table.name} is of workspace {foreign['workspace_id']!r}, not of {workspace_id!r}")
+    for parent, column in _REFERENCES[table.name]:
+        wanted = {row[column] for row in rows} - {None}
+        owned = parent.c.workspace_id == workspace_id
+        if connection.execute(select(parent.c.id).where(parent.c.id.in_(wanted), ~owned).limit(1)).first():
+            _refuse(where, f"the {column} of a row of {table.name} is that of another workspace")
 
 
 def _add(connection: Connection, table: Table, rows: list[Row], where: str, label: str) -> None:
@@ -124,6 +184,9 @@ def _value(kind: type[Any], value: Any, where: str) -> Any:
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or (isinstance(value, bool) and kind is not bool):
         _refuse(where, f"{value!r:.50} is no {kind.__name__}")
+    # Budgets and reports add up what is stored: one such number would spoil every sum.
+    if kind in {int, float} and not 0 <= value < math.inf:
+        _refuse(where, f"{value!r:.50} is no count, cost or time")
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
@@ -24,10 +25,12 @@ from llmkit.testing import Fault, OllamaServer, Reply
 from tests.cli.test_cli import run as llmkit
 from tests.support.eval_fakes import sentiment_task
 from tests.support.repositories import JournalHome
-from tests.support.run_values import a_start
+from tests.support.run_values import a_start, a_success
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from llmkit.ports import RunStart
 
 ROUTE = "ollama/llama3.2"
 
@@ -110,8 +113,12 @@ def home(database_url: str) -> Iterator[JournalHome]:
 
 
 def _exported(home: JournalHome) -> list[str]:
+    return _exported_of(home, "lab")
+
+
+def _exported_of(home: JournalHome, workspace: str) -> list[str]:
     file = io.StringIO()
-    export_workspace(home.journal.engine, home.journal.address, "lab", file)
+    export_workspace(home.journal.engine, home.journal.address, workspace, file)
     return file.getvalue().splitlines()
 
 
@@ -132,6 +139,10 @@ def _edited(**changes: object) -> Any:
         (_edited(created_at_utc="2026-01-01T00:00:00"), "file, line 2: .*a moment needs a time zone"),
         (_edited(status="LOST"), "file, lines 1 to 2: a row of llm_runs does not fit"),
         (_edited(epoch=2**70), "file, lines 1 to 2: .* cannot hold a value of llm_runs"),
+        (_edited(input_tokens=-1), "file, line 2: -1 is no count"),
+        (_edited(cost_usd=float("inf")), "file, line 2: inf is no count, cost"),
+        (_edited(latency_ms=float("nan")), "file, line 2: nan is no count, cost or time"),
+        (_edited(workspace_id="other"), "file, lines 1 to 2: a row of llm_runs is of workspace 'other', not of 'lab'"),
     ],
 )
 def test_what_is_no_export_is_refused_by_its_line_and_nothing_of_it_is_kept(
@@ -153,8 +164,73 @@ def test_a_key_that_another_run_holds_is_refused(home: JournalHome) -> None:
     other = _edited(id=str(a_start().id))(line)
     where = home.journal.engine, home.journal.address
     with pytest.raises(LLMBadRequest, match="a key or a name of it is taken there"):
-        import_workspace(*where, [other], "file")
+        import_workspace(*where, [other], "file", may_exist=True)
     assert store_stats(*where).rows["llm_runs"] == 1
+
+
+@pytest.fixture
+def victim(home: JournalHome) -> RunStart:
+    """A run with an attempt in a workspace of somebody else."""
+    start = a_start(workspace_id="victim", idempotency_key="k")
+
+    async def answered() -> None:
+        await home.repo.create_started(start)
+        assert await home.repo.mark_succeeded(a_success(start.id))
+
+    asyncio.run(answered())
+    return start
+
+
+def _refused(home: JournalHome, lines: list[str], message: str, **options: Any) -> None:
+    where = home.journal.engine, home.journal.address
+    before = store_stats(*where).rows
+    with pytest.raises(LLMBadRequest, match=f"{message}.*Nothing was imported"):
+        import_workspace(*where, lines, "file", **options)
+    assert store_stats(*where).rows == before
+
+
+def test_no_answer_is_planted_in_a_workspace_that_exists(home: JournalHome, victim: RunStart) -> None:
+    home.start(idempotency_key="planted")
+    planted = _edited(workspace_id="victim", id=str(a_start().id))(_exported(home)[0])
+    _refused(home, [planted], "the file is of workspace 'victim', which exists")
+    _refused(home, [planted], "is of workspace 'victim', not of 'lab'", workspace_id="lab")
+
+
+def test_no_attempt_is_added_to_a_run_of_another_workspace(home: JournalHome, victim: RunStart) -> None:
+    lines = _exported_of(home, "victim")
+    run, attempt = lines
+    edit = _edited(workspace_id="lab", number=2, input_tokens=10**9)
+    mine = _edited(workspace_id="lab", id=str(a_start().id), idempotency_key=None)(run)
+    _refused(home, [mine, edit(attempt)], "the run_id of a row of llm_attempts is that of another workspace")
+    _refused(home, [edit(attempt)], "the run_id of a row of llm_attempts is that of another workspace")
+
+
+@pytest.mark.parametrize("column", ["id", "source_run_id"])
+def test_no_run_refers_to_one_of_another_workspace(home: JournalHome, victim: RunStart, column: str) -> None:
+    home.start()
+    crafted = _edited(**{"id": str(a_start().id), column: str(victim.id)})(_exported(home)[0])
+    _refused(home, [crafted], f"the {column} of a row of llm_runs is that of another workspace", may_exist=True)
+
+
+def test_a_workspace_that_exists_takes_rows_when_it_is_named_or_confirmed(home: JournalHome) -> None:
+    home.start()
+    where = home.journal.engine, home.journal.address
+    for options in ({"workspace_id": "lab"}, {"may_exist": True}):
+        new = _edited(id=str(a_start().id))(_exported(home)[0])
+        added, _ = import_workspace(*where, [new], "file", **options)
+        assert added["llm_runs"] == 1
+
+
+def test_the_command_asks_for_a_confirmation_of_a_workspace_that_exists(sqlite_url: str, tmp_path: Path) -> None:
+    with JournalHome(sqlite_url) as home:
+        home.start()
+        (line,) = _exported(home)
+    Path("more.jsonl").write_text(_edited(id=str(a_start().id))(line), "utf-8")
+    refused = llmkit("db", "import", "more.jsonl", LLM_DATABASE_URL=sqlite_url)
+    assert refused.returncode == 2
+    assert "--workspace lab" in refused.stderr
+    assert "Added 1 llm_runs" in _move(("import", "more.jsonl", "--workspace", "lab"), sqlite_url)
+    assert "Already there: 1 llm_runs" in _move(("import", "more.jsonl"), sqlite_url)
 
 
 def test_a_file_that_is_not_there_makes_no_database(tmp_path: Path) -> None:
