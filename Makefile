@@ -13,7 +13,7 @@ QUICK = --ignore tests/integration --ignore tests/notebook/test_kernel.py --igno
 ROOMY = $(shell df --output=avail --block-size=M /dev/shm 2>/dev/null | awk 'NR == 2 && $$1 + 0 >= 4096 {print "/dev/shm"}')
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: help demo test quick notebooks lint types docs build bench ollama migration errors-page statements settings lock check-pth clean
+.PHONY: help demo test quick notebooks lint types docs build bench ollama migration errors-page statements settings statistics lock check-pth clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -72,6 +72,9 @@ statements: $(DEV_STAMP) ## compile the SQLite statements and schema of the stor
 
 settings: $(DEV_STAMP) ## write the settings table of the README anew
 	$(BIN)/python scripts/settings_table.py
+
+statistics: $(DEV_STAMP) ## simulate the tables of docs/statistics.md anew (two minutes)
+	$(BIN)/python scripts/statistics_tables.py
 
 check-pth: $(DEV_STAMP) ## fail on unknown code that runs when Python starts
 	$(BIN)/python scripts/check_pth.py
