@@ -60,6 +60,8 @@ class EvalResult:
         sample_group: Group of the sample, by which standard errors are clustered.
         score_details: Scorer name to why it gave its score, in words; empty ones are left out.
         latency_ms: Wall time over all steps of the sample; that of the recorded calls when they were replayed.
+        content_digest: Short hash of the sample's content that the scores are of; None in results of version 0.1.0,
+            whose calls have it in their names.
     """
 
     eval_run_id: UUID
@@ -87,6 +89,7 @@ class EvalResult:
     requests: int = 0
     warnings: tuple[str, ...] = ()
     answer_json: str | None = None
+    content_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,7 @@ class EvalOutcome(NamedTuple):
     pipeline_run_id: str
     has_output: bool
     scores: frozenset[str]
+    content_digest: str | None = None
 
 
 class CallUnderWay(NamedTuple):
@@ -171,6 +175,10 @@ class EvalStore(Protocol):
 
     async def get_run(self, workspace_id: str, name: str) -> EvalRun | None:
         """Return the run of this name, or None."""
+        ...
+
+    async def update_run(self, run: EvalRun) -> None:
+        """Replace `dataset_sha256` and `spec` of a stored run. Durable on return."""
         ...
 
     async def list_runs(self, workspace_id: str) -> tuple[EvalRun, ...]:
@@ -195,6 +203,10 @@ class EvalStore(Protocol):
 
     async def under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
         """Return the calls of an evaluation that are STARTED, in any process."""
+        ...
+
+    async def called(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[str]:
+        """Return the names of an evaluation's calls for samples that are STARTED or SUCCEEDED, oldest first."""
         ...
 
     async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:

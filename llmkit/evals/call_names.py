@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from itertools import count
 
 from llmkit.canonical_json import sha256_of
 from llmkit.errors import LLMEvaluationError
-from llmkit.eval_ports import EvalResult, EvalRun
+from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun, EvalStore
+from llmkit.evals.tasks.task import Task
 from llmkit.evals.tasks.variant import DIGEST_LENGTH
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["call_name", "check_run_name", "digests_of", "name_prefix", "require_unedited", "with_reasks"]
-
+__all__ = [
+    "call_name",
+    "check_run_name",
+    "choose_run_name",
+    "content_digest_of",
+    "digests_of",
+    "list_some",
+    "name_prefix",
+    "read_epoch",
+    "read_legible_id",
+    "request_part",
+    "require_unedited",
+    "with_reasks",
+]
 
 PART_LENGTH = 48
-
-
 LONGEST_NAME = 120
-
-
 _ILLEGIBLE = re.compile(r"[^\w./@+-]")
 
 
@@ -31,7 +37,8 @@ def with_reasks(digest: str, reasks: int) -> str:
     return digest if reasks == 1 else sha256_of([digest, reasks])[:DIGEST_LENGTH]
 
 
-def _some(ids: set[str], most: int = 5) -> str:
+def list_some(ids: set[str], most: int = 5) -> str:
+    """Return the first few ids, and how many more there are."""
     shown = sorted(ids)[:most]
     more = f" and {len(ids) - most} more" if len(ids) > most else ""
     return ", ".join(shown) + more
@@ -48,6 +55,31 @@ def check_run_name(name: object) -> str:
             f"The name of an evaluation is one line of 1 to {LONGEST_NAME} characters; got {name!r}."
         )
     return name
+
+
+async def choose_run_name(store: EvalStore, workspace_id: str, task: Task, name: str | None) -> str:
+    """Return the name of the run that an evaluation makes or continues.
+
+    Without a name it is the task's. Where the run of that name was made with the task before it was edited, a number is
+    added: the edited task is another one, whose answers do not belong beside the earlier ones.
+
+    Args:
+        store: Where runs are looked up.
+        workspace_id: Workspace of the run.
+        task: The task.
+        name: The name that was given.
+
+    Raises:
+        LLMEvaluationError: The name cannot be that of a run.
+    """
+    if name is not None:
+        return check_run_name(name)
+    for number in count(1):
+        name = task.name if number == 1 else f"{task.name[: LONGEST_NAME - len(f'-{number}')]}-{number}"
+        run = await store.get_run(workspace_id, name)
+        if run is None or run.task_sha256 == task.task_sha256:
+            break
+    return check_run_name(name)
 
 
 def name_prefix(run: EvalRun) -> str:
@@ -70,11 +102,13 @@ def _legible(text: str) -> str:
     return _ILLEGIBLE.sub("_", text)[:PART_LENGTH]
 
 
-def _legible_id(call_name: str) -> str:
+def read_legible_id(call_name: str) -> str:
+    """Return the sample's id in a name, which may be cut or have other characters."""
     return call_name.split(":")[2]
 
 
-def _epoch(call_name: str) -> int:
+def read_epoch(call_name: str) -> int:
+    """Return the epoch in a name."""
     return int(call_name.split(":")[4])
 
 
@@ -84,17 +118,29 @@ def require_unedited(results: Sequence[EvalResult], others: Sequence[EvalResult]
     Raises:
         LLMEvaluationError: There are such; the message names some.
     """
-    contents = {result.sample_id: digests_of(result.pipeline_run_id)[0] for result in others}
+    contents = {result.sample_id: content_digest_of(result) for result in others}
     edited = {
         result.sample_id
         for result in results
-        if contents.get(result.sample_id) not in (None, digests_of(result.pipeline_run_id)[0])
+        if contents.get(result.sample_id) not in (None, content_digest_of(result))
     }
     if edited:
         raise LLMEvaluationError(
-            f"These samples were edited between the two runs, so that they cannot be compared: {_some(edited)}. "
+            f"These samples were edited between the two runs, so that they cannot be compared: {list_some(edited)}. "
             "Run the baseline again, or give the edited samples another id."
         )
+
+
+def content_digest_of(result: EvalResult | EvalOutcome) -> str:
+    """Return the digest of the sample's content that a result's scores are of."""
+    # Without an edit it is that of the call, whose name never changes: it is the key under which the answer is stored.
+    return result.content_digest or digests_of(result.pipeline_run_id)[0]
+
+
+def request_part(call_name: str) -> str:
+    """Return the name of a call without the digest of the content: the part that the answer depends on."""
+    names, _colon, digests = call_name.rpartition(":")
+    return f"{names}:{digests[DIGEST_LENGTH:]}"
 
 
 def digests_of(call_name: str) -> tuple[str, str]:

@@ -56,6 +56,7 @@ class Slot(NamedTuple):
     epoch: int
     pipeline_run_id: str
     sample_group: str | None
+    content_digest: str | None = None
 
     def result(self, status: str, finished_at_utc: datetime, **outcome: Any) -> EvalResult:
         """Return the result with this outcome."""
@@ -84,6 +85,7 @@ class Work:
         sent: Requests sent to providers for samples.
         shared: Results that another process made meanwhile.
         warm_ups: Unmeasured requests before the samples, so that models were loaded.
+        edited: Samples whose target, group or metadata was edited since they were asked.
     """
 
     reused: int = 0
@@ -93,6 +95,7 @@ class Work:
     sent: int = 0
     shared: int = 0
     warm_ups: int = 0
+    edited: int = 0
 
 
 def _codes_of_final_outcomes(parent: type[LLMError]) -> Iterator[str]:

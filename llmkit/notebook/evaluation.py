@@ -38,7 +38,7 @@ def evaluate_routes(
             return core.run(_evaluate(core, task, routes, name, progress.options), draw)
     except KeyboardInterrupt:
         with suppress(LLMError):
-            core.partial = core.run(read_report(core, name or task.name, task))
+            core.partial = core.run(_read_partial(core, name, task))
         if core.partial is None:
             raise
         raise Interrupted("what is done is in .partial of the session; the same call does the rest") from None
@@ -84,6 +84,12 @@ async def read_report(core: SessionCore, name: str, task: Task | None) -> EvalRe
     from llmkit.evals import load_report
 
     return _attach_calls(core, await load_report(core.eval_store, core.workspace_id, name, task=task))
+
+
+async def _read_partial(core: SessionCore, name: str | None, task: Task) -> EvalReport:
+    from llmkit.evals.call_names import choose_run_name
+
+    return await read_report(core, await choose_run_name(core.eval_store, core.workspace_id, task, name), task)
 
 
 async def import_report(core: SessionCore, file: str | Path, name: str | None) -> EvalReport:

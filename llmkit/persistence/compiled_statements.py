@@ -159,6 +159,7 @@ class Statements:
         self.beat = prepare("beat")
         self.upsert_result = prepare("upsert_result")
         self.insert_eval_run = prepare("insert_eval_run")
+        self.update_eval_run = prepare("update_eval_run")
         self.by_idempotency_key = select("by_idempotency_key")
         self.by_flight_key = select("by_flight_key")
         self.by_id = select("by_id")

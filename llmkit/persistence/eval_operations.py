@@ -12,7 +12,7 @@ from llmkit.persistence.eval_rows import eval_result_values, eval_run_values
 from llmkit.persistence.operations import execute
 from llmkit.persistence.writer import Operation
 
-__all__ = ["OpenEvalRun", "SaveEvalResult"]
+__all__ = ["OpenEvalRun", "SaveEvalResult", "UpdateEvalRun"]
 
 
 class OpenEvalRun(Operation):
@@ -37,6 +37,33 @@ class OpenEvalRun(Operation):
     def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
         """Insert those that are new."""
         execute(connection, statements.insert_eval_run, [each.row for each in operations])
+        return [None] * len(operations)
+
+
+class UpdateEvalRun(Operation):
+    """Replace the description of an evaluation."""
+
+    __slots__ = ("row", "run")
+    rank = 0
+    row: tuple[Any, ...]
+
+    def __init__(self, run: EvalRun) -> None:
+        self.run = run
+
+    def lock_key(self) -> str:
+        """See `Operation`."""
+        return f"{self.run.workspace_id}\0{self.run.name}"
+
+    def prepare(self, statements: Statements) -> None:
+        """See `Operation`."""
+        values = eval_run_values(self.run)
+        changed = {name: values[name] for name in ("dataset_sha256", "spec_json")}
+        self.row = statements.update_eval_run.row({**changed, "run_id": self.run.id})
+
+    @classmethod
+    def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
+        """Write all, the later of two for one run last."""
+        execute(connection, statements.update_eval_run, [each.row for each in operations])
         return [None] * len(operations)
 
 

@@ -100,4 +100,5 @@ def eval_result_values(result: EvalResult) -> Values:
         "warnings_json": as_json(result.warnings),
         "output_json": storable_or_none(result.output_json),
         "answer_json": storable_or_none(result.answer_json),
+        "content_digest": result.content_digest,
     }

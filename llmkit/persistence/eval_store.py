@@ -29,7 +29,7 @@ from sqlalchemy.types import NULLTYPE
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
 from llmkit.eval_ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, EvalSpending, RecordedCall
 from llmkit.persistence.compiled_statements import PreparedSelect
-from llmkit.persistence.eval_operations import OpenEvalRun, SaveEvalResult
+from llmkit.persistence.eval_operations import OpenEvalRun, SaveEvalResult, UpdateEvalRun
 from llmkit.persistence.eval_rows import eval_run_of, make_recorded_call
 from llmkit.persistence.journal import Journal
 from llmkit.persistence.rows import make_stored_run
@@ -69,6 +69,10 @@ class SqlEvalStore:
         runs = await self._journal.read(lambda connection: _eval_runs(connection, query))
         return runs[0] if runs else None
 
+    async def update_run(self, run: EvalRun) -> None:
+        """See `EvalStore`."""
+        await self._journal.perform(UpdateEvalRun(run))
+
     async def list_runs(self, workspace_id: str) -> tuple[EvalRun, ...]:
         """See `EvalStore`."""
         newest_first = (EVAL_RUNS.c.created_at_utc.desc(), EVAL_RUNS.c.id.desc())
@@ -106,6 +110,17 @@ class SqlEvalStore:
             RUNS.c.workspace_id == workspace_id, self._begins(pipeline_run_id_prefix), started
         )
         return await self._journal.read(lambda connection: [CallUnderWay(*row) for row in connection.execute(query)])
+
+    async def called(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[str]:
+        """See `EvalStore`."""
+        query = select(RUNS.c.pipeline_run_id).where(
+            RUNS.c.workspace_id == workspace_id,
+            self._begins(pipeline_run_id_prefix),
+            RUNS.c.stage == "sample",
+            RUNS.c.status != RunStatus.FAILED.value,
+        )
+        query = query.order_by(RUNS.c.created_at_utc, RUNS.c.id)
+        return await self._journal.read(lambda connection: list(connection.execute(query).scalars()))
 
     async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
         """See `EvalStore`. Oldest first."""
@@ -180,6 +195,7 @@ _RESULT_COLUMNS: Final = (
     "requests",
     "warnings_json",
     "answer_json",
+    "content_digest",
 )
 _JSON: Final = tuple(
     _RESULT_COLUMNS.index(name) for name in ("scores_json", "scorer_errors_json", "score_details_json", "warnings_json")
@@ -216,6 +232,7 @@ class _Queries:
             rows.pipeline_run_id,
             rows.output_json.is_not(None),
             rows.scores_json,
+            rows.content_digest,
         ).where(of_run)
         self.outcomes = PreparedSelect(compile_statement(outcomes, dialect))
 
@@ -242,13 +259,15 @@ def _result(eval_run_id: UUID, row: list[Any], known: dict[Any, Any]) -> EvalRes
 def _outcomes(connection: Connection, query: PreparedSelect, eval_run_id: UUID) -> list[EvalOutcome]:
     known: dict[Any, Any] = {}
     found = []
-    for sample_id, route, epoch, status, error, at_utc, name, has_output, scores in _rows(
+    for sample_id, route, epoch, status, error, at_utc, name, has_output, scores, content in _rows(
         connection, query, eval_run_id
     ):
         names = frozenset(json.loads(scores)) if len(scores) > EMPTY_JSON else frozenset()
         repeated = (known.setdefault(value, value) for value in (route, status, names))
         route, status, names = repeated  # noqa: PLW2901
-        found.append(EvalOutcome(sample_id, route, epoch, status, error, at_utc, name, bool(has_output), names))
+        found.append(
+            EvalOutcome(sample_id, route, epoch, status, error, at_utc, name, bool(has_output), names, content)
+        )
     return found
 
 

@@ -208,6 +208,7 @@ class EvalResultRow(StoreTable, table=True):
     warnings_json: str = Field(sa_type=Text)
     output_json: str | None = Field(default=None, sa_type=Text)
     answer_json: str | None = Field(default=None, sa_type=Text)
+    content_digest: str | None = None
 
 
 def table_of(model: type[StoreTable]) -> Table:

@@ -186,6 +186,11 @@ def _upsert_result(dialect_name: str) -> Insert:
     return statement.on_conflict_do_update(index_elements=list(EVAL_RESULT_KEY), set_=changed)
 
 
+def _update_eval_run() -> Update:
+    changed = _parameters(EVAL_RUNS, ("dataset_sha256", "spec_json"))
+    return update(EVAL_RUNS).where(EVAL_RUNS.c.id == bindparam("run_id", type_=EVAL_RUNS.c.id.type)).values(changed)
+
+
 def select_stored_run() -> Select[Any]:
     """Select the columns of `StoredRun` for one run."""
     return select(*[RUNS.c[name] for name in STORED_RUN_COLUMNS])
@@ -234,6 +239,7 @@ def compile_all(dialect: Dialect) -> dict[str, Compiled]:
         "beat": _beat(),
         "upsert_result": _upsert_result(name),
         "insert_eval_run": new_evaluation,
+        "update_eval_run": _update_eval_run(),
         "by_idempotency_key": found.where(holds_idempotency_key()),
         "by_flight_key": found.where(holds_flight_key()),
         "by_id": found.where(is_run()),

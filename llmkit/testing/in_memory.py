@@ -187,6 +187,7 @@ def get_outcome(result: EvalResult) -> EvalOutcome:
         pipeline_run_id=result.pipeline_run_id,
         has_output=result.output_json is not None,
         scores=frozenset(result.scores),
+        content_digest=result.content_digest,
     )
 
 
@@ -209,6 +210,12 @@ class InMemoryEvalStore:
     async def get_run(self, workspace_id: str, name: str) -> EvalRun | None:
         """Implement `EvalStore`."""
         return self._runs.get((workspace_id, name))
+
+    async def update_run(self, run: EvalRun) -> None:
+        """Implement `EvalStore`."""
+        stored = self._runs[run.workspace_id, run.name]
+        changed = replace(stored, dataset_sha256=run.dataset_sha256, spec=run.spec)
+        self._runs[run.workspace_id, run.name] = changed
 
     async def list_runs(self, workspace_id: str) -> tuple[EvalRun, ...]:
         """Implement `EvalStore`."""
@@ -239,6 +246,13 @@ class InMemoryEvalStore:
             for run in self._calls_of(workspace_id, pipeline_run_id_prefix)
             if run.status is RunStatus.STARTED
         ]
+
+    async def called(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[str]:
+        """Implement `EvalStore`."""
+        prefixed = self._calls_of(workspace_id, pipeline_run_id_prefix)
+        calls = [run for run in prefixed if run.start.stage == "sample" and run.status is not RunStatus.FAILED]
+        ordered = sorted(calls, key=lambda run: (run.start.created_at_utc, run.start.id))
+        return [run.start.pipeline_run_id or "" for run in ordered]
 
     async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
         """Implement `EvalStore`."""

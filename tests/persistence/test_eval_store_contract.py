@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,7 @@ async def test_runs_are_listed_newest_first(store: EvalStore) -> None:
 
 async def test_a_result_comes_back_whole(store: EvalStore) -> None:
     run = await store.open_run(an_eval_run())
-    full = an_eval_result(run.id, scores={"exact": 1.0, "f1": 0.25})
+    full = an_eval_result(run.id, scores={"exact": 1.0, "f1": 0.25}, content_digest="0123456789ab")
     bare = an_eval_result(
         run.id,
         sample_id="s0",
@@ -265,3 +266,22 @@ async def test_calls_under_way_are_those_that_have_not_ended(stores: tuple[EvalS
     found = await store.under_way("lab", "eval:1:")
     assert [(call.pipeline_run_id, call.owner) for call in found] == [("eval:1:a", begun.owner)]
     assert found[0].heartbeat_at_utc == begun.created_at_utc
+
+
+async def test_a_run_is_described_anew(store: EvalStore) -> None:
+    run, other = await store.open_run(an_eval_run()), await store.open_run(an_eval_run(name="second"))
+    changed = replace(run, dataset_sha256="f" * 64, spec={"samples": 7})
+    await store.update_run(changed)
+    assert {run.name: run for run in await store.list_runs("lab")} == {"first": changed, "second": other}
+
+
+async def test_calls_that_hold_their_keys_are_listed_by_name(stores: tuple[EvalStore, LLMRunRepo]) -> None:
+    store, runs = stores
+    started = a_start(pipeline_run_id="eval:1:a", stage="sample")
+    for start in (started, a_start(pipeline_run_id="eval:2:a", stage="sample")):
+        await runs.create_started(start)
+    await runs.create_started(a_start(pipeline_run_id="eval:1:a", stage="judge"))
+    failed = a_start(pipeline_run_id="eval:1:b", stage="sample")
+    await runs.create_started(failed)
+    await runs.mark_failed(a_failure(failed.id))
+    assert await store.called("lab", "eval:1:") == ["eval:1:a"]

@@ -117,6 +117,7 @@ COLUMNS = {
         warnings_json       text     not null
         output_json         text
         answer_json         text
+        content_digest      text
     """,
 }
 KEYS = {

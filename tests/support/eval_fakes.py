@@ -62,6 +62,8 @@ class MemoryStore:
         self.runs: dict[tuple[str, str], EvalRun] = {}
         self.rows: dict[tuple[UUID, str, str, int], EvalResult] = {}
         self.saves = 0
+        self.updates = 0
+        self.names: list[str] = []
         self.doubtful: tuple[StoredRun, ...] = ()
         self.begun: list[CallUnderWay] = []
         self.prefixes: list[str] = []
@@ -73,6 +75,13 @@ class MemoryStore:
 
     async def get_run(self, workspace_id: str, name: str) -> EvalRun | None:
         return self.runs.get((workspace_id, name))
+
+    async def update_run(self, run: EvalRun) -> None:
+        self.updates += 1
+        self.runs[run.workspace_id, run.name] = replace(run, spec=json.loads(json.dumps(run.spec)))
+
+    async def called(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[str]:
+        return self.names
 
     async def list_runs(self, workspace_id: str) -> tuple[EvalRun, ...]:
         return tuple(run for run in self.runs.values() if run.workspace_id == workspace_id)

@@ -191,7 +191,7 @@ class Dataset:
         if isinstance(source, Dataset):
             return source.limit(limit)
         with closing(Reading(source, base_dir)) as reading:
-            reading.read(_check_limit(limit))
+            reading.read(limit)
             return reading.dataset()
 
     def __len__(self) -> int:
@@ -344,8 +344,9 @@ class Reading:
         """Read on until there are so many samples; to the end when it is None.
 
         Raises:
-            LLMDatasetError: A line is malformed.
+            LLMDatasetError: A line is malformed, or the count is below 1.
         """
+        _check_limit(count)
         missing = None if count is None else max(0, count - len(self._samples))
         before = len(self._samples)
         self._samples.extend(self._identify(placed) for placed in islice(self._placed, missing))
@@ -354,27 +355,33 @@ class Reading:
             raise LLMDatasetError(f"{self._name} has no samples.")
 
     def read_until(self, ids: Iterable[str]) -> None:
-        """Read on until all samples of these ids were read, or to the end. Samples between them are not kept.
+        """Read on until all samples of these ids were read, or to the end.
+
+        Samples between them are kept only when one of the ids was not found.
 
         Raises:
             LLMDatasetError: A line is malformed.
         """
-        missing = set(ids) - self._places.keys()
+        missing, wanted = set(ids) - self._places.keys(), len(self._samples)
+        found: list[Sample] = []
         while missing:
             placed = next(self._placed, None)
             if placed is None:
+                # The missing ones may be among these, edited, so that their ids are others now.
                 self.is_whole = True
                 return
             sample = self._identify(placed)
+            self._samples.append(sample)
             if sample.key in missing:
-                self._samples.append(sample)
+                found.append(sample)
                 missing.discard(sample.key)
-            else:
-                self._hashes.pop(sample.key, None)
+        self._samples[wanted:] = found
 
     def dataset(self) -> Dataset:
         """Return the samples that were read and kept."""
-        return Dataset(tuple(self._samples), self._name, dict(self._hashes))
+        names = {sample.key for sample in self._samples}
+        hashes = {name: found for name, found in self._hashes.items() if name in names}
+        return Dataset(tuple(self._samples), self._name, hashes)
 
     def close(self) -> None:
         """Close the file."""

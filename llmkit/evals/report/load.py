@@ -29,7 +29,8 @@ async def load_report(store: EvalStore, workspace_id: str, name: str, *, task: T
         raise LLMEvaluationError(f"There is no evaluation {name!r} in workspace {workspace_id!r}; there are: {known}.")
     results = await store.results(run.id)
     in_doubt = await store.in_doubt(workspace_id, name_prefix(run))
-    samples = task.load().by_id if task else {}
+    # Samples that were edited may be stored under the ids that they had before.
+    samples = task.load().rename(run.spec.get("renamed", {})).by_id if task else {}
     digests = await store.digests(workspace_id, name_prefix(run))
     spent = await store.sum_spending(workspace_id, name_prefix(run))
     return EvalReport(run=run, results=results, dataset=samples, in_doubt=in_doubt, digests=digests, spent=spent)

@@ -43,6 +43,12 @@ def note_work(work: Work | None) -> Iterator[str]:
     yield f"{reused}{_count(work.sent, 'request')} sent."
     if work.shared:
         yield f"{_count(work.shared, 'result')} added by another process meanwhile."
+    if work.edited:
+        was, its, it, were = ("was", "its", "it", "was") if work.edited == 1 else ("were", "their", "they", "were")
+        yield (
+            f"{_count(work.edited, 'sample')} {was} edited in {its} target, group or metadata since {it} {were} asked; "
+            "stored answers were scored again."
+        )
     if work.rescored:
         yield f"{_count(work.rescored, 'stored output')} scored again without a call."
     if work.replayed:

@@ -49,7 +49,7 @@ class EvalReport(Analysis):
 
         Keys: `form`, `run` (id, name, workspace_id, task, task_sha256, dataset_sha256, created_at_utc), `counts`
         (status to number), `coverage` (variant to finished, total, in_progress, not_run), `work` (reused, rescored,
-        called, replayed, sent, shared, warm_ups; null for a report from the store), `summary` (rows of `summary()`),
+        called, replayed, sent, shared, warm_ups, edited; null for a report from the store), `summary` (`summary()`),
         `comparisons` (rows of `compare(a, b)` for all pairs of variants), `stopped` (variant to reason), `in_doubt`
         (ids of calls), `judges` (metric to route, prompt, criteria, scale, parameters), `budget` (budget with its
         limits, tokens, cost_usd, uncounted, stopped_by, why; null without one), `failures` (the three most frequent

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from uuid_utils.compat import uuid7
 
 from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import EvalOutcome, EvalRun
 from llmkit.evals.budget import Budget
-from llmkit.evals.call_names import _epoch, _legible_id, _some, digests_of, with_reasks
-from llmkit.evals.dataset.dataset import Dataset, Sample
+from llmkit.evals.call_names import read_epoch, read_legible_id, with_reasks
+from llmkit.evals.dataset.dataset import Dataset, Reading, Sample
+from llmkit.evals.dataset.files import is_frame
 from llmkit.evals.prompt import Content
 from llmkit.evals.provenance import describe_process
 from llmkit.evals.results import FAILED, FINAL_CODES
+from llmkit.evals.run.edits import RENAMED, Edits, RequestDigests, adopt_ids, find_edits
 from llmkit.evals.run.options import EvaluateOptions, Extractor
 from llmkit.evals.run.progress import Progress
 from llmkit.evals.scorers import DEFAULT_SCORER_TIMEOUT_S, Scorer, is_lower_better
@@ -27,20 +30,48 @@ from llmkit.types import utc_now
 if TYPE_CHECKING:
     from llmkit.service import LLMService
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "Stored"]
 
 DEFAULT_CONCURRENCY = 8
 AUTO: Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """A run as the store has it before it is continued.
+
+    Attributes:
+        run: The run.
+        outcomes: Its results, in short.
+    """
+
+    run: EvalRun
+    outcomes: Sequence[EvalOutcome]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """Plan of an evaluation, checked before anything is sent."""
+    """Plan of an evaluation, checked before anything is sent.
+
+    Attributes:
+        dataset: The samples that were read: those that are selected, and those of stored results.
+        selected: The samples to run.
+        size: How many samples the dataset has; those that are selected, where it was not read to its end.
+        is_whole: Whether that is the whole dataset's.
+        renamed: Id of each sample that is stored under another one than its content would give it now.
+        edits: Differences to the samples that stored results are of.
+        numbers: Position of each selected sample, by id.
+        turns: Position of each variant, by label.
+    """
 
     task: Task
     service: LLMService
     dataset: Dataset
     selected: Dataset
+    size: int
+    is_whole: bool
+    renamed: Mapping[str, str]
+    edits: Edits
     variants: tuple[ResolvedVariant, ...]
     scorers: tuple[Scorer, ...]
     epochs: int
@@ -53,7 +84,6 @@ class Plan:
     extract: Extractor
     sample_digests: Mapping[str, str]
     warm_up: bool
-    # Of the selected samples by id, and of the variants by label.
     numbers: Mapping[str, int]
     turns: Mapping[str, int]
 
@@ -64,10 +94,17 @@ class Plan:
         routes: RouteLike | Sequence[RouteLike],
         service: LLMService,
         options: EvaluateOptions,
+        stored: Stored | None = None,
     ) -> Plan:
-        """Check task, routes and options, read the dataset, and render every prompt once."""
-        dataset = task.load()
-        selected = dataset.limit(options.get("limit"))
+        """Check task, routes and options, read the dataset as far as it is needed, and render every prompt once.
+
+        Args:
+            task: The task.
+            routes: The variants to run.
+            service: Answers.
+            options: Options of `evaluate`.
+            stored: The run that will be continued; None for a new one.
+        """
         resolved = resolve_variants(
             task,
             routes,
@@ -75,24 +112,33 @@ class Plan:
             parameters=options.get("parameters") or {},
             policies=options.get("policies", {}),
         )
+        reasks = _at_least("reasks", options.get("reasks", 1), 0)
+        retry_failed = options.get("retry_failed", True)
+        finished = [each for each in stored.outcomes if not _is_open(each, retry_failed)] if stored else []
+        digests = RequestDigests(task, resolved, reasks, stored.run if stored else None)
+        samples = _read_samples(task, service, options.get("limit"), stored, finished, digests)
         plan = cls(
             task=task,
             service=service,
-            dataset=dataset,
-            selected=selected,
+            dataset=samples.dataset,
+            selected=samples.selected,
+            size=samples.size,
+            is_whole=samples.is_whole,
+            renamed=samples.renamed,
+            edits=samples.edits,
             variants=resolved,
             scorers=task.scorer_objects,
             epochs=_at_least("epochs", options.get("epochs", 1), 1),
             concurrency=_concurrency(options.get("concurrency", AUTO)),
-            reasks=_at_least("reasks", options.get("reasks", 1), 0),
+            reasks=reasks,
             scorer_timeout_s=_above_zero("scorer_timeout_s", options.get("scorer_timeout_s", DEFAULT_SCORER_TIMEOUT_S)),
-            retry_failed=options.get("retry_failed", True),
+            retry_failed=retry_failed,
             progress=options.get("progress", True),
             budget=options.get("budget") or Budget(),
             extract=options.get("extract") or _default_extract(),
-            sample_digests={sample.key: dataset.content_sha256(sample)[:DIGEST_LENGTH] for sample in dataset},
+            sample_digests=samples.digests,
             warm_up=options.get("warm_up", True),
-            numbers={sample.key: number for number, sample in enumerate(selected)},
+            numbers={sample.key: number for number, sample in enumerate(samples.selected)},
             turns={variant.label: number for number, variant in enumerate(resolved)},
         )
         plan.require_renderable()
@@ -112,7 +158,7 @@ class Plan:
             name=name,
             task_name=self.task.name,
             task_sha256=self.task.task_sha256,
-            dataset_sha256=self.dataset.sha256,
+            dataset_sha256=self.selected.sha256,
             created_at_utc=utc_now(),
             spec={
                 "task": self.task.definition(),
@@ -122,11 +168,31 @@ class Plan:
                 "lower_is_better": self.lower_is_better(),
                 "routes": {variant.label: dict(variant.description) for variant in self.variants},
                 "epochs": self.epochs,
-                "samples": len(self.dataset),
+                "samples": self.size,
                 "made_with": describe_process(self.service.settings, self._options(), self.task.base_dir or Path.cwd()),
                 "groups": {sample.key: sample.group for sample in self.dataset if sample.group is not None},
+                **({} if self.is_whole else {"first_samples_only": True}),
             },
         )
+
+    def update_run(self, run: EvalRun) -> EvalRun:
+        """Return the record of a run after this plan was carried out: its results are of these samples and scorers."""
+        now, before = self.new_run(run.workspace_id, run.name), run.spec
+        is_larger = self.size >= int(before.get("samples", 0))
+        kept = {name: group for name, group in before.get("groups", {}).items() if name not in self.dataset.by_id}
+        spec = {
+            **before,
+            **{name: now.spec[name] for name in ("scorers", "scorers_sha256", "judges", "lower_is_better")},
+            "routes": {**before.get("routes", {}), **now.spec["routes"]},
+            "epochs": max(int(before.get("epochs", 1)), self.epochs),
+            "groups": {**kept, **now.spec["groups"]},
+            "samples": max(int(before.get("samples", 0)), self.size),
+        }
+        if self.renamed:
+            spec[RENAMED] = {**before.get(RENAMED, {}), **self.renamed}
+        if is_larger and self.is_whole:
+            spec.pop("first_samples_only", None)
+        return replace(run, dataset_sha256=now.dataset_sha256 if is_larger else run.dataset_sha256, spec=spec)
 
     def _options(self) -> dict[str, Any]:
         """Return the options besides the task, for the record."""
@@ -153,47 +219,13 @@ class Plan:
             "Use another name, or undo the change."
         )
 
-    def require_same_samples(self, run: EvalRun, stored: Iterable[EvalOutcome]) -> None:
-        """Refuse to mix samples, or prompts of one label, that were edited since their results were stored."""
-        finished = [outcome for outcome in stored if not self.is_open(outcome)]
-        gone = {outcome.sample_id for outcome in finished} - self.sample_digests.keys()
-        edited = {outcome.sample_id for outcome in finished if self._is_edited(outcome)} - gone
-        changes = [f"{what}: {_some(ids)}" for what, ids in (("removed", gone), ("edited", edited)) if ids]
-        if changes:
-            raise LLMEvaluationError(
-                f"The dataset of evaluation {run.name!r} has changed since its results were stored: samples "
-                f"{'; '.join(changes)}. Use another name, or undo the change."
-            )
-        self._require_same_variants(run, finished)
-
-    def _is_edited(self, outcome: EvalOutcome) -> bool:
-        return digests_of(outcome.pipeline_run_id)[0] != self.sample_digests.get(outcome.sample_id)
-
-    def _require_same_variants(self, run: EvalRun, finished: Iterable[EvalOutcome]) -> None:
-        variants = {variant.label: variant for variant in self.variants}
-        # Once for all epochs of a sample.
-        compared: set[tuple[str, str, str]] = set()
-        for outcome in finished:
-            variant, digest = variants.get(outcome.route), digests_of(outcome.pipeline_run_id)[1]
-            if variant is None or (outcome.route, outcome.sample_id, digest) in compared:
-                continue
-            if digest != self.request_digest(variant, variant.content(self.dataset.by_id[outcome.sample_id])):
-                raise LLMEvaluationError(
-                    f"In evaluation {run.name!r}, {variant.label} was asked something else: its prompt or parameters "
-                    f"have changed (first seen on sample {outcome.sample_id}). Use another name or label."
-                )
-            if self.epochs > 1:
-                compared.add((outcome.route, outcome.sample_id, digest))
-
     def request_digest(self, variant: ResolvedVariant, content: Content) -> str:
         """Short hash of what a variant sends for a sample of this content, reasks included."""
         return with_reasks(variant.digest(content), self.reasks)
 
     def is_open(self, result: EvalOutcome) -> bool:
         """Return whether a stored result is to be replaced by calling again."""
-        if result.status != FAILED or self.retry_failed is False:
-            return False
-        return self.retry_failed == "all" or result.error_code not in FINAL_CODES
+        return _is_open(result, self.retry_failed)
 
     def cell(self, place: int) -> tuple[Sample, ResolvedVariant, int]:
         """One of all that is to be settled: every sample of an epoch on every route, the first changing by turns."""
@@ -211,7 +243,7 @@ class Plan:
 
     def place_of_name(self, name: str) -> int | None:
         """Return the position of the call with this name; None if the sample's id is not legible in it."""
-        number, epoch = self.numbers.get(_legible_id(name)), _epoch(name)
+        number, epoch = self.numbers.get(read_legible_id(name)), read_epoch(name)
         if number is None or epoch >= self.epochs:
             return None
         return (epoch * len(self.numbers) + number) * len(self.turns)
@@ -220,6 +252,77 @@ class Plan:
     def total(self) -> int:
         """How many there are."""
         return self.epochs * len(self.selected) * len(self.variants)
+
+
+def _is_open(result: EvalOutcome, retry_failed: bool | Literal["all"]) -> bool:
+    if result.status != FAILED or retry_failed is False:
+        return False
+    return retry_failed == "all" or result.error_code not in FINAL_CODES
+
+
+class _Samples(NamedTuple):
+    """The samples of a plan; see `Plan`."""
+
+    dataset: Dataset
+    selected: Dataset
+    size: int
+    is_whole: bool
+    renamed: Mapping[str, str]
+    digests: Mapping[str, str]
+    edits: Edits
+
+
+def _read_samples(
+    task: Task,
+    service: LLMService,
+    limit: int | None,
+    stored: Stored | None,
+    finished: Sequence[EvalOutcome],
+    digests: RequestDigests,
+) -> _Samples:
+    """Read the samples to run and those of stored results, under the ids of the store."""
+    most_mb = None if service.settings is None else service.settings.max_file_mb
+
+    def read(*, keep_floats: bool) -> _Samples:
+        with closing(Reading(task.dataset, task.base_dir, most_mb=most_mb, keep_floats=keep_floats)) as reading:
+            return _match_samples(reading, limit, stored, finished, digests)
+
+    samples = read(keep_floats=False)
+    if samples.edits.are_allowed or not is_frame(task.dataset):
+        return samples
+    # Version 0.1.0 took 1.0 in a column of floats for another content, and another text in a prompt, than 1.
+    as_before = read(keep_floats=True)
+    return as_before if as_before.edits.are_allowed else samples
+
+
+def _match_samples(
+    reading: Reading,
+    limit: int | None,
+    stored: Stored | None,
+    finished: Sequence[EvalOutcome],
+    digests: RequestDigests,
+) -> _Samples:
+    reading.read(limit)
+    renamed: dict[str, str] = {}
+    if stored is not None:
+        # Of two edits of one sample the later one counts.
+        present = {old: new for new, old in stored.run.spec.get(RENAMED, {}).items()}
+        reading.read_until(present.get(outcome.sample_id, outcome.sample_id) for outcome in stored.outcomes)
+        dataset = reading.dataset()
+        renamed = {new: old for old, new in present.items() if new in dataset.by_id and old not in dataset.by_id}
+        dataset = dataset.rename(renamed)
+        adopted = adopt_ids(dataset, stored.outcomes, digests)
+        dataset = dataset.rename(adopted)
+        renamed |= adopted
+    else:
+        dataset = reading.dataset()
+    selected = dataset.limit(limit)
+    size = len(selected) if reading.total is None else reading.total
+    contents = {sample.key: dataset.content_sha256(sample)[:DIGEST_LENGTH] for sample in dataset}
+    # A sample that was not read yet is not one that was removed.
+    known = finished if reading.is_whole else [each for each in finished if each.sample_id in dataset.by_id]
+    edits = find_edits(known, dataset, contents, digests)
+    return _Samples(dataset, selected, size, reading.total is not None, renamed, contents, edits)
 
 
 def _default_extract() -> Extractor:

@@ -71,6 +71,7 @@ class Tally:
         self._reused = self._shared = self._called = self._replayed = self._sent = 0
         self.rescored = 0
         self.warm_ups = 0
+        self.edited = 0
         self.stopped_by: Kind | None = None
 
     def reuse(self, route: str) -> None:
@@ -105,7 +106,16 @@ class Tally:
 
     def work(self) -> Work:
         """Return the work done so far."""
-        return Work(self._reused, self.rescored, self._called, self._replayed, self._sent, self._shared, self.warm_ups)
+        return Work(
+            self._reused,
+            self.rescored,
+            self._called,
+            self._replayed,
+            self._sent,
+            self._shared,
+            self.warm_ups,
+            self.edited,
+        )
 
 
 @contextmanager

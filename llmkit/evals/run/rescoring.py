@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import LLMBudgetExhausted
 from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun, EvalStore
+from llmkit.evals.call_names import content_digest_of
 from llmkit.evals.dataset.dataset import Sample
-from llmkit.evals.results import ResultKey
+from llmkit.evals.results import FAILED, ResultKey
 from llmkit.evals.run.budget_guard import BudgetGuard
 from llmkit.evals.run.plan import Plan
 from llmkit.evals.run.result_builder import replace_scores
@@ -38,11 +40,19 @@ class Scoring:
         self._names = {scorer.name for scorer in plan.scorers}
 
     def is_stale(self, outcome: EvalOutcome) -> bool:
-        """Return whether a stored output is to be scored again."""
+        """Return whether a stored result is to be scored again, or to follow an edit of its sample."""
+        if self._is_edited(outcome):
+            return True
         return outcome.has_output and (self._edited or not self._names <= outcome.scores)
+
+    def _is_edited(self, outcome: EvalOutcome) -> bool:
+        content = self._plan.sample_digests.get(outcome.sample_id)
+        return content is not None and content_digest_of(outcome) != content
 
     async def rescore(self, key: ResultKey) -> bool:
         """Score a stored output; False when it is no longer there, or there is no budget left for its judges.
+
+        The group becomes that of the sample, and the content digest says what the scores are of.
 
         Raises:
             LLMStoreError: The database failed.
@@ -50,11 +60,16 @@ class Scoring:
         if self._guard.stopped_by and self._plan.judges():
             return False
         result = await self._store.result(self._run.id, *key)
-        if result is None or result.output_json is None:
+        sample = self._plan.dataset.by_id.get(key.sample_id)
+        if result is None or sample is None:
             return False
-        try:
-            fresh = replace_scores(result, await self._scores_of_stored(result))
-        except LLMBudgetExhausted:
+        fresh = replace(result, sample_group=sample.group, content_digest=self._plan.sample_digests[sample.key])
+        if result.output_json is not None:
+            try:
+                fresh = replace_scores(fresh, await self._scores_of_stored(result))
+            except LLMBudgetExhausted:
+                return False
+        elif result.status != FAILED:
             return False
         if fresh != result:
             await self._store.save_result(fresh)

@@ -46,6 +46,7 @@ def build_result(slot: Slot, variant: ResolvedVariant, extraction: Extraction[An
         finished_at_utc=utc_now(),
         pipeline_run_id=slot.pipeline_run_id,
         sample_group=slot.sample_group,
+        content_digest=slot.content_digest,
         served_route=str(served),
         output_json=output_json,
         answer_json=answer_json,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from llmkit.batch.route_health import RouteHealth
 from llmkit.batch.worker_pool import WorkerPool
+from llmkit.canonical_json import sha256_of
 from llmkit.errors import (
     LLMBudgetExhausted,
     LLMError,
@@ -18,7 +19,7 @@ from llmkit.errors import (
     LLMUnavailable,
 )
 from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun, EvalStore
-from llmkit.evals.call_names import call_name, check_run_name, name_prefix
+from llmkit.evals.call_names import call_name, choose_run_name, name_prefix, request_part
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.prompt import Content
 from llmkit.evals.report.report import EvalReport
@@ -26,7 +27,7 @@ from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, ResultKey, Slot
 from llmkit.evals.run.budget_guard import BudgetGuard, require_countable
 from llmkit.evals.run.coordination import Coordinator, Patience
 from llmkit.evals.run.options import EvaluateOptions
-from llmkit.evals.run.plan import Plan
+from llmkit.evals.run.plan import Plan, Stored
 from llmkit.evals.run.progress import Tally, shown
 from llmkit.evals.run.rescoring import Scoring
 from llmkit.evals.run.result_builder import build_failure, build_result
@@ -83,24 +84,27 @@ async def evaluate(
             other samples; the message says what changed. Nothing was sent.
         LLMStoreError: The database failed. What was finished before is kept.
     """
-    plan = Plan.make(task, routes, service, options)
+    name = await choose_run_name(store, workspace_id, task, name)
+    stored = await _find_stored(store, workspace_id, name)
+    plan = Plan.make(task, routes, service, options, stored)
     await require_countable(plan)
-    run = await _open_run(plan, store, workspace_id, task.name if name is None else name)
-    stored = await store.outcomes(run.id)
-    plan.require_same_samples(run, stored)
+    run = await store.open_run(plan.new_run(workspace_id, name))
+    plan.require_same_task(run)
+    plan.edits.require_allowed(run.name)
     evaluation = _Evaluation(plan, run, store, await BudgetGuard.of(plan, run, store))
-    evaluation.go_on_from(stored)
+    evaluation.go_on_from(stored.outcomes if stored else await store.outcomes(run.id))
+    await evaluation.find_earlier_names(stored.outcomes if stored else ())
     del stored  # it grows with the run, and this call may take hours
     with span(f"evaluation {plan.task.name}", _span_values(plan, run)) as opened:
         await evaluation.work()
         opened.set({f"llmkit.evaluation.{what}": count for what, count in asdict(evaluation.tally.work()).items()})
+    await evaluation.update_run()
     return await evaluation.report()
 
 
-async def _open_run(plan: Plan, store: EvalStore, workspace_id: str, name: str) -> EvalRun:
-    run = await store.open_run(plan.new_run(workspace_id, check_run_name(name)))
-    plan.require_same_task(run)
-    return run
+async def _find_stored(store: EvalStore, workspace_id: str, name: str) -> Stored | None:
+    run = await store.get_run(workspace_id, name)
+    return None if run is None else Stored(run, await store.outcomes(run.id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +128,12 @@ class _Evaluation:
         self.queue = WorkQueue(plan.total)
         self.tally = Tally(plan.turns, plan.total // len(plan.variants))
         self.health = {variant.label: RouteHealth() for variant in plan.variants}
+        self.tally.edited = len(plan.edits.rescored)
         self.show: Callable[[], None] = lambda: None
         self._scoring = Scoring(plan, run, store, guard)
         self._stale: list[ResultKey] = []
+        self._has_unscored = False
+        self._earlier_names: dict[str, str] = {}
         self._before: dict[int, datetime] = {}
         self._last_at_utc: dict[str, datetime] = {}
         self._coordinator = Coordinator(plan, run, store, self.queue, self.tally, self._before, PATIENCE)
@@ -146,14 +153,31 @@ class _Evaluation:
         for outcome in stored:
             latest = self._last_at_utc.get(outcome.route, outcome.finished_at_utc)
             self._last_at_utc[outcome.route] = max(latest, outcome.finished_at_utc)
-            if self._scoring.is_stale(outcome):
-                self._stale.append(ResultKey(outcome.sample_id, outcome.route, outcome.epoch))
             place = self.plan.cell_of(outcome.sample_id, outcome.route, outcome.epoch)
-            if place is not None and self.plan.is_open(outcome):
+            is_open = place is not None and self.plan.is_open(outcome)
+            if not is_open and self._scoring.is_stale(outcome):
+                self._stale.append(ResultKey(outcome.sample_id, outcome.route, outcome.epoch))
+            self._has_unscored |= outcome.status != FAILED and not outcome.has_output
+            if place is not None and is_open:
                 self._before[place] = outcome.finished_at_utc
             elif place is not None:
                 self.queue.settle(place)
                 self.tally.reuse(outcome.route)
+
+    async def find_earlier_names(self, stored: Sequence[EvalOutcome]) -> None:
+        """Find the calls of samples that were edited before their answers became results.
+
+        The name of a call contains the sample's content, and is the key under which its answer was paid for. An edit
+        that the request does not show must not change it.
+
+        Args:
+            stored: Results of the run.
+        """
+        if self.plan.selected.sha256 == self.run.dataset_sha256:
+            return
+        settled = {outcome.pipeline_run_id for outcome in stored if not self.plan.is_open(outcome)}
+        names = await self.store.called(self.run.workspace_id, name_prefix(self.run))
+        self._earlier_names = {request_part(name): name for name in names if name not in settled}
 
     # --- the order of work --------------------------------------------------------------------------------------
 
@@ -216,6 +240,7 @@ class _Evaluation:
         if isinstance(job, ResultKey):
             is_rescored = await self._scoring.rescore(job)
             self.tally.rescored += is_rescored
+            self._has_unscored |= not is_rescored
             return
         try:
             await self._ask(job)
@@ -260,7 +285,9 @@ class _Evaluation:
         sample, variant = job.sample, job.variant
         digests = self.plan.sample_digests[sample.key] + self.plan.request_digest(variant, content)
         name = call_name(self.run, sample.key, variant.label, job.epoch, digests)
-        return Slot(self.run.id, variant.label, sample.key, job.epoch, name, sample.group)
+        name = self._earlier_names.get(request_part(name), name)
+        content_digest = self.plan.sample_digests[sample.key]
+        return Slot(self.run.id, variant.label, sample.key, job.epoch, name, sample.group, content_digest)
 
     async def _extract(self, job: _SampleCall, name: str, messages: Sequence[Message]) -> Extraction[Any]:
         variant = job.variant
@@ -306,6 +333,15 @@ class _Evaluation:
             "llmkit.evaluation.sample_id": slot.sample_id,
             "llmkit.evaluation.epoch": slot.epoch,
         }
+
+    async def update_run(self) -> None:
+        """Record which samples and scorers the stored results are of, unless some could not be scored again."""
+        if self._has_unscored or (self.guard.stopped_by and self._stale):
+            return
+        updated = self.plan.update_run(self.run)
+        if sha256_of([updated.dataset_sha256, updated.spec]) != sha256_of([self.run.dataset_sha256, self.run.spec]):
+            await self.store.update_run(updated)
+            self.run = updated
 
     # --- the report ---------------------------------------------------------------------------------------------
 

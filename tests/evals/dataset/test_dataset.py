@@ -433,7 +433,8 @@ def test_reading_goes_on_until_the_wanted_ids_are_found():
     assert [sample.id for sample in reading.dataset()] == ["0", "1", "7"]
     assert (len(consumed), reading.is_whole, reading.total) == (8, False, None)
     reading.read_until(["absent"])
-    assert (reading.is_whole, reading.total, len(reading.dataset())) == (True, 100, 3)
+    # The sample may be among these under another id, because it was edited.
+    assert (reading.is_whole, reading.total, len(reading.dataset())) == (True, 100, 95)
     reading.close()
 
 

@@ -183,7 +183,7 @@ async def test_json_has_the_documented_keys_and_no_nan():
         "SUCCEEDED": 4, "FAILED": 4, "SCORER_FAILED": 0, "NOT_RUN": 0, "IN_PROGRESS": 0,
     }  # fmt: skip
     assert document["work"] == {
-        "reused": 0, "rescored": 0, "called": 8, "replayed": 0, "sent": 8, "shared": 0, "warm_ups": 0,
+        "reused": 0, "rescored": 0, "called": 8, "replayed": 0, "sent": 8, "shared": 0, "warm_ups": 0, "edited": 0,
     }  # fmt: skip
 
 

@@ -129,7 +129,7 @@ def test_a_scorer_that_hangs_is_an_error_of_its_own_and_scores_the_next_time_wit
 
 
 def test_a_dataset_that_was_edited_between_two_runs_of_one_name_is_refused_with_what_changed():
-    edited = [Sample("good 0", "negative", id="s0"), Sample("good 1", "positive", id="s1")]
+    edited = [Sample("great 0", "positive", id="s0"), Sample("good 1", "positive", id="s1")]
     with OllamaServer(Reply(GOOD), models=["llama3.2"]) as server, session_on(server) as session:
         session.evaluate(task_of(3), [OLLAMA], name="run", progress=False)
         with pytest.raises(LLMEvaluationError, match=r"removed: s2; edited: s0\. Use another name, or undo the change"):

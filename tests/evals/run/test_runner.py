@@ -454,7 +454,7 @@ async def test_repaired_answers_are_not_valid_at_first_try():
 async def test_an_edited_dataset_is_refused_with_what_changed():
     store, extract = MemoryStore(), FakeExtract()
     await run(store=store)
-    edited = [replace(SAMPLES[0], target="negative"), *SAMPLES[2:]]
+    edited = [replace(SAMPLES[0], input="great"), *SAMPLES[2:]]
     with pytest.raises(LLMEvaluationError, match=r"removed: s1; edited: s0"):
         await run(sentiment_task(dataset=edited), store=store, extract=extract)
     assert extract.calls == []
