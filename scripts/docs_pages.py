@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import shutil
 from pathlib import Path
@@ -57,28 +58,24 @@ def _render_session() -> str:
     rows = [
         "# Session",
         "",
-        "Every method of `llmkit.Session`. Each one that calls a model or reads the store has an async twin",
-        "whose name begins with `a`.",
+        "Every method of `llmkit.Session`, in the order of the class. The async twin of a method has the same",
+        "arguments and works in any event loop.",
         "",
-        "| method | purpose |",
-        "|---|---|",
+        "| method | async twin | purpose |",
+        "|---|---|---|",
     ]
-    for name, value in inspect.getmembers(Session):
-        if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
-            summary = (inspect.getdoc(value) or "").split("\n")[0].replace("|", "\\|")
-            rows.append(f"| `{name}` | {summary} |")
-    return "\n".join(
-        [
-            *rows,
-            "",
-            "```{eval-rst}",
-            ".. autoclass:: llmkit.Session",
-            "   :members:",
-            "   :inherited-members:",
-            "```",
-            "",
-        ]
-    )
+    members = {name: value for name, value in vars(Session).items() if not name.startswith("_")}
+    for name, value in members.items():
+        if name.startswith("a") and name[1:] in members:
+            continue
+        twin = _link_member(f"a{name}") if f"a{name}" in members else ""
+        summary = (inspect.getdoc(value) or "").split("\n")[0].replace("|", "\\|")
+        rows.append(f"| {_link_member(name)} | {twin} | {summary} |")
+    return "\n".join([*rows, "", "```{eval-rst}", ".. autoclass:: llmkit.Session", "   :members:", "```", ""])
+
+
+def _link_member(name: str) -> str:
+    return f"[`{name}`](#llmkit.Session.{name})"
 
 
 def _render_reference_index() -> str:
@@ -129,19 +126,49 @@ def _copy_notebooks(source: Path, target: Path) -> None:
 
 
 def _render_llms(docs: Path) -> str:
-    lines = [
-        "# llmkit",
-        "",
-        "> Language models from a notebook: typed answers, a store of every call, evaluations with honest intervals.",
-        "",
-        "## Pages",
-        "",
-    ]
-    for path in sorted(docs.rglob("*.md")):
-        if "_build" in path.parts:
-            continue
-        title = next(
-            (line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")), path.stem
-        )
-        lines.append(f"- [{re.sub(r'[`*]', '', title)}]({path.relative_to(docs).with_suffix('.html')})")
+    """Return the index of the site for language models (https://llmstxt.org): the order of the table of contents."""
+    index = (docs / "index.md").read_text(encoding="utf-8")
+    lines = ["# llmkit", "", f"> {_read_summary(docs / 'index.md')}"]
+    for caption, body in re.findall(r":caption: (.+?)\n(.*?)```", index, re.DOTALL):
+        lines += ["", f"## {caption}", ""]
+        for name in body.split():
+            for path in _expand_page(docs, name):
+                address = path.relative_to(docs).with_suffix(".html")
+                lines.append(f"- [{_read_title(path)}]({address}): {_read_summary(path)}".removesuffix(": "))
     return "\n".join([*lines, ""])
+
+
+def _expand_page(docs: Path, name: str) -> list[Path]:
+    """Return a page of the table of contents, or those of its folder if it is an index."""
+    page = docs / f"{name}.md"
+    if page.name != "index.md":
+        return [page]
+    names = re.search(r"```{toctree}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    children = [] if names is None else [each for each in names[1].split() if not each.startswith(":")]
+    return [page, *(path for each in children for path in _find_pages(page.parent, each))]
+
+
+def _find_pages(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for suffix in (".md", ".ipynb") for path in folder.glob(f"{pattern}{suffix}"))
+
+
+def _read_markdown(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return text
+
+
+def _read_title(path: Path) -> str:
+    return re.sub(r"[`*]", "", next(re.finditer(r"^# (.+)", _read_markdown(path), re.MULTILINE))[1])
+
+
+def _read_summary(path: Path) -> str:
+    """Return the first sentence of a page, as plain text; "" if it begins with a table or code."""
+    paragraphs = _read_markdown(path).split("\n\n")
+    first = next((each for each in paragraphs if not each.startswith(("#", "<!--"))), "")
+    if first.startswith(("```", "|", "-")):
+        return ""
+    text = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", " ".join(first.split()))
+    return re.split(r"(?<=[.?:]) ", re.sub(r"[`*]", "", text))[0].rstrip(":")

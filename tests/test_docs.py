@@ -14,6 +14,7 @@ import pytest
 
 from llmkit import Session
 from llmkit.testing import GeminiServer, OllamaServer
+from scripts.docs_pages import write_pages
 from tests.support.page_examples import (
     EXECUTED,
     SHOWN,
@@ -118,6 +119,33 @@ def test_every_block_has_a_language(page: Path) -> None:
     directives = {name for name in list_languages(page) if name.startswith("{")}
     assert directives <= {"{toctree}"}
     assert set(list_languages(page)) - directives <= {*EXECUTED, *SHOWN}
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the site, with its generated pages, of a copy of the repository."""
+    root = tmp_path_factory.mktemp("site")
+    shutil.copytree(ROOT / "docs", root / "docs", ignore=shutil.ignore_patterns("_build", "reference", "tutorials"))
+    shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    shutil.copy(ROOT / "README.md", root)
+    write_pages(root)
+    return root / "docs"
+
+
+def test_session_page_lists_every_method(generated: Path) -> None:
+    page = (generated / "reference" / "session.md").read_text(encoding="utf-8")
+    methods = {name for name in vars(Session) if not name.startswith("_")}
+    assert set(re.findall(r"\(#llmkit\.Session\.(\w+)\)", page)) == methods
+
+
+def test_llms_txt_lists_every_page_once(generated: Path) -> None:
+    listed = re.findall(r"\]\((\S+)\.html\)", (generated / "llms.txt").read_text(encoding="utf-8"))
+    pages = {
+        path.relative_to(generated).with_suffix("")
+        for suffix in ("md", "ipynb")
+        for path in generated.rglob(f"*.{suffix}")
+    }
+    assert sorted(listed) == sorted(str(page) for page in pages - {Path("index")})
 
 
 def test_settings_table_is_current() -> None:

@@ -1,4 +1,4 @@
-"""What was ordered, by whom, and where does it go? Nested fields, a list of lines, and a date that may be missing.
+"""Orders: customer, delivery and items, with nested fields, a list of lines, and a date that may be missing.
 
 llmkit eval run evals/orders/task.py --routes ollama/llama3.2,gemini/gemini-2.5-flash --name orders
 """

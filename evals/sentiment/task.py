@@ -1,4 +1,4 @@
-"""Is a short review positive or negative?
+"""Sentiment of a short review, positive or negative.
 
 The examples of the prompt show a base model, which follows patterns and not instructions, what to write. The prompt
 `zero-shot` has none. Compare the two on one model:
