@@ -154,6 +154,13 @@ def test_settings_table_is_current() -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_exact_tables_of_the_statistics_page_are_current() -> None:
+    """The simulated ones take two minutes: `make statistics`."""
+    command = [sys.executable, str(ROOT / "scripts" / "statistics_tables.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 def test_readme_links_exist() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert links
