@@ -24,6 +24,8 @@ from llmkit.errors import (
     LLMMalformedReply,
     LLMModelNotFound,
     LLMPromptTruncated,
+    LLMTimeout,
+    LLMUnavailable,
 )
 from llmkit.ports import (
     AttemptLog,
@@ -116,7 +118,7 @@ class LiteLLMClient:
             send = partial(_send_in_window, place, once, window)
             first = await _try_once(send)
             # Most calls need no retry, and its machinery is a third of all the work that is done here.
-            return await self._retry(first, send) if isinstance(first, LLMError) else first
+            return await self._retry(first, send, spec) if isinstance(first, LLMError) else first
 
     async def _load_paths(self, spec: ProviderSpec, route: Route) -> None:
         try:
@@ -129,7 +131,7 @@ class LiteLLMClient:
                 model=route.model,
             ) from error
 
-    async def _retry(self, failed: LLMError, send: Send) -> ClientReply | NotSent:
+    async def _retry(self, failed: LLMError, send: Send, spec: ProviderSpec) -> ClientReply | NotSent:
         """Go on after the first try, which counts as one."""
         outcomes: Iterator[LLMError] = iter((failed,))
 
@@ -139,7 +141,7 @@ class LiteLLMClient:
                 raise error
             return await send()
 
-        return await self._retrying()(attempt)
+        return await self._retrying(spec)(attempt)
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
@@ -157,11 +159,11 @@ class LiteLLMClient:
             raise LLMModelNotFound(unknown, provider=route.provider, model=route.model)
         return spec
 
-    def _retrying(self) -> AsyncRetrying:
+    def _retrying(self, spec: ProviderSpec) -> AsyncRetrying:
         return AsyncRetrying(
             stop=self._enough,
             wait=self._wait_s,
-            retry=retry_if_exception(lambda error: isinstance(error, LLMError) and error.retryable),
+            retry=retry_if_exception(partial(_is_worth_a_retry, spec)),
             sleep=self._sleep,
             reraise=True,
         )
@@ -232,6 +234,15 @@ class LiteLLMClient:
                 return reply, verdict(reply, exchange, request)
         except Exception as error:  # noqa: BLE001 - several of LiteLLM's classes share no base
             return error
+
+
+def _is_worth_a_retry(spec: ProviderSpec, error: BaseException) -> bool:
+    """Return whether the same call should try the route again."""
+    if isinstance(error, LLMTimeout) and not spec.retries_timeouts:
+        return False
+    if isinstance(error, LLMUnavailable) and not error.retries_in_call:
+        return False
+    return isinstance(error, LLMError) and error.retryable
 
 
 def _error_of(state: RetryCallState) -> BaseException | None:

@@ -9,7 +9,7 @@
     ├── LLMAuthenticationError       authentication         the key is wrong or missing at the provider
     ├── LLMPermissionDenied          permission_denied      the key is right and may not do this
     ├── LLMModelNotFound             model_not_found        the provider does not have the model
-    ├── LLMQuotaExhausted            quota_exhausted        out of quota until another day
+    ├── LLMQuotaExhausted            quota_exhausted        out of quota until another day, or out of credit
     ├── LLMUnavailable               unavailable      R     unreachable, overloaded, broken
     │   ├── LLMTimeout               timeout          R     no answer in time
     │   ├── LLMRateLimited           rate_limited     R     too many requests
@@ -19,7 +19,7 @@
     │   ├── LLMPromptTruncated       prompt_truncated       the prompt was cut to the context window
     │   ├── LLMOutputTruncated       output_truncated       cut at the output limit
     │   ├── LLMReasoningExhausted    reasoning_exhausted    hidden reasoning used up the output limit
-    │   ├── LLMContentBlocked        content_blocked        a safety filter
+    │   ├── LLMContentBlocked        content_blocked        a filter of the provider
     │   ├── LLMEmptyReply            empty_reply      R     neither text nor a tool call
     │   └── LLMInvalidOutput         invalid_output         does not fit the output type
     ├── LLMIdempotencyConflict       idempotency_conflict   the key belongs to another request
@@ -174,16 +174,26 @@ class LLMModelNotFound(LLMError):
 
 
 class LLMQuotaExhausted(LLMError):
-    """The quota is used up for longer than a retry could bridge."""
+    """The quota is used up for longer than a retry could bridge.
+
+    Attributes:
+        is_temporary: Whether it comes back with time. If not, a payment or another plan is needed.
+    """
 
     code = "quota_exhausted"
+    is_temporary: bool = True
 
 
 class LLMUnavailable(LLMError):
-    """The provider cannot be reached, is overloaded or broken."""
+    """The provider cannot be reached, is overloaded or broken.
+
+    Attributes:
+        retries_in_call: Whether the same call may try the route again. Not when nobody listens at the address.
+    """
 
     code = "unavailable"
     retryable = True
+    retries_in_call: bool = True
 
 
 class LLMTimeout(LLMUnavailable):
@@ -193,7 +203,7 @@ class LLMTimeout(LLMUnavailable):
 
 
 class LLMRateLimited(LLMUnavailable):
-    """Too many requests; `retry_after_s` holds the wait when the provider named one."""
+    """Too many requests or tokens; `retry_after_s` is the wait when the provider named one."""
 
     code = "rate_limited"
 
@@ -245,7 +255,7 @@ class LLMReasoningExhausted(LLMUnusableAnswer):
 
 
 class LLMContentBlocked(LLMUnusableAnswer):
-    """A safety filter of the provider stopped the prompt or the answer."""
+    """A filter of the provider blocked the prompt or the answer."""
 
     code = "content_blocked"
 

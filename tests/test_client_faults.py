@@ -93,7 +93,7 @@ def check_error(error: LLMError, route: Route, log: AttemptLog, case: Case) -> N
     assert all(attempt.status is AttemptStatus.FAILED for attempt in log.attempts)
     assert all(attempt.error_code == error.code for attempt in log.attempts)
     assert [attempt.number for attempt in log.attempts] == list(range(1, len(log.attempts) + 1))
-    assert len(log.attempts) == (case.requests or MAX_RETRIES + 1)
+    assert len(log.attempts) == (case.requests if case.attempts is None else case.attempts)
 
 
 def test_the_page_of_errors_is_current():

@@ -31,6 +31,7 @@ __all__ = [
     "answers_on_this_machine",
     "build_openai_arguments",
     "find_url_passwords",
+    "read_error",
     "strip_credentials",
 ]
 
@@ -66,6 +67,12 @@ class CallArguments:
         return copy
 
 
+def read_error(value: Any) -> str | None:
+    """Return the message of an error field, which is a string, or an object with one."""
+    message = value.get("message") if isinstance(value, Mapping) else value
+    return str(message) if message else None
+
+
 def _copy_containers(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copy_containers(inner) for key, inner in value.items()}
@@ -78,7 +85,8 @@ class ReplyFacts:
 
     Attributes:
         counts_reported: Whether the provider reported the token counts.
-        blocked: Why a safety filter stopped prompt or answer.
+        blocked: Why a filter of the provider blocked prompt or answer.
+        ended_by: The provider's own reason for the end of the answer, where LiteLLM takes it for something else.
         unreadable: Why an answer without content is unusable, worded to follow "answered without content:".
         prompt_tokens: Tokens of the prompt that the provider really read.
         error: The provider's error message; some come with status 200.
@@ -87,6 +95,7 @@ class ReplyFacts:
 
     counts_reported: bool = True
     blocked: str | None = None
+    ended_by: str | None = None
     unreadable: str | None = None
     prompt_tokens: int | None = None
     error: str | None = None
@@ -122,6 +131,8 @@ class ProviderSpec:
         images_depend_on_model: The same for `supports_images`.
         unread_media_types: Kinds of images that no model there can be sent.
         estimates_missing_counts: Whether LiteLLM counts tokens itself when the provider does not.
+        writes_reasoning_tags: Whether answers may contain a model's reasoning, up to a `</think>`.
+        retries_timeouts: Whether a request that took too long is worth another try in the same call.
         reports_cost: Whether LiteLLM's price for an answer is reliable.
         parallel: Most concurrent requests, in addition to the overall limit; None for no separate limit.
         runs_elsewhere: Whether a third party runs this model and charges for it, whatever the address.
@@ -155,6 +166,8 @@ class ProviderSpec:
     images_depend_on_model: bool = False
     unread_media_types: frozenset[str] = frozenset()
     estimates_missing_counts: bool = False
+    writes_reasoning_tags: bool = False
+    retries_timeouts: bool = True
     reports_cost: bool = False
     parallel: Callable[[LLMSettings], int | None] = lambda _settings: None
     runs_elsewhere: Callable[[str], bool] = lambda _model: False

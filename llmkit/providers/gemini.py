@@ -26,25 +26,30 @@ LITELLM_PREFIX = "gemini"
 DEFAULT_API_BASE = "https://generativelanguage.googleapis.com/v1beta"
 CONTEXT_TOKENS = 1_048_576
 
-_BLOCKING_REASONS = frozenset(
-    {
-        "SAFETY",
-        "RECITATION",
-        "BLOCKLIST",
-        "PROHIBITED_CONTENT",
-        "SPII",
-        "LANGUAGE",
-        "IMAGE_SAFETY",
-        "IMAGE_PROHIBITED_CONTENT",
-        "IMAGE_RECITATION",
-    }
-)
-_UNREADABLE_REASONS = {
+_BLOCKING_REASONS = {
+    "SAFETY": "SAFETY: a safety filter",
+    "RECITATION": "RECITATION: the answer repeats published text",
+    "BLOCKLIST": "BLOCKLIST: it contains forbidden terms",
+    "PROHIBITED_CONTENT": "PROHIBITED_CONTENT",
+    "SPII": "SPII: it contains personal data",
+    "IMAGE_SAFETY": "IMAGE_SAFETY: a safety filter for images",
+    "IMAGE_PROHIBITED_CONTENT": "IMAGE_PROHIBITED_CONTENT",
+    "IMAGE_RECITATION": "IMAGE_RECITATION: the image repeats a published one",
+    "ESCALATION": "ESCALATION",
+}
+# LiteLLM calls several of these a content filter. https://ai.google.dev/api/generate-content#FinishReason
+_OTHER_REASONS = {
+    "OTHER": "it gives no reason (OTHER)",
+    "IMAGE_OTHER": "it gives no reason (IMAGE_OTHER)",
+    "NO_IMAGE": "the model made no image (NO_IMAGE)",
+    "LANGUAGE": "the model does not know the language (LANGUAGE)",
+    "MALFORMED_RESPONSE": "the model wrote a malformed answer (MALFORMED_RESPONSE)",
     "MALFORMED_FUNCTION_CALL": "the model wrote a tool call that is malformed",
     "UNEXPECTED_TOOL_CALL": "the model called a tool that it was not given",
     "MISSING_THOUGHT_SIGNATURE": "a tool call in the history lacks its thought signature",
     "TOO_MANY_TOOL_CALLS": "the model called tools too many times",
 }
+_USUAL_REASONS = frozenset({"STOP", "MAX_TOKENS", "FINISH_REASON_UNSPECIFIED", ""})
 
 
 def _get_base(settings: LLMSettings) -> str:
@@ -105,14 +110,17 @@ def _get_candidate(reply: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _read_reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
-    reason = str(_get_candidate(reply).get("finishReason") or "")
+    candidate = _get_candidate(reply)
+    reason = str(candidate.get("finishReason") or "")
     prompt_blocked = _as_mapping(reply.get("promptFeedback")).get("blockReason")
-    blocked = str(prompt_blocked) if prompt_blocked else reason if reason in _BLOCKING_REASONS else None
     usage = _as_mapping(reply.get("usageMetadata"))
     return ReplyFacts(
-        counts_reported="promptTokenCount" in usage,
-        blocked=blocked,
-        unreadable=_UNREADABLE_REASONS.get(reason, None if _get_candidate(reply) else "the reply holds no candidate"),
+        counts_reported=usage.get("promptTokenCount") is not None,
+        blocked=_BLOCKING_REASONS.get(str(prompt_blocked), str(prompt_blocked))
+        if prompt_blocked
+        else _BLOCKING_REASONS.get(reason),
+        ended_by=None if reason in _USUAL_REASONS else _OTHER_REASONS.get(reason, f"it stopped for {reason[:40]}"),
+        unreadable=None if candidate else "the reply contains no candidate",
         prompt_tokens=usage.get("promptTokenCount"),
         error=_as_mapping(reply.get("error")).get("message"),
         model_version=reply.get("modelVersion") if isinstance(reply.get("modelVersion"), str) else None,
@@ -120,8 +128,31 @@ def _read_reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
 
 
 def _mend_reply(reply: Mapping[str, Any]) -> Mapping[str, Any]:
-    # LiteLLM fails on a reply without counts, however good its text is.
-    return reply if "usageMetadata" in reply else {**reply, "usageMetadata": {}}
+    """Adapt a reply to what LiteLLM reads: it fails without counts, and without the arguments of a tool call."""
+    usage = reply.get("usageMetadata")
+    mended = {name: value for name, value in reply.items() if value is not None}
+    mended["usageMetadata"] = (
+        {name: count for name, count in usage.items() if count is not None} if isinstance(usage, Mapping) else {}
+    )
+    candidates = reply.get("candidates")
+    if isinstance(candidates, list):
+        mended["candidates"] = [_mend_candidate(candidate) for candidate in candidates]
+    return mended if mended != reply else reply
+
+
+def _mend_candidate(candidate: Any) -> Any:
+    content = _as_mapping(_as_mapping(candidate).get("content"))
+    parts = content.get("parts")
+    if not isinstance(parts, list):
+        return candidate
+    return {**candidate, "content": {**content, "parts": [_mend_part(part) for part in parts]}}
+
+
+def _mend_part(part: Any) -> Any:
+    call = part.get("functionCall") if isinstance(part, Mapping) else None
+    if not isinstance(call, Mapping) or call.get("args") is not None:
+        return part
+    return {**part, "functionCall": {**call, "args": {}}}
 
 
 def _find_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:

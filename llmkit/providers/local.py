@@ -9,7 +9,14 @@ from typing import Any
 
 from llmkit.errors import LLMConfigurationError
 from llmkit.ports import Endpoint
-from llmkit.providers.base import LLAMA_CPP_UNENFORCED, CallArguments, ProviderSpec, ReplyFacts, build_openai_arguments
+from llmkit.providers.base import (
+    LLAMA_CPP_UNENFORCED,
+    CallArguments,
+    ProviderSpec,
+    ReplyFacts,
+    build_openai_arguments,
+    read_error,
+)
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider, LLMRequest, ProviderCaps, Route
 
@@ -65,13 +72,11 @@ def _build_call_arguments(
 def _read_reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
     usage = reply.get("usage")
     counts = usage if isinstance(usage, Mapping) else {}
-    error = reply.get("error")
-    message = error.get("message") if isinstance(error, Mapping) else error
     return ReplyFacts(
-        unreadable=None if reply.get("choices") else "the reply holds no choice",
+        unreadable=None if reply.get("choices") else "the reply contains no choice",
         counts_reported="prompt_tokens" in counts,
         prompt_tokens=counts.get("prompt_tokens"),
-        error=str(message) if message else None,
+        error=read_error(reply.get("error")),
     )
 
 
@@ -108,6 +113,8 @@ SPEC = ProviderSpec(
     policy_ranks={"by_profile": 2, "prefer_local": 1, "prefer_cloud": 2, "cheapest_known": 2},
     schema_fix="pip install --upgrade 'llmkit-research[local]'",
     is_last_resort=True,
+    writes_reasoning_tags=True,
+    retries_timeouts=False,
     hints={
         "start": "the next call starts it again; if that fails too, run `llmkit doctor`",
         "key": "run `llmkit doctor`",

@@ -17,6 +17,7 @@ from llmkit.providers.base import (
     ReplyFacts,
     build_openai_arguments,
     find_url_passwords,
+    read_error,
     strip_credentials,
 )
 from llmkit.providers.model_facts import NOTHING_KNOWN, Fact, ModelFacts
@@ -139,12 +140,11 @@ _PRICE_ENTRY: Mapping[str, Any] = MappingProxyType(
 
 def _read_reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
     prompt_tokens = _read_count(reply, "prompt_eval_count")
-    error = reply.get("error")
     return ReplyFacts(
         unreadable=_explain_no_content(reply),
         counts_reported=prompt_tokens is not None and "eval_count" in reply,
         prompt_tokens=prompt_tokens,
-        error=str(error) if error else None,
+        error=read_error(reply.get("error")),
     )
 
 
@@ -157,7 +157,7 @@ def _read_count(reply: Mapping[str, Any], name: str) -> int | None:
 def _explain_no_content(reply: Mapping[str, Any]) -> str | None:
     message = reply.get("message")
     if not isinstance(message, Mapping):
-        return "the reply holds no message"
+        return "the reply contains no message"
     if message.get("thinking") and not message.get("content") and not message.get("tool_calls"):
         return "the model wrote only hidden reasoning (thinking) and no answer after it"
     return None
@@ -166,19 +166,39 @@ def _explain_no_content(reply: Mapping[str, Any]) -> str | None:
 def _mend_reply(reply: Mapping[str, Any]) -> Mapping[str, Any]:
     """Adapt a reply to what LiteLLM reads.
 
-    A prompt count of 0 is dropped, so that LiteLLM estimates it. Some models put the JSON that was asked for into
+    Counts of 0 and null are dropped, so that LiteLLM estimates them. Some models put the JSON that was asked for into
     `thinking` and leave `content` empty (https://github.com/ollama/ollama/issues/14645): a whole JSON object there,
     with nothing else, is the answer.
     """
-    mended = dict(reply)
-    if "prompt_eval_count" in reply and _read_count(reply, "prompt_eval_count") is None:
+    mended = {name: value for name, value in reply.items() if value is not None}
+    if "prompt_eval_count" in mended and _read_count(reply, "prompt_eval_count") is None:
         del mended["prompt_eval_count"]
     message = reply.get("message")
-    if isinstance(message, Mapping) and not message.get("content") and not message.get("tool_calls"):
-        thinking = message.get("thinking")
-        if isinstance(thinking, str) and json_object(thinking.encode(errors="replace")) is not None:
-            mended["message"] = {**message, "content": thinking.strip(), "thinking": ""}
+    if isinstance(message, Mapping):
+        mended["message"] = _mend_message(message)
     return mended if mended != reply else reply
+
+
+def _mend_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    calls, thinking = message.get("tool_calls"), message.get("thinking")
+    mended = {"role": "assistant", **message, "content": message.get("content") or ""}
+    if isinstance(calls, list) and calls:
+        mended["tool_calls"] = [_mend_call(call) for call in calls]
+    elif not mended["content"] and isinstance(thinking, str) and _is_json_object(thinking):
+        mended.update(content=thinking.strip(), thinking="")
+    return mended
+
+
+def _is_json_object(text: str) -> bool:
+    return json_object(text.encode(errors="replace")) is not None
+
+
+def _mend_call(call: Any) -> Any:
+    """Add the arguments that a call of a tool without parameters may lack."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or function.get("arguments") is not None:
+        return call
+    return {**call, "function": {**function, "arguments": {}}}
 
 
 def _find_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -216,6 +236,7 @@ SPEC = ProviderSpec(
     # Older servers cannot read it, and LiteLLM makes a JPEG of it where Pillow happens to be installed.
     unread_media_types=frozenset({"image/webp"}),
     estimates_missing_counts=True,
+    writes_reasoning_tags=True,
     runs_elsewhere=_is_cloud_model,
     per_minute=lambda settings: (settings.ollama_requests_per_minute, settings.ollama_tokens_per_minute),
     litellm_prefix=LITELLM_PREFIX,

@@ -42,7 +42,8 @@ UNKNOWN_MODEL = "unknown model"
 class Case:
     """One situation: what happens, the error (None for an answer), and the requests that reach the server.
 
-    `schema` asks for JSON by a schema; `timeout_s` is the deadline of one request, in seconds.
+    `attempts` is their number in the log, where it differs. `schema` asks for JSON by a schema; `timeout_s` is the
+    deadline of one request, in seconds.
     """
 
     name: str
@@ -54,11 +55,12 @@ class Case:
     max_output_tokens: int | None = None
     timeout_s: float = 20.0
     prompt: str = "What is churn?"
+    attempts: int | None = None
 
 
 CASES = (
-    Case("connection refused", REFUSED, LLMUnavailable, 0),
-    Case("host name unknown", UNKNOWN_HOST, LLMUnavailable, 0),
+    Case("connection refused", REFUSED, LLMUnavailable, 0, attempts=1),
+    Case("host name unknown", UNKNOWN_HOST, LLMUnavailable, 0, attempts=TRIES),
     Case("connection reset", Fault.reset(), LLMUnavailable, TRIES),
     Case("body cut off", Fault.truncated(), LLMUnavailable, TRIES),
     Case("no answer in time", Fault.hang(), LLMTimeout, TRIES, timeout_s=0.15),
@@ -77,6 +79,10 @@ CASES = (
     Case("status 422", Fault.status(422), LLMBadRequest, 1),
     Case("status 429", Fault.status(429), LLMRateLimited, TRIES),
     Case("quota of the day used up", Fault.daily_quota(), LLMQuotaExhausted, 1, GEMINI),
+    Case("credit used up", Fault.status(429, "Your prepayment credits are depleted."), LLMQuotaExhausted, 1),
+    Case("spending cap reached", Fault.status(429, "exceeded its monthly spending cap"), LLMQuotaExhausted, 1),
+    Case("no quota at all", Fault.status(429, "Quota exceeded, limit: 0, model: m"), LLMQuotaExhausted, 1),
+    Case("status 499", Fault.status(499), LLMUnavailable, TRIES),
     Case("status 500", Fault.status(500), LLMUnavailable, TRIES),
     Case("status 502", Fault.status(502), LLMUnavailable, TRIES),
     Case("status 503", Fault.status(503), LLMUnavailable, TRIES),
@@ -98,8 +104,12 @@ CASES = (
     Case("text cut at a default limit", Fault.cut_at_limit(), None, 1),
     Case("text cut at the caller's limit", Fault.cut_at_limit(), None, 1, max_output_tokens=5),
     Case("reasoning ate the limit", Fault.reasoning_ate_limit(), LLMReasoningExhausted, 1, max_output_tokens=64),
-    Case("prompt longer than the window, and refused", Fault.context_overflow(), LLMContextOverflow, 1),
-    Case("prompt longer than the window, and cut", Reply("A loss.", input_tokens=4096), LLMPromptTruncated, 1, OLLAMA),
+    # The second request asks for all the room that the model has.
+    Case("prompt longer than the window, and refused", Fault.context_overflow(), LLMContextOverflow, 2, OLLAMA),
+    Case("prompt longer than what the model has", Fault.context_overflow(), LLMContextOverflow, 1, GEMINI),
+    Case(
+        "prompt longer than the window, and cut", Reply("A loss.", input_tokens=131_072), LLMPromptTruncated, 2, OLLAMA
+    ),
     Case(
         "feature that the model lacks",
         Fault.status(400, "registry.ollama.ai/library/llama3.2 does not support tools"),
@@ -110,6 +120,20 @@ CASES = (
     Case(
         "image for a model that cannot see",
         Fault.status(500, "failed to process inputs: this model is missing data required for image input"),
+        LLMUnsupported,
+        1,
+        OLLAMA,
+    ),
+    Case(
+        "too little memory for the model",
+        Fault.status(500, "model requires more system memory (5.6 GiB) than is available (3.1 GiB)"),
+        LLMConfigurationError,
+        1,
+        OLLAMA,
+    ),
+    Case(
+        "schema that makes no grammar",
+        Fault.status(500, "failed to create new sequence: failed to parse grammar"),
         LLMUnsupported,
         1,
         OLLAMA,

@@ -124,7 +124,7 @@ async def test_certificates_that_cannot_be_loaded_are_named(monkeypatch):
     def fail() -> None:
         raise ssl.SSLError("no certificate or crl found")
 
-    monkeypatch.setattr(http_pool, "_tls", fail)
+    monkeypatch.setattr(http_pool, "load_trusted_certificates", fail)
     client, log = client_of("https://127.0.0.1:1", "fast"), AttemptLog()
     with pytest.raises(LLMConfigurationError, match="SSL_CERT_FILE"):
         await client.call(ROUTES["ollama"], REQUEST, log)

@@ -9,15 +9,20 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from llmkit.errors import LLMError, LLMMalformedReply
+from llmkit.errors import LLMError, LLMMalformedReply, LLMQuotaExhausted, LLMUnavailable
+from llmkit.providers.base import strip_credentials
 from llmkit.redaction import preview
 from llmkit.transport.http.error_rules import Seen, rule_for
 from llmkit.transport.http.exchange import Exchange
+from llmkit.transport.http.quotas import describe_quota, find_objects, list_violations
 from llmkit.types import LLMRequest
 
 __all__ = ["failure"]
 
 DETAIL_CHARS = 300
+# Messages of real providers have a few hundred characters; patterns are matched in no more than this of one.
+MATCHED_CHARS = 4_000
+LABEL_CHARS = 100
 # Shorter runs that a prompt shares with an error message are chance.
 SHARED_CHARS = 16
 HTTP_OK = 200
@@ -46,7 +51,6 @@ def _map_failure(exchange: Exchange, request: LLMRequest, error: Exception, time
     rule = rule_for(seen)
     spec, arguments = exchange.spec, exchange.arguments
     model = str(arguments.kwargs["model"]).partition("/")[2]
-    secrets = _secrets(exchange)
     message = rule.message.format(
         label=spec.label,
         base=arguments.address,
@@ -54,19 +58,26 @@ def _map_failure(exchange: Exchange, request: LLMRequest, error: Exception, time
         name=seen.name,
         timeout_s=timeout_s,
         reply_limit=exchange.reply_limit_mb,
-        detail=_detail(seen.text, request, secrets),
+        detail=_detail(seen.text, request, _secrets(exchange)),
+        quota=describe_quota(exchange.error_json, seen.text),
+        proxy=strip_credentials(exchange.proxy or ""),
         redirect=exchange.redirected_to or "another address",
         model_hint=spec.hints["model"].format(model=model),
         **{name: spec.hints[name] for name in ("start", "key", "permission", "limit", "address")},
     )
     origin = f"HTTP {seen.status}" if seen.status is not None else seen.name
-    return rule.error(
+    mapped = rule.error(
         f"{message.strip()} ({origin})",
         provider=spec.provider,
         model=model,
         status_code=seen.status,
-        retry_after_s=_retry_after_s(exchange),
+        retry_after_s=_retry_after_s(exchange) if rule.is_temporary else None,
     )
+    if isinstance(mapped, LLMQuotaExhausted):
+        mapped.is_temporary = rule.is_temporary
+    elif isinstance(mapped, LLMUnavailable):
+        mapped.retries_in_call = rule.retries_in_call
+    return mapped
 
 
 def _secrets(exchange: Exchange) -> tuple[str, ...]:
@@ -82,37 +93,72 @@ def _inspect_failure(exchange: Exchange, error: Exception) -> Seen:
     return Seen(
         name=exchange.transport_error or type(error).__name__,
         status=exchange.status,
-        text=text,
+        text=_cut(text),
         is_json=exchange.reply_json is not None,
         was_sent=was_sent,
+        via_proxy=exchange.proxy is not None,
     )
 
 
+def _cut(text: str) -> str:
+    """Shorten foreign text before anything is matched in it; the reason stands at either end of a long message."""
+    if len(text) <= MATCHED_CHARS:
+        return text
+    return f"{text[: 3 * MATCHED_CHARS // 4]} … {text[-MATCHED_CHARS // 4 :]}"
+
+
 def _provider_words(exchange: Exchange) -> str:
-    """Return the provider's message about the failure, from JSON only: an HTML page would not help."""
-    facts = exchange.facts
-    if facts.error is None:
-        return facts.unreadable or "" if exchange.status == HTTP_OK else ""
-    error = (exchange.reply_json or {}).get("error")
-    return " ".join([str(facts.error), *_labels(error if isinstance(error, dict) else {})])
+    """Return the provider's message about the failure, from JSON or plain text: an HTML page would not help."""
+    if exchange.status == HTTP_OK:
+        return str(exchange.facts.error or exchange.facts.unreadable or "")
+    body = exchange.error_json
+    if not body:
+        return _read_plain_text(exchange.body)
+    words = str(exchange.facts.error or _find_message(body))
+    error = body.get("error")
+    return " ".join([_cut(words), *dict.fromkeys(_labels(error if isinstance(error, dict) else body))])
+
+
+def _find_message(body: Mapping[str, Any]) -> str:
+    """Return the message of an error that is not in the provider's own form, as proxies and gateways send it."""
+    errors = body.get("errors")
+    places = [body, body.get("error"), body.get("detail"), *(errors[:1] if isinstance(errors, list) else [errors])]
+    for place in places:
+        found = place if isinstance(place, str) else _get_text(place if isinstance(place, dict) else {})
+        if found:
+            return found
+    return ""
+
+
+def _get_text(body: Mapping[str, Any]) -> str:
+    texts = (body.get(name) for name in ("message", "detail", "error_description", "msg", "title", "error"))
+    return next((text for text in texts if isinstance(text, str) and text), "")
+
+
+def _read_plain_text(body: bytes) -> str:
+    text = body[: 4 * MATCHED_CHARS].decode(errors="replace").strip()
+    is_text = not text.startswith("<") and all(char.isprintable() or char.isspace() for char in text)
+    return text.strip('"') if is_text else ""
 
 
 def _labels(error: Mapping[str, Any]) -> Iterator[str]:
-    """Google's status, reasons and quota names, which say more than its message."""
-    if isinstance(error.get("status"), str) and error["status"] != "UNKNOWN":
-        yield f"[{error['status']}]"
+    """Google's status, reasons and quota names and OpenAI's code, which say more than the message."""
+    for name in ("status", "code", "type"):
+        if isinstance(error.get(name), str) and error[name] not in {"UNKNOWN", ""}:
+            yield f"[{error[name][:LABEL_CHARS]}]"
     for detail in _details(error):
         if isinstance(detail.get("reason"), str):
-            yield f"[{detail['reason']}]"
-        violations = detail.get("violations")
-        for violation in violations if isinstance(violations, list) else ():
-            if isinstance(violation, dict) and isinstance(violation.get("quotaId"), str):
-                yield f"[{violation['quotaId']}]"
+            yield f"[{detail['reason'][:LABEL_CHARS]}]"
+    for violation in list_violations(error):
+        if isinstance(violation.get("quotaId"), str):
+            yield f"[{violation['quotaId'][:LABEL_CHARS]}]"
+        if violation.get("quotaValue") in ("0", 0):
+            yield "[limit: 0]"
 
 
 def _details(error: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     details = error.get("details")
-    yield from (detail for detail in details if isinstance(detail, dict)) if isinstance(details, list) else ()
+    yield from find_objects(details)
 
 
 def _detail(text: str, request: LLMRequest, secrets: tuple[str, ...]) -> str:
@@ -126,10 +172,15 @@ def _detail(text: str, request: LLMRequest, secrets: tuple[str, ...]) -> str:
 
 def _without_prompt(line: str, request: LLMRequest) -> str:
     """Mask every run of 16 characters or more that also occurs in the prompt: some providers quote it."""
+    # Indexed is the short line and not the prompt, which may have megabytes.
+    runs = {line[at : at + SHARED_CHARS] for at in range(len(line) - SHARED_CHARS + 1)}
     known: set[str] = set()
     for message in request.messages:
         text = " ".join(message.content.split())
-        known.update(text[at : at + SHARED_CHARS] for at in range(len(text) - SHARED_CHARS + 1))
+        if runs:
+            known.update(
+                run for at in range(len(text) - SHARED_CHARS + 1) if (run := text[at : at + SHARED_CHARS]) in runs
+            )
         if 0 < len(text) < SHARED_CHARS:
             line = re.sub(rf"(?<!\w){re.escape(text)}(?!\w)", "[prompt]", line)
     masked = bytearray(len(line))
@@ -145,11 +196,10 @@ def _retry_after_s(exchange: Exchange) -> float | None:
     header = exchange.headers.get("retry-after") or exchange.headers.get("Retry-After")
     if header:
         return _header_seconds(header)
-    reply = exchange.reply_json or {}
-    error = reply.get("error")
+    error = exchange.error_json.get("error")
     for detail in _details(error if isinstance(error, dict) else {}):
         delay = detail.get("retryDelay")
-        if isinstance(delay, str) and re.fullmatch(r"\d+(\.\d+)?s", delay):
+        if isinstance(delay, str) and re.fullmatch(r"\d{1,20}(\.\d{1,20})?s", delay):
             return _bound_wait(float(delay[:-1]))
     return None
 

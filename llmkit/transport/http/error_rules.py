@@ -34,9 +34,10 @@ class Seen:
     Attributes:
         name: Class name of the error: of the transport when nothing came back, else LiteLLM's.
         status: HTTP status of the answer; None when there was none.
-        text: The provider's own words, or those of the error when nothing was sent.
+        text: The provider's own words, or those of the error when nothing was sent; cut before it is matched.
         is_json: Whether the answer is a JSON object.
         was_sent: Whether the request left.
+        via_proxy: Whether it went through a proxy.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Seen:
     text: str = ""
     is_json: bool = False
     was_sent: bool = True
+    via_proxy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,13 @@ class Rule:
         message: What it says; see `failure` for the names that can be filled in.
         statuses: HTTP statuses.
         names: Class names, for failures without an answer.
-        pattern: What the text has to contain, as a regular expression without regard to case.
+        pattern: What the text has to contain, as a regular expression without regard to case. It must not contain an
+            unbounded repetition: the text is foreign.
         is_json: Whether the answer has to be a JSON object.
         was_sent: Whether the request has to have left, or not.
+        via_proxy: Whether it has to have gone through a proxy.
+        is_temporary: Whether time alone can mend a used-up quota; a payment or another plan is needed otherwise.
+        retries_in_call: Whether the same call should try the route again, if the error is retryable.
     """
 
     error: type[LLMError]
@@ -67,14 +73,18 @@ class Rule:
     pattern: str = ""
     is_json: bool | None = None
     was_sent: bool | None = None
+    via_proxy: bool | None = None
+    is_temporary: bool = True
+    retries_in_call: bool = True
 
     def matches(self, seen: Seen) -> bool:
-        """Return whether everything that this rule asks for was seen."""
+        """Return whether the failure has everything that this rule requires."""
         return (
             (not self.statuses or seen.status in self.statuses)
             and (not self.names or (seen.status is None and seen.name in self.names))
             and (self.is_json is None or seen.is_json is self.is_json)
             and (self.was_sent is None or seen.was_sent is self.was_sent)
+            and (self.via_proxy is None or seen.via_proxy is self.via_proxy)
             and (not self.pattern or re.search(self.pattern, seen.text, re.IGNORECASE) is not None)
         )
 
@@ -90,18 +100,44 @@ _TIMED_OUT = (
     "ask for less."
 )
 _GAVE_UP = "{label} took too long and gave up: try again later, or ask for less. {detail}"
-_TOO_MANY = "{label} wants fewer requests: {limit}."
+_TOO_MANY = "{label} limits {quota}: {limit}. {detail}"
+_UNPAID = "{label} requires payment: add credit or raise the spending limit of the account. {detail}"
+_NO_QUOTA = "{label} grants this key no quota for {model}: switch billing on, or use another model. {detail}"
+_USED_UP = "The quota of {label} is used up: {quota}. {detail}"
 _BROKEN = "{label} is overloaded or broken: try again later. {detail}"
 _UNREADABLE = "What answers at {base} does not speak the protocol of {label}: check what runs there, or {address}."
 _WRONG_PATH = "The API of {label} is not at {base}: {address} to its address, without the path of an API such as /v1."
 _LIBRARY = "LiteLLM could not carry out the request ({name}): {detail}"
+_UNSUPPORTED = "The model {model} cannot do what the request needs: {detail}"
 
-_BAD_KEY_WORDS = r"API key not valid|API_KEY_INVALID|API key expired|unregistered callers"
+# A spent budget and an unpaid bill come with several statuses: 429 (Google, OpenAI), 400 (Anthropic), 403 (Google).
+_PAYMENT_WORDS = (
+    r"prepa(id|y)|\bcredits? (balance|are|is|have|has|limit|deplet|exhaust)"
+    r"|\b(out of|not enough|insufficient|no|more|purchase|buy|add) credits?\b|spend(ing)?[ -](cap|limit)"
+    r"|billing[ _](hard|not|has|account)|hard[ _]limit"
+    r"|insufficient[ _](quota|fund|balance)|balance is|requires? billing|payment (is )?(required|overdue)"
+    r"|account is not active|requires a subscription"
+)
+_LONG_QUOTA_WORDS = (
+    r"per ?day|daily|PerDay|\(RPD\)|\(TPD\)|(hourly|weekly|monthly|session) (usage )?limit|per (week|month)"
+)
 
 RULES: tuple[Rule, ...] = (
     # An answer came back: its status and the provider's words decide, not LiteLLM's class, which is made of guesses.
     Rule(
         LLMAuthenticationError, _NO_KEY, {400, 401, 403}, pattern=r"API key not valid|API_KEY_INVALID|API key expired"
+    ),
+    Rule(
+        LLMConfigurationError,
+        "The proxy {proxy} requires a user and a password: add them to the address in HTTPS_PROXY or HTTP_PROXY.",
+        {407},
+        via_proxy=True,
+    ),
+    Rule(
+        LLMConfigurationError,
+        "The server at {base} expects TLS: {address} with https:// instead of http://.",
+        {400},
+        pattern=r"HTTP request (was sent )?to an? HTTPS",
     ),
     Rule(
         LLMContextOverflow,
@@ -111,26 +147,43 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         LLMUnsupported,
-        "The model {model} cannot do what is asked: {detail}",
+        _UNSUPPORTED,
         {400, 422, 501},
         pattern=r"does(n't| not) support|not supported (by|for|with) this model|is not enabled for",
     ),
-    # A real Ollama says so of an image for a model without vision, with the status of a breakdown.
+    # A real Ollama reports an image for a model without vision with the status of a breakdown.
+    Rule(LLMUnsupported, _UNSUPPORTED, {500}, pattern=r"missing data required for image input"),
+    # llama.cpp turns a schema into a grammar, and fails the same way at every try when it cannot.
     Rule(
         LLMUnsupported,
-        "The model {model} cannot do what is asked: {detail}",
+        "The model {model} cannot be held to this output schema: simplify the schema. {detail}",
+        {400, 500},
+        pattern=r"grammar|json schema conversion|invalid format|vocabulary required for format",
+    ),
+    Rule(
+        LLMConfigurationError,
+        "{label} has too little memory for {model}: free memory there, or use a smaller model. {detail}",
         {500},
-        pattern=r"missing data required for image input",
+        pattern=r"system memory|out of memory|(unable|failed) to allocate|insufficient memory|ggml_\w{1,40}alloc",
+    ),
+    Rule(
+        LLMConfigurationError,
+        "{label} cannot load the model {model}: update {label}, or pull the model again. {detail}",
+        {500},
+        pattern=r"(unable to load|error loading|failed to load) model|unknown model architecture|invalid file magic"
+        r"|not supported by your version|unsupported model format",
     ),
     Rule(LLMPermissionDenied, _NOT_ALLOWED, {400}, pattern=r"location is not supported|FAILED_PRECONDITION"),
-    Rule(LLMModelNotFound, _UNKNOWN_MODEL, {400}, pattern=r"model .*(not found|does not exist)|invalid model name"),
     Rule(
-        LLMQuotaExhausted,
-        "The quota of {label} is used up for today: {detail}",
-        {429},
-        pattern=r"per ?day|daily|RequestsPerDay|TokensPerDay",
+        LLMModelNotFound,
+        _UNKNOWN_MODEL,
+        {400},
+        pattern=r"model [^\n]{0,200}?(not found|does not exist)|invalid model name",
     ),
-    Rule(LLMQuotaExhausted, "{label} wants to be paid: {detail}", {402}),
+    Rule(LLMQuotaExhausted, _UNPAID, {402}, is_temporary=False),
+    Rule(LLMQuotaExhausted, _UNPAID, {400, 403, 429}, pattern=_PAYMENT_WORDS, is_temporary=False),
+    Rule(LLMQuotaExhausted, _NO_QUOTA, {429}, pattern=r"\blimit: ?0(?![.\d])", is_temporary=False),
+    Rule(LLMQuotaExhausted, _USED_UP, {429}, pattern=_LONG_QUOTA_WORDS),
     Rule(LLMAuthenticationError, _NO_KEY, {401, 407}),
     Rule(LLMPermissionDenied, _NOT_ALLOWED, {403}),
     # Only a 404 that speaks of a model is about one: a wrong path gets a plain page, or another API's JSON.
@@ -138,6 +191,8 @@ RULES: tuple[Rule, ...] = (
     Rule(LLMConfigurationError, _WRONG_PATH, {404}),
     Rule(LLMTimeout, _GAVE_UP, {408, 504, 524}),
     Rule(LLMRateLimited, _TOO_MANY, {429}),
+    # nginx's and Google's status for a request that was cancelled on its way.
+    Rule(LLMUnavailable, "{label}, or a proxy in front of it, cancelled the request: try again later. {detail}", {499}),
     Rule(LLMBadRequest, "{label} finds the request too large: shorten the prompt. {detail}", {413}),
     Rule(LLMBadRequest, _REFUSED, range(400, 500)),
     Rule(LLMUnavailable, _BROKEN, range(500, 600)),
@@ -152,9 +207,52 @@ RULES: tuple[Rule, ...] = (
     # No answer came back: the transport's own classes.
     Rule(
         LLMConfigurationError,
+        "The certificate of {base} has expired: renew it on the server, or correct the clock of this machine.",
+        names={"CertificateExpired"},
+    ),
+    Rule(
+        LLMConfigurationError,
+        "The certificate of {base} is not valid yet: correct the clock of this machine or of the server.",
+        names={"CertificateNotYetValid"},
+    ),
+    Rule(
+        LLMConfigurationError,
+        "The certificate of {base} belongs to another host: {address} with the name that is in the certificate.",
+        names={"CertificateOfAnotherHost"},
+    ),
+    Rule(
+        LLMConfigurationError,
+        "The server at {base} does not speak TLS: {address} with http:// instead of https://.",
+        names={"NoTls"},
+    ),
+    Rule(
+        LLMConfigurationError,
         "The certificate of {base} is not trusted: set SSL_CERT_FILE to the certificates of your network, or "
         "{address}.",
-        names={"ClientConnectorCertificateError", "ClientConnectorSSLError", "ServerFingerprintMismatch"},
+        names={"ClientConnectorCertificateError", "ServerFingerprintMismatch"},
+    ),
+    Rule(
+        LLMConfigurationError,
+        "The TLS connection to {base} cannot be made: check what runs there, or {address}.",
+        names={"ClientConnectorSSLError"},
+    ),
+    Rule(
+        LLMConfigurationError,
+        "The proxy {proxy} cannot be used: set HTTPS_PROXY and HTTP_PROXY to an http:// or https:// address, "
+        "or add the host of {base} to NO_PROXY.",
+        names={"UnusableProxy"},
+    ),
+    Rule(
+        LLMUnavailable,
+        "The proxy {proxy} does not answer: check HTTPS_PROXY and HTTP_PROXY, or add the host of {base} to NO_PROXY.",
+        names={"ClientProxyConnectionError"},
+        retries_in_call=False,
+    ),
+    Rule(
+        LLMUnavailable,
+        "The proxy {proxy} does not let the request through to {base}: check HTTPS_PROXY, and its user and password, "
+        "or add the host to NO_PROXY.",
+        names={"ClientHttpProxyError"},
     ),
     Rule(
         LLMConfigurationError,
@@ -205,11 +303,9 @@ RULES: tuple[Rule, ...] = (
         "The host of {base} is unknown: check the network connection, or {address}.",
         names={"ClientConnectorDNSError", "gaierror"},
     ),
-    Rule(
-        LLMUnavailable,
-        _SILENT,
-        names={"ClientConnectorError", "ClientProxyConnectionError", "ClientHttpProxyError", "ConnectionRefusedError"},
-    ),
+    # Nobody listens there: waiting half a second for the next try changes nothing.
+    Rule(LLMUnavailable, _SILENT, names={"ConnectionRefusedError"}, retries_in_call=False),
+    Rule(LLMUnavailable, _SILENT, names={"ClientConnectorError"}),
     Rule(
         LLMUnavailable,
         "{label} broke off the connection at {base}: try again later; if it goes on, look at its log.",
@@ -231,7 +327,7 @@ RULES: tuple[Rule, ...] = (
     Rule(LLMContentBlocked, "{label} blocked the prompt or the answer.", names={"ContentPolicyViolationError"}),
     Rule(LLMUnsupported, _REFUSED, names={"UnsupportedParamsError"}),
     Rule(LLMRateLimited, _TOO_MANY, names={"RateLimitError"}),
-    Rule(LLMQuotaExhausted, "{label} wants to be paid.", names={"PaymentRequiredError", "BudgetExceededError"}),
+    Rule(LLMQuotaExhausted, _UNPAID, names={"PaymentRequiredError", "BudgetExceededError"}, is_temporary=False),
     Rule(
         LLMBadRequest,
         _LIBRARY,

@@ -60,6 +60,7 @@ class Exchange:
         sent_at_utc: When the request left; None when it never did.
         status: HTTP status of the answer; None when there was none.
         transport_error: Class name of what went wrong below HTTP.
+        proxy: Through which the request goes, password included; None for none.
         reply_limit_mb: Largest reply that is read, decompressed, in MB; set by the pool for the message of an error.
         is_abandoned: Whether the caller has gone, so that the request must not be sent.
         on_leaving: Called when the request leaves, to start its clock.
@@ -76,6 +77,7 @@ class Exchange:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     transport_error: str | None = None
+    proxy: str | None = field(default=None, repr=False)
     reply_limit_mb: int = 0
     is_abandoned: bool = False
     on_leaving: Callable[[], None] = lambda: None
@@ -105,10 +107,18 @@ class Exchange:
         return json_object(self.body)
 
     @cached_property
+    def error_json(self) -> Mapping[str, Any]:
+        """The JSON object that explains a failure: the reply, or the first object in it when it is a list."""
+        if self.reply_json is not None or self.body.lstrip()[:1] != b"[":
+            return self.reply_json or {}
+        items = (json_object(b'{"items":' + self.body + b"}") or {}).get("items")
+        return next((item for item in items if isinstance(item, dict)), {}) if isinstance(items, list) else {}
+
+    @cached_property
     def facts(self) -> ReplyFacts:
         """Return the facts in the provider's own JSON; none if it has another shape than documented."""
         try:
-            return self.spec.reply_facts(self.reply_json or {})
+            return self.spec.reply_facts(self.error_json)
         except Exception:  # noqa: BLE001 - a server may send anything, and the attempt must still be recorded
             return ReplyFacts()
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import io
-import ssl
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-import certifi
 from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
-from llmkit.settings import is_loopback
+from llmkit.transport.http.proxies import find_proxy, is_usable_proxy
+from llmkit.transport.http.tls import load_trusted_certificates, name_tls_failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,8 +107,12 @@ class Pool:
         if exchange.transport_error is not None:
             raise NotAnsweredError(exchange.transport_error)
         way = _way(url)
+        exchange.proxy = find_proxy(url)
+        if exchange.proxy is not None and not is_usable_proxy(exchange.proxy):
+            exchange.transport_error = "UnusableProxy"
+            raise NotAnsweredError(exchange.transport_error)
         try:
-            tls = _tls() if way.scheme == "https" else True
+            tls = load_trusted_certificates() if way.scheme == "https" else True
         except (OSError, ValueError):  # SSL_CERT_FILE names a file without certificates
             exchange.transport_error = "UnusableCertificateFile"
             raise NotAnsweredError(exchange.transport_error) from None
@@ -122,7 +124,7 @@ class Pool:
                 data=body if len(body) <= LARGE_BODY_BYTES else io.BytesIO(body),
                 headers=_headers_to_send(headers, send_key=exchange.arguments.send_key),
                 allow_redirects=False,
-                proxy=_proxy_for(url),
+                proxy=exchange.proxy,
                 ssl=tls,
             ) as answer:
                 exchange.reply_arrives(answer.status, answer.headers, await self._read_body(answer))
@@ -130,7 +132,7 @@ class Pool:
             exchange.transport_error = "ReplyTooLarge"
             raise NotAnsweredError(exchange.transport_error) from None
         except Exception as error:  # noqa: BLE001 - a hostile reply makes parsers and decompressors raise anything
-            exchange.transport_error = type(error).__name__
+            exchange.transport_error = _name_failure(error)
             raise NotAnsweredError(exchange.transport_error) from None
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
@@ -165,6 +167,17 @@ class Pool:
             await session.close()
 
 
+def _name_failure(error: Exception) -> str:
+    """Return the name under which the table of failures knows the error: its class, or a reason that tells more."""
+    if isinstance(error, aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError):
+        return type(error).__name__
+    reason = name_tls_failure(error)
+    if reason is not None:
+        return reason
+    refused = isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ConnectionRefusedError)
+    return ConnectionRefusedError.__name__ if refused else type(error).__name__
+
+
 def _objection(url: str, exchange: Exchange) -> str | None:
     """Return why this request must not leave, as the name of an error, or None."""
     if exchange.is_abandoned:
@@ -195,26 +208,3 @@ def _headers_to_send(headers: Mapping[str, str], *, send_key: bool) -> Mapping[s
 def _is_key(name: str, value: str) -> bool:
     # User and password in the address of your own server become Basic, and are meant to be sent.
     return name in _KEY_HEADERS and not value.startswith("Basic ")
-
-
-@lru_cache(maxsize=256)
-def _proxy_for(url: str) -> str | None:
-    """Return the proxy that the environment names for this URL. What is on this machine never goes through one."""
-    return None if is_loopback(url) else _environment_proxy(urlsplit(url).scheme, urlsplit(url).hostname or "")
-
-
-@cache
-def _environment_proxy(scheme: str, host: str) -> str | None:
-    if proxy_bypass(host):
-        return None
-    proxies = getproxies()
-    proxy = proxies.get(scheme) or proxies.get("all")
-    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    """Return the machine's certificates (SSL_CERT_FILE counts) and the ones that come with certifi."""
-    context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
-    return context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,8 @@ _FINISH_REASONS: dict[str, FinishReason] = {
 }
 # Context windows are multiples of this.
 WINDOW_STEP_TOKENS = 1024
+MOST_TAG_CHARS = 12
+_CLOSING_TAG = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 
 
 def read_reply(completion: Any, exchange: Exchange, request: LLMRequest) -> ClientReply:
@@ -49,9 +52,11 @@ def read_reply(completion: Any, exchange: Exchange, request: LLMRequest) -> Clie
     message = choice.message if choice is not None else None
     calls = tuple(_tool_call(call, number) for number, call in enumerate(getattr(message, "tool_calls", None) or ()))
     finish_reason = _FINISH_REASONS.get(str(getattr(choice, "finish_reason", "")), "unknown")
+    if facts.ended_by is not None and facts.blocked is None:
+        finish_reason = "unknown"
     usage = _usage(getattr(completion, "usage", None), facts, estimates=exchange.spec.estimates_missing_counts)
     reply = ClientReply(
-        text=_read_text(message),
+        text=drop_reasoning(_read_text(message)) if exchange.spec.writes_reasoning_tags else _read_text(message),
         tool_calls=calls,
         finish_reason="tool_calls" if calls and finish_reason == "stop" else finish_reason,
         usage=usage,
@@ -79,7 +84,7 @@ def verdict(reply: ClientReply, exchange: Exchange, request: LLMRequest) -> LLME
     message = _MESSAGES[kind].format(
         label=exchange.spec.label,
         model=model,
-        reason=facts.blocked or facts.unreadable or "neither text nor a tool call",
+        reason=facts.blocked or facts.ended_by or facts.unreadable or "neither text nor a tool call",
         tokens=facts.prompt_tokens,
         limit=f"limit of {limit} tokens" if limit else "output limit",
         cut=exchange.spec.hints["cut"],
@@ -91,7 +96,7 @@ def verdict(reply: ClientReply, exchange: Exchange, request: LLMRequest) -> LLME
 
 
 _MESSAGES: dict[type[LLMUnusableAnswer], str] = {
-    LLMContentBlocked: "A safety filter of {label} stopped the prompt or the answer ({reason}): reword it.",
+    LLMContentBlocked: "{label} blocked the prompt or the answer ({reason}): reword it.",
     LLMPromptTruncated: "{label} cut the prompt to {tokens} tokens, the context window of {model}, and answered the "
     "rest: shorten the prompt, or use a model with a larger window.",
     LLMReasoningExhausted: "{model} used up its {limit} before it wrote an answer, in hidden reasoning: raise "
@@ -136,6 +141,8 @@ def _with_warnings(reply: ClientReply, exchange: Exchange, request: LLMRequest, 
     warnings = []
     if reply.finish_reason == "length":
         warnings.append(_describe_cut(exchange, request))
+    if facts.ended_by is not None:
+        warnings.append(f"{exchange.spec.label} ended the answer early: {facts.ended_by}.")
     wants_schema = request.response_format is not None and request.response_format.json_schema is not None
     if wants_schema and exchange.sent_schema is None:
         warnings.append(f"{exchange.spec.label} was not given the schema as a constraint, only as part of the prompt.")
@@ -180,6 +187,27 @@ def _read_text(message: Any) -> str:
     if not isinstance(text, str):
         raise TypeError(f"the text of the reply is of type {type(text).__name__}")
     return text
+
+
+def drop_reasoning(text: str) -> str:
+    """Return the answer without the reasoning before it, of which LiteLLM knows only the form `<think>...</think>`.
+
+    Some templates put the opening tag into the prompt, so that the reply has only `</think>`, at an end of a line. A
+    reply that is cut before the closing tag is all reasoning.
+    """
+    opening = text.lstrip()[:MOST_TAG_CHARS].lower()
+    is_open = opening.startswith(("<think>", "<thinking>"))
+    closing = _CLOSING_TAG.search(text)
+    if closing is None:
+        return "" if is_open else text
+    if not is_open and ("<think" in text[: closing.start()] or not _stands_at_line_end(text, closing)):
+        return text  # An answer that is about such tags.
+    return text[closing.end() :].lstrip()
+
+
+def _stands_at_line_end(text: str, tag: re.Match[str]) -> bool:
+    before, after = text[: tag.start()].rstrip(" "), text[tag.end() :].lstrip(" ")
+    return before[-1:] in {"", "\n"} or after[:1] in {"", "\n"}
 
 
 def _replace_surrogates(text: str) -> str:

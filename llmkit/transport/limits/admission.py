@@ -175,7 +175,7 @@ class Admission:
         return any(each.route == self._route and each.status_code in _REFUSALS for each in earlier)
 
     def _park(self, error: LLMQuotaExhausted) -> None:
-        if error.status_code == _TOO_MANY:  # a bill that is not paid is no matter of time
+        if error.status_code == _TOO_MANY and error.is_temporary:  # An unpaid bill is no matter of time.
             now = self._now()
             until = self._provider.parking.park(self._route, now, error.retry_after_s)
             error.retry_after_s = (until - now).total_seconds()
