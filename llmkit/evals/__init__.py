@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from llmkit.evals.ci.gate import GateRules
     from llmkit.evals.dataset.dataset import Dataset, Sample
     from llmkit.evals.decide.policies import Below, Cascade, Mix, RecordedStep, Split
+    from llmkit.evals.decide.stopping import Decided
     from llmkit.evals.report.load import load_report
     from llmkit.evals.report.report import EvalReport
     from llmkit.evals.run.options import EvaluateOptions
@@ -41,6 +42,7 @@ __all__ = [
     "Budget",
     "Cascade",
     "Dataset",
+    "Decided",
     "EvalReport",
     "EvaluateOptions",
     "GateRules",
@@ -77,6 +79,7 @@ _MODULES = {
         "Dataset",
         "Sample",
     ),
+    "llmkit.evals.decide.stopping": ("Decided",),
     "llmkit.evals.decide.policies": ("Below", "Cascade", "Mix", "RecordedStep", "Split"),
     "llmkit.evals.report.load": ("load_report",),
     "llmkit.evals.report.report": ("EvalReport",),

@@ -80,27 +80,30 @@ def cross_fit(
     *,
     lower: bool,
 ) -> list[Outcome]:
-    """Return the outcome for each key of the policy that was fitted on the other folds.
+    """Return the outcome for each key of the policy as it was fitted on other clusters.
 
-    Whole clusters are dealt to five folds in a seeded order, so no sample is judged by a choice that its own cluster
-    took part in. With a single cluster there is nothing else to choose on, and every outcome is missing.
+    Whole clusters are dealt to five folds in a seeded order. Each fold is evaluated with the choices made on the folds
+    before it, and the first one, which has none before it, is missing. Choices made on all other folds would use more
+    data, but the folds' results then depend on each other through the choices: where two choices are equally good, a
+    95 % interval contained the true gain in 86 % of 1,000 simulated worlds (`scripts/simulate_decisions.py`).
 
-    Source: V. Chernozhukov et al., "Double/debiased machine learning for treatment and structural parameters", The
-    Econometrics Journal 21 (2018), section 3.
+    Source: A. R. Luedtke and M. J. van der Laan, "Statistical Inference for the Mean Outcome under a Possibly
+    Non-Unique Optimal Treatment Strategy", Annals of Statistics 44 (2016), 713-742.
     """
     if not needs_fit(policy):
         return measure_policy(policy, recorded, keys, measure)
     units = list(dict.fromkeys(clusters[sample_id] for sample_id, _epoch in keys))
     order = np.random.default_rng(FOLD_SEED).permutation(len(units))
-    fold_of = {units[unit]: place % FOLDS for place, unit in enumerate(order.tolist())}
-    if len(units) < 2:
-        return [make_unknown("there is no other data to choose on")] * len(keys)
+    fold_of = {units[unit]: place * FOLDS // len(units) for place, unit in enumerate(order.tolist())}
     outcomes: dict[SampleKey, Outcome] = {}
-    for fold in set(fold_of.values()):
+    for fold in sorted(set(fold_of.values())):
         held_out = [key for key in keys if fold_of[clusters[key[0]]] == fold]
-        others = [key for key in keys if fold_of[clusters[key[0]]] != fold]
-        fitted = fit_policy(policy, recorded, others, measure, lower=lower)
-        outcomes.update(zip(held_out, measure_policy(fitted, recorded, held_out, measure), strict=True))
+        earlier = [key for key in keys if fold_of[clusters[key[0]]] < fold]
+        if earlier:
+            fitted = fit_policy(policy, recorded, earlier, measure, lower=lower)
+            outcomes.update(zip(held_out, measure_policy(fitted, recorded, held_out, measure), strict=True))
+        else:
+            outcomes.update(dict.fromkeys(held_out, make_unknown("the first fifth is only chosen on")))
     return [outcomes[key] for key in keys]
 
 

@@ -11,6 +11,7 @@ from llmkit.eval_ports import DigestSeen, EvalResult, EvalRun, EvalSpending, Rec
 from llmkit.evals.budget import BudgetUse
 from llmkit.evals.call_names import require_unedited
 from llmkit.evals.dataset.dataset import Sample
+from llmkit.evals.decide.stopping import Decision
 from llmkit.evals.provenance import short_facts
 from llmkit.evals.report.aggregate import (
     COMPARISON_COLUMNS,
@@ -25,6 +26,7 @@ from llmkit.evals.report.frames import SAMPLE_COLUMNS, SCORE_PREFIX, build_frame
 from llmkit.evals.report.notes import (
     describe_request_differences,
     note_budget,
+    note_decision,
     note_digests,
     note_direction,
     note_dominant_group,
@@ -64,6 +66,7 @@ class Analysis:
         stopped: Routes that are no longer called, and why.
         digests: The models behind the routes, as far as their servers identify them.
         budget: Use of the budget; None without one, and for a report from the store.
+        decision: State of the stop rule; None without one.
         spent: Tokens and money by answering route, judges included; only for a report from the store.
         load_calls: Reads the calls behind the results from the store when they are needed.
     """
@@ -76,6 +79,7 @@ class Analysis:
     stopped: Mapping[str, str] = field(default_factory=dict)
     digests: tuple[DigestSeen, ...] = ()
     budget: BudgetUse | None = None
+    decision: Decision | None = None
     spent: tuple[EvalSpending, ...] = ()
     load_calls: Callable[[], Sequence[RecordedCall]] = field(default=tuple, compare=False)
 
@@ -168,7 +172,7 @@ class Analysis:
         without_score = (*failures, *note_doubt(len(self.in_doubt)))
         moved = (*note_fallbacks(self.results), *note_digests(self.digests))
         reading = (*note_direction(sorted(self.lower_is_better)), *note_dominant_group(self.clusters))
-        return (*without_score, *self.warnings, *moved, *reading)
+        return (*note_decision(self.decision), *without_score, *self.warnings, *moved, *reading)
 
     def summary(self, by: Literal["variant", "served_route"] = "variant") -> pd.DataFrame:
         """Return one row for each variant and metric, with the columns and dtypes of `SUMMARY_COLUMNS`.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import EvalStore
 from llmkit.evals.call_names import name_prefix
+from llmkit.evals.decide.stopping import replay_decision
 from llmkit.evals.report.report import EvalReport
 from llmkit.evals.tasks.task import Task
 
@@ -33,4 +36,9 @@ async def load_report(store: EvalStore, workspace_id: str, name: str, *, task: T
     samples = task.load().rename(run.spec.get("renamed", {})).by_id if task else {}
     digests = await store.digests(workspace_id, name_prefix(run))
     spent = await store.sum_spending(workspace_id, name_prefix(run))
-    return EvalReport(run=run, results=results, dataset=samples, in_doubt=in_doubt, digests=digests, spent=spent)
+    report = EvalReport(run=run, results=results, dataset=samples, in_doubt=in_doubt, digests=digests, spent=spent)
+    rule = run.spec.get("stop_when")
+    if rule is None or len(report.variants) < 2:
+        return report
+    lower = rule["metric"] in report.lower_is_better
+    return replace(report, decision=replay_decision(rule, report.variants, results, lower_is_better=lower))

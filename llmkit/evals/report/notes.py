@@ -8,12 +8,14 @@ from typing import TypeAlias
 
 from llmkit.eval_ports import DigestSeen, EvalResult
 from llmkit.evals.budget import BudgetUse
+from llmkit.evals.decide.stopping import Decision
 from llmkit.evals.results import FAILED, IN_PROGRESS, SCORER_FAILED, Work, fell_back
 from llmkit.types import Route
 
 __all__ = [
     "describe_request_differences",
     "note_budget",
+    "note_decision",
     "note_digests",
     "note_direction",
     "note_dominant_group",
@@ -65,6 +67,15 @@ def note_budget(use: BudgetUse | None) -> Iterator[str]:
         yield f"{_count(use.uncounted, 'earlier request')} with an unknown end counted as the most that one may take."
     if use.why is not None:
         yield use.why
+
+
+def note_decision(decision: Decision | None) -> Iterator[str]:
+    """Note what the stop rule found, and which interval holds after an early stop; nothing without a rule."""
+    if decision is None:
+        return
+    yield decision.describe()
+    if decision.is_decided:
+        yield "Other intervals and p-values are for a number of samples that was fixed beforehand, which this was not."
 
 
 def note_stops(stopped: Mapping[str, str], failures: Sequence[str]) -> Iterator[str]:

@@ -52,7 +52,8 @@ class EvalReport(Analysis):
         called, replayed, sent, shared, warm_ups, edited; null for a report from the store), `summary` (`summary()`),
         `comparisons` (rows of `compare(a, b)` for all pairs of variants), `stopped` (variant to reason), `in_doubt`
         (ids of calls), `judges` (metric to route, prompt, criteria, scale, parameters), `budget` (budget with its
-        limits, tokens, cost_usd, uncounted, stopped_by, why; null without one), `failures` (the three most frequent
+        limits, tokens, cost_usd, uncounted, stopped_by, why; null without one), `decision` (state of the stop rule: a,
+        b, verdict, units, difference, low, high, problem, rule; null without one), `failures` (the three most frequent
         reasons of each variant: variant, status, error_code, results, message), `notes`, `warnings` (the notes that put
         a comparison in doubt), `provenance` (see there).
 
@@ -89,6 +90,7 @@ class EvalReport(Analysis):
             "in_doubt": [str(call.id) for call in self.in_doubt],
             "judges": self.judges,
             "budget": asdict(self.budget) if self.budget else None,
+            "decision": asdict(self.decision) if self.decision else None,
             "failures": [asdict(reason) for reason in find_top_reasons(self.results, self.variants)],
             "notes": list(self.stable_notes if stable else self.notes),
             "warnings": list(self.warnings),
@@ -145,9 +147,10 @@ class EvalReport(Analysis):
         the columns of `WHAT_IF_COLUMNS`. A FAILED answer counts as the worst score; what a policy needs and was not
         recorded is `missing`, never guessed. `cost_usd`, tokens, `calls` and `escalated` (more than one call) are means
         per sample over what is known; latencies add up the calls of a sample. Open thresholds and choices
-        (`Below("confidence")`, `Split("group", ["a", "b"])`) are chosen on four fifths of the clusters and evaluated on
-        the others in turn: `mean` and `difference` are that honest figure, `mean_in_sample` and `difference_in_sample`
-        the one with the choices made on the same samples, `fitted` the choices made on all.
+        (`Below("confidence")`, `Split("group", ["a", "b"])`) are cross-fitted: the clusters are dealt to five folds,
+        and each fold is evaluated with the choices made on those before it. `mean` and `difference` are that honest
+        figure, `mean_in_sample` and `difference_in_sample` the one with the choices made on the same samples, `fitted`
+        the choices made on all.
 
         Args:
             policies: Policy by name; see `Cascade`, `Split`, `Mix`. None: the variants alone.

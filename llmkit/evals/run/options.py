@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from llmkit.evals.budget import Budget
+    from llmkit.evals.decide.stopping import Decided
     from llmkit.evals.run.progress import Progress
     from llmkit.pydanticai.extraction import Extraction
     from llmkit.service import LLMService
@@ -39,6 +40,7 @@ class EvaluateOptions(TypedDict, total=False):
         reasks: How often to ask a model again, with its validation errors.
         scorer_timeout_s: Longest time for one scorer on one sample, in seconds; longer is a scorer error. Judges have
             their own limit. None for no limit.
+        stop_when: Stops once the comparison of two variants is decided; see `Decided`. None for no such stop.
         policies: Services that route by another policy, for routes written `policy:NAME`.
         budget: Most tokens, US dollars and seconds for the run; None for no limit. See `Budget`.
         extract: Replaces `llmkit.pydanticai.extraction.extract`.
@@ -53,6 +55,7 @@ class EvaluateOptions(TypedDict, total=False):
     parameters: Mapping[str, Any] | None
     reasks: Annotated[int, {"default": 1}]
     scorer_timeout_s: Annotated[float | None, {"default": 60}]
+    stop_when: "Decided | None"
     policies: "Mapping[str, LLMService]"
     budget: "Budget | None"
     extract: "Extractor | None"

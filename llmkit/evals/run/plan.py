@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid_utils.compat import uuid7
 
 from llmkit.errors import LLMEvaluationError
-from llmkit.eval_ports import EvalOutcome, EvalRun
+from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun
 from llmkit.evals.budget import Budget
 from llmkit.evals.call_names import read_epoch, read_legible_id, with_reasks
 from llmkit.evals.dataset.dataset import Dataset, Reading, Sample
 from llmkit.evals.dataset.files import is_frame
+from llmkit.evals.decide.stopping import Decided
 from llmkit.evals.prompt import Content
 from llmkit.evals.provenance import describe_process
 from llmkit.evals.results import FAILED, FINAL_CODES
+from llmkit.evals.run.decision import group_units, require_decidable, sort_by_rule
 from llmkit.evals.run.edits import RENAMED, Edits, RequestDigests, adopt_ids, find_edits
 from llmkit.evals.run.options import EvaluateOptions, Extractor
 from llmkit.evals.run.progress import Progress
@@ -62,6 +64,7 @@ class Plan:
         edits: Differences to the samples that stored results are of.
         numbers: Position of each selected sample, by id.
         turns: Position of each variant, by label.
+        stop_when: Rule that ends the run early; the selected samples are in its order.
     """
 
     task: Task
@@ -84,6 +87,7 @@ class Plan:
     extract: Extractor
     sample_digests: Mapping[str, str]
     warm_up: bool
+    stop_when: Decided | None
     numbers: Mapping[str, int]
     turns: Mapping[str, int]
 
@@ -117,11 +121,13 @@ class Plan:
         finished = [each for each in stored.outcomes if not _is_open(each, retry_failed)] if stored else []
         digests = RequestDigests(task, resolved, reasks, stored.run if stored else None)
         samples = _read_samples(task, service, options.get("limit"), stored, finished, digests)
+        rule = options.get("stop_when")
+        selected = sort_by_rule(samples.selected, rule)
         plan = cls(
             task=task,
             service=service,
             dataset=samples.dataset,
-            selected=samples.selected,
+            selected=selected,
             size=samples.size,
             is_whole=samples.is_whole,
             renamed=samples.renamed,
@@ -138,9 +144,11 @@ class Plan:
             extract=options.get("extract") or _default_extract(),
             sample_digests=samples.digests,
             warm_up=options.get("warm_up", True),
-            numbers={sample.key: number for number, sample in enumerate(samples.selected)},
+            stop_when=rule,
+            numbers={sample.key: number for number, sample in enumerate(selected)},
             turns={variant.label: number for number, variant in enumerate(resolved)},
         )
+        require_decidable(rule, resolved, plan.epochs, [scorer.name for scorer in plan.scorers])
         plan.require_renderable()
         return plan
 
@@ -170,6 +178,7 @@ class Plan:
                 "epochs": self.epochs,
                 "samples": self.size,
                 "made_with": describe_process(self.service.settings, self._options(), self.task.base_dir or Path.cwd()),
+                **({} if self.stop_when is None else {"stop_when": self.stop_when.describe(self.units)}),
                 "groups": {sample.key: sample.group for sample in self.dataset if sample.group is not None},
                 **({} if self.is_whole else {"first_samples_only": True}),
             },
@@ -188,11 +197,18 @@ class Plan:
             "groups": {**kept, **now.spec["groups"]},
             "samples": max(int(before.get("samples", 0)), self.size),
         }
+        if self.stop_when is not None:
+            spec["stop_when"] = now.spec["stop_when"]
         if self.renamed:
             spec[RENAMED] = {**before.get(RENAMED, {}), **self.renamed}
         if is_larger and self.is_whole:
             spec.pop("first_samples_only", None)
         return replace(run, dataset_sha256=now.dataset_sha256 if is_larger else run.dataset_sha256, spec=spec)
+
+    @property
+    def units(self) -> dict[str, list[str]]:
+        """The ids of the samples of each unit of the stop rule, in its order; empty without one."""
+        return {} if self.stop_when is None else group_units(self.selected, self.stop_when)
 
     def _options(self) -> dict[str, Any]:
         """Return the options besides the task, for the record."""
@@ -223,7 +239,7 @@ class Plan:
         """Short hash of what a variant sends for a sample of this content, reasks included."""
         return with_reasks(variant.digest(content), self.reasks)
 
-    def is_open(self, result: EvalOutcome) -> bool:
+    def is_open(self, result: EvalOutcome | EvalResult) -> bool:
         """Return whether a stored result is to be replaced by calling again."""
         return _is_open(result, self.retry_failed)
 
@@ -254,7 +270,7 @@ class Plan:
         return self.epochs * len(self.selected) * len(self.variants)
 
 
-def _is_open(result: EvalOutcome, retry_failed: bool | Literal["all"]) -> bool:
+def _is_open(result: EvalOutcome | EvalResult, retry_failed: bool | Literal["all"]) -> bool:
     if result.status != FAILED or retry_failed is False:
         return False
     return retry_failed == "all" or result.error_code not in FINAL_CODES

@@ -21,11 +21,13 @@ from llmkit.errors import (
 from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun, EvalStore
 from llmkit.evals.call_names import call_name, choose_run_name, name_prefix, request_part
 from llmkit.evals.dataset.dataset import Sample
+from llmkit.evals.decide.stopping import DECIDED_CODE
 from llmkit.evals.prompt import Content
 from llmkit.evals.report.report import EvalReport
-from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, ResultKey, Slot
+from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, ResultKey, Slot, key_of
 from llmkit.evals.run.budget_guard import BudgetGuard, require_countable
 from llmkit.evals.run.coordination import Coordinator, Patience
+from llmkit.evals.run.decision import StopRule
 from llmkit.evals.run.options import EvaluateOptions
 from llmkit.evals.run.plan import Plan, Stored
 from llmkit.evals.run.progress import Tally, shown
@@ -94,6 +96,7 @@ async def evaluate(
     evaluation = _Evaluation(plan, run, store, await BudgetGuard.of(plan, run, store))
     evaluation.go_on_from(stored.outcomes if stored else await store.outcomes(run.id))
     await evaluation.find_earlier_names(stored.outcomes if stored else ())
+    await evaluation.note_stored()
     del stored  # it grows with the run, and this call may take hours
     with span(f"evaluation {plan.task.name}", _span_values(plan, run)) as opened:
         await evaluation.work()
@@ -131,6 +134,12 @@ class _Evaluation:
         self.tally.edited = len(plan.edits.rescored)
         self.show: Callable[[], None] = lambda: None
         self._scoring = Scoring(plan, run, store, guard)
+        self.rule = StopRule(
+            plan.stop_when,
+            [variant.label for variant in plan.variants],
+            plan.units,
+            lower_is_better=plan.stop_when is not None and _is_lower(plan, plan.stop_when.metric),
+        )
         self._stale: list[ResultKey] = []
         self._has_unscored = False
         self._earlier_names: dict[str, str] = {}
@@ -143,7 +152,7 @@ class _Evaluation:
             health_of=lambda job: job.variant.label if isinstance(job, _SampleCall) else None,
             key_of=lambda job: job.place if isinstance(job, _SampleCall) else job,
             concurrency=plan.concurrency,
-            is_stopped=lambda: self.guard.stopped_by is not None,
+            is_stopped=lambda: self._is_stopped,
             is_done=lambda job: isinstance(job, _SampleCall) and self.queue.is_settled(job.place),
             after_each=self._after_each,
         )
@@ -179,6 +188,17 @@ class _Evaluation:
         names = await self.store.called(self.run.workspace_id, name_prefix(self.run))
         self._earlier_names = {request_part(name): name for name in names if name not in settled}
 
+    async def note_stored(self) -> None:
+        """Tell the stop rule of the results that stay as they are."""
+        if self.rule.is_active:
+            stale = set(self._stale)
+            results = await self.store.results(self.run.id)
+            self.rule.note(each for each in results if key_of(each) not in stale and not self.plan.is_open(each))
+
+    @property
+    def _is_stopped(self) -> bool:
+        return self.guard.stopped_by is not None or self.rule.is_decided
+
     # --- the order of work --------------------------------------------------------------------------------------
 
     async def work(self) -> None:
@@ -197,7 +217,7 @@ class _Evaluation:
         await self._coordinator.begin()
         await self._warm_up()
         await self._pool.run(self._jobs())
-        while not self.guard.stopped_by and (left := await self._await_others()):
+        while not self._is_stopped and (left := await self._await_others()):
             await self._pool.run(left)
 
     async def _warm_up(self) -> None:
@@ -225,6 +245,8 @@ class _Evaluation:
     async def _after_each(self) -> None:
         self.show()
         await self._coordinator.look_now_and_then()
+        if self._coordinator.are_others_at_work:
+            await self.rule.look_at_others(self.run, self.store)
 
     def _jobs(self) -> Iterator[_SampleCall | ResultKey]:
         yield from self._stale
@@ -318,6 +340,7 @@ class _Evaluation:
 
     async def _keep(self, job: _SampleCall, result: EvalResult, opened: Span, *, replayed: bool = False) -> None:
         await self.store.save_result(result)
+        self.rule.note([result])
         self.queue.settle(job.place)
         self.tally.call(job.variant.label, replayed=replayed, failed=result.status == FAILED)
         opened.set({"llmkit.status": result.status, "llmkit.served_route": result.served_route})
@@ -360,6 +383,7 @@ class _Evaluation:
             digests=await self.store.digests(self.run.workspace_id, name_prefix(self.run)),
             work=self.tally.work(),
             budget=self.guard.use,
+            decision=self.rule.conclude(),
             stopped={label: str(health.stopped_by) for label, health in self.health.items() if health.stopped_by},
         )
 
@@ -378,11 +402,17 @@ class _Evaluation:
             return slot.result(IN_PROGRESS, utc_now(), error_code=LLMInProgress.code)
         stopped_by = self.health[slot.route].stopped_by
         code = stopped_by.code if stopped_by else LLMBudgetExhausted.code if self.guard.stopped_by else None
+        if code is None and self.rule.is_decided:
+            code = DECIDED_CODE
         return slot.result(NOT_RUN, utc_now(), error_code=code)
 
 
 def _is_billed(extraction: Extraction[Any]) -> bool:
     return any(response.billed for response in extraction.responses)
+
+
+def _is_lower(plan: Plan, metric: str) -> bool:
+    return any(metric == name or metric.startswith(f"{name}.") for name in plan.lower_is_better())
 
 
 def _span_values(plan: Plan, run: EvalRun) -> dict[str, SpanValue]:

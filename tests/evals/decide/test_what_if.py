@@ -219,7 +219,12 @@ def test_choices_are_evaluated_on_other_clusters():
     samples = {f"s{i}": Sample("t", "x", id=f"s{i}", group="g") for i in range(4)}
     report = make_report(report_of([1, 0, 1, 0], [0, 1, 0, 1]).results, samples)
     found = row(report, Split("group", ["a", "b"]))
-    assert found["why_missing"] == "there is no other data to choose on"
+    assert found["why_missing"] == "the first fifth is only chosen on"
+
+
+def test_four_fifths_are_evaluated_with_the_choices_of_the_folds_before():
+    found = row(report_of([1] * 50, [0] * 50), Split(lambda sample: "all", ["b", "a"]))
+    assert (found["scored"], found["missing"], found["mean"]) == (40, 10, 1.0)
 
 
 def test_a_choice_that_only_fits_its_own_sample_gains_nothing():

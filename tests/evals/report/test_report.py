@@ -175,7 +175,7 @@ async def test_json_has_the_documented_keys_and_no_nan():
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert set(document) == {
         "form", "run", "counts", "coverage", "work", "summary", "comparisons", "stopped", "in_doubt", "judges",
-        "budget", "failures", "notes", "warnings", "provenance",
+        "budget", "decision", "failures", "notes", "warnings", "provenance",
     }  # fmt: skip
     assert set(document["summary"][0]) == set(SUMMARY_COLUMNS)
     assert set(document["comparisons"][0]) == set(COMPARISON_COLUMNS)
