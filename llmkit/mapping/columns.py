@@ -7,14 +7,15 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 from typing_extensions import is_typeddict
 
 from llmkit.mapping.rows import MISSING, Rows
-from llmkit.pydanticai.output_shape import FIELD, OutputShape
+from llmkit.pydanticai.output_shape import OutputShape
 from llmkit.types import ServedFrom
 
 if TYPE_CHECKING:
@@ -76,11 +77,11 @@ class AnswerColumns:
         """Return the cells of one answer. Objects inside a field become dictionaries."""
         if self.answer is None:
             return (str(value),)
+        # Read from the value and not from a dump of it: a serialiser may hide fields or return a string.
         if self.answer.wrapped:
-            wrapped = self.answer.wire_type.model_construct(**{FIELD: value})
-            return (_unwrap_enum(self.answer.adapter.dump_python(wrapped)[FIELD]),)
-        dumped = self.answer.adapter.dump_python(value, by_alias=False)
-        return tuple(_unwrap_enum(dumped.get(name)) for name in self.fields)
+            return (_unwrap_enum(_to_plain(value)),)
+        read = value.get if isinstance(value, dict) else partial(getattr, value)
+        return tuple(_unwrap_enum(_to_plain(read(name, None))) for name in self.fields)
 
 
 def choose_columns(output_type: Any | None) -> AnswerColumns:
@@ -178,6 +179,21 @@ def _collect_types(hint: Any) -> set[Any]:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return {type(member.value) for member in hint}
     return {hint}
+
+
+def _to_plain(value: Any) -> Any:
+    """Return a value with the objects inside it as dictionaries by field name; anything else as it is."""
+    if isinstance(value, RootModel):
+        return _to_plain(value.root)
+    if isinstance(value, BaseModel):
+        names = (*type(value).model_fields, *(value.model_extra or {}), *type(value).model_computed_fields)
+        return {name: _to_plain(getattr(value, name)) for name in names}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if type(value) is dict:
+        return {key: _to_plain(part) for key, part in value.items()}
+    # Only these: a model in a set would become a dictionary, which no set can contain.
+    return type(value)(_to_plain(part) for part in value) if type(value) in (list, tuple) else value
 
 
 def _unwrap_enum(value: Any) -> Any:

@@ -110,7 +110,7 @@ class MapJob:
     async def _outcome(self, code: int) -> Outcome | None:
         """Return the outcome for a text; None if it was postponed."""
         try:
-            found = await self._ask(self._rows.build_text(code))
+            outcome = self._make_outcome(await self._ask(self._rows.build_text(code)))
         except LLMStoreError:
             raise
         except LLMInProgress as error:
@@ -121,12 +121,12 @@ class MapJob:
             self._health.note_failure(error)
             return _failure(FAILED, error)
         self._health.note_answer()
-        return self._answer(found)
+        return outcome
 
-    def _answer(self, found: LLMResponse | Extraction[Any]) -> Outcome:
+    def _make_outcome(self, found: LLMResponse | Extraction[Any]) -> Outcome:
         if isinstance(found, LLMResponse):
-            return _make_outcome((found,), found.usage, self._columns.split_value(found.text))
-        return _make_outcome(found.responses, found.usage, self._columns.split_value(found.value))
+            return _build_success((found,), found.usage, self._columns.split_value(found.text))
+        return _build_success(found.responses, found.usage, self._columns.split_value(found.value))
 
     def _keep(self, code: int, outcome: Outcome) -> None:
         self._outcomes[code] = outcome
@@ -135,7 +135,7 @@ class MapJob:
         self.tally.tokens += (outcome.input_tokens or 0) + (outcome.output_tokens or 0)
 
 
-def _make_outcome(responses: tuple[LLMResponse, ...], usage: TokenUsage, values: tuple[Any, ...]) -> Outcome:
+def _build_success(responses: tuple[LLMResponse, ...], usage: TokenUsage, values: tuple[Any, ...]) -> Outcome:
     billed = any(response.billed for response in responses)
     last = responses[-1]
     return Outcome(
