@@ -18,7 +18,7 @@ from pydantic_core import to_json, to_jsonable_python
 
 __all__ = ["find_written_form", "is_plain_json", "write_json"]
 
-_SEQUENCES = (list, tuple, set, frozenset, deque)
+_SEQUENCES = (list, tuple, deque)
 _SCALARS = (str, int, float, bool, type(None))
 
 
@@ -80,6 +80,9 @@ def _to_tree(value: Any) -> Any:
         return tree
     if isinstance(value, Mapping):
         return {_to_key(key): _to_tree(part) for key, part in value.items()}
+    if isinstance(value, set | frozenset):
+        # Their order differs between processes, and a prompt with examples is found by its hash.
+        return sorted((_to_tree(part) for part in value), key=repr)
     if isinstance(value, _SEQUENCES):
         return [_to_tree(part) for part in value]
     if isinstance(value, Enum):

@@ -248,7 +248,7 @@ CASES = {
         Case(FieldSerialiser, '{"day": "2024-12-31"}', '{"day":"2024-12-31"}'),
         Case(LossySerialiser, '{"price": 1.25}', '{"price":1.25}'),
         Case(ModelSerialiser, '{"a": 1}', '{"a":1}'),
-        Case(Excluded, '{"a": 1, "reasoning": "r"}', '{"a":1,"reasoning":"r","note":""}'),
+        Case(Excluded, '{"a": 1, "reasoning": "r", "note": ""}', '{"a":1,"reasoning":"r","note":""}'),
         Case(Number, '{"v": NaN}', '{"v":NaN}'),
         Case(Secrets, SECRETS, SECRETS),
         Case(Converting, '{"cents": 5}', None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from bisect import bisect_right
@@ -114,7 +115,28 @@ def _convert_metadata(value: Any) -> Any:
     return {} if value is None else _jsonable(value)
 
 
-Json = Annotated[JsonValue, BeforeValidator(_jsonable)]
+def _convert_target(value: Any) -> Any:
+    return _jsonable(_write_models(value))
+
+
+def _write_models(value: Any) -> Any:
+    """Write models as an answer would be written: a target is validated as answers are."""
+    if isinstance(value, BaseModel):
+        # Imported here: Pydantic AI takes a second, and most targets are not models.
+        from llmkit.pydanticai.written_form import find_written_form
+
+        text = find_written_form(TypeAdapter(type(value)), value)
+        if text is None:
+            raise ValueError(
+                f"no JSON is read as this {type(value).__name__}; give the target as JSON, as a model would write it"
+            )
+        return json.loads(text)
+    if isinstance(value, Mapping):
+        return {key: _write_models(item) for key, item in value.items()}
+    return [_write_models(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+Target = Annotated[JsonValue, BeforeValidator(_convert_target)]
 
 
 def _storable(text: str) -> str:
@@ -140,7 +162,7 @@ class Sample:
     """
 
     input: Annotated[str | dict[str, JsonValue], BeforeValidator(_text_or_object)]
-    target: Json = None
+    target: Target = None
     _: KW_ONLY
     id: Label | None = None
     group: Label | None = None

@@ -25,6 +25,7 @@ from llmkit.evals.run.edits import RENAMED, Edits, RequestDigests, adopt_ids, fi
 from llmkit.evals.run.options import EvaluateOptions, Extractor
 from llmkit.evals.run.progress import Progress
 from llmkit.evals.scorers import DEFAULT_SCORER_TIMEOUT_S, Scorer, is_lower_better
+from llmkit.evals.scorers.base import Options
 from llmkit.evals.tasks.task import Task
 from llmkit.evals.tasks.variant import DIGEST_LENGTH, ResolvedVariant, RouteLike, resolve_variants
 from llmkit.types import utc_now
@@ -150,6 +151,7 @@ class Plan:
         )
         require_decidable(rule, resolved, plan.epochs, [scorer.name for scorer in plan.scorers])
         plan.require_renderable()
+        plan.require_comparable_targets()
         return plan
 
     def require_renderable(self) -> None:
@@ -157,6 +159,13 @@ class Plan:
         for sample in self.selected:
             for variant in self.variants:
                 variant.content(sample)
+
+    def require_comparable_targets(self) -> None:
+        """Refuse a target that no answer can equal, before anything is paid."""
+        for scorer in self.scorers:
+            if isinstance(scorer, Options):
+                for sample in self.selected:
+                    scorer.check_target(self.task.output_type, sample)
 
     def new_run(self, workspace_id: str, name: str) -> EvalRun:
         """Return the run as it is stored if there is none of this name."""

@@ -148,6 +148,13 @@ class Options:
                     f"{self.name}: {output_type.__name__} has no field {path!r}; its fields: {', '.join(known)}"
                 )
 
+    def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
+        """Refuse a target that no answer can equal. A sample without a target is a scorer error, and not refused.
+
+        Raises:
+            LLMEvaluationError: The target does not fit; the message names sample and field.
+        """
+
 
 def as_scorer(candidate: ScorerLike) -> Scorer:
     """Return a scorer unchanged, or wrap a named function.

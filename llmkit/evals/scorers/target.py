@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.scorers.base import Options, Score, Scorer
-from llmkit.evals.scorers.values import (
+from llmkit.evals.scorers.conversion import (
     convert_target,
+    find_problem,
+    find_target,
+    get_only_field,
+    refuse_target,
+)
+from llmkit.evals.scorers.values import (
     find_at_path,
     get_at_path,
-    get_only_field,
     hash_item,
     hash_items,
     is_default,
@@ -58,7 +63,7 @@ class SingleField(Options):
 
     def get_value(self, output: Any) -> Any:
         """Return the value of the model; None where it gave none."""
-        return find_at_path(output, self.fields[0] if self.fields else get_only_field(type(output)))
+        return find_at_path(output, self.get_path(type(output)))
 
     def get_target(self, output: Any, sample: Sample) -> Any:
         """Return the value of the target.
@@ -66,15 +71,29 @@ class SingleField(Options):
         Raises:
             ValueError: The target has no such field.
         """
-        return get_at_path(
-            convert_target(output, sample), self.fields[0] if self.fields else get_only_field(type(output))
-        )
+        kind = type(output)
+        return find_target(kind, convert_target(kind, sample), self.get_path(kind))
+
+    def get_path(self, output_type: type[BaseModel]) -> str:
+        """Return the path of the field."""
+        return self.fields[0] if self.fields else get_only_field(output_type)
+
+    def find_wanted(self, output_type: type[BaseModel], sample: Sample) -> Any:
+        """Return the value of the target; None where it has none."""
+        try:
+            return find_target(output_type, convert_target(output_type, sample), self.get_path(output_type))
+        except ValueError:
+            return None
 
 
 @dataclass(frozen=True, slots=True)
 class _ExactMatch(Options):
+    def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
+        """See `Options`."""
+        _check_fields(output_type, sample, None)
+
     def __call__(self, output: Any, sample: Sample, /) -> Score:
-        target = convert_target(output, sample)
+        target = convert_target(type(output), sample).values
         missing = set(type(output).model_fields) - set(target)
         wrong = [
             name
@@ -87,12 +106,17 @@ class _ExactMatch(Options):
 
 @dataclass(frozen=True, slots=True)
 class _FieldMatch(Options):
+    def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
+        """See `Options`."""
+        _check_fields(output_type, sample, self.fields or tuple(output_type.model_fields))
+
     def __call__(self, output: Any, sample: Sample, /) -> Score:
-        target = convert_target(output, sample)
-        paths = self.fields or tuple(type(output).model_fields)
+        kind = type(output)
+        target = convert_target(kind, sample)
+        wanted = {path: find_target(kind, target, path) for path in self.fields or tuple(kind.model_fields)}
         hits = {
-            path: float(is_equal(find_at_path(output, path), get_at_path(target, path), normalise=self.normalise))
-            for path in paths
+            path: float(is_equal(find_at_path(output, path), value, normalise=self.normalise))
+            for path, value in wanted.items()
         }
         wrong = ", ".join(path for path, hit in hits.items() if not hit)
         return Score(sum(hits.values()) / len(hits), wrong, hits if len(hits) > 1 else {})
@@ -102,6 +126,14 @@ class _FieldMatch(Options):
 class _NumericTolerance(SingleField):
     absolute: float = 0.0
     relative: float = 0.0
+
+    def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
+        """See `Options`. A number that the field cannot hold, such as 2.5 for a whole one, can be compared."""
+        wanted = self.find_wanted(output_type, sample)
+        try:
+            to_number(0 if wanted is None else wanted)
+        except ValueError:
+            refuse_target(sample, f"{self.get_path(output_type)}: it is not a number")
 
     def __call__(self, output: Any, sample: Sample, /) -> Score:
         got, wanted = self.get_value(output), self.get_target(output, sample)
@@ -120,6 +152,12 @@ class _NumericTolerance(SingleField):
 class _DateTolerance(SingleField):
     days: float = 0.0
 
+    def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
+        """See `Options`. A date can be compared with a field of any type."""
+        wanted = self.find_wanted(output_type, sample)
+        if wanted is not None and _try_moment(wanted) is None:
+            refuse_target(sample, f"{self.get_path(output_type)}: it is not an ISO 8601 date")
+
     def __call__(self, output: Any, sample: Sample, /) -> Score:
         got, wanted = self.get_value(output), self.get_target(output, sample)
         if got is None or wanted is None:
@@ -133,6 +171,11 @@ class _DateTolerance(SingleField):
 
 @dataclass(frozen=True, slots=True)
 class _SetF1(SingleField):
+    def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
+        """See `Options`. None stands for an empty collection."""
+        if self.find_wanted(output_type, sample) is not None:
+            _check_fields(output_type, sample, (self.get_path(output_type),))
+
     def __call__(self, output: Any, sample: Sample, /) -> Score:
         got = frozenset(hash_items(self.get_value(output) or (), self.normalise))
         wanted = frozenset(hash_items(_none_to_empty(self.get_target(output, sample)), self.normalise))
@@ -144,6 +187,11 @@ class _SetF1(SingleField):
 @dataclass(frozen=True, slots=True)
 class _RankedList(SingleField):
     k: int = 10
+
+    def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
+        """See `Options`. An object is a relevance for each item, which the field need not hold."""
+        if isinstance(self.find_wanted(output_type, sample), list):
+            _check_fields(output_type, sample, (self.get_path(output_type),))
 
     def __call__(self, output: Any, sample: Sample, /) -> Score:
         gains = self._compute_gains(_none_to_empty(self.get_target(output, sample)))
@@ -163,6 +211,24 @@ class _RankedList(SingleField):
         if any(float(gain) < 0 for gain in wanted.values()):
             raise ValueError("the relevance of an item in the target is below 0")
         return {hash_item(key, self.normalise): float(gain) for key, gain in wanted.items()}
+
+
+def _check_fields(output_type: type[BaseModel], sample: Sample, paths: Sequence[str] | None) -> None:
+    """Refuse a value that its field cannot hold; of a path into an object, only the value at its end counts.
+
+    Args:
+        output_type: The type of the answers.
+        sample: The sample.
+        paths: Fields that are compared; None for all that the target has.
+    """
+    try:
+        target = convert_target(output_type, sample)
+    except ValueError:  # nothing to compare with: the scorer's error, on this sample only
+        return
+    for path in target.values if paths is None else paths:
+        problem = find_problem(output_type, target, path)
+        if problem is not None:
+            refuse_target(sample, problem)
 
 
 def _none_to_empty(wanted: Any) -> Any:

@@ -15,6 +15,7 @@ from llmkit.canonical_json import canonical_json
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.scorers.base import Options, Score, Scorer
+from llmkit.evals.scorers.conversion import convert_value
 from llmkit.evals.scorers.target import SingleField, score_absent
 from llmkit.evals.scorers.values import find_at_path, fold_text
 
@@ -37,7 +38,10 @@ class _TextMatch(SingleField):
         got, wanted = self.get_value(output), self.get_target(output, sample)
         if got is None or wanted is None:
             return score_absent(got, wanted)
-        accepted = wanted if isinstance(wanted, list) else [wanted]
+        path = self.get_path(type(output))
+        accepted = (
+            [convert_value(type(output), path, each) for each in wanted] if isinstance(wanted, list) else [wanted]
+        )
         answer = self._normalise(_to_text(got))
         return Score(float(any(answer == self._normalise(_to_text(each)) for each in accepted)))
 

@@ -1,4 +1,4 @@
-"""Comparison of values by the type of their field, to which the target is converted first."""
+"""Comparison of values."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from enum import Enum
-from functools import lru_cache
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 
 from llmkit.canonical_json import sha256_of
-from llmkit.evals.dataset.dataset import Sample
 
 __all__ = [
-    "convert_target",
     "find_at_path",
     "fold_text",
     "get_at_path",
-    "get_only_field",
     "hash_item",
     "hash_items",
     "is_default",
@@ -29,48 +25,6 @@ __all__ = [
 ]
 
 FLOAT_TOLERANCE = 1e-9
-
-
-def get_only_field(output_type: type[BaseModel]) -> str:
-    """Return the field of a type that has only one.
-
-    Raises:
-        ValueError: It has several or none.
-    """
-    names = list(output_type.model_fields)
-    if len(names) != 1:
-        raise ValueError(f"name the field to compare; {output_type.__name__} has {', '.join(names) or 'none'}")
-    return names[0]
-
-
-def convert_target(output: BaseModel, sample: Sample) -> dict[str, Any]:
-    """Return the target by field, each value converted to the type of its field where possible."""
-    if sample.target is None:
-        raise ValueError("the sample has no target to compare with")
-    model = type(output)
-    target = sample.target if isinstance(sample.target, dict) else {get_only_field(model): sample.target}
-    names = _map_aliases(model)
-    return {names.get(key, key): _convert(model, names.get(key, key), value) for key, value in target.items()}
-
-
-@lru_cache(maxsize=1024)
-def _map_aliases(model: type[BaseModel]) -> Mapping[str, str]:
-    return {info.alias or name: name for name, info in model.model_fields.items()}
-
-
-def _convert(model: type[BaseModel], name: str, value: Any) -> Any:
-    if name not in model.model_fields:
-        return value
-    try:
-        return _get_adapter(model, name).validate_python(value)
-    except ValidationError:
-        return value
-
-
-@lru_cache(maxsize=1024)
-def _get_adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
-    kind: Any = model.model_fields[name].annotation
-    return TypeAdapter(kind)
 
 
 def find_at_path(output: Any, path: str) -> Any:

@@ -569,7 +569,7 @@ async def test_a_stored_output_that_fits_no_more_is_a_scorer_error():
     store, extract = MemoryStore(), FakeExtract()
     first = sentiment_task()
     await run(first, store=store)
-    second = sentiment_task(output_type=Strict, scorers=[field_match("label"), one])
+    second = sentiment_task(output_type=Strict, scorers=[one])
     report = await run(second, store=store, extract=extract)
     assert extract.calls == []
     assert (report.counts["SUCCEEDED"], report.counts["SCORER_FAILED"]) == (2, 2)

@@ -1,0 +1,265 @@
+"""Conversion of targets: each value goes through the aliases and validators of its field, as an answer does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NoReturn, get_args
+
+from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, SchemaValidator, core_schema
+
+from llmkit.errors import LLMEvaluationError, describe_validation
+from llmkit.evals.dataset.dataset import Sample
+from llmkit.evals.scorers.values import get_at_path
+
+__all__ = [
+    "Target",
+    "convert_target",
+    "convert_value",
+    "find_problem",
+    "find_target",
+    "get_only_field",
+    "refuse_target",
+]
+
+ROOT = "root"
+MISSING = object()
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A target by the names of its fields.
+
+    Attributes:
+        values: Converted values; one that its field cannot hold stays as it is.
+        problems: Why a field cannot hold its value, by field name.
+    """
+
+    values: Mapping[str, Any]
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+
+def get_only_field(output_type: type[BaseModel]) -> str:
+    """Return the field of a type that has only one.
+
+    Raises:
+        ValueError: It has several or none.
+    """
+    names = list(output_type.model_fields)
+    if len(names) != 1:
+        raise ValueError(f"name the field to compare; {output_type.__name__} has {', '.join(names) or 'none'}")
+    return names[0]
+
+
+def convert_target(output_type: type[BaseModel], sample: Sample) -> Target:
+    """Return the target of a sample, each value converted as its field converts an answer.
+
+    Raises:
+        ValueError: The sample has no target, or a bare value where the type has several fields.
+    """
+    if sample.target is None:
+        raise ValueError("the sample has no target to compare with")
+    target = sample.target
+    if issubclass(output_type, RootModel):
+        given = target if isinstance(target, dict) and target.keys() == {ROOT} else {ROOT: target}
+        return _convert(output_type, given)
+    if not isinstance(target, dict):
+        return _convert(output_type, {get_only_field(output_type): target})
+    if len(output_type.model_fields) == 1 and not any(key in _list_names(output_type) for key in target):
+        # It may be the value of the only field, such as a dictionary of counts.
+        bare = _convert(output_type, {get_only_field(output_type): target})
+        if not bare.problems:
+            return bare
+    return _convert(output_type, target)
+
+
+def find_target(output_type: type[BaseModel], target: Target, path: str) -> Any:
+    """Return the converted value of a target at a dotted path.
+
+    Raises:
+        ValueError: The target has nothing there.
+    """
+    target, path = _descend(output_type, target, path)
+    return get_at_path(target.values, path)
+
+
+def find_problem(output_type: type[BaseModel], target: Target, path: str) -> str | None:
+    """Return why the field at a dotted path cannot hold the value of the target; None when it can."""
+    target, path = _descend(output_type, target, path)
+    # What is left is a path into an object of several possible types, or of none.
+    return None if "." in path else target.problems.get(path)
+
+
+def convert_value(output_type: type[BaseModel], name: str, value: Any) -> Any:
+    """Return a value as a field converts it; as it is where the field cannot hold it, or there is none."""
+    return _convert(output_type, {name: value}).values.get(name, value)
+
+
+def _descend(model: type[BaseModel], target: Target, path: str) -> tuple[Target, str]:
+    """Return the innermost part of a target that must be converted alone, and the path inside it.
+
+    A target may give a part of an object only. The object does not fit its field then, and its parts may fit theirs.
+    """
+    while True:
+        name, _, rest = path.partition(".")
+        value = target.values.get(name)
+        if not rest or name not in target.problems or not isinstance(value, dict):
+            return target, path
+        inner = _find_model(model.model_fields[name].annotation)
+        if inner is None:
+            return target, path
+        model, target, path = inner, _convert(inner, value), rest
+
+
+def refuse_target(sample: Sample, problem: str) -> NoReturn:
+    """Refuse a target before anything is paid for.
+
+    Args:
+        sample: The sample.
+        problem: The field and what is wrong with its value.
+
+    Raises:
+        LLMEvaluationError: In any case; the message names sample and field.
+    """
+    raise LLMEvaluationError(
+        f"Sample {sample.key!r} has a target that no answer can equal: {problem}. Correct it, or the type of the field."
+    )
+
+
+def _convert(model: type[BaseModel], given: dict[str, Any]) -> Target:
+    values: dict[str, Any]
+    problems: dict[str, str] = {}
+    try:
+        whole = model.model_validate_json(_to_json(model, given), by_alias=True, by_name=True)
+        values = {name: getattr(whole, name) for name in whole.model_fields_set if name in model.model_fields}
+    except Exception:  # noqa: BLE001 (a validator may raise anything; a target may lack fields that an answer needs)
+        values, problems = _convert_each(model, given)
+    validators = model.__pydantic_decorators__.model_validators.values()
+    if not problems and any(each.info.mode in ("before", "wrap") for each in validators):
+        # Such a validator may give meaning to keys that are no fields.
+        return Target(values)
+    others = {key: value for key, value in given.items() if key not in _list_names(model)}
+    return Target({**others, **values}, problems)
+
+
+def _to_json(model: type[BaseModel], given: dict[str, Any]) -> str:
+    return json.dumps(given[ROOT] if issubclass(model, RootModel) else given)
+
+
+def _convert_each(model: type[BaseModel], given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Convert the values of some fields; those that a field cannot hold are kept, with the reason."""
+    problems: dict[str, str] = {}
+    text = json.dumps(given)
+    while True:
+        try:
+            values = _build_validator(model, frozenset(problems)).validate_json(text, by_alias=True, by_name=True)
+            break
+        except ValidationError as error:
+            found = dict(_assign_problems(model, error))
+            if not found.keys() - problems.keys():
+                return _convert_by_annotation(model, given)
+            problems = {**found, **problems}
+        except Exception:  # noqa: BLE001 (a validator of the user's type that needs the other fields, for example)
+            return _convert_by_annotation(model, given)
+    kept = {name: _look_up(given, _list_paths(name, model.model_fields[name])) for name in problems}
+    return {**values, **{name: value for name, value in kept.items() if value is not MISSING}}, problems
+
+
+def _assign_problems(model: type[BaseModel], error: ValidationError) -> Iterator[tuple[str, str]]:
+    for problem, line in zip(error.errors(include_url=False), describe_validation(error), strict=True):
+        for name, info in model.model_fields.items():
+            if any(problem["loc"][: len(path)] == path for path in _list_paths(name, info)):
+                yield name, line
+
+
+def _convert_by_annotation(model: type[BaseModel], given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Convert by the types of the fields alone, without validators that the model adds to them."""
+    values: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        value = _look_up(given, _list_paths(name, info))
+        if value is MISSING:
+            continue
+        kind: Any = info.annotation
+        try:
+            values[name] = TypeAdapter(kind).validate_json(json.dumps(value))
+        except Exception:  # noqa: BLE001 (see `_convert_each`)
+            values[name] = value
+    return values, {}
+
+
+@lru_cache(maxsize=1024)
+def _build_validator(model: type[BaseModel], without: frozenset[str]) -> SchemaValidator:
+    """Return a validator of the model's fields that needs none of them, and knows nothing of some.
+
+    Made of the model's schema, so that the fields have their aliases and validators, and the validators see the values
+    of earlier fields. Validators of the model as a whole are left out: a target may be a part of an answer.
+    """
+    model.model_rebuild()
+    schema: Any = model.__pydantic_core_schema__
+    definitions: list[CoreSchema] = []
+    config = None
+    while schema["type"] != "model-fields":
+        if schema["type"] == "definitions":
+            definitions += schema["definitions"]
+        if schema["type"] == "definition-ref":
+            schema = next(each for each in definitions if each.get("ref") == schema["schema_ref"])
+            continue
+        config = schema.get("config", config)
+        schema = schema["schema"]
+    fields = {
+        name: core_schema.typed_dict_field(
+            # The default is outermost. Without it, a field that is not given stays out.
+            each["schema"]["schema"] if each["schema"]["type"] == "default" else each["schema"],
+            required=False,
+            validation_alias=each.get("validation_alias"),
+        )
+        for name, each in schema["fields"].items()
+        if name not in without
+    }
+    partial = core_schema.typed_dict_schema(fields, extra_behavior="ignore", config=config)
+    return SchemaValidator(core_schema.definitions_schema(partial, definitions) if definitions else partial)
+
+
+def _find_model(annotation: Any) -> type[BaseModel] | None:
+    """Return the only model in an annotation; None where there are several or none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [model for model in map(_find_model, get_args(annotation)) if model is not None]
+    return found[0] if len(found) == 1 else None
+
+
+@lru_cache(maxsize=1024)
+def _list_names(model: type[BaseModel]) -> frozenset[str]:
+    """Return the keys that an object of the model may have."""
+    return frozenset(str(path[0]) for name, info in model.model_fields.items() for path in _list_paths(name, info))
+
+
+def _list_paths(name: str, info: FieldInfo) -> list[Path]:
+    """Return the places at which a field is looked for."""
+    alias = info.validation_alias
+    if isinstance(alias, AliasPath):
+        paths = [alias.convert_to_aliases()]
+    elif isinstance(alias, AliasChoices):
+        paths = alias.convert_to_aliases()
+    else:
+        paths = [] if alias is None else [[alias]]
+    return [*(tuple(path) for path in paths), (name,)]
+
+
+def _look_up(given: Any, paths: list[Path]) -> Any:
+    for path in paths:
+        value = given
+        for step in path:
+            try:
+                value = value[step]
+            except (KeyError, IndexError, TypeError):
+                break
+        else:
+            return value
+    return MISSING
