@@ -72,6 +72,17 @@ class LLMService:
 
     Raises:
         LLMConfigurationError: Runs are to be persisted and there is no repository.
+
+    Example:
+        >>> from llmkit import LLMRequest, Message, RequestContext, load_settings
+        >>> from llmkit.router import LLMRouter
+        >>> from llmkit.testing.in_memory import InMemoryLLMRunRepo
+        >>> from llmkit.testing.scripted_client import ScriptedClient, reply
+        >>> settings, client = load_settings(cache_enabled=False), ScriptedClient([reply("Rome")])
+        >>> service = LLMService(router=LLMRouter(settings, client), settings=settings, runs=InMemoryLLMRunRepo())
+        >>> request = LLMRequest(messages=[Message(role="user", content="Capital of Italy?")])
+        >>> asyncio.run(service.chat(request, RequestContext(workspace_id="study"))).text
+        'Rome'
     """
 
     def __init__(
@@ -113,6 +124,10 @@ class LLMService:
 
         Returns:
             Whether there was something to find out, so that another plan may come of it. Never raises.
+
+        Example:
+            >>> asyncio.run(service.discover(request))  # no model's facts are out of date
+            False
         """
         discovery = self._discovery
         if discovery is None or not any(map(discovery.is_due, self._router.routes(request))):
@@ -133,6 +148,11 @@ class LLMService:
         Raises:
             LLMConfigurationError: Context and metadata disagree.
             LLMStoreError: The database failed; the answer is its `response`.
+
+        Example:
+            >>> answer = asyncio.run(service.chat(request, context))
+            >>> rated = request.model_copy(update={"metadata": {"rating": 5}})
+            >>> asyncio.run(service.annotate(answer, rated, context))
         """
         workspace_id = who_asks(request, context).workspace_id
         if response.run_id is None or workspace_id is None:
@@ -157,6 +177,11 @@ class LLMService:
             LLMInProgress: The key's call is under way elsewhere. Nothing was sent.
             LLMStoreError: The database failed; when that happened after the answer, the answer is its `response`.
             LLMError: What the provider or the router raised, with `run_id` and `attempts`.
+
+        Example:
+            >>> answer = asyncio.run(service.chat(request, context))
+            >>> str(answer.route), answer.billed
+            ('ollama/llama3.2', True)
         """
         call = open_call(request, context, self._settings.default_profile, recorded=self._runs is not None)
         for _ in range(CLAIM_TRIES):

@@ -92,7 +92,13 @@ class Session:
         return f"Session(workspace={self.workspace!r})"
 
     def close(self) -> None:
-        """Finish pending writes and release everything. Idempotent; the next call opens the session again."""
+        """Finish pending writes and release everything. Idempotent; the next call opens the session again.
+
+        Example:
+            >>> s.close()
+            >>> str(s.chat("What is churn?"))
+            'Customers who leave.'
+        """
         self._core.close()
 
     @property
@@ -507,6 +513,12 @@ class Session:
 
         Raises:
             LLMConfigurationError: The session does not replay.
+
+        Example:
+            >>> with Session("elsewhere", replay="study.jsonl") as replayed:
+            ...     answer = replayed.chat("What is churn?")
+            ...     replayed.recordings()["asked"].to_list()
+            [1]
         """
         from llmkit.notebook.history import read_recordings
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import doctest
 import gc
-import inspect
 import os
 import signal
 import subprocess
@@ -32,7 +30,7 @@ from llmkit import (
     bootstrap,
 )
 from llmkit.evals import EvalReport, Sample, Task, field_match
-from llmkit.testing import Fault, OllamaServer, RecordedRequest, Reply, get_refused_url
+from llmkit.testing import Fault, OllamaServer, Reply, get_refused_url
 
 
 class City(BaseModel):
@@ -263,37 +261,6 @@ async def test_frames_are_available_to_async_code(session: Session) -> None:
     assert [len(frame) for frame in (await session.aruns(), await session.aattempts(), await session.ausage())] == [
         1
     ] * 3
-
-
-EXAMPLES = doctest.DocTestFinder(recurse=True).find(Session, "Session", globs={})
-
-
-def _answer_example(request: RecordedRequest) -> Reply:
-    is_extraction = "format" in request.json
-    text = '{"name": "Rome", "people": 2800000}' if is_extraction else "Customers who leave."
-    return Reply(text, input_tokens=9, output_tokens=3)
-
-
-def test_every_public_method_has_an_example() -> None:
-    with_example = {example.name.removeprefix("Session.") for example in EXAMPLES if example.examples}
-    methods = {name for name, each in vars(Session).items() if inspect.isfunction(each) and not name.startswith("_")}
-    twins = {name for name in methods if name.startswith("a") and name[1:] in methods}
-    # `recordings` needs a cassette; tests/replay calls it.
-    assert methods - twins - {"close", "recordings"} <= with_example
-
-
-@pytest.mark.parametrize("example", [each for each in EXAMPLES if each.examples], ids=lambda each: each.name)
-def test_the_example_in_a_docstring_runs(
-    example: doctest.DocTest, session: Session, ollama: OllamaServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ollama.script(_answer_example)
-    monkeypatch.setenv("LLM_OLLAMA_API_BASE", ollama.url)
-    if "s.report(" in example.docstring:  # it needs a stored evaluation
-        session.evaluate(CITIES, ["ollama/llama3.2"], progress=False)
-    example.globs = {"s": session, "City": City}
-    report: list[str] = []
-    results = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=report.append)
-    assert results.failed == 0, "".join(report)
 
 
 SCRIPT = """

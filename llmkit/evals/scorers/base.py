@@ -56,6 +56,16 @@ class Scorer(Protocol):
     """A named callable that scores an output. It may be asynchronous.
 
     An attribute `lower_is_better = True` declares that less is better for its score and the parts of it.
+
+    Example:
+        >>> class ShorterThan:
+        ...     def __init__(self, chars):
+        ...         self.name, self.chars = "shorter_than", chars
+        ...
+        ...     def __call__(self, output, sample):
+        ...         return len(output.text) < self.chars
+        >>> isinstance(ShorterThan(80), Scorer)
+        True
     """
 
     @property
@@ -193,6 +203,13 @@ def lower_is_better(scorer: ScorerLike) -> Scorer:
 
     Raises:
         LLMEvaluationError: It is not a scorer, or its class is your own: set the attribute `lower_is_better` there.
+
+    Example:
+        >>> @lower_is_better
+        ... def length(output, sample):
+        ...     return len(output.text)
+        >>> is_lower_better(length)
+        True
     """
     wrapped = as_scorer(scorer)
     if isinstance(wrapped, FunctionScorer | Options):

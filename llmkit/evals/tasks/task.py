@@ -58,6 +58,20 @@ class Task:
 
     Raises:
         LLMEvaluationError: A part cannot be used; the message names it.
+
+    Example:
+        >>> from llmkit.evals import Sample, Task, field_match
+        >>> from pydantic import BaseModel
+        >>> class Sentiment(BaseModel):
+        ...     label: str
+        >>> Task(
+        ...     name="sentiment",
+        ...     dataset=[Sample("I like it.", "positive")],
+        ...     prompt="Text: {input} Sentiment:",
+        ...     output_type=Sentiment,
+        ...     scorers=[field_match("label")],
+        ... )
+        Task('sentiment', output_type=Sentiment, scorers=[field_match])
     """
 
     name: str
@@ -94,11 +108,20 @@ class Task:
 
         Raises:
             LLMDatasetError: It is missing or malformed; the message names file, line and field.
+
+        Example:
+            >>> [sample.target for sample in task.load()]
+            ['positive']
         """
         return Dataset.load(self.dataset, base_dir=self.base_dir)
 
     def definition(self) -> dict[str, Any]:
-        """Return everything that answers depend on, as JSON: prompts, output schema and parameters."""
+        """Return everything that answers depend on, as JSON: prompts, output schema and parameters.
+
+        Example:
+            >>> list(task.definition())
+            ['system', 'prompt', 'output schema', 'parameters']
+        """
         return {
             "system": self.system,
             "prompt": describe_prompt(self.prompt),
