@@ -159,7 +159,7 @@ def forecast(
         raise LLMEvaluationError("epochs and concurrency are at least 1.")
     if run is not None and run.run.task_sha256 != task.task_sha256:
         raise LLMEvaluationError(f"Evaluation {run.run.name!r} was made with another task; plan under another name.")
-    ids = {sample.key for sample in task.load().limit(limit)}
+    ids = {sample.key for sample in task.load(limit)}
     earlier = run if history is None else history
     stored = () if run is None else run.results
     told = () if earlier is None else earlier.results

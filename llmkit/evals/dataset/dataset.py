@@ -8,7 +8,6 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
-from copy import copy
 from dataclasses import KW_ONLY, field, replace
 from dataclasses import dataclass as plain_dataclass
 from datetime import date
@@ -53,10 +52,18 @@ __all__ = ["Dataset", "DatasetSource", "Reading", "Sample"]
 
 ID_LENGTH = 16
 SHARE_TOLERANCE = 1e-9
+PLAIN_TYPES = (bool, int)
 
 
 def _order_sets(value: Any) -> Any:
     """Turn sets into sorted lists, because their order differs between processes. Reject values that cannot be sent."""
+    # Exact types first: asking whether a string is a Mapping took a third of the time of reading a file.
+    if value is None or type(value) in PLAIN_TYPES:
+        return value
+    if isinstance(value, str):
+        if has_lone_surrogate(value):
+            raise ValueError("holds half of a character (a lone surrogate)")
+        return value
     if isinstance(value, BaseModel):
         value = value.model_dump(by_alias=True)
     if isinstance(value, Mapping):
@@ -67,8 +74,6 @@ def _order_sets(value: Any) -> Any:
         return [_order_sets(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("NaN and infinities are not JSON")
-    if isinstance(value, str) and has_lone_surrogate(value):
-        raise ValueError("holds half of a character (a lone surrogate)")
     return value
 
 
@@ -486,7 +491,7 @@ def _iterate_samples(samples: Iterable[Any]) -> Generator[tuple[str, Sample]]:
 
 
 def _with_id(sample: Sample, name: str) -> Sample:
-    # Not by `replace`, which would check all of the sample a second time.
-    named = copy(sample)
-    object.__setattr__(named, "id", name)
+    # `replace` would check all of the sample a second time, and `copy` takes three times as long.
+    named = object.__new__(Sample)
+    named.__dict__.update(sample.__dict__, id=name)
     return named

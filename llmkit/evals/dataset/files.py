@@ -91,7 +91,7 @@ def _jsonl_records(path: Path) -> Iterator[Record]:
 
 def _json_object(line: str, place: str) -> Mapping[str, Any]:
     try:
-        record = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_object)
+        record = _DECODER.decode(line)
     except json.JSONDecodeError as error:
         raise LLMDatasetError(f"{place}, column {error.colno}: not JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
@@ -120,6 +120,10 @@ def _find_repeated(names: Iterable[str]) -> str | None:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON value")
+
+
+# Made once, because `json.loads` makes one for each line.
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_object)
 
 
 def _csv_records(path: Path) -> Iterator[Record]:

@@ -20,7 +20,7 @@ from llmkit.evals.report.aggregate import (
     build_comparison_rows,
     build_summary_rows,
 )
-from llmkit.evals.report.coverage import Coverage, measure_coverage, note_coverage
+from llmkit.evals.report.coverage import Coverage, measure_coverage, note_coverage, note_limit
 from llmkit.evals.report.failure_reasons import describe_reasons
 from llmkit.evals.report.frames import SAMPLE_COLUMNS, SCORE_PREFIX, build_frame, build_sample_row
 from llmkit.evals.report.notes import (
@@ -168,7 +168,8 @@ class Analysis:
     def stable_notes(self) -> tuple[str, ...]:
         """The notes without those on the work of this call."""
         why = self.failure_summary
-        failures = (*note_coverage(self.coverage), *note_failures(self.results), *why, *note_stops(self.stopped, why))
+        read = (*note_limit(self.run), *note_coverage(self.coverage))
+        failures = (*read, *note_failures(self.results), *why, *note_stops(self.stopped, why))
         without_score = (*failures, *note_doubt(len(self.in_doubt)))
         moved = (*note_fallbacks(self.results), *note_digests(self.digests))
         reading = (*note_direction(sorted(self.lower_is_better)), *note_dominant_group(self.clusters))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llmkit.eval_ports import EvalResult, EvalRun
 from llmkit.evals.results import IN_PROGRESS, STORED_STATUSES
 
-__all__ = ["Coverage", "measure_coverage", "note_coverage"]
+__all__ = ["Coverage", "measure_coverage", "note_coverage", "note_limit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,12 @@ def measure_coverage(run: EvalRun, results: Mapping[str, Sequence[EvalResult]]) 
         in_progress = sum(result.status == IN_PROGRESS for result in own)
         coverage[label] = Coverage(finished, max(expected, len(own)), in_progress, epochs > 1)
     return coverage
+
+
+def note_limit(run: EvalRun) -> Iterator[str]:
+    """Note that the dataset may have more samples than the run, because a limit ended its reading."""
+    if run.spec.get("first_samples_only"):
+        yield f"Only the first {run.spec['samples']:,} samples of the dataset were read (limit)."
 
 
 def note_coverage(coverage: Mapping[str, Coverage]) -> Iterator[str]:

@@ -103,8 +103,8 @@ class Task:
         """The scorers, functions wrapped."""
         return tuple(as_scorer(scorer) for scorer in self.scorers)
 
-    def load(self) -> Dataset:
-        """Read the dataset.
+    def load(self, limit: int | None = None) -> Dataset:
+        """Read the dataset, or its first samples.
 
         Raises:
             LLMDatasetError: It is missing or malformed; the message names file, line and field.
@@ -113,7 +113,7 @@ class Task:
             >>> [sample.target for sample in task.load()]
             ['positive']
         """
-        return Dataset.load(self.dataset, base_dir=self.base_dir)
+        return Dataset.load(self.dataset, base_dir=self.base_dir, limit=limit)
 
     def definition(self) -> dict[str, Any]:
         """Return everything that answers depend on, as JSON: prompts, output schema and parameters.

@@ -326,3 +326,54 @@ async def test_the_name_of_a_call_is_what_version_0_1_0_made_of_it():
     content = sha256_of({"input": "good", "target": "positive", "group": None, "metadata": {}})[:12]
     request = sha256_of([A, [{"role": "user", "content": "Text: good"}], {}])[:12]
     assert call_name(report.run, sample.key, A, 0, content + request) in [call.key for call in extract.calls]
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+async def test_a_limit_reads_only_the_first_lines(tmp_path):
+    path = write_lines(tmp_path / "d.jsonl", [{"input": "good"}, {"input": "bad"}, {"input": 3}])
+    report = await run(sentiment_task(dataset=path, scorers=[]), limit=2)
+    assert report.counts["SUCCEEDED"] == 2
+    assert report.run.dataset_sha256 == Dataset.load(path, limit=2).sha256
+    assert "Only the first 2 samples of the dataset were read (limit)." in report.notes
+
+
+async def test_a_smaller_limit_reads_on_to_the_samples_of_stored_results(tmp_path):
+    rows = [{"input": text, "id": text} for text in ("good", "fine", "bad", "awful")]
+    path = write_lines(tmp_path / "d.jsonl", [*rows, {"input": 3}])
+    store = MemoryStore()
+    await run(sentiment_task(dataset=path), store=store, limit=3)
+    report = await run(sentiment_task(dataset=path), store=store, limit=1, extract=silent())
+    assert sorted(result.sample_id for result in report.results) == ["bad", "fine", "good"]
+    larger = await run(sentiment_task(dataset=path), store=store, limit=4)
+    assert (larger.run.spec["samples"], larger.work.called) == (4, 1)
+
+
+async def test_a_run_that_is_read_to_its_end_later_is_complete(tmp_path):
+    path = write_lines(tmp_path / "d.jsonl", [{"input": text} for text in ("good", "fine", "bad")])
+    store = MemoryStore()
+    await run(sentiment_task(dataset=path), store=store, limit=2)
+    report = await run(sentiment_task(dataset=path), store=store)
+    assert not any("Only the first" in note for note in report.notes)
+    assert report.run.dataset_sha256 == Dataset.load(path).sha256
+
+
+async def test_a_removed_sample_behind_the_limit_is_refused(tmp_path):
+    rows = [{"input": text, "id": text} for text in ("good", "fine", "bad")]
+    store, task = MemoryStore(), sentiment_task(dataset=write_lines(tmp_path / "d.jsonl", rows))
+    await run(task, store=store)
+    write_lines(tmp_path / "d.jsonl", rows[:2])
+    with pytest.raises(LLMEvaluationError, match="samples removed: bad"):
+        await run(task, store=store, limit=1)
+
+
+async def test_a_sample_behind_the_limit_that_was_edited_is_scored_again(tmp_path):
+    rows = [{"input": text, "target": "positive"} for text in ("good", "fine", "awful")]
+    store, task = MemoryStore(), sentiment_task(dataset=write_lines(tmp_path / "d.jsonl", rows))
+    await run(task, store=store)
+    write_lines(tmp_path / "d.jsonl", [*rows[:2], {"input": "awful", "target": "negative"}])
+    report = await run(task, store=store, limit=1, extract=silent())
+    assert report.summary()["mean"].iloc[0] == 1.0
