@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmkit import Session, doctor
-from llmkit.cli.main import _run as run_command
+from llmkit.cli.main import run_command
 from llmkit.doctor import EXTRAS, Check, CheckState, examine, usable_routes
 from llmkit.settings import load_settings
 from llmkit.testing import Fault, GeminiServer, OllamaModel, OllamaServer, get_refused_url

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import shutil
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -17,8 +19,8 @@ from llmkit.cli.output import (
     AsJson,
     Interruption,
     Workspace,
-    build_frame_table,
     build_record_table,
+    format_cell,
     make_table,
     print_json,
     print_rich,
@@ -29,8 +31,16 @@ from llmkit.display.terminal_text import escape_controls
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError, LLMStoreError
 from llmkit.settings import load_settings
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+    from llmkit.types import LLMResponse
+
 __all__ = ["app", "main"]
 
+# Length of a prompt or an answer in a list of runs, in characters.
+PREVIEW_LENGTH, SHORTEST_PREVIEW = 30, 8
 # Enough to find any run by its id.
 MOST_RUNS = 1_000_000
 _BAD_INPUT = (LLMConfigurationError, LLMBadRequest, LLMEvaluationError, LLMStoreError)
@@ -48,6 +58,14 @@ app = typer.Typer(
 app.add_typer(eval_app, name="eval")
 app.add_typer(db_app, name="db")
 app.add_typer(cassette_app, name="cassette")
+
+
+def _unwrap_help() -> None:
+    """Let the help texts flow: Typer prints the line breaks of a docstring as they are."""
+    for group in (app, eval_app, db_app, cassette_app):
+        for command in group.registered_commands:
+            paragraphs = inspect.getdoc(command.callback) or ""
+            command.help = "\n\n".join(" ".join(each.split()) for each in paragraphs.split("\n\n"))
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -106,31 +124,49 @@ def chat(  # noqa: PLR0913 - options of a command
     temperature: Annotated[float | None, typer.Option(help="0 to 2; default the provider's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of sampling, where the provider has one.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text at which the answer ends; repeatable.")] = None,
+    is_continued: Annotated[
+        bool, typer.Option("--continue", "-c", help="Continue the latest conversation of the workspace.")
+    ] = False,
     workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
     """Send one prompt and print the answer. Model, tokens and time go to stderr."""
-    from llmkit.notebook.options import ChatOptions
+    from llmkit.notebook.conversation import find_latest_conversation
+    from llmkit.notebook.options import TurnOptions
     from llmkit.session import Session
 
     text = _join_prompt(prompt, read_piped_text(is_required=prompt in {None, "-"}))
-    options: ChatOptions = {"route": route, "system": system, "temperature": temperature, "seed": seed}
+    options: TurnOptions = {"route": route, "temperature": temperature, "seed": seed}
     options |= {"max_output_tokens": max_output_tokens, "stop": stop or None}
-    with Session(workspace) as session:
-        response = session.chat(text, **options)
+    with Session(workspace, warm_up=False) as session:
+        if is_continued:
+            latest = find_latest_conversation(session._core)  # noqa: SLF001 - part of the same package
+            response = session.conversation(id=latest, system=system).say(text, **options)
+        elif session.settings.persist_runs:
+            # As the first turn of a conversation, so that `-c` can continue it.
+            response = session.conversation(system=system).say(text, **options)
+        else:
+            response = session.chat(text, system=system, **options)
     if as_json:
         print_json(response.model_dump(mode="json"))
         return
     # A terminal would execute control sequences in the text; a file or a pipe gets the text unchanged.
     typer.echo(escape_controls(response.text) if sys.stdout.isatty() else response.text, color=True)
-    typer.echo(
-        f"[{response.route}, {_format_count(response.usage.input_tokens)} + "
-        f"{_format_count(response.usage.output_tokens)} tokens, {response.latency_ms:.0f} ms, "
-        f"{'billed' if response.billed else f'from {response.served_from}'}]",
-        err=True,
-    )
+    typer.echo(f"[{_describe_response(response)}]", err=True)
     for warning in response.warnings:
         typer.echo(f"warning: {warning}", err=True)
+
+
+def _describe_response(response: LLMResponse) -> str:
+    from llmkit.pricing import is_free
+
+    tokens = f"{_format_count(response.usage.input_tokens)} + {_format_count(response.usage.output_tokens)} tokens"
+    parts = [str(response.route), tokens, f"{response.latency_ms:.0f} ms"]
+    if not response.billed:
+        parts.append(f"from {response.served_from}")
+    elif not is_free(response.route):
+        parts.append("billed")
+    return ", ".join(parts)
 
 
 def _join_prompt(prompt: str | None, piped: str) -> str:
@@ -155,7 +191,7 @@ def runs(
     """List the calls of the workspace, or show one of them."""
     from llmkit.session import Session
 
-    with Session(workspace) as session:
+    with Session(workspace, warm_up=False) as session:
         frame = session.runs(limit=limit if show is None else MOST_RUNS)
     if show is not None:
         frame = frame[frame["id"].astype(str).str.startswith(show)]
@@ -170,30 +206,63 @@ def runs(
     elif frame.empty:
         typer.echo(f"Workspace {session.workspace!r} has no calls yet", err=True)
     else:
-        names = _RUN_COLUMNS if sys.stdout.isatty() else (*_RUN_COLUMNS, *_MORE_RUN_COLUMNS)
-        print_rich(build_frame_table(frame[[name for name in names if name in frame.columns]]))
+        print_rich(_build_runs_table(frame))
 
 
-_RUN_COLUMNS = (
-    "created_at_utc",
-    "status",
-    "response_model",
-    "input_tokens",
-    "output_tokens",
-    "latency_ms",
-    "error_code",
-)
-# A terminal of 80 columns has no room for these.
-_MORE_RUN_COLUMNS = ("served_from", "provider", "stage", "attempts", "id")
+def _build_runs_table(frame: pd.DataFrame) -> Table:
+    """Return what fits into one line of a terminal; a file or a pipe gets more columns and longer texts."""
+    from rich.markup import escape
+
+    is_terminal = sys.stdout.isatty()
+    columns = _TERMINAL_COLUMNS if is_terminal else {**_TERMINAL_COLUMNS, **_FILE_COLUMNS}
+    table = make_table(*columns, "prompt", "answer")
+    for name, column in zip((*columns, "", ""), table.columns, strict=True):
+        column.justify = "right" if name in {"in", "out", "ms"} else "left"
+    if is_terminal:
+        frame = frame.assign(created_at_utc=frame["created_at_utc"].dt.strftime("%m-%d %H:%M"))
+    rows = [tuple(map(format_cell, row)) for row in frame[list(columns.values())].itertuples(index=False)]
+    width = sum(max(map(len, (name, *cells))) + 2 for name, *cells in zip(columns, *rows, strict=True))
+    room = (shutil.get_terminal_size().columns - width - 2) // 2 if is_terminal else PREVIEW_LENGTH
+    answers = frame["response_preview"].fillna(frame["error_code"])
+    for row, prompt, answer in zip(rows, frame["request_preview"], answers, strict=True):
+        table.add_row(*(escape(cell) for cell in (*row, _cut_text(prompt, room), _cut_text(answer, room))))
+    return table
+
+
+def _cut_text(text: Any, length: int) -> str:
+    """Return a preview in one line of at least a few characters."""
+    line = " ".join(text.split()).removeprefix("user: ") if isinstance(text, str) else ""
+    return line if len(line) <= length else f"{line[: max(length, SHORTEST_PREVIEW) - 1]}…"
+
+
+# By the heading of the column. A terminal of 80 columns has no room for more.
+_TERMINAL_COLUMNS = {
+    "created": "created_at_utc",
+    "status": "status",
+    "model": "response_model",
+    "in": "input_tokens",
+    "out": "output_tokens",
+    "ms": "latency_ms",
+}
+_FILE_COLUMNS = {
+    "error": "error_code",
+    "served_from": "served_from",
+    "provider": "provider",
+    "stage": "stage",
+    "attempts": "attempts",
+    "id": "id",
+}
 
 
 def main() -> NoReturn:
-    """Run the command line. Every error becomes one message and an exit code."""
+    """Run the command line in this process and exit."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command and return its exit code. Every error becomes one message."""
     replace_unencodable_characters()
-    sys.exit(_run(sys.argv[1:]))
-
-
-def _run(arguments: list[str]) -> int:
+    _unwrap_help()
     debug = "--debug" in arguments
     try:
         outcome = app(args=[each for each in arguments if each != "--debug"], standalone_mode=False)

@@ -36,8 +36,8 @@ __all__ = [
     "Stable",
     "Workspace",
     "abandon_stdout",
-    "build_frame_table",
     "build_record_table",
+    "format_cell",
     "handle_interruption",
     "make_table",
     "print_json",
@@ -45,10 +45,11 @@ __all__ = [
     "read_piped_text",
     "replace_unencodable_characters",
     "require_writable",
+    "split_routes",
     "write_text",
 ]
 
-PIPE_WIDTH = 200
+PIPE_WIDTH = 250
 PIPE_PATIENCE_S = 10.0
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
@@ -140,6 +141,23 @@ def replace_unencodable_characters() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def split_routes(routes: str) -> list[str]:
+    """Return the routes of a comma-separated option.
+
+    Raises:
+        LLMBadRequest: There is none, or one is not written `provider/model`, `provider/model@prompt` or `policy:NAME`.
+    """
+    from llmkit.notebook.arguments import parse_route
+
+    labels = [route.strip() for route in routes.split(",") if route.strip()]
+    if not labels:
+        raise LLMBadRequest("--routes names at least one route, for example --routes ollama/llama3.2")
+    for label in labels:
+        if not label.startswith("policy:"):
+            parse_route(label.rpartition("@")[0] or label)
+    return labels
+
+
 def read_piped_text(*, is_required: bool) -> str:
     """Read standard input if a pipe or a file is connected to it.
 
@@ -179,36 +197,35 @@ def print_rich(renderable: Any) -> None:
 
 
 def make_table(*columns: str) -> Table:
-    """Return an empty table without a frame. Cells wrap between words, never inside one."""
-    from rich.table import Table
+    """Return an empty table without a frame, which never breaks a word.
 
-    table = Table(box=None, pad_edge=False)
+    Where the columns do not fit beside each other, each row is printed as a block of lines: a name, and its value.
+    """
+    from llmkit.cli.table import FittingTable
+
+    table: Table = FittingTable(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
 
 
-def build_frame_table(frame: pd.DataFrame) -> Table:
-    """Return a DataFrame as a table, without its index."""
-    from rich.markup import escape
-
-    table = make_table(*frame.columns)
-    for row in frame.itertuples(index=False):
-        table.add_row(*(escape(_format_cell(value)) for value in row))
-    return table
-
-
 def build_record_table(record: pd.Series[Any]) -> Table:
-    """Return one row of a DataFrame as a table of names and values."""
+    """Return the known values of one row of a DataFrame, a line for each."""
     from rich.markup import escape
+    from rich.table import Table
 
-    table = make_table("field", "value")
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in record.items():
-        table.add_row(str(name), escape(escape_controls(_format_cell(value))))
+        text = format_cell(value)
+        if text:
+            table.add_row(str(name), escape(escape_controls(text)))
     return table
 
 
-def _format_cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
+    """Return a value of a frame as people read it."""
     import pandas as pd
 
     if pd.isna(value):

@@ -43,9 +43,11 @@ __all__ = [
     "RUN_COLUMNS",
     "USAGE_COLUMNS",
     "build_frame",
+    "count_eval_results",
     "read_attempts",
     "read_eval_results",
     "read_eval_runs",
+    "read_latest_pipeline_run",
     "read_runs",
     "read_stored_answers",
     "summarize_usage",
@@ -72,7 +74,8 @@ def _derive_columns(table_name: str, *, first: Sequence[str] = (), without: Coll
 
 RUN_COLUMNS: Final[Columns] = _derive_columns(
     "llm_runs",
-    first=("id", "created_at_utc", "finished_at_utc"),
+    # A person looks for the question and the answer; an id is for programs.
+    first=("request_preview", "response_preview", "status", "created_at_utc", "finished_at_utc", "id"),
     # These say who is working on a call, and `response_preview` is enough of the answer.
     without=("owner", "heartbeat_at_utc", "flight_key", "result_json"),
 )
@@ -305,6 +308,30 @@ def read_stored_answers(
         runs.c.status == "SUCCEEDED",
     )
     return [(row[0], row[1]) for row in connection.execute(query.order_by(runs.c.created_at_utc, runs.c.id))]
+
+
+def read_latest_pipeline_run(connection: Connection, workspace_id: str, stage: str) -> str | None:
+    """Return the pipeline run of the newest succeeded run of a stage, or None."""
+    names = ("workspace_id", "pipeline_run_id", "stage", "status", "created_at_utc", "id")
+    runs = table("llm_runs", *[column(name) for name in names])
+    query = select(runs.c.pipeline_run_id).where(
+        runs.c.workspace_id == workspace_id, runs.c.stage == stage, runs.c.status == "SUCCEEDED"
+    )
+    newest_first = query.order_by(runs.c.created_at_utc.desc(), runs.c.id.desc())
+    found: str | None = connection.execute(newest_first.limit(1)).scalar()
+    return found
+
+
+def count_eval_results(connection: Connection, workspace_id: str) -> dict[str, tuple[int, int]]:
+    """Return the number of results, and of those without a valid answer, for each evaluation with results, by name."""
+    runs = table("eval_runs", *[column(name) for name in ("id", "workspace_id", "name")])
+    results = table("eval_results", *[column(name) for name in ("eval_run_id", "status")])
+    failed = func.sum(case((results.c.status == "FAILED", 1), else_=0))
+    query = select(runs.c.name, func.count(), failed).select_from(
+        results.join(runs, runs.c.id == results.c.eval_run_id)
+    )
+    rows = connection.execute(query.where(runs.c.workspace_id == workspace_id).group_by(runs.c.name))
+    return {name: (stored, without_answer) for name, stored, without_answer in rows}
 
 
 def _fetch_frame(connection: Connection, query: Select[Any], columns: Columns) -> pd.DataFrame:

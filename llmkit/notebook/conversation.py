@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from llmkit.notebook.core import SessionCore
 
-__all__ = ["Conversation", "Turn", "open_conversation"]
+__all__ = ["Conversation", "Turn", "find_latest_conversation", "open_conversation"]
 
 STAGE = "conversation"
 ATTACHMENT_OPTIONS = ("images", "files")
@@ -63,6 +63,21 @@ def open_conversation(core: SessionCore, options: Mapping[str, Any]) -> Conversa
     rows = read_store(core, lambda connection: read_stored_answers(connection, core.workspace_id, id))
     system, turns = _restore_turns(id, rows)
     return Conversation(core, id=id, system=system, turns=turns, options=given)
+
+
+def find_latest_conversation(core: SessionCore) -> str:
+    """Return the id of the conversation of the workspace that was continued last.
+
+    Raises:
+        LLMBadRequest: There is none.
+    """
+    from llmkit.dataframes.store import read_latest_pipeline_run
+    from llmkit.notebook.history import read_store
+
+    found = read_store(core, lambda connection: read_latest_pipeline_run(connection, core.workspace_id, STAGE))
+    if found is None:
+        raise LLMBadRequest(f"Workspace {core.workspace_id!r} has no conversation yet; the first call starts one")
+    return found
 
 
 class Conversation:

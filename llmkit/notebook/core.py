@@ -43,7 +43,6 @@ class SessionCore:
         loop: The thread in which all async code of the session runs.
         context: Workspace of the calls.
         settings: Settings in force.
-        partial: Result so far of an interrupted `map` or `evaluate`.
         fallback_warner: Warns when another route than the first choice answers.
     """
 
@@ -52,7 +51,7 @@ class SessionCore:
         self.loop = loop
         self.context = context
         self.settings = settings
-        self.partial: pd.DataFrame | EvalReport | None = None
+        self._read_partial: Callable[[], pd.DataFrame | EvalReport | None] | None = None
         self.fallback_warner = FallbackWarner()
         close_when_dropped(self, partial(_close, runtime, loop))
 
@@ -60,6 +59,15 @@ class SessionCore:
     def workspace_id(self) -> str:
         """Name of the workspace."""
         return self.context.workspace_id
+
+    @property
+    def partial(self) -> pd.DataFrame | EvalReport | None:
+        """Result so far of an interrupted `map` or `evaluate`; otherwise None."""
+        return None if self._read_partial is None else self._read_partial()
+
+    def keep_partial(self, read: Callable[[], pd.DataFrame | EvalReport | None] | None) -> None:
+        """Keep how to read the result so far; None when there is none."""
+        self._read_partial = read
 
     @property
     def service(self) -> LLMService:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import LLMBadRequest, LLMError, LLMEvaluationError
 from llmkit.notebook.arguments import check_count, check_names
 from llmkit.notebook.core import SessionCore
-from llmkit.notebook.event_loop import Interrupted
+from llmkit.notebook.event_loop import Interrupted, run_aside
 from llmkit.types import Route
 
 if TYPE_CHECKING:
@@ -31,17 +33,25 @@ def evaluate_routes(
 ) -> EvalReport:
     """Check the arguments of `Session.evaluate`, run the evaluation, and keep the report of an interrupted one."""
     _check_arguments(task, routes, name, options)
+    # In the loop's thread, these seconds would delay the cancellation after Ctrl-C.
+    run_aside(_import_engine).result()
     progress = _ProgressBar(options)
-    core.partial = None
+    core.keep_partial(None)
     try:
         with progress.open() as draw:
             return core.run(_evaluate(core, task, routes, name, progress.options), draw)
     except KeyboardInterrupt:
-        with suppress(LLMError):
-            core.partial = core.run(_read_partial(core, name, task))
-        if core.partial is None:
+        if not core.runtime.is_open:
             raise
+        core.keep_partial(partial(_read_partial, core, name, task))
         raise Interrupted("what is done is in .partial of the session; the same call does the rest") from None
+
+
+def _read_partial(core: SessionCore, name: str | None, task: Task) -> EvalReport | None:
+    """Read the report of an interrupted evaluation when it is wanted: after Ctrl-C in a command it is not."""
+    with suppress(LLMError):  # nothing was stored yet
+        return core.run(_read_own_report(core, name, task))
+    return None
 
 
 async def evaluate_routes_async(
@@ -49,6 +59,7 @@ async def evaluate_routes_async(
 ) -> EvalReport:
     """Do the same for async code; after a cancellation, `areport` returns what is done."""
     _check_arguments(task, routes, name, options)
+    await asyncio.wrap_future(run_aside(_import_engine))
     progress = _ProgressBar(options)
     with progress.open() as draw:
         return await core.run_async(_evaluate(core, task, routes, name, progress.options), draw)
@@ -86,7 +97,7 @@ async def read_report(core: SessionCore, name: str, task: Task | None) -> EvalRe
     return _attach_calls(core, await load_report(core.eval_store, core.workspace_id, name, task=task))
 
 
-async def _read_partial(core: SessionCore, name: str | None, task: Task) -> EvalReport:
+async def _read_own_report(core: SessionCore, name: str | None, task: Task) -> EvalReport:
     from llmkit.evals.call_names import choose_run_name
 
     return await read_report(core, await choose_run_name(core.eval_store, core.workspace_id, task, name), task)
@@ -113,6 +124,12 @@ def _attach_calls(core: SessionCore, report: EvalReport) -> EvalReport:
         return await core.eval_store.calls(core.workspace_id, name_prefix(report.run))
 
     return replace(report, load_calls=lambda: core.run(read_calls()))
+
+
+def _import_engine() -> None:
+    """Import what an evaluation needs, in a thread that Ctrl-C cannot interrupt."""
+    import llmkit.evals.run.runner
+    import llmkit.pydanticai  # noqa: F401
 
 
 class _ProgressBar:

@@ -327,7 +327,8 @@ class _Job(Generic[T]):
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
-    loop.set_default_executor(_LastingExecutor())
+    executor = _LastingExecutor()
+    loop.set_default_executor(executor)
     try:
         _run_until_stopped(loop)
         tasks = asyncio.all_tasks(loop)
@@ -335,9 +336,8 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
             task.cancel()
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         loop.run_until_complete(loop.shutdown_asyncgens())
-        # Python 3.12 and later cannot start the thread that this needs once the interpreter exits.
-        with suppress(RuntimeError):
-            loop.run_until_complete(loop.shutdown_default_executor())
+        # Without waiting: its threads may be in the middle of an import, and whoever closes a session may be leaving.
+        executor.shutdown(wait=False, cancel_futures=True)
     finally:
         asyncio.set_event_loop(None)
         loop.close()

@@ -70,12 +70,12 @@ def _open_job(core: SessionCore, question: Any, data: Any, options: Mapping[str,
         )
     except KeyboardInterrupt:
         raise Interrupted("the rows were still being read; nothing was sent") from None
-    core.partial = None
+    core.keep_partial(None)
     core.fallback_warner.reset()
     try:
         yield job
     except BaseException as error:
-        core.partial = job.frame()
+        core.keep_partial(job.frame)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(job.describe_interruption()) from None
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from concurrent.futures import Future
@@ -95,18 +96,35 @@ class LazyRuntime:
         return self._preload.mark_busy()
 
     @property
+    def is_open(self) -> bool:
+        """Whether the runtime is open in this process."""
+        opening = self._opening
+        return self.is_own_process and opening is not None and opening.done() and opening.exception() is None
+
+    @property
     def is_own_process(self) -> bool:
         """Whether this process is the one that opened the runtime, not a forked child of it."""
         return self._pid == os.getpid()
 
     def detach(self) -> Runtime | None:
-        """Give up the runtime, for the caller to close; None when none is open."""
+        """Give up the runtime, for the caller to close; None when none is open.
+
+        One that is still being opened closes itself when it is: nobody has used it, and waiting could take seconds.
+        """
         self._preload.cancel()
         with self._lock:
             opening, self._opening = self._opening, None
-        if opening is None or not self.is_own_process or opening.exception() is not None:
+        if opening is None or not self.is_own_process:
             return None
-        return opening.result()
+        if not opening.done():
+            opening.add_done_callback(_close_unused)
+            return None
+        return None if opening.exception() is not None else opening.result()
+
+
+def _close_unused(opening: Future[Runtime]) -> None:
+    if opening.exception() is None:
+        asyncio.run(opening.result().close())
 
 
 def _open_runtime(settings: LLMSettings, replay: Path | None) -> Runtime:

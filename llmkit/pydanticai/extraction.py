@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, Literal, TypeVar
 
+import pydantic_ai
 from pydantic import ValidationError
 from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
 from pydantic_ai.exceptions import AgentRunError, UnexpectedModelBehavior, UserError
@@ -30,6 +31,9 @@ from llmkit.types import (
 )
 
 __all__ = ["Extraction", "Outcome", "OutputMode", "extract"]
+
+# It would print a page about itself in the middle of our progress bar.
+pydantic_ai.BANNER_ENABLED = False
 
 OutputMode = Literal["schema", "tool", "prompted"]
 Outcome = Literal["first_try", "repaired", "reasked"]

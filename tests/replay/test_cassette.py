@@ -18,7 +18,7 @@ from llmkit import (
     ResponseFormat,
     Session,
 )
-from llmkit.cli.main import _run
+from llmkit.cli.main import run_command
 from llmkit.replay.cassette import Cassette, redact_answer
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply
 from llmkit.types import WARM_UP_STAGE
@@ -49,7 +49,7 @@ def recorded() -> tuple[Path, list[str]]:
     with OllamaServer(lambda request: Reply(ANSWER if request.json.get("format") else "an answer")) as ollama:
         with Session("study", ollama_api_base=ollama.url) as session:
             said = _use(session)
-        assert _run(["cassette", "record", "tape.jsonl", "-w", "study"]) == 0
+        assert run_command(["cassette", "record", "tape.jsonl", "-w", "study"]) == 0
     Path("llmkit.db").rename("recorded.db")
     return Path("tape.jsonl"), said
 
@@ -116,9 +116,9 @@ def test_a_warm_up_is_no_call_that_a_cassette_lacks() -> None:
     with OllamaServer() as ollama, Session("study", ollama_api_base=ollama.url) as session:
         session.chat("A question", **PIN)
         session.chat("A warm-up", stage=WARM_UP_STAGE, **PIN)
-    assert _run(["cassette", "record", "tape.jsonl", "-w", "study"]) == 0
+    assert run_command(["cassette", "record", "tape.jsonl", "-w", "study"]) == 0
     assert len(Cassette.read(Path("tape.jsonl")).recordings) == 1
-    assert _run(["cassette", "verify", "tape.jsonl", "-w", "study"]) == 0
+    assert run_command(["cassette", "verify", "tape.jsonl", "-w", "study"]) == 0
 
 
 def test_what_nothing_asked_for_is_reported_by_the_session_and_by_verify(
@@ -129,12 +129,12 @@ def test_what_nothing_asked_for_is_reported_by_the_session_and_by_verify(
         asked = session.recordings()
     assert asked["asked"].tolist() == [1, 0, 0, 0, 0, 0]
     capsys.readouterr()
-    assert _run(["cassette", "verify", "tape.jsonl", "-w", "study", "--json"]) == 1
+    assert run_command(["cassette", "verify", "tape.jsonl", "-w", "study", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert told == {"recordings": 6, "calls_without_recording": 0, "unasked_lines": [3, 4, 5, 6, 7]}
     with Session("study", replay=recorded[0], database_url="sqlite:///llmkit.db") as session:
         _use(session)
-    assert _run(["cassette", "verify", "tape.jsonl", "-w", "study"]) == 0
+    assert run_command(["cassette", "verify", "tape.jsonl", "-w", "study"]) == 0
 
 
 def test_repeats_come_in_the_order_in_which_they_were_recorded() -> None:
@@ -146,7 +146,7 @@ def test_repeats_come_in_the_order_in_which_they_were_recorded() -> None:
             session.chat("Again?", use_cache=False)
         with pytest.raises(LLMModelNotFound):
             session.chat("Gone?", **PIN)
-    assert _run(["cassette", "record", "t.jsonl", "-w", "s"]) == 0
+    assert run_command(["cassette", "record", "t.jsonl", "-w", "s"]) == 0
     with Session("s", replay="t.jsonl") as session:
         assert [session.chat("Again?", use_cache=False).text for _ in range(3)] == ["one", "two", "two"]
         with pytest.raises(LLMModelNotFound):
@@ -158,7 +158,7 @@ def test_nobody_is_asked_to_wait_before_a_recorded_failure_is_replayed_again() -
         with pytest.raises(LLMUnavailable) as failed:
             session.chat("Down?", **PIN)
         assert failed.value.retry_after_s is None
-    assert _run(["cassette", "record", "t.jsonl", "-w", "s"]) == 0
+    assert run_command(["cassette", "record", "t.jsonl", "-w", "s"]) == 0
     with Session("s", replay="t.jsonl") as session:
         with pytest.raises(LLMUnavailable) as replayed:
             session.chat("Down?", **PIN)
@@ -171,7 +171,7 @@ def test_a_route_without_its_package_or_key_is_replayed_all_the_same(monkeypatch
         routes = {"gemini_api_base": f"{gemini.url}/v1beta", "gemini_api_key": "k"}
         with Session("s", **routes) as session:
             session.chat("Hi", route="gemini/gemini-2.5-flash")
-    assert _run(["cassette", "record", "t.jsonl", "-w", "s"]) == 0
+    assert run_command(["cassette", "record", "t.jsonl", "-w", "s"]) == 0
     with Session("s", replay="t.jsonl") as session:
         assert session.chat("Hi", route="gemini/gemini-2.5-flash").text == "from gemini"
 
@@ -182,7 +182,7 @@ def test_a_fallback_is_replayed_as_one() -> None:
         routes = {"gemini_api_base": f"{gemini.url}/v1beta", "gemini_api_key": "k", "ollama_api_base": ollama.url}
         with Session("s", max_retries=0, **routes) as session:
             assert str(session.chat("Hi").route) == "gemini/gemini-2.5-flash"
-    assert _run(["cassette", "record", "t.jsonl", "-w", "s"]) == 0
+    assert run_command(["cassette", "record", "t.jsonl", "-w", "s"]) == 0
     with Session("s", replay="t.jsonl") as session:
         answer = session.chat("Hi")
         assert (answer.text, str(answer.route)) == ("from gemini", "gemini/gemini-2.5-flash")
@@ -210,9 +210,9 @@ def test_record_writes_over_nothing_unless_told_and_says_when_there_is_nothing(
     recorded: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("recorded.db").rename("llmkit.db")
-    assert _run(["cassette", "record", "tape.jsonl", "-w", "study"]) == 2
-    assert _run(["cassette", "record", "tape.jsonl", "-w", "study", "--replace"]) == 0
-    assert _run(["cassette", "record", "other.jsonl", "-w", "nobody"]) == 2
+    assert run_command(["cassette", "record", "tape.jsonl", "-w", "study"]) == 2
+    assert run_command(["cassette", "record", "tape.jsonl", "-w", "study", "--replace"]) == 0
+    assert run_command(["cassette", "record", "other.jsonl", "-w", "nobody"]) == 2
     assert not Path("other.jsonl").exists()
 
 

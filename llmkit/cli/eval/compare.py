@@ -135,7 +135,7 @@ def _check_run(
     from llmkit.evals.ci.gate import check_gate, match_variants
     from llmkit.session import Session
 
-    with Session(output.workspace) as session:
+    with Session(output.workspace, warm_up=False) as session:
         report = session.report(run)
         other = None if baseline is None else session.report(baseline)
     pairs = match_variants(report, other, comparison.route, comparison.baseline_route) if is_compared else ()

@@ -17,6 +17,7 @@ from llmkit.cli.output import (
     make_table,
     print_json,
     print_rich,
+    split_routes,
 )
 from llmkit.errors import LLMBadRequest
 
@@ -64,12 +65,12 @@ def eval_plan(  # noqa: PLR0913 - options of a command
     task, *others = load_tasks(file)
     if others:
         raise LLMBadRequest(f"{file} has several tasks; give a file with one task")
-    with Session(workspace) as session:
+    with Session(workspace, warm_up=False) as session:
         run = None if name is None else session.report(name)
         earlier = run if history is None else session.report(history)
         settings = session.settings
     at_once = settings.concurrency_limit if concurrency is None else concurrency
-    labels = [route.strip() for route in routes.split(",") if route.strip()]
+    labels = split_routes(routes)
     known = {"run": run, "history": earlier}
     rows = forecast(task, labels, **known, epochs=epochs, limit=limit, concurrency=at_once, settings=settings)
     limits = outlook(rows, Budget(max_tokens, max_cost_usd, max_time_s), run)

@@ -30,7 +30,7 @@ def eval_report(
     from llmkit.session import Session
 
     output.require_writable()
-    with Session(output.workspace) as session:
+    with Session(output.workspace, warm_up=False) as session:
         report = session.report(run)
         if task is not None:
             report = session.report(run, task=_load_task(report, task))

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from llmkit.cli.eval.compare import eval_compare, eval_gate
+from llmkit.cli.eval.list import eval_list
 from llmkit.cli.eval.plan import eval_plan
 from llmkit.cli.eval.report import eval_report, print_reports, require_one_page, write_reports
 from llmkit.cli.eval.transfer import eval_export, eval_import
 from llmkit.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from llmkit.cli.option_groups import RunOutput, expand_groups
-from llmkit.cli.output import MaxCostUsd, MaxTimeS, MaxTokens
+from llmkit.cli.output import MaxCostUsd, MaxTimeS, MaxTokens, split_routes
 
 __all__ = ["eval_app"]
 
@@ -22,6 +23,7 @@ __all__ = ["eval_app"]
 eval_app = typer.Typer(help="Run tasks over several routes and compare them.", no_args_is_help=True)
 
 
+eval_app.command("list")(eval_list)
 eval_app.command("compare")(eval_compare)
 eval_app.command("gate")(eval_gate)
 eval_app.command("plan")(eval_plan)
@@ -49,6 +51,15 @@ def eval_run(  # noqa: PLR0913 - options of a command
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Largest number of samples in progress at once.")
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 to 2, on top of the task's parameters; default the provider's.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of sampling, where the provider has one; grows by one from epoch to epoch.")
+    ] = None,
+    is_cold: Annotated[
+        bool, typer.Option("--no-warm-up", help="Do not call each model on your own machines once before its samples.")
+    ] = False,
     max_tokens: MaxTokens = None,
     max_cost_usd: MaxCostUsd = None,
     max_time_s: MaxTimeS = None,
@@ -64,12 +75,16 @@ def eval_run(  # noqa: PLR0913 - options of a command
     output.require_writable()
     tasks = load_tasks(file)
     require_one_page(output.html, len(tasks))
-    labels = [route.strip() for route in routes.split(",") if route.strip()]
+    labels = split_routes(routes)
     options: dict[str, Any] = {"epochs": epochs, "limit": limit, "budget": Budget(max_tokens, max_cost_usd, max_time_s)}
+    if is_cold:
+        options["warm_up"] = False
+    given = {"temperature": temperature, "seed": seed}
+    options["parameters"] = {name: value for name, value in given.items() if value is not None}
     if concurrency is not None:
         options["concurrency"] = concurrency
     # Without this, the limit over all requests (8 by default) would still apply.
-    settings: dict[str, Any] = {} if concurrency is None else {"concurrency_limit": concurrency}
+    settings: dict[str, Any] = {"warm_up": False} | ({} if concurrency is None else {"concurrency_limit": concurrency})
     if name is None:
         name = _make_name(tasks[0].name if len(tasks) == 1 else file.stem)
         # The generated name is needed to resume the run after an interrupt.

@@ -28,7 +28,7 @@ def eval_export(
     """
     from llmkit.session import Session
 
-    with Session(workspace) as session:
+    with Session(workspace, warm_up=False) as session:
         report = session.report(run)
     report.export(file)
     typer.echo(f"Wrote {len(report.results):,} results of {run} to {file}.", err=True)
@@ -52,7 +52,7 @@ def eval_import(
     from llmkit.evals.export import read_origin
     from llmkit.session import Session
 
-    with Session(workspace or read_origin(file).workspace_id) as session:
+    with Session(workspace or read_origin(file).workspace_id, warm_up=False) as session:
         if workspace is None and not yes:
             _require_new_or_own(session)
         report = session.import_run(file, name=name)
