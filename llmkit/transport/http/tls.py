@@ -30,13 +30,11 @@ def load_trusted_certificates() -> ssl.SSLContext:
 
 def name_tls_failure(error: BaseException) -> str | None:
     """Name the reason why no TLS connection was made; None when the error is not about TLS."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ssl.SSLError):
-        cause = getattr(cause, "certificate_error", None) or getattr(cause, "os_error", None) or cause.__cause__
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        if cause.verify_code in _WRONG_NAMES:
+    # aiohttp's own classes inherit from those of `ssl`, but only the error inside them has the details.
+    cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+    code = getattr(cause, "verify_code", None)
+    if isinstance(cause, ssl.SSLCertVerificationError) and code is not None:
+        if code in _WRONG_NAMES:
             return "CertificateOfAnotherHost"
-        return {_EXPIRED: "CertificateExpired", _NOT_YET_VALID: "CertificateNotYetValid"}.get(cause.verify_code)
-    if cause is not None and (cause.reason or "") in _NOT_TLS:
-        return "NoTls"
-    return None
+        return {_EXPIRED: "CertificateExpired", _NOT_YET_VALID: "CertificateNotYetValid"}.get(code)
+    return "NoTls" if isinstance(cause, ssl.SSLError) and getattr(cause, "reason", None) in _NOT_TLS else None
