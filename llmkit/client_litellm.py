@@ -163,10 +163,19 @@ class LiteLLMClient:
         return AsyncRetrying(
             stop=self._enough,
             wait=self._wait_s,
-            retry=retry_if_exception(partial(_is_worth_a_retry, spec)),
+            retry=retry_if_exception(partial(self._is_worth_a_retry, spec)),
             sleep=self._sleep,
             reraise=True,
         )
+
+    def _is_worth_a_retry(self, spec: ProviderSpec, error: BaseException) -> bool:
+        """Return whether the same call should try the route again."""
+        if isinstance(error, LLMTimeout) and not spec.retries_timeouts:
+            return False
+        # A server of llmkit's own is started again before the next try; any other stays where it is: nowhere.
+        if isinstance(error, LLMUnavailable) and not error.retries_in_call and spec.provider not in self._servers:
+            return False
+        return isinstance(error, LLMError) and error.retryable
 
     def _enough(self, state: RetryCallState) -> bool:
         unusable = isinstance(_error_of(state), LLMEmptyReply | LLMMalformedReply)
@@ -234,15 +243,6 @@ class LiteLLMClient:
                 return reply, verdict(reply, exchange, request)
         except Exception as error:  # noqa: BLE001 - several of LiteLLM's classes share no base
             return error
-
-
-def _is_worth_a_retry(spec: ProviderSpec, error: BaseException) -> bool:
-    """Return whether the same call should try the route again."""
-    if isinstance(error, LLMTimeout) and not spec.retries_timeouts:
-        return False
-    if isinstance(error, LLMUnavailable) and not error.retries_in_call:
-        return False
-    return isinstance(error, LLMError) and error.retryable
 
 
 def _error_of(state: RetryCallState) -> BaseException | None:

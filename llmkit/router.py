@@ -162,7 +162,15 @@ class LLMRouter:
     def _all_failed(self, request: LLMRequest, failures: Sequence[LLMError]) -> LLMError:
         if not failures:
             return self._planner.nothing_left(request)
+        if request.route is None and all(_is_refused(error) for error in failures):
+            nowhere = self._planner.explain_missing_set_up(failures)
+            if nowhere is not None:
+                return nowhere
         return failures[0] if len(failures) == 1 else LLMAllRoutesFailed(failures)
+
+
+def _is_refused(error: LLMError) -> bool:
+    return isinstance(error, LLMUnavailable) and not error.retries_in_call
 
 
 def _complete_error(error: LLMError, route: Route | None, log: AttemptLog) -> LLMError:

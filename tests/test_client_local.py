@@ -9,9 +9,10 @@ import pytest
 from aiohttp import web
 
 from llmkit.client_litellm import LiteLLMClient
-from llmkit.errors import LLMContextOverflow, LLMError, LLMUnavailable
+from llmkit.errors import LLMContextOverflow, LLMError, LLMTimeout, LLMUnavailable
 from llmkit.ports import AttemptLog, Endpoint
 from llmkit.settings import load_settings
+from llmkit.testing import get_refused_url
 from llmkit.types import LLMProvider, LLMRequest, ResponseFormat, Route
 from tests.support.request_matrix import REQUESTS
 
@@ -77,12 +78,18 @@ async def embedded():
     await server.close()
 
 
+PATHS = pytest.mark.parametrize("path", ["fast", "reference"])
+
+
+async def no_wait(_seconds: float) -> None: ...
+
+
 @pytest.fixture(params=["fast", "reference"])
 async def client(embedded, request):
-    async def no_wait(_seconds: float) -> None:
+    async def stop_server(_seconds: float) -> None:
         await embedded.close()
 
-    client = LiteLLMClient(load_settings(request_path=request.param), {LLMProvider.LOCAL: embedded}, sleep=no_wait)
+    client = LiteLLMClient(load_settings(request_path=request.param), {LLMProvider.LOCAL: embedded}, sleep=stop_server)
     yield client
     await client.close()
 
@@ -161,3 +168,36 @@ async def test_its_key_is_in_no_message(client, embedded):
     shown = str(caught.value) + "".join(attempt.model_dump_json() for attempt in log.attempts)
     assert "canary" not in shown
     await asyncio.sleep(0)
+
+
+@PATHS
+async def test_a_timeout_is_the_end_and_not_the_first_of_three(embedded, path):
+    async def hang(_request):
+        embedded.starts += 100
+        await asyncio.Event().wait()
+
+    embedded.handle = hang
+    client = LiteLLMClient(load_settings(max_retries=2, request_path=path), {LLMProvider.LOCAL: embedded})
+    log = AttemptLog()
+    with pytest.raises(LLMTimeout):
+        await client.call(ROUTE, LLMRequest(messages="Hi", timeout_s=0.2), log)
+    await client.close()
+    assert (len(log.attempts), embedded.starts) == (1, 101)
+
+
+@PATHS
+async def test_a_server_that_died_is_started_again_within_the_call(path):
+    class Dying(Embedded):
+        async def ensure_running(self) -> Endpoint:
+            self.starts += 1
+            if self.starts == 1:
+                return Endpoint(f"{get_refused_url()}/v1", "embedded-key-canary")
+            return await super().ensure_running()
+
+    server = Dying()
+    client = LiteLLMClient(load_settings(max_retries=2, request_path=path), {LLMProvider.LOCAL: server}, sleep=no_wait)
+    log = AttemptLog()
+    reply = await client.call(ROUTE, LLMRequest(messages="Hi"), log)
+    await client.close()
+    await server.close()
+    assert (reply.text, [attempt.status for attempt in log.attempts]) == ("fine", ["FAILED", "SUCCEEDED"])

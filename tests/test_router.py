@@ -307,6 +307,44 @@ async def test_when_all_fail_each_is_told_in_order():
     assert "1. ollama/llama3.2: a" in str(caught.value)
 
 
+def refused() -> LLMUnavailable:
+    error = LLMUnavailable("Ollama does not answer at http://localhost:11434.", provider=OLLAMA, model="llama3.2")
+    error.retries_in_call = False
+    return error
+
+
+async def test_without_any_provider_one_message_lists_all_ways():
+    nothing = router(Scripted(ollama=[refused()]), WITHOUT_LOCAL, gemini_api_key=None)
+    with pytest.raises(LLMUnavailable) as caught:
+        await nothing.execute(LLMRequest(messages="Hi"))
+    message = str(caught.value)
+    assert type(caught.value) is LLMUnavailable
+    assert "http://localhost:11434" in message
+    for way in ("ollama serve", "LLM_GEMINI_API_KEY", "pip install 'llmkit-research[local]'", "llmkit doctor"):
+        assert way in message
+    assert len(caught.value.attempts) == 1
+
+
+@pytest.mark.parametrize(
+    ("providers", "key", "request_"),
+    [
+        (WITHOUT_LOCAL, None, LLMRequest(messages="Hi", route="ollama/llama3.2")),
+        (WITHOUT_LOCAL, None, LLMRequest(messages="Hi", constraints=LLMConstraints(allow_fallback=False))),
+        (WITH_LOCAL, None, LLMRequest(messages="Hi", constraints=LLMConstraints(allowed_providers={OLLAMA}))),
+    ],
+)
+async def test_a_route_that_was_chosen_fails_with_its_own_error(providers, key, request_):
+    with pytest.raises(LLMUnavailable) as caught:
+        await router(Scripted(ollama=[refused()]), providers, gemini_api_key=key).execute(request_)
+    assert "No model can be reached" not in str(caught.value)
+
+
+async def test_a_server_that_answers_is_not_a_missing_one():
+    client = Scripted(ollama=[LLMUnavailable("overloaded", status_code=503)])
+    with pytest.raises(LLMUnavailable, match=r"^overloaded$"):
+        await router(client, WITHOUT_LOCAL, gemini_api_key=None).execute(LLMRequest(messages="Hi"))
+
+
 async def test_a_wrong_key_ends_it_after_an_earlier_failure_too():
     client = Scripted(ollama=[LLMUnavailable("down")], gemini=[LLMAuthenticationError("key")])
     with pytest.raises(LLMAuthenticationError) as caught:

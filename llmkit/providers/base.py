@@ -124,8 +124,8 @@ class ProviderSpec:
         is_last_resort: Whether it is worth a call only when every other provider is out.
         litellm_prefix: The prefix of a model's name by which LiteLLM selects its translation.
         schema_fix: The command or setting that replaces a server which ignores schemas.
-        hints: What to do, by situation: `start`, `key`, `permission`, `model`, `limit`, `address`, `cut` (an answer, at
-            its limit).
+        hints: What to do, by situation: `set_up` (an item of the list of all ways to get a model), `start`, `key`,
+            `permission`, `model`, `limit`, `address`, `cut` (an answer, at its limit).
         tools_depend_on_model: Whether a pinned model is worth asking although `supports_tools` is not declared.
         calls_tools_beside_json: Whether a model can call tools in a request that also asks for JSON.
         images_depend_on_model: The same for `supports_images`.

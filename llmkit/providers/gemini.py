@@ -198,6 +198,7 @@ SPEC = ProviderSpec(
     schema_fix="set LLM_GEMINI_MODEL=gemini-2.5-flash",
     telemetry_name="gcp.gemini",
     hints={
+        "set_up": "set LLM_GEMINI_API_KEY to a key from https://aistudio.google.com/apikey",
         "start": "check the network connection, or LLM_GEMINI_API_BASE if it is set",
         "key": "check LLM_GEMINI_API_KEY",
         "permission": "check what the key in LLM_GEMINI_API_KEY may do, and from where",

@@ -116,6 +116,7 @@ SPEC = ProviderSpec(
     writes_reasoning_tags=True,
     retries_timeouts=False,
     hints={
+        "set_up": "install a small model that runs on this machine: pip install 'llmkit-research[local]'",
         "start": "the next call starts it again; if that fails too, run `llmkit doctor`",
         "key": "run `llmkit doctor`",
         "permission": "run `llmkit doctor`",

@@ -243,6 +243,8 @@ SPEC = ProviderSpec(
     policy_ranks={"by_profile": 0, "prefer_local": 0, "prefer_cloud": 1, "cheapest_known": 0},
     schema_fix="curl -fsSL https://ollama.com/install.sh | sh",
     hints={
+        "set_up": "start Ollama with `ollama serve` (https://ollama.com)"
+        " and pull a model, for example `ollama pull llama3.2`",
         "start": "start it with `ollama serve`, or set LLM_OLLAMA_API_BASE to where it runs",
         "key": "put user and password into LLM_OLLAMA_API_BASE, or set it to a server that needs no login",
         "permission": "check the proxy in front of it",

@@ -128,6 +128,26 @@ class Planner:
             return LLMUnavailable("\n".join(["No route answers at the moment:", *lines]))
         return LLMNoRoute("\n".join(["No route can take this request:", *lines]))
 
+    def explain_missing_set_up(self, failures: Sequence[LLMError]) -> LLMError | None:
+        """Return the error that lists every way to get a model; None when a provider besides the failed ones is set up.
+
+        Args:
+            failures: Errors of providers at whose address nobody listens.
+        """
+        failed = {error.provider for error in failures}
+        if any(problem is None and name not in failed for name, problem in self._problems.items()):
+            return None
+        ways = [f"  - {spec.hints['set_up']}" for spec in self._providers.values()]
+        found = LLMUnavailable(
+            "\n".join(
+                [f"No model can be reached. {failures[0]}", "Do one of these; `llmkit doctor` checks it:", *ways]
+            ),
+            provider=failures[0].provider,
+            model=failures[0].model,
+        )
+        found.retries_in_call = False
+        return found
+
     def _make_pinned_error(self, route: Route, exclusion: Exclusion | None) -> LLMError:
         if exclusion is None or exclusion.kind is Kind.COOLING:
             return (self._outages.of(route) or Outage(0.0)).error(route)
