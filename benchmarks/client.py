@@ -42,14 +42,14 @@ TARGETS = {"ollama": 4.0, "gemini": 2.0}
 Call = Callable[[int], Awaitable[Any]]
 
 
-def serve(latency_s: float, told: Any, stop: Any) -> None:
-    """Both stand-ins, until told to stop."""
+def serve(latency_s: float, addresses: Any, stop: Any) -> None:
+    """Run both stand-ins until the stop event."""
     load = Load(latency_s=latency_s)
     with (
         OllamaServer(ANSWER, models=[MODELS["ollama"]], load=load, keep_requests=0) as ollama,
         GeminiServer(ANSWER, load=load, keep_requests=0) as gemini,
     ):
-        told.send({"ollama": ollama.url, "gemini": gemini.url})
+        addresses.send({"ollama": ollama.url, "gemini": gemini.url})
         stop.wait()
 
 

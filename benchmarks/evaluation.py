@@ -50,7 +50,7 @@ class Harness:
         name: As printed.
         program: File in `peers/` that runs it.
         packages: Exactly what is installed for it; none for llmkit.
-        samples: How many, when it is not what is asked for; such a one runs in the first round only.
+        samples: How many, if not the requested number; such a harness runs in the first round only.
     """
 
     name: str
@@ -146,7 +146,7 @@ def measured(harness: Harness, url: str, samples: int) -> dict[str, Figure]:
 
 
 def all_rounds(harnesses: list[Harness], url: str, *, rounds: int, samples: int) -> Figures:
-    """Every harness once in each round; one that fails is told and left out from then on."""
+    """Every harness once in each round; one that fails is reported and skipped from then on."""
     figures: Figures = {}
     for number in range(rounds):
         for harness in [each for each in harnesses if not number or each.samples is None]:

@@ -98,7 +98,7 @@ class HostileServer:
         closing = (("Connection", "close"),)
         if fault in ("good", "late", "surplus"):
             await asyncio.sleep(0.2 if fault == "late" else 0)
-            # In one piece: surplus that arrives after the next request left cannot be told from its reply, by any
+            # In one piece: surplus that arrives after the next request left looks like its reply, for any
             # client of HTTP/1.1, and then the server is one request behind.
             writer.write(good + (good if fault == "surplus" else b""))
             await writer.drain()

@@ -1,8 +1,8 @@
-"""What the adaptive limit costs against the best number that somebody could have set by hand.
+"""What the adaptive limit costs against the best number that a person could have set by hand.
 
     python benchmarks/limits.py
 
-Every server does so many calls at once and takes so long for each; some refuse what does not fit into their queue. For
+Servers differ in capacity and latency; some refuse what does not fit into their queue. For
 each, calls a second under a sweep of fixed numbers and under the adaptive one, all from a new client. Read the last
 column, the adaptive rate over the best fixed one. The goal is 0.90.
 """

@@ -77,7 +77,7 @@ class InstantClient:
 
 
 def task(samples: int) -> Task:
-    """So many different samples with ids."""
+    """Make different samples with ids."""
     dataset = [Sample(f"{TEXT} {number}", "negative", id=f"s{number:06}") for number in range(samples)]
     return Task("bench", dataset, "Text: {input}\nJSON:", Label, scorers=[field_match("label")])
 
@@ -136,7 +136,7 @@ async def speed(folder: Path, samples: int = 10_000) -> None:
 
 
 async def growth(folder: Path, samples: int) -> None:
-    """Memory while so many samples are worked on: at the tenth of them and at the end, before the report."""
+    """Memory while samples are worked on: at the tenth of them and at the end, before the report."""
     home, given = Home(folder), task(samples)
     await home.evaluate(task(200), name="warm")
     loaded = rss_mib()
@@ -170,7 +170,7 @@ class Looking(InstantClient):
 
 
 def map_growth(folder: Path, rows: int) -> None:
-    """Memory while so many different texts are extracted by `Session.map`, and with the frame."""
+    """Memory while different texts are extracted by `Session.map`, and with the frame."""
     texts = pd.Series([f"{TEXT} {number}" for number in range(rows)])
     client = Looking(rows)
     instant = mock.patch("llmkit.client_litellm.LiteLLMClient", return_value=client)

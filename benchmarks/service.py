@@ -123,7 +123,7 @@ async def overhead(journal: Journal) -> None:
         async def call(_: int, keyed: bool = keyed, serial: object = serial) -> object:
             return await service.chat(request(next(serial) + 10**6, keyed=keyed, cached=False), CONTEXT)
 
-        await measure(f"a whole call, sent to nobody{', with key' if keyed else ''}", call)
+        await measure(f"a whole call, not sent{', with key' if keyed else ''}", call)
 
 
 async def main() -> None:

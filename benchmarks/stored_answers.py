@@ -1,4 +1,4 @@
-"""Answers that are there already, a second: llmkit against the caches that people use, in the same run.
+"""Stored answers a second: llmkit against the caches that people use, in the same run.
 
     python benchmarks/read_stored_answers.py [--rounds 3] [--questions 1000] [--without dspy]
 
@@ -68,7 +68,7 @@ def measure(name: str, url: str, questions: int) -> dict[str, tuple[float, float
 
 
 def all_rounds(names: list[str], rounds: int, questions: int) -> tuple[Rates, Rates]:
-    """Rates and CPU milliseconds by part; who fails is told and left out from then on."""
+    """Rates and CPU milliseconds by part; a peer that fails is reported and skipped from then on."""
     rates: Rates = {}
     cpu_ms: Rates = {}
     with stand_in(0.0) as url:

@@ -34,14 +34,14 @@ def compact_encoder(
 
     Returns:
         A function that raises as `json.dumps` does: TypeError for what JSON does not know, ValueError for NaN where it
-        is not allowed and for a value that holds itself.
+        is not allowed and for a value that contains itself.
     """
     whole = json.JSONEncoder(sort_keys=sort_keys, allow_nan=allow_nan, default=default, separators=(",", ":"))
     # Not documented, and so looked up: an interpreter may lack it.
     make: Callable[..., Callable[[Any, int], Iterable[str]]] | None = getattr(standard, "c_make_encoder", None)
     if make is None:
         return whole.encode
-    # No markers: all threads would share them, and what holds itself ends in a RecursionError without.
+    # No markers: all threads would share them, and a value that contains itself ends in a RecursionError without.
     markers, indent, skip_keys = None, None, False
     escape = standard.encode_basestring_ascii
     parts = make(markers, whole.default, escape, indent, ":", ",", sort_keys, skip_keys, allow_nan)
@@ -50,7 +50,7 @@ def compact_encoder(
         try:
             return "".join(parts(value, 0))
         except RecursionError:
-            raise ValueError("the value is nested too deeply, or holds itself") from None
+            raise ValueError("the value is nested too deeply, or contains itself") from None
 
     return encode
 
@@ -64,7 +64,7 @@ def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no white space and ASCII only, so that equal values give equal bytes.
 
     Raises:
-        ValueError: The value holds NaN or an infinity.
+        ValueError: The value contains NaN or an infinity.
         TypeError: The value is not JSON-able.
     """
     if type(value) is str and len(value) >= _LONG_TEXT and value.isascii() and "\x7f" not in value:
@@ -83,7 +83,7 @@ def _sha256(text: str) -> str:
 
 
 def json_object(body: bytes) -> Mapping[str, Any] | None:
-    """Return the JSON object in these bytes, or None when they hold anything else."""
+    """Return the JSON object in these bytes, or None when they contain anything else."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):  # a hundred thousand brackets are no protocol either

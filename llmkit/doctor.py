@@ -282,6 +282,6 @@ def _probe_routes(settings: LLMSettings, routes: Iterable[Route]) -> Iterator[Ch
 def _check_schema(route: Route, fact: Fact[bool] | None) -> Check:
     when = f"{fact.at_utc:%Y-%m-%d %H:%M} UTC" if fact is not None and fact.at_utc is not None else "never"
     if fact is not None and fact.value:
-        return Check(f"schema {route}", CheckState.OK, f"answers are held to a schema (probed {when})")
+        return Check(f"schema {route}", CheckState.OK, f"answers are constrained to a schema (probed {when})")
     detail = f"accepts a schema and ignores it (probed {when}): llmkit asks for the shape in a weaker way"
     return Check(f"schema {route}", CheckState.ABSENT, detail, PROVIDERS[route.provider].schema_fix)

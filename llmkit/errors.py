@@ -188,7 +188,7 @@ class LLMUnavailable(LLMError):
     """The provider cannot be reached, is overloaded or broken.
 
     Attributes:
-        retries_in_call: Whether the same call may try the route again. Not when nobody listens at the address.
+        retries_in_call: Whether the same call may try the route again. Not when no server listens at the address.
     """
 
     code = "unavailable"
@@ -215,7 +215,7 @@ class LLMMalformedReply(LLMUnavailable):
 
 
 class LLMAllRoutesFailed(LLMUnavailable):
-    """Every candidate failed; `errors` holds each failure in the order of the plan."""
+    """Every candidate failed; `errors` contains each failure in the order of the plan."""
 
     code = "all_routes_failed"
 

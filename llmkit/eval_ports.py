@@ -24,7 +24,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class EvalRun:
-    """One named evaluation of a workspace: what is asked, so that a later process can tell whether it is the same.
+    """One named evaluation of a workspace, and its definition, by which a later process recognises it.
 
     Attributes:
         spec: JSON-able description for people: routes, epochs, scorers, versions. Not compared.
@@ -48,7 +48,7 @@ class EvalResult:
 
     Attributes:
         route: Label of the route or variant as assigned.
-        served_route: Who answered; None when nobody did.
+        served_route: The route that answered; None without an answer.
         status: `SUCCEEDED` (a valid output, scored), `FAILED` (provider error or invalid output), `SCORER_FAILED`.
         output_json: The validated output as JSON, as its type serialises it: the form for people and reports.
         answer_json: The JSON text that was validated, from which the output can be built again; None where

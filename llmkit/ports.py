@@ -139,7 +139,7 @@ class KeyTaken(Exception):
 
 
 class LLMRunRepo(Protocol):
-    """Runs and attempts. Bound to a unit of work by whoever made it; the service cannot tell which kind.
+    """Runs and attempts. Bound to a unit of work by its creator; the service does not know which kind.
 
     Every method raises `LLMStoreError` when the database fails. Those that every call needs may be coroutines, or hand
     out a future, which saves the caller a task.
@@ -179,7 +179,7 @@ class LLMRunRepo(Protocol):
         ...
 
     def record_unsent(self, start: RunStart, failure: RunFailure) -> Awaitable[None]:
-        """Insert a run that failed before anything was sent. It holds no key, so nobody can be in its way."""
+        """Insert a run that failed before anything was sent. It has no key, so no other run can be in its way."""
         ...
 
     async def mark_abandoned(self, run: StoredRun) -> bool:
@@ -203,7 +203,7 @@ class LLMRunRepo(Protocol):
         ...
 
     async def annotate(self, workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> None:
-        """Replace the metadata of a run of this workspace, for what is known only when its outcome is written."""
+        """Replace the metadata of a run of this workspace, with values known only when its outcome is written."""
         ...
 
     async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
@@ -307,7 +307,7 @@ BeforeSend = Callable[[], Awaitable[NotSent | None]]
 
 
 async def allow_sending() -> None:
-    """Let the request leave: the `before_send` of a call that nobody records."""
+    """Let the request leave: the `before_send` of a call that is not recorded."""
 
 
 class ModelClient(Protocol):
@@ -393,7 +393,7 @@ class ContentCache(Protocol):
     """
 
     def get(self, key: CacheKey) -> LLMResponse | None:
-        """Return the stored answer, made anew for this call, or None."""
+        """Return the stored answer as that of this call, or None."""
         ...
 
     def put(self, key: CacheKey, response: LLMResponse) -> None:

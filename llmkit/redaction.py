@@ -233,7 +233,7 @@ def _redact_iban(match: re.Match[str]) -> str:
 
 
 def _is_iban(number: str) -> bool:
-    # A mistyped number is still somebody's, but words in small letters are mostly hashes: they need the check sum.
+    # A mistyped number still identifies people, but words in small letters are mostly hashes: they need the check sum.
     if number[:2].isupper() or number[4:].isdigit():
         return True
     return int("".join(str(int(char, 36)) for char in number[4:] + number[:4])) % 97 == 1

@@ -37,14 +37,14 @@ class Routed(NamedTuple):
 class LLMRouter:
     """Orders the routes for a request and tries them.
 
-    The order depends on the request, the settings and what is known, and on nothing else: equal in every process.
+    The order depends on the request, the settings and the facts, and on nothing else: equal in every process.
 
     Args:
         settings: Policy, default models, addresses, cooling-off.
         client: Carries out one call on one route.
         providers: What differs between providers.
         clock: Seconds on a clock that never goes back.
-        facts: What is known of single models; None for nothing. The router reads it and never adds to it.
+        facts: Facts about single models; None for none. The router reads it and never adds to it.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class LLMRouter:
         """Return the provider that is tried first.
 
         Args:
-            request: What is asked.
+            request: The request.
             constraints: Take the place of the request's own.
 
         Raises:
@@ -108,13 +108,13 @@ class LLMRouter:
         """Try the candidates in order: on to the next after a retryable failure, once each.
 
         Args:
-            request: What is asked.
+            request: The request.
             plan: The result of `explain` for this request; None calls it.
             before_send: Awaited whenever a request is about to leave. Its `NotSent` ends the walk and is returned.
             log: Receives every request that is sent.
 
         Raises:
-            LLMAllRoutesFailed: Several candidates failed; `errors` holds each, in order.
+            LLMAllRoutesFailed: Several candidates failed; `errors` contains each, in order.
             LLMError: The only candidate's error, or the first that no other route could mend. All errors carry
                 `attempts`.
             LLMNoRoute: As for `select_provider`, with its other errors.

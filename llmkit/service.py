@@ -68,7 +68,7 @@ class LLMService:
         runs: Where calls are recorded; required when `settings.persist_runs` is on.
         cache: Content cache; None for none.
         discovery: Looks models up before they are called; None to go by what is declared.
-        telemetry: Where finished calls are told.
+        telemetry: Receives a report of every finished call.
 
     Raises:
         LLMConfigurationError: Runs are to be persisted and there is no repository.
@@ -120,7 +120,7 @@ class LLMService:
         return self._settings
 
     async def discover(self, request: LLMRequest) -> bool:
-        """Find out about the models that could answer, where what is known of them is old. `chat` does so by itself.
+        """Find out about the models that could answer, where their facts are out of date. `chat` does so by itself.
 
         Returns:
             Whether there was something to find out, so that another plan may come of it. Never raises.
@@ -136,7 +136,7 @@ class LLMService:
         return True
 
     async def annotate(self, response: LLMResponse, request: LLMRequest, context: RequestContext | None = None) -> None:
-        """Replace the metadata in the row of an answer, for what is known only once the answer was read.
+        """Replace the metadata in the row of an answer, with values that are known only after the answer was read.
 
         A write of its own: for what is rare. Does nothing when calls are not recorded.
 
@@ -167,12 +167,12 @@ class LLMService:
         """Answer one request.
 
         Args:
-            request: What is asked.
-            context: Who asks; the workspace may instead be in `request.metadata["workspace_id"]`.
+            request: The request.
+            context: Workspace and pipeline run; the workspace may instead be in `request.metadata["workspace_id"]`.
 
         Raises:
             LLMConfigurationError: No workspace, or two that disagree. Nothing was sent or written.
-            LLMBadRequest: A tool or a schema holds what is not JSON. Nothing was sent or written.
+            LLMBadRequest: A tool or a schema contains something that is not JSON. Nothing was sent or written.
             LLMIdempotencyConflict: The key belongs to another request. Nothing was sent.
             LLMInProgress: The key's call is under way elsewhere. Nothing was sent.
             LLMStoreError: The database failed; when that happened after the answer, the answer is its `response`.
@@ -223,7 +223,7 @@ class LLMService:
         raise LLMStoreError(CHANGING_HANDS)
 
     async def _settle(self, runs: LLMRunRepo, started: StoredRun) -> bool:
-        """End a started run that nobody works on any more; False when somebody may."""
+        """End a started run that no process works on any more; False if one may."""
         if await self._recorder.write_again(started.id):
             return True
         if not looks_abandoned(started.owner, started.heartbeat_at_utc, self._settings.abandoned_after_s):
@@ -299,7 +299,7 @@ class LLMService:
             return response
         except LLMError as error:
             flight.set_exception(error)
-            flight.exception()  # nobody may be following
+            flight.exception()  # there may be no follower
             raise
         finally:
             del self._flights[here]

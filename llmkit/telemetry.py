@@ -82,7 +82,7 @@ class Telemetry:
 
     @property
     def is_heard(self) -> bool:
-        """Whether anybody listens. Who tells of thousands of calls a second asks before."""
+        """Whether anything receives the reports. Callers with thousands of calls a second check this first."""
         return _log.isEnabledFor(logging.INFO) or self._is_measured or self._is_traced
 
     def run_finished(self, event: RunEvent) -> None:
@@ -216,7 +216,7 @@ def _metrics_api() -> ModuleType:
 
 
 def _leads_somewhere(provider: object) -> bool:
-    """Return whether somebody has configured an SDK: a span that goes nowhere costs as much as reading an answer.
+    """Return whether an SDK is configured: a span that goes nowhere costs as much as reading an answer.
 
     Until then the API hands out providers of its own, which pass things on to the SDK as soon as there is one.
     """
@@ -226,7 +226,7 @@ def _leads_somewhere(provider: object) -> bool:
 @contextmanager
 def _span(trace: ModuleType, name: str, attributes: Mapping[str, SpanValue]) -> Iterator[Span]:
     tracer: Tracer = trace.get_tracer("llmkit")
-    # An exception's text may quote a prompt: only its kind is told.
+    # An exception's text may quote a prompt: only its class is reported.
     with tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False) as made:
         opened = Span(made)
         opened.set(attributes)
@@ -263,8 +263,11 @@ class Span:
         """Add an event for each score, as the semantic conventions have it."""
         if self._made.is_recording():
             for name, value in scores.items():
-                told: dict[str, str | float] = {"gen_ai.evaluation.name": name, "gen_ai.evaluation.score.value": value}
-                self._made.add_event("gen_ai.evaluation.result", told)
+                attributes: dict[str, str | float] = {
+                    "gen_ai.evaluation.name": name,
+                    "gen_ai.evaluation.score.value": value,
+                }
+                self._made.add_event("gen_ai.evaluation.result", attributes)
 
 
 def _attributes(event: RunEvent, provider_names: Mapping[str, str]) -> dict[str, str]:

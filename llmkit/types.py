@@ -60,7 +60,7 @@ MAX_KEY_LENGTH = 255
 # Longest part of an answer in its `repr`, in characters.
 REPR_CHARS = 60
 RESERVED_METADATA_KEYS = ("workspace_id", "pipeline_run_id", "stage")
-# The stage of calls that load a model and whose answers nobody reads.
+# The stage of calls that load a model and whose answers are discarded.
 WARM_UP_STAGE = "warm_up"
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "unknown"]
@@ -393,7 +393,7 @@ class PlanEntry(Value):
     Attributes:
         reason: Why it stands where it does.
         excluded_because: Why it is passed over; None for a candidate.
-        facts: What is known of the model and where each fact came from, in words.
+        facts: Facts about the model and their sources, in words.
     """
 
     route: Route
@@ -470,7 +470,7 @@ class ProviderCaps(Value):
         is_local: Answers on this machine or one the user runs; `local_only` also checks the address.
         supports_images: Reads images.
         supports_files: Reads documents (PDF).
-        unenforced_schema_keywords: Parts of a schema that it takes and does not hold its models to; `number.minimum` is
+        unenforced_schema_keywords: Parts of a schema that it accepts and does not enforce; `number.minimum` is
             the bound of a number that need not be whole.
     """
 

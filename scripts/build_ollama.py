@@ -124,7 +124,7 @@ def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return a text that changes when the instructions that `-march=native` may use change."""
+    """Return a string that changes when the instructions that `-march=native` may use change."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Fail when site-packages holds code that runs at every start of Python and is not known to us.
+"""Fail when site-packages contains code that runs at every start of Python and is not known to us.
 
 Compromised releases have hidden in `*.pth` files and in `sitecustomize.py`.
 """

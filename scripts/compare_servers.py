@@ -1,4 +1,4 @@
-"""Is one server as good as another with the same weights? The local model against Ollama, killed in the middle.
+"""A comparison of two servers with the same weights: the local model against Ollama, killed in the middle.
 
     make ollama                                 # once: builds a real Ollama
     .venv/bin/python scripts/compare_servers.py
@@ -201,7 +201,9 @@ def _verdict(low: float, high: float, p_value: float) -> str:
         return f"The interval excludes 0: the {'first' if low > 0 else 'second'} is better."
     within = max(-low, high)
     if within <= MARGIN:
-        return f"The interval includes 0 and rules out a difference of more than {within:.3f}: as good as each other."
+        return (
+            f"The interval includes 0 and rules out a difference of more than {within:.3f}: the servers are equivalent."
+        )
     return (
         f"The interval includes 0, so no difference is shown; one of up to {within:.3f} is not ruled out. "
         "More samples would tell."
@@ -225,7 +227,7 @@ def accounts(runs: pd.DataFrame, attempts: pd.DataFrame, took_s: float) -> str:
     in_vain = attempts[attempts["status"] != "SUCCEEDED"]
     reasons = ", ".join(f"{count} x {code}" for code, count in in_vain["error_code"].value_counts().items()) or "none"
     return (
-        f"In the store: {len(answered)} requests answered, {len(in_vain)} in vain ({reasons}). "
+        f"In the store: {len(answered)} requests answered, {len(in_vain)} failed ({reasons}). "
         f"Answered more than once: {twice}. This call took {took_s:.0f} s."
     )
 

@@ -50,6 +50,6 @@ def _step(said: str, parts: list[dict[str, Any]], tools: list[str]) -> Reply:
         numbers = [int(number) for number in _NUMBER.findall(said)]
         return Reply(tool_calls=[ToolCall("look_up", {"order": number}) for number in numbers])
     (answer,) = [name for name in tools if name != "look_up"]
-    told = "; ".join(str(each.get("return_value", each.get("output", each))) for each in found)
-    late = [int(number) for number in re.findall(r"order (\d+): \w+, late", told)]
+    results = "; ".join(str(each.get("return_value", each.get("output", each))) for each in found)
+    late = [int(number) for number in re.findall(r"order (\d+): \w+, late", results)]
     return Reply(tool_calls=[ToolCall(answer, {"late_orders": late, "advice": "Offer the late ones free shipping."})])

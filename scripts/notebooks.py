@@ -1,4 +1,4 @@
-"""Makes the notebooks anew and tries them out; every verb takes names (or their beginnings) of notebooks.
+"""Records, runs and tries the notebooks; every verb takes names (or their beginnings) of notebooks.
 
 `record` runs them live and writes their cassettes, then replays them; `run` replays them and stores the outputs, those
 that were really produced; `live` runs them live and stores nothing, those that name one `MODEL` also with the same

@@ -231,7 +231,7 @@ def render_table(table: Table) -> str:
 
 
 def update_page(text: str, tables: Mapping[str, Callable[[], Table]]) -> str:
-    """Return the page with these tables computed anew."""
+    """Return the page with these tables recomputed."""
     for name, build in tables.items():
         table = render_table(build())
         text, count = re.subn(

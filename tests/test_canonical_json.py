@@ -39,7 +39,7 @@ def test_nan_is_refused_where_it_is_not_allowed() -> None:
 def test_a_value_that_holds_itself_is_refused() -> None:
     value: list[Any] = []
     value.append(value)
-    with pytest.raises(ValueError, match="holds itself"):
+    with pytest.raises(ValueError, match="contains itself"):
         compact_encoder()(value)
 
 

@@ -157,7 +157,7 @@ def test_the_command_prints_the_checks_and_tries_models_only_with_probe(
     assert run_command(["doctor", "--probe", *options]) == 0
     assert ollama.call_count == 1
     shown = capsys.readouterr().out
-    assert "answers are held to a schema" in shown
+    assert "answers are constrained to a schema" in shown
     if as_json:
         report = json.loads(shown)
         assert (report["healthy"], report["usable_routes"]) == (True, ["ollama/llama3.2"])

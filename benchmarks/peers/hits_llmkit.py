@@ -1,4 +1,4 @@
-"""Answers that are there already, through `LLMService.chat`: by idempotency key, and from the content cache.
+"""Stored answers, through `LLMService.chat`: by idempotency key, and from the content cache.
 
 python hits_llmkit.py URL FOLDER QUESTIONS
 """

@@ -70,7 +70,7 @@ class StandIn:
         return body
 
     async def count(self, _: web.Request) -> web.Response:
-        """`GET /asked`: the count so far, which begins anew."""
+        """`GET /asked`: the count so far, which is then reset."""
         asked, self.asked = self.asked, 0
         return web.json_response(asked)
 

@@ -1,4 +1,4 @@
-"""A progress bar that is drawn by whoever waits, in the cell that waits."""
+"""A progress bar that the waiting thread draws, in the cell that waits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def bar(read: Callable[[], Meter | None], *, unit: str, shown: bool = True) -> I
 class _Bar:
     """Made in the thread of the waiting cell: what another thread shows, Jupyter puts under another cell.
 
-    It is drawn anew also when nothing moves: a bar whose clock stands still looks as if all had stopped.
+    It is redrawn even when nothing moves: a bar whose clock stands still looks as if all had stopped.
     """
 
     def __init__(self, read: Callable[[], Meter | None], unit: str) -> None:

@@ -74,7 +74,7 @@ class RouteHealth:
     def is_left_alone(self, error: Exception) -> bool:
         """Return whether nothing was sent, because the route failed too often just before.
 
-        Then it rests; a route that has failed and not answered once is stopped instead, so that nobody waits for a
+        Then it rests; a route that has failed and not answered once is stopped instead, so that no caller waits for a
         server that is not there. One that failed before this began may be back, and gets its rest.
         """
         # Its subclasses tell of a request that was sent, whether or not they know their attempts.
@@ -105,5 +105,5 @@ class RouteHealth:
         return min(LONGEST_REST_S, USUAL_REST_S if error.retry_after_s is None else error.retry_after_s)
 
     def give_up(self) -> None:
-        """Stop after a rest that was in vain."""
+        """Stop after a pause without an answer."""
         self.stopped_by = self.stopped_by or self.resting_after

@@ -140,7 +140,7 @@ class WorkerPool(Generic[JobT]):
                 jobs.remove(probe)
                 await self._start(probe)
             await self._run_workers(iter(jobs))
-            # Any answer of any route starts the wait anew. A rest without length counts as a second, or a server that
+            # Any answer of any route restarts the wait. A rest without length counts as a second, or a server that
             # refuses immediately would be asked without end.
             silence_s = 0.0 if self._count_answers() > answers else silence_s + max(rest_s, SHORTEST_REST_S)
         if not self._is_stopped():

@@ -39,14 +39,14 @@ def open_call(
     """Return the call that a request opens.
 
     Args:
-        request: What is asked.
-        context: Who asks.
+        request: The request.
+        context: Workspace and pipeline run.
         default_profile: The profile of a request that names none.
         recorded: Whether calls are written down, which takes a workspace.
 
     Raises:
         LLMConfigurationError: No workspace, or two that disagree.
-        LLMBadRequest: A tool or a schema holds what is not JSON.
+        LLMBadRequest: A tool or a schema contains something that is not JSON.
     """
     who = who_asks(request, context)
     if recorded and who.workspace_id is None:
@@ -80,7 +80,7 @@ def who_asks(request: LLMRequest, context: RequestContext | None) -> Who:
     """Workspace, pipeline run and stage, from the context object or the reserved metadata keys.
 
     Raises:
-        LLMConfigurationError: The two disagree, or a reserved key holds something else than a name.
+        LLMConfigurationError: The two disagree, or the value of a reserved key is not a name.
     """
     metadata = request.metadata
     if context is not None and not metadata:
@@ -113,7 +113,9 @@ def _canonical(request: LLMRequest) -> CanonicalRequest:
     try:
         return CanonicalRequest(request)
     except (TypeError, ValueError) as error:
-        raise LLMBadRequest(f"A tool's parameters or the response format hold what is not JSON: {error}") from None
+        raise LLMBadRequest(
+            f"A tool's parameters or the response format contain something that is not JSON: {error}"
+        ) from None
 
 
 def conflict(key: str, stored: StoredRun) -> LLMIdempotencyConflict:

@@ -54,7 +54,7 @@ def _start_time(pid: int) -> str | None:
         found = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # The name in the second field may hold anything, so counting begins behind it.
+    # The name in the second field may contain anything, so counting begins behind it.
     state, *others = found.rpartition(")")[2].split()
     return None if state == "Z" else others[18]
 
@@ -113,7 +113,7 @@ def looks_abandoned(owner: str, heartbeat_at_utc: datetime, limit_s: float, now_
 class Listener:
     """Observer of the heartbeat of a run that a caller waits for.
 
-    By the steady clock of the one who waits: a clock that was set back, or that differs, makes nobody wait longer.
+    By the steady clock of the waiting process: a clock that was set back, or that differs, makes none wait longer.
 
     Args:
         limit_s: Longest silence, in seconds.

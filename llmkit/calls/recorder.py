@@ -41,7 +41,7 @@ class CallRecorder:
     Args:
         runs: Where calls are recorded; None to record nothing.
         settings: `store_payloads`, and the keys that must not be shown.
-        telemetry: Where finished calls are told.
+        telemetry: Receives a report of every finished call.
     """
 
     def __init__(self, runs: LLMRunRepo | None, settings: LLMSettings, telemetry: Telemetry) -> None:

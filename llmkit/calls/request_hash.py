@@ -17,7 +17,7 @@ __all__ = ["CanonicalRequest", "prompt_sha256", "request_parameters"]
 REQUEST_FORM = "llmkit-request-1"
 
 
-# Short ones are shown as they are, long ones told apart by a hash; messages, route and profile are known elsewhere.
+# Short ones are shown as they are, long ones distinguished by a hash; messages, route and profile are known elsewhere.
 _SHORT_FIELDS = ("temperature", "max_output_tokens", "seed", "stop", "tool_choice")
 
 
@@ -36,10 +36,10 @@ class CanonicalRequest:
     Fields left at their default do not count, so that a later version can add one without changing old hashes.
 
     Args:
-        request: What is asked.
+        request: The request.
 
     Raises:
-        ValueError: A tool or a schema holds NaN or an infinity.
+        ValueError: A tool or a schema contains NaN or an infinity.
         TypeError: One of them is not JSON-able.
     """
 

@@ -48,7 +48,7 @@ class Reaper:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew in a forked child, where the thread does not exist."""
+        """Start again in a forked child, where the thread does not exist."""
         self._queue: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._thread: threading.Thread | None = None
         # Popping from a list is atomic. A lock could be held by the very code that a signal handler interrupts.

@@ -173,7 +173,7 @@ def _join_prompt(prompt: str | None, piped: str) -> str:
     parts = [piped, "" if prompt in {None, "-"} else str(prompt)]
     text = "\n\n".join(part for part in parts if part.strip())
     if not text:
-        raise LLMBadRequest("There is no prompt: give one, as in `llmkit chat 'What is churn?'`, or pipe a text in")
+        raise LLMBadRequest("There is no prompt: give one, as in `llmkit chat 'What is churn?'`, or pipe text in")
     return text
 
 

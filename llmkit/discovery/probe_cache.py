@@ -27,7 +27,7 @@ class StoredProbe(Value):
     Attributes:
         address: Where the server was, without credentials; empty for one that llmkit runs itself.
         digest: The model's at the time; None when it was not known.
-        json_schema: Whether the answer was held to the schema.
+        json_schema: Whether the answer was constrained to the schema.
     """
 
     route: Route

@@ -137,7 +137,7 @@ class BudgetUse:
         budget: The limits.
         tokens: Spent by the run so far, earlier calls of `evaluate` included; None without a limit.
         cost_usd: The same in US dollars.
-        uncounted: Requests of earlier calls that may have been billed without anybody knowing how much. Each counts as
+        uncounted: Requests of earlier calls that may have been billed by an unknown amount. Each counts as
             the most that a first request of this run can take.
         stopped_by: Which limit stopped the run; None when none did.
         why: What happened and what to do, in words; None when nothing did.

@@ -41,7 +41,7 @@ class Forecast:
         output_tokens: The same for output.
         time_s: Seconds that this route takes of a run with this concurrency and, where settings were given, within the
             limits per minute of its provider; None when it is not known.
-        cost_usd: US dollars, by list prices and by who answered before; 0 for a route that nobody charges for, None
+        cost_usd: US dollars, by list prices and by the routes that answered before; 0 for a route without charge, None
             when it is not known.
     """
 
@@ -65,7 +65,7 @@ class Outlook:
         allowed: The limit itself.
         spent: What the run that will be continued has spent of it.
         planned: What the rest will take; None when it is not known for some route.
-        suffices: Whether spent and planned stay within what is allowed; None when it cannot be told.
+        suffices: Whether spent and planned stay within what is allowed; None when that is unknown.
     """
 
     limit: str
@@ -162,8 +162,8 @@ def forecast(
     ids = {sample.key for sample in task.load(limit)}
     earlier = run if history is None else history
     stored = () if run is None else run.results
-    told = () if earlier is None else earlier.results
-    rows = (_of_route(route, ids, epochs, stored, told, concurrency) for route in routes)
+    history = () if earlier is None else earlier.results
+    rows = (_of_route(route, ids, epochs, stored, history, concurrency) for route in routes)
     return tuple(rows if settings is None else (_within_limits(row, settings) for row in rows))
 
 
@@ -189,14 +189,14 @@ def _of_route(
     ids: set[str],
     epochs: int,
     stored: Iterable[EvalResult],
-    told: Iterable[EvalResult],
+    history: Iterable[EvalResult],
     concurrency: int,
 ) -> Forecast:
     done = sum(
         result.route == route and result.sample_id in ids and result.epoch < epochs and _is_kept(result)
         for result in stored
     )
-    answered = [result for result in told if result.route == route and result.status in (SUCCEEDED, SCORER_FAILED)]
+    answered = [result for result in history if result.route == route and result.status in (SUCCEEDED, SCORER_FAILED)]
     calls = len(ids) * epochs - done
     latency = _mean(result.latency_ms for result in answered)
     return Forecast(
@@ -228,7 +228,7 @@ def _is_free(label: str) -> bool:
 def _parse_route(label: str) -> Route | None:
     try:
         return Route.parse(label.partition("@")[0])
-    except ValidationError:  # a policy, or a label that somebody gave
+    except ValidationError:  # a policy, or a custom label
         return None
 
 

@@ -64,7 +64,7 @@ class LocalModelServer:
         return result
 
     async def close(self) -> None:
-        """Stop using the child; it ends within a second when nobody else of this process uses it. Idempotent."""
+        """Stop using the child; it ends within a second when nothing else in this process uses it. Idempotent."""
         start = _registry().leave(self._spec, self._user)
         if start is not None:
             await start.astop()
@@ -160,7 +160,7 @@ class _Registry:
             return self._starts[spec]
 
     def leave(self, spec: _LocalModelSpec, user: object) -> _Start | None:
-        """Return the child that nobody uses any more, for the caller to stop; None when there is none."""
+        """Return the child that is no longer used, for the caller to stop; None when there is none."""
         with self._lock:
             users = self._users.get(spec, set())
             if user not in users:

@@ -42,7 +42,7 @@ class MapProgress:
 
 
 class MapJob:
-    """One call of `map` at work. What is done can be had as a frame at any time, from any thread.
+    """One call of `map` at work. Finished rows are available as a frame at any time, from any thread.
 
     Args:
         rows: The input.

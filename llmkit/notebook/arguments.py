@@ -155,7 +155,7 @@ def build_request(prompt: Any, fields: Mapping[str, Any], known: Collection[str]
     except ValidationError as error:
         raise LLMBadRequest("; ".join(describe_validation(error))) from None
     if any(has_lone_surrogate(message.content) for message in request.messages):
-        raise LLMBadRequest("The prompt holds half of a character (a lone surrogate)")
+        raise LLMBadRequest("The prompt contains half of a character (a lone surrogate)")
     return request
 
 

@@ -44,7 +44,7 @@ def evaluate_routes(
         if not core.runtime.is_open:
             raise
         core.keep_partial(partial(_read_partial, core, name, task))
-        raise Interrupted("what is done is in .partial of the session; the same call does the rest") from None
+        raise Interrupted("finished results are in .partial of the session; the same call does the rest") from None
 
 
 def _read_partial(core: SessionCore, name: str | None, task: Task) -> EvalReport | None:
@@ -57,7 +57,7 @@ def _read_partial(core: SessionCore, name: str | None, task: Task) -> EvalReport
 async def evaluate_routes_async(
     core: SessionCore, task: Task, routes: Routes, name: str | None, options: Mapping[str, Any]
 ) -> EvalReport:
-    """Do the same for async code; after a cancellation, `areport` returns what is done."""
+    """Do the same for async code; after a cancellation, `areport` returns the report so far."""
     _check_arguments(task, routes, name, options)
     await asyncio.wrap_future(run_aside(_import_engine))
     progress = _ProgressBar(options)

@@ -17,7 +17,7 @@ from llmkit.errors import LLMConfigurationError, LLMError
 
 __all__ = ["Interrupted", "LoopThread", "run_aside"]
 
-# A cancelled call still records what it had sent; after Ctrl-C nobody waits longer than this for it, in seconds.
+# A cancelled call still records what it had sent; after Ctrl-C no caller waits longer than this for it, in seconds.
 CANCEL_GRACE_S = 2.0
 STOP_GRACE_S = 5.0
 # The names of threads whose progress a call needs. The garbage collector may run a finalizer in any of them.

@@ -1,4 +1,4 @@
-"""A warning when another route than the first choice answers, so that nobody overlooks a change of model."""
+"""A warning when another route than the first choice answers, so that a change of model is not overlooked."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def _open_job(core: SessionCore, question: Any, data: Any, options: Mapping[str,
             template=options.get("template"),
             name=options.get("name"),
             concurrency=core.settings.concurrency_limit if concurrency is None else concurrency,
-            # A name covers the parameters, so that another default profile asks anew.
+            # A name covers the parameters, so that another default profile asks again.
             parameters={"profile": core.settings.default_profile, **call_options},
             chat=partial(send_chat, core),
             extract=partial(run_extraction, core),

@@ -50,7 +50,7 @@ class DatabaseAddress:
 
     @property
     def sqlite_uri(self) -> str:
-        """For the driver: whoever opens a file that is gone gets an error and not a new, empty one."""
+        """For the driver: opening a file that no longer exists is an error and creates no new, empty one."""
         return f"file:{self.quoted_path}?mode=rw"
 
     @property

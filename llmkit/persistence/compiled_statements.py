@@ -68,8 +68,8 @@ class Compiled(NamedTuple):
     Attributes:
         sql: With the driver's positional placeholders.
         names: Parameters, by position.
-        encoders: What is done to parameters before the driver gets them, by position.
-        decoders: What is done to columns of the result, by position.
+        encoders: Conversions of parameters before the driver gets them, by position.
+        decoders: Conversions of columns of the result, by position.
     """
 
     sql: str

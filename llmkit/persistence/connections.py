@@ -157,7 +157,7 @@ class ServerWriter:
 
 
 class WriteConnection:
-    """A connection for one thread, opened on first use and anew after any failure.
+    """A connection for one thread, opened on first use and again after any failure.
 
     Args:
         opener: Opens it.
@@ -177,7 +177,7 @@ class WriteConnection:
         Raises:
             LLMStoreError: The database file is gone.
             Exception: What `work` or the driver raises; then nothing of it is stored, unless the connection broke
-                while committing, which nobody can tell.
+                while committing, which cannot be determined.
         """
         with self._gate:
             try:
@@ -206,7 +206,7 @@ class WriteConnection:
             self.discard()
 
     def discard(self) -> None:
-        """Do the same as `close`, for whoever has shut the gate."""
+        """Do the same as `close`, for the caller that has shut the gate."""
         if self._open is not None:
             writer, self._open = self._open[0], None
             writer.close()
@@ -257,7 +257,7 @@ class SqliteReader:
             self._discard()
 
     def shut(self, patience_s: float) -> bool:
-        """Close the file and let nobody read until `reopen`; False when the reader inside did not leave in time."""
+        """Close the file and refuse readers until `reopen`; False when the reader inside did not leave in time."""
         self._is_shut = self._lock.acquire(timeout=patience_s)
         if self._is_shut:
             self._discard()

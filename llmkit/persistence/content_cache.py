@@ -32,13 +32,13 @@ class JsonTextDisk(diskcache.Disk):  # type: ignore[misc]
     """
 
     def put(self, key: Any) -> tuple[str, bool]:
-        """Take a text key as it is."""
+        """Accept a string as the key, unchanged."""
         if not isinstance(key, str):
             raise TypeError("a cache key is text")
         return key, True
 
     def get(self, key: Any, raw: bool) -> Any:
-        """Give a text key back; anything else did not come from here."""
+        """Return a string key; anything else did not come from here."""
         return key if raw and isinstance(key, str) else None
 
     def store(

@@ -44,7 +44,7 @@ SQLITE_MESSAGES: Final = {
     "Find it (`lsof FILE`), let it finish or stop it, then try again.",
     sqlite3.SQLITE_IOERR: "The disk of {label} failed to read or write. Check the disk, the quota and the mount.",
     sqlite3.SQLITE_PERM: "{label} may not be opened by this user. Change its permissions, or set LLM_DATABASE_URL.",
-    sqlite3.SQLITE_TOOBIG: "A text is too large for {label}.",
+    sqlite3.SQLITE_TOOBIG: "A string is too large for {label}.",
 }
 SQLITE_TRANSIENT: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 SQLITE_OPERATION: Final = frozenset({sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG})
@@ -117,7 +117,7 @@ def patiently(work: Callable[[], T], patience_s: float) -> T:
 
     Args:
         work: Leaves nothing behind when it fails, and may be done twice.
-        patience_s: How long, in seconds, on a clock that nobody sets back.
+        patience_s: How long, in seconds, on a clock that is never set back.
 
     Raises:
         Exception: What `work` raised last.

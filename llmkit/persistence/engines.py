@@ -1,4 +1,4 @@
-"""SQLAlchemy's engines for SQLite and PostgreSQL, and what each connection is told first."""
+"""SQLAlchemy's engines for SQLite and PostgreSQL, and the first statements of each connection."""
 
 from __future__ import annotations
 

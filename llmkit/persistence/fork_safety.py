@@ -1,4 +1,4 @@
-"""Forking with an SQLite database open: close it before, open it anew on both sides after.
+"""Forking with an SQLite database open: close it before, reopen it on both sides after.
 
 SQLite keeps a table of open files and their locks in the process. A child inherits the table but not the locks, so even
 a connection that it opens itself believes in locks that it does not hold, and what it commits can be lost when the
@@ -44,7 +44,7 @@ class ForkGate:
                 self._condition.notify_all()
 
     def shut(self, patience_s: float) -> bool:
-        """Let nobody in, and say whether everybody left in time."""
+        """Admit no further caller, and return whether all callers inside left in time."""
         with self._condition:
             self._shut = True
             return self._condition.wait_for(lambda: self._inside == 0, patience_s)

@@ -89,7 +89,7 @@ class _Resources:
             return
         self._connection.discard()
         if self._engine is not None:
-            # What somebody borrowed from the engine directly stays open.
+            # A connection that was borrowed from the engine directly stays open.
             self.open_in_child = _is_lent(self._engine)
             self._engine.dispose()
 
@@ -141,7 +141,7 @@ class Journal:
     """An open database, for writes that are durable one by one and for reads.
 
     Used by any number of threads and event loops at once. Nothing is opened before the first use. In a forked child it
-    works anew, with connections and a writer of the child's own; a fork waits for the transaction that is under way.
+    works again, with connections and a writer of the child's own; a fork waits for the transaction that is under way.
 
     Args:
         database_url: As in `LLM_DATABASE_URL`; already brought to head by `migrate.upgrade`.
@@ -342,7 +342,7 @@ class JournalLLMRunRepo:
         await self._journal.perform(InsertFinished(start, success))
 
     async def record_served(self, start: RunStart, success: RunSuccess) -> None:
-        """See `LLMRunRepo`. Written within moments; `Journal.flush()` waits for it, and a failure is told later."""
+        """See `LLMRunRepo`. Written within moments; `Journal.flush()` waits for it, and a failure is reported later."""
         await self._journal.perform_later(InsertFinished(start, success))
 
     async def annotate(self, workspace_id: str, run_id: UUID, metadata: Mapping[str, Any]) -> None:

@@ -120,7 +120,7 @@ class SqlLLMRunRepo:
             await connection.execute(annotate_run(), annotation_values(workspace_id, run_id, metadata))
 
     async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
-        """Do nothing: nobody else sees these runs before the caller commits."""
+        """Do nothing: no other connection sees these runs before the caller commits."""
         del run_ids, at_utc
 
     async def _insert(self, connection: AsyncConnection, names: Sequence[str], values: Mapping[str, Any]) -> None:

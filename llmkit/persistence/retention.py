@@ -104,7 +104,7 @@ def _deleting(engine: Engine, address: DatabaseAddress) -> Iterator[Connection]:
 def compact(engine: Engine, address: DatabaseAddress) -> None:
     """Give freed space back to the system, which takes as much free disk as the database is large.
 
-    An SQLite file is built anew and its write-ahead log emptied, while writers wait; PostgreSQL does both by itself.
+    An SQLite file is rebuilt and its write-ahead log emptied, while writers wait; PostgreSQL does both by itself.
 
     Raises:
         LLMStoreError: The database failed, is locked, or is being read by another program; the message says whether

@@ -126,11 +126,11 @@ def identity(text: str, name: str) -> str:
     """Return the text unchanged, since rows are found by it.
 
     Raises:
-        LLMStoreError: It holds a NUL or a lone surrogate, which not every database can keep.
+        LLMStoreError: It contains a NUL or a lone surrogate, which not every database can keep.
     """
     if not _is_plain(text) and storable(text) != text:
         raise LLMStoreError(
-            f"{name} holds a character that cannot be stored (NUL or half a surrogate pair). Leave it out."
+            f"{name} contains a character that cannot be stored (NUL or half a surrogate pair). Leave it out."
         )
     return text
 

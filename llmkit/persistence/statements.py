@@ -113,7 +113,7 @@ def _result_processor(kind: TypeEngine[Any], dialect: Dialect) -> Processor | No
 
 def insert_or_ignore(table: Table, dialect_name: str) -> Any:
     """Return an INSERT that leaves out, without an error, a row that a unique index refuses."""
-    # The number of rows tells whether it was left out; on PostgreSQL SQLAlchemy forgets it unless told to keep it.
+    # The number of rows tells whether it was left out; on PostgreSQL SQLAlchemy forgets it unless an option keeps it.
     return _insert(table, dialect_name).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
 
 
@@ -141,7 +141,7 @@ def insert_run(dialect_name: str, names: Sequence[str]) -> Insert:
 def insert_attempt(dialect_name: str) -> Insert:
     """Return an INSERT of an attempt of the run `of_run`, whose workspace it takes.
 
-    Left out when it is there already.
+    Left out when it exists already.
     """
     # VALUES with a subquery: for INSERT ... SELECT SQLite copies every page that it touches, 25 us instead of 15.
     names = [column.name for column in ATTEMPTS.columns if column.name != "workspace_id"]

@@ -81,7 +81,7 @@ class WriteTransactionWatch:
     async def assert_none_held(self, patience_s: float = 2.0) -> None:
         """Check that no write transaction waits for the caller.
 
-        The journal's writer may be in the middle of a transaction for somebody else. That one ends by itself; one that
+        The journal's writer may be in the middle of a transaction for another caller. That one ends by itself; one that
         is held open across the call does not.
 
         Args:

@@ -44,9 +44,9 @@ def import_workspace(
     workspace_id: str | None = None,
     may_exist: bool = False,
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Add every row of an export, all or nothing. Rows that are there already stay as they are.
+    """Add every row of an export, all or nothing. Existing rows stay unchanged.
 
-    Whoever wrote the file need not own the workspace that it names: rows of a workspace that exists are added only
+    The author of the file need not own the workspace that it names: rows of a workspace that exists are added only
     where the caller named or confirmed it, and no row may belong to any other.
 
     Args:
@@ -126,7 +126,7 @@ def _add(connection: Connection, table: Table, rows: list[Row], where: str, labe
             "belongs to is missing, or its status is unknown",
         )
     except (DataError, OverflowError):
-        _refuse(where, f"{label} cannot hold a value of {table.name}, such as a text with a NUL in PostgreSQL")
+        _refuse(where, f"{label} cannot store a value of {table.name}, such as a string with a NUL in PostgreSQL")
 
 
 def _batches(lines: Iterable[str], source: str) -> Iterator[tuple[Table, str, list[Row]]]:

@@ -63,7 +63,7 @@ class Operation(ABC):
         """
 
 
-# An operation and who waits for it; nobody does for one that is written behind. A plain tuple: one is made per call.
+# An operation and its waiting caller; one that is written behind has none. A plain tuple: one is made per call.
 _Request: TypeAlias = tuple[Operation, asyncio.Future[Any] | None]
 
 
@@ -71,7 +71,7 @@ class GroupWriter:
     """Applies operations of any number of threads and event loops, each durable before its caller goes on.
 
     An operation that was handed over is carried out, also when its caller is cancelled in the meantime. The thread
-    starts with the first operation, and again should it ever die; whoever waited then is told.
+    starts with the first operation, and again should it ever die; callers that waited then get an error.
 
     Args:
         connection: Used by the writer's thread only.
@@ -105,7 +105,7 @@ class GroupWriter:
         return self._in_transaction
 
     def perform(self, operation: Operation) -> asyncio.Future[Any]:
-        """Hand the operation over, and return what is done when it is durable.
+        """Hand the operation over, and return a future of its outcome.
 
         The future holds the outcome, which may be an exception, or `LLMStoreError` when the database failed or the
         writer is closed. A plain function, because a coroutine more would cost each call a microsecond.
@@ -123,7 +123,7 @@ class GroupWriter:
         return future
 
     async def perform_later(self, operation: Operation) -> None:
-        """Hand the operation over and go on, unless so many are outstanding that waiting is due.
+        """Hand the operation over and go on, unless too many are outstanding.
 
         Raises:
             LLMStoreError: The writer is closed, or an earlier operation of this kind was lost.
@@ -167,7 +167,7 @@ class GroupWriter:
         if self._closed:
             raise LLMStoreError(f"The journal of {self._address.label} is closed. Open a new session.")
         if self._thread is None:
-            # A daemon: an interpreter that is told to stop must not wait for a caller who never comes.
+            # A daemon: an interpreter that stops must not wait for a caller that never comes.
             thread = Thread(target=self._run, name="llmkit-journal", daemon=True)
             try:
                 thread.start()
@@ -205,7 +205,7 @@ class GroupWriter:
                 return
 
     def _linger(self, longest_s: float) -> None:
-        """Let answers gather that nobody waits for, until somebody waits for something."""
+        """Let answers without a waiting caller gather, until a caller waits for something."""
         if longest_s > 0:
             with suppress(Empty):
                 self._bell.get(timeout=longest_s)
@@ -244,7 +244,7 @@ class GroupWriter:
         except Exception as error:
             if len(batch) == 1 or classify(error) is not DatabaseFailure.OPERATION:
                 raise
-        # One of them holds something that the database refuses: alone, it fails alone.
+        # One of them contains something that the database refuses: alone, it fails alone.
         return [self._outcome(request) for request in batch]
 
     def _outcome(self, request: _Request) -> Any:
@@ -284,7 +284,7 @@ class GroupWriter:
         for loop, settled in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_settle, settled)
-            except RuntimeError:  # the loop is closed, so nobody waits
+            except RuntimeError:  # the loop is closed, so no caller waits
                 continue
 
     def _note(self, outcome: Any) -> None:

@@ -45,7 +45,7 @@ class ModelFacts:
 
     Attributes:
         tools: Whether it can call tools.
-        json_schema: Whether its answers are held to a schema.
+        json_schema: Whether its answers are constrained to a schema.
         images: Whether it reads images.
         context_tokens: Size of its context window.
         digest: Identifies its weights and template: a new digest is another model under the same name.

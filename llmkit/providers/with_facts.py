@@ -21,7 +21,7 @@ def add_model_facts(
 
     Args:
         providers: The providers to wrap.
-        facts: Read anew for every request.
+        facts: Read again for every request.
     """
     return {name: _add_facts(spec, facts) for name, spec in providers.items()}
 

@@ -29,7 +29,7 @@ class Asker:
 
     Args:
         agent: Whose loop it is.
-        answers_in_text: Whether a good answer is a text, and not the call of a tool.
+        answers_in_text: Whether a good answer is text, and not the call of a tool.
     """
 
     def __init__(self, agent: Agent[None, Any], *, answers_in_text: bool) -> None:

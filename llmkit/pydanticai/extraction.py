@@ -277,7 +277,7 @@ def _warnings(
     caps = service.router.capabilities(last.route)
     loose = model.schema.list_unenforced(caps) if model.schema else ()
     warnings = (
-        [f"{last.route.provider} is not held to all of the schema; validation enforces: {', '.join(loose)}"]
+        [f"{last.route.provider} does not enforce all of the schema; validation enforces: {', '.join(loose)}"]
         if loose
         else []
     )

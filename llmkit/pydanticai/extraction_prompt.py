@@ -35,7 +35,7 @@ def extraction_prompt(
         attachments: Images and documents to read, with the text.
 
     Raises:
-        LLMBadRequest: `output_type` is no type, an example is not a pair or not of the type, or a text is no text.
+        LLMBadRequest: `output_type` is no type, an example is not a pair or not of the type, or a text is not a string.
     """
     answer: OutputShape[Any] = OutputShape.of(output_type)
     text = _text("text", text, "; `map` reads a whole column")
@@ -69,7 +69,7 @@ def _make_message(json: str) -> Message:
 
 def _text(name: str, text: Any, advice: str = "") -> str:
     if not isinstance(text, str):
-        raise LLMBadRequest(f"{name} must be a text; got {type(text).__name__}{advice}")
+        raise LLMBadRequest(f"{name} must be a string; got {type(text).__name__}{advice}")
     if has_lone_surrogate(text):
-        raise LLMBadRequest(f"{name} holds half of a character (a lone surrogate)")
+        raise LLMBadRequest(f"{name} contains half of a character (a lone surrogate)")
     return text

@@ -74,8 +74,8 @@ def with_instructions(
     if not instructions:
         return messages
     leading = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
-    told = (Message(role="system", content=part.content) for part in instructions)
-    return (*messages[:leading], *told, *messages[leading:])
+    system = (Message(role="system", content=part.content) for part in instructions)
+    return (*messages[:leading], *system, *messages[leading:])
 
 
 def is_sent_as_it_is(conversation: Iterable[Message]) -> bool:
@@ -91,7 +91,7 @@ def is_sent_as_it_is(conversation: Iterable[Message]) -> bool:
 
 def _require_whole_characters(message: Message) -> None:
     if has_lone_surrogate(message.content):
-        raise LLMUnsupported(f"A {message.role} message holds half of a character (a lone surrogate)")
+        raise LLMUnsupported(f"A {message.role} message contains half of a character (a lone surrogate)")
 
 
 def _one(message: ModelMessage) -> Iterator[Message]:
@@ -99,7 +99,7 @@ def _one(message: ModelMessage) -> Iterator[Message]:
         files: list[UserContent] = []
         for part in message.parts:
             if isinstance(part, ToolReturnPart):
-                # Results of tools are text everywhere; their files follow when all results are told.
+                # Results of tools are text everywhere; their files follow after all results.
                 text, of_tool = part.model_response_str_and_user_content()
                 files += of_tool
                 yield Message(role="tool", content=text, tool_call_id=part.tool_call_id, tool_name=part.tool_name)

@@ -182,7 +182,7 @@ def _has_schema(hint: Any) -> bool:
 
 
 def _may_be_a_type(output_type: Any) -> bool:
-    """Pydantic takes a text for the name of a type that is still to come, and None for its type."""
+    """Pydantic takes a string for the name of a type that is still to come, and None for its type."""
     return output_type is not None and not isinstance(output_type, _VALUES)
 
 

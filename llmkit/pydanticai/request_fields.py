@@ -152,7 +152,7 @@ def tools_and_choice(
 ) -> tuple[tuple[ToolDefinition, ...], ToolChoice | None]:
     """Return the tools to send and the choice among them.
 
-    A choice of several by name is carried out by sending only those, as no provider of ours can be told it.
+    A choice of several by name is carried out by sending only those, as no provider of ours accepts such a choice.
 
     Raises:
         UserError: A choice that is not known, or names a tool that is not there.

@@ -2,7 +2,7 @@
 
 The form: `type` on every node, `anyOf` for every union, `enum` for every constant, `$ref` alone in its node, properties
 in the order of the type (models write them in that order), `additionalProperties` always said, definitions under
-`$defs` and only those in use, no titles, defaults or examples. What a decoder cannot be held to is left out of it, is
+`$defs` and only those in use, no titles, defaults or examples. What a decoder cannot enforce is left out of it, is
 listed, and is enforced by validation. The limits come from https://ai.google.dev/api/generate-content (field
 `responseJsonSchema`) and from llama.cpp's translation of schemas to grammars, which Ollama uses too.
 """
@@ -67,7 +67,7 @@ _POINTER = "#/$defs/"
 
 
 class SchemaError(ValueError):
-    """The JSON Schema is malformed, or holds something that no provider takes; the message says where."""
+    """The JSON Schema is malformed, or contains something that no provider accepts; the message says where."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class CanonicalSchema:
     Attributes:
         json_schema: The canonical form.
         validated_only: What it leaves out, as `path: keyword`; validation of the answer enforces these.
-        bounds: What is in it and some providers do not hold their models to, as pairs of path and keyword.
+        bounds: Constraints that some providers do not enforce, as pairs of path and keyword.
     """
 
     json_schema: JsonSchema
@@ -90,7 +90,7 @@ class CanonicalSchema:
         return sha256_of(self.json_schema)
 
     def list_unenforced(self, caps: ProviderCaps) -> tuple[str, ...]:
-        """Every part that this provider does not hold its model to, as `path: keyword`."""
+        """Every part that this provider does not enforce, as `path: keyword`."""
         ignored = caps.unenforced_schema_keywords
         own = (f"{path}: {keyword}" for path, keyword in self.bounds if keyword in ignored)
         return tuple(dict.fromkeys((*self.validated_only, *own)))

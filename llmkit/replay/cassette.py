@@ -183,7 +183,7 @@ class CassetteClient:
     """A `ModelClient` that answers from a cassette and sends nothing.
 
     Args:
-        cassette: What is known.
+        cassette: The recordings.
         settings: The default profile counts in the hash of a call.
     """
 
@@ -206,7 +206,7 @@ class CassetteClient:
         if recording is None:
             difference = self._cassette.difference(request, str(request.profile or self._profile), self._secrets)
             raise LLMNoRecording(
-                f"No recording answers this call: {difference}. Undo the change, or record anew with "
+                f"No recording answers this call: {difference}. Undo the change, or record again with "
                 "`llmkit cassette record`",
                 provider=route.provider,
                 model=route.model,
@@ -291,7 +291,7 @@ def _recording(path: Path, number: int, line: str) -> Recording:
 
 
 def _error(recording: Recording, route: Route) -> LLMError | None:
-    """Return the recorded failure, or why this route has no answer. Nobody has to wait before asking a file again."""
+    """Return the recorded failure, or why this route has no answer. No wait is needed before reading a file again."""
     where: dict[str, Any] = {"provider": route.provider, "model": route.model, "retry_after_s": 0.0}
     if recording.error_code is None:
         if recording.route == route:

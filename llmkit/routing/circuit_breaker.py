@@ -93,7 +93,7 @@ class CircuitBreaker:
             self._closed_until[route] = self._clock() + self._cooldown_s
 
     def park(self, route: Route, wait_s: float) -> None:
-        """Note that the route's quota is used up for so many seconds."""
+        """Note that the route's quota is used up for a number of seconds."""
         self._parked_until[route] = self._clock() + wait_s
 
     def note_answer(self, route: Route) -> None:

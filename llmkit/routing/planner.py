@@ -1,4 +1,4 @@
-"""Which routes come into question for a request, and in which order. It reads facts and outages, and calls nobody.
+"""The candidates of a request, in order. The planner reads facts and outages, and sends nothing.
 
 Requests that are alike in what a plan depends on get one plan, made once: most of a study's are. Outages come and go by
 the clock, so they are looked at every time.
@@ -30,7 +30,7 @@ _FREE = "policy cheapest_known: it charges nothing"
 _LAST_RESORT = "small base model, last resort"
 _PINNED = "pinned"
 
-# A study asks in a handful of ways; who asks in ever new ones must not fill the memory.
+# A study sends a handful of kinds of requests; a caller with ever new kinds must not fill the memory.
 _MOST_KEPT = 1024
 
 
@@ -72,7 +72,7 @@ class Planner:
     Args:
         settings: Policy, default models, addresses.
         providers: What differs between providers.
-        facts: What is known of single models.
+        facts: Facts about single models.
         outages: Which routes are left alone.
     """
 

@@ -152,7 +152,7 @@ def _cannot_be_held_to_a_schema(case: Case) -> str | None:
     wanted = case.request.response_format
     if wanted is None or wanted.json_schema is None or case.page.caps.supports_json_schema:
         return None
-    return f"it cannot be held to a schema{_source(case.page.facts.json_schema)}"
+    return f"it cannot be constrained to a schema{_source(case.page.facts.json_schema)}"
 
 
 def _cannot_call_tools_beside_json(case: Case) -> str | None:

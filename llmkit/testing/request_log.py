@@ -39,7 +39,7 @@ class RecordedRequest:
 
     @property
     def json(self) -> Any:
-        """The body as JSON, parsed anew on each access; raises `json.JSONDecodeError` when it is none."""
+        """The body as JSON, parsed on each access; raises `json.JSONDecodeError` when it is none."""
         return json.loads(self.body)
 
     @property

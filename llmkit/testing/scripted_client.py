@@ -31,7 +31,7 @@ class ScriptedClient:
         latency_s: How long each answer takes, in seconds.
 
     Attributes:
-        calls: What was asked, in order.
+        calls: The requests, in order.
         in_flight: How many calls are under way.
         max_in_flight: The most that ever were.
     """

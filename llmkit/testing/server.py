@@ -27,12 +27,12 @@ __all__ = ["StandInServer", "get_refused_url"]
 _BACKLOG = 4096
 _MAX_BODY_BYTES = 256 * 1024**2
 _JOIN_TIMEOUT_S = 10.0
-# Of the event loop, from accepting a connection to its protocol's being told: three, and one to be sure.
+# Of the event loop, from accepting a connection to the notification of its protocol: three, and one to be sure.
 _TURNS_TO_KNOW_A_CONNECTION = 4
 
 
 def get_refused_url() -> str:
-    """Return the URL of a loopback port where nobody listens: connecting to it is refused at once.
+    """Return the URL of a loopback port without a listener: connecting to it is refused at once.
 
     The port is a reserved one, so that no server started on port 0 can come to sit there.
 

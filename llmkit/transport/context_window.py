@@ -16,7 +16,7 @@ ROOM_FOR_ANSWER_TOKENS = 1024
 class MeasuredPrompts:
     """How many times the estimated tokens the prompts of each route really had, where the estimate was too low.
 
-    Without it every prompt of a study would first be sent in vain, and an Ollama server would load the model again for
+    Without it every prompt of a study would first fail, and an Ollama server would load the model again for
     each change of the window. Belongs to one event loop.
     """
 

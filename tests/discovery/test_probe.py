@@ -175,7 +175,7 @@ def test_extraction_asks_in_a_weaker_way_where_schemas_are_ignored_also_in_a_lat
     with session(ollama) as later:
         assert later.extract(City, "Rome", route=ROUTE) == City(name="Rome")
         assert ollama.calls[-1].json.get("format") == "json"
-        with pytest.raises(LLMUnsupported, match=r"held to a schema \(probed\)"):
+        with pytest.raises(LLMUnsupported, match=r"constrained to a schema \(probed\)"):
             later.chat("x", route=ROUTE, response_format={"json_schema": City.model_json_schema()})
 
 

@@ -138,7 +138,7 @@ def _edited(**changes: object) -> Any:
         (_edited(id="x"), "file, line 2: 'x'"),
         (_edited(created_at_utc="2026-01-01T00:00:00"), "file, line 2: .*a moment needs a time zone"),
         (_edited(status="LOST"), "file, lines 1 to 2: a row of llm_runs does not fit"),
-        (_edited(epoch=2**70), "file, lines 1 to 2: .* cannot hold a value of llm_runs"),
+        (_edited(epoch=2**70), "file, lines 1 to 2: .* cannot store a value of llm_runs"),
         (_edited(input_tokens=-1), "file, line 2: -1 is no count"),
         (_edited(cost_usd=float("inf")), "file, line 2: inf is no count, cost"),
         (_edited(latency_ms=float("nan")), "file, line 2: nan is no count, cost or time"),

@@ -131,7 +131,7 @@ def test_a_model_that_was_seen_to_ignore_schemas_is_not_asked_for_one() -> None:
     assert "ollama" not in order(router(book), response_format=SCHEMA)
     assert "ollama" in order(router(book), response_format=ResponseFormat())
     reason = router(book).explain(LLMRequest(messages="Hi", response_format=SCHEMA, route=OLLAMA)).entries[0]
-    assert reason.excluded_because == "it cannot be held to a schema (probed)"
+    assert reason.excluded_because == "it cannot be constrained to a schema (probed)"
 
 
 async def test_a_prompt_beyond_the_reported_window_is_refused_as_context_overflow_and_nothing_is_sent() -> None:

@@ -312,7 +312,7 @@ async def test_parts_that_only_validation_enforces_are_told() -> None:
     found = await extract(service, Price, "x", context=CONTEXT, route=Route.parse("gemini/g"))
     assert found.outcome == "reasked"
     assert found.warnings == (
-        "gemini is not held to all of the schema; validation enforces: amount: exclusiveMinimum, code: pattern",
+        "gemini does not enforce all of the schema; validation enforces: amount: exclusiveMinimum, code: pattern",
     )
     assert runs.runs[0].start.metadata["agent"]["validated_only"] == ["amount: exclusiveMinimum"]
 

@@ -35,7 +35,7 @@ async def wire(request: pytest.FixtureRequest) -> AsyncIterator[Wire]:
 
 
 def asked_for(call: Any) -> tuple[bool, list[str]]:
-    """Whether the answer is held to a schema, and the names of the tools."""
+    """Whether the answer is constrained to a schema, and the names of the tools."""
     body = call.json
     config = body.get("generationConfig", {})
     tools = body.get("tools", [])

@@ -7,7 +7,7 @@ import zlib
 
 __all__ = ["JPEG", "PDF", "WEBP", "png"]
 
-# Recognised by their first bytes; nobody in the tests decodes them.
+# Recognised by their first bytes; no test decodes them.
 JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00"
 WEBP = b"RIFF\x1a\x00\x00\x00WEBPVP8 "
 PDF = b"%PDF-1.4\n1 0 obj<</Type/Catalog>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n"

@@ -32,7 +32,7 @@ def simulate(
     max_queue: int | None = None,
     seed: int = 0,
 ) -> Outcome:
-    """So many calls, all waiting from the start, through the limit to the server; a refused one is tried again."""
+    """Send calls, all waiting from the start, through the limit to the server; a refused one is tried again."""
     rng, outcome = random.Random(seed), Outcome()
     ends: list[tuple[float, int, float, Ticket]] = []
     queue: deque[tuple[float, Ticket]] = deque()

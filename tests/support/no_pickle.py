@@ -1,4 +1,4 @@
-"""A pytest plugin: whoever unpickles fails, because what is read back could run code (spec 9.2).
+"""A pytest plugin: unpickling fails, because what is read back could run code (spec 9.2).
 
 multiprocessing is left out: what it reads comes from a process that the test itself started. It keeps the reader that
 it took when it was imported, which is now.

@@ -179,7 +179,7 @@ class RealOllama:
             time.sleep(0.02)
 
     def _link_models(self) -> None:
-        """Make a store of our own: manifests copied, blobs linked, so that changing a model harms nobody."""
+        """Make a store of our own: manifests copied, blobs linked, so that changing a model affects no other test."""
         source, target = self.folder / "models", self._home / "models"
         shutil.copytree(source / "manifests", target / "manifests")
         (target / "blobs").mkdir()
@@ -198,7 +198,7 @@ def _name(process: psutil.Process) -> str:
 
 
 def _wait_until_gone(processes: list[psutil.Process]) -> None:
-    """Wait until each process has ended; one that nobody has reaped yet holds no port and counts as ended."""
+    """Wait until each process has ended; one that is not reaped yet has no port and counts as ended."""
     deadline = time.monotonic() + STOP_DEADLINE_S
     while any(map(_runs, processes)) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -1,6 +1,6 @@
 """A pytest plugin that names the test which left a connection open in an event loop that has ended.
 
-Nobody can close such a connection any more. Python says so whenever it collects garbage: in another test, or never.
+Such a connection can no longer be closed. Python says so whenever it collects garbage: in another test, or never.
 """
 
 from __future__ import annotations

@@ -343,7 +343,7 @@ async def one_by_one(database: str, url: str, keys: list[str]) -> None:
 
 
 async def batch(database: str, url: str, keys: list[str], concurrency: int) -> None:
-    """A call per key, so many at once, each told of when it is answered; continues where a dead process stopped."""
+    """Make a call per key, several at once, and report each answer; continue where a dead process stopped."""
     journal = Journal(database)
     context = RequestContext(workspace_id="lab", pipeline_run_id="batch")
     todo = iter(keys)
@@ -360,7 +360,7 @@ async def batch(database: str, url: str, keys: list[str], concurrency: int) -> N
 
 
 def nursery() -> None:
-    """Fork a child for each job that is asked for, and wait for it when told so."""
+    """Fork a child for each job that is asked for, and wait for it if the job asks for that."""
     import aiohttp  # noqa: F401 before the first fork
 
     _tell("ready")
@@ -382,7 +382,7 @@ def nest(descriptor: int) -> None:
     """Fork a child for each job that is asked for, with a socket of its own to talk over."""
     import aiohttp  # noqa: F401 before the first fork
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody has to wait for the dead
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # dead children need no waiting parent
     hand = socket.socket(fileno=descriptor)
     _tell("ready")
     for line in sys.stdin:

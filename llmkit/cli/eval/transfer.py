@@ -62,7 +62,7 @@ def eval_import(
 
 
 def _require_new_or_own(session: Session) -> None:
-    """Refuse an existing workspace that only the file names: whoever wrote the file need not own it."""
+    """Refuse an existing workspace that only the file names: the author of the file need not own it."""
     workspace, core = session.workspace, session._core  # noqa: SLF001 - part of the same package
     if workspace == load_settings().workspace_id:
         return

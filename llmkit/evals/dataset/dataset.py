@@ -62,7 +62,7 @@ def _order_sets(value: Any) -> Any:
         return value
     if isinstance(value, str):
         if has_lone_surrogate(value):
-            raise ValueError("holds half of a character (a lone surrogate)")
+            raise ValueError("contains half of a character (a lone surrogate)")
         return value
     if isinstance(value, BaseModel):
         value = value.model_dump(by_alias=True)
@@ -146,7 +146,7 @@ Target = Annotated[JsonValue, BeforeValidator(_convert_target)]
 
 def _storable(text: str) -> str:
     if "\0" in text:
-        raise ValueError("holds the character NUL, which databases refuse")
+        raise ValueError("contains the character NUL, which databases refuse")
     return text
 
 
@@ -368,7 +368,7 @@ class Reading:
         return len(self._places) if self.is_whole else self._length
 
     def read(self, count: int | None) -> None:
-        """Read on until there are so many samples; to the end when it is None.
+        """Read on until there are that many samples; to the end when it is None.
 
         Raises:
             LLMDatasetError: A line is malformed, or the count is below 1.

@@ -365,7 +365,7 @@ def _bound_ranks(means: Numbers, draws: Numbers) -> tuple[NDArray[np.int64], NDA
     has_spread = errors > 1e-12
     ratios = np.abs(deviations[:, has_spread]) / errors[has_spread]
     reach = float(np.quantile(ratios.max(axis=1), 0.95)) if has_spread.any() else math.nan
-    # A difference without spread is not shown: all clusters agree, but nobody knows about the next one.
+    # A difference without spread is not shown: all clusters agree, but the next one may not.
     is_shown = has_spread & (np.abs(differences) > reach * errors)
     better = (is_shown & (differences < 0)).sum(axis=1)
     worse = (is_shown & (differences > 0)).sum(axis=1)

@@ -22,7 +22,7 @@ __all__ = ["BudgetGuard", "require_countable"]
 
 PriceOf = Callable[[Route], ListPrice | None]
 
-AGAIN = "The same name with a larger budget goes on; what is done is not called again."
+AGAIN = "The same name with a larger budget goes on; finished calls are not repeated."
 
 
 class BudgetGuard:
@@ -31,7 +31,7 @@ class BudgetGuard:
     Args:
         budget: The limits.
         earlier: What the run spent before.
-        uncounted: How many requests of the past `earlier` contains at their most, since nobody knows what they took.
+        uncounted: How many requests of the past `earlier` contains at their most, since their real use is unknown.
         price_of: The price of a route's tokens; None when it is not known.
         clock: Seconds on a clock that never goes back.
     """

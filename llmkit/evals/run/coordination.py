@@ -1,4 +1,4 @@
-"""Several processes at one run: who asks what, and waiting for what another one has under way.
+"""Several processes at one run: which sample each one sends, and waiting for calls that another has in flight.
 
 Nothing is agreed between them. That no sample is sent twice rests on the idempotency keys of the calls; what is here
 keeps the processes apart, so that they seldom meet, and takes over what one that died has left.
@@ -158,7 +158,7 @@ class Coordinator:
         """Read what others have done and have under way.
 
         Args:
-            move: Go on where nobody else is.
+            move: Go on where no other process is.
 
         Raises:
             LLMStoreError: The database cannot be read.
@@ -218,7 +218,7 @@ class Coordinator:
                 self.silent.add(cell)
 
     def list_left_behind(self) -> list[int]:
-        """Cells that nobody else will finish. They are not waited for any more; call them again."""
+        """Cells that no other process will finish. They are not waited for any more; call them again."""
         left = [cell for cell, awaited in self._awaited.items() if awaited.is_left]
         for cell in left:
             self._given_up.setdefault(cell, self._awaited.pop(cell).heard_s)

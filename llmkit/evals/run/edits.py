@@ -50,7 +50,7 @@ class RequestDigests:
         return label in self._called
 
     def find(self, label: str, sample: Sample) -> str | None:
-        """Return the digest of the request; None if it cannot be told any more."""
+        """Return the digest of the request; None if it is no longer known."""
         if label not in self._digests:
             self._digests[label] = self._read_recorded(label)
         digest = self._digests[label]

@@ -85,7 +85,7 @@ class Tally:
         self._done[route] += 1
 
     def send(self, requests: int) -> None:
-        """So many requests were sent, whatever comes of them."""
+        """Count requests that were sent, whatever their outcome."""
         self._sent += requests
 
     def call(self, route: str, *, replayed: bool, failed: bool) -> None:

@@ -65,7 +65,7 @@ async def evaluate(
     """Run every sample on every route, and report on all that is stored under this name.
 
     The same name continues, and several processes may work under it at once: they share what is open, and each returns
-    when all of it is done. What is done is not called again; more samples, epochs or routes are added to it. Stored
+    when all of it is done. Finished samples stay; more samples, epochs or routes are added to it. Stored
     outputs are scored again, without a call, when a scorer failed, was added or edited. The content cache takes no
     part, so that latencies are real; resuming rests on idempotency keys.
 
@@ -369,7 +369,7 @@ class _Evaluation:
     # --- the report ---------------------------------------------------------------------------------------------
 
     async def report(self) -> EvalReport:
-        """Everything under the run's name, whoever made it, and what of this call is not there."""
+        """All stored results, plus placeholders for samples this call did not finish."""
         known = self.plan.dataset.by_id
         results = [result for result in await self.store.results(self.run.id) if result.sample_id in known]
         results += self._absent(results)

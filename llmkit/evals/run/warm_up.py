@@ -26,7 +26,7 @@ def find_cold_models(plan: Plan, last_at_utc: Mapping[str, datetime]) -> dict[Ro
 
     Those that run here, not called lately.
 
-    A model that somebody else computes is neither loaded nor free.
+    A hosted model is neither loaded nor free.
 
     Args:
         plan: Whose routes.

@@ -47,7 +47,7 @@ class WorkQueue:
     def move_away(self, occupied: Iterable[int], share: float = 0.5) -> None:
         """Go on in the longest stretch of open cells between those where others are at work.
 
-        They walk in the same direction, so whoever is behind meets the beginning of the other's part when both are
+        They walk in the same direction, so the process behind meets the beginning of the other's part when both are
         done with theirs.
 
         Args:

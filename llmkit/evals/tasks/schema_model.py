@@ -133,7 +133,7 @@ class _Builder:
     def _choice(self, schema: Schema, place: Place) -> Any:
         values = _check_list(schema["enum"], (*place, "enum")) if "enum" in schema else [schema["const"]]
         if not all(value is None or isinstance(value, str | int | bool) for value in values):
-            raise SchemaProblem("enum and const hold texts, whole numbers, true, false and null", place)
+            raise SchemaProblem("enum and const contain strings, whole numbers, true, false and null", place)
         return Literal[tuple(values)]
 
     def _object(self, schema: Schema, place: Place, name: str) -> Any:

@@ -149,7 +149,7 @@ def _schema_file(document: _Document, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise document.problem(f"{name} is not JSON: {error}", ("output_schema",)) from None
     if not isinstance(schema, dict):
-        raise document.problem(f"{name} holds no JSON object", ("output_schema",))
+        raise document.problem(f"{name} contains no JSON object", ("output_schema",))
     return schema
 
 

@@ -50,7 +50,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One line of the table: what is left open matches anything.
+    """One line of the table; an empty field matches anything.
 
     Attributes:
         error: What is raised.
@@ -156,7 +156,7 @@ RULES: tuple[Rule, ...] = (
     # llama.cpp turns a schema into a grammar, and fails the same way at every try when it cannot.
     Rule(
         LLMUnsupported,
-        "The model {model} cannot be held to this output schema: simplify the schema. {detail}",
+        "The model {model} cannot be constrained to this output schema: simplify the schema. {detail}",
         {400, 500},
         pattern=r"grammar|json schema conversion|invalid format|vocabulary required for format",
     ),
@@ -303,7 +303,7 @@ RULES: tuple[Rule, ...] = (
         "The host of {base} is unknown: check the network connection, or {address}.",
         names={"ClientConnectorDNSError", "gaierror"},
     ),
-    # Nobody listens there: waiting half a second for the next try changes nothing.
+    # No server listens there: waiting half a second for the next try changes nothing.
     Rule(LLMUnavailable, _SILENT, names={"ConnectionRefusedError"}, retries_in_call=False),
     Rule(LLMUnavailable, _SILENT, names={"ClientConnectorError"}),
     Rule(

@@ -29,7 +29,7 @@ class Outline:
         marks: Finds the marks in JSON, quotes included; its group is the number of the text.
 
     Raises:
-        ValueError: The body holds NaN or an infinity.
+        ValueError: The body contains NaN or an infinity.
     """
 
     def __init__(self, body: Mapping[str, Any], marks: re.Pattern[str]) -> None:

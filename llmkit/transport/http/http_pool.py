@@ -186,7 +186,7 @@ def _objection(url: str, exchange: Exchange) -> str | None:
     return None if _origin(exchange.arguments.address) == _origin(url) else "WrongAddress"
 
 
-# Few addresses and models take part in a process; parsing their URLs anew for every call is a tenth of its cost.
+# Few addresses and models take part in a process; parsing their URLs for every call is a tenth of its cost.
 @lru_cache(maxsize=256)
 def _origin(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)

@@ -21,12 +21,12 @@ TOLERANCE = 2.0
 # What is kept above the server's capacity as it was measured, so that its slots are never empty.
 HEADROOM = 1.25
 AFTER_REFUSAL = 0.75
-# So many refusals among so many requests that ended are put down to chance: hosted models and proxies refuse some now
+# Three refusals among eight finished requests are put down to chance: hosted models and proxies refuse some now
 # and then, however few are under way. A server that is full refuses one after the other, or the same call again.
 CHANCE_REFUSALS, AMONG_ENDED = 3, 8
 # While nothing is known yet.
 AFTER_FIRST_REFUSAL = 0.5
-# After so many groups without a trial the base may have become wrong; fewer after a trial whose outcome was chance.
+# After N groups without a trial the base may have become wrong; fewer after a trial whose outcome was chance.
 FIRST_TRIAL_AFTER, LONGEST_TRIAL_AFTER = 4, 32
 FIRST_PATIENCE, LONGEST_PATIENCE = 4, 64
 
@@ -105,7 +105,7 @@ class _Level:
 def _slowest_that_carries(before: _Level, limit: int) -> float:
     """Return the latency up to which a lower limit carries about as much.
 
-    Halfway to what it would be if nobody had queued.
+    Halfway to the value without any queueing.
     """
     expected_if_idle = limit / before.limit
     return limit / ((1 + expected_if_idle) / 2 * before.rate)
@@ -317,7 +317,7 @@ class _Group:
         return sum(self._latencies_s) / len(self._latencies_s)
 
     def surely_exceeds(self, latency_s: float, spread_s: float) -> bool:
-        """Return whether it can be told already.
+        """Return whether the outcome is known already.
 
         From a turn at the least, since the first may wait for those before them.
         """

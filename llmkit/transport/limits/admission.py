@@ -59,7 +59,7 @@ class Limits:
     async def place(self, route: Route, request: LLMRequest, log: AttemptLog) -> AsyncIterator[Admission]:
         """Return a place at the route's provider, for one call with its retries. First come, first served.
 
-        A retry that waits keeps its place while the provider answers nobody: then others queue instead of joining in.
+        A retry that waits keeps its place while no request is answered: then others queue instead of joining in.
         After a failure among answers, and after a refusal for being one too many, it gives its place up, and is the
         next to get one when there is room again.
 

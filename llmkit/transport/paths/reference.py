@@ -73,7 +73,7 @@ class ReferencePath:
 
 
 async def _stop(task: asyncio.Task[Any], exchange: Exchange) -> None:
-    """End a request that nobody waits for, as soon as it can be ended without a warning.
+    """End a request without a waiting caller, as soon as it can be ended without a warning.
 
     Until the request leaves, LiteLLM prepares it in a thread, and a cancellation there drops a coroutine that was never
     awaited. So the transport holds it back instead, some milliseconds later.

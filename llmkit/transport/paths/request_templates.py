@@ -21,11 +21,11 @@ from llmkit.transport.paths.translation import PreparedRequest, Translation
 __all__ = ["Forms", "kind_of"]
 
 _PLAIN_MESSAGE = frozenset({"role", "content"})
-# Nobody's prompt: a mark is looked for in a translation that holds no prompt at all.
+# A mark is looked for in a translation that contains no prompt at all.
 _MARK = "llmkit-text-{}-87b0c7e1"
 _MARKS = re.compile(r'"llmkit-text-(\d+)-87b0c7e1"')
 _MARKS_IN_BYTES = re.compile(_MARKS.pattern.encode())
-# Who asks in ever new ways (another seed for every sample) must not fill the memory.
+# A caller with ever new kinds of requests (another seed for every sample) must not fill the memory.
 _MOST_KEPT = 512
 
 _encode = compact_encoder()
@@ -47,10 +47,10 @@ def kind_of(arguments: Mapping[str, Any]) -> bytes | None:
         roles.append(message["role"])
     rest = {name: value for name, value in arguments.items() if name != "messages"}
     try:
-        told = _encode([roles, rest])
+        encoded = _encode([roles, rest])
     except (TypeError, ValueError):
         return None
-    return blake2b(told.encode(), digest_size=16).digest()
+    return blake2b(encoded.encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)

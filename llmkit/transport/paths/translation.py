@@ -113,7 +113,7 @@ class _Unheard:
     optional_params: Mapping[str, Any] = {}
 
     def post_call(self, **_said: Any) -> None:
-        """Nobody listens."""
+        """Report nothing: there is no listener."""
 
 
 _UNHEARD = _Unheard()

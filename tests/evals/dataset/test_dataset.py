@@ -71,11 +71,11 @@ def test_json_lines_with_a_mark_blank_lines_and_windows_line_ends(tmp_path):
         ('{"input": "a", "metadata": 1}', "d.jsonl, line 2: metadata: Input should be a valid dictionary"),
         ('{"input": "a", "id": ""}', "d.jsonl, line 2: id: String should have at least 1 character"),
         ('{"input": "a", "target": NaN}', "d.jsonl, line 2: not JSON: NaN is not a JSON value"),
-        ('{"input": "\\ud800"}', "d.jsonl, line 2: input: holds half of a character (a lone surrogate)"),
+        ('{"input": "\\ud800"}', "d.jsonl, line 2: input: contains half of a character (a lone surrogate)"),
         ("[" * 100_000, "d.jsonl, line 2: not JSON"),
         ('{"input": {"a": ' + "[" * 900 + "]" * 900 + "}}", "d.jsonl, line 2: lists or objects within each other, too"),
         ('{"input": {"a": 1, "a": 2}}', "d.jsonl, line 2: not JSON: the field 'a' stands twice in one object"),
-        ('{"input": "a", "id": "x\\u0000"}', "d.jsonl, line 2: id: holds the character NUL"),
+        ('{"input": "a", "id": "x\\u0000"}', "d.jsonl, line 2: id: contains the character NUL"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path, line, message):
