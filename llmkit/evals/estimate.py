@@ -162,8 +162,8 @@ def forecast(
     ids = {sample.key for sample in task.load(limit)}
     earlier = run if history is None else history
     stored = () if run is None else run.results
-    history = () if earlier is None else earlier.results
-    rows = (_of_route(route, ids, epochs, stored, history, concurrency) for route in routes)
+    known = () if earlier is None else earlier.results
+    rows = (_of_route(route, ids, epochs, stored, known, concurrency) for route in routes)
     return tuple(rows if settings is None else (_within_limits(row, settings) for row in rows))
 
 
@@ -189,14 +189,14 @@ def _of_route(
     ids: set[str],
     epochs: int,
     stored: Iterable[EvalResult],
-    history: Iterable[EvalResult],
+    known: Iterable[EvalResult],
     concurrency: int,
 ) -> Forecast:
     done = sum(
         result.route == route and result.sample_id in ids and result.epoch < epochs and _is_kept(result)
         for result in stored
     )
-    answered = [result for result in history if result.route == route and result.status in (SUCCEEDED, SCORER_FAILED)]
+    answered = [result for result in known if result.route == route and result.status in (SUCCEEDED, SCORER_FAILED)]
     calls = len(ids) * epochs - done
     latency = _mean(result.latency_ms for result in answered)
     return Forecast(
