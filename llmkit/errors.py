@@ -349,6 +349,18 @@ _IN_OUR_WORDS = {
 }
 
 
+def describe_exception(error: BaseException) -> str:
+    """Return class and message of an exception of other code, as text that can be stored and shown."""
+    try:
+        message = str(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 (the exception is the user's, and so is its `__str__`)
+        message = "(its message cannot be shown)"
+    # A lone surrogate can be part of a string, and not of a column of a DataFrame.
+    return f"{type(error).__name__}: {message}".encode("utf-8", "backslashreplace").decode()
+
+
 def describe_validation(error: ValidationError) -> Iterator[str]:
     """Yield one line per problem of a Pydantic error: where it is and what is wrong, without the offending value."""
     for problem in error.errors(include_input=False, include_url=False, include_context=False):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmkit.cli.reserved_stdout import find_document_stream
 from llmkit.display.terminal_text import escape_controls
 from llmkit.errors import LLMBadRequest
 
@@ -58,8 +59,18 @@ Workspace = Annotated[
     typer.Option("--workspace", "-w", help="Workspace of the runs; default LLM_WORKSPACE_ID, else 'default'."),
 ]
 
-JUnitFile = Annotated[Path | None, typer.Option("--junit", help="Also write JUnit XML to this file.")]
-MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Also write a Markdown summary to this file.")]
+
+def _make_absolute(file: Path | None) -> Path | None:
+    # At the start: a scorer or a task file may change the working directory.
+    return None if file is None else file.expanduser().absolute()
+
+
+JUnitFile = Annotated[
+    Path | None, typer.Option("--junit", callback=_make_absolute, help="Also write JUnit XML to this file.")
+]
+MarkdownFile = Annotated[
+    Path | None, typer.Option("--markdown", callback=_make_absolute, help="Also write a Markdown summary to this file.")
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Largest number of tokens, input and output, that the run may use, judges included."),
@@ -67,7 +78,10 @@ MaxTokens = Annotated[
 MaxCostUsd = Annotated[float | None, typer.Option(help="Largest cost of the run, in US dollars.")]
 MaxTimeS = Annotated[float | None, typer.Option(help="Longest time that this call may run, in seconds.")]
 HtmlFile = Annotated[
-    Path | None, typer.Option("--html", help="Also write the full report, with every sample, to this HTML file.")
+    Path | None,
+    typer.Option(
+        "--html", callback=_make_absolute, help="Also write the full report, with every sample, to this HTML file."
+    ),
 ]
 Stable = Annotated[
     bool, typer.Option("--stable", help="Leave ids, clock times and latencies out of --html and --json.")
@@ -181,7 +195,7 @@ def read_piped_text(*, is_required: bool) -> str:
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
-    typer.echo(json.dumps(value, indent=2, default=str))
+    typer.echo(json.dumps(value, indent=2, default=str), file=find_document_stream())
 
 
 def print_rich(renderable: Any) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from llmkit.errors import LLMEvaluationError
+from llmkit.errors import LLMEvaluationError, describe_exception
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.types import Message
 
@@ -141,7 +141,7 @@ def _call_prompt(function: Callable[[Sample], Any], sample: Sample) -> Content:
         content = function(sample)
     except Exception as error:
         raise LLMEvaluationError(
-            f"The prompt function {name} failed on sample {sample.id!r}: {type(error).__name__}: {error}"
+            f"The prompt function {name} failed on sample {sample.id!r}: {describe_exception(error)}"
         ) from error
     if isinstance(content, str):
         return content

@@ -137,6 +137,91 @@ def test_the_command_line_of_the_specification_compares_two_routes(
     assert [len(server.calls) for server in servers] == [10, 10]
 
 
+NOISY_TASK = """
+import os, subprocess, sys
+from pydantic import BaseModel
+from llmkit.evals import Sample, Task
+
+print("imported")
+original = sys.stdout
+
+class Answer(BaseModel):
+    label: str
+
+def noisy(output, sample):
+    print("print")
+    original.write("reference")
+    sys.__stdout__.write("original")
+    os.write(1, b"descriptor")
+    subprocess.run([sys.executable, "-c", "print('child')"], check=True)
+    os.chdir(os.sep)
+    return 1
+
+def prompt(sample):
+    print("prompt")
+    return sample.input
+
+task = Task("noisy", [Sample("a")], prompt, Answer, [noisy])
+"""
+
+
+def test_json_is_all_of_stdout_whatever_a_scorer_prints(
+    servers: tuple[OllamaServer, GeminiServer], tmp_path: Path
+) -> None:
+    file = tmp_path / "noisy.py"
+    file.write_text(NOISY_TASK, encoding="utf-8")
+    done = run_process("eval", "run", str(file), "--routes", "ollama/llama3.2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["summary"]
+    noise = ("imported", "print", "reference", "original", "descriptor", "child")
+    assert [word for word in noise if word not in done.stderr] == []
+
+
+QUIETER_TASK = """
+from pydantic import BaseModel
+from llmkit.evals import Sample, Task
+
+print("imported")
+
+class Answer(BaseModel):
+    label: str
+
+def noisy(output, sample):
+    print("scored")
+    return 1
+
+task = Task("noisy", [Sample("a")], "{input}", Answer, [noisy])
+"""
+
+
+def test_json_is_all_of_stdout_whatever_a_task_file_prints(
+    servers: tuple[OllamaServer, GeminiServer], tmp_path: Path
+) -> None:
+    file = tmp_path / "noisy.py"
+    file.write_text(QUIETER_TASK, encoding="utf-8")
+    for command in (
+        ["run", str(file), "--routes", "ollama/llama3.2", "--name", "n"],
+        ["report", "n", "--task", str(file)],
+        ["plan", str(file), "--routes", "ollama/llama3.2"],
+    ):
+        done = run("eval", *command, "--json")
+        assert isinstance(json.loads(done.stdout), dict), done.stderr
+        assert "imported" in done.stderr
+
+
+def test_files_are_written_where_they_were_wanted_when_the_folder_changes(
+    servers: tuple[OllamaServer, GeminiServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "moving.py"
+    file.write_text(NOISY_TASK, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    files = {"--html": "r.html", "--junit": "r.xml", "--markdown": "r.md"}
+    options = [part for pair in files.items() for part in pair]
+    done = run_process("eval", "run", str(file), "--routes", "ollama/llama3.2", *options)
+    assert done.returncode == 0, done.stderr
+    assert {name for name in files.values() if not (tmp_path / name).stat().st_size} == set()
+
+
 def test_limit_epochs_and_concurrency_are_taken(servers: tuple[OllamaServer, GeminiServer], task_file: Path) -> None:
     command = ["eval", "run", str(task_file), "--routes", "ollama/llama3.2", "--name", "n"]
     done = run(*command, "--limit", "3", "--epochs", "2", "--concurrency", "1")

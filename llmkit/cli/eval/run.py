@@ -16,6 +16,7 @@ from llmkit.cli.eval.transfer import eval_export, eval_import
 from llmkit.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from llmkit.cli.option_groups import RunOutput, expand_groups
 from llmkit.cli.output import MaxCostUsd, MaxTimeS, MaxTokens, split_routes
+from llmkit.cli.reserved_stdout import reserve_stdout
 
 __all__ = ["eval_app"]
 
@@ -26,8 +27,8 @@ eval_app = typer.Typer(help="Run tasks over several routes and compare them.", n
 eval_app.command("list")(eval_list)
 eval_app.command("compare")(eval_compare)
 eval_app.command("gate")(eval_gate)
-eval_app.command("plan")(eval_plan)
-eval_app.command("report")(eval_report)
+eval_app.command("plan")(reserve_stdout(eval_plan))
+eval_app.command("report")(reserve_stdout(eval_report))
 eval_app.command("export")(eval_export)
 eval_app.command("import")(eval_import)
 
@@ -38,6 +39,7 @@ def _describe_group() -> None:
 
 
 @eval_app.command("run")
+@reserve_stdout
 @expand_groups
 def eval_run(  # noqa: PLR0913 - options of a command
     file: Annotated[

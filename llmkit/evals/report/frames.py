@@ -63,11 +63,17 @@ def build_sample_row(result: EvalResult, dataset: Mapping[str, Sample]) -> dict[
         "warnings": "\n".join(result.warnings) or None,
         "finished_at_utc": None if result.status in (NOT_RUN, IN_PROGRESS) else result.finished_at_utc,
     }
-    return row | {f"{SCORE_PREFIX}{name}": value for name, value in result.scores.items()}
+    return row | {f"{SCORE_PREFIX}{_replace_surrogates(name)}": value for name, value in result.scores.items()}
 
 
 def _to_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return None if text is None else _replace_surrogates(text)
+
+
+def _replace_surrogates(text: str) -> str:
+    # Version 0.1.0 stored lone surrogates that a scorer returned, and a column of strings is UTF-8.
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def build_frame(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:

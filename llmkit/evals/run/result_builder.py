@@ -13,6 +13,7 @@ from llmkit.errors import (
     LLMError,
     LLMReasoningExhausted,
     LLMUnusableAnswer,
+    describe_exception,
 )
 from llmkit.eval_ports import EvalResult
 from llmkit.evals.results import FAILED, FALLBACK_WARNING, SCORER_FAILED, SUCCEEDED, Slot
@@ -95,7 +96,7 @@ def _status(scores: Scores) -> str:
 def build_failure(slot: Slot, error: Exception) -> EvalResult:
     """Return the result of a sample that got none. What it cost is in it as far as the error knows its attempts."""
     known = isinstance(error, LLMError)
-    message = redact(str(error) if known else f"{type(error).__name__}: {error}")
+    message = redact(str(error) if known else describe_exception(error))
     attempts = error.attempts if isinstance(error, LLMError) else ()
     usage = TokenUsage.total(attempt.usage for attempt in attempts)
     return slot.result(

@@ -12,17 +12,21 @@ from copy import deepcopy
 from threading import Thread
 from typing import Any
 
-from llmkit.errors import LLMBudgetExhausted, LLMStoreError
+from llmkit.errors import LLMBudgetExhausted, LLMStoreError, describe_exception
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.scorers.base import ContextScorer, FunctionScorer, Options, Score, Scorer, Scores, ScoringContext
 
-__all__ = ["DEFAULT_SCORER_TIMEOUT_S", "apply_scorers"]
+__all__ = ["DEFAULT_SCORER_TIMEOUT_S", "SCORER_THREAD", "apply_scorers"]
 
 DEFAULT_SCORER_TIMEOUT_S = 60.0
 # Time for a cancelled scorer to end; after that it is abandoned.
 CANCEL_TIMEOUT_S = 1.0
 LONGEST_ERROR = 500
+SCORER_THREAD = "llmkit-scorer"
 LONGEST_DETAIL = 1_000
+# Each part is a metric, and so a column of every report.
+LONGEST_PART = 200
+MOST_PARTS = 1_000
 
 
 async def apply_scorers(
@@ -52,33 +56,43 @@ async def apply_scorers(
     """
     scores = Scores()
     for scorer in scorers:
-        limit = getattr(scorer, "timeout_s", None) or timeout_s
         try:
-            score = _validate(await _call(scorer, output, sample, context, limit))
-        except (LLMStoreError, LLMBudgetExhausted):
-            raise
-        except Exception as error:  # noqa: BLE001 (a scorer is the user's code: its exceptions belong to the sample)
-            scores.errors[scorer.name] = f"{type(error).__name__}: {error}"[:LONGEST_ERROR]
+            score = await _call(scorer, output, sample, context, timeout_s)
+        except Exception as error:
+            if isinstance(error, LLMStoreError | LLMBudgetExhausted) and isinstance(scorer, ContextScorer):
+                raise
+            scores.errors[scorer.name] = describe_exception(error)[:LONGEST_ERROR]
         else:
             scores.values[scorer.name] = score.value
             if score.detail:
-                scores.details[scorer.name] = score.detail[:LONGEST_DETAIL]
+                scores.details[scorer.name] = score.detail
             scores.values.update({f"{scorer.name}.{part}": value for part, value in score.parts.items()})
     return scores
 
 
 async def _call(
-    scorer: Scorer, output: Any, sample: Sample, context: ScoringContext | None, limit_s: float | None
-) -> Any:
-    if getattr(scorer, "is_quick", False):
-        return scorer(output, sample)
+    scorer: Scorer, output: Any, sample: Sample, context: ScoringContext | None, timeout_s: float | None
+) -> Score:
+    try:
+        if isinstance(scorer, Options) and scorer.is_quick:
+            return _validate(scorer(output, sample))
+        limit_s = getattr(scorer, "timeout_s", None) or timeout_s
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 (nothing is awaited here, so a CancelledError is the scorer's too)
+        raise _to_exception(error) from None
+    # In a task, copies included: what it raises is then told apart from a cancellation of the evaluation.
+    return await _wait_within(limit_s, _call_slow(scorer, output, sample, context))
+
+
+async def _call_slow(scorer: Scorer, output: Any, sample: Sample, context: ScoringContext | None) -> Score:
     if not isinstance(scorer, Options):
         output, sample = deepcopy((output, sample))
-    if isinstance(scorer, ContextScorer):
-        if context is None:
-            raise TypeError("this scorer calls a model, so it needs an evaluation")
-        return await _wait_within(limit_s, scorer.score_in(context, output, sample))
-    return await _wait_within(limit_s, _call_plain(scorer, output, sample))
+    if not isinstance(scorer, ContextScorer):
+        return _validate(await _call_plain(scorer, output, sample))
+    if context is None:
+        raise TypeError("this scorer calls a model, so it needs an evaluation")
+    return _validate(await scorer.score_in(context, output, sample))
 
 
 async def _call_plain(scorer: Scorer, output: Any, sample: Sample) -> Any:
@@ -112,19 +126,25 @@ async def _run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
         with suppress(RuntimeError):  # the loop is closed: the function was abandoned
             loop.call_soon_threadsafe(settle, found, problem)
 
-    Thread(target=contextvars.copy_context().run, args=(work,), name="llmkit-scorer", daemon=True).start()
+    Thread(target=contextvars.copy_context().run, args=(work,), name=SCORER_THREAD, daemon=True).start()
     found, error = await ended
     if error is not None:
-        raise error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+        raise _to_exception(error)
     return found
 
 
-async def _wait_within(limit_s: float | None, work: Coroutine[Any, Any, Any]) -> Any:
+async def _wait_within(limit_s: float | None, work: Coroutine[Any, Any, Score]) -> Score:
     """Wait for work within its time, then cancel it. Work that ignores the cancellation is abandoned."""
     task = asyncio.ensure_future(_catch_exit(work))
     try:
         await asyncio.wait({task}, timeout=limit_s)
+        if task.cancelled():
+            # Not by the evaluation, whose cancellation ends the line above.
+            raise RuntimeError("CancelledError: the scorer cancelled itself")
         if task.done():
+            error = task.exception()
+            if error is not None:
+                raise _to_exception(error)
             return task.result()
     finally:
         if not task.done():
@@ -133,20 +153,32 @@ async def _wait_within(limit_s: float | None, work: Coroutine[Any, Any, Any]) ->
     raise TimeoutError(f"no score within {limit_s:g} s; the limit is the option scorer_timeout_s")
 
 
-async def _catch_exit(work: Awaitable[Any]) -> Any:
+async def _catch_exit(work: Awaitable[Score]) -> Score:
     try:
         return await work
     except SystemExit as error:  # SystemExit would end the event loop
-        raise RuntimeError(f"SystemExit: {error}") from None
+        raise _to_exception(error) from None
+
+
+def _to_exception(error: BaseException) -> Exception:
+    """Return an exception that may leave the scorer: others, such as GeneratorExit, would end the evaluation."""
+    return error if isinstance(error, Exception) else RuntimeError(describe_exception(error))
 
 
 def _validate(raw: Any) -> Score:
     score = raw if isinstance(raw, Score) else Score(_to_number(raw))
+    if len(score.parts) > MOST_PARTS:
+        raise ValueError(f"a score has at most {MOST_PARTS} parts; got {len(score.parts)}")
     return Score(
         _to_number(score.value),
-        str(score.detail or ""),
-        {part: _to_number(value) for part, value in score.parts.items()},
+        _to_storable(score.detail or "", LONGEST_DETAIL),
+        {_to_storable(part, LONGEST_PART): _to_number(value) for part, value in score.parts.items()},
     )
+
+
+def _to_storable(value: Any, length: int) -> str:
+    # A lone surrogate would be stored, and then no DataFrame of the run could be built.
+    return str(value)[:length].encode("utf-8", "backslashreplace").decode()
 
 
 def _to_number(raw: Any) -> float:
@@ -155,5 +187,5 @@ def _to_number(raw: Any) -> float:
     except (TypeError, ValueError):
         raise TypeError(f"a score must be a number, a bool or a Score; got {type(raw).__name__}") from None
     if isinstance(raw, str) or not math.isfinite(value):
-        raise ValueError(f"a score must be a finite number; got {raw!r}")
+        raise ValueError(f"a score must be a finite number; got {raw!r:.100}")
     return value

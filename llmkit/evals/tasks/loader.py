@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 
-from llmkit.errors import LLMError, LLMEvaluationError
+from llmkit.errors import LLMError, LLMEvaluationError, describe_exception
 from llmkit.evals.tasks.task import Task, relative_to
 from llmkit.evals.tasks.yaml_task import load_task_data
 
@@ -83,5 +83,4 @@ def _description(error: BaseException, file: Path) -> str:
         return f"{error.filename or file}:{error.lineno}: {type(error).__name__}: {error.msg}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     place = f"{file}:{lines[-1]}" if lines else str(file)
-    kind = "" if isinstance(error, LLMError) else f"{type(error).__name__}: "
-    return f"{place}: {kind}{error}"
+    return f"{place}: {error if isinstance(error, LLMError) else describe_exception(error)}"
