@@ -359,7 +359,7 @@ class _Evaluation:
 
     async def update_run(self) -> None:
         """Record which samples and scorers the stored results are of, unless some could not be scored again."""
-        if self._has_unscored or (self.guard.stopped_by and self._stale):
+        if self._has_unscored or (self._is_stopped and self._stale):
             return
         updated = self.plan.update_run(self.run)
         if sha256_of([updated.dataset_sha256, updated.spec]) != sha256_of([self.run.dataset_sha256, self.run.spec]):
