@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.compiled_statements import PreparedSelect
 from llmkit.persistence.database_errors import database_gone, store_error
-from llmkit.persistence.fork_safety import ForkGate
+from llmkit.persistence.fork_safety import ForkLock
 from llmkit.persistence.sqlite_driver import open_sqlite
 from llmkit.persistence.transaction_watch import write_began, write_ended
 
@@ -162,13 +162,13 @@ class WriteConnection:
     Args:
         opener: Opens it.
         path: The file, for SQLite.
-        gate: Shut while the process forks.
+        fork_lock: Blocked while the process forks.
     """
 
-    def __init__(self, opener: Callable[[], Writer], path: Path | None, gate: ForkGate) -> None:
+    def __init__(self, opener: Callable[[], Writer], path: Path | None, fork_lock: ForkLock) -> None:
         self._opener = opener
         self._path = path
-        self._gate = gate
+        self._fork_lock = fork_lock
         self._open: tuple[Writer, FileGuard] | None = None
 
     def transact(self, work: Callable[[Writer], T]) -> T:
@@ -179,7 +179,7 @@ class WriteConnection:
             Exception: What `work` or the driver raises; then nothing of it is stored, unless the connection broke
                 while committing, which cannot be determined.
         """
-        with self._gate:
+        with self._fork_lock:
             try:
                 return self._run_transaction(work)
             except BaseException:
@@ -202,11 +202,11 @@ class WriteConnection:
 
     def close(self) -> None:
         """Give the connection up, whatever state it is in. The next use opens another."""
-        with self._gate:
+        with self._fork_lock:
             self.discard()
 
     def discard(self) -> None:
-        """Do the same as `close`, for the caller that has shut the gate."""
+        """Do the same as `close`, for a caller that has blocked the fork lock."""
         if self._open is not None:
             writer, self._open = self._open[0], None
             writer.close()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import warnings
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Final
 from uuid import uuid4
 
 import diskcache
-from diskcache.core import DBNAME, MODE_RAW, UNKNOWN
+from diskcache.core import DBNAME, DEFAULT_SETTINGS, MODE_RAW, UNKNOWN
 from pydantic import ValidationError
 
+from llmkit.cleanup import close_when_dropped, start_reaper
 from llmkit.errors import LLMStoreError
+from llmkit.persistence.fork_safety import pause_around_forks
 from llmkit.ports import CacheKey
 from llmkit.types import LLMResponse
 
@@ -57,6 +61,86 @@ class JsonTextDisk(diskcache.Disk):  # type: ignore[misc]
         return value if mode == MODE_RAW and filename is None and not read and isinstance(value, str) else None
 
 
+# Those of diskcache's settings that SQLite keeps for each connection, and not in the file.
+_PRAGMAS: Final = tuple(
+    f"PRAGMA {name}={DEFAULT_SETTINGS[f'sqlite_{name}']}" for name in ("cache_size", "mmap_size", "synchronous")
+)
+# Connections that a child inherited in the middle of a read. SQLite must not even close them there.
+_INHERITED: Final[list[sqlite3.Connection]] = []
+
+
+class _OneConnectionCache(diskcache.Cache):  # type: ignore[misc]
+    """diskcache on one connection, for all threads of a process in turn.
+
+    diskcache opens a connection in every thread, which only that thread can close: each thread that ends leaves an open
+    file behind, about which Python 3.13 warns.
+    """
+
+    def __init__(self, directory: Path, size_limit_bytes: int) -> None:
+        self._connection: sqlite3.Connection | None = None
+        self._pid = os.getpid()
+        self._lock = Lock()
+        self._is_paused = False
+        try:
+            super().__init__(
+                str(directory),
+                timeout=LOCK_TIMEOUT_S,
+                disk=JsonTextDisk,
+                size_limit=size_limit_bytes,
+                eviction_policy="least-recently-stored",
+            )
+        except BaseException:
+            self.close()
+            raise
+        pause_around_forks(self)
+
+    def lock(self) -> Lock:
+        """Return the lock to be taken around every use."""
+        if self._pid != os.getpid():
+            self._start_anew()
+        return self._lock
+
+    def _start_anew(self) -> None:
+        """Forget what a forked child inherited: the lock may be taken by a thread that the child does not have."""
+        if self._connection is not None:
+            _INHERITED.append(self._connection)
+            self._connection = None
+        self._txn_id = None
+        self._lock = Lock()
+        self._pid = os.getpid()
+        pause_around_forks(self)
+
+    @property
+    def _con(self) -> sqlite3.Connection:
+        """The connection; diskcache's own property of this name gives each thread another."""
+        if self._connection is None:
+            self._connection = sqlite3.connect(
+                Path(self._directory, DBNAME), timeout=self._timeout, isolation_level=None, check_same_thread=False
+            )
+            for pragma in _PRAGMAS:
+                self._connection.execute(pragma)
+        return self._connection
+
+    def close(self) -> None:
+        """Close the file, in the process that opened it. The next use opens it again."""
+        if self._pid == os.getpid() and self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.close()
+
+    def pause(self, patience_s: float) -> None:
+        """Close the file for a fork, see `fork_safety`."""
+        if self._pid == os.getpid():
+            self._is_paused = self._lock.acquire(timeout=patience_s)
+            if self._is_paused:
+                self.close()
+
+    def resume(self) -> None:
+        """Go on in the parent."""
+        if self._is_paused and self._pid == os.getpid():
+            self._is_paused = False
+            self._lock.release()
+
+
 class DiskContentCache:
     """Answers on disk, readable by their owner only.
 
@@ -72,12 +156,15 @@ class DiskContentCache:
     def __init__(self, directory: Path, *, ttl_s: float, size_limit_bytes: int) -> None:
         self._ttl_s = ttl_s
         self._cache = _open(directory, size_limit_bytes)
+        start_reaper()
+        close_when_dropped(self, self._cache.close)
 
     def get(self, key: CacheKey) -> LLMResponse | None:
         """Return the stored answer, or None when there is none that can be trusted."""
         text = key.text()
         try:
-            entry = self._cache.get(_digest(text))
+            with self._cache.lock():
+                entry = self._cache.get(_digest(text))
         except _BROKEN:
             return None
         if not isinstance(entry, str):
@@ -95,9 +182,10 @@ class DiskContentCache:
         text = key.text()
         body = response.as_stored()
         try:
-            self._cache.set(
-                _digest(text), f"{_seal(text, body)}\n{body}", expire=self._ttl_s, tag=_digest(key.workspace_id)
-            )
+            with self._cache.lock():
+                self._cache.set(
+                    _digest(text), f"{_seal(text, body)}\n{body}", expire=self._ttl_s, tag=_digest(key.workspace_id)
+                )
         except _BROKEN:
             return
 
@@ -108,41 +196,33 @@ class DiskContentCache:
             LLMStoreError: The folder cannot be written.
         """
         try:
-            return int(self._cache.evict(_digest(workspace_id)))
+            with self._cache.lock():
+                return int(self._cache.evict(_digest(workspace_id)))
         except _BROKEN as error:
             raise LLMStoreError(f"The cache in {self._cache.directory} cannot be cleared: {error}") from None
 
     def close(self) -> None:
-        """Close the files of this thread."""
-        self._cache.close()
+        """Close the file, whichever threads have used it."""
+        with self._cache.lock():
+            self._cache.close()
 
 
-def _open(directory: Path, size_limit_bytes: int) -> diskcache.Cache:
+def _open(directory: Path, size_limit_bytes: int) -> _OneConnectionCache:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
         try:
-            return _open_files(directory, size_limit_bytes)
+            return _OneConnectionCache(directory, size_limit_bytes)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise  # locked, read-only or not to be opened: the file itself is sound
             _set_aside(directory, error)
-            return _open_files(directory, size_limit_bytes)
+            return _OneConnectionCache(directory, size_limit_bytes)
     except (*_BROKEN, ValueError) as error:
         raise LLMStoreError(
             f"The cache folder {directory} cannot be used ({error}); "
             "make it writable, set LLM_CACHE_DIR to another folder, or LLM_CACHE_ENABLED=false"
         ) from None
-
-
-def _open_files(directory: Path, size_limit_bytes: int) -> diskcache.Cache:
-    return diskcache.Cache(
-        str(directory),
-        timeout=LOCK_TIMEOUT_S,
-        disk=JsonTextDisk,
-        size_limit=size_limit_bytes,
-        eviction_policy="least-recently-stored",
-    )
 
 
 def _set_aside(directory: Path, error: sqlite3.DatabaseError) -> None:

@@ -14,24 +14,24 @@ from types import TracebackType
 from typing import Final, Protocol
 from weakref import WeakSet
 
-__all__ = ["ForkGate", "Pausable", "pause_around_forks"]
+__all__ = ["ForkLock", "Pausable", "pause_around_forks"]
 
 # Longer than a batch takes; a writer that waits for a lock of another program may be longer, see `pause`.
 PATIENCE_S: Final = 5.0
 
 
-class ForkGate:
-    """A passage that many threads use at once, until it is shut. Not reentrant."""
+class ForkLock:
+    """A lock that many threads share until a fork blocks it for all. Not reentrant."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._condition = Condition(self._lock)
         self._inside = 0
-        self._shut = False
+        self._is_blocked = False
 
     def __enter__(self) -> None:
         with self._lock:  # the lock itself: entering the condition costs a microsecond more, on every read
-            while self._shut:
+            while self._is_blocked:
                 self._condition.wait()
             self._inside += 1
 
@@ -40,19 +40,19 @@ class ForkGate:
     ) -> None:
         with self._lock:
             self._inside -= 1
-            if self._shut:
+            if self._is_blocked:
                 self._condition.notify_all()
 
-    def shut(self, patience_s: float) -> bool:
-        """Admit no further caller, and return whether all callers inside left in time."""
+    def block(self, patience_s: float) -> bool:
+        """Block new users, and return whether the present ones left in time."""
         with self._condition:
-            self._shut = True
+            self._is_blocked = True
             return self._condition.wait_for(lambda: self._inside == 0, patience_s)
 
-    def open(self) -> None:
-        """Let in those who wait."""
+    def unblock(self) -> None:
+        """Admit users again."""
         with self._condition:
-            self._shut = False
+            self._is_blocked = False
             self._condition.notify_all()
 
 

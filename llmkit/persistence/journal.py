@@ -18,7 +18,7 @@ from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.compiled_statements import PreparedSelect, Statements, sqlite_statements
 from llmkit.persistence.connections import ServerWriter, SqliteReader, SqliteWriter, WriteConnection, Writer
 from llmkit.persistence.database_errors import patiently, store_error
-from llmkit.persistence.fork_safety import ForkGate, pause_around_forks
+from llmkit.persistence.fork_safety import ForkLock, pause_around_forks
 from llmkit.persistence.operations import (
     AbandonRun,
     Annotate,
@@ -51,14 +51,14 @@ class _Resources:
 
     def __init__(self, address: DatabaseAddress, busy_timeout_s: float, patience_s: float) -> None:
         self.pid = os.getpid()
-        self.gate = ForkGate()
+        self.fork_lock = ForkLock()
         self.open_in_child = False
         self._address = address
         self._busy_timeout_s = busy_timeout_s
         self._engine: Engine | None = None
         self._lock = Lock()
         self.statements = sqlite_statements() if address.is_sqlite else _compile_for(self.engine)
-        self._connection = WriteConnection(self._open_writer, address.path, self.gate)
+        self._connection = WriteConnection(self._open_writer, address.path, self.fork_lock)
         self.writer = GroupWriter(self._connection, self.statements, address, patience_s)
         self.reader = SqliteReader(address, busy_timeout_s) if address.is_sqlite else None
         if address.is_sqlite:
@@ -83,20 +83,24 @@ class _Resources:
         """Close the SQLite file for a fork. What cannot be closed in time makes the database unusable in the child."""
         if self.pid != os.getpid():
             return
-        are_shut = [each.shut(patience_s) for each in (self.gate, self.reader) if each is not None]
-        self.open_in_child = not all(are_shut)
+        is_idle = self.fork_lock.block(patience_s)
+        if self.reader is not None:
+            is_idle = self.reader.shut(patience_s) and is_idle
+        self.open_in_child = not is_idle
         if self.open_in_child:
             return
         self._connection.discard()
         if self._engine is not None:
-            # A connection that was borrowed from the engine directly stays open.
+            # A connection that a caller has borrowed stays open, so the child may not use the file at all. Then the
+            # pool is kept: what is returned to a pool that was disposed of is never closed.
             self.open_in_child = _is_lent(self._engine)
-            self._engine.dispose()
+            if not self.open_in_child:
+                self._engine.dispose()
 
     def resume(self) -> None:
         """Go on after a fork, in the parent."""
         if self.pid == os.getpid():
-            self.gate.open()
+            self.fork_lock.unblock()
             if self.reader is not None:
                 self.reader.reopen()
 
@@ -259,7 +263,7 @@ class Journal:
 
         def once() -> T:
             resources = self._here()
-            with resources.gate, snapshot(resources.engine) as connection:
+            with resources.fork_lock, snapshot(resources.engine) as connection:
                 return work(connection)
 
         try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import sqlite3
 import stat
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,11 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmkit import Session
+from llmkit.cleanup import close_when_dropped
 from llmkit.errors import LLMStoreError
 from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.ports import CacheKey
 from llmkit.testing import OllamaServer
 from llmkit.types import LLMResponse, Route, TokenUsage
+from tests.support.forked import run_in_child
 
 ROUTE = Route.parse("ollama/x")
 KEY = CacheKey("w", "sha", ROUTE, "fast", 0)
@@ -180,3 +185,50 @@ def test_a_damaged_cache_is_set_aside_with_one_warning(tmp_path, content):
         assert session.chat("hi", route="ollama/llama3.2").served_from == "cache"
     (damaged,) = folder.glob("cache.db.damaged-*")
     assert damaged.read_bytes() == content
+
+
+def _open_files(cache: DiskContentCache) -> list[str]:
+    """The files of the cache that are open in this process."""
+    links = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return [link for link in links if link.startswith(cache._cache.directory)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are only listed on Linux")
+def test_close_closes_what_every_thread_has_opened(cache: DiskContentCache) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        barrier = threading.Barrier(4)
+
+        def use(number: int) -> LLMResponse | None:
+            barrier.wait()
+            cache.put(KEY, ANSWER)
+            return cache.get(KEY)
+
+        assert list(pool.map(use, range(4))) == [ANSWER] * 4
+        assert _open_files(cache)
+        cache.close()
+        assert _open_files(cache) == []
+
+
+def test_a_cache_that_was_dropped_is_closed(tmp_path: Path) -> None:
+    cache = DiskContentCache(tmp_path / "dropped", ttl_s=60, size_limit_bytes=10**7)
+    files = cache._cache
+    cache.put(KEY, ANSWER)
+    del cache
+    gc.collect()
+    closed = threading.Event()
+    close_when_dropped(type("Owner", (), {})(), closed.set)  # the reaper works in the order of its queue
+    assert closed.wait(30)
+    assert files._connection is None
+
+
+def test_a_forked_child_uses_the_cache_and_leaves_that_of_its_parent_usable(cache: DiskContentCache) -> None:
+    cache.put(KEY, ANSWER)
+    other = CacheKey("w", "child", ROUTE, "fast", 0)
+
+    def use() -> None:
+        assert cache.get(KEY) == ANSWER
+        cache.put(other, ANSWER)
+        cache.close()
+
+    assert run_in_child(use) == 0
+    assert cache.get(other) == cache.get(KEY) == ANSWER

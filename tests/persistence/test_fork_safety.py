@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -13,30 +12,18 @@ import pytest
 
 from llmkit.errors import LLMStoreError
 from llmkit.persistence import fork_safety as fork
-from llmkit.persistence.fork_safety import ForkGate
+from llmkit.persistence.fork_safety import ForkLock
+from tests.support.forked import run_in_child
 from tests.support.repositories import JournalHome, journal_home
 from tests.support.run_values import a_start, a_success
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 
 @pytest.fixture
 def home(sqlite_url: str) -> Iterator[JournalHome]:
     yield from journal_home(sqlite_url)
-
-
-def in_child(work: Callable[[], None]) -> int:
-    """Exit code of a forked child that does the work: 0 when it raised nothing."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def write(home: JournalHome, key: str) -> None:
@@ -50,7 +37,7 @@ def keys(home: JournalHome) -> set[str]:
 def test_parent_and_child_keep_each_others_rows(home: JournalHome) -> None:
     for number in range(5):
         write(home, f"before {number}")
-        assert in_child(lambda each=number: write(home, f"child {each}")) == 0
+        assert run_in_child(lambda each=number: write(home, f"child {each}")) == 0
         write(home, f"after {number}")
     home.journal.close()
     assert len(keys(JournalHome(f"sqlite:///{home.journal.address.path}"))) == 15
@@ -66,7 +53,7 @@ def test_nothing_is_open_at_the_moment_of_the_fork(home: JournalHome) -> None:
 
     with pytest.raises(AssertionError):
         nothing_open()
-    assert in_child(nothing_open) == 0
+    assert run_in_child(nothing_open) == 0
     assert asyncio.run(home.repo.get_by_idempotency_key("lab", "k")) is not None
 
 
@@ -85,7 +72,7 @@ def test_forks_while_calls_are_under_way(home: JournalHome) -> None:
     caller = threading.Thread(target=lambda: asyncio.run(calls()))
     caller.start()
     for number in range(5):
-        assert in_child(lambda each=number: write(home, f"child {each}")) == 0
+        assert run_in_child(lambda each=number: write(home, f"child {each}")) == 0
     stop.set()
     caller.join()
     found = home.runs()
@@ -104,7 +91,7 @@ def test_a_fork_in_the_middle_of_a_read_is_refused_in_the_child(
             write(home, "child")
 
     codes: list[int] = []
-    home.journal.read_here(lambda _connection: codes.append(in_child(refused)))
+    home.journal.read_here(lambda _connection: codes.append(run_in_child(refused)))
     assert codes == [0]
     write(home, "parent")
     assert keys(home) == {"k", "parent"}
@@ -117,24 +104,24 @@ def test_a_fork_with_a_borrowed_connection_is_refused_in_the_child(home: Journal
 
     with home.journal.engine.connect() as connection:
         connection.exec_driver_sql("SELECT 1")
-        assert in_child(refused) == 0
+        assert run_in_child(refused) == 0
 
 
-def test_a_shut_gate_lets_nobody_in() -> None:
-    gate = ForkGate()
-    with gate:
-        assert not gate.shut(0.01)
-    assert gate.shut(0.01)
+def test_a_blocked_lock_lets_nobody_in() -> None:
+    lock = ForkLock()
+    with lock:
+        assert not lock.block(0.01)
+    assert lock.block(0.01)
     entered = threading.Event()
 
     def enter() -> None:
-        with gate:
+        with lock:
             entered.set()
 
     thread = threading.Thread(target=enter)
     thread.start()
     time.sleep(0.02)
     assert not entered.is_set()
-    gate.open()
+    lock.unblock()
     thread.join(60)
     assert entered.is_set()
