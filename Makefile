@@ -40,7 +40,7 @@ demo: $(RUN_STAMP) ## evaluate few-shot against zero-shot on a real model in thi
 test: $(DEV_STAMP) ## run every test, offline; fails below 80 % of the lines
 	$(if $(ROOMY),PYTEST_DEBUG_TEMPROOT=$(ROOMY)) $(BIN)/python -m pytest -n 2 --dist worksteal -p tests.support.line_coverage --durations=10
 
-quick: $(DEV_STAMP) ## run the tests of a minute: no real model, no server process, nothing slow
+quick: $(DEV_STAMP) ## run the fast tests, in about a minute: no real model, no server process
 	$(if $(ROOMY),PYTEST_DEBUG_TEMPROOT=$(ROOMY)) $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not local and not ollama" $(QUICK)
 
 notebooks: $(DEV_STAMP) ## execute the notebooks from their recordings, offline
@@ -64,16 +64,16 @@ build: $(DEV_STAMP) ## make wheel and sdist, check them, and install the wheel w
 	$(BIN)/twine check --strict dist/*
 	bash scripts/try_wheel.sh
 
-errors-page: $(DEV_STAMP) ## write docs/errors.md anew
+errors-page: $(DEV_STAMP) ## regenerate docs/errors.md
 	$(BIN)/python -m tests.support.errors_page
 
-statements: $(DEV_STAMP) ## compile the SQLite statements and schema of the store anew
+statements: $(DEV_STAMP) ## recompile the SQLite statements and schema of the store
 	$(BIN)/python -m scripts.compile_statements
 
-settings: $(DEV_STAMP) ## write the settings table of the README anew
+settings: $(DEV_STAMP) ## regenerate the settings table of the README
 	$(BIN)/python scripts/settings_table.py
 
-statistics: $(DEV_STAMP) ## simulate the tables of docs/statistics.md anew (two minutes)
+statistics: $(DEV_STAMP) ## recompute the tables of docs/statistics.md by simulation (two minutes)
 	$(BIN)/python scripts/statistics_tables.py
 
 check-pth: $(DEV_STAMP) ## fail on unknown code that runs when Python starts
@@ -88,7 +88,7 @@ bench: $(DEV_STAMP) ## measure; every figure is a ratio within one run
 migration: $(DEV_STAMP) ## draft a migration from the tables: make migration m="what changes"
 	$(BIN)/alembic revision --autogenerate -m "$(m)"
 
-lock: | $(BIN)/uv ## resolve the requirement files anew, with hashes and without index addresses
+lock: | $(BIN)/uv ## resolve the requirement files, with hashes and without index addresses
 	bash scripts/lock.sh
 
 clean: ## remove what the targets made in this folder

@@ -1,4 +1,4 @@
-"""What a comparison needs: the others' environments, and a stand-in server of the same kind for all."""
+"""Parts of a comparison: the others' environments, and a stand-in server of the same kind for all."""
 
 from __future__ import annotations
 

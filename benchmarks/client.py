@@ -1,4 +1,4 @@
-"""What a call through the client costs, against stock `litellm.acompletion` on the same stand-in server.
+"""The cost of a call through the client, against stock `litellm.acompletion` on the same stand-in server.
 
     python benchmarks/client.py [--part client router] [--calls N] [--rounds N] [--callers N ...] [--latency-ms N ...]
 
@@ -142,7 +142,7 @@ async def compare(provider: str, url: str, latency_s: float, asked: argparse.Nam
 
 
 def medians(rows: list[tuple[float, float]]) -> tuple[float, float]:
-    """Of rate and CPU."""
+    """Ratios of rate and CPU."""
     rate, cpu_ms = (statistics.median(column) for column in zip(*rows, strict=True))
     return rate, cpu_ms
 

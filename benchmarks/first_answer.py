@@ -1,4 +1,4 @@
-"""What the first stored answer of a fresh process costs, against a bare first `litellm.acompletion`.
+"""The cost of the first stored answer of a fresh process, against a bare first `litellm.acompletion`.
 
     python benchmarks/first_answer.py [--rounds N]
 

@@ -1,4 +1,4 @@
-"""What the adaptive limit costs against the best number that a person could have set by hand.
+"""The cost of the adaptive limit against the best number that a person could have set by hand.
 
     python benchmarks/limits.py
 

@@ -1,4 +1,4 @@
-"""What the evaluation runner costs: CPU for a sample, memory while it runs, and a finished run resumed.
+"""The cost of the evaluation runner: CPU for a sample, memory while it runs, and a finished run resumed.
 
     python benchmarks/runner.py            # 10,000 samples, then resumed
     python benchmarks/runner.py memory     # 10,000 and 100,000 samples, each in a process of its own; some minutes
@@ -37,14 +37,14 @@ from llmkit.testing.scripted_client import reply
 from llmkit.types import Attempt, AttemptStatus, LLMRequest, Route, utc_now
 
 CONCURRENCY = 64
-TEXT = "The kettle leaked on the second day and nobody answered my letters. " * 3
+TEXT = "The kettle leaked on the second day and no one answered my letters. " * 3
 ANSWER = reply('{"label": "negative"}')
 # Of the samples, where memory is looked at while they are worked on.
 LOOKS = 10
 
 
 class Label(BaseModel):
-    """What is asked for."""
+    """A verdict."""
 
     label: Literal["positive", "negative"]
 

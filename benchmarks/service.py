@@ -1,4 +1,4 @@
-"""What `LLMService.chat` costs: answers from the store and the cache, and the overhead on a call that is sent.
+"""The cost of `LLMService.chat`: answers from the store and the cache, and the overhead on a call that is sent.
 
     python benchmarks/service.py
 

@@ -392,7 +392,7 @@ class LLMService:
     ) -> NotSent | None:
         """Write STARTED before the first request leaves; do nothing before the others.
 
-        At the last moment, so that a call that waits for its turn holds no key, and a crash leaves none in doubt.
+        At the last moment, so that a waiting call does not take its key, and a crash leaves none in doubt.
         """
         if log.may_send:
             return None

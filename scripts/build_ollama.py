@@ -85,7 +85,7 @@ class BuildFailedError(Exception):
 
 
 class Toolchain(NamedTuple):
-    """What compiles Ollama here."""
+    """Compiler and flags of this machine."""
 
     go_version: str
     """As Go writes it, e.g. `go1.24.1`."""

@@ -1,4 +1,4 @@
-"""What the stand-in for Gemini answers in the notebooks: rules, not a model."""
+"""The stand-in for Gemini in the notebooks: rules, not a model."""
 
 import json
 import re

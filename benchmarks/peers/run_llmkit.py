@@ -20,7 +20,7 @@ from llmkit.evals.report.report import EvalReport
 
 
 class Sentiment(BaseModel):
-    """What is asked for."""
+    """A verdict."""
 
     label: Literal["positive", "negative"]
 

@@ -23,7 +23,7 @@ from pydantic_evals.lifecycle import CaseLifecycle
 
 
 class Sentiment(BaseModel):
-    """What is asked for."""
+    """A verdict."""
 
     label: Literal["positive", "negative"]
 

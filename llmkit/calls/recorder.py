@@ -341,7 +341,7 @@ def _own(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _metadata(request: LLMRequest, canonical: CanonicalRequest) -> dict[str, Any]:
-    """Return the caller's own, and under `parameters` what was asked beside the messages."""
+    """Return the caller's own metadata, and the request without its messages under `parameters`."""
     own, parameters = _own(request.metadata), canonical.parameters()
     return {"parameters": parameters, **own} if parameters else own
 

@@ -223,7 +223,7 @@ def summarize_usage(connection: Connection, workspace_id: str, *, since: datetim
 
     "Served" counts calls (`llm_runs`): `calls` were answered by the route, `served_from_store` of them cost nothing,
     `failed_calls` were pinned to it and failed, and `cancelled_calls` were stopped before they ended. "Billed" counts
-    requests (`llm_attempts`), including those of failed calls; the tokens of your own machines have no price. Sums
+    requests (`llm_attempts`), including those of failed calls; tokens on local machines have no price. Sums
     cover known values, and are missing if none is known; `requests_without_tokens` is the number of requests without a
     token count. Calls that failed without a pinned route have the route `<NA>`.
 

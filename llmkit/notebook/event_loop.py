@@ -336,7 +336,7 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
             task.cancel()
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         loop.run_until_complete(loop.shutdown_asyncgens())
-        # Without waiting: its threads may be in the middle of an import, and whoever closes a session may be leaving.
+        # Without waiting: its threads may be in the middle of an import, and the closing thread may be about to end.
         executor.shutdown(wait=False, cancel_futures=True)
     finally:
         asyncio.set_event_loop(None)

@@ -109,7 +109,7 @@ class LazyRuntime:
     def detach(self) -> Runtime | None:
         """Give up the runtime, for the caller to close; None when none is open.
 
-        One that is still being opened closes itself when it is: nobody has used it, and waiting could take seconds.
+        One that is still being opened closes itself when it is: no call has used it, and waiting could take seconds.
         """
         self._preload.cancel()
         with self._lock:

@@ -1,4 +1,4 @@
-"""The content cache: complete answers by what was asked, in diskcache, as JSON and nothing else."""
+"""The content cache: complete answers by the hash of their requests, in diskcache, as JSON and nothing else."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Retention: pruning by age, and erasure of a workspace.
 
 Three rules. A run that is STARTED and was heard of within `dead_after` is never pruned. Pruning leaves evaluations
-and their results alone, which hold what was measured; they have their own switch. What was pruned can no longer be
+and their results alone, which contain measurements; they have their own switch. What was pruned can no longer be
 replayed: the same idempotency key calls, and pays, again.
 """
 

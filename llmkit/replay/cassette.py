@@ -66,7 +66,7 @@ class Recording(Value):
 
     Attributes:
         prompt: The redacted beginning of the conversation, the latest message first; not what is compared.
-        parameters: What was asked beside messages, route and profile, as `request_parameters` tells it.
+        parameters: The request without messages, route and profile, from `request_parameters`.
         requested_route: The route that was pinned.
         route: Who answered; None for a failure without one.
         error_code: For a call that failed.

@@ -132,7 +132,7 @@ class Planner:
         """Return the error that lists every way to get a model; None when a provider besides the failed ones is set up.
 
         Args:
-            failures: Errors of providers at whose address nobody listens.
+            failures: Errors of providers at whose address no server listens.
         """
         failed = {error.provider for error in failures}
         if any(problem is None and name not in failed for name, problem in self._problems.items()):

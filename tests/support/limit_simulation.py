@@ -13,7 +13,7 @@ from llmkit.transport.limits.adaptive_concurrency import AdaptiveLimit, Ticket
 
 @dataclass
 class Outcome:
-    """What a run came to: `limits` after every answer, `seconds` of the simulation, refusals."""
+    """Result of a run: `limits` after every answer, `seconds` of the simulation, refusals."""
 
     seconds: float = 0.0
     refusals: int = 0

@@ -72,7 +72,7 @@ class RealOllama:
 
     @property
     def log(self) -> str:
-        """What the server has written so far."""
+        """Output of the server so far."""
         return (self._home / "server.log").read_text(errors="replace")
 
     def __enter__(self) -> Self:
@@ -163,7 +163,7 @@ class RealOllama:
         return []
 
     def command(self, *arguments: str) -> str:
-        """What `ollama ...` prints about this server, on either stream."""
+        """Return the output of `ollama ...` on this server, on either stream."""
         env = build_ollama.server_env(self.folder, port=self.port, home=self._home, models=self._home / "models")
         command = [str(self.folder / "ollama"), *arguments]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=60)

@@ -206,5 +206,5 @@ def _headers_to_send(headers: Mapping[str, str], *, send_key: bool) -> Mapping[s
 
 
 def _is_key(name: str, value: str) -> bool:
-    # User and password in the address of your own server become Basic, and are meant to be sent.
+    # User and password in the address of a private server become Basic, and are meant to be sent.
     return name in _KEY_HEADERS and not value.startswith("Basic ")

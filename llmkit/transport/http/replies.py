@@ -44,7 +44,7 @@ def read_reply(completion: Any, exchange: Exchange, request: LLMRequest) -> Clie
     Args:
         completion: What `litellm.acompletion` returned.
         exchange: The record of the request.
-        request: What was asked.
+        request: The request.
     """
     facts = exchange.facts
     # A reply of Gemini's without candidates has no choice at all.

@@ -1,7 +1,7 @@
 """LiteLLM's translations, called one by one: from call arguments to the request on the wire, from the answer back.
 
 Each follows what `litellm.completion` does with the arguments that are carried, step by step and with LiteLLM's own
-functions; what it does beyond them is declared here and held to by the contract suite, which compares every byte.
+functions; what it does beyond them is declared here and checked by the contract suite, which compares every byte.
 """
 
 from __future__ import annotations
