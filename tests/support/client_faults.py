@@ -1,4 +1,4 @@
-"""Failures and the errors that they become, as data: the tests check it over real HTTP and `errors_page.py` prints it."""
+"""Failures and the errors that they become, as data: tests check it over real HTTP and `errors_page.py` prints it."""
 
 from __future__ import annotations
 

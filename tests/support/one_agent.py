@@ -14,7 +14,7 @@ from llmkit.types import RequestContext, Route
 
 
 async def weather(url: str, database: str) -> str:
-    """An agent whose calls are kept in the database."""
+    """Run an agent whose calls are stored in the database, and return its output."""
     settings = load_settings(ollama_api_base=url, database_url=database, cache_enabled=False, max_retries=0)
     runtime = open_runtime(settings)
     model = PydanticAiLiteLLMModel(
