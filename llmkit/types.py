@@ -269,6 +269,8 @@ class LLMRequest(Value):
         response_format: The JSON shape asked for.
         seed: For providers that take one.
         stop: Texts that end the answer.
+        thinking: Whether a model that can reason before it answers should; False for as little as the model allows.
+            None leaves it to the model. Models without it ignore False.
         timeout_s: Longest time one request to a provider may take, in seconds; None takes the default.
         idempotency_key: Unique name of this call within its workspace: the same key is never paid twice.
         epoch: Number of the repeat in an evaluation; different epochs never share a cached answer.
@@ -287,6 +289,7 @@ class LLMRequest(Value):
     response_format: ResponseFormat | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    thinking: bool | None = None
     timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     idempotency_key: Name | None = None
     epoch: int = Field(default=0, ge=0)

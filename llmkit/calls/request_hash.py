@@ -18,7 +18,7 @@ REQUEST_FORM = "llmkit-request-1"
 
 
 # Short ones are shown as they are, long ones distinguished by a hash; messages, route and profile are known elsewhere.
-_SHORT_FIELDS = ("temperature", "max_output_tokens", "seed", "stop", "tool_choice")
+_SHORT_FIELDS = ("temperature", "max_output_tokens", "seed", "stop", "thinking", "tool_choice")
 
 
 _LONG_FIELDS = ("tools", "response_format")

@@ -52,6 +52,8 @@ class TurnOptions(TypedDict, total=False):
             such as JSON, is an error. Default the provider's; 512 for the local model.
         seed: Default none.
         stop: A string, or several, at which the answer ends.
+        thinking: Whether a model that can reason before it answers should; False for as little as it allows, which is
+            faster and leaves the output limit to the answer. Default the model's.
         timeout_s: Longest time for one request, in seconds; default `LLM_DEFAULT_TIMEOUT_S`.
         images: PNG, JPEG or WebP to send with the last message: one or several, each a path, bytes or an `Attachment`,
             15 MB in total with `files`.
@@ -72,6 +74,7 @@ class TurnOptions(TypedDict, total=False):
     max_output_tokens: int | None
     seed: int | None
     stop: str | Sequence[str] | None
+    thinking: bool | None
     timeout_s: float | None
     images: "str | PathLike[str] | bytes | Attachment | Sequence[str | PathLike[str] | bytes | Attachment] | None"
     files: "str | PathLike[str] | bytes | Attachment | Sequence[str | PathLike[str] | bytes | Attachment] | None"

@@ -25,6 +25,7 @@ LITELLM_PREFIX = "gemini"
 
 DEFAULT_API_BASE = "https://generativelanguage.googleapis.com/v1beta"
 CONTEXT_TOKENS = 1_048_576
+LEAST_PRO_BUDGET = 128
 
 _BLOCKING_REASONS = {
     "SAFETY": "SAFETY: a safety filter",
@@ -96,8 +97,29 @@ def _find_model_problem(_settings: LLMSettings, model: str) -> str | None:
 def _build_call_arguments(
     settings: LLMSettings, route: Route, request: LLMRequest, _endpoint: Endpoint | None
 ) -> CallArguments:
-    own = {"model": f"{LITELLM_PREFIX}/{route.model}", "api_base": _get_base(settings), "api_key": _get_key(settings)}
+    own: dict[str, Any] = {
+        "model": f"{LITELLM_PREFIX}/{route.model}",
+        "api_base": _get_base(settings),
+        "api_key": _get_key(settings),
+    }
+    thinking = None if request.thinking is None else _choose_thinking(route.model, wanted=request.thinking)
+    if thinking is not None:
+        own["extra_body"] = {"generationConfig": {"thinkingConfig": thinking}}
     return CallArguments(kwargs={**build_openai_arguments(request), **own}, address=_get_address(settings))
+
+
+def _choose_thinking(model: str, *, wanted: bool) -> Mapping[str, Any] | None:
+    """Return the configuration for thinking or for as little of it as the model allows; None for the model's default.
+
+    See https://ai.google.dev/gemini-api/docs/thinking: 2.5 Pro cannot do without, and 3 has levels instead of a budget.
+    """
+    version = re.match(r"gemini-(\d+)(?:\.(\d+))?(?!\d)", model)
+    generation = (int(version[1]), int(version[2] or 0)) if version is not None and len(version[1]) < 4 else (0, 0)
+    if generation >= (3, 0):
+        return None if wanted else {"thinkingLevel": "minimal" if "flash" in model else "low"}
+    if generation != (2, 5):
+        return None
+    return {"thinkingBudget": -1 if wanted else LEAST_PRO_BUDGET if "pro" in model else 0}
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any]:

@@ -118,7 +118,7 @@ def _build_call_arguments(
         "api_key": "none",
         "num_ctx": window,
         # A server since 0.12.5 then refuses a prompt that does not fit, with a clear 400; older ones ignore it and cut.
-        "extra_body": {"truncate": False},
+        "extra_body": {"truncate": False} | ({} if request.thinking is None else {"think": request.thinking}),
         # LiteLLM labels the body application/octet-stream.
         "extra_headers": {"Content-Type": "application/json"},
     }

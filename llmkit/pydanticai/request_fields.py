@@ -27,7 +27,9 @@ __all__ = [
 
 ToolChoice = Literal["auto", "none", "required"] | NamedToolChoice
 
-CARRIED_SETTINGS = frozenset({"max_tokens", "temperature", "timeout", "seed", "stop_sequences", "tool_choice"})
+CARRIED_SETTINGS = frozenset(
+    {"max_tokens", "temperature", "thinking", "timeout", "seed", "stop_sequences", "tool_choice"}
+)
 # Carried out by Pydantic AI itself, or a wish that changes no answer.
 OTHERS_SETTINGS = frozenset({"request_timeout", "first_event_timeout", "framing_announcement", "cache"})
 
@@ -46,6 +48,8 @@ def refuse_settings(settings: ModelSettings | None) -> None:
     timeout = (settings or {}).get("timeout")
     if timeout is not None and not isinstance(timeout, int | float):
         raise UserError("llmkit takes the setting timeout as a number of seconds")
+    if not isinstance((settings or {}).get("thinking"), bool | None):
+        raise UserError("llmkit takes the setting thinking as True or False, without a level of effort")
 
 
 def settings_fields(settings: ModelSettings | None) -> dict[str, Any]:
@@ -56,6 +60,7 @@ def settings_fields(settings: ModelSettings | None) -> dict[str, Any]:
         "max_output_tokens": given.get("max_tokens"),
         "seed": given.get("seed"),
         "stop": tuple(given["stop_sequences"]) if given.get("stop_sequences") else None,
+        "thinking": given.get("thinking"),
         "timeout_s": given.get("timeout"),
     }
     return {name: value for name, value in fields.items() if value is not None}

@@ -22,7 +22,7 @@ from llmkit.types import LLMRequest, Message
 
 __all__ = ["PARAMETERS", "Task", "compile_prompt", "copy_parameters", "describe_prompt", "relative_to"]
 
-PARAMETERS = ("temperature", "max_output_tokens", "seed", "stop", "profile", "timeout_s")
+PARAMETERS = ("temperature", "max_output_tokens", "seed", "stop", "thinking", "profile", "timeout_s")
 NAME = re.compile(r"[^\s@,:][^\s@,]{0,119}")
 
 _BASE_DIR: ContextVar[Path | None] = ContextVar("llmkit_task_dir", default=None)
@@ -53,7 +53,8 @@ class Task:
         scorers: Built-in ones, or functions `(output, sample)` that return a number, a bool or a `Score`.
         system: A system message that every prompt begins with.
         prompts: Further prompts by name, to compare: the route `ollama/llama3.2@short` uses the prompt `short`.
-        parameters: Generation parameters: temperature, max_output_tokens, seed, stop, profile, timeout_s.
+        parameters: Generation parameters: temperature, max_output_tokens, seed, stop, thinking, profile,
+            timeout_s.
         description: One line for people.
 
     Raises:
