@@ -11,6 +11,7 @@ from llmkit.ports import StoredRun
 from llmkit.types import Attempt, Route, RunStatus, ServedFrom
 
 __all__ = [
+    "MOST_PLAUSIBLE_TOKENS",
     "CallUnderWay",
     "DigestSeen",
     "EvalOutcome",
@@ -20,6 +21,10 @@ __all__ = [
     "EvalStore",
     "RecordedCall",
 ]
+
+
+# More than the context window of any model, the largest of which has ten million tokens. Some servers report 10**12.
+MOST_PLAUSIBLE_TOKENS = 20_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +112,13 @@ class EvalSpending:
     """Spending of an evaluation on one route. Refused requests are not billed and not included.
 
     Attributes:
-        input_tokens: Of all requests that the provider counted the tokens of.
+        input_tokens: Of all requests that the provider counted the tokens of. A count of 0, or one that no request can
+            have, is unknown.
         output_tokens: Of the same.
         cost_usd: Of those of them that have a price; 0 when none has.
         unpriced: How many of those have none.
-        uncounted: How many others there are: cut off, cancelled or too late, so that they may have been billed.
+        uncounted: How many others there are: of unknown counts, cut off, cancelled or too late, so that they may have
+            been billed.
     """
 
     route: Route

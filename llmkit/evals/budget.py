@@ -135,7 +135,8 @@ class BudgetUse:
 
     Attributes:
         budget: The limits.
-        tokens: Spent by the run so far, earlier calls of `evaluate` included; None without a limit.
+        tokens: Spent by the run so far, earlier calls of `evaluate` and other processes included; None without a
+            limit.
         cost_usd: The same in US dollars.
         uncounted: Requests of earlier calls that may have been billed by an unknown amount. Each counts as
             the most that a first request of this run can take.

@@ -11,6 +11,7 @@ from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun, EvalStore
 from llmkit.evals.tasks.task import Task
 from llmkit.evals.tasks.variant import DIGEST_LENGTH
+from llmkit.types import WARM_UP_STAGE
 
 __all__ = [
     "call_name",
@@ -24,6 +25,7 @@ __all__ = [
     "read_legible_id",
     "request_part",
     "require_unedited",
+    "warm_up_name",
     "with_reasks",
 ]
 
@@ -85,6 +87,11 @@ async def choose_run_name(store: EvalStore, workspace_id: str, task: Task, name:
 def name_prefix(run: EvalRun) -> str:
     """Return the prefix of the names of all calls of a run."""
     return f"eval:{run.id.hex}:"
+
+
+def warm_up_name(run: EvalRun) -> str:
+    """Return the name of the calls that only load models."""
+    return f"{WARM_UP_STAGE}:{run.id.hex}"
 
 
 def call_name(run: EvalRun, sample_id: str, label: str, epoch: int, digests: str) -> str:

@@ -27,7 +27,16 @@ from sqlalchemy import (
 from sqlalchemy.types import NULLTYPE
 
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
-from llmkit.eval_ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, EvalSpending, RecordedCall
+from llmkit.eval_ports import (
+    MOST_PLAUSIBLE_TOKENS,
+    CallUnderWay,
+    DigestSeen,
+    EvalOutcome,
+    EvalResult,
+    EvalRun,
+    EvalSpending,
+    RecordedCall,
+)
 from llmkit.persistence.compiled_statements import PreparedSelect
 from llmkit.persistence.eval_operations import OpenEvalRun, SaveEvalResult, UpdateEvalRun
 from llmkit.persistence.eval_rows import eval_run_of, make_recorded_call
@@ -285,7 +294,14 @@ def _digests(workspace_id: str, begins: ColumnElement[bool]) -> Select[Any]:
 
 def _select_spending(workspace_id: str, begins: ColumnElement[bool]) -> Select[Any]:
     sent = ATTEMPTS.c
-    counted = and_(sent.input_tokens.is_not(None), sent.output_tokens.is_not(None), sent.usage_estimated.is_(False))
+    # Every request has a prompt, so a count of 0 is not one. Comparisons with NULL are not true either.
+    counted = and_(
+        sent.input_tokens.between(1, MOST_PLAUSIBLE_TOKENS),
+        sent.output_tokens.between(0, MOST_PLAUSIBLE_TOKENS),
+        sent.usage_estimated.is_(False),
+    )
+    # PostgreSQL has NaN, which is larger than any number there.
+    priced = and_(counted, sent.cost_usd.between(0, MOST_PLAUSIBLE_TOKENS))
     doubtful = or_(sent.status_code.is_(None), sent.status_code < 400, sent.status_code.in_(DOUBTFUL_STATUSES))
 
     def total(what: ColumnElement[Any] | int, where: ColumnElement[bool]) -> ColumnElement[Any]:
@@ -297,9 +313,10 @@ def _select_spending(workspace_id: str, begins: ColumnElement[bool]) -> Select[A
             sent.model,
             total(sent.input_tokens, counted),
             total(sent.output_tokens, counted),
-            total(sent.cost_usd, and_(counted, sent.cost_usd.is_not(None))),
-            total(1, and_(counted, sent.cost_usd.is_(None))),
-            total(1, and_(~counted, doubtful)),
+            total(sent.cost_usd, priced),
+            total(1, counted) - total(1, priced),
+            # Not with NOT, which leaves NULL what is NULL.
+            total(1, doubtful) - total(1, and_(counted, doubtful)),
         )
         .join(RUNS, RUNS.c.id == sent.run_id)
         .where(RUNS.c.workspace_id == workspace_id, begins)

@@ -9,7 +9,16 @@ from typing import Any
 from uuid import UUID
 
 from llmkit.errors import ABANDONED_CODE
-from llmkit.eval_ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, EvalSpending, RecordedCall
+from llmkit.eval_ports import (
+    MOST_PLAUSIBLE_TOKENS,
+    CallUnderWay,
+    DigestSeen,
+    EvalOutcome,
+    EvalResult,
+    EvalRun,
+    EvalSpending,
+    RecordedCall,
+)
 from llmkit.ports import DOUBTFUL_STATUSES, KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
 from llmkit.redaction import tool_preview
 from llmkit.types import Attempt, Route, RunStatus, utc_now
@@ -292,13 +301,15 @@ class InMemoryEvalStore:
 
 def _with(spent: EvalSpending, attempt: Attempt) -> EvalSpending:
     usage, status = attempt.usage, attempt.status_code
-    if usage.input_tokens is None or usage.output_tokens is None or usage.estimated:
+    taken, given = usage.input_tokens or 0, usage.output_tokens
+    is_counted = 1 <= taken <= MOST_PLAUSIBLE_TOKENS and given is not None and given <= MOST_PLAUSIBLE_TOKENS
+    if given is None or not is_counted or usage.estimated:
         doubtful = status is None or status < 400 or status in DOUBTFUL_STATUSES
         return replace(spent, uncounted=spent.uncounted + doubtful)
     return replace(
         spent,
-        input_tokens=spent.input_tokens + usage.input_tokens,
-        output_tokens=spent.output_tokens + usage.output_tokens,
+        input_tokens=spent.input_tokens + taken,
+        output_tokens=spent.output_tokens + given,
         cost_usd=spent.cost_usd + (attempt.cost_usd or 0.0),
         unpriced=spent.unpriced + (attempt.cost_usd is None),
     )

@@ -9,19 +9,23 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 
 from llmkit.errors import LLMBadRequest, LLMBudgetExhausted, LLMEvaluationError
-from llmkit.eval_ports import EvalRun, EvalSpending, EvalStore
+from llmkit.eval_ports import MOST_PLAUSIBLE_TOKENS, EvalRun, EvalSpending, EvalStore
 from llmkit.evals.budget import NOTHING, PARTS_PER_USD, Amount, Books, Budget, BudgetUse, Kind, amount
-from llmkit.evals.call_names import name_prefix
+from llmkit.evals.call_names import name_prefix, warm_up_name
 from llmkit.evals.run.plan import Plan
 from llmkit.ports import DOUBTFUL_STATUSES, AttemptLog, ClientReply, NotSent, Send, use_guard
 from llmkit.pricing import FREE, ListPrice, list_price
-from llmkit.providers import compute_max_prompt_tokens
-from llmkit.types import Attempt, LLMRequest, ResponseFormat, Route
+from llmkit.providers import compute_max_prompt_tokens, compute_min_prompt_tokens
+from llmkit.providers.prompt_tokens import MOST_CHARS_PER_TOKEN
+from llmkit.types import Attempt, LLMRequest, ResponseFormat, Route, TokenUsage
 
 __all__ = ["BudgetGuard", "require_countable"]
 
 PriceOf = Callable[[Route], ListPrice | None]
 
+# Counts may be this many times above or below the bounds of a request: templates of servers and hidden reasoning are in
+# the first, a prompt that a server has cached in the second.
+TOLERANCE = 10
 AGAIN = "The same name with a larger budget goes on; finished calls are not repeated."
 
 
@@ -31,6 +35,7 @@ class BudgetGuard:
     Args:
         budget: The limits.
         earlier: What the run spent before.
+        counted: The part of it that providers counted.
         uncounted: How many requests of the past `earlier` contains at their most, since their real use is unknown.
         price_of: The price of a route's tokens; None when it is not known.
         clock: Seconds on a clock that never goes back.
@@ -41,12 +46,15 @@ class BudgetGuard:
         budget: Budget,
         earlier: Amount = NOTHING,
         *,
+        counted: Amount = NOTHING,
         uncounted: int = 0,
         price_of: PriceOf = list_price,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._budget = budget
         self._books = Books.of(budget, earlier)
+        # What the store has of the run when only this guard sends, so that the rest is other processes'.
+        self._recorded = counted
         self._uncounted = uncounted
         self._price_of = price_of
         self._prices: dict[Route, ListPrice | None] = {}
@@ -67,11 +75,13 @@ class BudgetGuard:
         """
         if not plan.budget.counts_requests:
             return cls(plan.budget)
-        spent = await store.sum_spending(run.workspace_id, name_prefix(run))
+        spent = await _read_spending(run, store)
         doubtful = await store.in_doubt(run.workspace_id, name_prefix(run))
         uncounted = sum(each.uncounted for each in spent) + len(doubtful)
-        earlier = await asyncio.to_thread(_earlier, plan, spent, uncounted)
-        return cls(plan.budget, earlier, uncounted=uncounted)
+        counted = await asyncio.to_thread(_sum_counted, plan.budget, spent)
+        largest = await asyncio.to_thread(_largest, plan) if uncounted else NOTHING
+        earlier = Amount(counted.tokens + uncounted * largest.tokens, counted.money + uncounted * largest.money)
+        return cls(plan.budget, earlier, counted=counted, uncounted=uncounted)
 
     @property
     def stopped_by(self) -> Kind | None:
@@ -80,14 +90,28 @@ class BudgetGuard:
 
     @property
     def use(self) -> BudgetUse | None:
-        """How much of the budget is used; None without a budget."""
+        """How much of the budget is used, as far as this guard knows; None without a budget."""
+        return self._describe_use(NOTHING)
+
+    async def read_use(self, run: EvalRun, store: EvalStore) -> BudgetUse | None:
+        """Return how much of the budget the run has used, the requests of other processes included."""
+        if not self._budget.counts_requests:
+            return self.use
+        try:
+            counted = await asyncio.to_thread(_sum_counted, self._budget, await _read_spending(run, store))
+        except LLMEvaluationError:  # another process calls a route without a price, and the report must come
+            return self.use
+        tokens, money = (max(0, now - known) for now, known in zip(counted, self._recorded, strict=True))
+        return self._describe_use(Amount(tokens, money))
+
+    def _describe_use(self, others: Amount) -> BudgetUse | None:
         if self._budget == Budget():
             return None
         accounts = self._books.accounts
         return BudgetUse(
             self._budget,
-            tokens=accounts["tokens"].spent if "tokens" in accounts else None,
-            cost_usd=accounts["cost"].spent / PARTS_PER_USD if "cost" in accounts else None,
+            tokens=accounts["tokens"].spent + others.tokens if "tokens" in accounts else None,
+            cost_usd=(accounts["cost"].spent + others.money) / PARTS_PER_USD if "cost" in accounts else None,
             uncounted=self._uncounted,
             stopped_by=self.stopped_by,
             why=self._stopped[1] if self._stopped else None,
@@ -123,12 +147,16 @@ class BudgetGuard:
         await self._hold(most)
         log.queued_ms += (time.perf_counter() - began_s) * 1000
         sent_before = len(log.attempts)
+        answer = ""
         try:
-            return await send()
+            reply = await send()
+            answer = reply.text if isinstance(reply, ClientReply) else ""
+            return reply
         finally:
             sent = log.attempts[sent_before:]
             self._slowest_s = max(self._slowest_s, *(attempt.latency_ms / 1000 for attempt in sent), 0.0)
-            self._books.settle(most, self._measure_use(route, sent, most))
+            plausible = [_is_plausible(attempt.usage, request, answer) for attempt in sent]
+            self._books.settle(most, self._measure_use(route, sent, plausible, most))
             self._settled.set()
 
     async def _hold(self, most: Amount) -> None:
@@ -183,22 +211,50 @@ class BudgetGuard:
             raise LLMBudgetExhausted(_unknown_price(route))
         return price
 
-    def _measure_use(self, route: Route, sent: Sequence[Attempt], most: Amount) -> Amount:
+    def _measure_use(self, route: Route, sent: Sequence[Attempt], plausible: Sequence[bool], most: Amount) -> Amount:
         total = NOTHING
-        for attempt in sent:
-            taken = self._measure_attempt(route, attempt, most)
+        for attempt, is_plausible in zip(sent, plausible, strict=True):
+            taken = self._measure_attempt(route, attempt, most, is_plausible=is_plausible)
             total = Amount(total.tokens + taken.tokens, total.money + taken.money)
         return total
 
-    def _measure_attempt(self, route: Route, attempt: Attempt, most: Amount) -> Amount:
+    def _measure_attempt(self, route: Route, attempt: Attempt, most: Amount, *, is_plausible: bool) -> Amount:
         usage, status = attempt.usage, attempt.status_code
-        if usage.input_tokens is not None and usage.output_tokens is not None and not usage.estimated:
+        taken, given = usage.input_tokens or 0, usage.output_tokens
+        # As `EvalStore.sum_spending` has it.
+        is_recorded = 1 <= taken <= MOST_PLAUSIBLE_TOKENS and given is not None and 0 <= given <= MOST_PLAUSIBLE_TOKENS
+        if given is not None and is_recorded and not usage.estimated:
             cost = attempt.cost_usd
-            if cost is None:
-                cost = self._price(route).most(usage.input_tokens, usage.output_tokens)
-            return amount(usage.input_tokens + usage.output_tokens, cost)
+            if cost is None or not 0 <= cost < math.inf:
+                cost = self._price(route).most(taken, given)
+            used = amount(taken + given, cost)
+            self._recorded = Amount(self._recorded.tokens + used.tokens, self._recorded.money + used.money)
+            if is_plausible:
+                return used
         refused = status is not None and status >= 400 and status not in DOUBTFUL_STATUSES
         return NOTHING if refused else most
+
+
+def _is_plausible(usage: TokenUsage, request: LLMRequest, answer: str) -> bool:
+    """Return whether a request can have these counts.
+
+    A server that reports 0 tokens for ten kilobytes, or 10**12, does not know. Taken as they are, the first would let
+    a run go on for ever, and the second would stop it at once; as unknown, the request counts as the most it can take.
+
+    Args:
+        usage: Counts of one of its attempts.
+        request: What was sent.
+        answer: Text of the answer; empty when there is none.
+    """
+    taken, given = usage.input_tokens, usage.output_tokens
+    if taken is None or given is None or usage.estimated:
+        return False
+    least_taken = max(1, compute_min_prompt_tokens(request) // TOLERANCE)
+    least_given = max(bool(answer), len(answer) // MOST_CHARS_PER_TOKEN // TOLERANCE)
+    most_given = TOLERANCE * request.max_output_tokens if request.max_output_tokens else MOST_PLAUSIBLE_TOKENS
+    return least_taken <= taken <= min(
+        MOST_PLAUSIBLE_TOKENS, TOLERANCE * compute_max_prompt_tokens(request)
+    ) and least_given <= given <= min(MOST_PLAUSIBLE_TOKENS, most_given)
 
 
 def _format_limit(kind: Kind, part: int) -> str:
@@ -257,13 +313,16 @@ def _routes(plan: Plan) -> Iterator[Route]:
             yield from plan.service.router.explain(LLMRequest(messages="price")).candidates
 
 
-def _earlier(plan: Plan, spent: Sequence[EvalSpending], uncounted: int) -> Amount:
-    """Sum earlier spending. An uncounted request is charged the most that a first request of the plan may use."""
-    has_price = plan.budget.max_cost_usd is not None
-    costs = [_cost(each) if has_price else 0.0 for each in spent]
-    known = amount(sum(each.input_tokens + each.output_tokens for each in spent), math.fsum(costs))
-    largest = _largest(plan, has_price=has_price) if uncounted else NOTHING
-    return Amount(known.tokens + uncounted * largest.tokens, known.money + uncounted * largest.money)
+async def _read_spending(run: EvalRun, store: EvalStore) -> tuple[EvalSpending, ...]:
+    """Return the recorded spending of a run, that of loading its models included."""
+    samples = await store.sum_spending(run.workspace_id, name_prefix(run))
+    return samples + await store.sum_spending(run.workspace_id, warm_up_name(run))
+
+
+def _sum_counted(budget: Budget, spent: Sequence[EvalSpending]) -> Amount:
+    """Sum what providers counted. May load the price list."""
+    costs = [_cost(each) for each in spent] if budget.max_cost_usd is not None else []
+    return amount(sum(each.input_tokens + each.output_tokens for each in spent), math.fsum(costs))
 
 
 def _cost(spent: EvalSpending) -> float:
@@ -275,7 +334,9 @@ def _cost(spent: EvalSpending) -> float:
     return max(spent.cost_usd, price.most(spent.input_tokens, spent.output_tokens))
 
 
-def _largest(plan: Plan, *, has_price: bool) -> Amount:
+def _largest(plan: Plan) -> Amount:
+    """Return the most that a first request of the plan may use, at which an uncounted earlier one is charged."""
+    has_price = plan.budget.max_cost_usd is not None
     schema = ResponseFormat(json_schema=plan.task.output_type.model_json_schema())
     prices = [price for price in map(list_price, _routes(plan)) if price is not None] if has_price else [FREE]
     largest = NOTHING

@@ -382,7 +382,7 @@ class _Evaluation:
             in_doubt=await self.store.in_doubt(self.run.workspace_id, name_prefix(self.run)),
             digests=await self.store.digests(self.run.workspace_id, name_prefix(self.run)),
             work=self.tally.work(),
-            budget=self.guard.use,
+            budget=await self.guard.read_use(self.run, self.store),
             decision=self.rule.conclude(),
             stopped={label: str(health.stopped_by) for label, health in self.health.items() if health.stopped_by},
         )

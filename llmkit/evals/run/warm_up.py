@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from llmkit.errors import LLMError, LLMStoreError
 from llmkit.eval_ports import EvalRun
+from llmkit.evals.call_names import warm_up_name
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.run.plan import Plan
 from llmkit.evals.tasks.variant import ResolvedVariant
@@ -62,9 +63,7 @@ async def warm_up(plan: Plan, run: EvalRun, variant: ResolvedVariant, route: Rou
         use_cache=False,
         **variant.parameters_of(0),
     )
-    context = RequestContext(
-        workspace_id=run.workspace_id, pipeline_run_id=f"{WARM_UP_STAGE}:{run.id.hex}", stage=WARM_UP_STAGE
-    )
+    context = RequestContext(workspace_id=run.workspace_id, pipeline_run_id=warm_up_name(run), stage=WARM_UP_STAGE)
     try:
         await variant.service.chat(request, context)
     except LLMError as error:

@@ -18,7 +18,13 @@ from llmkit.errors import (
     LLMUnusableAnswer,
 )
 from llmkit.ports import ClientReply
-from llmkit.providers import ReplyFacts, compute_min_prompt_tokens, count_words, surely_exceeds
+from llmkit.providers import (
+    ReplyFacts,
+    compute_max_prompt_tokens,
+    compute_min_prompt_tokens,
+    count_words,
+    surely_exceeds,
+)
 from llmkit.providers.prompt_tokens import MOST_CHARS_PER_TOKEN
 from llmkit.transport.http.exchange import Exchange
 from llmkit.types import MOST_TOKENS, FinishReason, LLMRequest, TokenUsage, ToolCall
@@ -131,7 +137,8 @@ def _prompt_was_cut(facts: ReplyFacts, exchange: Exchange, request: LLMRequest) 
     if window is None or counted is None:
         return False
     if counted >= window - 1:
-        return True
+        # A count that no tokenizer makes of this prompt, such as 10**12, is an error of the server's and no evidence.
+        return counted <= max(window, compute_max_prompt_tokens(request))
     if counted % WINDOW_STEP_TOKENS == 0 and counted < compute_min_prompt_tokens(request):
         return True
     return _fewer_than_sent(facts, request) and (count_words(request) > window or surely_exceeds(request, window))

@@ -134,7 +134,7 @@ def test_in_whatever_order_requests_end_no_more_is_under_way_than_is_left_and_al
         request, log = asked(answer), AttemptLog()
         most = compute_max_prompt_tokens(request) + answer
         with suppress(LLMBudgetExhausted):
-            await guard.send(ROUTE, request, log, lambda: wire.answer(log, turns, int(most * share), most))
+            await guard.send(ROUTE, request, log, lambda: wire.answer(log, turns, max(1, int(most * share)), most))
 
     async def main():
         guard = BudgetGuard(Budget(max_tokens=limit))
@@ -158,6 +158,11 @@ def test_in_whatever_order_requests_end_no_more_is_under_way_than_is_left_and_al
         ([sent(None, 200)], "most"),
         ([sent(None, 504)], "most"),
         ([sent(7).model_copy(update={"usage": TokenUsage(input_tokens=7, output_tokens=1, estimated=True)})], "most"),
+        ([sent(0)], "most"),
+        ([sent(10**12)], "most"),
+        ([sent(10**6)], "most"),
+        ([sent(7).model_copy(update={"usage": TokenUsage(input_tokens=7, output_tokens=10**6)})], "most"),
+        ([sent(7).model_copy(update={"usage": TokenUsage(input_tokens=-7, output_tokens=1)})], "most"),
     ],
 )
 async def test_what_nobody_counted_and_may_have_been_billed_counts_as_the_most_that_it_could_be(attempts, counted):
@@ -171,6 +176,92 @@ async def test_what_nobody_counted_and_may_have_been_billed_counts_as_the_most_t
         await guard.send(ROUTE, request, log, answer)
     most = compute_max_prompt_tokens(request) + 10
     assert guard.use.tokens == (most if counted == "most" else counted)
+
+
+@pytest.mark.parametrize(("input_tokens", "output_tokens"), [(0, 5), (3, 5), (3_000, 0), (10**8, 5), (3_000, 10**8)])
+async def test_counts_that_contradict_the_text_are_unknown(input_tokens, output_tokens):
+    guard, log, request = BudgetGuard(Budget(max_tokens=10**6)), AttemptLog(), asked(text="lorem ipsum " * 900)
+    usage = TokenUsage(input_tokens=input_tokens, output_tokens=output_tokens)
+
+    async def answer():
+        log.add(sent(1).model_copy(update={"usage": usage}))
+        return ClientReply("an answer of some words", (), "stop", usage, None)
+
+    async with guard.at_work():
+        await guard.send(ROUTE, request, log, answer)
+    assert guard.use.tokens == compute_max_prompt_tokens(request) + 10
+
+
+@pytest.mark.parametrize("cost", [float("nan"), -1.0, float("inf")])
+async def test_a_cost_that_is_none_is_computed_from_the_price(cost):
+    guard, log = (
+        BudgetGuard(Budget(max_cost_usd=1.0), price_of=lambda route: list_price(Route.parse(FLASH))),
+        AttemptLog(),
+    )
+
+    async def answer():
+        log.add(sent(100).model_copy(update={"cost_usd": cost}))
+
+    async with guard.at_work():
+        await guard.send(ROUTE, asked(), log, answer)
+    assert guard.use.cost_usd == pytest.approx(list_price(Route.parse(FLASH)).most(100, 0))
+
+
+@pytest.mark.parametrize("count", [0, -5, 10**8, 10**12, 10**30])
+@pytest.mark.parametrize("route", [OLLAMA, FLASH])
+def test_a_cap_stops_a_run_whose_server_cannot_count(route, count):
+    """Neither at once, because of an absurd count, nor never, because of none; also when the run goes on."""
+    reply = Reply(GOOD, input_tokens=count, output_tokens=count)
+    with (
+        OllamaServer(reply, models=["llama3.2"]) as ollama,
+        GeminiServer(reply) as gemini,
+        on_ollama(ollama, gemini_api_base=gemini.url, gemini_api_key="k-1234") as session,
+    ):
+        server = ollama if route == OLLAMA else gemini
+        task = task_of(40)
+        first = evaluated(session, task, [route], concurrency=2, budget=Budget(max_tokens=2_000))
+        sent_first = server.call_count
+        again = evaluated(session, task, [route], concurrency=2, budget=Budget(max_tokens=2_000))
+        assert 0 < sent_first < 40
+        assert server.call_count == sent_first
+        larger = evaluated(session, task, [route], concurrency=2, budget=Budget(max_tokens=4_000))
+        assert sent_first < server.call_count < 40
+    assert [report.budget.stopped_by for report in (first, again, larger)] == ["tokens"] * 3
+    assert first.budget.tokens <= 2_000
+    assert larger.budget.tokens <= 4_000
+
+
+def test_the_use_of_a_budget_is_that_of_the_run_and_not_of_one_process():
+    reply, parameters = Reply(GOOD, input_tokens=60, output_tokens=20), {"max_output_tokens": 40}
+    with (
+        OllamaServer(reply, models=["llama3.2", "qwen3"]) as server,
+        on_ollama(server) as session,
+        on_ollama(server) as other,
+    ):
+        done = threading.Event()
+
+        def shares(output, sample):
+            if not done.is_set():
+                done.set()
+                evaluated(other, task_of(5), ["ollama/qwen3"], limit=3, budget=Budget(max_tokens=100_000))
+            return 1
+
+        report = evaluated(
+            session,
+            task_of(5, field_match("label"), shares, **parameters),
+            budget=Budget(max_tokens=100_000, max_cost_usd=1),
+        )
+        assert server.usage.total_tokens == 8 * 80
+    assert report.budget.tokens == 8 * 80
+
+
+def test_what_loading_a_model_took_counts_when_the_run_goes_on():
+    reply = Reply(GOOD, input_tokens=60, output_tokens=20)
+    with OllamaServer(reply, models=["llama3.2"]) as server, on_ollama(server) as session:
+        first = evaluated(session, task_of(20), limit=20, budget=Budget(max_tokens=100_000))
+        again = evaluated(session, task_of(20), budget=Budget(max_tokens=100_000))
+        assert server.usage.total_tokens == 21 * 80
+    assert [report.budget.tokens for report in (first, again)] == [21 * 80] * 2
 
 
 async def test_only_what_is_sent_in_its_own_loop_and_context_is_guarded():
