@@ -19,6 +19,7 @@ from llmkit.evals.scorers.base import (
     is_lower_better,
     lower_is_better,
 )
+from llmkit.evals.scorers.json_schema import json_schema_valid
 from llmkit.evals.scorers.judge import judge
 from llmkit.evals.scorers.target import (
     date_tolerance,
@@ -28,7 +29,7 @@ from llmkit.evals.scorers.target import (
     ranked_list,
     set_f1,
 )
-from llmkit.evals.scorers.text import json_schema_valid, regex_match, text_match, text_similarity
+from llmkit.evals.scorers.text import regex_match, text_match, text_similarity
 
 __all__ = [
     "DEFAULT_SCORER_TIMEOUT_S",

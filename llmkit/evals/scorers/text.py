@@ -1,31 +1,28 @@
-"""Scorers of strings and their form: normalised equality, similarity, patterns, JSON schemas."""
+"""Scorers of strings: normalised equality, similarity, patterns."""
 
 from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from pydantic_core import to_jsonable_python
 
-from llmkit.canonical_json import canonical_json
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals.dataset.dataset import Sample
-from llmkit.evals.scorers.base import Options, Score, Scorer
+from llmkit.evals.scorers.base import Score, Scorer
 from llmkit.evals.scorers.conversion import convert_value
+from llmkit.evals.scorers.patterns import compile_pattern, is_match
 from llmkit.evals.scorers.target import SingleField, score_absent
-from llmkit.evals.scorers.values import find_at_path, fold_text
+from llmkit.evals.scorers.values import fold_text
 
-__all__ = ["json_schema_valid", "regex_match", "text_match", "text_similarity"]
+__all__ = ["regex_match", "text_match", "text_similarity"]
 
-# A pattern that backtracks without end is given up after this time.
-PATTERN_TIMEOUT_S = 1.0
 # Time and memory of a comparison grow with the product of both lengths.
 LONGEST_TEXT = 100_000
-MOST_PROBLEMS = 3
 
 Measure: TypeAlias = Literal["levenshtein", "jaro_winkler", "token_sort", "token_set"]
 
@@ -95,77 +92,7 @@ class _RegexMatch(SingleField):
         got = self.get_value(output)
         if got is None:
             return Score(0.0, "nothing was given")
-        return Score(
-            float(_is_match(self.pattern, _to_text(got), is_whole=self.is_whole, ignore_case=self.ignore_case))
-        )
-
-
-def _is_match(pattern: str, text: str, *, is_whole: bool = False, ignore_case: bool = False) -> bool:
-    compiled = _compile_pattern(pattern, ignore_case)
-    find = compiled.fullmatch if is_whole else compiled.search
-    try:
-        return find(text, timeout=PATTERN_TIMEOUT_S, concurrent=True) is not None
-    except TimeoutError:
-        raise TimeoutError(
-            f"the pattern {pattern!r} backtracked for more than {PATTERN_TIMEOUT_S:g} s on {len(text):,} characters; "
-            "write it without nested repeats"
-        ) from None
-
-
-@lru_cache(maxsize=256)
-def _compile_pattern(pattern: str, ignore_case: bool) -> Any:
-    import regex
-
-    return regex.compile(pattern, regex.IGNORECASE if ignore_case else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class _JsonSchemaValid(Options):
-    is_quick: ClassVar[bool] = False
-
-    schema_json: str = field(default="{}")
-
-    def __call__(self, output: Any, _sample: Sample, /) -> Score:
-        value = find_at_path(output, self.fields[0]) if self.fields else output
-        try:
-            document = _parse_json(value) if isinstance(value, str) else to_jsonable_python(value, by_alias=True)
-        except (ValueError, RecursionError) as error:
-            return Score(0.0, f"not JSON: {error}")
-        problems = list(_find_problems(document, self.schema_json))
-        return Score(float(not problems), "; ".join(problems))
-
-
-def _parse_json(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse_constant)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _find_problems(document: Any, schema_json: str) -> Iterator[str]:
-    for number, error in enumerate(_build_validator(schema_json).iter_errors(document)):
-        if number == MOST_PROBLEMS:
-            yield "and more"
-            return
-        yield f"{error.json_path}: {error.message[:200]}"
-
-
-@lru_cache(maxsize=64)
-def _build_validator(schema_json: str) -> Any:
-    from jsonschema import Draft202012Validator, FormatChecker, ValidationError
-    from jsonschema.validators import extend
-    from referencing import Registry
-
-    def check_pattern(_validator: Any, expression: str, instance: Any, _schema: Any) -> Iterator[ValidationError]:
-        if isinstance(instance, str) and not _is_match(expression, instance):
-            yield ValidationError(f"{instance!r} does not match {expression!r}")
-
-    schema = json.loads(schema_json)
-    Draft202012Validator.check_schema(schema)
-    guarded = extend(Draft202012Validator, {"pattern": check_pattern})
-    # An empty registry: references to other documents are errors, and nothing is fetched.
-    return guarded(schema, registry=Registry(), format_checker=FormatChecker())
+        return Score(float(is_match(self.pattern, _to_text(got), is_whole=self.is_whole, ignore_case=self.ignore_case)))
 
 
 def _to_text(value: Any) -> str:
@@ -236,32 +163,7 @@ def regex_match(
     import regex
 
     try:
-        _compile_pattern(pattern, ignore_case)
+        compile_pattern(pattern, ignore_case)
     except regex.error as error:
         raise LLMEvaluationError(f"{name}: the pattern {pattern!r} is invalid: {error}.") from None
     return _RegexMatch(name, (field,) if field else (), pattern=pattern, is_whole=whole, ignore_case=ignore_case)
-
-
-def json_schema_valid(
-    schema: Mapping[str, Any], field: str | None = None, *, name: str = "json_schema_valid"
-) -> Scorer:
-    """Score 1 when the output is valid by a JSON schema (draft 2020-12 with formats), else 0. The target is not used.
-
-    References to other documents are not followed, and a pattern that does not end is a scorer error.
-
-    Args:
-        schema: The schema.
-        field: Name or dotted path of a part of the output; a string in it is parsed as JSON. None for the whole output.
-        name: Name of the metric.
-
-    Raises:
-        LLMEvaluationError: The schema itself is not valid.
-    """
-    from jsonschema import SchemaError
-
-    schema_json = canonical_json(dict(schema))
-    try:
-        _build_validator(schema_json)
-    except SchemaError as error:
-        raise LLMEvaluationError(f"{name}: the schema is not valid at {error.json_path}: {error.message}.") from None
-    return _JsonSchemaValid(name, (field,) if field else (), schema_json=schema_json)
