@@ -338,7 +338,7 @@ class Session:
     ) -> EvalReport:
         """Run a task from async code, in any event loop; see `evaluate`.
 
-        After a cancellation, `areport` returns the report so far.
+        After a cancellation the report so far is in `partial`.
         """
         from llmkit.notebook.evaluation import evaluate_routes_async
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,14 +12,30 @@ from typing import Any
 
 __all__ = ["Meter", "bar"]
 
+# In a terminal of 80 columns this leaves 30 for the facts behind the bar.
+BAR_WIDTH = 20
+LOG_WIDTH = 200
+
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """Progress of some work; `shown` is printed behind the bar."""
+    """Progress of some work.
+
+    Attributes:
+        done: How much is done, including what was there already.
+        total: How much there is.
+        shown: Facts to print behind the bar, the most important first: a narrow line drops the last ones.
+        reused: How much was there already, which says nothing about how fast the work is.
+        failed: How much ended without an answer.
+        loading: Name of the model that is being loaded; the work has not begun then.
+    """
 
     done: int
     total: int
     shown: Mapping[str, int | str] = field(default_factory=dict)
+    reused: int = 0
+    failed: int = 0
+    loading: str | None = None
 
 
 @contextmanager
@@ -50,18 +67,23 @@ class _Bar:
         self._read = read
         self._unit = unit
         self._bar: Any = None
-        self._drawn_s = monotonic()
+        self._drawn_s = self._work_began_s = monotonic()
 
     def draw(self) -> None:
+        """Draw the meter, if there is one yet, and it moved or the clock must."""
         meter = self._read()
         if meter is None:
             return
         if self._bar is None:
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=meter.total, unit=self._unit, mininterval=_interval_s())
-        self._bar.set_postfix(meter.shown, refresh=False)
+            first = _write_format("{bar}", [])
+            self._bar = tqdm(total=meter.total, unit=self._unit, mininterval=_interval_s(), bar_format=first)
         now_s = monotonic()
+        if meter.loading is not None:
+            self._work_began_s = now_s
+        self._bar.colour = "red" if _is_all_failed(meter) else None
+        self._bar.bar_format = self._choose_format(meter, now_s)
         if self._bar.update(meter.done - self._bar.n):
             self._drawn_s = now_s
         elif now_s - self._drawn_s >= 5 * self._bar.mininterval:
@@ -69,9 +91,52 @@ class _Bar:
             self._bar.refresh()
 
     def close(self) -> None:
+        """Draw the last state and leave it there."""
         self.draw()
-        if self._bar is not None:
-            self._bar.close()
+        if self._bar is None:
+            return
+        self._bar.close()
+        meter = self._read()
+        if self._is_widget and meter is not None and _is_all_failed(meter):
+            # Tqdm's widget turns green at the end of any work that reaches its total.
+            self._bar.container.children[-2].bar_style = "danger"
+
+    @property
+    def _is_widget(self) -> bool:
+        return hasattr(self._bar, "container")
+
+    def _choose_format(self, meter: Meter, now_s: float) -> str:
+        """Return a format of tqdm with what is known of this moment; tqdm itself would count reused work as speed."""
+        left_s = _estimate_left_s(meter, now_s - self._work_began_s)
+        facts = [f"loading {meter.loading}"] if meter.loading is not None else []
+        if left_s is not None:
+            facts.append(f"{self._bar.format_interval(left_s)} left")
+        facts += [f"{name}={value}" for name, value in meter.shown.items()]
+        if self._is_widget:
+            return _write_format("{bar}", facts)
+        # Of stderr, for stdout may be a file.
+        width = os.get_terminal_size(sys.stderr.fileno()).columns if sys.stderr.isatty() else LOG_WIDTH
+        room = width - BAR_WIDTH - len(f"100%|| {meter.total}/{meter.total} [00:00:00, ]")
+        while facts and sum(map(len, facts)) + 2 * (len(facts) - 1) > room:
+            facts.pop()
+        return _write_format(f"{{bar:{BAR_WIDTH}}}", facts)
+
+
+def _write_format(bar_field: str, facts: list[str]) -> str:
+    behind = "".join(f", {fact}" for fact in facts).replace("{", "{{").replace("}", "}}")
+    return f"{{percentage:3.0f}}%|{bar_field}| {{n_fmt}}/{{total_fmt}} [{{elapsed}}{behind}]"
+
+
+def _estimate_left_s(meter: Meter, worked_s: float) -> float | None:
+    """Return the seconds that the rest takes at the speed so far; None when that is not known."""
+    fresh = meter.done - meter.reused
+    if fresh <= 0 or meter.done >= meter.total:
+        return None
+    return (meter.total - meter.done) * worked_s / fresh
+
+
+def _is_all_failed(meter: Meter) -> bool:
+    return meter.failed > 0 and meter.failed >= meter.done
 
 
 def _interval_s() -> float:

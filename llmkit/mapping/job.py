@@ -38,6 +38,7 @@ class MapProgress:
     total: int
     done: int = 0
     failed: int = 0
+    reused: int = 0
     tokens: int = 0
 
 
@@ -70,7 +71,7 @@ class MapJob:
             key_of=lambda code: code,
             concurrency=min(concurrency, len(self._outcomes)),
         )
-        self.tally = MapProgress(total=len(rows.codes), done=rows.skipped)
+        self.tally = MapProgress(total=len(rows.codes), done=rows.skipped, reused=rows.skipped)
 
     async def work(self) -> None:
         """Ask about every text that is open.
@@ -91,11 +92,14 @@ class MapJob:
 
     def meter(self) -> Meter:
         """Return the progress for a bar."""
-        shown = {"failed": self.tally.failed, "tokens": self.tally.tokens}
+        shown = {"failed": self.tally.failed}
+        if self.tally.tokens:  # a count that no server has sent is unknown, not 0
+            shown["tokens"] = self.tally.tokens
         rest_s = self._pool.rests_until_s - time.monotonic()
         # Else a pause that is meant looks like a hang.
         resting = {"route_rests_s": math.ceil(rest_s)} if rest_s > 0 else {}
-        return Meter(self.tally.done, self.tally.total, shown | resting)
+        reused, failed = self.tally.reused, self.tally.failed
+        return Meter(self.tally.done, self.tally.total, resting | shown, reused=reused, failed=failed)
 
     def describe_interruption(self) -> str:
         """Return the message for an interrupted map."""
@@ -131,7 +135,9 @@ class MapJob:
     def _keep(self, code: int, outcome: Outcome) -> None:
         self._outcomes[code] = outcome
         self.tally.done += self._sizes[code]
-        self.tally.failed += self._sizes[code] if outcome.status != SUCCEEDED else 0
+        self.tally.failed += self._sizes[code] if outcome.status == FAILED else 0
+        is_stored = outcome.served_from not in {None, str(ServedFrom.PROVIDER)}
+        self.tally.reused += self._sizes[code] if is_stored else 0
         self.tally.tokens += (outcome.input_tokens or 0) + (outcome.output_tokens or 0)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.errors import LLMBadRequest, LLMError, LLMEvaluationError
 from llmkit.notebook.arguments import check_count, check_names
 from llmkit.notebook.core import SessionCore
-from llmkit.notebook.event_loop import Interrupted, run_aside
+from llmkit.notebook.event_loop import Interrupted, InterruptedAwait, run_aside
 from llmkit.types import Route
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate_routes", "evaluate_routes_async", "import_report", "read_report"]
 
+KEPT = "finished results are in .partial of the session; the same call does the rest"
 _MINIMUMS: Mapping[str, int] = {"epochs": 1, "limit": 1, "concurrency": 1, "reasks": 0}
 
 
@@ -44,7 +45,7 @@ def evaluate_routes(
         if not core.runtime.is_open:
             raise
         core.keep_partial(partial(_read_partial, core, name, task))
-        raise Interrupted("finished results are in .partial of the session; the same call does the rest") from None
+        raise Interrupted(KEPT) from None
 
 
 def _read_partial(core: SessionCore, name: str | None, task: Task) -> EvalReport | None:
@@ -57,12 +58,17 @@ def _read_partial(core: SessionCore, name: str | None, task: Task) -> EvalReport
 async def evaluate_routes_async(
     core: SessionCore, task: Task, routes: Routes, name: str | None, options: Mapping[str, Any]
 ) -> EvalReport:
-    """Do the same for async code; after a cancellation, `areport` returns the report so far."""
+    """Do the same for async code."""
     _check_arguments(task, routes, name, options)
     await asyncio.wrap_future(run_aside(_import_engine))
     progress = _ProgressBar(options)
-    with progress.open() as draw:
-        return await core.run_async(_evaluate(core, task, routes, name, progress.options), draw)
+    core.keep_partial(None)
+    try:
+        with progress.open() as draw:
+            return await core.run_async(_evaluate(core, task, routes, name, progress.options), draw)
+    except asyncio.CancelledError:
+        core.keep_partial(partial(_read_partial, core, name, task))
+        raise InterruptedAwait(KEPT) from None
 
 
 async def _evaluate(
@@ -159,11 +165,9 @@ class _ProgressBar:
         self._latest = progress
 
     def _read(self) -> Meter | None:
-        from llmkit.batch.progress_bar import Meter
-        from llmkit.evals.run.progress import standing
+        from llmkit.evals.run.progress import make_meter
 
-        latest = self._latest
-        return None if latest is None else Meter(latest.done, latest.total, standing(latest))
+        return None if self._latest is None else make_meter(self._latest)
 
 
 def _check_arguments(task: Any, routes: Any, name: Any, options: Mapping[str, Any]) -> None:

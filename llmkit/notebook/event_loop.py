@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from llmkit.cleanup import is_exiting
 from llmkit.errors import LLMConfigurationError, LLMError
 
-__all__ = ["Interrupted", "LoopThread", "run_aside"]
+__all__ = ["Interrupted", "InterruptedAwait", "LoopThread", "run_aside"]
 
 # A cancelled call still records what it had sent; after Ctrl-C no caller waits longer than this for it, in seconds.
 CANCEL_GRACE_S = 2.0
@@ -49,6 +49,14 @@ T = TypeVar("T")
 
 class Interrupted(KeyboardInterrupt):
     """An interruption, with a message on the state of the work."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Show one line in a notebook instead of a traceback through our code."""
+        return [f"Interrupted: {self}"]
+
+
+class InterruptedAwait(asyncio.CancelledError):
+    """A cancellation, with a message on the state of the work: how a notebook interrupts a cell that awaits."""
 
     def _render_traceback_(self) -> list[str]:
         """Show one line in a notebook instead of a traceback through our code."""

@@ -13,7 +13,7 @@ from llmkit.notebook import pandas_accessor
 from llmkit.notebook.arguments import check_count, check_names, check_text
 from llmkit.notebook.chat import check_map_options, run_extraction, send_chat
 from llmkit.notebook.core import SessionCore
-from llmkit.notebook.event_loop import Interrupted, run_aside
+from llmkit.notebook.event_loop import Interrupted, InterruptedAwait, run_aside
 from llmkit.notebook.options import MapOptions, ReadingOptions, list_option_names
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def _open_job(core: SessionCore, question: Any, data: Any, options: Mapping[str,
         core.keep_partial(job.frame)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(job.describe_interruption()) from None
+        if isinstance(error, asyncio.CancelledError):
+            raise InterruptedAwait(job.describe_interruption()) from None
         raise
 
 

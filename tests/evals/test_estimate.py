@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llmkit.cli.main import _run as llmkit
+from llmkit.cli.main import run_command as llmkit
 from llmkit.errors import LLMEvaluationError, LLMTimeout
 from llmkit.evals import statistics as s
 from llmkit.evals.estimate import WIDEST_SPREAD, forecast, margin_size, sample_size

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmkit.cli.main import _run as llmkit
+from llmkit.cli.main import run_command as llmkit
 from llmkit.cli.output import write_text
 from llmkit.errors import LLMEvaluationError, LLMTimeout
 from llmkit.evals import Score, load_report

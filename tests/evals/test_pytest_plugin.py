@@ -5,7 +5,7 @@ import json
 import pytest
 
 import llmkit
-from llmkit.cli.main import _run as run_cli
+from llmkit.cli.main import run_command as run_cli
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals import Sample
 from llmkit.evals.ci.gate import GateRules

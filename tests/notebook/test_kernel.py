@@ -21,6 +21,15 @@ s.chat("warm up").text
 """
 MAP = 's.map("Say {text}", pd.Series([f"t{n}" for n in range(6)]), name="n", concurrency=2)'
 
+EVALUATION = """
+from pydantic import BaseModel
+from llmkit.evals import Sample, Task, field_match
+class City(BaseModel):
+    name: str
+samples = [Sample(id=f"t{n}", input=f"t{n}", target={"name": "x"}) for n in range(4)]
+task = Task(name="c", dataset=samples, prompt="{input}", output_type=City, scorers=[field_match("name")])
+"""
+
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[tuple[KernelManager, Any]]:
@@ -52,8 +61,9 @@ def _run(client: Any, code: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("call", [MAP, f"await {MAP.replace('s.map', 's.amap')}"])
 def test_an_interrupted_cell_leaves_a_partial_result_and_the_next_continues(
-    kernel: tuple[KernelManager, Any],
+    kernel: tuple[KernelManager, Any], call: str
 ) -> None:
     manager, client = kernel
     with OllamaServer() as ollama:
@@ -61,7 +71,7 @@ def test_an_interrupted_cell_leaves_a_partial_result_and_the_next_continues(
         ollama.script(
             lambda request: Fault.hang() if request.json["messages"][0]["content"][-2:] in ("t2", "t3") else "yes"
         )
-        cell = client.execute(MAP)
+        cell = client.execute(call)
         deadline = time.monotonic() + HANG_BOUND_S
         while len(ollama.calls) < 5 and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -81,3 +91,23 @@ def test_an_interrupted_cell_leaves_a_partial_result_and_the_next_continues(
         assert str(["SUCCEEDED"] * 2 + ["NOT_RUN"] * 4) in printed
         assert str(["SUCCEEDED"] * 6) in printed
         assert len(ollama.calls) - before == 4
+
+
+@pytest.mark.slow
+def test_an_interrupted_await_of_an_evaluation_is_one_line(kernel: tuple[KernelManager, Any]) -> None:
+    manager, client = kernel
+    with OllamaServer() as ollama:
+        _run(client, SETUP.format(url=ollama.url))
+        _run(client, EVALUATION)
+        ollama.script(lambda request: Fault.hang() if "t2" in str(request.json["messages"]) else '{"name": "x"}')
+        cell = client.execute('await s.aevaluate(task, ["ollama/llama3.2"], concurrency=1, warm_up=False)')
+        deadline = time.monotonic() + HANG_BOUND_S
+        while len(ollama.calls) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        manager.interrupt_kernel()
+        (error,) = [each["content"] for each in _outputs(client, cell) if each["msg_type"] == "error"]
+        assert error["traceback"] == [
+            "Interrupted: finished results are in .partial of the session; the same call does the rest"
+        ]
+        shown = _run(client, "print(s.partial.counts['SUCCEEDED'])")
+        assert "".join(each["content"]["text"] for each in shown if each["msg_type"] == "stream") == "2\n"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from llmkit.batch.progress_bar import Meter, bar
 from llmkit.evals.budget import Kind
 from llmkit.evals.results import Work
 
-__all__ = ["Progress", "RouteProgress", "Tally", "shown", "standing"]
+__all__ = ["Progress", "RouteProgress", "Tally", "make_meter", "shown", "standing"]
+
+PROGRESS_INTERVAL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Progress:
         sent: Requests sent to providers so far.
         routes: The same for each route, in the order in which they were named.
         stopped_by: The limit of the budget that has stopped the run; None when none has.
+        loading: Name of the route whose model is being loaded before its first sample; None when none is.
     """
 
     done: int
@@ -54,6 +57,7 @@ class Progress:
     sent: int
     routes: tuple[RouteProgress, ...] = ()
     stopped_by: Kind | None = None
+    loading: str | None = None
 
 
 class Tally:
@@ -73,6 +77,7 @@ class Tally:
         self.warm_ups = 0
         self.edited = 0
         self.stopped_by: Kind | None = None
+        self.loading: str | None = None
 
     def reuse(self, route: str) -> None:
         """Return a result was there already."""
@@ -102,7 +107,7 @@ class Tally:
         )
         done, failed = sum(self._done.values()), sum(self._failed.values())
         total = self._each * len(self._done)
-        return Progress(done, total, failed, self._reused, self._sent, routes, self.stopped_by)
+        return Progress(done, total, failed, self._reused, self._sent, routes, self.stopped_by, self.loading)
 
     def work(self) -> Work:
         """Return the work done so far."""
@@ -133,15 +138,9 @@ def shown(progress: bool | Callable[[Progress], None], tally: Tally) -> Iterator
 
 @contextmanager
 def _progress_bar(tally: Tally) -> Iterator[Callable[[], None]]:
-    from tqdm.auto import tqdm
-
-    interval_s, drawn_s = _interval_s(), -math.inf
-    with tqdm(total=tally.progress().total, unit="sample", mininterval=interval_s) as bar:
-
-        def draw() -> None:
-            progress = tally.progress()
-            bar.set_postfix(standing(progress), refresh=False)
-            bar.update(progress.done - bar.n)
+    interval_s, drawn_s = PROGRESS_INTERVAL_S, -math.inf
+    with bar(lambda: make_meter(tally.progress()), unit="sample") as draw:
+        assert draw is not None
 
         def show() -> None:
             nonlocal drawn_s
@@ -150,10 +149,15 @@ def _progress_bar(tally: Tally) -> Iterator[Callable[[], None]]:
                 drawn_s = time.monotonic()
                 draw()
 
-        try:
-            yield show
-        finally:
-            draw()
+        yield show
+
+
+def make_meter(progress: Progress) -> Meter:
+    """Return the progress for a bar."""
+    facts = standing(progress)
+    return Meter(
+        progress.done, progress.total, facts, reused=progress.reused, failed=progress.failed, loading=progress.loading
+    )
 
 
 def standing(progress: Progress) -> dict[str, int | str]:
@@ -164,12 +168,9 @@ def standing(progress: Progress) -> dict[str, int | str]:
     shown: dict[str, int | str] = {}
     if progress.stopped_by is not None:
         shown["stopped_by"] = f"budget of {progress.stopped_by}"
-    shown |= {"failed": progress.failed, "reused": progress.reused, "sent": progress.sent}
+    shown |= {"failed": progress.failed}
+    if progress.reused:
+        shown["reused"] = progress.reused
+    shown["sent"] = progress.sent
     several = progress.routes if len(progress.routes) > 1 else ()
     return shown | {each.route: each.done for each in several}
-
-
-def _interval_s() -> float:
-    """Seconds between two drawings: few in a log file, where each is a line of its own."""
-    drawn_over = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return 0.2 if drawn_over else 10.0

@@ -208,6 +208,7 @@ class _Evaluation:
             LLMStoreError: Results cannot be kept any more.
         """
         with shown(self.plan.progress, self.tally) as self.show:
+            self.show()
             async with self.guard.at_work():
                 await self._run_rounds()
             self.tally.stopped_by = self.guard.stopped_by
@@ -227,7 +228,12 @@ class _Evaluation:
             return
         sample = next(iter(self.plan.selected))
         for route, variant in find_cold_models(self.plan, self._last_at_utc).items():
-            await warm_up(self.plan, self.run, variant, route, sample)
+            self.tally.loading = str(route)
+            self.show()
+            try:
+                await warm_up(self.plan, self.run, variant, route, sample)
+            finally:
+                self.tally.loading = None
             self.tally.warm_ups += 1
 
     async def _await_others(self) -> list[_SampleCall]:

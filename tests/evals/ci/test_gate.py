@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from llmkit.cli.main import _run as llmkit
+from llmkit.cli.main import run_command as llmkit
 from llmkit.errors import LLMEvaluationError, LLMTimeout
 from llmkit.evals import Sample, field_match
 from llmkit.evals.ci.gate import GateRules, check_gate, match_variants

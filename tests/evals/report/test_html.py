@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit import Session
-from llmkit.cli.main import _run
+from llmkit.cli.main import run_command
 from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import RecordedCall
 from llmkit.evals import Sample, Score
@@ -409,7 +409,7 @@ def test_two_reports_of_one_run_have_the_same_bytes(servers):
 def test_two_runs_on_identical_recordings_have_the_same_bytes(servers):
     with Session("w", **servers) as session:
         evaluated(session)
-    assert _run(["cassette", "record", "tape.jsonl", "-w", "w"]) == 0
+    assert run_command(["cassette", "record", "tape.jsonl", "-w", "w"]) == 0
     replays, unsteady = [], []
     for _ in range(2):
         with Session("w", replay="tape.jsonl") as session:
@@ -456,13 +456,13 @@ def commands(servers, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_file_of_a_run_can_be_written_again_from_the_store(commands, capsys):
     run_it = ["eval", "run", "task.py", "--routes", ROUTES[0], "--name", "r"]
-    assert _run([*run_it, "--html", "run.html"]) == 0
-    assert _run(["eval", "report", "r", "--task", "task.py", "--html", "report.html", "--markdown", "r.md"]) == 0
+    assert run_command([*run_it, "--html", "run.html"]) == 0
+    assert run_command(["eval", "report", "r", "--task", "task.py", "--html", "report.html", "--markdown", "r.md"]) == 0
     assert Path("run.html").read_bytes() == Path("report.html").read_bytes()
     assert len(Page(Path("run.html").read_text()).data["cases"]) == 2
     assert "## r (sentiment)" in Path("r.md").read_text()
     capsys.readouterr()
-    assert _run(["eval", "report", "r", "--json", "--stable"]) == 0
+    assert run_command(["eval", "report", "r", "--json", "--stable"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["run"]["name"], "id" in document["run"], "work" in document) == ("r", False, False)
     assert "latency_p50_ms" not in document["summary"][0]
@@ -479,8 +479,8 @@ def test_the_file_of_a_run_can_be_written_again_from_the_store(commands, capsys)
 )
 def test_a_report_that_cannot_be_written_says_why_and_nothing_is_sent(commands, capsys, command, said):
     if command[1] == "r":
-        _run(["eval", "run", "task.py", "--routes", ROUTES[0], "--name", "r"])
-    assert _run(["eval", *command]) == 2
+        run_command(["eval", "run", "task.py", "--routes", ROUTES[0], "--name", "r"])
+    assert run_command(["eval", *command]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
     assert not Path("r.html").exists()
 

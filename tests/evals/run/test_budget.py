@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkit.cli.main import _run as llmkit
+from llmkit.cli.main import run_command as llmkit
 from llmkit.errors import LLMBadRequest, LLMBudgetExhausted, LLMEvaluationError
 from llmkit.evals import Budget, Sample, field_match, judge
 from llmkit.evals.budget import Amount, Books, amount
