@@ -532,11 +532,13 @@ class LLMResponse(Value):
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """Describe the answer in words: route, tokens, milliseconds, billed or not."""
+        """Describe the answer in words: route, tokens, milliseconds, and whether it was billed."""
         counts = (
             "?" if count is None else f"{count:,}" for count in (self.usage.input_tokens, self.usage.output_tokens)
         )
         served = "billed" if self.billed else f"from {self.served_from}, not billed"
+        if self.billed and self.route.provider is LLMProvider.LOCAL:
+            served = "free, on this machine"
         return (str(self.route), "{} + {} tokens".format(*counts), f"{self.latency_ms:,.0f} ms", served)
 
     def __str__(self) -> str:

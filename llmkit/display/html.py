@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["render_card", "render_chat", "render_table"]
+__all__ = ["Explained", "render_card", "render_chat", "render_table"]
 
 MAX_TEXT_CHARS = 20_000
 MAX_ROWS = 100
@@ -18,6 +18,13 @@ MAX_CHARS = 25_000
 
 # Classes that keep a notebook from setting text between two dollars as a formula: "from $5 to $10".
 PLAIN_TEXT = "tex2jax_ignore mathjax_ignore"
+
+
+class Explained(NamedTuple):
+    """A cell with a sentence about it, which shows when it is pointed at or has the focus."""
+
+    value: Any
+    why: str
 
 
 def render_card(text: str, facts: Sequence[str], warnings: Sequence[str] = ()) -> str:
@@ -33,9 +40,17 @@ def render_chat(turns: Sequence[tuple[str, str, Sequence[str]]], title: str) -> 
 
 
 def render_table(
-    headings: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str = "", notes: Sequence[str] = ()
+    headings: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    caption: str = "",
+    lead: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> str:
-    """Render a table with right-aligned numbers, a caption above it and notes below; of a long one the first rows."""
+    """Render a table with right-aligned numbers, a caption and a lead above it, and notes below.
+
+    Of a long table only the first rows are shown. A cell may be `Explained`.
+    """
     shown = rows[:MAX_ROWS]
     left_out = [f"{len(rows) - MAX_ROWS} more rows"] if len(rows) > MAX_ROWS else []
     return _render(
@@ -43,6 +58,8 @@ def render_table(
         headings=headings,
         rows=shown,
         caption=caption,
+        lead=lead,
+        has_explanations=any(isinstance(cell, Explained) for row in shown for cell in row),
         notes=[*left_out, *notes],
         max_chars=max(40, MAX_CHARS // max(1, len(shown) * len(headings))),
     )

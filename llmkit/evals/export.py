@@ -42,8 +42,8 @@ _RUN = TypeAdapter(EvalRun)
 _RESULT = TypeAdapter(EvalResult)
 
 
-def export_run(run: EvalRun, results: Sequence[EvalResult], file: str | Path) -> None:
-    """Write a run and its results to a new `.jsonl` or `.parquet` file.
+def export_run(run: EvalRun, results: Sequence[EvalResult], file: str | Path) -> Path:
+    """Write a run and its results to a new `.jsonl` or `.parquet` file, and return its path.
 
     A JSON Lines file begins with the run (`form`, `run`) and has one result a line; the fields are those of
     `llmkit.eval_ports.EvalRun` and `EvalResult`. A Parquet file has one row for each result, dictionaries as JSON text,
@@ -64,6 +64,7 @@ def export_run(run: EvalRun, results: Sequence[EvalResult], file: str | Path) ->
         raise LLMEvaluationError(f"{file} exists already; name a new file.") from None
     except OSError as error:
         raise LLMEvaluationError(f"{file} cannot be written: {error.strerror or error}") from None
+    return place
 
 
 def _encode_jsonl(head: str, rows: Iterable[Mapping[str, Any]]) -> bytes:

@@ -197,17 +197,13 @@ class ScorePairs:
 def build_comparison_rows(
     a: Sequence[EvalResult], b: Sequence[EvalResult], metrics: Sequence[str], clusters: ClusterOf, lower: Set[str]
 ) -> list[dict[str, Any]]:
-    """Build one row for each metric, `a` minus `b`, with p-values adjusted by Holm over the rows."""
-    from llmkit.evals.statistics import adjust_holm
-
+    """Build one row for each metric, `a` minus `b`."""
     worst = {metric: find_worst_score((a, b), metric, lower) for metric in metrics}
-    rows = [
+    return [
         _compare(index_by_sample(a), index_by_sample(b), metric, clusters, worst[metric])
         | {"lower_is_better": metric in lower}
         for metric in metrics
     ]
-    adjusted = adjust_holm([row["p_value"] for row in rows])
-    return [{**row, "p_holm": float(value)} for row, value in zip(rows, adjusted, strict=True)]
 
 
 def index_by_sample(results: Sequence[EvalResult]) -> dict[PairKey, EvalResult]:

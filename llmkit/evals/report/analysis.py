@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.errors import LLMEvaluationError
@@ -22,7 +23,14 @@ from llmkit.evals.report.aggregate import (
 )
 from llmkit.evals.report.coverage import Coverage, measure_coverage, note_coverage, note_limit
 from llmkit.evals.report.failure_reasons import describe_reasons
-from llmkit.evals.report.frames import SAMPLE_COLUMNS, SCORE_PREFIX, build_frame, build_sample_row
+from llmkit.evals.report.frames import (
+    SAMPLE_COLUMNS,
+    SCORE_PREFIX,
+    build_frame,
+    build_sample_row,
+    find_raw_answers,
+    sort_results,
+)
 from llmkit.evals.report.notes import (
     describe_request_differences,
     note_budget,
@@ -44,6 +52,7 @@ from llmkit.evals.report.repeats_missing import (
     build_missing_rows,
     build_repeat_rows,
 )
+from llmkit.evals.report.verdict import describe_verdict
 from llmkit.evals.results import NOT_RUN, STATUSES, SUCCEEDED, Work
 from llmkit.ports import StoredRun
 
@@ -175,6 +184,16 @@ class Analysis:
         reading = (*note_direction(sorted(self.lower_is_better)), *note_dominant_group(self.clusters))
         return (*note_decision(self.decision), *without_score, *self.warnings, *moved, *reading)
 
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """The result in words, for each of the first three metrics.
+
+        Either which variant is better and by how much, by the interval of the difference, or that this is not decided
+        and about how many more samples would do. A variant is called better only if its p-value, adjusted by Holm for
+        all pairs and metrics, is below 0.05.
+        """
+        return describe_verdict(self)
+
     def summary(self, by: Literal["variant", "served_route"] = "variant") -> pd.DataFrame:
         """Return one row for each variant and metric, with the columns and dtypes of `SUMMARY_COLUMNS`.
 
@@ -201,17 +220,29 @@ class Analysis:
     def samples(self) -> pd.DataFrame:
         """Return one row for each result: `SAMPLE_COLUMNS`, then a float64 column `score_NAME` for each metric.
 
+        Samples are in the order of the dataset; without it (`report(name, task=...)` adds it) they are ordered by id.
         Input, target, output, scorer errors, score details (why, by scorer) and warnings are text or JSON text; unknown
-        values are missing, never 0.
+        values are missing, never 0. `raw_answer` is what the model answered where no valid output came of it, redacted
+        and shortened as in `Session.runs`.
+
+        Raises:
+            LLMStoreError: An answer failed, and the calls cannot be read from the store.
         """
         columns = {**SAMPLE_COLUMNS, **{f"{SCORE_PREFIX}{name}": "float64" for name in self.metrics}}
-        return build_frame((build_sample_row(result, self.dataset) for result in self.results), columns)
+        answers = find_raw_answers(self.results, self.load_calls)
+        rows = (
+            build_sample_row(result, self.dataset) | {"raw_answer": answers.get(result.pipeline_run_id)}
+            for result in sort_results(self.results, self.dataset, self.variants)
+        )
+        return build_frame(rows, columns)
 
     def attempts(self) -> pd.DataFrame:
         """Return every request sent for the results, including judges', with the columns of `ATTEMPT_COLUMNS`.
 
         `variant` is the label that was evaluated, `sent_to` the route that got the request, `stage` is `sample` or
-        `judge`. Read from the store each time; empty for an imported run, whose calls are in another.
+        `judge`. `status` is that of the request: an answered one SUCCEEDED, even if no valid output came of it.
+        `sample_status` and `sample_error_code` are those of the sample. Read from the store each time; empty for an
+        imported run, whose calls are in another.
 
         Raises:
             LLMStoreError: The store cannot be read.
@@ -281,39 +312,69 @@ class Analysis:
         return groups
 
     def compare(
-        self, a: str, b: str | None = None, metric: str | None = None, *, baseline: Analysis | None = None
+        self,
+        a: str | None = None,
+        b: str | None = None,
+        metric: str | Sequence[str] | None = None,
+        *,
+        baseline: Analysis | None = None,
     ) -> pd.DataFrame:
         """Compare `a` minus `b` on the same samples: one row for each metric, columns of `COMPARISON_COLUMNS`.
+
+        Without `a` and `b` all pairs of variants are compared, or with a baseline each variant with that of its name.
 
         Pairs are the samples and epochs that both have a score for; `left_out` counts the others. Zeros and ones on
         independent samples get McNemar's exact test, anything else a paired t test, clustered by group, or by sample
         over its epochs. The difference is not turned round where less is better (`lower_is_better`). `p_holm`
-        is adjusted for the number of metrics in the frame, `effect` is Cohen's d_z. The frame's `attrs["warnings"]`
+        is adjusted for the number of rows in the frame, `effect` is Cohen's d_z. The frame's `attrs["warnings"]`
         lists what puts the comparison in doubt.
 
         Args:
             a: Label of a variant.
             b: Label of another; defaults to `a`, which needs a baseline.
-            metric: Only this one.
+            metric: Only this one, or these.
             baseline: Take `b` from this report instead.
 
         Raises:
-            LLMEvaluationError: A variant or metric is unknown, both sides are the same, or samples were edited between
-                the two runs.
+            LLMEvaluationError: A variant or metric is unknown, both sides are the same, there is only one variant, or
+                samples were edited between the two runs.
         """
+        from llmkit.evals.statistics import adjust_holm
+
         other = self if baseline is None else baseline
-        b = a if b is None else b
-        if other is self and a == b:
-            raise LLMEvaluationError(f"Name two variants to compare; there are: {', '.join(self.variants)}.")
         metrics = [name for name in self.metrics if name in other.metrics]
         if metric is not None:
-            metrics = [_require_known("metric", metric, metrics)]
-        ours, theirs = self.of(a), other.of(b)
-        require_unedited(ours, theirs)
-        rows = build_comparison_rows(ours, theirs, metrics, {**other.clusters, **self.clusters}, self.lower_is_better)
-        frame = build_frame(({**row, "a": a, "b": b} for row in rows), COMPARISON_COLUMNS)
-        frame.attrs["warnings"] = list(_find_comparison_warnings(self, ours, theirs, other))
+            wanted = (metric,) if isinstance(metric, str) else metric
+            metrics = [_require_known("metric", name, metrics) for name in wanted]
+        clusters = {**other.clusters, **self.clusters}
+        rows: list[dict[str, Any]] = []
+        warnings: list[str] = []
+        for first, second in self._choose_pairs(a, b, other):
+            ours, theirs = self.of(first), other.of(second)
+            require_unedited(ours, theirs)
+            own = build_comparison_rows(ours, theirs, metrics, clusters, self.lower_is_better)
+            rows += [{**row, "a": first, "b": second} for row in own]
+            warnings += _find_comparison_warnings(self, ours, theirs, other)
+        adjusted = adjust_holm([row["p_value"] for row in rows])
+        frame = build_frame(
+            ({**row, "p_holm": float(value)} for row, value in zip(rows, adjusted, strict=True)), COMPARISON_COLUMNS
+        )
+        frame.attrs["warnings"] = list(dict.fromkeys(warnings))
         return frame
+
+    def _choose_pairs(self, a: str | None, b: str | None, other: Analysis) -> list[tuple[str, str]]:
+        if a is None and b is None:
+            if other is not self:
+                pairs = [(label, label) for label in self.variants if label in other.variants]
+            else:
+                pairs = list(combinations(self.variants, 2))
+            if pairs:
+                return pairs
+        first = b if a is None else a
+        second = a if b is None else b
+        if first is None or second is None or (other is self and first == second):
+            raise LLMEvaluationError(f"Name two variants to compare; there are: {', '.join(self.variants)}.")
+        return [(first, second)]
 
 
 def _rank_metric(metric: str, scorers: Sequence[str]) -> int:

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
-from llmkit.eval_ports import EvalResult
+from llmkit.eval_ports import EvalResult, RecordedCall
 from llmkit.evals.dataset.dataset import Sample
-from llmkit.evals.results import IN_PROGRESS, NOT_RUN, fell_back
+from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, fell_back
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SAMPLE_COLUMNS", "SCORE_PREFIX", "build_frame", "build_sample_row", "to_json_rows", "to_plain_rows"]
+__all__ = [
+    "SAMPLE_COLUMNS",
+    "SAMPLE_STAGE",
+    "SCORE_PREFIX",
+    "build_frame",
+    "build_sample_row",
+    "find_raw_answers",
+    "sort_results",
+    "split_numbers",
+    "to_json_rows",
+    "to_plain_rows",
+]
 
 SCORE_PREFIX = "score_"
+# The stage of calls that answer a sample; judges have another.
+SAMPLE_STAGE: Final = "sample"
+_NUMBERS: Final = re.compile(r"[0-9]+|[^0-9]+")
 
 SAMPLE_COLUMNS: Mapping[str, str] = {
     "sample_id": "str",
@@ -31,6 +46,7 @@ SAMPLE_COLUMNS: Mapping[str, str] = {
     "input": "str",
     "target": "str",
     "output": "str",
+    "raw_answer": "str",
     "output_mode": "str",
     "valid_first_try": "boolean",
     "outcome": "str",
@@ -64,6 +80,40 @@ def build_sample_row(result: EvalResult, dataset: Mapping[str, Sample]) -> dict[
         "finished_at_utc": None if result.status in (NOT_RUN, IN_PROGRESS) else result.finished_at_utc,
     }
     return row | {f"{SCORE_PREFIX}{_replace_surrogates(name)}": value for name, value in result.scores.items()}
+
+
+def sort_results(
+    results: Iterable[EvalResult], dataset: Mapping[str, Sample], variants: Sequence[str]
+) -> list[EvalResult]:
+    """Sort results by sample, variant and epoch: samples as in the dataset, and those that are not in it by id."""
+    places = {sample_id: number for number, sample_id in enumerate(dataset)}
+    columns = {label: number for number, label in enumerate(variants)}
+
+    def get_key(result: EvalResult) -> tuple[int, tuple[Any, ...], int, int]:
+        place = places.get(result.sample_id, len(places))
+        return place, split_numbers(result.sample_id), columns[result.route], result.epoch
+
+    return sorted(results, key=get_key)
+
+
+def split_numbers(sample_id: str) -> tuple[tuple[int, int, str], ...]:
+    """Return a key that sorts `s9` before `s10`."""
+    parts = _NUMBERS.findall(sample_id)
+    # Longer digit strings than these are hashes, and quadratic to convert.
+    return tuple((0, int(part), part) if part.isdecimal() and len(part) < 20 else (1, 0, part) for part in parts)
+
+
+def find_raw_answers(
+    results: Iterable[EvalResult], load_calls: Callable[[], Iterable[RecordedCall]]
+) -> dict[str, str | None]:
+    """Find the last answer of each result that got one, but no valid output; by the name of its calls."""
+    wanted = {each.pipeline_run_id for each in results if each.status == FAILED and each.requests}
+    # Reading the calls is the expensive part, and most reports have no such result.
+    return {
+        call.pipeline_run_id: call.answer
+        for call in (load_calls() if wanted else ())
+        if call.stage == SAMPLE_STAGE and call.answer and call.pipeline_run_id in wanted
+    }
 
 
 def _to_text(value: Any) -> str | None:

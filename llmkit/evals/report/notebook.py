@@ -1,11 +1,19 @@
-"""The HTML of a report in a notebook: one row for each variant and metric, and the notes."""
+"""The HTML of a report in a notebook: the verdict, one row for each variant and metric, and the notes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmkit.display.html import render_table
+from llmkit.display.html import Explained, render_table
+from llmkit.evals.report.explain import (
+    explain_count,
+    explain_first_try,
+    explain_latency,
+    explain_mean,
+    explain_tokens,
+)
+from llmkit.evals.report.frames import to_plain_rows
 from llmkit.evals.report.terminal import format_mean, format_scored
 
 if TYPE_CHECKING:
@@ -17,22 +25,27 @@ _HEADINGS = ("variant", "metric", "mean [95 % interval]", "scored", "failed", "f
 
 
 def render_report(report: Analysis) -> str:
-    """Render summary and notes as HTML, with every value escaped."""
+    """Render verdict, summary and notes as HTML, with every value escaped."""
     run = report.run
     title = run.name if run.name == run.task_name else f"{run.name} ({run.task_name})"
-    rows = [_build_cells(row) for row in report.summary().astype(object).to_dict("records")]
-    return render_table(_HEADINGS, rows, caption=title, notes=report.notes)
-
-
-def _build_cells(row: Mapping[Any, Any]) -> tuple[Any, ...]:
-    from pandas import isna
-
-    known = {name: None if isna(value) else value for name, value in row.items()}
-    first_try = "" if known["valid_first_try"] is None else f"{known['valid_first_try']:.0%}"
-    tokens = " + ".join(
-        "?" if known[name] is None else f"{known[name]:,}" for name in ("input_tokens", "output_tokens")
+    rows = [_build_cells(row) for row in to_plain_rows(report.summary())]
+    return render_table(
+        _HEADINGS, rows, caption=title, lead=report.verdict if report.results else (), notes=report.notes
     )
-    median = "" if known["latency_p50_ms"] is None else f"{known['latency_p50_ms']:,.0f}"
-    mean = format_mean(known) if known["metric"] else ""
-    scored = format_scored(known) if known["not_run"] or known["in_progress"] else known["scored"]
-    return (known["variant"], known["metric"] or "", mean, scored, known["failed"], first_try, tokens, median)
+
+
+def _build_cells(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    first_try = row["valid_first_try"]
+    tokens = " + ".join("?" if row[name] is None else f"{row[name]:,}" for name in ("input_tokens", "output_tokens"))
+    median = row["latency_p50_ms"]
+    scored = format_scored(row) if row["not_run"] or row["in_progress"] else row["scored"]
+    return (
+        row["variant"],
+        row["metric"] or "",
+        Explained(format_mean(row), explain_mean(row)) if row["metric"] else "",
+        Explained(scored, explain_count(row, "scored")),
+        Explained(row["failed"], explain_count(row, "failed")),
+        "" if first_try is None else Explained(f"{first_try:.0%}", explain_first_try()),
+        Explained(tokens, explain_tokens("input and output tokens")),
+        "" if median is None else Explained(f"{median:,.0f}", explain_latency(row["variant"], median, "Half")),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -32,7 +33,9 @@ _PER_MILLION: Final = 1e6
 _INTERVAL: Final = "mean with 95 % interval"
 # Room for the names below the plot, in inches.
 _LINE_INCHES: Final = 0.22
-# Of a variant's height in the plot of scores; the rest is for its name.
+# Longest line of a variant's name on the axis, in characters.
+NAME_CHARS: Final = 24
+# Share of a variant's height for the dots in the plot of scores; the rest is for its counts.
 _DOTS_SHARE: Final = 0.6
 
 
@@ -94,7 +97,7 @@ def _get_rows(report: Analysis, metric: str) -> list[dict[str, Any]]:
 
 
 def _draw_scores(report: Analysis, metrics: Sequence[str], ax: Axes | None) -> Axes:
-    """Routes from top to bottom, each with its name above a dot for every metric."""
+    """Draw the variants from top to bottom, named on the axis, with a dot for every metric below their counts."""
     variants = report.variants
     key_lines = len(metrics) if len(metrics) > 1 else 0
     height = 1.0 + len(variants) * (0.45 + 0.2 * len(metrics)) + _LINE_INCHES * key_lines
@@ -105,8 +108,8 @@ def _draw_scores(report: Analysis, metrics: Sequence[str], ax: Axes | None) -> A
         _draw_dots(ax, by_metric[name], shift, mark, _label_metric(report, name))
     for place, variant in enumerate(variants):
         at = ax.get_yaxis_transform()
-        ax.text(0.01, place - 0.45, _label_variant(variant, by_metric), transform=at, va="top", fontsize="small")
-    ax.set_yticks([])
+        ax.text(0.01, place - 0.45, _describe_scored(variant, by_metric), transform=at, va="top", fontsize="small")
+    ax.set_yticks(range(len(variants)), [_wrap_name(variant) for variant in variants])
     ax.set_ylim(len(variants) - 0.5, -0.5)
     ax.set_xlabel(f"{_label_metric(report, metrics[0])}: {_INTERVAL}" if len(metrics) == 1 else f"score: {_INTERVAL}")
     _show_unit_range(ax, [row for rows in by_metric.values() for row in rows], "x")
@@ -139,13 +142,23 @@ def _draw_points(ax: Axes, points: Sequence[tuple[float, float]], mark: Mark, *,
         ax.scatter(x, y, marker=mark.marker, s=45, facecolors=face, edgecolors=mark.colour, zorder=3)
 
 
-def _label_variant(variant: str, by_metric: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def _describe_scored(variant: str, by_metric: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     rows = [row for rows in by_metric.values() for row in rows if row["variant"] == variant]
     scored = sorted({int(row["scored"]) for row in rows})
     scored_text = f"{scored[0]}" if len(scored) == 1 else f"{scored[0]} to {scored[-1]}"
     failed = f", {rows[0]['failed']} failed" if rows[0]["failed"] else ""
     lone = ", no interval" if any(row["scored"] and not _has_interval(row) for row in rows) else ""
-    return f"{shorten(variant)}: {scored_text} of {rows[0]['n']} scored{failed}{lone}"
+    return f"{scored_text} of {rows[0]['n']} scored{failed}{lone}"
+
+
+def _wrap_name(variant: str) -> str:
+    """Return the name in lines that leave room for the plot, broken after a slash or an @ where there is one."""
+    lines = [""]
+    for part in re.findall(rf"[^/@]{{1,{NAME_CHARS}}}[/@]?|[/@]", shorten(variant)):
+        if lines[-1] and len(lines[-1]) + len(part) > NAME_CHARS:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _has_interval(row: Mapping[str, Any]) -> bool:

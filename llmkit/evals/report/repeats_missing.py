@@ -69,6 +69,8 @@ ATTEMPT_COLUMNS: Mapping[str, str] = {
     "status_code": "Int64",
     "error_code": "str",
     "error_message": "str",
+    "sample_status": "str",
+    "sample_error_code": "str",
     "pipeline_run_id": "str",
 }
 
@@ -187,7 +189,7 @@ def build_attempt_rows(results: Iterable[EvalResult], calls: Iterable[RecordedCa
 def _build_attempt_row(result: EvalResult, call: RecordedCall, attempt: Attempt) -> dict[str, Any]:
     known = {name: getattr(attempt, name) for name in ATTEMPT_COLUMNS if hasattr(attempt, name)}
     sample = {name: getattr(result, name) for name in ("sample_id", "epoch", "pipeline_run_id")}
-    sample["variant"] = result.route
+    sample |= {"variant": result.route, "sample_status": result.status, "sample_error_code": result.error_code}
     tokens = {"input_tokens": attempt.usage.input_tokens, "output_tokens": attempt.usage.output_tokens}
     call_facts = {"stage": call.stage, "sent_to": str(attempt.route), "status": str(attempt.status)}
     return known | sample | tokens | call_facts

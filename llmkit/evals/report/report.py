@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -85,7 +85,7 @@ class EvalReport(Analysis):
             },
             "work": asdict(self.work) if self.work else None,
             "summary": to_json_rows(self.summary()),
-            "comparisons": [row for a, b in _pair_labels(self.variants) for row in to_json_rows(self.compare(a, b))],
+            "comparisons": to_json_rows(self.compare()) if len(self.variants) > 1 else [],
             "stopped": dict(self.stopped),
             "in_doubt": [str(call.id) for call in self.in_doubt],
             "judges": self.judges,
@@ -98,7 +98,7 @@ class EvalReport(Analysis):
         }
         return strip_volatile(document) if stable else document
 
-    def to_html(self, file: str | Path, *, stable: bool = False) -> None:
+    def to_html(self, file: str | Path, *, stable: bool = False) -> Path:
         """Write the report with every sample to one HTML file that needs no network. An earlier file is replaced.
 
         The file contains inputs, targets, prompts and answers as far as they are available: see
@@ -108,20 +108,27 @@ class EvalReport(Analysis):
             file: Path of the file.
             stable: As for `to_json`: the same answers give the same bytes.
 
+        Returns:
+            The path of the file.
+
         Raises:
             LLMEvaluationError: The file cannot be written.
             LLMStoreError: The calls behind the results cannot be read.
         """
         from llmkit.evals.report.html import render_page
 
-        text = render_page(self, stable=stable)
+        text, path = render_page(self, stable=stable), Path(file).expanduser()
         try:
-            Path(file).expanduser().write_text(text, encoding="utf-8", errors="replace", newline="\n")
+            path.write_text(text, encoding="utf-8", errors="replace", newline="\n")
         except OSError as error:
             raise LLMEvaluationError(f"{file} cannot be written: {error.strerror or error}") from None
+        return path
 
-    def export(self, file: str | Path) -> None:
+    def export(self, file: str | Path) -> Path:
         """Write the run and its stored results to a new `.jsonl` or `.parquet` file, for `Session.import_run`.
+
+        Returns:
+            The path of the file.
 
         Raises:
             LLMEvaluationError: The file exists, cannot be written, or is of another kind.
@@ -130,7 +137,7 @@ class EvalReport(Analysis):
         from llmkit.evals.export import export_run
 
         stored = [result for result in self.results if result.status not in (NOT_RUN, IN_PROGRESS)]
-        export_run(self.run, stored, file)
+        return export_run(self.run, stored, file)
 
     def what_if(
         self,
@@ -268,12 +275,6 @@ class EvalReport(Analysis):
         ]
         why = [f"  {reason}" for reason in self.failure_summary]
         return "\n".join([f"EvalReport({self.run.name!r}, task {self.run.task_name}: {counts})", *scores, *why])
-
-
-def _pair_labels(labels: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for number, a in enumerate(labels):
-        for b in labels[number + 1 :]:
-            yield a, b
 
 
 # Machines add up in different orders, which affects the last digits.

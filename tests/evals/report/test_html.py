@@ -526,3 +526,44 @@ def test_nested_parts_have_paths():
     value = {"to": {"city": "Rome"}, "lines": [{"item": "saw"}, {"item": "nail"}], "tags": ["a", "b"], "none": {}}
     assert list(split_by_field(value)) == ["to.city", "lines[0].item", "lines[1].item", "tags", "none"]
     assert split_by_field("positive", "label") == {"label": "positive"}
+
+
+# --- it explains itself -------------------------------------------------------------------------------------------
+
+
+def explained(page: Page) -> list[dict]:
+    return [attributes for _tag, attributes in page.tags if "why" in (attributes.get("class") or "").split()]
+
+
+async def test_every_number_of_a_table_has_a_sentence_that_the_keyboard_reaches():
+    page = render_page(await small(epochs=2))
+    tables = page[page.index('<section id="leaderboard"') : page.index('<section id="samples"')]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", tables, re.DOTALL)
+    numbers = [cell for cell in cells if re.match(r"[-+\d.,% ]+$", re.sub("<[^>]*>", "", cell)) and "faint" not in cell]
+    assert len(numbers) > 20
+    assert all('class="number why" tabindex="0" aria-description="' in cell for cell in numbers), numbers
+    sentences = [each["aria-description"] for each in explained(Page(page))]
+    assert all(sentence.strip().endswith((".", "?")) and len(sentence) < 400 for sentence in sentences)
+
+
+async def test_a_mean_and_a_difference_are_explained_in_words():
+    sentences = " ".join(each["aria-description"] for each in explained(page_of(await small())))
+    assert "ollama/a scores 1 on average on 3 results (more is better). 95 % interval: " in sentences
+    assert "If the two were equally good, a difference at least as large would be seen with probability" in sentences
+
+
+async def test_small_pictures_have_a_scale_with_values():
+    page = render_page(await small())
+    board = page[page.index('id="leaderboard"') : page.index('id="comparisons"')]
+    assert re.findall(r'<text class="scale[^>]*>([^<]*)<', board) == ["0", "0.5", "1"]
+    matrix = page[page.index('id="comparisons"') : page.index('id="fields"')]
+    low, middle, high = re.findall(r'<text class="scale[^>]*>([^<]*)<', matrix)[:3]
+    assert (middle, float(low)) == ("0", -float(high))
+
+
+async def test_explanations_of_hostile_names_stay_text():
+    report = await run(routes=("ollama/a",))
+    name = '"><img src=x onerror=alert(1)>'
+    hostile = replace(report, results=tuple(replace(each, route=name) for each in report.results))
+    for text in (render_page(hostile), hostile._repr_html_()):
+        assert "<img" not in text

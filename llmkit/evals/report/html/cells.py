@@ -9,10 +9,12 @@ from typing import ClassVar, Final, TypeAlias
 __all__ = [
     "MARK_HEIGHT",
     "MARK_WIDTH",
+    "SCALE_HEIGHT",
     "BarMark",
     "Block",
     "Cell",
     "CodeText",
+    "CountCell",
     "Definitions",
     "DifferenceCell",
     "FaintText",
@@ -20,6 +22,7 @@ __all__ = [
     "FoldedText",
     "IntervalMark",
     "Scale",
+    "ScaleMark",
     "Section",
     "ShareCell",
     "Table",
@@ -32,6 +35,8 @@ __all__ = [
 
 MARK_WIDTH: Final = 160
 MARK_HEIGHT: Final = 18
+# With the values below the ticks.
+SCALE_HEIGHT: Final = 32
 MARGIN: Final = 6
 # A bar of no length would be invisible.
 SHORTEST_BAR: Final = 2
@@ -39,11 +44,27 @@ SHORTEST_BAR: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number that was formatted already."""
+    """A number that was formatted already.
+
+    Attributes:
+        text: The number.
+        why: Its meaning in a sentence, which the page shows when the number is pointed at or has the focus.
+    """
 
     kind: ClassVar[str] = "figure"
 
     text: str
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CountCell:
+    """A whole number with its meaning in a sentence."""
+
+    kind: ClassVar[str] = "count"
+
+    value: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +103,7 @@ class IntervalMark:
         ticks: Horizontal places of the ends and the middle of the scale.
         whisker: Horizontal places of the interval's ends; None without an interval.
         dot: Horizontal place of the mean.
+        labels: Values at the ticks; empty where the heading of the column has them.
     """
 
     kind: ClassVar[str] = "interval"
@@ -90,6 +112,18 @@ class IntervalMark:
     ticks: tuple[str, ...]
     whisker: tuple[str, str] | None
     dot: str
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleMark:
+    """The scale of the pictures in a column, as its heading: ticks and their values."""
+
+    kind: ClassVar[str] = "scale"
+
+    label: str
+    ticks: tuple[str, ...]
+    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +140,13 @@ class BarMark:
 
 @dataclass(frozen=True, slots=True)
 class ShareCell:
-    """A share in words with a bar."""
+    """A share in words with a bar, and its meaning in a sentence."""
 
     kind: ClassVar[str] = "share"
 
     text: str
     bar: BarMark | None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +156,8 @@ class DifferenceCell:
     Attributes:
         style: `better`, `worse` or `same`.
         arrow: The direction, so that colour is not the only sign of it.
+        why: The meaning of the difference in a sentence.
+        p_why: The meaning of the p-value in a sentence.
     """
 
     kind: ClassVar[str] = "difference"
@@ -131,6 +168,8 @@ class DifferenceCell:
     style: str = "same"
     arrow: str = ""
     mark: IntervalMark | None = None
+    why: str = ""
+    p_why: str = ""
 
 
 Cell: TypeAlias = (
@@ -138,6 +177,7 @@ Cell: TypeAlias = (
     | int
     | float
     | Figure
+    | CountCell
     | CodeText
     | FaintText
     | TaggedFacts
@@ -155,12 +195,14 @@ class Table:
 
     kind: ClassVar[str] = "table"
 
-    headings: tuple[str, ...]
+    headings: tuple[str | ScaleMark, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
 
     @classmethod
-    def from_rows(cls, headings: Sequence[str], rows: Iterable[Sequence[Cell]], *, caption: str = "") -> Table:
+    def from_rows(
+        cls, headings: Sequence[str | ScaleMark], rows: Iterable[Sequence[Cell]], *, caption: str = ""
+    ) -> Table:
         """Build a table from any iterable of rows."""
         return cls(tuple(headings), tuple(tuple(row) for row in rows), caption)
 
@@ -224,17 +266,30 @@ class Scale:
         share = (value - self.low) / (self.high - self.low)
         return f"{MARGIN + share * (MARK_WIDTH - 2 * MARGIN):.1f}"
 
+    @property
+    def _values(self) -> tuple[float, float, float]:
+        """The ends and the middle, which have ticks."""
+        return self.low, (self.low + self.high) / 2, self.high
+
+    def draw_scale(self, unit: str = "") -> ScaleMark:
+        """Draw the scale alone, with its values."""
+        labels = tuple(f"{value:.3g}" for value in self._values)
+        return ScaleMark(
+            f"scale from {labels[0]} to {labels[2]}{unit}", tuple(self.place(value) for value in self._values), labels
+        )
+
     def draw_interval(
-        self, middle: float | None, low: float | None, high: float | None, label: str
+        self, middle: float | None, low: float | None, high: float | None, label: str, *, has_labels: bool = False
     ) -> IntervalMark | None:
         """Draw a mean with its interval, which is cut at the ends of the scale; None without a mean."""
         if middle is None:
             return None
-        ticks = tuple(self.place(self.low + part * (self.high - self.low)) for part in (0, 0.5, 1))
+        ticks = tuple(self.place(value) for value in self._values)
+        labels = tuple(f"{value:+.2g}" if value else "0" for value in self._values) if has_labels else ()
         whisker = None
         if low is not None and high is not None:
             whisker = (self.place(max(low, self.low)), self.place(min(high, self.high)))
-        return IntervalMark(label, ticks, whisker, self.place(middle))
+        return IntervalMark(label, ticks, whisker, self.place(middle), labels)
 
     def draw_bar(self, low: float | None, high: float | None, label: str) -> BarMark | None:
         """Draw a bar from one value to another; None when one is unknown."""
@@ -250,9 +305,9 @@ def format_count(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
 
 
-def make_figure(value: float | None, form: str) -> Figure | None:
+def make_figure(value: float | None, form: str, why: str = "") -> Figure | None:
     """Format a number as a cell; None when it is not known."""
-    return None if value is None else Figure(format(value, form))
+    return None if value is None else Figure(format(value, form), why)
 
 
 def format_signed_interval(value: float | None, low: float | None, high: float | None) -> str:

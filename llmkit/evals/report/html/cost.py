@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from llmkit.eval_ports import RecordedCall
-from llmkit.evals.report.html.cells import Cell, Figure, Scale, Section, Table, make_figure
+from llmkit.evals.report.explain import explain_latency, explain_tokens
+from llmkit.evals.report.html.cells import Cell, CountCell, Figure, Scale, Section, Table, make_figure
 from llmkit.types import Attempt, AttemptStatus
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["build_cost_section"]
 
 JUDGE_STAGE: Final = "judge"
+
+# What is added up for each variant.
+COUNTED: Final = ("requests", "input tokens", "output tokens")
 
 
 def build_cost_section(
@@ -47,20 +51,31 @@ def _build_cost_cells(
         if sent[label]:
             yield label, *_sum_attempts(sent[label])
         else:  # an imported run: its calls are in another store, and its results have the totals
-            yield label, row["requests"], None, row["input_tokens"], row["output_tokens"], None
+            counts = (row["requests"], row["input_tokens"], row["output_tokens"])
+            requests, inputs, outputs = (
+                _make_count(count, explain_tokens(what)) for count, what in zip(counts, COUNTED, strict=True)
+            )
+            yield label, requests, None, inputs, outputs, None
     if judged:
         yield "judges", *_sum_attempts(judged)
 
 
 def _sum_attempts(attempts: Sequence[Attempt]) -> Iterator[Cell]:
     prices = [attempt.cost_usd for attempt in attempts if attempt.cost_usd is not None]
-    yield len(attempts)
-    yield sum(attempt.status is not AttemptStatus.SUCCEEDED for attempt in attempts)
-    yield _sum_known(attempt.usage.input_tokens for attempt in attempts)
-    yield _sum_known(attempt.usage.output_tokens for attempt in attempts)
+    requests, inputs, outputs = map(explain_tokens, COUNTED)
+    failed = sum(attempt.status is not AttemptStatus.SUCCEEDED for attempt in attempts)
+    yield CountCell(len(attempts), requests)
+    yield CountCell(failed, "Requests that the provider refused or that broke off; the others were answered.")
+    yield _make_count(_sum_known(attempt.usage.input_tokens for attempt in attempts), inputs)
+    yield _make_count(_sum_known(attempt.usage.output_tokens for attempt in attempts), outputs)
     unpriced = len(attempts) - len(prices)
     note = f" without {unpriced:,} requests of unknown price" if unpriced else ""
-    yield Figure(f"{sum(prices):.6f}{note}") if prices else None
+    why = "Sum of the prices of the requests, as the provider or LiteLLM's list states them."
+    yield Figure(f"{sum(prices):.6f}{note}", why) if prices else None
+
+
+def _make_count(count: int | None, why: str) -> CountCell | None:
+    return None if count is None else CountCell(count, why)
 
 
 def _sum_known(counts: Iterable[int | None]) -> int | None:
@@ -75,11 +90,11 @@ def _build_latency_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     cells = (
         (
             row["variant"],
-            make_figure(row["latency_p50_ms"], ",.0f"),
-            make_figure(row["latency_p95_ms"], ",.0f"),
+            make_figure(row["latency_p50_ms"], ",.0f", explain_latency(row["variant"], row["latency_p50_ms"], "Half")),
+            make_figure(row["latency_p95_ms"], ",.0f", explain_latency(row["variant"], row["latency_p95_ms"], "95 %")),
             scale.draw_bar(row["latency_p50_ms"], row["latency_p95_ms"], "from the median to the 95th percentile"),
         )
         for row in listed
     )
-    headings = ("Variant", "Median ms", "95 % below, ms", "")
+    headings = ("Variant", "Median ms", "95 % below, ms", scale.draw_scale(" ms"))
     return Table.from_rows(headings, cells, caption="Latency of samples with a valid output")

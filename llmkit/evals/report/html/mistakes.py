@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from llmkit.evals.direction import is_right
-from llmkit.evals.report.html.cells import Cell, FaintText
+from llmkit.evals.report.html.cells import Cell, CountCell, FaintText
 from llmkit.evals.report.html.fields import is_different, split_by_field, to_display_text
 from llmkit.evals.report.html.samples import get_single_field
 
@@ -38,7 +38,8 @@ def find_frequent_mistakes(report: Analysis) -> Iterator[tuple[Cell, ...]]:
             counted.update(_find_differences(sample.target, result.output_json, result.route, only_field))
     frequent = sorted((-times, key) for key, times in counted.items() if times >= LEAST_TIMES)
     for times, (field, variant, target, answer) in frequent[:SHOWN_MISTAKES]:
-        yield field or "answer", variant, _cut(target), ABSENT if answer is None else _cut(answer), -times
+        times_given = CountCell(-times, f"Answers of {variant} with this wrong value instead of the target.")
+        yield field or "answer", variant, _cut(target), ABSENT if answer is None else _cut(answer), times_given
 
 
 def _find_differences(

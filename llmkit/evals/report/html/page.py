@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from llmkit.evals.report.html.cells import MARK_HEIGHT, MARK_WIDTH, format_count
+from llmkit.evals.report.html.cells import MARK_HEIGHT, MARK_WIDTH, SCALE_HEIGHT, format_count
 from llmkit.evals.report.html.provenance import build_provenance_section
 from llmkit.evals.report.html.samples import build_page_data
-from llmkit.evals.report.html.sections import build_heading, build_sections
+from llmkit.evals.report.html.sections import build_heading, build_sections, compare_variants
 
 if TYPE_CHECKING:
     from llmkit.evals.report.analysis import Analysis
@@ -37,7 +37,7 @@ def render_page(report: Analysis, *, stable: bool = False) -> str:
         report: The evaluation.
         stable: Leave out ids, clock times and latencies, which differ between two runs with the same answers.
     """
-    calls = tuple(report.load_calls())
+    calls, comparisons = tuple(report.load_calls()), compare_variants(report)
     style, script = _read_text("report.css"), _read_text("report.js")
     page = _get_environment().get_template("page.html")
     return page.render(
@@ -46,8 +46,8 @@ def render_page(report: Analysis, *, stable: bool = False) -> str:
         style_hash=_hash_for_policy(style),
         style=style,
         script=script,
-        heading=build_heading(report, stable=stable),
-        sections=build_sections(report, calls, stable=stable),
+        heading=build_heading(report, comparisons, stable=stable),
+        sections=build_sections(report, calls, comparisons, stable=stable),
         provenance=build_provenance_section(report, stable=stable),
         data=_pack(build_page_data(report, calls, stable=stable)),
     )
@@ -60,7 +60,7 @@ def _get_environment() -> Environment:
         loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
     environment.filters["count"] = format_count
-    environment.globals |= {"mark_width": MARK_WIDTH, "mark_height": MARK_HEIGHT}
+    environment.globals |= {"mark_width": MARK_WIDTH, "mark_height": MARK_HEIGHT, "scale_height": SCALE_HEIGHT}
     return environment
 
 

@@ -24,6 +24,27 @@
     themeButton.textContent = `Theme: ${next}`;
   });
 
+  // An explanation stands below its number, or above it where there is no room below. Escape hides it, and of a number
+  // with the focus and another under the pointer only the latter is explained.
+  const root = document.documentElement, widest = 384;
+  const place = (number) => {
+    const box = number.getBoundingClientRect(), below = box.bottom + 170 < window.innerHeight;
+    const left = Math.max(8, Math.min(box.left, window.innerWidth - Math.min(widest, window.innerWidth - 32) - 16));
+    number.style.setProperty("--why-left", `${left}px`);
+    number.style.setProperty("--why-top", below ? `${box.bottom + 6}px` : "auto");
+    number.style.setProperty("--why-bottom", below ? "auto" : `${window.innerHeight - box.top + 6}px`);
+  };
+  const explain = (event) => {
+    const number = event.target.closest?.(".why");
+    if (!number) return;
+    root.classList.remove("dismissed");
+    root.classList.toggle("pointing", event.type === "mouseover");
+    place(number);
+  };
+  for (const kind of ["mouseover", "focusin"]) document.addEventListener(kind, explain);
+  document.addEventListener("scroll", () => { if (document.activeElement.matches(".why")) place(document.activeElement); }, { capture: true, passive: true });
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") root.classList.add("dismissed"); });
+
   const unpacked = async () => {
     const packed = Uint8Array.from(atob(at("data").textContent), (letter) => letter.charCodeAt(0));
     const plain = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -189,7 +210,7 @@
           node("td", {}, place ? "" : variants[result.variant]),
           node("td", {}, place ? "" : [call.stage, call.source && `from ${call.source}`].filter(Boolean).join(", ")),
           node("td", {}, attempt.model || "no request", attempt.digest ? node("span", { class: "faint" }, ` ${attempt.digest}`) : null),
-          node("td", {}, [attempt.status || call.status, attempt.http && `HTTP ${attempt.http}`, attempt.finish].filter(Boolean).join(", ")),
+          node("td", {}, [attempt.status || call.status, attempt.http && `HTTP ${attempt.http}`, attempt.finish, call.remark].filter(Boolean).join(", ")),
           node("td", {}, (attempt.tokens || []).map((count) => count ?? "?").join(", ")),
           node("td", {}, attempt.ms === undefined ? "" : attempt.ms.toLocaleString("en")),
           node("td", { class: "text" }, [attempt.code || call.code, attempt.message || call.message].filter(Boolean).join(": "), place ? null : recordedTexts(call)))));

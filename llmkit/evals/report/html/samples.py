@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.eval_ports import EvalResult, RecordedCall
+from llmkit.evals.report.frames import SAMPLE_STAGE, sort_results
 from llmkit.evals.report.html.fields import Fields, is_different, split_by_field, to_display_text
 from llmkit.evals.report.html.prompts import PromptRenderer
-from llmkit.evals.results import IN_PROGRESS, NOT_RUN, fell_back
-from llmkit.types import Attempt, ServedFrom
+from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, fell_back
+from llmkit.types import Attempt, RunStatus, ServedFrom
 
 if TYPE_CHECKING:
     from llmkit.evals.dataset.dataset import Sample
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["build_page_data", "get_single_field"]
 
 SHOWN_DIGEST = 12
-SAMPLE_STAGE = "sample"
+UNUSABLE = "answered, but no valid output came of it"
 
 
 def build_page_data(report: Analysis, calls: Iterable[RecordedCall], *, stable: bool) -> dict[str, Any]:
@@ -37,13 +38,11 @@ def build_page_data(report: Analysis, calls: Iterable[RecordedCall], *, stable: 
 
 
 def _group_results(report: Analysis) -> list[list[EvalResult]]:
-    """Group results by sample and epoch, in the order of the dataset as far as it is known."""
-    place = {sample_id: number for number, sample_id in enumerate(report.dataset)}
-    variants = {label: number for number, label in enumerate(report.variants)}
-    groups: defaultdict[tuple[int, str, int], list[EvalResult]] = defaultdict(list)
-    for result in report.results:
-        groups[place.get(result.sample_id, len(place)), result.sample_id, result.epoch].append(result)
-    return [sorted(groups[key], key=lambda result: variants[result.route]) for key in sorted(groups)]
+    """Group results by sample and epoch, in the order of `samples()`."""
+    groups: defaultdict[tuple[str, int], list[EvalResult]] = defaultdict(list)
+    for result in sort_results(report.results, report.dataset, report.variants):
+        groups[result.sample_id, result.epoch].append(result)
+    return list(groups.values())
 
 
 def get_single_field(report: Analysis) -> str | None:
@@ -141,9 +140,12 @@ class _CaseBuilder:
 
     def _build_call(self, call: RecordedCall, result: EvalResult, *, is_first: bool) -> dict[str, Any]:
         is_answer = call.answer is not None and _is_same_json(call.answer, result.output_json)
+        is_unusable = result.status == FAILED and call.status is RunStatus.SUCCEEDED and call.stage == SAMPLE_STAGE
         return _drop_empty(
             stage=call.stage,
             status=str(call.status),
+            # A call that was answered SUCCEEDED; that no valid output came of it is the sample's failure.
+            remark=UNUSABLE if is_unusable else None,
             source=None if call.served_from in (None, ServedFrom.PROVIDER) else str(call.served_from),
             code=call.error_code,
             message=call.error_message,
