@@ -52,7 +52,6 @@ from llmkit.evals.report.repeats_missing import (
     build_missing_rows,
     build_repeat_rows,
 )
-from llmkit.evals.report.verdict import describe_verdict
 from llmkit.evals.results import NOT_RUN, STATUSES, SUCCEEDED, Work
 from llmkit.ports import StoredRun
 
@@ -183,16 +182,6 @@ class Analysis:
         moved = (*note_fallbacks(self.results), *note_digests(self.digests))
         reading = (*note_direction(sorted(self.lower_is_better)), *note_dominant_group(self.clusters))
         return (*note_decision(self.decision), *without_score, *self.warnings, *moved, *reading)
-
-    @property
-    def verdict(self) -> tuple[str, ...]:
-        """The result in words, for each of the first three metrics.
-
-        Either which variant is better and by how much, by the interval of the difference, or that this is not decided
-        and about how many more samples would do. A variant is called better only if its p-value, adjusted by Holm for
-        all pairs and metrics, is below 0.05.
-        """
-        return describe_verdict(self)
 
     def summary(self, by: Literal["variant", "served_route"] = "variant") -> pd.DataFrame:
         """Return one row for each variant and metric, with the columns and dtypes of `SUMMARY_COLUMNS`.

@@ -15,6 +15,7 @@ from llmkit.evals.report.explain import (
 )
 from llmkit.evals.report.frames import to_plain_rows
 from llmkit.evals.report.terminal import format_mean, format_scored
+from llmkit.evals.report.verdict import describe_verdict
 
 if TYPE_CHECKING:
     from llmkit.evals.report.analysis import Analysis
@@ -30,7 +31,7 @@ def render_report(report: Analysis) -> str:
     title = run.name if run.name == run.task_name else f"{run.name} ({run.task_name})"
     rows = [_build_cells(row) for row in to_plain_rows(report.summary())]
     return render_table(
-        _HEADINGS, rows, caption=title, lead=report.verdict if report.results else (), notes=report.notes
+        _HEADINGS, rows, caption=title, lead=describe_verdict(report) if report.results else (), notes=report.notes
     )
 
 

@@ -44,6 +44,18 @@ JSON_FORM = "llmkit-evaluation-1"
 class EvalReport(Analysis):
     """A report that can be shown, written and drawn. Its attributes and numbers are those of `Analysis`."""
 
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """The result in words, for each of the first three metrics.
+
+        Either which variant is better and by how much, by the interval of the difference, or that this is not decided
+        and about how many more samples would do. A variant is called better only if its p-value, adjusted by Holm for
+        all pairs and metrics, is below 0.05.
+        """
+        from llmkit.evals.report.verdict import describe_verdict
+
+        return describe_verdict(self)
+
     def to_json(self, *, stable: bool = False) -> dict[str, Any]:
         """Return the report as JSON-able data; unknown values are null.
 
