@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -249,6 +253,25 @@ def test_an_interrupted_evaluation_leaves_a_partial_report_and_continues(
     assert session.evaluate(task, ["ollama/llama3.2"]).counts["SUCCEEDED"] == 6
     assert len(ollama.calls) - before == 3
     assert session.partial is None
+
+
+def rebuild(report: EvalReport) -> EvalReport:
+    """Do what a pickle does. No test reads one, so that nothing in llmkit can either."""
+    assert pickle.dumps(report)
+    function, arguments = report.load_calls.__reduce__()
+    return replace(report, load_calls=function(*arguments))
+
+
+@pytest.mark.parametrize("make_copy", [copy.copy, copy.deepcopy, rebuild])
+def test_a_copy_of_a_report_has_its_results_and_calls(
+    session: Session, ollama: OllamaServer, make_copy: Callable[[Any], Any]
+) -> None:
+    ollama.script([Reply('{"name": "Rome", "people": 2800000}')])
+    report = session.evaluate(CITIES, ["ollama/llama3.2"], progress=False)
+    copied = make_copy(report)
+    assert copied.results == report.results
+    assert len(copied.load_calls()) == 1
+    assert copied.attempts().equals(report.attempts())
 
 
 def test_an_unknown_report_lists_the_existing_ones(session: Session) -> None:

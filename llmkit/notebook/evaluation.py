@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from llmkit.types import Route
 
 if TYPE_CHECKING:
     from llmkit.batch.progress_bar import Meter
-    from llmkit.eval_ports import RecordedCall
+    from llmkit.eval_ports import EvalRun, RecordedCall
     from llmkit.evals import EvalReport, Progress, Task, Variant
 
     Routes = str | Variant | Sequence[str | Variant]
@@ -123,13 +123,30 @@ async def import_report(core: SessionCore, file: str | Path, name: str | None) -
 
 def _attach_calls(core: SessionCore, report: EvalReport) -> EvalReport:
     """Let the report read the calls behind it when it needs them."""
+    return replace(report, load_calls=_CallReader(core, report.run))
 
-    async def read_calls() -> Sequence[RecordedCall]:
+
+@dataclass(frozen=True, slots=True)
+class _CallReader:
+    """Reads the calls of an evaluation from the store of a session. A pickle of it contains the calls."""
+
+    core: SessionCore
+    run: EvalRun
+
+    def __call__(self) -> Sequence[RecordedCall]:
+        return self.core.run(self._read())
+
+    async def _read(self) -> Sequence[RecordedCall]:
         from llmkit.evals.call_names import name_prefix
 
-        return await core.eval_store.calls(core.workspace_id, name_prefix(report.run))
+        return await self.core.eval_store.calls(self.core.workspace_id, name_prefix(self.run))
 
-    return replace(report, load_calls=lambda: core.run(read_calls()))
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial, (tuple, self())
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> _CallReader:
+        # There is one session, whose connections cannot be copied.
+        return self
 
 
 def _import_engine() -> None:
