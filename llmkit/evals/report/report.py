@@ -223,6 +223,35 @@ class EvalReport(Analysis):
             self, policies or {}, metric=metric, against=against, prices=prices or {}, runs=runs
         )
 
+    def plot_frontier(
+        self,
+        metric: str | None = None,
+        against: Against = "cost",
+        *,
+        policies: Mapping[str, Policy] | None = None,
+        prices: Prices | None = None,
+        runs: Sequence[Analysis] = (),
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Draw `frontier`: the score of each policy with its interval, those on the frontier joined, the others hollow.
+
+        Args:
+            metric: As for `frontier`.
+            against: As for `frontier`.
+            policies: As for `what_if`.
+            prices: As for `what_if`.
+            runs: As for `what_if`.
+            ax: Axes to draw on; None for a new figure.
+
+        Raises:
+            LLMEvaluationError: As for `what_if`.
+            LLMConfigurationError: matplotlib is not installed.
+        """
+        from llmkit.evals.report.frontier_plot import plot_frontier
+
+        frame = self.frontier(metric, against, policies=policies, prices=prices, runs=runs)
+        return plot_frontier(frame, self.run.name, ax)
+
     def ranks(self, metric: str | None = None) -> pd.DataFrame:
         """Return the probability that each variant is the best one, and its rank: the columns of `RANK_COLUMNS`.
 

@@ -43,3 +43,27 @@ def test_policies_take_part():
     frame = report.frontier(against="tokens", policies={"careful": Cascade("a", "b")}).set_index("policy")
     assert frame.loc["careful", "value"] == 35.0
     assert frame.loc["b", "dominated_by"] == "careful"
+
+
+def test_the_plot_names_every_policy_and_joins_the_frontier():
+    report = report_of(cheap=(10, [0.0] * 40), dear=(20, [1.0] * 40), worse=(30, [0.0] * 40))
+    ax = report.plot_frontier(against="tokens")
+    _handles, labels = ax.get_legend_handles_labels()
+    assert labels == ["cheap", "dear", "worse (dominated by dear)"]
+    assert any(line.get_xdata().tolist() == [10.0, 20.0] for line in ax.get_lines() if len(line.get_xdata()) == 2)
+    assert ax.get_xlabel() == "tokens of a sample, input and output (mean)"
+
+
+def test_the_plot_says_when_nothing_is_known():
+    ax = report_of(a=(10, [1.0] * 3), b=(20, [0.0] * 3)).plot_frontier(against="cost")
+    assert ax.get_legend_handles_labels()[1] == ["a (unknown)", "b (unknown)"]
+    assert [text.get_text() for text in ax.texts] == ["Nothing has both a score and a known value."]
+
+
+def test_the_page_has_the_frontier(tmp_path):
+    file = tmp_path / "page.html"
+    report_of(cheap=(10, [1.0] * 40), dear=(20, [0.0] * 40)).to_html(file)
+    page = file.read_text()
+    section = page[page.index('<section id="frontier"') :]
+    assert "Tokens of a sample" in section
+    assert "cheap" in section

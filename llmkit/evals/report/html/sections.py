@@ -37,6 +37,7 @@ from llmkit.evals.report.html.cells import (
     make_figure,
 )
 from llmkit.evals.report.html.cost import build_cost_section
+from llmkit.evals.report.html.frontier import build_frontier_section
 from llmkit.evals.report.html.mistakes import find_frequent_mistakes
 from llmkit.evals.report.terminal import format_mean, format_scored
 from llmkit.evals.report.verdict import SIGNIFICANT, describe_verdict, get_main_metrics
@@ -96,6 +97,7 @@ def build_sections(
         *_build_comparisons(report, comparisons),
         *_build_field_errors(report, rows, metrics),
         build_cost_section(report, rows, calls, stable=stable),
+        *build_frontier_section(report, metrics),
         *_build_missing(report, metrics),
         *_build_repeats(report, metrics),
     ]
