@@ -165,7 +165,7 @@ class FakeExtract:
             text=messages[-1].content,
             route=options["route"],
             key=options["idempotency_key"],
-            epoch=options["epoch"],
+            epoch=options.get("epoch", 0),
             options=options,
         )
         self.calls.append(call)

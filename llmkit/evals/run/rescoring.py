@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from llmkit.errors import LLMBudgetExhausted
+from llmkit.errors import LLMBudgetExhausted, LLMInProgress
 from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun, EvalStore
 from llmkit.evals.call_names import content_digest_of
 from llmkit.evals.dataset.dataset import Sample
@@ -50,7 +50,7 @@ class Scoring:
         return content is not None and content_digest_of(outcome) != content
 
     async def rescore(self, key: ResultKey) -> bool:
-        """Score a stored output; False when it is no longer there, or there is no budget left for its judges.
+        """Score a stored output; False when it is gone, judged by another process, or beyond the budget of judges.
 
         The group becomes that of the sample, and the content digest says what the scores are of.
 
@@ -67,7 +67,8 @@ class Scoring:
         if result.output_json is not None:
             try:
                 fresh = replace_scores(fresh, await self._scores_of_stored(result))
-            except LLMBudgetExhausted:
+            except (LLMBudgetExhausted, LLMInProgress):
+                # Another process has the judge's call under way, and will store its score.
                 return False
         elif result.status != FAILED:
             return False

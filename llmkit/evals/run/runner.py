@@ -307,7 +307,11 @@ class _Evaluation:
         else:
             health.note_answer()
             if _is_billed(extraction) or not await self._coordinator.is_anothers(job.place, slot.pipeline_run_id):
-                await self._keep_answer(job, slot, extraction, opened)
+                try:
+                    await self._keep_answer(job, slot, extraction, opened)
+                except LLMInProgress:
+                    # Another process got the answer too, and its judge is at work.
+                    await self._coordinator.wait_for(job.place, slot.pipeline_run_id)
 
     def _slot(self, job: _SampleCall, content: Content) -> Slot:
         sample, variant = job.sample, job.variant

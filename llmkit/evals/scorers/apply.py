@@ -12,7 +12,7 @@ from copy import deepcopy
 from threading import Thread
 from typing import Any
 
-from llmkit.errors import LLMBudgetExhausted, LLMStoreError, describe_exception
+from llmkit.errors import LLMBudgetExhausted, LLMInProgress, LLMStoreError, describe_exception
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.scorers.base import ContextScorer, FunctionScorer, Options, Score, Scorer, Scores, ScoringContext
 
@@ -53,13 +53,16 @@ async def apply_scorers(
     Raises:
         LLMStoreError: A judge's call could not be recorded.
         LLMBudgetExhausted: There was no budget left for a judge's call.
+        LLMInProgress: Another process has a judge's call under way.
     """
     scores = Scores()
     for scorer in scorers:
         try:
             score = await _call(scorer, output, sample, context, timeout_s)
         except Exception as error:
-            if isinstance(error, LLMStoreError | LLMBudgetExhausted) and isinstance(scorer, ContextScorer):
+            if isinstance(error, LLMStoreError | LLMBudgetExhausted | LLMInProgress) and isinstance(
+                scorer, ContextScorer
+            ):
                 raise
             scores.errors[scorer.name] = describe_exception(error)[:LONGEST_ERROR]
         else:

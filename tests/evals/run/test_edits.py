@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from uuid import uuid4
 
 import pandas as pd
 import pytest
@@ -9,12 +10,12 @@ from pydantic import BaseModel
 
 from llmkit import Session
 from llmkit.canonical_json import sha256_of
-from llmkit.errors import LLMEvaluationError, LLMTimeout
+from llmkit.errors import LLMEvaluationError, LLMInProgress, LLMTimeout
 from llmkit.evals import Budget, Dataset, Sample, field_match, judge
 from llmkit.evals.call_names import call_name, choose_run_name
 from llmkit.evals.tasks.variant import Variant
 from llmkit.testing import OllamaServer, Reply
-from tests.support.eval_fakes import SAMPLES, FakeExtract, MemoryStore, run, sentiment_task
+from tests.support.eval_fakes import SAMPLES, FakeExtract, MemoryStore, right, run, sentiment_task
 
 A, B = "ollama/a", "gemini/b"
 
@@ -377,3 +378,52 @@ async def test_a_sample_behind_the_limit_that_was_edited_is_scored_again(tmp_pat
     write_lines(tmp_path / "d.jsonl", [*rows[:2], {"input": "awful", "target": "negative"}])
     report = await run(task, store=store, limit=1, extract=silent())
     assert report.summary()["mean"].iloc[0] == 1.0
+
+
+class Verdict(BaseModel):
+    reason: str
+    grade: int
+
+
+async def test_a_result_that_another_process_is_judging_is_left_to_it():
+    store, is_judging = MemoryStore(), False
+
+    def answer(call):
+        if "You grade" not in call.text:
+            return right(call)
+        if is_judging:
+            raise LLMInProgress("under way", run_id=uuid4(), age_s=1.0)
+        return Verdict(reason="r", grade=5)
+
+    task = sentiment_task(scorers=[judge("Is it right?", route="ollama/j")])
+    await run(task, store=store, extract=FakeExtract(answer))
+    before = dict(store.rows)
+    is_judging = True
+    mended = sentiment_task(dataset=[replace(SAMPLES[0], target="negative"), *SAMPLES[1:]], scorers=task.scorers)
+    report = await run(mended, store=store, extract=FakeExtract(answer))
+    assert (report.work.rescored, report.counts["SCORER_FAILED"], store.rows) == (0, 0, before)
+    is_judging = False
+    assert (await run(mended, store=store, extract=FakeExtract(answer))).work.rescored == 1
+
+
+async def test_an_answer_that_another_process_is_judging_becomes_its_result():
+    """Both got the answer; this process waits until the other one has stored it."""
+    store, elsewhere = MemoryStore(), MemoryStore()
+    task = sentiment_task(scorers=[judge("Is it right?", route="ollama/j")], dataset=SAMPLES[:1])
+
+    def judged(call):
+        return right(call) if "You grade" not in call.text else Verdict(reason="r", grade=5)
+
+    await run(task, store=elsewhere, extract=FakeExtract(judged))
+    ((_key, row),) = elsewhere.rows.items()
+
+    def judged_elsewhere(call):
+        if "You grade" not in call.text:
+            return right(call)
+        ((_names, opened),) = store.runs.items()
+        stored = replace(row, eval_run_id=opened.id)
+        store.rows[opened.id, row.sample_id, row.route, row.epoch] = stored
+        raise LLMInProgress("under way", run_id=uuid4(), age_s=1.0)
+
+    report = await run(task, store=store, extract=FakeExtract(judged_elsewhere))
+    assert (report.counts["SUCCEEDED"], report.work.shared) == (1, 1)

@@ -9,7 +9,7 @@ from llmkit.errors import LLMStoreError, LLMUnavailable
 from llmkit.evals import Sample, Variant
 from llmkit.evals.run.warm_up import STAYS_LOADED, WARM_UP_FROM
 from llmkit.session import Session
-from llmkit.testing import OllamaServer, Reply
+from llmkit.testing import Fault, OllamaServer, Reply
 from tests.support.eval_fakes import FakeService, MemoryStore, run, sentiment_task
 
 TASK = sentiment_task(dataset=[Sample(f"good {number}", "positive", id=str(number)) for number in range(WARM_UP_FROM)])
@@ -61,6 +61,12 @@ async def test_a_warm_up_that_fails_is_left_for_the_samples_to_meet():
 
     assert (await run(TASK, ["ollama/a"], service=Down())).counts["SUCCEEDED"] == WARM_UP_FROM
 
+    class Broken(FakeService):
+        async def chat(self, request, context=None):
+            raise ValueError("Invalid IPv6 URL")
+
+    assert (await run(TASK, ["ollama/a"], service=Broken())).counts["SUCCEEDED"] == WARM_UP_FROM
+
     class Lost(FakeService):
         async def chat(self, request, context=None):
             raise LLMStoreError("the disk is full")
@@ -80,3 +86,23 @@ def test_a_warm_up_is_sent_once_and_is_nobody_s_result():
     assert stages == {"sample": WARM_UP_FROM, "warm_up": 1}
     assert [len(report.results) for report in reports] == [WARM_UP_FROM] * 2
     assert [report.work.warm_ups for report in reports] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault.status(302, headers={"Location": "http://[::1"}),
+        Fault.status(503, headers={"Retry-After": "1e300"}),
+        Fault.reset(),
+        Reply("x", input_tokens=10**30, output_tokens=-1),
+    ],
+    ids=["location", "retry-after", "reset", "counts"],
+)
+def test_an_evaluation_ends_with_a_report_whatever_its_warm_up_meets(fault):
+    good = Reply('{"label": "positive"}')
+    with (
+        OllamaServer([fault, *[good] * WARM_UP_FROM], models=["llama3.2"]) as server,
+        Session("w", ollama_api_base=server.url, max_retries=0) as session,
+    ):
+        report = session.evaluate(TASK, ["ollama/llama3.2"], progress=False)
+    assert (report.counts["SUCCEEDED"], report.work.warm_ups) == (WARM_UP_FROM, 1)
