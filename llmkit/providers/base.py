@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from llmkit.ports import Endpoint
+from llmkit.providers.checks import Check, ServerState
 from llmkit.settings import LLMSettings, RouterPolicy, is_loopback
 from llmkit.types import (
     Attachment,
@@ -112,6 +113,7 @@ class ProviderSpec:
         context_tokens: Context window of a model, in tokens; None when it is not known beforehand.
         address: Where it is called; None for a server that llmkit runs on this machine.
         configuration_problem: What is missing and how to get it; None when it can be called.
+        check: Checks of the set-up for `llmkit doctor`: of the settings, and of the state that the server reported.
         model_problem: Why the provider cannot have this model, and the remedy; None when only the provider can tell.
         call_arguments: The request for LiteLLM. `endpoint` is given for a server that llmkit runs.
         reply_facts: Reads the provider's JSON.
@@ -148,6 +150,7 @@ class ProviderSpec:
     context_tokens: Callable[[LLMSettings, str], int | None]
     address: Callable[[LLMSettings], str | None]
     configuration_problem: Callable[[LLMSettings], str | None]
+    check: Callable[[LLMSettings, ServerState | None], Iterable[Check]]
     call_arguments: Callable[[LLMSettings, Route, LLMRequest, Endpoint | None], CallArguments]
     reply_facts: Callable[[Mapping[str, Any]], ReplyFacts]
     sent_schema: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]

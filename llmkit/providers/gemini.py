@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +16,8 @@ from llmkit.providers.base import (
     find_url_passwords,
     strip_credentials,
 )
+from llmkit.providers.checks import Check, CheckState, ServerState
+from llmkit.redaction import redact
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProfile, LLMProvider, LLMRequest, ProviderCaps, Route
 
@@ -183,6 +185,14 @@ def _find_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return next((config[name] for name in names if isinstance(config.get(name), Mapping)), None)
 
 
+def _check(settings: LLMSettings, _server: ServerState | None) -> Iterator[Check]:
+    if not _get_key(settings).strip():
+        yield Check("gemini", CheckState.ABSENT, "no key", "set LLM_GEMINI_API_KEY")
+        return
+    where = f" at {redact(str(settings.gemini_api_base))}" if settings.gemini_api_base else ""
+    yield Check("gemini", CheckState.OK, f"key is set (not tried){where}", route=f"gemini/{settings.gemini_model}")
+
+
 SPEC = ProviderSpec(
     provider=LLMProvider.GEMINI,
     label="Gemini",
@@ -202,6 +212,7 @@ SPEC = ProviderSpec(
     context_tokens=lambda _settings, _model: CONTEXT_TOKENS,
     address=_get_address,
     configuration_problem=_find_configuration_problem,
+    check=_check,
     model_problem=_find_model_problem,
     call_arguments=_build_call_arguments,
     calls_tools_beside_json=_calls_tools_beside_json,

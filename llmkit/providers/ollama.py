@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
@@ -20,8 +20,10 @@ from llmkit.providers.base import (
     read_error,
     strip_credentials,
 )
+from llmkit.providers.checks import Check, CheckState, ServerState
 from llmkit.providers.model_facts import NOTHING_KNOWN, Fact, ModelFacts
 from llmkit.providers.prompt_tokens import TOKENS_OF_A_TEMPLATE, compute_max_prompt_tokens, estimate_prompt_tokens
+from llmkit.redaction import redact
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProfile, LLMProvider, LLMRequest, ProviderCaps, Route
 
@@ -206,6 +208,26 @@ def _find_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return schema if isinstance(schema, Mapping) else None
 
 
+def _check(settings: LLMSettings, server: ServerState | None) -> Iterator[Check]:
+    base = redact(str(settings.ollama_api_base).rstrip("/"))
+    if server is None:
+        fix = "start it with `ollama serve`, or set LLM_OLLAMA_API_BASE"
+        yield Check("ollama", CheckState.ABSENT, f"nothing answers at {base}", fix)
+        return
+    wanted, names = settings.ollama_model, [model.name for model in server.models]
+    listed, where = ", ".join(names) or "none", f"{server.version} at {base}"
+    if add_tag(wanted) in names:
+        yield Check("ollama", CheckState.OK, f"{where}; models: {listed}", route=f"ollama/{wanted}")
+    else:
+        detail = f"{where}; model {wanted} is not pulled (there: {listed})"
+        usable = f"ollama/{names[0].removesuffix(':latest')}" if names else None
+        yield Check("ollama", CheckState.ABSENT, detail, f"ollama pull {wanted}", route=usable)
+    for model in server.models:
+        size = f"; {model.size_bytes / 10**6:,.0f} MB" if model.size_bytes else ""
+        detail = f"{str(model.facts) or 'the server reports no details'}{size}"
+        yield Check(f"ollama/{model.name}", CheckState.OK, detail, facts=model.facts.as_dict())
+
+
 SPEC = ProviderSpec(
     provider=LLMProvider.OLLAMA,
     label="Ollama",
@@ -225,6 +247,7 @@ SPEC = ProviderSpec(
     context_tokens=lambda _settings, _model: None,
     address=_get_address,
     configuration_problem=lambda _settings: None,
+    check=_check,
     call_arguments=_build_call_arguments,
     reply_facts=_read_reply_facts,
     sent_schema=_find_schema,
