@@ -1,4 +1,4 @@
-"""Which route answers a request: a plan that can be shown, and the walk along it when routes fail."""
+"""Routing of a request: a plan that can be shown, and the fallback along it when routes fail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROVIDER_CAPABILITIES: dict[LLMProvider, ProviderCaps] = {name: spec.caps for na
 
 
 class Routed(NamedTuple):
-    """An answer, who gave it, and the way there.
+    """An answer, the route that gave it, and the plan.
 
     Attributes:
         plan_record: `plan_as_json` of the plan and of the failures before this answer.
@@ -56,11 +56,11 @@ class LLMRouter:
         facts: FactBook | None = None,
     ) -> None:
         self._client = client
-        self._outages = CircuitBreaker(settings.cooldown_after_failures, settings.cooldown_s, clock)
-        self._planner = Planner(settings, providers, facts if facts is not None else FactBook(), self._outages)
+        self._breaker = CircuitBreaker(settings.cooldown_after_failures, settings.cooldown_s, clock)
+        self._planner = Planner(settings, providers, facts if facts is not None else FactBook(), self._breaker)
 
     def explain(self, request: LLMRequest) -> RoutePlan:
-        """Every route considered, candidates first and in order, the others with the reason for passing them over."""
+        """Return every route considered: candidates first and in order, then the others with the reason."""
         return self._planner.plan(request)
 
     def capabilities(self, route: Route) -> ProviderCaps:
@@ -72,11 +72,11 @@ class LLMRouter:
         return self._planner.page(route).facts
 
     def routes(self, request: LLMRequest) -> tuple[Route, ...]:
-        """Every route that comes into question, in no order and whatever speaks against it."""
+        """Return every route that a plan for this request considers, in no order."""
         return self._planner.routes(request)
 
     def open_routes(self, request: LLMRequest) -> tuple[Route, ...]:
-        """Return the routes about which it is worth knowing more: those that no constraint and no outage keeps out."""
+        """Return the routes that more facts could help: not excluded by a constraint or the circuit breaker."""
         return self._planner.open_routes(request)
 
     def select_provider(self, request: LLMRequest, constraints: LLMConstraints | None = None) -> LLMProvider:
@@ -89,7 +89,7 @@ class LLMRouter:
         Raises:
             LLMConfigurationError: The pinned route is not set up.
             LLMUnavailable: All that is left is cooling off after failures.
-            LLMNoRoute: No route fulfils the constraints; the message lists why each was passed over.
+            LLMNoRoute: No route fulfils the constraints; the message lists the reason for each.
         """
         if constraints is not None:
             request = request.model_copy(update={"constraints": constraints})
@@ -115,7 +115,7 @@ class LLMRouter:
 
         Raises:
             LLMAllRoutesFailed: Several candidates failed; `errors` contains each, in order.
-            LLMError: The only candidate's error, or the first that no other route could mend. All errors carry
+            LLMError: The only candidate's error, or the first that a fallback could not fix. All errors carry
                 `attempts`.
             LLMNoRoute: As for `select_provider`, with its other errors.
         """
@@ -138,25 +138,25 @@ class LLMRouter:
     async def _try(
         self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend
     ) -> ClientReply | NotSent:
-        outage = self._outages.enter(route)
-        if outage is not None:
-            raise outage.error(route)
+        open_circuit = self._breaker.begin_call(route)
+        if open_circuit is not None:
+            raise open_circuit.error(route)
         try:
             reply = await self._client.call(route, request, log, before_send)
         except LLMUnavailable:
-            self._outages.note_failure(route)
+            self._breaker.note_failure(route)
             raise
         except LLMQuotaExhausted as error:
             if error.retry_after_s is not None:
-                self._outages.park(route, error.retry_after_s)
+                self._breaker.note_quota_used_up(route, error.retry_after_s)
             raise
         except LLMError as error:
             if error.status_code is not None:
-                # It answered: whatever is wrong, it is not an outage.
-                self._outages.note_answer(route)
+                # The provider answered: whatever is wrong, it is reachable.
+                self._breaker.note_answer(route)
             raise
         if not isinstance(reply, NotSent):
-            self._outages.note_answer(route)
+            self._breaker.note_answer(route)
         return reply
 
     def _all_failed(self, request: LLMRequest, failures: Sequence[LLMError]) -> LLMError:
@@ -174,7 +174,7 @@ def _is_refused(error: LLMError) -> bool:
 
 
 def _complete_error(error: LLMError, route: Route | None, log: AttemptLog) -> LLMError:
-    """Return the error, with what was sent so far and, where it does not say so itself, who failed."""
+    """Return the error with the attempts so far and, where they are missing, the provider and model."""
     error.attempts = log.attempts
     if route is not None:
         error.provider = error.provider or route.provider
@@ -192,7 +192,7 @@ def plan_as_json(
     Args:
         plan: What the router decided.
         failures: The candidates' errors, in order.
-        served_by: Who answered in the end.
+        served_by: The route that answered in the end.
     """
     return {
         **plan.as_json,

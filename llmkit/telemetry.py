@@ -81,12 +81,12 @@ class Telemetry:
         self._provider_names = provider_names
 
     @property
-    def is_heard(self) -> bool:
-        """Whether anything receives the reports. Callers with thousands of calls a second check this first."""
+    def is_enabled(self) -> bool:
+        """Whether any logger, metric or trace is enabled, so that callers can skip building events that go nowhere."""
         return _log.isEnabledFor(logging.INFO) or self._is_measured or self._is_traced
 
     def run_finished(self, event: RunEvent) -> None:
-        """Tell of a call that succeeded or failed, in the context of its caller."""
+        """Emit a call that succeeded or failed, in the context of its caller."""
         if _log.isEnabledFor(logging.INFO):
             fields = {name: getattr(event, name) for name in _LOGGED}
             line = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
@@ -98,15 +98,15 @@ class Telemetry:
 
     @property
     def _is_measured(self) -> bool:
-        return self._may_be_heard and _leads_somewhere(_metrics_api().get_meter_provider())
+        return self._is_imported_or_configured and _is_configured(_metrics_api().get_meter_provider())
 
     @property
     def _is_traced(self) -> bool:
-        return self._may_be_heard and _leads_somewhere(_trace_api().get_tracer_provider())
+        return self._is_imported_or_configured and _is_configured(_trace_api().get_tracer_provider())
 
     @property
-    def _may_be_heard(self) -> bool:
-        """Whether OpenTelemetry is in use: importing it takes as long as reading fifty answers from the store."""
+    def _is_imported_or_configured(self) -> bool:
+        """Whether OpenTelemetry is in use. Importing it takes as long as reading fifty answers from the store."""
         return "opentelemetry" in sys.modules or self._is_announced
 
     @cached_property
@@ -196,7 +196,7 @@ def span(name: str, attributes: Mapping[str, SpanValue]) -> AbstractContextManag
         attributes: Without prompts, answers and keys.
     """
     trace = _trace_api()
-    if _leads_somewhere(trace.get_tracer_provider()):
+    if _is_configured(trace.get_tracer_provider()):
         return _span(trace, name, attributes)
     return nullcontext(Span(trace.INVALID_SPAN))
 
@@ -215,10 +215,10 @@ def _metrics_api() -> ModuleType:
     return metrics
 
 
-def _leads_somewhere(provider: object) -> bool:
-    """Return whether an SDK is configured: a span that goes nowhere costs as much as reading an answer.
+def _is_configured(provider: object) -> bool:
+    """Return whether an SDK is configured. A span that goes nowhere costs as much as reading an answer.
 
-    Until then the API hands out providers of its own, which pass things on to the SDK as soon as there is one.
+    Until then the API returns its own providers, which forward to the SDK once it is configured.
     """
     return not type(provider).__module__.startswith(("opentelemetry.trace", "opentelemetry.metrics"))
 
@@ -226,9 +226,9 @@ def _leads_somewhere(provider: object) -> bool:
 @contextmanager
 def _span(trace: ModuleType, name: str, attributes: Mapping[str, SpanValue]) -> Iterator[Span]:
     tracer: Tracer = trace.get_tracer("llmkit")
-    # An exception's text may quote a prompt: only its class is reported.
-    with tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False) as made:
-        opened = Span(made)
+    # The text of an exception may quote a prompt, so only its class is recorded.
+    with tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False) as open_span:
+        opened = Span(open_span)
         opened.set(attributes)
         try:
             yield opened
@@ -236,24 +236,24 @@ def _span(trace: ModuleType, name: str, attributes: Mapping[str, SpanValue]) -> 
             opened.fail(type(error).__name__)
             raise
         finally:
-            if opened.error_code is not None and made.is_recording():
-                made.set_attribute("error.type", opened.error_code)
-                made.set_status(trace.StatusCode.ERROR, opened.error_code)
+            if opened.error_code is not None and open_span.is_recording():
+                open_span.set_attribute("error.type", opened.error_code)
+                open_span.set_status(trace.StatusCode.ERROR, opened.error_code)
 
 
 class Span:
     """A span that is open; without an SDK it does nothing."""
 
-    __slots__ = ("_made", "error_code")
+    __slots__ = ("_span", "error_code")
 
-    def __init__(self, made: OpenSpan) -> None:
-        self._made = made
+    def __init__(self, open_span: OpenSpan) -> None:
+        self._span = open_span
         self.error_code: str | None = None
 
     def set(self, attributes: Mapping[str, SpanValue | None]) -> None:
         """Add attributes; None is left out."""
-        if self._made.is_recording():
-            self._made.set_attributes({name: value for name, value in attributes.items() if value is not None})
+        if self._span.is_recording():
+            self._span.set_attributes({name: value for name, value in attributes.items() if value is not None})
 
     def fail(self, error_code: str) -> None:
         """Mark the span as failed."""
@@ -261,13 +261,10 @@ class Span:
 
     def add_scores(self, scores: Mapping[str, float]) -> None:
         """Add an event for each score, as the semantic conventions have it."""
-        if self._made.is_recording():
+        if self._span.is_recording():
             for name, value in scores.items():
-                attributes: dict[str, str | float] = {
-                    "gen_ai.evaluation.name": name,
-                    "gen_ai.evaluation.score.value": value,
-                }
-                self._made.add_event("gen_ai.evaluation.result", attributes)
+                event: dict[str, str | float] = {"gen_ai.evaluation.name": name, "gen_ai.evaluation.score.value": value}
+                self._span.add_event("gen_ai.evaluation.result", event)
 
 
 def _attributes(event: RunEvent, provider_names: Mapping[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from pydantic import (
@@ -53,6 +53,7 @@ __all__ = [
     "ToolCall",
     "ToolDefinition",
     "Value",
+    "copy_with",
     "utc_now",
 ]
 
@@ -77,6 +78,24 @@ class Value(BaseModel):
     """Base of every value: immutable, and an unknown field is an error instead of a silent loss."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+ValueT = TypeVar("ValueT", bound=Value)
+
+
+def copy_with(value: ValueT, **changes: Any) -> ValueT:
+    """Return a copy of a value with some fields replaced. The new values are not validated.
+
+    The same as `model_copy(update=changes)`, which takes 6.2 us where this takes 1.3: 5 % of an answer from the store
+    ("replay by idempotency key" in `benchmarks/service.py`).
+    """
+    copied = object.__new__(type(value))
+    # The four slots of a pydantic model; a test compares with `model_copy`.
+    object.__setattr__(copied, "__dict__", {**value.__dict__, **changes})
+    object.__setattr__(copied, "__pydantic_fields_set__", value.__pydantic_fields_set__ | changes.keys())
+    object.__setattr__(copied, "__pydantic_extra__", value.__pydantic_extra__)
+    object.__setattr__(copied, "__pydantic_private__", value.__pydantic_private__)
+    return copied
 
 
 class LLMProvider(StrEnum):
@@ -153,20 +172,17 @@ class Route(Value):
         """
         return cls.model_validate(text)
 
-    # Routes are keys of many tables and written into every row. Pydantic's own ways take longer than all the rest of
-    # looking one up, and an attribute is looked for in all classes before it is found in the instance.
+    # Routes are keys of many tables, and pydantic's own hash and comparison take longer than the rest of a look-up.
     def __hash__(self) -> int:
-        return hash(vars(self)["model"])
+        return hash(self.model)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Route):
             return NotImplemented
-        mine, yours = vars(self), vars(other)
-        return mine["model"] == yours["model"] and mine["provider"] is yours["provider"]
+        return self.model == other.model and self.provider is other.provider
 
     def __str__(self) -> str:
-        values = vars(self)
-        return "/".join((values["provider"], values["model"]))
+        return f"{self.provider.value}/{self.model}"
 
     def __repr__(self) -> str:
         return f"Route({str(self)!r})"

@@ -515,14 +515,14 @@ def test_a_plan_that_is_kept_is_the_one_that_would_be_made(history, environment)
             book.report(Route.parse(details[0]), ModelFacts(context_tokens=Fact(details[1], "reported")))
         elif happening == "fail":
             for _ in range(settings.cooldown_after_failures):
-                subject._outages.note_failure(Route.parse(details[0]))
+                subject._breaker.note_failure(Route.parse(details[0]))
         elif happening == "park":
-            subject._outages.park(Route.parse(details[0]), 30)
+            subject._breaker.note_quota_used_up(Route.parse(details[0]), 30)
         elif happening == "wait":
             clock.now += details[0]
         else:
             anew = LLMRouter(settings, Scripted(), WITH_LOCAL, clock, book)
-            anew._planner._outages = subject._outages
+            anew._planner._breaker = subject._breaker
             assert subject.explain(details[0]) == anew.explain(details[0])
             assert subject.open_routes(details[0]) == anew.open_routes(details[0])
 

@@ -23,13 +23,16 @@ from llmkit.errors import LLMError, describe_validation
 from llmkit.types import (
     LLMProfile,
     LLMRequest,
+    LLMResponse,
     Message,
     NamedToolChoice,
     ResponseFormat,
     Route,
+    ServedFrom,
     TokenUsage,
     ToolCall,
     ToolDefinition,
+    copy_with,
 )
 
 ROOT = Path(llmkit.__file__).parents[1]
@@ -246,3 +249,14 @@ def test_no_module_imports_litellm_at_its_top() -> None:
                 [alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "")]
             )
             assert not any((name or "").split(".")[0] == "litellm" for name in names), path
+
+
+def test_a_copy_with_other_fields_is_what_pydantic_would_copy() -> None:
+    value = LLMResponse(text="x", route="ollama/m", warnings=("w",))
+    changes = {"served_from": ServedFrom.CACHE, "plan": None, "warnings": ()}
+    mine, theirs = copy_with(value, **changes), value.model_copy(update=changes)
+    assert (mine, mine.model_fields_set) == (theirs, theirs.model_fields_set)
+    assert mine.model_dump_json() == theirs.model_dump_json()
+    assert (value.served_from, value.warnings) == (ServedFrom.PROVIDER, ("w",))
+    with pytest.raises(ValidationError, match="frozen"):
+        mine.text = "y"

@@ -25,6 +25,7 @@ from llmkit.types import (
     RoutePlan,
     RunStatus,
     ServedFrom,
+    copy_with,
     utc_now,
 )
 
@@ -34,14 +35,14 @@ T = TypeVar("T")
 
 
 class CallRecorder:
-    """Writes calls into the repository, if there is one, and tells telemetry of them.
+    """Writes calls into the repository, if there is one, and emits their telemetry.
 
-    What is written is written to the end, also when the caller is cancelled meanwhile: then that is raised afterwards.
+    A write that has begun is finished even if the caller is cancelled meanwhile; the cancellation is raised afterwards.
 
     Args:
         runs: Where calls are recorded; None to record nothing.
         settings: `store_payloads`, and the keys that must not be shown.
-        telemetry: Receives a report of every finished call.
+        telemetry: Receives an event for each finished call.
     """
 
     def __init__(self, runs: LLMRunRepo | None, settings: LLMSettings, telemetry: Telemetry) -> None:
@@ -96,7 +97,7 @@ class CallRecorder:
             raise
         finally:
             self._started.discard(call.run_id)
-            self._tell(call, RunStatus.SUCCEEDED, response)
+            self._emit(call, RunStatus.SUCCEEDED, response)
 
     async def fail(
         self,
@@ -107,7 +108,7 @@ class CallRecorder:
         log: AttemptLog,
         error: LLMError | None = None,
     ) -> None:
-        """Write that the call failed, which may have been before it started; the message is redacted.
+        """Write that the call failed, which may be before it started; the message is redacted.
 
         Raises:
             LLMStoreError: It could not be written.
@@ -121,7 +122,7 @@ class CallRecorder:
                     await to_the_end(self._runs.record_unsent(self._start(call, flight_key=None), outcome))
         finally:
             self._started.discard(call.run_id)
-            self._tell(call, RunStatus.FAILED, error=error, error_code=code, requests=len(log.attempts))
+            self._emit(call, RunStatus.FAILED, error=error, error_code=code, requests=len(log.attempts))
 
     async def annotate(self, workspace_id: str, run_id: UUID, request: LLMRequest) -> None:
         """Replace the metadata of a call that is over by those of a request.
@@ -179,7 +180,7 @@ class CallRecorder:
         except LLMStoreError as error:
             error.run_id, error.response = call.run_id, response
             raise
-        self._tell(call, RunStatus.SUCCEEDED, response)
+        self._emit(call, RunStatus.SUCCEEDED, response)
         return response
 
     def as_served(self, call: Call, origin: LLMResponse, served_from: ServedFrom) -> LLMResponse:
@@ -187,25 +188,23 @@ class CallRecorder:
 
         Args:
             call: The one that is answered.
-            origin: Given away, unless it is shared: then others hold it too.
+            origin: The answer as it was found.
             served_from: Where it was found.
         """
-        response = origin.model_copy() if served_from is ServedFrom.SHARED else origin
-        # Past the model's own way: it was read for this call alone, and a copy takes nearly as long as reading it.
-        vars(response).update(
-            run_id=call.run_id if self._runs is not None else None,
+        return copy_with(
+            origin,
+            run_id=self.run_id(call),
             served_from=served_from,
             source_run_id=origin.source_run_id or origin.run_id,
             requested_route=call.request.route,
             attempts=(),
             plan=None,
         )
-        return response
 
     async def _record_served(self, call: Call, response: LLMResponse, *, keyed: bool) -> None:
         if self._runs is None:
             return
-        # Without previews: those of the run that was billed say the same, and cost a third of the whole replay.
+        # No previews: the billed run has the same ones, and making them takes a third of a replay.
         start = self._start(call, flight_key=None, keyed=keyed, with_preview=False)
         if start.idempotency_key is None:
             await self._runs.record_served(start, self._success(call, response, None, None, start.created_at_utc))
@@ -214,9 +213,7 @@ class CallRecorder:
             await self._runs.save_result_for_idempotency_key(start, success)
 
     def _start(self, call: Call, flight_key: str | None, *, keyed: bool = True, with_preview: bool = True) -> RunStart:
-        # Attributes of a pydantic model are looked up in all its classes first, at seven times the cost.
-        request = vars(call.request)
-        route = request["route"]
+        request = call.request
         return RunStart(
             id=call.run_id,
             workspace_id=call.workspace_id,
@@ -224,14 +221,14 @@ class CallRecorder:
             created_at_utc=utc_now(),
             owner=current_owner(),
             profile=call.profile,
-            epoch=request["epoch"],
+            epoch=request.epoch,
             pipeline_run_id=call.pipeline_run_id,
             stage=call.stage,
-            requested_route=None if route is None else str(route),
-            idempotency_key=request["idempotency_key"] if keyed else None,
+            requested_route=None if request.route is None else str(request.route),
+            idempotency_key=request.idempotency_key if keyed else None,
             flight_key=flight_key,
-            request_preview=request_preview(call.request, self._secrets) if with_preview else "",
-            metadata=_metadata(call.request, call.canonical) if with_preview else _own(request["metadata"]),
+            request_preview=request_preview(request, self._secrets) if with_preview else "",
+            metadata=_metadata(request, call.canonical) if with_preview else _own(request.metadata),
         )
 
     def _success(
@@ -242,23 +239,22 @@ class CallRecorder:
         result_json: str | None,
         finished_at_utc: datetime | None = None,
     ) -> RunSuccess:
-        given = vars(response)
-        billed = given["served_from"] is ServedFrom.PROVIDER
+        billed = response.billed
         return RunSuccess(
             run_id=call.run_id,
             finished_at_utc=finished_at_utc or utc_now(),
-            latency_ms=given["latency_ms"] if billed else call.elapsed_ms(),
-            route=given["route"],
-            response_model=given["response_model"],
-            usage=given["usage"],
-            finish_reason=given["finish_reason"],
+            latency_ms=response.latency_ms if billed else call.elapsed_ms(),
+            route=response.route,
+            response_model=response.response_model,
+            usage=response.usage,
+            finish_reason=response.finish_reason,
             result_json=result_json,
-            response_preview=preview(given["text"], secrets=self._secrets) if billed else "",
-            served_from=given["served_from"],
-            source_run_id=given["source_run_id"],
-            cost_usd=given["cost_usd"] if billed else None,
+            response_preview=preview(response.text, secrets=self._secrets) if billed else "",
+            served_from=response.served_from,
+            source_run_id=response.source_run_id,
+            cost_usd=response.cost_usd if billed else None,
             plan=plan_record,
-            attempts=given["attempts"] if billed else (),
+            attempts=response.attempts if billed else (),
         )
 
     def _failure(
@@ -279,7 +275,7 @@ class CallRecorder:
             return None
         return response.as_stored()
 
-    def _tell(
+    def _emit(
         self,
         call: Call,
         status: RunStatus,
@@ -288,7 +284,7 @@ class CallRecorder:
         error_code: str | None = None,
         requests: int = 0,
     ) -> None:
-        if not self._telemetry.is_heard:
+        if not self._telemetry.is_enabled:
             return
         route = response.route if response else call.request.route
         provider = route.provider if route else error.provider if error else None
@@ -341,7 +337,7 @@ def _own(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _metadata(request: LLMRequest, canonical: CanonicalRequest) -> dict[str, Any]:
-    """Return the caller's own metadata, and the request without its messages under `parameters`."""
+    """Return the caller's metadata, with the request's parameters under `parameters`."""
     own, parameters = _own(request.metadata), canonical.parameters()
     return {"parameters": parameters, **own} if parameters else own
 

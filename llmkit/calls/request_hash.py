@@ -47,13 +47,15 @@ class CanonicalRequest:
 
     def __init__(self, request: LLMRequest) -> None:
         self._request = request
-        # Attributes of a pydantic model are looked up in all its classes first, at seven times the cost.
-        values = vars(request)
         self._short = {
-            name: _plain(value) for name in _SHORT_FIELDS if (value := values[name]) is not None and value != ()
+            name: _plain(value)
+            for name in _SHORT_FIELDS
+            if (value := getattr(request, name)) is not None and value != ()
         }
         self._long = {
-            name: _encode(_plain(value)) for name in _LONG_FIELDS if (value := values[name]) is not None and value != ()
+            name: _encode(_plain(value))
+            for name in _LONG_FIELDS
+            if (value := getattr(request, name)) is not None and value != ()
         }
 
     def sha256(self, default_profile: LLMProfile | None = None) -> str:
@@ -62,14 +64,14 @@ class CanonicalRequest:
         Args:
             default_profile: The profile of a request that names none.
         """
-        values = vars(self._request)
+        request = self._request
         content = {**self._short, "form": REQUEST_FORM, "messages": 0}
-        route, profile = values["route"], values["profile"] or default_profile
+        route, profile = request.route, request.profile or default_profile
         if route is not None:
             content["route"] = str(route)
         if profile is not None:
             content["profile"] = profile
-        messages = f"[{','.join(map(_encode_message, values['messages']))}]"
+        messages = f"[{','.join(map(_encode_message, request.messages))}]"
         if not self._long:
             # What comes before is of ours alone.
             return _sha256(_encode(content).replace('"messages":0', f'"messages":{messages}', 1))
@@ -108,12 +110,11 @@ def _shape(wanted: ResponseFormat) -> dict[str, Any]:
 
 def _encode_message(message: Message) -> str:
     """JSON of the message's fields that are not at their default, attachments as the hashes of their bytes."""
-    values = vars(message)
-    if values["attachments"] or values["tool_calls"] or values["tool_call_id"] or values["tool_name"]:
+    if message.attachments or message.tool_calls or message.tool_call_id or message.tool_name:
         return _encode(_with_hashes(message.model_dump(mode="python", exclude_defaults=True)))
     # Nearly all of them, and pydantic's own way takes as long as all the rest of the hash.
-    content = f'"content":{canonical_json(values["content"])},' if values["content"] else ""
-    return f'{{{content}"role":"{values["role"]}"}}'
+    content = f'"content":{canonical_json(message.content)},' if message.content else ""
+    return f'{{{content}"role":"{message.role}"}}'
 
 
 def _with_hashes(message: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which routes are left alone for a while, because they keep failing or because their quota is used up."""
+"""Circuit breaker: routes that are skipped for a while, after repeated failures or because their quota is used up."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from llmkit.errors import LLMError, LLMQuotaExhausted, LLMUnavailable
 from llmkit.types import Route, utc_now
 
-__all__ = ["CircuitBreaker", "Outage"]
+__all__ = ["CircuitBreaker", "OpenCircuit"]
 
 
-class Outage(NamedTuple):
-    """Reason to skip a route for another `wait_s` seconds: repeated failures or, with 0, a used-up quota."""
+class OpenCircuit(NamedTuple):
+    """Reason to skip a route for another `wait_s` seconds: repeated failures or, with 0 of them, a used-up quota."""
 
     wait_s: float
     failures: int = 0
@@ -34,22 +34,23 @@ class Outage(NamedTuple):
         where: dict[str, Any] = {"provider": route.provider, "model": route.model, "retry_after_s": self.wait_s}
         if not self.failures:
             return LLMQuotaExhausted(
-                f"The quota of {route} is used up until {self._until}; nothing was sent. Try again then, ask another "
+                f"The quota of {route} is used up until {self._until}; nothing was sent. Try again then, use another "
                 "model, or raise the quota and open a new session.",
                 **where,
             )
         return LLMUnavailable(
             f"{route} failed several times in a row and is left alone for {self.wait_s:.0f} s more; nothing was sent. "
-            "Try again then, or mend what its first errors name.",
+            "Try again then, or fix what its first errors name.",
             **where,
         )
 
 
 class CircuitBreaker:
-    """Which routes fail again and again, and until when they are left alone.
+    """The state of each route's circuit.
 
-    After `limit` failed calls in a row a route is closed for `cooldown_s`; then one call at a time is let through, at
-    most one per `cooldown_s`, until one is answered. A route whose quota is used up is closed while that lasts.
+    A circuit opens after `limit` failed calls in a row, for `cooldown_s`. After that it is half-open: one call at a
+    time probes the route, at most one per `cooldown_s`, and the first answer closes the circuit. It is also open while
+    the route's quota is used up.
     """
 
     def __init__(self, limit: int, cooldown_s: float, clock: Callable[[], float]) -> None:
@@ -57,47 +58,46 @@ class CircuitBreaker:
         self._cooldown_s = cooldown_s
         self._clock = clock
         self._failures: dict[Route, int] = {}
-        self._closed_until: dict[Route, float] = {}
-        self._parked_until: dict[Route, float] = {}
+        self._open_until: dict[Route, float] = {}
+        self._no_quota_until: dict[Route, float] = {}
 
     @property
-    def any(self) -> bool:
-        """Whether any route may be left alone; False settles for all of them what `of` says."""
-        return bool(self._closed_until or self._parked_until)
+    def may_be_open(self) -> bool:
+        """Whether any circuit may be open; if not, `find_open` returns None for every route."""
+        return bool(self._open_until or self._no_quota_until)
 
-    def of(self, route: Route) -> Outage | None:
-        """Return the outage that keeps calls away now, or None."""
-        if not self.any:
+    def find_open(self, route: Route) -> OpenCircuit | None:
+        """Return why the route is skipped now, or None when it may be called."""
+        if not self.may_be_open:
             return None
         now_s = self._clock()
-        parked_s = self._parked_until.get(route, now_s) - now_s
-        if parked_s > 0:
-            return Outage(parked_s)
-        self._parked_until.pop(route, None)
-        closed_s = self._closed_until.get(route, now_s) - now_s
-        return Outage(closed_s, self._failures.get(route, self._limit)) if closed_s > 0 else None
+        wait_s = self._no_quota_until.get(route, now_s) - now_s
+        if wait_s > 0:
+            return OpenCircuit(wait_s)
+        self._no_quota_until.pop(route, None)
+        wait_s = self._open_until.get(route, now_s) - now_s
+        return OpenCircuit(wait_s, self._failures.get(route, self._limit)) if wait_s > 0 else None
 
-    def enter(self, route: Route) -> Outage | None:
-        """Begin a call: None when it may go, else why not. The call let through closes the door again."""
-        outage = self.of(route)
-        if outage is not None:
-            return outage
-        if route in self._closed_until:
-            self._closed_until[route] = self._clock() + self._cooldown_s
-        return None
+    def begin_call(self, route: Route) -> OpenCircuit | None:
+        """Return None when the call may begin, else why not."""
+        found = self.find_open(route)
+        if found is None and route in self._open_until:
+            # Half-open: this call is the probe. Others wait for its end, or for another cooldown if it hangs.
+            self._open_until[route] = self._clock() + self._cooldown_s
+        return found
 
     def note_failure(self, route: Route) -> None:
-        """Note a call that the provider did not answer."""
+        """Count a call that the provider did not answer, and open the circuit at the limit."""
         self._failures[route] = self._failures.get(route, 0) + 1
         if self._failures[route] >= self._limit:
-            self._closed_until[route] = self._clock() + self._cooldown_s
+            self._open_until[route] = self._clock() + self._cooldown_s
 
-    def park(self, route: Route, wait_s: float) -> None:
-        """Note that the route's quota is used up for a number of seconds."""
-        self._parked_until[route] = self._clock() + wait_s
+    def note_quota_used_up(self, route: Route, wait_s: float) -> None:
+        """Open the circuit until the route's quota returns."""
+        self._no_quota_until[route] = self._clock() + wait_s
 
     def note_answer(self, route: Route) -> None:
-        """Note a call that was answered, with whatever."""
+        """Close the circuit: the provider answered, with whatever result."""
         if self._failures:
             self._failures.pop(route, None)
-            self._closed_until.pop(route, None)
+            self._open_until.pop(route, None)

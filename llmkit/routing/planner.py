@@ -1,7 +1,7 @@
-"""The candidates of a request, in order. The planner reads facts and outages, and sends nothing.
+"""Order of the routes for a request, from model facts and the circuit breaker. The planner calls no provider.
 
-Requests that are alike in what a plan depends on get one plan, made once: most of a study's are. Outages come and go by
-the clock, so they are looked at every time.
+Requests that agree in everything a plan depends on share one plan: in a study, most do. Circuits open and close with
+time, so the breaker is consulted for every request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from llmkit.errors import LLMError, LLMNoRoute, LLMUnavailable
 from llmkit.providers import ProviderSpec, answers_on_this_machine, compute_min_prompt_tokens
 from llmkit.providers.model_facts import FactBook, make_declared_facts
-from llmkit.routing.circuit_breaker import CircuitBreaker, Outage
+from llmkit.routing.circuit_breaker import CircuitBreaker, OpenCircuit
 from llmkit.routing.rules import OPEN_TO_FACTS, Case, Exclusion, Kind, Page, first_exclusion, make_pinned_error
 from llmkit.settings import LLMSettings, RouterPolicy
 from llmkit.types import LLMProvider, LLMRequest, PlanEntry, Route, RoutePlan
@@ -30,7 +30,7 @@ _FREE = "policy cheapest_known: it charges nothing"
 _LAST_RESORT = "small base model, last resort"
 _PINNED = "pinned"
 
-# A study sends a handful of kinds of requests; a caller with ever new kinds must not fill the memory.
+# A study has a handful of kinds of request. A caller with ever new kinds must not fill the memory.
 _MOST_KEPT = 1024
 
 
@@ -67,13 +67,13 @@ class _Known:
 
 
 class Planner:
-    """Orders the routes for a request. Equal requests, settings, facts and outages give equal plans in every process.
+    """Orders the routes for a request. Equal requests, settings, facts and circuits give equal plans in every process.
 
     Args:
         settings: Policy, default models, addresses.
         providers: What differs between providers.
         facts: Facts about single models.
-        outages: Which routes are left alone.
+        breaker: Skips routes that keep failing.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Planner:
         self._settings = settings
         self._providers = providers
         self._facts = facts
-        self._outages = breaker
+        self._breaker = breaker
         self._known = _Known(facts.version)
         # What the settings alone decide is found out once: looking for a package takes longer than a whole plan.
         self._problems = {name: spec.configuration_problem(settings) for name, spec in providers.items()}
@@ -96,9 +96,9 @@ class Planner:
         }
 
     def plan(self, request: LLMRequest) -> RoutePlan:
-        """Every route considered, candidates first and in order, the others with the reason for passing them over."""
+        """Return every route considered: candidates first and in order, then the others with the reason."""
         weighed = self._weigh(request)
-        considered = self._with_outages(weighed.considered)
+        considered = self._exclude_open_circuits(weighed.considered)
         return weighed.plan if considered is weighed.considered else self._make_plan(considered)
 
     def page(self, route: Route) -> Page:
@@ -106,20 +106,20 @@ class Planner:
         return self._page(self._up_to_date(), route)
 
     def routes(self, request: LLMRequest) -> tuple[Route, ...]:
-        """Every route that comes into question, in no order and whatever speaks against it."""
+        """Return every route that a plan for this request considers, in no order."""
         return (request.route,) if request.route is not None else tuple(self._defaults.values())
 
     def open_routes(self, request: LLMRequest) -> tuple[Route, ...]:
-        """Return the routes about which it is worth knowing more: those that no constraint and no outage keeps out."""
+        """Return the routes that more facts could help: not excluded by a constraint or the circuit breaker."""
         return tuple(
             item.route
-            for item in self._with_outages(self._weigh(request).considered)
+            for item in self._exclude_open_circuits(self._weigh(request).considered)
             if item.exclusion is None or item.exclusion.kind in OPEN_TO_FACTS
         )
 
     def nothing_left(self, request: LLMRequest) -> LLMError:
         """Return the error for a request without candidates."""
-        considered = self._with_outages(self._weigh(request).considered)
+        considered = self._exclude_open_circuits(self._weigh(request).considered)
         if request.route is not None:
             return self._make_pinned_error(request.route, considered[0].exclusion)
         cooling = [item for item in considered if item.exclusion and item.exclusion.kind is Kind.COOLING]
@@ -150,7 +150,7 @@ class Planner:
 
     def _make_pinned_error(self, route: Route, exclusion: Exclusion | None) -> LLMError:
         if exclusion is None or exclusion.kind is Kind.COOLING:
-            return (self._outages.of(route) or Outage(0.0)).error(route)
+            return (self._breaker.find_open(route) or OpenCircuit(0.0)).error(route)
         return make_pinned_error(exclusion, route, self._providers[route.provider])
 
     def _up_to_date(self) -> _Known:
@@ -171,7 +171,7 @@ class Planner:
         return page
 
     def _weigh(self, request: LLMRequest) -> _Weighed:
-        known, key = self._up_to_date(), _what_a_plan_depends_on(request)
+        known, key = self._up_to_date(), _plan_key(request)
         kept = known.weighed.get(key)
         if kept is not None and kept.holds_for(request):
             return kept
@@ -197,17 +197,18 @@ class Planner:
         )
         return _Considered(route, reason, page, first_exclusion(case))
 
-    def _with_outages(self, considered: tuple[_Considered, ...]) -> tuple[_Considered, ...]:
-        """Return the same, and what an outage keeps out now; the very same while there is none."""
-        if not self._outages.any:
+    def _exclude_open_circuits(self, considered: tuple[_Considered, ...]) -> tuple[_Considered, ...]:
+        """Return the same with open circuits excluded; the same object while there is none."""
+        if not self._breaker.may_be_open:
             return considered
-        changed = tuple(self._apply_cooldown(item) for item in considered)
-        is_same = all(now is before for now, before in zip(changed, considered, strict=True))
-        return considered if is_same else changed
-
-    def _apply_cooldown(self, item: _Considered) -> _Considered:
-        outage = self._outages.of(item.route) if item.exclusion is None else None
-        return item if outage is None else item._replace(exclusion=Exclusion(Kind.COOLING, outage.why))
+        changed = {}
+        for place, item in enumerate(considered):
+            open_circuit = self._breaker.find_open(item.route) if item.exclusion is None else None
+            if open_circuit is not None:
+                changed[place] = item._replace(exclusion=Exclusion(Kind.COOLING, open_circuit.why))
+        if not changed:
+            return considered
+        return tuple(changed.get(place, item) for place, item in enumerate(considered))
 
     def _in_order(self, request: LLMRequest) -> Iterator[tuple[Route, str]]:
         """Return the pinned route, or the default route of every provider, the preferred ones first; and why."""
@@ -255,17 +256,16 @@ class Planner:
         )
 
 
-def _what_a_plan_depends_on(request: LLMRequest) -> Hashable:
-    """Everything of a request that a plan depends on, but for the length of its prompt."""
-    given, constraints = vars(request), vars(request.constraints)
-    wanted, attachments = given["response_format"], request.attachments
+def _plan_key(request: LLMRequest) -> Hashable:
+    """Return everything in a request that a plan depends on, except the length of its prompt."""
+    constraints, wanted, attachments = request.constraints, request.response_format, request.attachments
     return (
-        given["route"],
-        given["profile"],
-        constraints["local_only"],
-        constraints["allowed_providers"],
-        constraints["min_context_tokens"],
-        bool(given["tools"]),
+        request.route,
+        request.profile,
+        constraints.local_only,
+        constraints.allowed_providers,
+        constraints.min_context_tokens,
+        bool(request.tools),
         None if wanted is None else wanted.json_schema is not None,
         frozenset([attachment.media_type for attachment in attachments]) if attachments else None,
     )

@@ -1,6 +1,6 @@
 """Rules that exclude routes from a request, in order, each with its consequence.
 
-Pure: outages, which change by themselves, are the planner's.
+Pure functions: the circuit breaker, which changes with time, is the planner's.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _has_a_smaller_window_than_wanted(case: Case) -> str | None:
 
 def _has_no_room_for_the_prompt(case: Case) -> str | None:
     fact = case.page.facts.context_tokens
-    # A provider whose window is only declared is asked when it is pinned: it refuses by itself what is too long.
+    # A pinned provider whose window is only declared gets the request: it rejects a prompt that is too long itself.
     if fact is None or (case.is_pinned and fact.source == "declared"):
         return None
     if not surely_exceeds(case.request, fact.value):
@@ -167,7 +167,7 @@ def _is_not_set_up(case: Case) -> str | None:
 
 
 def _source(fact: Fact[bool] | None) -> str:
-    """Name the source of a fact, unless it holds for the whole provider."""
+    """Name the source of a fact, unless it is declared for the whole provider."""
     return "" if fact is None or fact.source == "declared" else f" ({fact.source})"
 
 
@@ -199,7 +199,7 @@ _PINNED_ERRORS: dict[Kind, tuple[type[LLMError], str]] = {
 
 
 def make_pinned_error(exclusion: Exclusion, route: Route, spec: ProviderSpec) -> LLMError:
-    """Return the error for a pinned route that is passed over, for any reason but an outage."""
+    """Return the error for a pinned route that is excluded, except by the circuit breaker."""
     error, message = _PINNED_ERRORS[exclusion.kind]
-    said = message.format(label=spec.label, route=route, why=exclusion.why)
-    return error(said, provider=route.provider, model=route.model)
+    text = message.format(label=spec.label, route=route, why=exclusion.why)
+    return error(text, provider=route.provider, model=route.model)
