@@ -1,1 +1,1 @@
-"""Machinery that `map` and evaluation share: the worker pool, route health and the progress bar."""
+"""Machinery that `map` and evaluation share: the worker pool, route health, templates and the progress bar."""

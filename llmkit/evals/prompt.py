@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from llmkit.batch.template import parse_template
 from llmkit.errors import LLMEvaluationError, describe_exception
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.types import Message
@@ -64,7 +64,9 @@ class Template:
             LLMEvaluationError: A brace is left open or a place is not a plain look-up.
         """
         try:
-            return cls(tuple(_parts(text)))
+            return cls(
+                tuple(part if isinstance(part, str) else _read_field(part.name) for part in parse_template(text))
+            )
         except ValueError as error:
             raise LLMEvaluationError(f"The prompt template cannot be read: {error}; {_SYNTAX}.") from None
 
@@ -77,15 +79,11 @@ class Template:
         return "".join(part if isinstance(part, str) else _fill_field(part, sample) for part in self.parts)
 
 
-def _parts(text: str) -> Iterator[str | Field]:
-    for literal, name, spec, conversion in string.Formatter().parse(text):
-        if literal:
-            yield literal
-        if name is not None:
-            found = _FIELD.fullmatch(name)
-            if found is None or spec or conversion:
-                raise ValueError(f"{{{name}}} is not a plain field")
-            yield Field(found["name"], found["key"])
+def _read_field(name: str) -> Field:
+    found = _FIELD.fullmatch(name)
+    if found is None:
+        raise ValueError(f"{{{name}}} is not a plain field")
+    return Field(found["name"], found["key"])
 
 
 def _fill_field(field: Field, sample: Sample) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import string
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmkit.batch.template import Parts, Placeholder, fill_template, list_placeholders, parse_template
 from llmkit.errors import LLMBadRequest
 
 if TYPE_CHECKING:
@@ -18,16 +18,6 @@ __all__ = ["Rows"]
 
 TEXT = "text"
 MISSING = -1
-
-
-@dataclass(frozen=True, slots=True)
-class _Placeholder:
-    """A place in a template that a row fills."""
-
-    name: str
-
-
-Parts = tuple[str | _Placeholder, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +95,16 @@ class _Source:
     @classmethod
     def read(cls, data: Any, template: str | None, prompt: str | None) -> _Source:
         index, columns = _read_columns(data)
-        text = (_Placeholder(TEXT),)
+        text = (Placeholder(TEXT),)
         around: Parts = text
         if prompt is not None:
-            around = _parse_template(prompt)
-            if not _list_placeholders(around):
+            around = _parse(prompt)
+            if not list_placeholders(around):
                 around = (*around, "\n\n", *text)
             elif template is None:
                 # The prompt itself is the template: it names columns.
                 return cls(index, columns, _check_parts(around, columns), text)
-        inner = _parse_template(template) if template is not None else (_Placeholder(_choose_only_column(columns)),)
+        inner = _parse(template) if template is not None else (Placeholder(_choose_only_column(columns)),)
         return cls(index, columns, _check_parts(inner, columns), _check_parts(around, {TEXT: None}))
 
     @property
@@ -124,12 +114,13 @@ class _Source:
     def build_text(self, row: int) -> str | None:
         """Return the text of a row; None if a value that it needs is missing."""
         values: dict[str, str] = {}
-        for name in _list_placeholders(self.template):
+        for name in list_placeholders(self.template):
             value = self.columns[name][row]
             if _is_missing(value):
                 return None
             values[name] = value if type(value) is str else str(value)
-        return _fill_parts(self.around, {TEXT: _fill_parts(self.template, values)})
+        text = fill_template(self.template, values.__getitem__)
+        return fill_template(self.around, lambda _name: text)
 
 
 def _read_columns(data: Any) -> tuple[pd.Index[Any], dict[str, Any]]:
@@ -163,39 +154,21 @@ def _choose_only_column(columns: Mapping[str, Any]) -> str:
     )
 
 
-def _parse_template(template: str) -> Parts:
+def _parse(template: str) -> Parts:
     try:
-        return tuple(_split_template(template))
+        return parse_template(template)
     except ValueError as error:
         raise LLMBadRequest(f"The template cannot be read: {error}; write {{column}}, and {{{{ for a brace") from None
 
 
-def _split_template(template: str) -> Iterator[str | _Placeholder]:
-    for literal, name, spec, conversion in string.Formatter().parse(template):
-        if literal:
-            yield literal
-        if name is not None:
-            if spec or conversion:
-                raise ValueError(f"{{{name}}} is not a plain column")
-            yield _Placeholder(name)
-
-
-def _list_placeholders(parts: Parts) -> list[str]:
-    return [part.name for part in parts if isinstance(part, _Placeholder)]
-
-
 def _check_parts(parts: Parts, known: Mapping[str, Any]) -> Parts:
-    unknown = [name for name in _list_placeholders(parts) if name not in known]
+    unknown = [name for name in list_placeholders(parts) if name not in known]
     if unknown:
         raise LLMBadRequest(
             f"The template names {{{unknown[0]}}}, and there is only {', '.join(f'{{{name}}}' for name in known)}; "
             "write {{ and }} for braces that are text"
         )
     return parts
-
-
-def _fill_parts(parts: Parts, values: Mapping[str, str]) -> str:
-    return "".join(part if isinstance(part, str) else values[part.name] for part in parts)
 
 
 def _is_missing(value: Any) -> bool:

@@ -278,7 +278,7 @@ def test_an_output_type_that_raises_fails_only_its_row(session: Session) -> None
     ("arguments", "message"),
     [
         (("Say {txt}", ["x"], {}), "there is only {text}"),
-        (("Say {text!r}", ["x"], {}), "plain column"),
+        (("Say {text!r}", ["x"], {}), "plain name"),
         (("Say {", ["x"], {}), "cannot be read"),
         ((City, pd.DataFrame({"a": [1], "b": [2]}), {}), "template="),
         ((City, pd.DataFrame([[1, 2]], columns=["a", "a"]), {"template": "{a}"}), "same name"),
