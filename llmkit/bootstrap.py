@@ -5,8 +5,11 @@ What an answer from the store does not need is imported where it is first wanted
 
 from __future__ import annotations
 
+import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
+from logging import getLogger
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from llmkit.discovery.probe_cache import ProbeFile, recall_probes
 from llmkit.discovery.refresh import OllamaDiscovery
+from llmkit.errors import LLMStoreError
 from llmkit.local_model.models import find_local_model, list_model_names
 from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
@@ -74,14 +78,24 @@ class Runtime:
         return SqlEvalStore(self.journal, stores_payloads=self.settings.store_payloads)
 
     async def close(self) -> None:
-        """Finish what is written, then release everything. Idempotent."""
-        await self.client.close()
-        if self.journal is not None:
-            self.journal.close()
-        if self.cache is not None:
-            self.cache.close()
-        if self.scratch is not None:
-            rmtree(self.scratch, ignore_errors=True)
+        """Finish all writes, then release everything, also what comes after a failure. Idempotent.
+
+        Raises:
+            LLMStoreError: Some calls could not be recorded.
+        """
+        with ExitStack() as last_first:
+            if self.scratch is not None:
+                last_first.callback(rmtree, self.scratch, ignore_errors=True)
+            if self.cache is not None:
+                last_first.callback(self.cache.close)
+            if self.journal is not None:
+                last_first.callback(self.journal.close)
+            await self.client.close()
+            try:
+                await self.service.close()
+            except LLMStoreError as error:
+                # Each caller has had this error before, with its answer.
+                getLogger("llmkit").warning("%s", error)
 
 
 def open_runtime(settings: LLMSettings, replay: Path | None = None) -> Runtime:
@@ -94,7 +108,7 @@ def open_runtime(settings: LLMSettings, replay: Path | None = None) -> Runtime:
 
     Raises:
         LLMBadRequest: The cassette cannot be read.
-        LLMStoreError: The database or the cache cannot be used.
+        LLMStoreError: The database cannot be used.
         LLMConfigurationError: A package is missing.
     """
     if replay is not None:
@@ -173,11 +187,16 @@ def _open_journal(settings: LLMSettings) -> Journal | None:
 def _open_cache(settings: LLMSettings) -> DiskContentCache | None:
     if not settings.cache_enabled or not settings.store_payloads:
         return None
-    return DiskContentCache(
-        settings.cache_dir,
-        ttl_s=settings.cache_ttl_s,
-        size_limit_bytes=settings.cache_size_limit_mb * 1024 * 1024,
-    )
+    try:
+        return DiskContentCache(
+            settings.cache_dir,
+            ttl_s=settings.cache_ttl_s,
+            size_limit_bytes=settings.cache_size_limit_mb * 1024 * 1024,
+        )
+    except LLMStoreError as error:
+        # Cached answers are expendable: neither calls nor reads of the store may fail because of them.
+        warnings.warn(f"{error}. Until then no answer comes from the cache.", stacklevel=2)
+        return None
 
 
 def _load_facts(settings: LLMSettings) -> FactBook:

@@ -163,6 +163,17 @@ class LLMService:
             error.run_id, error.response = response.run_id, response
             raise
 
+    async def close(self) -> None:
+        """Write the outcomes of calls that the database could not take before. Idempotent; close the store afterwards.
+
+        Raises:
+            LLMStoreError: The database still cannot take them.
+
+        Example:
+            >>> asyncio.run(service.close())
+        """
+        await self._recorder.write_all_again()
+
     async def chat(self, request: LLMRequest, context: RequestContext | None = None) -> LLMResponse:
         """Answer one request.
 

@@ -165,6 +165,20 @@ class CallRecorder:
             await self._write(outcome)
         return outcome is not None
 
+    async def write_all_again(self) -> None:
+        """Write all outcomes that the store could not take before, for the last time.
+
+        Raises:
+            LLMStoreError: It still cannot take one.
+        """
+        while self._unwritten:
+            try:
+                await self.write_again(next(iter(self._unwritten)))
+            except LLMStoreError as error:
+                lost = len(self._unwritten)
+                self._unwritten.clear()
+                raise LLMStoreError(f"The outcomes of {lost} calls could not be recorded. {error}") from None
+
     async def serve(
         self, call: Call, origin: LLMResponse, served_from: ServedFrom, *, keyed: bool = True
     ) -> LLMResponse | None:

@@ -197,7 +197,14 @@ def db_erase(
         deleted = retention.erase_workspace(journal.engine, journal.address, workspace)
         now.text = f"All rows are deleted, but cached answers may remain. {ERASE_AGAIN}"
         typer.echo(_format_counts("Deleted", deleted), err=True)
-        typer.echo(f"Deleted {_erase_cache(settings, workspace):,} cached answers", err=True)
+        try:
+            typer.echo(f"Deleted {_erase_cache(settings, workspace):,} cached answers", err=True)
+        except LLMStoreError as error:
+            # The file is compacted anyway: it would keep the deleted rows readable.
+            _free_space(journal)
+            raise LLMStoreError(
+                f"The rows are deleted, but cached answers remain. {error} Then run the same command again."
+            ) from None
         now.text = f"All rows and cached answers are deleted, but the database file may still hold them. {ERASE_AGAIN}"
         _free_space(journal)
 

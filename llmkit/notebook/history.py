@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llmkit.errors import LLMBadRequest, LLMConfigurationError
+from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMStoreError
 from llmkit.notebook import pandas_accessor
 from llmkit.notebook.arguments import check_count, check_names
 from llmkit.notebook.core import SessionCore
@@ -86,7 +87,7 @@ def read_recordings(core: SessionCore) -> pd.DataFrame:
 
 
 def read_store(core: SessionCore, query: Callable[[Connection], T]) -> T:
-    """Run a query in the calling thread, after all pending writes.
+    """Run a query in the calling thread, after all pending writes; warn if these fail.
 
     Raises:
         LLMConfigurationError: The session does not record.
@@ -96,7 +97,12 @@ def read_store(core: SessionCore, query: Callable[[Connection], T]) -> T:
     if journal is None:
         raise LLMConfigurationError("Nothing is recorded: set LLM_PERSIST_RUNS=true")
     pandas_accessor.register()
-    core.run(journal.flush())
+    try:
+        # Nothing is written without need: a store that cannot be written, such as a read-only file, can still be read.
+        if journal.is_behind:
+            core.run(journal.flush())
+    except LLMStoreError as error:
+        warnings.warn(f"The latest calls are missing here. {error}", stacklevel=3)
     return journal.read_here(query)
 
 

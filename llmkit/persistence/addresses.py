@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DatabaseAddress", "create_database_file", "label_of", "path_of"]
 
-SQLITE_URL: Final = re.compile(r"sqlite(?:\+\w+)?:///(?P<database>[^?]+)(?:\?.*)?")
+SQLITE_URL: Final = re.compile(r"sqlite(?:\+\w+)?:///(?P<database>.+)", re.DOTALL)
 EXPECTED: Final = "use sqlite:///llmkit.db, or postgresql://USER:PASSWORD@HOST:5432/NAME"
 
 
@@ -73,6 +73,11 @@ class DatabaseAddress:
         """
         found = SQLITE_URL.fullmatch(database_url)
         if found is not None and found["database"] != ":memory:":
+            if "?" in found["database"]:
+                # SQLAlchemy would read a query there, and SQLite's driver drop it without a word.
+                raise LLMConfigurationError(
+                    "LLM_DATABASE_URL must not contain a question mark: queries such as ?mode=ro are not supported"
+                )
             return cls.of_file(found["database"])
         return cls._of_server(database_url)
 
@@ -87,6 +92,12 @@ class DatabaseAddress:
             raise LLMConfigurationError(f"LLM_DATABASE_URL cannot be read: {EXPECTED}") from None
         if url.drivername.partition("+")[0] not in {"postgresql", "postgres"}:
             raise LLMConfigurationError(f"LLM_DATABASE_URL names no database file and no server: {EXPECTED}")
+        if "@" in (url.host or ""):
+            # The password ends at its first `@`, and the rest of it would be shown as the host in every message.
+            raise LLMConfigurationError(
+                "LLM_DATABASE_URL cannot be read: it has two @. "
+                "Write an @ in the user or password as %40, : as %3A and / as %2F."
+            )
         return cls(label=label_of(url), server=url.set(drivername="postgresql+psycopg"))
 
 

@@ -199,7 +199,9 @@ class DiskContentCache:
             with self._cache.lock():
                 return int(self._cache.evict(_digest(workspace_id)))
         except _BROKEN as error:
-            raise LLMStoreError(f"The cache in {self._cache.directory} cannot be cleared: {error}") from None
+            raise LLMStoreError(
+                f"The cache in {self._cache.directory} cannot be cleared ({error}). Make it writable."
+            ) from None
 
     def close(self) -> None:
         """Close the file, whichever threads have used it."""

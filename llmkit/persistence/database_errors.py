@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 from llmkit.errors import LLMStoreError
 
-__all__ = ["DatabaseFailure", "cannot_open", "classify", "database_gone", "patiently", "store_error"]
+__all__ = ["DatabaseFailure", "cannot_open", "classify", "database_gone", "is_damaged", "patiently", "store_error"]
 
 T = TypeVar("T")
 
@@ -161,6 +161,11 @@ def database_gone(path: Path) -> LLMStoreError:
         f"The database {path} was deleted or replaced while it was in use. What is written now would be lost. "
         "Put it back, or start again with a new session to create a new one."
     )
+
+
+def is_damaged(label: str) -> LLMStoreError:
+    """Return the error for a database whose contents make no sense, although each read of it succeeds."""
+    return LLMStoreError(SQLITE_MESSAGES[sqlite3.SQLITE_CORRUPT].replace("{label}", f"The database {label}"))
 
 
 def cannot_open(path: Path) -> LLMStoreError:

@@ -220,14 +220,25 @@ class Journal:
         """
         return self._here().writer.perform_later(operation)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether `flush` has something to wait for or to report."""
+        return self._here().writer.is_behind
+
     async def flush(self) -> None:
         """Wait until all that was queued before is durable.
 
         Raises:
             LLMStoreError: Some of it was lost.
         """
-        await self.perform(Flush())
-        self._here().writer.raise_losses()
+        writer = self._here().writer
+        try:
+            await self.perform(Flush())
+        except LLMStoreError:
+            # What was lost says more than the failure to write nothing.
+            writer.raise_losses()
+            raise
+        writer.raise_losses()
 
     async def find(self, select: PreparedSelect, *key: Any) -> list[Any] | None:
         """Return the first row of a query by key, as of now.

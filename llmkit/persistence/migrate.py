@@ -6,6 +6,7 @@ Revisions are numbered: `0001` is the first, the highest file name in the migrat
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llmkit.errors import LLMConfigurationError, LLMStoreError
 from llmkit.persistence.addresses import DatabaseAddress, create_database_file
-from llmkit.persistence.database_errors import DatabaseFailure, classify, store_error
+from llmkit.persistence.database_errors import DatabaseFailure, classify, is_damaged, store_error
 from llmkit.persistence.sqlite_driver import SQLITE_PAGE_SIZE, open_sqlite
 
 if TYPE_CHECKING:
@@ -232,12 +233,18 @@ def _state_of(revision: str | None) -> SchemaState:
 
 
 def _refuse_unknown(state: SchemaState, address: DatabaseAddress) -> None:
-    if state.status is SchemaStatus.UNKNOWN:
+    if state.status is not SchemaStatus.UNKNOWN:
+        return
+    if re.fullmatch(r"\d{4}", state.revision or "") is None:
         raise LLMStoreError(
-            f"The database {address.label} has schema revision {state.revision}, and this version of llmkit knows "
-            f"revisions up to {state.head}: it was written by a newer llmkit. "
-            "Upgrade llmkit, or set LLM_DATABASE_URL to another database. Nothing was changed."
+            f"The database {address.label} has schema revision {state.revision}, which is none of llmkit's: it belongs "
+            "to another program. Set LLM_DATABASE_URL to another database. Nothing was changed."
         )
+    raise LLMStoreError(
+        f"The database {address.label} has schema revision {state.revision}, and this version of llmkit knows "
+        f"revisions up to {state.head}: it was written by a newer llmkit. "
+        "Upgrade llmkit, or set LLM_DATABASE_URL to another database. Nothing was changed."
+    )
 
 
 def _read_state(address: DatabaseAddress) -> SchemaState:
@@ -266,7 +273,12 @@ def _sqlite_revision(address: DatabaseAddress) -> str | None:
             found = connection.execute(SELECT_REVISION).fetchone()
     except DRIVER_ERRORS as error:
         raise store_error(error, address.label, address.path) from None
-    return None if found is None else str(found[0])
+    if found is None:
+        return None
+    # From a file that lost its end while a write-ahead log was beside it, SQLite may return NULL or leftovers.
+    if not isinstance(found[0], str) or re.fullmatch(r"\w{1,32}", found[0]) is None:
+        raise is_damaged(address.label)
+    return found[0]
 
 
 def _revision(connection: Connection) -> str | None:

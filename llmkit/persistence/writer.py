@@ -104,6 +104,11 @@ class GroupWriter:
         """Whether the write transaction is open at this moment."""
         return self._in_transaction
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether an operation whose caller did not wait is outstanding, or was lost and not yet reported."""
+        return self._behind > 0 or self._lost > 0
+
     def perform(self, operation: Operation) -> asyncio.Future[Any]:
         """Hand the operation over, and return a future of its outcome.
 

@@ -261,3 +261,16 @@ def test_a_missing_database_is_not_made_by_looking(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "no database" in done.stderr
     assert not (tmp_path / "llmkit.db").exists()
+
+
+def test_a_cache_that_cannot_be_cleared_is_reported_and_the_file_compacted(tmp_path: Path) -> None:
+    server = OllamaServer(Reply("word " * 20_000))
+    with server, Session("mine", ollama_api_base=server.url, cache_enabled=False) as session:
+        for prompt in "abc":
+            session.chat(prompt)
+    before = Path("llmkit.db").stat().st_size
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    done = run("db", "erase", "--workspace", "mine", "--yes", LLM_CACHE_DIR=str(tmp_path / "cache"))
+    assert done.returncode != 0
+    assert "The rows are deleted, but cached answers remain" in " ".join(done.stderr.split())
+    assert Path("llmkit.db").stat().st_size < before / 2

@@ -200,6 +200,34 @@ def test_a_newer_database_is_refused_and_left_alone(database_url: str) -> None:
     assert "llm_runs" in schema(database_url)
 
 
+def test_a_database_of_another_program_is_not_called_newer(database_url: str) -> None:
+    in_database(
+        database_url, lambda connection: connection.execute(text("UPDATE alembic_version SET version_num = '3f2a9c'"))
+    )
+    with pytest.raises(LLMStoreError, match=r"schema revision 3f2a9c, .* belongs to another program\."):
+        upgrade(database_url)
+
+
+@pytest.mark.parametrize("with_log", [False, True])
+def test_a_file_without_its_end_is_damaged_and_not_newer(sqlite_url: str, tmp_path: Path, with_log: bool) -> None:
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    with JournalHome(sqlite_url) as home:
+        for _ in range(5):
+            home.start()
+        content, log = path.read_bytes(), path.with_name(f"{path.name}-wal").read_bytes()
+    messages = set()
+    for size in range(4096, len(content), 4096):
+        cut = tmp_path / f"cut {size}.db"
+        cut.write_bytes(content[:size])
+        if with_log:
+            cut.with_name(f"{cut.name}-wal").write_bytes(log)
+        try:
+            upgrade(f"sqlite:///{cut}")
+        except LLMStoreError as error:
+            messages.add(str(error).replace(str(cut), "CUT").partition(". ")[0])
+    assert messages == {"The database CUT is damaged"}
+
+
 def test_an_unknown_revision_cannot_be_asked_for(sqlite_url: str) -> None:
     with pytest.raises(LLMStoreError, match="no revision '7777'"):
         downgrade(sqlite_url, "7777")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llmkit import LLMError, LLMInProgress, LLMStoreError, Session
 from llmkit.calls.request_hash import prompt_sha256
+from llmkit.persistence import journal
+from llmkit.persistence.sqlite_driver import open_sqlite
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
@@ -260,3 +264,36 @@ def test_a_cache_folder_that_is_deleted_costs_no_call(sqlite_url: str, ollama: O
         shutil.rmtree("the-cache")
         assert session.chat("two", route=OLLAMA).text == "the answer"
         assert session.chat("two", route=OLLAMA).text == "the answer"
+
+
+def test_an_unusable_cache_folder_stops_no_call_and_no_history(
+    sqlite_url: str, ollama: OllamaServer, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with _session(sqlite_url, ollama, cache_dir=str(tmp_path / "cache")) as session:
+        with pytest.warns(UserWarning, match=r"cache folder .* LLM_CACHE_DIR to another folder"):
+            assert session.chat("one", route=OLLAMA).billed
+        assert len(session.runs()) == 1
+        assert int(session.usage()["calls"].sum()) == 1
+
+
+def test_history_of_a_file_that_can_only_be_read_is_shown_with_a_warning(
+    sqlite_url: str, ollama: OllamaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _session(sqlite_url, ollama) as session:
+        session.chat("one", route=OLLAMA, idempotency_key="k")
+
+    def open_for_reading(*arguments: Any) -> sqlite3.Connection:
+        connection = open_sqlite(*arguments)
+        connection.execute("PRAGMA query_only=ON")
+        return connection
+
+    monkeypatch.setattr(journal, "open_sqlite", open_for_reading)
+    with _session(sqlite_url, ollama) as session:
+        assert len(session.runs()) == 1
+        assert session.chat("one", route=OLLAMA, idempotency_key="k").served_from == "replay"
+        with pytest.warns(
+            UserWarning, match=r"1 answers that cost nothing could not be recorded\. .* cannot be written"
+        ):
+            assert len(session.runs()) == 1
+        assert int(session.usage()["calls"].sum()) == 1

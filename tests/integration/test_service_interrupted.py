@@ -290,3 +290,23 @@ async def test_a_call_in_flight_elsewhere_is_in_progress_until_it_ends(database_
         client.gate.set()
         await leader
         assert (await elsewhere.chat(ask("q", **QUESTION), HERE)).served_from == "replay"
+
+
+async def test_closing_writes_the_outcomes_that_could_not_be_written() -> None:
+    bench = Bench([reply("yes")])
+    works_again = bench.fail("mark_succeeded")
+    with pytest.raises(LLMStoreError, match="disk full"):
+        await bench.chat(**QUESTION)
+    works_again()
+    await bench.service.close()
+    assert [run.status for run in bench.runs.runs] == ["SUCCEEDED"]
+
+
+async def test_closing_reports_the_outcomes_that_still_cannot_be_written() -> None:
+    bench = Bench([reply("yes")])
+    bench.fail("mark_succeeded")
+    with pytest.raises(LLMStoreError, match="disk full"):
+        await bench.chat(**QUESTION)
+    with pytest.raises(LLMStoreError, match=r"The outcomes of 1 calls could not be recorded\. disk full"):
+        await bench.service.close()
+    await bench.service.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import sqlite3
@@ -17,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmkit import Session
-from llmkit.cleanup import close_when_dropped
 from llmkit.errors import LLMStoreError
 from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.ports import CacheKey
 from llmkit.testing import OllamaServer
 from llmkit.types import LLMResponse, Route, TokenUsage
 from tests.support.forked import run_in_child
+from tests.support.reaping import wait_for_reaper
 
 ROUTE = Route.parse("ollama/x")
 KEY = CacheKey("w", "sha", ROUTE, "fast", 0)
@@ -214,10 +213,7 @@ def test_a_cache_that_was_dropped_is_closed(tmp_path: Path) -> None:
     files = cache._cache
     cache.put(KEY, ANSWER)
     del cache
-    gc.collect()
-    closed = threading.Event()
-    close_when_dropped(type("Owner", (), {})(), closed.set)  # the reaper works in the order of its queue
-    assert closed.wait(30)
+    wait_for_reaper()
     assert files._connection is None
 
 

@@ -44,6 +44,21 @@ def test_other_urls_are_refused_without_being_repeated(url: str) -> None:
     assert "use sqlite:///llmkit.db" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "url", ["sqlite:///runs.db?mode=ro", "sqlite:///what?.db", "sqlite:////a/b.db?", "sqlite:///?x"]
+)
+def test_a_question_mark_in_an_sqlite_url_is_rejected_by_name(url: str) -> None:
+    with pytest.raises(LLMConfigurationError, match=r"question mark: queries such as \?mode=ro are not supported"):
+        DatabaseAddress.parse(url)
+
+
+@pytest.mark.parametrize("password", ["s3cr@t-end", "@t-end", "a@b@t-end", "p/@t-end", "p:@t-end"])
+def test_a_bare_at_sign_in_a_password_is_rejected_and_nothing_of_it_shown(password: str) -> None:
+    with pytest.raises(LLMConfigurationError, match="Write an @ in the user or password as %40") as caught:
+        DatabaseAddress.parse(f"postgresql://ada:{password}@db.test/lab")
+    assert "t-end" not in str(caught.value)
+
+
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(alphabet=st.characters(codec="ascii", categories=["L", "N", "P"]), min_size=6))
 def test_no_password_in_any_name_or_message(password: str) -> None:

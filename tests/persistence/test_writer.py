@@ -13,6 +13,7 @@ from llmkit.persistence import writer as writer_module
 from llmkit.persistence.operations import Flush, InsertFinished, InsertStarted, MarkSucceeded
 from llmkit.persistence.transaction_watch import WriteTransactionWatch
 from llmkit.ports import KeyTaken
+from tests.support.reaping import wait_for_reaper
 from tests.support.repositories import JournalHome, journal_home
 from tests.support.run_values import a_failure, a_start, a_success, new_id, served
 
@@ -70,7 +71,7 @@ async def test_an_operation_that_cannot_be_written_down_fails_alone(home: Journa
         *[home.repo.create_started(start) for start in (*good, bad)], return_exceptions=True
     )
     assert outcomes[:5] == [None] * 5
-    with pytest.raises(LLMStoreError, match="idempotency_key holds a character that cannot be stored"):
+    with pytest.raises(LLMStoreError, match="idempotency_key contains a character that cannot be stored"):
         raise outcomes[5]
     assert {run["id"] for run in home.runs()} == {start.id for start in good}
 
@@ -229,7 +230,7 @@ async def test_an_answer_that_cannot_be_recorded_behind_takes_no_other_with_it(h
     bad, good = a_start(stage="half \ud800"), a_start()
     await home.repo.record_served(bad, served(bad.id))
     await home.repo.record_served(good, served(good.id))
-    with pytest.raises(LLMStoreError, match=r"1 answers that cost nothing.*stage holds a character"):
+    with pytest.raises(LLMStoreError, match=r"1 answers that cost nothing.*stage contains a character"):
         await home.journal.flush()
     assert [run["id"] for run in home.runs()] == [good.id]
 
@@ -259,6 +260,7 @@ async def test_a_forgotten_journal_is_closed(sqlite_url: str) -> None:
     start = a_start()
     await home.repo.record_served(start, served(start.id))
     del home
+    wait_for_reaper()
     with JournalHome(sqlite_url) as again:
         assert len(again.runs()) == 1
 
