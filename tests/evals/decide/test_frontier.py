@@ -49,7 +49,7 @@ def test_the_plot_names_every_policy_and_joins_the_frontier():
     report = report_of(cheap=(10, [0.0] * 40), dear=(20, [1.0] * 40), worse=(30, [0.0] * 40))
     ax = report.plot_frontier(against="tokens")
     _handles, labels = ax.get_legend_handles_labels()
-    assert labels == ["cheap", "dear", "worse (dominated by dear)"]
+    assert labels == ["cheap", "dear", "worse (dominated by cheap, dear)"]
     assert [10.0, 20.0] in [list(line.get_xdata()) for line in ax.get_lines()]
     assert ax.get_xlabel() == "tokens of a sample, input and output (mean)"
 
