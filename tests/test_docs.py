@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,6 +147,27 @@ def test_llms_txt_lists_every_page_once(generated: Path) -> None:
         for path in generated.rglob(f"*.{suffix}")
     }
     assert sorted(listed) == sorted(str(page) for page in pages - {Path("index")})
+
+
+def _read_layers(text: str) -> list[set[str]]:
+    return [set(layer.split(" | ")) for line in text.strip().splitlines() for layer in line.split(" > ")]
+
+
+@pytest.mark.parametrize(("number", "block"), [(0, 1), (1, 2)], ids=["package", "evals"])
+def test_architecture_page_shows_the_layers(number: int, block: int) -> None:
+    """The page and the contracts of import-linter name the same layers in the same order."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contract = pyproject["tool"]["importlinter"]["contracts"][number]["layers"]
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    assert _read_layers(blocks[block]) == _read_layers("\n".join(contract).replace("llmkit.", ""))
+
+
+def test_glossary_is_sorted_and_short() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^\| ([a-z ,]+) \|", page.split("## Glossary")[1].split("\n## ")[0], re.MULTILINE)[1:]
+    assert 24 <= len(terms) <= 32
+    assert terms == sorted(terms)
 
 
 def test_settings_table_is_current() -> None:
