@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -35,7 +36,9 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.open.append(tag)
         self.tags.add(tag)
-        assert {name for name, _ in attrs} <= {"style", "class", "dir"}
+        # Explained numbers are reached by keyboard, and have a title.
+        allowed = {"style", "class", "dir", "title", "tabindex"} if tag == "span" else {"style", "class", "dir"}
+        assert {name for name, _ in attrs} <= allowed
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -49,7 +52,7 @@ def _read(shown: str) -> Reader:
     reader.feed(shown)
     reader.close()
     assert not reader.open
-    assert reader.tags <= {"div", "table", "thead", "tbody", "tr", "th", "td"}
+    assert reader.tags <= {"div", "table", "thead", "tbody", "tr", "th", "td", "span", "style"}
     return reader
 
 
@@ -97,6 +100,16 @@ def test_a_report_shows_its_summary_and_notes_escaped() -> None:
     assert text.count(EVIL) >= 3
     assert "0.50 [" in text
     assert EvalReport(run=run, results=())._repr_html_()
+
+
+def test_a_number_of_a_report_is_explained_on_hover_and_focus() -> None:
+    run = an_eval_run(spec={})
+    results = tuple(an_eval_result(run.id, sample_id=f"s{number}", scores={"m": number % 2}) for number in range(4))
+    shown = EvalReport(run=run, results=results)._repr_html_()
+    (mean,) = re.findall(r'<span class="llmkit-why" tabindex="0" title="([^"]*)"[^>]*>0\.50 \[', shown)
+    assert "0.5 on average on 4 results" in mean
+    assert "95 % interval: " in mean
+    assert ".llmkit-why:focus::after{content:attr(title)" in shown
 
 
 def test_large_values_stay_small() -> None:

@@ -109,7 +109,9 @@ def _draw_scores(report: Analysis, metrics: Sequence[str], ax: Axes | None) -> A
     for place, variant in enumerate(variants):
         at = ax.get_yaxis_transform()
         ax.text(0.01, place - 0.45, _describe_scored(variant, by_metric), transform=at, va="top", fontsize="small")
-    ax.set_yticks(range(len(variants)), [_wrap_name(variant) for variant in variants])
+    # A name stands beside the middle of its dots.
+    middle = 0.5 - _DOTS_SHARE / 2
+    ax.set_yticks([place + middle for place in range(len(variants))], [_wrap_name(variant) for variant in variants])
     ax.set_ylim(len(variants) - 0.5, -0.5)
     ax.set_xlabel(f"{_label_metric(report, metrics[0])}: {_INTERVAL}" if len(metrics) == 1 else f"score: {_INTERVAL}")
     _show_unit_range(ax, [row for rows in by_metric.values() for row in rows], "x")
@@ -152,9 +154,9 @@ def _describe_scored(variant: str, by_metric: Mapping[str, Sequence[Mapping[str,
 
 
 def _wrap_name(variant: str) -> str:
-    """Return the name in lines that leave room for the plot, broken after a slash or an @ where there is one."""
+    """Return the name in lines that leave room for the plot, broken after punctuation where there is some."""
     lines = [""]
-    for part in re.findall(rf"[^/@]{{1,{NAME_CHARS}}}[/@]?|[/@]", shorten(variant)):
+    for part in re.findall(rf"[^-/@:_]{{1,{NAME_CHARS}}}[-/@:_]?|[-/@:_]", shorten(variant)):
         if lines[-1] and len(lines[-1]) + len(part) > NAME_CHARS:
             lines.append("")
         lines[-1] += part
@@ -187,6 +189,10 @@ def _draw_tradeoff(report: Analysis, kind: str, metric: str, prices: Prices, ax:
     right = ax.get_xlim()[1]
     ax.set_xlim(-0.02 * right, right)
     if kind != "cost":
+        from matplotlib.ticker import MaxNLocator
+
+        # Whole numbers: ticks at 2.5 and 7.5 would be labelled 2 and 8.
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.xaxis.set_major_formatter("{x:,.0f}")
     _show_unit_range(ax, list(rows.values()), "y")
     _finish(report, ax, "both")

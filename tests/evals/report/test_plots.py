@@ -75,6 +75,21 @@ async def test_scores_stand_at_their_means_with_their_intervals() -> None:
     assert ax.get_xlim() == pytest.approx((-0.02, 1.02))
 
 
+async def test_a_long_name_is_broken_into_lines_and_kept_whole() -> None:
+    long = "ollama/hf.co/someone/Some-Model-3B-Instruct-GGUF:Q4_K_M@few-shot"
+    report = await reported()
+    renamed = replace(report, results=tuple(replace(each, route=long) for each in report.results))
+    (name,) = names(renamed.plot())
+    assert name.replace("\n", "") == long
+    assert max(map(len, name.splitlines())) <= 24
+
+
+async def test_ticks_of_tokens_are_whole_numbers() -> None:
+    ax = (await reported()).plot("tokens")
+    ax.figure.canvas.draw()
+    assert [float(tick) for tick in ax.get_xticks()] == [round(float(tick)) for tick in ax.get_xticks()]
+
+
 async def test_a_route_without_a_score_has_words_and_no_mark() -> None:
     ax = changed(await reported(), "gemini/b", scores={}, status="FAILED").plot()
     assert len(points(ax)) == 1
