@@ -128,7 +128,7 @@ def _find_write_problem(database_url: str) -> str | None:
             if not address.is_sqlite:
                 is_read_only = connection.exec_driver_sql("SHOW transaction_read_only").scalar() == "on"
                 return "the server only allows reading; it may be a standby" if is_read_only else None
-            # SQLite opens a file without write permission for reading, and only an attempt to write tells.
+            # SQLite opens a file without write permission for reading, and only an attempt to write fails.
             version = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
             connection.exec_driver_sql(f"PRAGMA user_version = {version}")
             return None

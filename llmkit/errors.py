@@ -4,7 +4,7 @@
     ├── LLMConfigurationError        configuration          settings, workspace, missing key or extra
     ├── LLMBadRequest                bad_request            llmkit or the provider refuses the request
     │   ├── LLMContextOverflow       context_overflow       prompt larger than the model's window
-    │   ├── LLMUnsupported           unsupported            the model lacks a feature that was asked for
+    │   ├── LLMUnsupported           unsupported            the model lacks a feature that the request needs
     │   └── LLMNoRoute               no_route               no route fulfils the request's constraints
     ├── LLMAuthenticationError       authentication         the key is wrong or missing at the provider
     ├── LLMPermissionDenied          permission_denied      the key is right and may not do this
@@ -30,7 +30,7 @@
     └── LLMEvaluationError           evaluation             task, dataset or run cannot be used
         └── LLMDatasetError          dataset                a line or field of a dataset
 
-R marks errors worth another try. Messages say what to do next, and never hold a key or an unredacted prompt.
+R marks errors worth another try. Messages state the remedy, and never contain a key or an unredacted prompt.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class LLMError(Exception):
         code: Stable name of the kind of failure, as stored in `llm_runs.error_code`.
         retryable: Whether the same call may succeed later.
         provider: The provider that failed, if one did.
-        model: The model that was asked.
+        model: The requested model.
         run_id: Id of the row in `llm_runs`, once it exists.
         attempts: Every request that was sent before this error, in order.
         status_code: HTTP status, when the provider sent one.
@@ -309,7 +309,7 @@ class LLMInProgress(LLMError):
 
 
 class LLMNoRecording(LLMError):
-    """A replaying session was asked what its cassette has no answer to; the message names what differs."""
+    """A replaying session has no recorded answer to the request; the message names what differs."""
 
     code = "no_recording"
 
@@ -332,7 +332,7 @@ class LLMBudgetExhausted(LLMError):
 
 
 class LLMEvaluationError(LLMError):
-    """A task, a dataset or an evaluation run cannot be used as asked."""
+    """A task, a dataset or an evaluation run cannot be used in this way."""
 
     code = "evaluation"
 

@@ -13,7 +13,7 @@ from llmkit.types import Route
 
 __all__ = ["FREE", "ListPrice", "is_free", "list_price"]
 
-# Dearer for long prompts, pictures and hidden reasoning; batches and other service tiers are never asked for.
+# Dearer for long prompts, pictures and hidden reasoning; batches and other service tiers are never requested.
 _RATE = re.compile(r"(?P<side>input|output)_cost_per_(image_|reasoning_)?token(_above_\d+k_tokens)?")
 
 

@@ -51,7 +51,7 @@ async def fetch_model_facts(base: str, model: str) -> ModelFacts | None:
     async with _connect(base) as ask:
         shown, listed = await asyncio.gather(ask.post("/api/show", {"model": model}), ask.get("/api/tags"))
     if shown.body is None:
-        return None  # A 404 without JSON comes from another server or a wrong path, and says nothing about the model.
+        return None  # A 404 without JSON comes from another server or a wrong path: the model need not be missing.
     if shown.status == HTTPStatus.NOT_FOUND and "error" in shown.body:
         return NOTHING_KNOWN
     if shown.status != HTTPStatus.OK:

@@ -102,12 +102,12 @@ class Prober:
         # The result of an earlier probe could exclude the route, so it is forgotten first.
         self._facts.probe(route, NOTHING_KNOWN, None)
         try:
-            holds = await self._send_probe(request, context)
+            follows = await self._send_probe(request, context)
         except BaseException:
             self._facts.probe(route, _mark_probed(before), digest)
             raise
         found = StoredProbe(
-            route=route, address=self._addresses[route.provider], digest=digest, json_schema=holds, at_utc=utc_now()
+            route=route, address=self._addresses[route.provider], digest=digest, json_schema=follows, at_utc=utc_now()
         )
         self._facts.probe(route, found.facts, digest)
         if self._file is not None:

@@ -85,7 +85,7 @@ def _report(report_fd: int, report: dict[str, Any]) -> None:
 def _die_with_parent(signal_number: int) -> None:
     """Have the kernel send this signal when the thread that started us ends; 0 for no longer.
 
-    Only for the time of loading, in which the runtime holds the interpreter's lock for seconds and `_wait_for_end`
+    Only for the time of loading, in which the runtime keeps the interpreter's lock for seconds and `_wait_for_end`
     cannot watch: that thread waits for our report, while after it the thread's end does not mean the process's.
     """
     if sys.platform == "linux":
@@ -126,7 +126,7 @@ def _count_threads() -> int:
 
 
 def _wait_for_end(parent_pid: int) -> None:
-    """Return when the parent lets go of the pipe, or is gone while a process that it forked still holds the pipe."""
+    """Return when the parent closes the pipe, or has ended while a process that it forked keeps the pipe open."""
     while os.getppid() == parent_pid:
         readable, _, _ = select.select([0], [], [], PARENT_POLL_S)
         if readable and not os.read(0, 1024):

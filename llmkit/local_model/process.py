@@ -177,7 +177,7 @@ def _launch(order: ServeOrder) -> tuple[subprocess.Popen[bytes], int]:
             env=child_environment(OMP_WAIT_POLICY="passive"),
         )
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once; `wait_ready` says why
+        with contextlib.suppress(BrokenPipeError):  # it died at once; `wait_ready` reports why
             process.stdin.write(json.dumps(asdict(order)).encode() + b"\n")
         return process, os.dup(log.fileno())
 

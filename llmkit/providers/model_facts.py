@@ -113,7 +113,7 @@ def make_declared_facts(caps: ProviderCaps, context_tokens: int | None, *, by_mo
     Args:
         caps: The provider's capabilities.
         context_tokens: Its context window; None when it depends on the model.
-        by_model: Whether tools and images depend on the model, so that not promising them says nothing.
+        by_model: Whether tools and images depend on the model, so that an undeclared one is unknown, not absent.
     """
     return ModelFacts(
         tools=None if by_model and not caps.supports_tools else Fact(caps.supports_tools, "declared"),
@@ -164,7 +164,7 @@ class FactBook:
         Args:
             route: The model.
             facts: The result; `NOTHING_KNOWN` forgets an earlier probe.
-            digest: The model's digest at the time; None when unknown, and the probe holds for any digest.
+            digest: The model's digest at the time; None when unknown; the probe is then valid for any digest.
         """
         self._change(route, probed=facts, probed_digest=digest)
 

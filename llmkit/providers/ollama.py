@@ -72,7 +72,7 @@ def read_facts(shown: Mapping[str, Any], listed: Mapping[str, Any], at_utc: date
     Args:
         shown: The answer of `/api/show`. Servers before 0.6.4 list no `capabilities`.
         listed: The model's entry in the answer of `/api/tags`, or nothing.
-        at_utc: When it was asked.
+        at_utc: When the server was queried.
     """
     capabilities, window, digest = (
         shown.get("capabilities"),
@@ -168,7 +168,7 @@ def _explain_no_content(reply: Mapping[str, Any]) -> str | None:
 def _mend_reply(reply: Mapping[str, Any]) -> Mapping[str, Any]:
     """Adapt a reply to what LiteLLM reads.
 
-    Counts of 0 and null are dropped, so that LiteLLM estimates them. Some models put the JSON that was asked for into
+    Counts of 0 and null are dropped, so that LiteLLM estimates them. Some models put the requested JSON into
     `thinking` and leave `content` empty (https://github.com/ollama/ollama/issues/14645): a whole JSON object there,
     with nothing else, is the answer.
     """

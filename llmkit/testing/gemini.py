@@ -248,8 +248,8 @@ class GeminiServer(StandInServer):
                 citation = {"citationSources": [source]}
                 head = _candidate({"finishReason": "RECITATION", "index": 0, "citationMetadata": citation})
             case FaultKind.MALFORMED_TOOL_CALL:
-                said = "Malformed function call: print(default_api.look_up(name='a)"
-                ending = {"finishReason": "MALFORMED_FUNCTION_CALL", "index": 0, "finishMessage": said}
+                message = "Malformed function call: print(default_api.look_up(name='a)"
+                ending = {"finishReason": "MALFORMED_FUNCTION_CALL", "index": 0, "finishMessage": message}
                 head = _candidate({"content": {}, **ending})
         return self._make_answer(request, Reply(), usage, head)
 

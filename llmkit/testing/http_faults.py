@@ -54,7 +54,7 @@ def make_transport_answer(fault: Fault) -> HttpAnswer | None:
 
 
 async def send(http: "web.BaseRequest", answer: HttpAnswer, planned: Reply | Fault, book: Book) -> "web.StreamResponse":
-    """Send `answer` in the way that `planned` says."""
+    """Send `answer` in the way that is `planned`."""
     kind = planned.kind if isinstance(planned, Fault) else None
     if isinstance(planned, Fault) and kind is FaultKind.DRIP:
         return await _send_slowly(http, answer, planned, book)

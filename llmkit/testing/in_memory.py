@@ -170,7 +170,7 @@ class InMemoryLLMRunRepo:
             start.flight_key and self._flight_holder(start.workspace_id, start.flight_key),
         )
         if any(holders):
-            raise KeyTaken("another run of the workspace holds the key")
+            raise KeyTaken("another run of the workspace has the key")
 
     def _key_holder(self, workspace_id: str, key: str) -> InMemoryRun | None:
         live = (run for run in self._of(workspace_id) if run.status is not RunStatus.FAILED)

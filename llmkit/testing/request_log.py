@@ -24,7 +24,7 @@ class RecordedRequest:
         headers: Looked up without regard to case. May hold a key, hence not in the `repr`.
         body: The raw bytes.
         received_at_s: Seconds on the clock of `time.monotonic`.
-        is_call: Whether it asked the model for something; false for listings and details.
+        is_call: Whether it calls the model; false for listings and details.
         outcome: How it ended.
     """
 
@@ -157,7 +157,7 @@ class RequestLog:
 
     @property
     def call_count(self) -> int:
-        """All requests so far that asked the model for something, kept or not."""
+        """All calls of the model so far, kept or not."""
         return self._call_count
 
     @property

@@ -1,4 +1,4 @@
-"""The part that both stand-in servers share: an HTTP server on loopback in a thread of its own."""
+"""The part that both stand-in servers share: an HTTP server on loopback in its own thread."""
 
 import asyncio
 import socket
@@ -177,7 +177,7 @@ class StandInServer(ABC):
 
     @property
     def calls(self) -> tuple[RecordedRequest, ...]:
-        """Those of `requests` that asked the model for something."""
+        """Those of `requests` that call the model."""
         return tuple(request for request in self._log.requests if request.is_call)
 
     @property
@@ -187,7 +187,7 @@ class StandInServer(ABC):
 
     @property
     def call_count(self) -> int:
-        """All requests so far that asked the model for something, kept or not."""
+        """All calls of the model so far, kept or not."""
         return self._log.call_count
 
     @property
@@ -221,7 +221,7 @@ class StandInServer(ABC):
 
     @abstractmethod
     def _is_call(self, method: str, path: str) -> bool:
-        """Return whether the request asks the model for something, and so takes a scripted answer and a slot."""
+        """Return whether the request calls the model, and so takes a scripted answer and a slot."""
 
     @abstractmethod
     def _lookup(self, request: RecordedRequest) -> HttpAnswer:

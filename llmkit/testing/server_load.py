@@ -20,7 +20,7 @@ class Load:
         capacity: Calls served at once, the others wait in order of arrival; None for any number.
         max_queue: Calls that may wait; one more is refused with `overload_status`. None for any number.
         overload_status: 503 as Ollama does, 429 as Gemini does, or another.
-        retry_after_s: What the refusal tells the client to wait, in seconds; None for nothing.
+        retry_after_s: Wait that the refusal asks of the client, in seconds; None for none.
     """
 
     latency_s: float = 0.0

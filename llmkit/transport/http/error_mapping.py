@@ -142,7 +142,7 @@ def _read_plain_text(body: bytes) -> str:
 
 
 def _labels(error: Mapping[str, Any]) -> Iterator[str]:
-    """Google's status, reasons and quota names and OpenAI's code, which say more than the message."""
+    """Yield Google's status, reasons and quota names and OpenAI's code, which are more precise than the message."""
     for name in ("status", "code", "type"):
         if isinstance(error.get(name), str) and error[name] not in {"UNKNOWN", ""}:
             yield f"[{error[name][:LABEL_CHARS]}]"
@@ -192,7 +192,7 @@ def _without_prompt(line: str, request: LLMRequest) -> str:
 
 
 def _retry_after_s(exchange: Exchange) -> float | None:
-    """Seconds to wait, by the header or by Google's `RetryInfo`."""
+    """Return the seconds to wait, from the header or from Google's `RetryInfo`."""
     header = exchange.headers.get("retry-after") or exchange.headers.get("Retry-After")
     if header:
         return _header_seconds(header)

@@ -1,4 +1,4 @@
-"""The table of failures: from what was seen to the error that is raised and what its message says. Data only."""
+"""The table of failures: for each combination of features, the error to raise and its message. Data only."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Rule:
     """One line of the table; an empty field matches anything.
 
     Attributes:
-        error: What is raised.
-        message: What it says; see `failure` for the names that can be filled in.
+        error: The class to raise.
+        message: Its message; see `failure` for the names that can be filled in.
         statuses: HTTP statuses.
         names: Class names, for failures without an answer.
         pattern: What the text has to contain, as a regular expression without regard to case. It must not contain an
@@ -62,7 +62,7 @@ class Rule:
         is_json: Whether the answer has to be a JSON object.
         was_sent: Whether the request has to have left, or not.
         via_proxy: Whether it has to have gone through a proxy.
-        is_temporary: Whether time alone can mend a used-up quota; a payment or another plan is needed otherwise.
+        is_temporary: Whether a used-up quota comes back with time; otherwise a payment or another plan is needed.
         retries_in_call: Whether the same call should try the route again, if the error is retryable.
     """
 
@@ -318,7 +318,7 @@ RULES: tuple[Rule, ...] = (
             "ReadError",
         },
     ),
-    # LiteLLM's classes, for what fails before anything is sent, and for a change of its habits.
+    # LiteLLM's classes, for failures before anything is sent, and in case its behaviour changes.
     Rule(LLMBadRequest, _LIBRARY, names={"APIConnectionError", "APIError", "InternalServerError"}, was_sent=False),
     Rule(LLMAuthenticationError, _NO_KEY, names={"AuthenticationError"}),
     Rule(LLMPermissionDenied, _NOT_ALLOWED, names={"PermissionDeniedError"}),
@@ -361,7 +361,7 @@ RULES: tuple[Rule, ...] = (
             "ServiceUnavailableError",
         },
     ),
-    # Of its proxy, its guardrails and its vector stores, none of which is used: no guess at what they mean.
+    # Classes of LiteLLM's proxy, guardrails and vector stores, none of which is used: their meaning here is unknown.
     Rule(
         LLMError,
         _LIBRARY,

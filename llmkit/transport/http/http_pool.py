@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["NotAnsweredError", "Pool"]
 
 _KEY_HEADERS = frozenset({"authorization", "x-goog-api-key", "x-api-key", "api-key"})
-# Of the connection, which is the pool's business; what it can decode is also the pool's to say.
+# Headers of the connection and of the encodings that the pool can decode: the pool sets them itself.
 _HOP_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding"})
 KEEPALIVE_S = 30.0
 # A larger body is sent in pieces, so that it does not block the event loop; aiohttp warns otherwise.
@@ -168,7 +168,7 @@ class Pool:
 
 
 def _name_failure(error: Exception) -> str:
-    """Return the name under which the table of failures knows the error: its class, or a reason that tells more."""
+    """Return the name under which the table of failures knows the error: its class, or a more precise reason."""
     if isinstance(error, aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError):
         return type(error).__name__
     reason = name_tls_failure(error)
@@ -182,7 +182,7 @@ def _objection(url: str, exchange: Exchange) -> str | None:
     """Return why this request must not leave, as the name of an error, or None."""
     if exchange.is_abandoned:
         return "Abandoned"
-    # LiteLLM lets globals of its own and the environment override an address that it was given.
+    # LiteLLM lets its module globals and the environment override the address that it was given.
     return None if _origin(exchange.arguments.address) == _origin(url) else "WrongAddress"
 
 

@@ -1,4 +1,4 @@
-"""Names of the quota that a provider says is used up: of requests or tokens, in a minute or a day."""
+"""Names of the quota that a provider reports as used up: requests or tokens, per minute or per day."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def list_violations(error: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def describe_quota(body: Mapping[str, Any], text: str) -> str:
-    """Describe what is limited, for example "tokens per minute (250,000)"; "requests" when the provider does not say.
+    """Describe what is limited, for example "tokens per minute (250,000)"; "requests" when the provider names none.
 
     Args:
         body: The error's JSON.

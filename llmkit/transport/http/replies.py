@@ -45,7 +45,7 @@ _CLOSING_TAG = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 
 
 def read_reply(completion: Any, exchange: Exchange, request: LLMRequest) -> ClientReply:
-    """Read LiteLLM's `ModelResponse`, and the provider's own JSON where that says more.
+    """Read LiteLLM's `ModelResponse`, and the provider's own JSON where it has more.
 
     Args:
         completion: What `litellm.acompletion` returned.
@@ -129,7 +129,7 @@ def _kind_of_cut(reply: ClientReply, request: LLMRequest) -> type[LLMUnusableAns
 def _prompt_was_cut(facts: ReplyFacts, exchange: Exchange, request: LLMRequest) -> bool:
     """Return whether the server read as many tokens as a window can contain, and so probably not all.
 
-    The window is the one that was asked for, or a smaller one of the model's own: then the count is a whole multiple
+    The window is the requested one, or a smaller one of the model's own: then the count is a whole multiple
     of 1,024 and smaller than any tokenizer would make of a prompt of this length. A server that drops the oldest
     messages instead counts less than its window, and then the prompt has more words than tokens were read.
     """
@@ -230,7 +230,7 @@ def _response_model(completion: Any) -> str | None:
 
 
 def _usage(usage: Any, facts: ReplyFacts, *, estimates: bool) -> TokenUsage:
-    """Token counts. Ones that the provider did not send are unknown, or LiteLLM's estimate where it makes one."""
+    """Return token counts. Those that the provider did not send are unknown, or LiteLLM's estimate."""
     if usage is None or not (facts.counts_reported or estimates):
         return TokenUsage()
     prompt, output = getattr(usage, "prompt_tokens_details", None), getattr(usage, "completion_tokens_details", None)

@@ -11,7 +11,7 @@ __all__ = ["AdaptiveLimit", "Concurrency", "FixedLimit", "Ticket"]
 
 # Enough to keep most servers busy at once, few enough that one with a queue does not refuse.
 START = 16
-# Requests that one decision rests on: the latency of a single one says little. Fewer where few are under way at once.
+# Requests that one decision rests on: the latency of a single one is mostly noise. Fewer where few run at once.
 SMALLEST_GROUP, USUAL_GROUP = 8, 24
 TURNS = 3
 # A trial that goes wrong costs answers every second, and is broken off when one turn, or this many, leave no doubt.
@@ -33,7 +33,7 @@ FIRST_PATIENCE, LONGEST_PATIENCE = 4, 64
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A request under way. `group` is the decision that it serves; None when it says nothing about the limit."""
+    """A request under way. `group` is the decision that it serves; None when its outcome is unrelated to the limit."""
 
     generation: int
     group: int | None
@@ -56,7 +56,7 @@ class Concurrency(Protocol):
         ...
 
     def note_failure(self, ticket: Ticket) -> None:
-        """Note a request that says nothing about the limit: it was cancelled or rejected for its content."""
+        """Note a request whose outcome is unrelated to the limit: it was cancelled or rejected for its content."""
         ...
 
     def note_refusal(self, ticket: Ticket, *, again: bool = False) -> None:
@@ -165,7 +165,7 @@ class AdaptiveLimit:
         self._end_request(ticket, latency_s)
 
     def note_failure(self, ticket: Ticket) -> None:
-        """Note a request that says nothing about the limit: it was cancelled or rejected for its content."""
+        """Note a request whose outcome is unrelated to the limit: it was cancelled or rejected for its content."""
         self._end_request(ticket, None)
 
     def note_refusal(self, ticket: Ticket, *, again: bool = False) -> None:
@@ -279,7 +279,7 @@ class AdaptiveLimit:
             self._limit = min(self._limit + 1, self._ceiling)
 
     def _move_to(self, limit: int) -> None:
-        """Jump to a limit. A new generation begins, since requests from before say nothing about the new limit."""
+        """Jump to a limit. A new generation begins, since earlier requests are no evidence about the new limit."""
         self._limit = min(max(limit, 1), self._ceiling)
         self._generation += 1
         self._refusals.clear()

@@ -21,7 +21,7 @@ from llmkit.types import LLMProvider, LLMRequest, Route, utc_now
 
 __all__ = ["Admission", "Limits"]
 
-# Too many requests; Ollama's full queue, which any overloaded server may say too; Anthropic's and others' overload.
+# Too many requests (429); a full queue, at Ollama and others (503); overload at Anthropic and others (529).
 _REFUSALS = frozenset({429, 503, 529})
 _TOO_MANY = 429
 

@@ -62,7 +62,7 @@ class SlidingWindow:
         return math.inf
 
     def reserve(self, amount: int = 1) -> Reservation:
-        """Reserve the amount, whatever `wait_s` says."""
+        """Reserve the amount, even if `wait_s` is not over yet."""
         given = Reservation(amount)
         self._unused.add(given)
         self._counted += amount

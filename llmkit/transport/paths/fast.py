@@ -1,4 +1,4 @@
-"""The fast path: LiteLLM's translations alone, straight over the pool. `benchmarks/client.py` says what that saves."""
+"""The fast path: LiteLLM's translations alone, straight over the pool. `benchmarks/client.py` measures the gain."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _parts: tuple[FastParts | None] | None = None
 def load_parts() -> FastParts | None:
     """Load and try the parts of the fast path, once per process; None for another LiteLLM.
 
-    Then one warning says so. Takes as long as importing litellm.
+    For another one a warning is logged. Takes as long as importing litellm.
     """
     global _parts  # noqa: PLW0603
     with LOADING:
@@ -64,11 +64,11 @@ def _load_parts() -> FastParts | None:
             parts = FastParts(translations(internals), internals.model_cost)
             rehearse(parts.translations)
             return parts
-    except Exception as error:  # noqa: BLE001 - whatever is wrong, there is another path
+    except Exception as error:  # noqa: BLE001 - the reference path works with any release
         found = (f"{type(error).__name__} at rehearsal: {error}",)
     logging.getLogger("llmkit").warning(
-        "LiteLLM is not the one that llmkit's fast path was made for (%s): calls take its own, slower way. Install "
-        "litellm==%s, or set LLM_REQUEST_PATH=reference.",
+        "This LiteLLM differs from the one that llmkit's fast path works with (%s), so calls take the slower reference "
+        "path. Install litellm==%s, or set LLM_REQUEST_PATH=reference.",
         "; ".join(found),
         RELEASE,
     )
@@ -97,7 +97,7 @@ class FastPath:
             return None
         try:
             return self._prepare_request(translation, model, arguments)
-        except Exception:  # noqa: BLE001 - the reference path finds the same fault and has LiteLLM's words for it
+        except Exception:  # noqa: BLE001 - the reference path meets the same fault, and LiteLLM explains it
             return None
 
     def _prepare_request(
@@ -142,7 +142,7 @@ class FastPath:
         return plain if plain is not None else self._read(translation, prepared, exchange, status)
 
     def _read(self, translation: Translation, prepared: PreparedRequest, exchange: Exchange, status: int) -> Any:
-        # A copy of its own: LiteLLM moves things about in it.
+        # A second copy, because LiteLLM changes the reply that it reads.
         reply = json.loads(exchange.body)
         if status == HTTP_OK:
             reply = exchange.spec.mend_reply(reply)

@@ -127,7 +127,7 @@ def load_library() -> Library:
 def _import_library() -> Library:
     prepare_litellm_environment()
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
-        # At DEBUG it logs whole prompts, and it switches propagation on by itself. It says things while it is imported.
+        # At DEBUG it logs whole prompts, it switches propagation on by itself, and it logs while it is imported.
         logging.getLogger(name).disabled = True
     import litellm
     from litellm._internal_context import is_internal_call

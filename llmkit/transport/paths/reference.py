@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReferencePath"]
 
-# LiteLLM's own limit is one of inactivity; ours, on the whole request, comes first.
+# LiteLLM's timeout is one of inactivity. Ours covers the whole request and must fire first.
 BACKSTOP_S = 5.0
 
 
@@ -30,7 +30,7 @@ class ReferencePath:
         self._http: Any = None
 
     async def complete(self, exchange: Exchange, timeout_s: float) -> Any:
-        """LiteLLM's `ModelResponse`, or whatever it raises; the exchange tells what really happened."""
+        """Return LiteLLM's `ModelResponse`, or raise what it raises; the exchange records what really happened."""
         task = asyncio.ensure_future(self._start(exchange, timeout_s))
         try:
             return await asyncio.shield(task)
@@ -41,9 +41,9 @@ class ReferencePath:
     async def _start(self, exchange: Exchange, timeout_s: float) -> Any:
         library = load_library()
         library.model_cost.update(exchange.arguments.price_entry)
-        # This runs in a task of its own, so the variables need no reset.
+        # This runs in a separate task, so the variables need no reset.
         current_exchange.set(exchange)
-        # As one of its own inner calls it runs no callbacks and starts no logging task that outlives the call.
+        # LiteLLM runs no callbacks for inner calls, and starts no logging task that outlives the call.
         library.internal_call.set(True)
         return await library.acompletion(
             **exchange.arguments.own_kwargs(),
@@ -64,7 +64,7 @@ class ReferencePath:
         return self._handler
 
     async def close(self) -> None:
-        """Let go of the HTTP client. Idempotent."""
+        """Close the HTTP client. Idempotent."""
         http, self._handler, self._http = self._http, None, None
         if http is not None:
             await http.aclose()

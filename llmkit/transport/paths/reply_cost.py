@@ -36,7 +36,7 @@ class Prices:
 
     Args:
         read: LiteLLM's reading of a reply, for a model.
-        calculate: LiteLLM's calculation for what was read and the model that was asked; None when it has no price.
+        calculate: LiteLLM's calculation for a reply that was read and the requested model; None when it has no price.
         listed: LiteLLM's list of models, which may be changed while the process runs.
     """
 
@@ -52,7 +52,7 @@ class Prices:
 
         Args:
             completion: LiteLLM's reading of the answer.
-            model: The model that was asked.
+            model: The requested model.
             reply: The answer's JSON.
             headers: The answer's HTTP headers.
         """
@@ -91,14 +91,14 @@ class Prices:
 
     def _price(self, model: str, served: str, prompt: int, text: int, reasoning: int) -> float | None:
         counts = {"promptTokenCount": prompt, "candidatesTokenCount": text, "thoughtsTokenCount": reasoning}
-        said = {"content": {"parts": [{"text": "x"}]}, "finishReason": "STOP"}
+        candidate = {"content": {"parts": [{"text": "x"}]}, "finishReason": "STOP"}
         usage = {**counts, "totalTokenCount": prompt + text + reasoning}
-        reply = {"candidates": [said], "usageMetadata": usage, "modelVersion": served}
+        reply = {"candidates": [candidate], "usageMetadata": usage, "modelVersion": served}
         return self.calculate(self.read(model, reply), model)
 
 
 def _sum(units: tuple[float, float, float], prompt: int, text: int, reasoning: int) -> float:
-    # In LiteLLM's order of additions, so that the last digit agrees too.
+    # In LiteLLM's order of additions: floating-point sums differ in the last digit otherwise.
     return float(prompt) * units[0] + (float(text) * units[1] + float(reasoning) * units[2])
 
 

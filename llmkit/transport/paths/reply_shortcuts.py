@@ -1,7 +1,7 @@
-"""The plainest answers, read without LiteLLM's objects, whose making costs more than the request itself.
+"""Shortcut for the plainest replies: building LiteLLM's objects takes longer than the request itself.
 
-Only an answer of one text that ended by itself or at its limit, with plain counts; for everything else there is None,
-and LiteLLM reads it. What is read here is what LiteLLM reads: compared when the fast path is loaded, and by tests.
+It reads one text that ended by itself or at its limit, with plain counts. For any other reply it returns None, and
+LiteLLM reads it. Both readings are compared when the fast path is loaded, and by tests.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _gemini_text(content: Any) -> str | None:
     if not isinstance(parts, list) or len(parts) != 1 or not isinstance(parts[0], dict) or parts[0].keys() != {"text"}:
         return None
     text = parts[0]["text"]
-    # LiteLLM takes sound for what it is wherever it stands.
+    # LiteLLM takes a data URL for sound, wherever it occurs.
     return text if isinstance(text, str) and text and not text.startswith("data:") else None
 
 
@@ -145,11 +145,11 @@ def _is_all_text(details: Any) -> bool:
 
 
 READERS: Mapping[str, Reader] = {"ollama_chat": _ollama, "gemini": _gemini}
-"""By LiteLLM's name of the provider: from the model that was asked and the answer's JSON to what it says, or None."""
+"""By LiteLLM's name of the provider: a function of the requested model and the reply's JSON."""
 
 
 def as_plain(completion: Any) -> PlainCompletion:
-    """LiteLLM's reading of an answer of one choice, as far as it is used."""
+    """Reduce LiteLLM's reading of an answer with one choice to the part that llmkit uses."""
     choice, usage = completion.choices[0], completion.usage
     prompt, output = usage.prompt_tokens_details, usage.completion_tokens_details
     message = PlainMessage(choice.message.content, choice.message.tool_calls or None)

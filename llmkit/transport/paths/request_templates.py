@@ -1,8 +1,7 @@
-"""Forms of requests: LiteLLM's own translation with places for the texts, so that it is not asked the same every call.
+"""Request templates: LiteLLM's translation with gaps for the texts, so that it need not be repeated for every call.
 
-The thousand requests of a study differ in their texts alone, and LiteLLM copies a text as it is. So when a kind of
-request comes for the second time, it is translated once more with marks in place of its texts; where they end up is
-where the texts of the next one go.
+The thousand requests of a study differ in their texts alone, and LiteLLM copies a text as it is. So the second request
+of a kind is translated once more with marks in place of its texts; the texts of later requests go where the marks are.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class _RequestTemplate:
 
     Attributes:
         pieces: The body: bytes as they are, and numbers of texts.
-        entries: What LiteLLM's list said of the model.
+        entries: The model's entries in LiteLLM's price list at the time.
     """
 
     prepared: PreparedRequest
@@ -70,7 +69,7 @@ class _RequestTemplate:
         texts = _texts(arguments, translation)
         body = b"".join(piece if isinstance(piece, bytes) else texts[piece] for piece in self.pieces)
         made = self.prepared
-        # Field by field: `replace` takes longer than all the rest of filling a form.
+        # Field by field, because `replace` takes longer than the rest of this function.
         return PreparedRequest(
             url=made.url,
             headers=made.headers,
@@ -105,13 +104,13 @@ class Forms:
         return form.fill(arguments.kwargs, translation)
 
     def learn(self, kind: bytes, arguments: CallArguments, translation: Translation, prepared: PreparedRequest) -> None:
-        """Take note of what LiteLLM made of a request.
+        """Learn from LiteLLM's translation of a request; the second one of a kind makes a template.
 
         Args:
-            kind: What `kind_of` says of it.
+            kind: The result of `kind_of`.
             arguments: The request.
-            translation: Its provider's.
-            prepared: What came of it.
+            translation: The provider's.
+            prepared: LiteLLM's translation.
         """
         if kind not in self._forms:
             if len(self._forms) >= _MOST_KEPT:

@@ -28,7 +28,7 @@ _FRAME = frozenset({"model", "messages", "api_base", "api_key", "extra_headers",
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request that is ready to leave. Never shown: it holds the prompt and may hold a key.
+    """A request that is ready to leave. Never shown: it contains the prompt and perhaps a key.
 
     Attributes:
         model: The model's name at the provider.
@@ -93,7 +93,7 @@ class Translation(Protocol):
         ...
 
     def read(self, prepared: PreparedRequest, answer: RawReply) -> Any:
-        """LiteLLM's `ModelResponse`. Raises whatever LiteLLM raises."""
+        """Return LiteLLM's `ModelResponse`. Raises whatever LiteLLM raises."""
         ...
 
     def glance(self, prepared: PreparedRequest, reply: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
@@ -102,21 +102,21 @@ class Translation(Protocol):
 
 
 def carries(translation: Translation, arguments: Arguments) -> bool:
-    """Return whether nothing is asked that this translation would leave out."""
+    """Return whether the translation passes on everything that the arguments ask for."""
     known = arguments.keys() <= _FRAME | set(_OPENAI_PARAMETERS) | translation.own_parameters
     return known and all(isinstance(message.get("content"), str) for message in arguments["messages"])
 
 
-class _Unheard:
-    """Takes the place of LiteLLM's logging object, of which the translations only want a listener."""
+class _NoLogging:
+    """Stand-in for LiteLLM's logging object, which the translations only notify."""
 
     optional_params: Mapping[str, Any] = {}
 
-    def post_call(self, **_said: Any) -> None:
+    def post_call(self, **_logged: Any) -> None:
         """Report nothing: there is no listener."""
 
 
-_UNHEARD = _Unheard()
+_NO_LOGGING = _NoLogging()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class _Common:
             model=prepared.model,
             raw_response=answer,
             model_response=self.internals.response(),
-            logging_obj=_UNHEARD,
+            logging_obj=_NO_LOGGING,
             request_data=prepared.data,
             messages=messages,
             optional_params={},
@@ -185,7 +185,7 @@ class _PlainTranslation:
         )
 
     def read(self, prepared: PreparedRequest, answer: RawReply) -> Any:
-        # LiteLLM counts the tokens of the prompt even when it has no use for the number.
+        # LiteLLM counts the tokens of the prompt (milliseconds for a long one) even when the reply has a count.
         counted = [] if answer.counts_reported else prepared.messages
         return _Common(self.internals).read(self.config, prepared, answer, counted)
 
@@ -198,7 +198,7 @@ _COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan
 
 @dataclass(frozen=True, slots=True)
 class _GeminiTranslation:
-    """Gemini, which LiteLLM calls with a handler of its own."""
+    """Gemini, for which LiteLLM has a separate handler."""
 
     internals: Internals
     prices: Prices
@@ -252,22 +252,22 @@ def _prices(internals: Internals) -> Prices:
     common = _Common(internals)
 
     def read(model: str, reply: dict[str, Any]) -> Any:
-        asked = PreparedRequest(url="", headers={}, body=b"", model=model, messages=[], data={})
-        return common.read(internals.gemini, asked, RawReply(200, {}, b"", reply), [])
+        request = PreparedRequest(url="", headers={}, body=b"", model=model, messages=[], data={})
+        return common.read(internals.gemini, request, RawReply(200, {}, b"", reply), [])
 
     def calculate(completion: Any, model: str) -> float | None:
         try:
             return internals.cost(
                 completion_response=completion, model=model, custom_llm_provider="gemini", call_type="acompletion"
             )
-        except Exception:  # noqa: BLE001 - LiteLLM's way to say that it has no price for this model
+        except Exception:  # noqa: BLE001 - LiteLLM raises for a model without a price
             return None
 
     return Prices(read, calculate, internals.model_cost)
 
 
 def translations(internals: Internals) -> Mapping[str, Translation]:
-    """All that there are, by LiteLLM's name of the provider."""
+    """Return all translations by LiteLLM's name of the provider."""
     return {
         "ollama_chat": _PlainTranslation(
             internals, internals.ollama, frozenset({"num_ctx"}), reader=READERS["ollama_chat"]
@@ -288,11 +288,11 @@ def rehearse(translated: Mapping[str, Translation]) -> None:
             completion = translation.read(prepared, RawReply(200, {}, b"", json.loads(reply)))
             reader = READERS.get(provider)
             glanced = reader(prepared.model, json.loads(reply)) if reader is not None else None
-            if completion.choices[0].message.content != _SAID or glanced not in (None, as_plain(completion)):
+            if completion.choices[0].message.content != _REHEARSED_TEXT or glanced not in (None, as_plain(completion)):
                 raise ValueError(f"the reading of an answer of {provider} has changed")
 
 
-_SAID = "Hi"
+_REHEARSED_TEXT = "Hi"
 _REHEARSAL = (
     '{"messages": [{"role": "user", "content": "rehearsal"}], "temperature": 0, "api_base": "http://localhost", '
     '"api_key": "none"}'
