@@ -63,7 +63,7 @@ class EvalResult:
         outcome: `first_try`, `repaired` or `reasked`: what it took to get a valid output; None when there is none.
         schema_sha256: Hash of the output schema that the answering provider got; None when it got none.
         sample_group: Group of the sample, by which standard errors are clustered.
-        score_details: Scorer name to why it gave its score, in words; empty ones are left out.
+        score_details: Scorer name to the reason for its score, in words; empty ones are left out.
         latency_ms: Wall time over all steps of the sample; that of the recorded calls when they were replayed.
         content_digest: Short hash of the sample's content that the scores are of; None in results of version 0.1.0,
             whose calls have it in their names.
@@ -99,7 +99,7 @@ class EvalResult:
 
 @dataclass(frozen=True, slots=True)
 class DigestSeen:
-    """One digest, or version, of the model behind a route, since when, and how many requests it was recorded with."""
+    """A digest, or version, of the model behind a route, with the time and the number of requests that recorded it."""
 
     route: Route
     digest: str
@@ -166,7 +166,7 @@ class EvalOutcome(NamedTuple):
 
 
 class CallUnderWay(NamedTuple):
-    """A call that has begun and not ended, who carries it, and its last sign of life."""
+    """A call that has started and not finished, the process that runs it, and its last heartbeat."""
 
     pipeline_run_id: str
     owner: str
@@ -189,45 +189,45 @@ class EvalStore(Protocol):
         ...
 
     async def list_runs(self, workspace_id: str) -> tuple[EvalRun, ...]:
-        """All runs of the workspace, newest first."""
+        """Return all runs of the workspace, newest first."""
         ...
 
     async def save_result(self, result: EvalResult) -> None:
         """Insert the result, or replace an earlier one of the same run, route, sample and epoch. Durable on return."""
         ...
 
-    async def results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
-        """All results of a run, ordered by sample, route and epoch."""
+    async def list_results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
+        """Return all results of a run, ordered by sample, route and epoch."""
         ...
 
-    async def result(self, eval_run_id: UUID, sample_id: str, route: str, epoch: int) -> EvalResult | None:
-        """One result, or None."""
+    async def get_result(self, eval_run_id: UUID, sample_id: str, route: str, epoch: int) -> EvalResult | None:
+        """Return one result, or None."""
         ...
 
-    async def outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
-        """All results of a run in no order, without what fills memory: outputs, errors and reasons."""
+    async def list_outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
+        """Return all results of a run in no order, without outputs, errors and reasons, which would fill the memory."""
         ...
 
-    async def under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
+    async def list_calls_under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
         """Return the calls of an evaluation that are STARTED, in any process."""
         ...
 
-    async def called(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[str]:
+    async def list_called_names(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[str]:
         """Return the names of an evaluation's calls for samples that are STARTED or SUCCEEDED, oldest first."""
         ...
 
-    async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
+    async def list_calls_in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
         """Return the calls of an evaluation that are STARTED or abandoned: they may have been billed."""
         ...
 
-    async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
-        """Every model digest that was recorded with requests of an evaluation, by route and first appearance."""
+    async def list_digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
+        """Return every model digest that was recorded with an evaluation, by route and first appearance."""
         ...
 
     async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[EvalSpending, ...]:
         """Sum the spending of an evaluation by route. Calls in doubt have no recorded spending yet."""
         ...
 
-    async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
-        """Every call of an evaluation, judges' included, oldest first."""
+    async def list_calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
+        """Return every call of an evaluation, judges' included, oldest first."""
         ...

@@ -139,7 +139,7 @@ class _CallReader:
     async def _read(self) -> Sequence[RecordedCall]:
         from llmkit.evals.call_names import name_prefix
 
-        return await self.core.eval_store.calls(self.core.workspace_id, name_prefix(self.run))
+        return await self.core.eval_store.list_calls(self.core.workspace_id, name_prefix(self.run))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial, (tuple, self())

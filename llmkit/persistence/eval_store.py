@@ -94,25 +94,25 @@ class SqlEvalStore:
             result = replace(result, output_json=None, answer_json=None, score_details={})
         await self._journal.perform(SaveEvalResult(result))
 
-    async def results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
+    async def list_results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
         """See `EvalStore`."""
         query = self._queries.results
         found = await self._journal.read(lambda connection: _results(connection, query, eval_run_id))
         # Sorted here: databases sort text by rules of their own.
         return tuple(sorted(found, key=lambda result: (result.sample_id, result.route, result.epoch)))
 
-    async def result(self, eval_run_id: UUID, sample_id: str, route: str, epoch: int) -> EvalResult | None:
+    async def get_result(self, eval_run_id: UUID, sample_id: str, route: str, epoch: int) -> EvalResult | None:
         """See `EvalStore`."""
         run_id = self._journal.statements.codec.uuid(eval_run_id)
         row = await self._journal.find(self._queries.result, run_id, sample_id, route, epoch)
         return None if row is None else _result(eval_run_id, row, {})
 
-    async def outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
+    async def list_outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
         """See `EvalStore`."""
         query = self._queries.outcomes
         return await self._journal.read(lambda connection: _outcomes(connection, query, eval_run_id))
 
-    async def under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
+    async def list_calls_under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
         """See `EvalStore`."""
         started = RUNS.c.status == RunStatus.STARTED.value
         query = select(RUNS.c.pipeline_run_id, RUNS.c.owner, RUNS.c.heartbeat_at_utc).where(
@@ -120,7 +120,7 @@ class SqlEvalStore:
         )
         return await self._journal.read(lambda connection: [CallUnderWay(*row) for row in connection.execute(query)])
 
-    async def called(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[str]:
+    async def list_called_names(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[str]:
         """See `EvalStore`."""
         query = select(RUNS.c.pipeline_run_id).where(
             RUNS.c.workspace_id == workspace_id,
@@ -131,12 +131,12 @@ class SqlEvalStore:
         query = query.order_by(RUNS.c.created_at_utc, RUNS.c.id)
         return await self._journal.read(lambda connection: list(connection.execute(query).scalars()))
 
-    async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
+    async def list_calls_in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
         """See `EvalStore`. Oldest first."""
         query = _in_doubt(workspace_id, self._begins(pipeline_run_id_prefix))
         return await self._journal.read(lambda connection: _fetch_runs(connection, query))
 
-    async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
+    async def list_digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
         """See `EvalStore`."""
         query = _digests(workspace_id, self._begins(pipeline_run_id_prefix))
         return await self._journal.read(lambda connection: _digests_seen(connection, query))
@@ -146,7 +146,7 @@ class SqlEvalStore:
         query = _select_spending(workspace_id, self._begins(pipeline_run_id_prefix))
         return await self._journal.read(lambda connection: _spendings(connection, query))
 
-    async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
+    async def list_calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
         """See `EvalStore`."""
         mine = (RUNS.c.workspace_id == workspace_id, self._begins(pipeline_run_id_prefix))
         calls = select(*[RUNS.c[name] for name in _CALL_COLUMNS], _tool_answer()).where(*mine)

@@ -235,20 +235,20 @@ class InMemoryEvalStore:
         """Implement `EvalStore`."""
         self._results[result.eval_run_id, result.route, result.sample_id, result.epoch] = result
 
-    async def results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
+    async def list_results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
         """Implement `EvalStore`."""
         mine = [result for result in self._results.values() if result.eval_run_id == eval_run_id]
         return tuple(sorted(mine, key=lambda result: (result.sample_id, result.route, result.epoch)))
 
-    async def result(self, eval_run_id: UUID, sample_id: str, route: str, epoch: int) -> EvalResult | None:
+    async def get_result(self, eval_run_id: UUID, sample_id: str, route: str, epoch: int) -> EvalResult | None:
         """Implement `EvalStore`."""
         return self._results.get((eval_run_id, route, sample_id, epoch))
 
-    async def outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
+    async def list_outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
         """Implement `EvalStore`."""
         return [get_outcome(result) for result in self._results.values() if result.eval_run_id == eval_run_id]
 
-    async def under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
+    async def list_calls_under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
         """Implement `EvalStore`."""
         return [
             CallUnderWay(run.start.pipeline_run_id or "", run.start.owner, run.heartbeat_at_utc)
@@ -256,21 +256,21 @@ class InMemoryEvalStore:
             if run.status is RunStatus.STARTED
         ]
 
-    async def called(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[str]:
+    async def list_called_names(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[str]:
         """Implement `EvalStore`."""
         prefixed = self._calls_of(workspace_id, pipeline_run_id_prefix)
         calls = [run for run in prefixed if run.start.stage == "sample" and run.status is not RunStatus.FAILED]
         ordered = sorted(calls, key=lambda run: (run.start.created_at_utc, run.start.id))
         return [run.start.pipeline_run_id or "" for run in ordered]
 
-    async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
+    async def list_calls_in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
         """Implement `EvalStore`."""
         prefixed = self._calls_of(workspace_id, pipeline_run_id_prefix)
         doubtful = [run for run in prefixed if run.status is RunStatus.STARTED or run.error_code == ABANDONED_CODE]
         ordered = sorted(doubtful, key=lambda run: (run.start.created_at_utc, run.start.id))
         return tuple(run.as_stored_run() for run in ordered)
 
-    async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
+    async def list_digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
         """Implement `EvalStore`."""
         prefixed = self._calls_of(workspace_id, pipeline_run_id_prefix)
         times: dict[tuple[Route, str], list[datetime]] = {}
@@ -288,7 +288,7 @@ class InMemoryEvalStore:
                 spent[attempt.route] = _with(spent.get(attempt.route, EvalSpending(attempt.route)), attempt)
         return tuple(spent[route] for route in sorted(spent, key=lambda route: (route.provider, route.model)))
 
-    async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
+    async def list_calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
         """Implement `EvalStore`."""
         mine = self._calls_of(workspace_id, pipeline_run_id_prefix)
         ordered = sorted(mine, key=lambda run: (run.start.created_at_utc, run.start.id))

@@ -53,7 +53,7 @@ async def test_an_import_can_be_repeated_and_takes_no_other_run_s_name(file):
     store = MemoryStore()
     first, again = [await import_run(store, "w", file) for _ in range(2)]
     assert first.id == again.id
-    assert len(await store.results(first.id)) == 8
+    assert len(await store.list_results(first.id)) == 8
     other = MemoryStore()
     await made(other, epochs=1)
     with pytest.raises(LLMEvaluationError, match="another evaluation 'run'"):
@@ -75,7 +75,7 @@ async def test_half_a_character_stays_in_json_and_becomes_a_question_mark_in_par
         broken.export(file)
         store = MemoryStore()
         arrived = await import_run(store, "w", file)
-        assert [result.error_message for result in await store.results(arrived.id)] == [text]
+        assert [result.error_message for result in await store.list_results(arrived.id)] == [text]
 
 
 async def test_nothing_is_written_over(tmp_path):

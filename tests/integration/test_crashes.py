@@ -170,9 +170,9 @@ async def test_what_was_in_flight_is_listed_as_in_doubt_until_and_after_it_is_as
         assert server.wait_until_in_flight(CONCURRENCY, 100)
         batch.kill(process)
         store = SqlEvalStore(home.journal)
-        in_flight = {run.id for run in await store.in_doubt("lab", "batch")}
+        in_flight = {run.id for run in await store.list_calls_in_doubt("lab", "batch")}
         assert len(in_flight) == CONCURRENCY
         server.load = Load()
         batch.finish()
-        assert {run.id for run in await store.in_doubt("lab", "batch")} == in_flight
+        assert {run.id for run in await store.list_calls_in_doubt("lab", "batch")} == in_flight
         assert server.call_count == CALLS + CONCURRENCY

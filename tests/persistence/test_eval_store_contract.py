@@ -96,8 +96,8 @@ async def test_a_result_comes_back_whole(store: EvalStore) -> None:
     )
     await store.save_result(full)
     await store.save_result(bare)
-    assert await store.results(run.id) == (bare, full)
-    assert await store.results(new_id()) == ()
+    assert await store.list_results(run.id) == (bare, full)
+    assert await store.list_results(new_id()) == ()
 
 
 async def test_a_second_try_replaces_the_first(store: EvalStore) -> None:
@@ -105,7 +105,7 @@ async def test_a_second_try_replaces_the_first(store: EvalStore) -> None:
     await store.save_result(an_eval_result(run.id, status="FAILED", scores={}))
     again = an_eval_result(run.id)
     await store.save_result(again)
-    assert await store.results(run.id) == (again,)
+    assert await store.list_results(run.id) == (again,)
 
 
 async def test_results_are_ordered_by_sample_route_and_epoch(store: EvalStore) -> None:
@@ -113,7 +113,7 @@ async def test_results_are_ordered_by_sample_route_and_epoch(store: EvalStore) -
     keys = [("s1", "a/x", 1), ("s1", "a/x", 0), ("S0", "b/y", 0), ("s1", "a/X", 0)]
     results = [an_eval_result(run.id, sample_id=sample, route=route, epoch=epoch) for sample, route, epoch in keys]
     await asyncio.gather(*[store.save_result(result) for result in results])
-    found = [(each.sample_id, each.route, each.epoch) for each in await store.results(run.id)]
+    found = [(each.sample_id, each.route, each.epoch) for each in await store.list_results(run.id)]
     assert found == sorted(keys)
 
 
@@ -133,7 +133,7 @@ async def test_calls_without_a_known_end_are_in_doubt(stores: tuple[EvalStore, L
     assert await runs.mark_abandoned(seen)
     await runs.mark_succeeded(a_success(done.id))
     await runs.mark_failed(a_failure(failed.id))
-    doubtful = await store.in_doubt("lab", "eval_1/")
+    doubtful = await store.list_calls_in_doubt("lab", "eval_1/")
     assert [run.id for run in doubtful] == [started.id, abandoned.id]
 
 
@@ -155,7 +155,7 @@ async def test_the_digests_of_an_evaluation_are_told_by_route_and_first_appearan
         await runs.create_started(start)
         attempt = an_attempt(model_digest=digest, started_at_utc=now + timedelta(seconds=second))
         await runs.mark_succeeded(a_success(start.id, attempts=(attempt,)))
-    found = await store.digests("lab", "eval_1/")
+    found = await store.list_digests("lab", "eval_1/")
     assert [(each.digest, each.requests, each.first_at_utc) for each in found] == [
         ("b", 2, now),
         ("a", 1, now + timedelta(seconds=1)),
@@ -217,7 +217,7 @@ async def test_the_calls_of_an_evaluation_come_back_with_every_request(stores: t
     failure = a_failure(starts[1].id)
     await runs.mark_failed(failure)
     await runs.mark_succeeded(a_success(starts[2].id, response_preview="", result_json=tool_call))
-    first, second, third = await store.calls("lab", "eval_1/")
+    first, second, third = await store.list_calls("lab", "eval_1/")
     assert (first.pipeline_run_id, first.stage, first.prompt, first.answer) == (
         "eval_1/a",
         "sample",
@@ -239,8 +239,8 @@ async def test_one_result_comes_back_by_its_key(store: EvalStore) -> None:
     ]
     for result in results:
         await store.save_result(result)
-    assert [await store.result(run.id, each.sample_id, each.route, each.epoch) for each in results] == results
-    assert await store.result(run.id, "c", results[0].route, 0) is None
+    assert [await store.get_result(run.id, each.sample_id, each.route, each.epoch) for each in results] == results
+    assert await store.get_result(run.id, "c", results[0].route, 0) is None
 
 
 async def test_outcomes_are_the_results_in_short(store: EvalStore) -> None:
@@ -251,8 +251,8 @@ async def test_outcomes_are_the_results_in_short(store: EvalStore) -> None:
     ]
     for result in results:
         await store.save_result(result)
-    expected = {get_outcome(result) for result in await store.results(run.id)}
-    assert set(await store.outcomes(run.id)) == expected
+    expected = {get_outcome(result) for result in await store.list_results(run.id)}
+    assert set(await store.list_outcomes(run.id)) == expected
     assert {outcome.has_output for outcome in expected} == {True, False}
 
 
@@ -263,7 +263,7 @@ async def test_calls_under_way_are_those_that_have_not_ended(stores: tuple[EvalS
     for start in (begun, ended, *others):
         await calls.create_started(start)
     await calls.mark_failed(a_failure(ended.id))
-    found = await store.under_way("lab", "eval:1:")
+    found = await store.list_calls_under_way("lab", "eval:1:")
     assert [(call.pipeline_run_id, call.owner) for call in found] == [("eval:1:a", begun.owner)]
     assert found[0].heartbeat_at_utc == begun.created_at_utc
 
@@ -284,4 +284,4 @@ async def test_calls_that_hold_their_keys_are_listed_by_name(stores: tuple[EvalS
     failed = a_start(pipeline_run_id="eval:1:b", stage="sample")
     await runs.create_started(failed)
     await runs.mark_failed(a_failure(failed.id))
-    assert await store.called("lab", "eval:1:") == ["eval:1:a"]
+    assert await store.list_called_names("lab", "eval:1:") == ["eval:1:a"]

@@ -80,7 +80,7 @@ class MemoryStore:
         self.updates += 1
         self.runs[run.workspace_id, run.name] = replace(run, spec=json.loads(json.dumps(run.spec)))
 
-    async def called(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[str]:
+    async def list_called_names(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[str]:
         return self.names
 
     async def list_runs(self, workspace_id: str) -> tuple[EvalRun, ...]:
@@ -92,29 +92,29 @@ class MemoryStore:
         self.saves += 1
         self.rows[(result.eval_run_id, result.sample_id, result.route, result.epoch)] = result
 
-    async def results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
+    async def list_results(self, eval_run_id: UUID) -> tuple[EvalResult, ...]:
         return tuple(row for key, row in sorted(self.rows.items(), key=str) if key[0] == eval_run_id)
 
-    async def result(self, eval_run_id: UUID, sample_id: str, route: str, epoch: int) -> EvalResult | None:
+    async def get_result(self, eval_run_id: UUID, sample_id: str, route: str, epoch: int) -> EvalResult | None:
         return self.rows.get((eval_run_id, sample_id, route, epoch))
 
-    async def outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
+    async def list_outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
         return [get_outcome(row) for key, row in sorted(self.rows.items(), key=str) if key[0] == eval_run_id]
 
-    async def under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
+    async def list_calls_under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
         return self.begun
 
-    async def in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
+    async def list_calls_in_doubt(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[StoredRun, ...]:
         self.prefixes.append(pipeline_run_id_prefix)
         return self.doubtful
 
     async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[EvalSpending, ...]:
         return ()
 
-    async def digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
+    async def list_digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
         return ()
 
-    async def calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
+    async def list_calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
         return ()
 
 

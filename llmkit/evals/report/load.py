@@ -30,11 +30,11 @@ async def load_report(store: EvalStore, workspace_id: str, name: str, *, task: T
     if run is None:
         known = ", ".join(other.name for other in await store.list_runs(workspace_id)) or "none yet"
         raise LLMEvaluationError(f"There is no evaluation {name!r} in workspace {workspace_id!r}; there are: {known}.")
-    results = await store.results(run.id)
-    in_doubt = await store.in_doubt(workspace_id, name_prefix(run))
+    results = await store.list_results(run.id)
+    in_doubt = await store.list_calls_in_doubt(workspace_id, name_prefix(run))
     # Samples that were edited may be stored under the ids that they had before.
     samples = task.load().rename(run.spec.get("renamed", {})).by_id if task else {}
-    digests = await store.digests(workspace_id, name_prefix(run))
+    digests = await store.list_digests(workspace_id, name_prefix(run))
     spent = await store.sum_spending(workspace_id, name_prefix(run))
     report = EvalReport(run=run, results=results, dataset=samples, in_doubt=in_doubt, digests=digests, spent=spent)
     rule = run.spec.get("stop_when")

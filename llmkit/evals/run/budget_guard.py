@@ -76,7 +76,7 @@ class BudgetGuard:
         if not plan.budget.counts_requests:
             return cls(plan.budget)
         spent = await _read_spending(run, store)
-        doubtful = await store.in_doubt(run.workspace_id, name_prefix(run))
+        doubtful = await store.list_calls_in_doubt(run.workspace_id, name_prefix(run))
         uncounted = sum(each.uncounted for each in spent) + len(doubtful)
         counted = await asyncio.to_thread(_sum_counted, plan.budget, spent)
         largest = await asyncio.to_thread(_largest, plan) if uncounted else NOTHING

@@ -168,9 +168,9 @@ class Coordinator:
         self._is_looking = True
         began_s = time.monotonic()
         try:
-            calls = await self._store.under_way(self._run.workspace_id, name_prefix(self._run))
+            calls = await self._store.list_calls_under_way(self._run.workspace_id, name_prefix(self._run))
             self._hear(calls)
-            for outcome in await self._store.outcomes(self._run.id):
+            for outcome in await self._store.list_outcomes(self._run.id):
                 self._settle(outcome)
             if move:
                 self._move_away(calls)
@@ -181,7 +181,7 @@ class Coordinator:
 
     async def begin(self) -> None:
         """See whether others are at work already, and begin where they are not."""
-        self._hear(calls := await self._store.under_way(self._run.workspace_id, name_prefix(self._run)))
+        self._hear(calls := await self._store.list_calls_under_way(self._run.workspace_id, name_prefix(self._run)))
         if self.are_others_at_work:
             self._move_away(calls)
 

@@ -99,7 +99,7 @@ class StopRule:
         if self._watch is None or self.is_decided or self._clock() < self._next_look_s:
             return
         self._next_look_s = self._clock() + LOOK_EVERY_S
-        self.note(await store.results(run.id))
+        self.note(await store.list_results(run.id))
 
     def conclude(self) -> Decision | None:
         """Return the present state; None without a rule."""

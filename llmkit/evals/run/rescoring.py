@@ -59,7 +59,7 @@ class Scoring:
         """
         if self._guard.stopped_by and self._plan.judges():
             return False
-        result = await self._store.result(self._run.id, *key)
+        result = await self._store.get_result(self._run.id, *key)
         sample = self._plan.dataset.by_id.get(key.sample_id)
         if result is None or sample is None:
             return False

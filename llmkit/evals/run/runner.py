@@ -94,7 +94,7 @@ async def evaluate(
     plan.require_same_task(run)
     plan.edits.require_allowed(run.name)
     evaluation = _Evaluation(plan, run, store, await BudgetGuard.of(plan, run, store))
-    evaluation.go_on_from(stored.outcomes if stored else await store.outcomes(run.id))
+    evaluation.go_on_from(stored.outcomes if stored else await store.list_outcomes(run.id))
     await evaluation.find_earlier_names(stored.outcomes if stored else ())
     await evaluation.note_stored()
     del stored  # it grows with the run, and this call may take hours
@@ -107,7 +107,7 @@ async def evaluate(
 
 async def _find_stored(store: EvalStore, workspace_id: str, name: str) -> Stored | None:
     run = await store.get_run(workspace_id, name)
-    return None if run is None else Stored(run, await store.outcomes(run.id))
+    return None if run is None else Stored(run, await store.list_outcomes(run.id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +185,14 @@ class _Evaluation:
         if self.plan.selected.sha256 == self.run.dataset_sha256:
             return
         settled = {outcome.pipeline_run_id for outcome in stored if not self.plan.is_open(outcome)}
-        names = await self.store.called(self.run.workspace_id, name_prefix(self.run))
+        names = await self.store.list_called_names(self.run.workspace_id, name_prefix(self.run))
         self._earlier_names = {request_part(name): name for name in names if name not in settled}
 
     async def note_stored(self) -> None:
         """Tell the stop rule of the results that stay as they are."""
         if self.rule.is_active:
             stale = set(self._stale)
-            results = await self.store.results(self.run.id)
+            results = await self.store.list_results(self.run.id)
             self.rule.note(each for each in results if key_of(each) not in stale and not self.plan.is_open(each))
 
     @property
@@ -381,7 +381,7 @@ class _Evaluation:
     async def report(self) -> EvalReport:
         """All stored results, plus placeholders for samples this call did not finish."""
         known = self.plan.dataset.by_id
-        results = [result for result in await self.store.results(self.run.id) if result.sample_id in known]
+        results = [result for result in await self.store.list_results(self.run.id) if result.sample_id in known]
         results += self._absent(results)
         # Scorers may have been edited since the run was opened.
         current = {"judges": self.plan.judges(), "lower_is_better": self.plan.lower_is_better()}
@@ -389,8 +389,8 @@ class _Evaluation:
             run=replace(self.run, spec={**self.run.spec, **current}),
             results=tuple(results),
             dataset=known,
-            in_doubt=await self.store.in_doubt(self.run.workspace_id, name_prefix(self.run)),
-            digests=await self.store.digests(self.run.workspace_id, name_prefix(self.run)),
+            in_doubt=await self.store.list_calls_in_doubt(self.run.workspace_id, name_prefix(self.run)),
+            digests=await self.store.list_digests(self.run.workspace_id, name_prefix(self.run)),
             work=self.tally.work(),
             budget=await self.guard.read_use(self.run, self.store),
             decision=self.rule.conclude(),
