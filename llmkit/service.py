@@ -46,6 +46,7 @@ from llmkit.types import (
     RunStatus,
     ServedFrom,
     ToolCall,
+    drop_impossible_counts,
 )
 
 __all__ = ["LLMService"]
@@ -449,7 +450,7 @@ class LLMService:
                 for tool in reply.tool_calls
             ),
             finish_reason=reply.finish_reason,
-            usage=reply.usage,
+            usage=drop_impossible_counts(reply.usage),
             route=routed.route,
             requested_route=call.request.route,
             response_model=reply.response_model and _whole_characters(reply.response_model),

@@ -373,14 +373,20 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 MOST_TOKENS = 10**9
 
 
-def _drop_impossible_counts(usage: TokenUsage) -> TokenUsage:
-    counts = usage.model_dump(exclude={"estimated"})
-    impossible = {name: None for name, count in counts.items() if count is not None and not 0 <= count <= MOST_TOKENS}
-    return usage.model_copy(update=impossible) if impossible else usage
-
-
-# Of a single request: sums over an evaluation may be larger.
-RequestUsage = Annotated[TokenUsage, AfterValidator(_drop_impossible_counts)]
+def drop_impossible_counts(usage: TokenUsage) -> TokenUsage:
+    """Return the usage of one request with its impossible counts unknown."""
+    counts = (
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.total_tokens,
+        usage.cached_input_tokens,
+        usage.reasoning_tokens,
+    )
+    for count in counts:
+        if count is not None and not 0 <= count <= MOST_TOKENS:
+            known = usage.model_dump(exclude={"estimated"}, exclude_none=True).items()
+            return usage.model_copy(update={name: None for name, each in known if not 0 <= each <= MOST_TOKENS})
+    return usage
 
 
 class Attempt(Value):
@@ -396,7 +402,8 @@ class Attempt(Value):
     latency_ms: float
     params_sha256: str | None = None
     schema_sha256: str | None = None
-    usage: RequestUsage = TokenUsage()
+    # Of one request: the sum over an evaluation may be larger.
+    usage: Annotated[TokenUsage, AfterValidator(drop_impossible_counts)] = TokenUsage()
     finish_reason: FinishReason | None = None
     response_model: str | None = None
     model_digest: str | None = None
@@ -524,7 +531,7 @@ class LLMResponse(Value):
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: FinishReason = "unknown"
-    usage: RequestUsage = TokenUsage()
+    usage: TokenUsage = TokenUsage()
     route: Route
     requested_route: Route | None = None
     response_model: str | None = None
