@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ __all__ = [
     "Work",
     "fell_back",
     "key_of",
+    "sort_results",
 ]
 
 SUCCEEDED = "SUCCEEDED"
@@ -61,6 +62,24 @@ class Slot(NamedTuple):
     def result(self, status: str, finished_at_utc: datetime, **outcome: Any) -> EvalResult:
         """Return the result with this outcome."""
         return EvalResult(**self._asdict(), status=status, finished_at_utc=finished_at_utc, **outcome)
+
+
+def sort_results(results: Iterable[EvalResult], sample_ids: Iterable[str], variants: Iterable[str]) -> list[EvalResult]:
+    """Return results in the order of the dataset, then of the variants, then by epoch; what is in neither comes last.
+
+    Args:
+        results: The results.
+        sample_ids: Ids in the order of the dataset.
+        variants: Labels in the order in which they were named.
+    """
+    positions = {sample_id: number for number, sample_id in enumerate(sample_ids)}
+    turns = {label: number for number, label in enumerate(variants)}
+
+    def key(result: EvalResult) -> tuple[int, str, int, str, int]:
+        position = positions.get(result.sample_id, len(positions))
+        return position, result.sample_id, turns.get(result.route, len(turns)), result.route, result.epoch
+
+    return sorted(results, key=key)
 
 
 def key_of(result: EvalResult) -> ResultKey:

@@ -9,6 +9,7 @@ from llmkit.eval_ports import EvalStore
 from llmkit.evals.call_names import name_prefix
 from llmkit.evals.decide.stopping import replay_decision
 from llmkit.evals.report.report import EvalReport
+from llmkit.evals.results import sort_results
 from llmkit.evals.tasks.task import Task
 
 __all__ = ["load_report"]
@@ -34,6 +35,8 @@ async def load_report(store: EvalStore, workspace_id: str, name: str, *, task: T
     in_doubt = await store.list_calls_in_doubt(workspace_id, name_prefix(run))
     # Samples that were edited may be stored under the ids that they had before.
     samples = task.load().rename(run.spec.get("renamed", {})).by_id if task else {}
+    if samples:
+        results = tuple(sort_results(results, samples, run.spec.get("routes", ())))
     digests = await store.list_digests(workspace_id, name_prefix(run))
     spent = await store.sum_spending(workspace_id, name_prefix(run))
     report = EvalReport(run=run, results=results, dataset=samples, in_doubt=in_doubt, digests=digests, spent=spent)

@@ -24,7 +24,7 @@ from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.decide.stopping import DECIDED_CODE
 from llmkit.evals.prompt import Content
 from llmkit.evals.report.report import EvalReport
-from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, ResultKey, Slot, key_of
+from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, ResultKey, Slot, key_of, sort_results
 from llmkit.evals.run.budget_guard import BudgetGuard, require_countable
 from llmkit.evals.run.coordination import Coordinator, Patience
 from llmkit.evals.run.decision import StopRule
@@ -387,7 +387,7 @@ class _Evaluation:
         current = {"judges": self.plan.judges(), "lower_is_better": self.plan.lower_is_better()}
         return EvalReport(
             run=replace(self.run, spec={**self.run.spec, **current}),
-            results=tuple(results),
+            results=tuple(sort_results(results, known, self.run.spec.get("routes", ()))),
             dataset=known,
             in_doubt=await self.store.list_calls_in_doubt(self.run.workspace_id, name_prefix(self.run)),
             digests=await self.store.list_digests(self.run.workspace_id, name_prefix(self.run)),

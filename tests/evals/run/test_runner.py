@@ -703,3 +703,16 @@ async def test_a_route_that_failed_before_the_evaluation_began_gets_its_rest():
 
     report = await run(extract=FakeExtract(answer), concurrency=1)
     assert report.counts["SUCCEEDED"] == 4
+
+
+async def test_results_keep_the_order_of_the_dataset_and_of_the_variants():
+    samples = [Sample(text, "positive", id=name) for text, name in (("good", "s10"), ("fine", "s2"), ("bad", "s1"))]
+    store, task = MemoryStore(), sentiment_task(dataset=samples)
+    report = await run(task, ["ollama/b", "ollama/a"], store=store, epochs=2)
+    expected = [
+        (name, route, epoch) for name in ("s10", "s2", "s1") for route in ("ollama/b", "ollama/a") for epoch in (0, 1)
+    ]
+    stored = await load_report(store, "w", "run", task=task)
+    for each in (report, stored):
+        assert [(result.sample_id, result.route, result.epoch) for result in each.results] == expected
+        assert list(each.samples()["sample_id"].unique()) == ["s10", "s2", "s1"]
