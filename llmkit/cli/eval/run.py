@@ -62,6 +62,13 @@ def eval_run(  # noqa: PLR0913 - options of a command
     is_cold: Annotated[
         bool, typer.Option("--no-warm-up", help="Do not call each model on your own machines once before its samples.")
     ] = False,
+    stop_when: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE",
+            help="Stop once the comparison of two routes is decided: METRIC, or 'METRIC: margin 0.02'.",
+        ),
+    ] = None,
     max_tokens: MaxTokens = None,
     max_cost_usd: MaxCostUsd = None,
     max_time_s: MaxTimeS = None,
@@ -71,7 +78,7 @@ def eval_run(  # noqa: PLR0913 - options of a command
     Finished samples are not called again; failed samples are. Exit code 1 if samples failed or a budget stopped the
     run: repeat the command with a larger budget to continue.
     """
-    from llmkit.evals import Budget, load_tasks
+    from llmkit.evals import Budget, Decided, load_tasks
     from llmkit.session import Session
 
     output.require_writable()
@@ -79,6 +86,8 @@ def eval_run(  # noqa: PLR0913 - options of a command
     require_one_page(output.html, len(tasks))
     labels = split_routes(routes)
     options: dict[str, Any] = {"epochs": epochs, "limit": limit, "budget": Budget(max_tokens, max_cost_usd, max_time_s)}
+    if stop_when is not None:
+        options["stop_when"] = Decided.parse(stop_when)
     if is_cold:
         options["warm_up"] = False
     given = {"temperature": temperature, "seed": seed}

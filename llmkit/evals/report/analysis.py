@@ -12,7 +12,7 @@ from llmkit.eval_ports import DigestSeen, EvalResult, EvalRun, EvalSpending, Rec
 from llmkit.evals.budget import BudgetUse
 from llmkit.evals.call_names import require_unedited
 from llmkit.evals.dataset.dataset import Sample
-from llmkit.evals.decide.stopping import Decision
+from llmkit.evals.decide.stopping import DECIDED_CODE, Decision
 from llmkit.evals.provenance import short_facts
 from llmkit.evals.report.aggregate import (
     COMPARISON_COLUMNS,
@@ -93,8 +93,11 @@ class Analysis:
 
     @property
     def has_failures(self) -> bool:
-        """Whether any result is not a valid, scored output."""
-        return any(result.status != SUCCEEDED for result in self.results)
+        """Whether any result is not a valid, scored output. Samples that a decision made unnecessary do not count."""
+        return any(
+            result.status != SUCCEEDED and not (result.status == NOT_RUN and result.error_code == DECIDED_CODE)
+            for result in self.results
+        )
 
     @property
     def variants(self) -> tuple[str, ...]:

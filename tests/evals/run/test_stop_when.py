@@ -40,6 +40,7 @@ async def test_a_clear_difference_stops_the_run():
     left = [result for result in report.results if result.status == "NOT_RUN"]
     assert {result.error_code for result in left} == {"decided"}
     assert any(note.startswith("Stopped when decided: ollama/a is better than gemini/b") for note in report.notes)
+    assert not report.has_failures
     assert report.to_json()["decision"]["verdict"] == "better"
 
 
