@@ -25,37 +25,38 @@ socket.socket.connect = socket.socket.connect_ex = _refuse
 """
 
 
-def _shown(notebook: nbformat.NotebookNode) -> list[list[Any]]:
-    """What the code cells show, without times, and of pictures that there are some: what is in them has other tests."""
+def _read_outputs(notebook: nbformat.NotebookNode) -> list[list[Any]]:
+    """Return the outputs of the code cells, without times and without the content of pictures."""
     outputs = [
         [output.get("data") or output.get("text") or dict(output) for output in cell.outputs]
         for cell in notebook.cells
         if cell.cell_type == "code"
     ]
-    return [[_timeless(value) for value in cell] for cell in outputs]
+    return [[_remove_times(value) for value in cell] for cell in outputs]
 
 
-def _timeless(value: Any) -> Any:
+def _remove_times(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: "a picture" if name == "image/png" else _timeless(part) for name, part in value.items()}
+        return {name: "a picture" if name == "image/png" else _remove_times(part) for name, part in value.items()}
     return re.sub(r"[\d,]+ ms", "some ms", value) if isinstance(value, str) else value
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_fonts")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_shows_what_is_stored_in_it_and_asks_nobody(path: Path) -> None:
+def test_notebook_outputs(path: Path) -> None:
+    """A run from the recordings, without a socket, shows the stored outputs."""
     stored = nbformat.read(path, as_version=4)
     fresh = nbformat.read(path, as_version=4)
     fresh.cells.insert(0, nbformat.v4.new_code_cell(NO_SOCKETS))
     NotebookClient(
         fresh, timeout=HANG_BOUND_S, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
     ).execute()
-    shown = _shown(fresh)[1:]
-    assert shown == _shown(stored), "run `python scripts/notebooks.py` and look at what has changed"
+    outputs = _read_outputs(fresh)[1:]
+    assert outputs == _read_outputs(stored), "run `python scripts/notebooks.py` and look at what has changed"
 
 
-def test_there_are_notebooks_and_each_says_who_answered() -> None:
+def test_each_notebook_names_its_models() -> None:
     assert NOTEBOOKS
     for path in NOTEBOOKS:
         text = path.read_text(encoding="utf-8")
@@ -63,18 +64,19 @@ def test_there_are_notebooks_and_each_says_who_answered() -> None:
         assert ("**stand-in**" in text) == (path.stem in WITH_STAND_IN), path.name
 
 
-def test_the_recordings_of_gemini_are_in_notebooks_that_call_it_a_stand_in() -> None:
-    told = {path.stem for path in (FOLDER / "cassettes").glob("*.jsonl") if '"gemini/' in path.read_text("utf-8")}
-    assert told == WITH_STAND_IN
+def test_gemini_recordings_are_called_a_stand_in() -> None:
+    with_gemini = {
+        path.stem for path in (FOLDER / "cassettes").glob("*.jsonl") if '"gemini/' in path.read_text("utf-8")
+    }
+    assert with_gemini == WITH_STAND_IN
 
 
 @pytest.fixture(scope="module")
 def _fonts() -> None:
-    """The first import of matplotlib on a machine may warn that it looks for fonts, which is no output of a cell."""
+    """Load the fonts first: matplotlib warns while it looks for them, which is no output of a cell."""
     importlib.import_module("matplotlib.font_manager")
 
 
-def test_every_recording_is_asked_for() -> None:
-    """By name: a cassette without its notebook is dead weight."""
+def test_every_cassette_has_its_notebook() -> None:
     cassettes = {path.stem for path in (FOLDER / "cassettes").glob("*.jsonl")}
     assert cassettes == {path.stem for path in NOTEBOOKS}
