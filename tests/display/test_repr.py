@@ -31,3 +31,9 @@ def test_settings_show_what_differs_from_the_defaults() -> None:
     assert "max_retries=5" in shown
     assert "secret" not in shown
     assert "cache_ttl_s" not in shown
+
+
+def test_an_answer_of_this_machine_is_free_and_not_billed() -> None:
+    answer = LLMResponse(text="yes", route=Route.parse("local/gemma-3-270m"))
+    assert answer.facts[-1] == "free, on this machine"
+    assert "billed" not in repr(answer)

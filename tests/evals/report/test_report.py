@@ -323,3 +323,79 @@ async def test_a_report_of_nothing():
     assert not empty.has_failures
     assert columns_of(empty.summary()) == expected(SUMMARY_COLUMNS)
     assert len(SAMPLES) == 4
+
+
+# --- all pairs, order, raw answers --------------------------------------------------------------------------------
+
+
+async def test_compare_without_arguments_compares_all_pairs_and_adjusts_for_all():
+    report = await run(routes=("ollama/a", "gemini/b", "gemini/c"), extract=FakeExtract(worse_on_b))
+    frame = report.compare()
+    assert list(zip(frame["a"], frame["b"], strict=True)) == [
+        ("ollama/a", "gemini/b"),
+        ("ollama/a", "gemini/c"),
+        ("gemini/b", "gemini/c"),
+    ]
+    for row in frame.to_dict("records"):
+        (alone,) = report.compare(row["a"], row["b"]).to_dict("records")
+        assert {**alone, "p_holm": None} == pytest.approx({**row, "p_holm": None}, nan_ok=True)
+    assert frame["p_holm"].tolist() == [min(1.0, 3 * p) for p in frame["p_value"]]
+    assert report.to_json()["comparisons"][0]["p_holm"] == frame["p_holm"][0]
+
+
+async def test_compare_with_a_baseline_pairs_each_variant_with_its_namesake():
+    report = await run(routes=ROUTES, extract=FakeExtract(worse_on_b))
+    other = await run(routes=ROUTES, name="other")
+    frame = report.compare(baseline=other)
+    assert list(zip(frame["a"], frame["b"], strict=True)) == [(route, route) for route in ROUTES]
+
+
+async def test_one_variant_alone_cannot_be_compared():
+    with pytest.raises(LLMEvaluationError, match="Name two variants to compare; there are: ollama/a"):
+        (await run(routes=("ollama/a",))).compare()
+
+
+async def test_a_written_report_and_export_return_their_paths(tmp_path):
+    report = await run()
+    assert report.to_html(tmp_path / "r.html") == tmp_path / "r.html"
+    assert report.export(str(tmp_path / "r.jsonl")) == tmp_path / "r.jsonl"
+
+
+async def test_samples_are_in_the_order_of_the_dataset():
+    samples = [Sample("good", "positive", id=name) for name in ("zebra", "s10", "s9", "ant")]
+    report = await run(sentiment_task(dataset=samples), ROUTES, epochs=2)
+    frame = report.samples()
+    assert list(dict.fromkeys(frame["sample_id"])) == ["zebra", "s10", "s9", "ant"]
+    assert frame["variant"].tolist()[:4] == [ROUTES[0], ROUTES[0], ROUTES[1], ROUTES[1]]
+    # Without the dataset the order is that of the ids, with numbers as numbers.
+    unknown = replace(report, dataset={}).samples()
+    assert list(dict.fromkeys(unknown["sample_id"])) == ["ant", "s9", "s10", "zebra"]
+
+
+def test_a_failed_sample_has_its_raw_answer_and_its_requests_a_remark(tmp_path):
+    from llmkit import Session
+    from llmkit.evals.report.html.samples import build_page_data
+    from llmkit.testing import OllamaServer, Reply
+
+    def answer(request):
+        return Reply('{"label": "grumpy"}' if "bad" in json.dumps(request.json) else '{"label": "positive"}')
+
+    database = f"sqlite:///{tmp_path / 'a.db'}"
+    with (
+        OllamaServer(answer, models=["a"]) as server,
+        Session("w", ollama_api_base=server.url, database_url=database) as session,
+    ):
+        report = session.evaluate(sentiment_task(), ["ollama/a"], name="run", progress=False)
+    frame = report.samples().set_index("sample_id")
+    assert frame.loc["s1", "status"] == "FAILED"
+    assert frame.loc["s1", "raw_answer"] == '{"label": "grumpy"}'
+    assert pd.isna(frame.loc["s0", "raw_answer"])
+    attempts = report.attempts()
+    failed = attempts[attempts["sample_id"] == "s1"]
+    assert set(zip(failed["status"], failed["sample_status"], failed["sample_error_code"], strict=True)) == {
+        ("SUCCEEDED", "FAILED", "invalid_output")
+    }
+    cases = {case["id"]: case for case in build_page_data(report, report.load_calls(), stable=False)["cases"]}
+    remarks = [call.get("remark") for call in cases["s1"]["results"][0]["calls"]]
+    assert remarks == ["answered, but no valid output came of it"] * len(remarks) != []
+    assert "remark" not in cases["s0"]["results"][0]["calls"][0]
