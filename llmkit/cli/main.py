@@ -15,6 +15,7 @@ from llmkit.cli.cassette import cassette_app
 from llmkit.cli.db import db_app
 from llmkit.cli.eval.run import eval_app
 from llmkit.cli.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from llmkit.cli.init import init
 from llmkit.cli.output import (
     AsJson,
     Interruption,
@@ -55,6 +56,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("init")(init)
 app.add_typer(eval_app, name="eval")
 app.add_typer(db_app, name="db")
 app.add_typer(cassette_app, name="cassette")

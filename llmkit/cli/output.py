@@ -215,7 +215,7 @@ def make_table(*columns: str) -> Table:
 
     Where the columns do not fit beside each other, each row is printed as a block of lines: a name, and its value.
     """
-    from llmkit.cli.table import FittingTable
+    from llmkit.display.fitting_table import FittingTable
 
     table: Table = FittingTable(box=None, pad_edge=False)
     for column in columns:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.cli.output import make_table, print_rich
-from llmkit.cli.table import FittingTable
+from llmkit.display.fitting_table import FittingTable
 from llmkit.testing import Fault, OllamaServer, Reply
 from tests.cli.test_cli import LLMKIT, TASK, run
 

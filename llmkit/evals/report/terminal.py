@@ -37,12 +37,13 @@ def format_scored(row: SummaryRow) -> str:
 
 
 def build_summary_table(run: EvalRun, rows: Sequence[SummaryRow], notes: Sequence[str]) -> Table:
-    """Build the table of `EvalReport.summary()`. Only the variant column folds, so numbers stay whole."""
+    """Build the table of `EvalReport.summary()`. Numbers stay whole, and so do names in any terminal that has room."""
     from rich.markup import escape
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=_format_title(run), box=None, pad_edge=False, padding=(0, 1), title_justify="left")
+    from llmkit.display.fitting_table import FittingTable
+
+    table = FittingTable(title=_format_title(run), box=None, pad_edge=False, padding=(0, 1), title_justify="left")
     table.caption, table.caption_justify = Text("\n".join(notes)), "left"
     layout = _Layout.from_rows(rows)
     for number, heading in enumerate(layout.build_headings()):
