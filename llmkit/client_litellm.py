@@ -31,7 +31,6 @@ from llmkit.ports import (
     AttemptLog,
     BeforeSend,
     ClientReply,
-    Endpoint,
     ModelServer,
     NotSent,
     Send,
@@ -183,28 +182,22 @@ class LiteLLMClient:
         return state.attempt_number > retries
 
     def _wait_s(self, state: RetryCallState) -> float:
-        """Exponential with full jitter; at least what the provider asked for; at most `retry_max_wait_s`."""
+        """Return the wait: exponential with full jitter, at least `Retry-After`, at most `retry_max_wait_s`."""
         longest = self._settings.retry_max_wait_s
         own = float(wait_random_exponential(multiplier=FIRST_WAIT_S, max=longest)(state))
-        asked = getattr(_error_of(state), "retry_after_s", None)
-        if asked is None:
+        retry_after_s = getattr(_error_of(state), "retry_after_s", None)
+        if retry_after_s is None:
             return own
-        # Jitter on top: many calls get the same answer at once.
-        return min(longest, float(asked) + random.uniform(0, FIRST_WAIT_S))  # noqa: S311
-
-    async def _endpoint(self, provider: LLMProvider) -> Endpoint | None:
-        """Return the address of a server that llmkit runs. Asked before every try.
-
-        The server may have died in the last one.
-        """
-        server = self._servers.get(provider)
-        return await server.ensure_running() if server is not None else None
+        # With jitter on top: many calls get the same Retry-After at once, and must not return at once.
+        return min(longest, float(retry_after_s) + random.uniform(0, FIRST_WAIT_S))  # noqa: S311
 
     async def _request_once(
         self, window: CallWindow, log: AttemptLog, before_send: BeforeSend
     ) -> ClientReply | NotSent:
         spec, route, request = window.spec, window.route, window.request
-        endpoint = await self._endpoint(route.provider)
+        server = self._servers.get(route.provider)
+        # Before every try, because a server that llmkit runs may have died in the last one.
+        endpoint = await server.ensure_running() if server is not None else None
         not_sent = await before_send()
         if not_sent is not None:
             return not_sent

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from llmkit.calls.call import Call, conflict, in_progress, open_call, who_asks
+from llmkit.calls.call import Call, make_conflict, make_in_progress, open_call, resolve_caller
 from llmkit.calls.liveness import BEATS_PER_LIMIT, Heartbeat, Listener, looks_abandoned
 from llmkit.calls.recorder import CallRecorder
 from llmkit.canonical_json import sha256_of
@@ -155,7 +155,7 @@ class LLMService:
             >>> rated = request.model_copy(update={"metadata": {"rating": 5}})
             >>> asyncio.run(service.annotate(answer, rated, context))
         """
-        workspace_id = who_asks(request, context).workspace_id
+        workspace_id = resolve_caller(request, context).workspace_id
         if response.run_id is None or workspace_id is None:
             return
         try:
@@ -227,14 +227,14 @@ class LLMService:
             if stored is None:
                 return None
             if (stored.prompt_sha256, stored.epoch) != (call.prompt_sha256, call.request.epoch):
-                raise conflict(key, stored)
+                raise make_conflict(key, stored)
             if stored.status is RunStatus.SUCCEEDED:
                 return await self._serve_stored(call, stored, ServedFrom.REPLAY)
-            if not await self._settle(self._runs, stored):
-                raise in_progress(key, stored)
+            if not await self._end_if_abandoned(self._runs, stored):
+                raise make_in_progress(key, stored)
         raise LLMStoreError(CHANGING_HANDS)
 
-    async def _settle(self, runs: LLMRunRepo, started: StoredRun) -> bool:
+    async def _end_if_abandoned(self, runs: LLMRunRepo, started: StoredRun) -> bool:
         """End a started run that no process works on any more; False if one may."""
         if await self._recorder.write_again(started.id):
             return True
@@ -262,7 +262,7 @@ class LLMService:
     # --- content cache and equal calls in flight ----------------------------------------------------------------
 
     def _cache_key(self, call: Call, plan: RoutePlan) -> CacheKey | None:
-        """Name of the answer of the route that would be asked first; None when the call may not share answers."""
+        """Return the cache key of the first candidate's answer; None when the call may not share answers."""
         if self._cache is None or not call.request.use_cache or not plan.candidates:
             return None
         return CacheKey(call.workspace_id, call.prompt_sha256, plan.candidates[0], call.profile, call.request.epoch)
@@ -272,7 +272,7 @@ class LLMService:
         return self._cache.get(key) if self._cache is not None and key is not None else None
 
     def _keep(self, call: Call, plan: RoutePlan, response: LLMResponse) -> None:
-        # A fallback's answer is kept under its own name: when the first choice recovers, it is asked again.
+        # A fallback's answer is cached under its own route: once the first choice recovers, it is called again.
         key = self._cache_key(call, plan)
         if self._cache is not None and key is not None:
             own = CacheKey(key.workspace_id, key.prompt_sha256, response.route, key.profile, key.epoch)
@@ -334,10 +334,10 @@ class LLMService:
             other = await self._runs.get_by_flight_key(call.workspace_id, flight_key)
             if other is None:
                 break
-            if listener.hears_nothing_of(other.id, other.heartbeat_at_utc):
+            if listener.is_silent(other.id, other.heartbeat_at_utc):
                 # Its process lives, and no longer works on it: it could not write the end.
                 return await self._run(call, plan, flight_key=None)
-            if await self._settle(self._runs, other):
+            if await self._end_if_abandoned(self._runs, other):
                 continue
             await asyncio.sleep(FLIGHT_POLL_S[min(polls, len(FLIGHT_POLL_S) - 1)])
             polls += 1
@@ -433,7 +433,7 @@ class LLMService:
 
     async def _record_cancellation(self, call: Call, plan: RoutePlan, log: AttemptLog) -> None:
         message = "cancelled by the caller" if log.attempts else "cancelled before anything was sent"
-        # What the store cannot take now is remembered by the recorder; the cancellation must not turn into an error.
+        # The recorder keeps an outcome that the store rejects, and writes it later. The cancellation stays one.
         with suppress(LLMStoreError):
             await self._recorder.fail(call, CANCELLED_CODE, message, plan, log)
 
@@ -474,7 +474,7 @@ def _whole_characters(text: str) -> str:
 
 
 def _as_follower(error: LLMError, run_id: UUID | None) -> LLMError:
-    """Return the leading call's error as one of the follower's own: its row, and no request that was sent for it."""
+    """Return a copy of the leading call's error for a follower, which has its own row and sent no request."""
     own = type(error).__new__(type(error), *error.args)
     vars(own).update(vars(error))
     own.run_id, own.attempts = run_id, ()

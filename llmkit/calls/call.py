@@ -28,7 +28,7 @@ from llmkit.types import (
     utc_now,
 )
 
-__all__ = ["Call", "Who", "conflict", "in_progress", "open_call", "who_asks"]
+__all__ = ["Call", "Caller", "make_conflict", "make_in_progress", "open_call", "resolve_caller"]
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
@@ -48,7 +48,7 @@ def open_call(
         LLMConfigurationError: No workspace, or two that disagree.
         LLMBadRequest: A tool or a schema contains something that is not JSON.
     """
-    who = who_asks(request, context)
+    who = resolve_caller(request, context)
     if recorded and who.workspace_id is None:
         raise LLMConfigurationError(
             "No workspace: pass RequestContext(workspace_id=...), or metadata={'workspace_id': ...}; "
@@ -68,7 +68,7 @@ def open_call(
     )
 
 
-class Who(NamedTuple):
+class Caller(NamedTuple):
     """Workspace, pipeline run and stage of a call, from the context or the reserved metadata keys."""
 
     workspace_id: str | None
@@ -76,7 +76,7 @@ class Who(NamedTuple):
     stage: str | None
 
 
-def who_asks(request: LLMRequest, context: RequestContext | None) -> Who:
+def resolve_caller(request: LLMRequest, context: RequestContext | None) -> Caller:
     """Workspace, pipeline run and stage, from the context object or the reserved metadata keys.
 
     Raises:
@@ -84,7 +84,7 @@ def who_asks(request: LLMRequest, context: RequestContext | None) -> Who:
     """
     metadata = request.metadata
     if context is not None and not metadata:
-        return Who(context.workspace_id, context.pipeline_run_id, context.stage)
+        return Caller(context.workspace_id, context.pipeline_run_id, context.stage)
     found: list[str | None] = []
     for name in RESERVED_METADATA_KEYS:
         in_context = getattr(context, name) if context is not None else None
@@ -98,7 +98,7 @@ def who_asks(request: LLMRequest, context: RequestContext | None) -> Who:
                 f"The context's {name} and metadata[{name!r}] disagree; give one of them, or the same in both"
             )
         found.append(in_context or in_metadata)
-    return Who(*found)
+    return Caller(*found)
 
 
 def _is_name(value: object) -> TypeGuard[str]:
@@ -118,7 +118,7 @@ def _canonical(request: LLMRequest) -> CanonicalRequest:
         ) from None
 
 
-def conflict(key: str, stored: StoredRun) -> LLMIdempotencyConflict:
+def make_conflict(key: str, stored: StoredRun) -> LLMIdempotencyConflict:
     """Says that the key belongs to another request."""
     error = LLMIdempotencyConflict(
         f"The idempotency key {key!r} belongs to run {stored.id} of a different request "
@@ -128,7 +128,7 @@ def conflict(key: str, stored: StoredRun) -> LLMIdempotencyConflict:
     return error
 
 
-def in_progress(key: str, stored: StoredRun) -> LLMInProgress:
+def make_in_progress(key: str, stored: StoredRun) -> LLMInProgress:
     """Says that the key's call is under way elsewhere, and for how long."""
     age_s = max(0.0, (utc_now() - stored.created_at_utc).total_seconds())
     return LLMInProgress(

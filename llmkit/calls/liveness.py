@@ -124,7 +124,7 @@ class Listener:
         self._heard: tuple[UUID, datetime] | None = None
         self._heard_s = 0.0
 
-    def hears_nothing_of(self, run_id: UUID, heartbeat_at_utc: datetime) -> bool:
+    def is_silent(self, run_id: UUID, heartbeat_at_utc: datetime) -> bool:
         """Return whether the run's last sign of life has been the same one for too long."""
         now_s = time.monotonic()
         if self._heard != (run_id, heartbeat_at_utc):

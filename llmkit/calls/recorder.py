@@ -29,7 +29,7 @@ from llmkit.types import (
     utc_now,
 )
 
-__all__ = ["CallRecorder", "to_the_end"]
+__all__ = ["CallRecorder", "finish_despite_cancellation"]
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class CallRecorder:
         # Mark as started first, so that a cancelled call still gets its row.
         self._started.add(call.run_id)
         try:
-            await to_the_end(self._runs.create_started(self._start(call, flight_key)))
+            await finish_despite_cancellation(self._runs.create_started(self._start(call, flight_key)))
         except KeyTaken:
             self._started.discard(call.run_id)
             return False
@@ -119,7 +119,8 @@ class CallRecorder:
                 if call.run_id in self._started:
                     await self._write(outcome)
                 else:
-                    await to_the_end(self._runs.record_unsent(self._start(call, flight_key=None), outcome))
+                    start = self._start(call, flight_key=None)
+                    await finish_despite_cancellation(self._runs.record_unsent(start, outcome))
         finally:
             self._started.discard(call.run_id)
             self._emit(call, RunStatus.FAILED, error=error, error_code=code, requests=len(log.attempts))
@@ -134,21 +135,20 @@ class CallRecorder:
             await self._runs.annotate(workspace_id, run_id, _metadata(request, CanonicalRequest(request)))
 
     async def _write(self, outcome: RunSuccess | RunFailure) -> None:
+        assert self._runs is not None
         try:
-            await to_the_end(self._mark(outcome))
+            if isinstance(outcome, RunSuccess):
+                await finish_despite_cancellation(self._runs.mark_succeeded(outcome))
+            else:
+                await finish_despite_cancellation(self._runs.mark_failed(outcome))
         except LLMStoreError as error:
             self._keep_unwritten(outcome, error)
             raise
         except asyncio.CancelledError as cancelled:
+            # The caller was cancelled and the write failed too. The outcome must not be lost with the error.
             if isinstance(cancelled.__cause__, LLMStoreError):
                 self._keep_unwritten(outcome, cancelled.__cause__)
             raise
-
-    def _mark(self, outcome: RunSuccess | RunFailure) -> Awaitable[bool]:
-        assert self._runs is not None
-        if isinstance(outcome, RunSuccess):
-            return self._runs.mark_succeeded(outcome)
-        return self._runs.mark_failed(outcome)
 
     def _keep_unwritten(self, outcome: RunSuccess | RunFailure, error: LLMStoreError) -> None:
         self._unwritten[outcome.run_id] = outcome
@@ -274,13 +274,14 @@ class CallRecorder:
     def _failure(
         self, call: Call, code: str, message: str, plan: RoutePlan | None, log: AttemptLog, error: LLMError | None
     ) -> RunFailure:
+        failures = error.errors if isinstance(error, LLMAllRoutesFailed) else () if error is None else (error,)
         return RunFailure(
             run_id=call.run_id,
             finished_at_utc=utc_now(),
             latency_ms=call.elapsed_ms() - log.queued_ms,
             error_code=code,
             error_message=preview(message, secrets=self._secrets),
-            plan=_plan_record(plan, error) if plan is not None else None,
+            plan=plan_as_json(plan, failures) if plan is not None else None,
             attempts=log.attempts,
         )
 
@@ -321,7 +322,7 @@ class CallRecorder:
         )
 
 
-async def to_the_end(work: Awaitable[T]) -> T:
+async def finish_despite_cancellation(work: Awaitable[T]) -> T:
     """Await work that must not be torn by a cancellation: it ends first, then the cancellation is raised.
 
     Raises:
@@ -344,7 +345,7 @@ async def to_the_end(work: Awaitable[T]) -> T:
 
 
 def _own(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata that have no column of their own."""
+    """Return the metadata without the reserved keys, which have their own columns."""
     return (
         {} if not metadata else {name: value for name, value in metadata.items() if name not in RESERVED_METADATA_KEYS}
     )
@@ -354,8 +355,3 @@ def _metadata(request: LLMRequest, canonical: CanonicalRequest) -> dict[str, Any
     """Return the caller's metadata, with the request's parameters under `parameters`."""
     own, parameters = _own(request.metadata), canonical.parameters()
     return {"parameters": parameters, **own} if parameters else own
-
-
-def _plan_record(plan: RoutePlan, error: LLMError | None) -> dict[str, Any]:
-    failures = error.errors if isinstance(error, LLMAllRoutesFailed) else () if error is None else (error,)
-    return plan_as_json(plan, failures)

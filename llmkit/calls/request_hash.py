@@ -96,23 +96,19 @@ def prompt_sha256(request: LLMRequest, default_profile: LLMProfile | None = None
 
 def _plain(value: Any) -> Any:
     if isinstance(value, ResponseFormat):
-        return _shape(value)
+        # Part of every extraction, and model_dump() takes as long as encoding its result.
+        shape: dict[str, Any] = {} if value.name == _USUAL_NAME else {"name": value.name}
+        return shape if value.json_schema is None else {**shape, "json_schema": value.json_schema}
     if isinstance(value, BaseModel):
         return value.model_dump(mode="python", exclude_defaults=True)
     return [_plain(each) for each in value] if isinstance(value, tuple) else value
-
-
-def _shape(wanted: ResponseFormat) -> dict[str, Any]:
-    # Part of every extraction, and pydantic's own way takes as long as encoding what it gives.
-    shape: dict[str, Any] = {} if wanted.name == _USUAL_NAME else {"name": wanted.name}
-    return shape if wanted.json_schema is None else {**shape, "json_schema": wanted.json_schema}
 
 
 def _encode_message(message: Message) -> str:
     """JSON of the message's fields that are not at their default, attachments as the hashes of their bytes."""
     if message.attachments or message.tool_calls or message.tool_call_id or message.tool_name:
         return _encode(_with_hashes(message.model_dump(mode="python", exclude_defaults=True)))
-    # Nearly all of them, and pydantic's own way takes as long as all the rest of the hash.
+    # Nearly every message takes this way. model_dump() would take as long as the rest of the hash.
     content = f'"content":{canonical_json(message.content)},' if message.content else ""
     return f'{{{content}"role":"{message.role}"}}'
 
