@@ -170,6 +170,15 @@ async def test_its_key_is_in_no_message(client, embedded):
     await asyncio.sleep(0)
 
 
+async def test_a_call_without_arguments_has_an_empty_object(client, embedded):
+    call = {"id": "1", "type": "function", "function": {"name": "look"}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    choice = {"index": 0, "finish_reason": "tool_calls", "message": message}
+    embedded.replies = [(200, {**answer(""), "choices": [choice]})]
+    reply = await client.call(ROUTE, LLMRequest(messages="Hi"), AttemptLog())
+    assert [(each.name, each.arguments) for each in reply.tool_calls] == [("look", "{}")]
+
+
 @PATHS
 async def test_a_timeout_is_the_end_and_not_the_first_of_three(embedded, path):
     async def hang(_request):

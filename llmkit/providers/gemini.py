@@ -165,10 +165,10 @@ def _mend_reply(reply: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _mend_candidate(candidate: Any) -> Any:
-    content = _as_mapping(_as_mapping(candidate).get("content"))
-    parts = content.get("parts")
-    if not isinstance(parts, list):
+    content = _as_mapping(candidate).get("content")
+    if not isinstance(content, Mapping) or "parts" not in content:
         return candidate
+    parts = content["parts"] or []
     return {**candidate, "content": {**content, "parts": [_mend_part(part) for part in parts]}}
 
 

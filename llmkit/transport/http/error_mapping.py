@@ -110,7 +110,7 @@ def _cut(text: str) -> str:
 def _provider_words(exchange: Exchange) -> str:
     """Return the provider's message about the failure, from JSON or plain text: an HTML page would not help."""
     if exchange.status == HTTP_OK:
-        return str(exchange.facts.error or exchange.facts.unreadable or "")
+        return str(exchange.facts.error or exchange.facts.unreadable or "the reply has an unknown form.")
     body = exchange.error_json
     if not body:
         return _read_plain_text(exchange.body)

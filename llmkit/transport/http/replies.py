@@ -64,7 +64,7 @@ def read_reply(completion: Any, exchange: Exchange, request: LLMRequest) -> Clie
     reply = ClientReply(
         text=drop_reasoning(_read_text(message)) if exchange.spec.writes_reasoning_tags else _read_text(message),
         tool_calls=calls,
-        finish_reason="tool_calls" if calls and finish_reason == "stop" else finish_reason,
+        finish_reason="tool_calls" if calls and finish_reason in {"stop", "unknown"} else finish_reason,
         usage=usage,
         response_model=_response_model(completion),
         cost_usd=_cost_usd(completion, exchange, usage),
@@ -185,7 +185,10 @@ def _tool_call(call: Any, number: int) -> ToolCall:
     return ToolCall(
         id=_replace_surrogates(str(call.id or f"call_{number}")),
         name=_replace_surrogates(str(call.function.name or "")),
-        arguments=_replace_surrogates(arguments) if isinstance(arguments, str) else json.dumps(arguments or {}),
+        # A tool without parameters may be called without arguments, and no text is no JSON.
+        arguments=_replace_surrogates(arguments)
+        if arguments and isinstance(arguments, str)
+        else json.dumps(arguments or {}),
     )
 
 

@@ -264,6 +264,14 @@ async def test_an_answer_without_counts_is_an_answer(usage, path, serve_raw):
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("parts", [None, []])
+async def test_no_parts_are_an_empty_reply_with_a_reason(parts, path, serve_raw):
+    error = await fail(serve_raw(200, gemini_reply(parts)).url, GEMINI, path)
+    assert type(error) is LLMEmptyReply
+    assert "neither text nor a tool call" in str(error)
+
+
+@pytest.mark.parametrize("path", PATHS)
 async def test_a_prompt_count_alone_is_kept(path, serve_raw):
     body = gemini_reply([{"text": "Fine"}], usageMetadata={"promptTokenCount": 7, "candidatesTokenCount": None})
     reply = await call(serve_raw(200, body).url, GEMINI, path)
