@@ -104,7 +104,8 @@ class Prober:
         try:
             follows = await self._send_probe(request, context)
         except BaseException:
-            self._facts.probe(route, _mark_probed(before), digest)
+            probed = ModelFacts(**{name: fact for name, fact in before if fact.source == "probed"})
+            self._facts.probe(route, probed, digest)
             raise
         found = StoredProbe(
             route=route, address=self._addresses[route.provider], digest=digest, json_schema=follows, at_utc=utc_now()
@@ -124,7 +125,3 @@ class Prober:
                 return False
             raise
         return follows_schema(response)
-
-
-def _mark_probed(facts: ModelFacts) -> ModelFacts:
-    return ModelFacts(**{name: fact for name, fact in facts if fact.source == "probed"})

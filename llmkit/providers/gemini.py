@@ -68,25 +68,13 @@ def _get_address(settings: LLMSettings) -> str:
 
 
 def _get_key(settings: LLMSettings) -> str:
-    return settings.gemini_api_key.get_secret_value() if settings.gemini_api_key else ""
+    return settings.gemini_api_key.get_secret_value().strip() if settings.gemini_api_key else ""
 
 
 def _list_secrets(settings: LLMSettings) -> tuple[str, ...]:
     return tuple(
         secret for secret in (_get_key(settings), *find_url_passwords(str(settings.gemini_api_base or ""))) if secret
     )
-
-
-def _calls_tools_beside_json(model: str) -> bool:
-    """Return whether the model is Gemini 3 or later.
-
-    Earlier ones answer 400: "Function calling with a response mime type: 'application/json' is unsupported".
-    """
-    return not re.match(r"gemini-[012](\D|$)", model)
-
-
-def _find_configuration_problem(settings: LLMSettings) -> str | None:
-    return None if _get_key(settings).strip() else "no key: set LLM_GEMINI_API_KEY"
 
 
 def _find_model_problem(_settings: LLMSettings, model: str) -> str | None:
@@ -128,13 +116,9 @@ def _as_mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _get_candidate(reply: Mapping[str, Any]) -> Mapping[str, Any]:
-    candidates = reply.get("candidates")
-    return _as_mapping(candidates[0]) if isinstance(candidates, list) and candidates else {}
-
-
 def _read_reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
-    candidate = _get_candidate(reply)
+    candidates = reply.get("candidates")
+    candidate = _as_mapping(candidates[0]) if isinstance(candidates, list) and candidates else {}
     reason = str(candidate.get("finishReason") or "")
     prompt_blocked = _as_mapping(reply.get("promptFeedback")).get("blockReason")
     usage = _as_mapping(reply.get("usageMetadata"))
@@ -186,7 +170,7 @@ def _find_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _check(settings: LLMSettings, _server: ServerState | None) -> Iterator[Check]:
-    if not _get_key(settings).strip():
+    if not _get_key(settings):
         yield Check("gemini", CheckState.ABSENT, "no key", "set LLM_GEMINI_API_KEY")
         return
     where = f" at {redact(str(settings.gemini_api_base))}" if settings.gemini_api_base else ""
@@ -211,11 +195,12 @@ SPEC = ProviderSpec(
     default_model=lambda settings: settings.gemini_model,
     context_tokens=lambda _settings, _model: CONTEXT_TOKENS,
     address=_get_address,
-    configuration_problem=_find_configuration_problem,
+    configuration_problem=lambda settings: None if _get_key(settings) else "no key: set LLM_GEMINI_API_KEY",
     check=_check,
     model_problem=_find_model_problem,
     call_arguments=_build_call_arguments,
-    calls_tools_beside_json=_calls_tools_beside_json,
+    # Earlier models answer 400: "Function calling with a response mime type: 'application/json' is unsupported".
+    calls_tools_beside_json=lambda model: not re.match(r"gemini-[012](\D|$)", model),
     reply_facts=_read_reply_facts,
     sent_schema=_find_schema,
     mend_reply=_mend_reply,

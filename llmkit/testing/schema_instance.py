@@ -171,7 +171,7 @@ def _build_number(schema: Schema, *, whole: bool) -> int | float:
     bounds = {key: float(schema[key]) for key in _BOUNDS if schema.get(key) is not None}
     step = float(schema.get("multipleOf") or (1 if whole else 0))
     for value in _list_number_candidates(sorted(bounds.values()), step):
-        if _is_within(value, bounds):
+        if all(_BOUNDS[key](value, bound) for key, bound in bounds.items()):
             return int(value) if whole or value.is_integer() else value
     raise ValueError(f"no number found within {bounds} in steps of {step or 'any size'}")
 
@@ -185,10 +185,6 @@ def _list_number_candidates(edges: list[float], step: float) -> Iterator[float]:
         else:
             yield from (edge, edge + 1, edge - 1)
     yield from ((low + high) / 2 for low, high in pairwise(edges) if not step)
-
-
-def _is_within(value: float, bounds: Mapping[str, float]) -> bool:
-    return all(_BOUNDS[key](value, bound) for key, bound in bounds.items())
 
 
 def _build_string(schema: Schema) -> str:

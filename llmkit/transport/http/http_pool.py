@@ -202,9 +202,7 @@ def _headers_to_send(headers: Mapping[str, str], *, send_key: bool) -> Mapping[s
     kept = {name: value for name, value in headers.items() if name.lower() not in _HOP_HEADERS}
     if send_key:
         return kept
-    return {name: value for name, value in kept.items() if not _is_key(name.lower(), value)}
-
-
-def _is_key(name: str, value: str) -> bool:
     # User and password in the address of a private server become Basic, and are meant to be sent.
-    return name in _KEY_HEADERS and not value.startswith("Basic ")
+    return {
+        name: value for name, value in kept.items() if name.lower() not in _KEY_HEADERS or value.startswith("Basic ")
+    }

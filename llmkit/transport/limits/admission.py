@@ -159,7 +159,9 @@ class Admission:
         if isinstance(error, LLMQuotaExhausted):
             self._park(error)
         elif error is not None and error.status_code in _REFUSALS:
-            self._provider.note_refusal(ticket, again=self._was_refused(sent_before))
+            earlier = self._log.attempts[:sent_before]
+            again = any(each.route == self._route and each.status_code in _REFUSALS for each in earlier)
+            self._provider.note_refusal(ticket, again=again)
             self.leave()
             return
         if attempts and (error is None or isinstance(error, LLMTimeout | LLMUnusableAnswer)):
@@ -169,10 +171,6 @@ class Admission:
             self._provider.note_failure(ticket)
         if failed_alone:
             self.leave()
-
-    def _was_refused(self, sent_before: int) -> bool:
-        earlier = self._log.attempts[:sent_before]
-        return any(each.route == self._route and each.status_code in _REFUSALS for each in earlier)
 
     def _park(self, error: LLMQuotaExhausted) -> None:
         if error.status_code == _TOO_MANY and error.is_temporary:  # An unpaid bill is no matter of time.

@@ -93,7 +93,9 @@ class FastPath:
         """Return the request on the wire, or None when the reference path has to carry it."""
         provider, _, model = str(arguments.kwargs["model"]).partition("/")
         translation = self._translations.get(provider)
-        if translation is None or not self._is_chat_model(arguments):
+        # LiteLLM calls some models through another API of their provider.
+        mode = self._model_cost.get(str(arguments.kwargs["model"]), {}).get("mode", "chat")
+        if translation is None or mode != "chat":
             return None
         try:
             return self._prepare_request(translation, model, arguments)
@@ -110,16 +112,11 @@ class FastPath:
         if not carries(translation, arguments.kwargs):
             return None
         prepared = translation.prepare(model, arguments.own_kwargs())
-        if not _is_plain(prepared.url):
+        if _PLAIN_URL.fullmatch(prepared.url) is None or "/." in prepared.url:
             return None
         if kind is not None:
             self._forms.learn(kind, arguments, translation, prepared)
         return prepared
-
-    def _is_chat_model(self, arguments: CallArguments) -> bool:
-        """LiteLLM calls some models through another API of their provider."""
-        entry = self._model_cost.get(str(arguments.kwargs["model"]), {})
-        return bool(entry.get("mode", "chat") == "chat")
 
     async def complete(self, prepared: PreparedRequest, exchange: Exchange) -> Any:
         """Send it, and read the answer into LiteLLM's `ModelResponse`.
@@ -151,12 +148,8 @@ class FastPath:
         return translation.read(prepared, answer)
 
 
-def _is_plain(url: str) -> bool:
-    return _PLAIN_URL.fullmatch(url) is not None and "/." not in url
-
-
 def _credentials(url: str) -> Mapping[str, str]:
-    """User and password in an address, as the header that they are meant to become."""
+    """Return user and password in an address as the header that they become."""
     if "@" not in url:
         return {}
     parts = urlsplit(url)

@@ -66,7 +66,9 @@ class Prices:
         units = self._units(model, str(completion.model)).usd if _is_plain(reply, headers) else None
         if units is None or completion.usage.prompt_tokens > PLAIN_TOKENS:
             return None
-        return _sum(units, *_counts(completion.usage))
+        usage = completion.usage
+        reasoning = getattr(usage.completion_tokens_details, "reasoning_tokens", None) or 0
+        return _sum(units, usage.prompt_tokens, usage.completion_tokens - reasoning, reasoning)
 
     def _units(self, model: str, served: str) -> _Units:
         listed = tuple(
@@ -100,11 +102,6 @@ class Prices:
 def _sum(units: tuple[float, float, float], prompt: int, text: int, reasoning: int) -> float:
     # In LiteLLM's order of additions: floating-point sums differ in the last digit otherwise.
     return float(prompt) * units[0] + (float(text) * units[1] + float(reasoning) * units[2])
-
-
-def _counts(usage: Any) -> tuple[int, int, int]:
-    reasoning = getattr(usage.completion_tokens_details, "reasoning_tokens", None) or 0
-    return usage.prompt_tokens, usage.completion_tokens - reasoning, reasoning
 
 
 def _is_plain(reply: Mapping[str, Any], headers: Mapping[str, str]) -> bool:

@@ -7,7 +7,7 @@ of a kind is translated once more with marks in place of its texts; the texts of
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -66,7 +66,7 @@ class _RequestTemplate:
     entries: Entries
 
     def fill(self, arguments: Mapping[str, Any], translation: Translation) -> PreparedRequest:
-        texts = _texts(arguments, translation)
+        texts = [translation.encoder.encode(message["content"]).encode() for message in arguments["messages"]]
         body = b"".join(piece if isinstance(piece, bytes) else texts[piece] for piece in self.pieces)
         made = self.prepared
         # Field by field, because `replace` takes longer than the rest of this function.
@@ -146,7 +146,3 @@ def _outline(marked: bytes) -> Outline | None:
 def get_model_name(arguments: CallArguments) -> str:
     """Return the model's name at its provider."""
     return str(arguments.kwargs["model"]).partition("/")[2]
-
-
-def _texts(arguments: Mapping[str, Any], translation: Translation) -> Sequence[bytes]:
-    return [translation.encoder.encode(message["content"]).encode() for message in arguments["messages"]]
