@@ -1,4 +1,4 @@
-"""The words for results: statuses, keys, and what one call of `evaluate` did."""
+"""Statuses and keys of results, and the work of one call of `evaluate`."""
 
 from __future__ import annotations
 
@@ -99,12 +99,12 @@ class Work:
     Attributes:
         reused: Results that were there already.
         rescored: Stored outputs that were scored again.
-        called: Samples asked now, replayed ones included.
+        called: Samples called now, replayed ones included.
         replayed: Of those, answered wholly from the store.
         sent: Requests sent to providers for samples.
         shared: Results that another process made meanwhile.
         warm_ups: Unmeasured requests before the samples, so that models were loaded.
-        edited: Samples whose target, group or metadata was edited since they were asked.
+        edited: Samples whose target, group or metadata was edited since they were called.
     """
 
     reused: int = 0

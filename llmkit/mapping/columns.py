@@ -128,7 +128,7 @@ def build_frame(rows: Rows, outcomes: Sequence[Outcome | None], columns: AnswerC
     for name, dtype in MAP_COLUMNS.items():
         arrays[name] = _repeat_values([getattr(each, name) for each in by_code], dtype, codes)
     frame = pd.DataFrame(arrays)
-    # Only the first row with a text was asked about; equal rows share its answer.
+    # Only the first row with a text was sent; equal rows share its answer.
     is_repeat = np.ones(len(codes), dtype=bool)
     is_repeat[np.frombuffer(rows.firsts, dtype=np.int64) if len(rows.firsts) else []] = False
     is_shared = is_repeat & (frame["status"] == SUCCEEDED).to_numpy(dtype=bool)

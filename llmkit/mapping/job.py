@@ -77,7 +77,7 @@ class MapJob:
         """Ask about every text that is open.
 
         A failure is an outcome. After three in a row that will not go away (key, model, configuration, quota) nothing
-        more is asked.
+        more is sent.
 
         Raises:
             LLMStoreError: Calls cannot be recorded any more.

@@ -1,4 +1,4 @@
-"""Rows of a column or a table, as the distinct texts to ask about."""
+"""Rows of a column or a table, as the distinct texts that are sent."""
 
 from __future__ import annotations
 
@@ -132,17 +132,14 @@ def _read_columns(data: Any) -> tuple[pd.Index[Any], dict[str, Any]]:
         if not names.is_unique:
             raise LLMBadRequest("Two columns of the frame have the same name; rename one of them")
         return data.index, {name: data.iloc[:, position].array for position, name in enumerate(names)}
-    if isinstance(data, str | bytes) or (not isinstance(data, pd.Series | pd.Index | Sequence) and not _is_array(data)):
+    is_array = getattr(data, "ndim", None) == 1 and hasattr(data, "__len__")
+    if isinstance(data, str | bytes) or (not isinstance(data, pd.Series | pd.Index | Sequence) and not is_array):
         raise LLMBadRequest(f"map takes a Series, a DataFrame or a list of values; got {type(data).__name__}")
     series = data if isinstance(data, pd.Series) else pd.Series(list(data), dtype="object")
     columns = {TEXT: series.array}
     if isinstance(series.name, str):
         columns.setdefault(series.name, series.array)
     return series.index, columns
-
-
-def _is_array(data: Any) -> bool:
-    return getattr(data, "ndim", None) == 1 and hasattr(data, "__len__")
 
 
 def _choose_only_column(columns: Mapping[str, Any]) -> str:

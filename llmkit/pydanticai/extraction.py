@@ -1,4 +1,4 @@
-"""Typed extraction: ask for a type, validate, ask again with what was wrong, within a budget."""
+"""Typed extraction: request a type, validate the answer, and reask with the validation errors."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class Extraction(Generic[T]):
 
     Attributes:
         value: An instance of the output type.
-        mode: How the shape was asked for: constrained by a schema, as a tool call, or in words.
+        mode: How the type was requested: constrained by a schema, as a tool call, or in the prompt.
         valid_first_try: Whether the raw first answer fitted as it was.
-        responses: Every model request, in order; `served_from` tells which of them cost something now.
+        responses: Every model request, in order; `served_from` shows which of them were paid for now.
         usage: Tokens of all of them.
         latency_ms: That of all of them together; stored ones count what they took originally.
         outcome: `first_try`; `repaired`, when the first answer fitted once fences, prose or a stray comma were gone;
-            `reasked`, when the model was asked again.
+            `reasked`, when the model had to answer again.
         schema_sha256: Hash of the output schema that the answering provider got; None when it got none. Two routes
-            that differ in it were asked different things.
+            that differ in it got different requests.
         answer_json: The JSON text that was validated: an object, with the value in `response` where the type is none.
         warnings: What the caller should know: parts of the schema that only validation enforces on the route that
             answered, and that an answer was repaired.
@@ -100,7 +100,7 @@ async def extract(  # noqa: PLR0913 - the fields of a request, all by name
         idempotency_key: Names this extraction; the number of each model request in it is appended.
         epoch: Number of the repeat in an evaluation.
         use_cache: Whether the content cache may answer.
-        reasks: How often the model is asked again with the validation errors.
+        reasks: How many times the model is called again with its validation errors.
 
     Raises:
         LLMInvalidOutput: No answer fitted the type; `raw_text`, `validation_errors` and `attempts` tell more.
@@ -113,12 +113,12 @@ async def extract(  # noqa: PLR0913 - the fields of a request, all by name
     earlier: LLMError | None = None
     own = constraints or LLMConstraints()
     strongest = task.probe(_MODES[0], route, own)
-    held = service.router.explain(strongest).candidates
-    if not held:
-        # Which of the weaker modes there is depends on the model, and no call has asked about it yet.
+    candidates = service.router.explain(strongest).candidates
+    if not candidates:
+        # The weaker modes depend on what the model supports, which no call has looked up yet.
         await service.discover(task.probe("tool", route, own))
-        held = service.router.explain(strongest).candidates
-    for mode, allowed in _modes(service, task, route, own, held):
+        candidates = service.router.explain(strongest).candidates
+    for mode, allowed in _modes(service, task, route, own, candidates):
         key = idempotency_key if earlier is None or idempotency_key is None else f"{idempotency_key}~{mode}"
         model = PydanticAiLiteLLMModel(service, route=route, constraints=allowed, idempotency_key=key, **request)  # type: ignore[arg-type]
         try:
@@ -163,14 +163,12 @@ def _modes(
         able = strongest if mode == _MODES[0] else service.router.explain(task.probe(mode, route, own)).candidates
         fresh = [candidate for candidate in able if candidate not in seen]
         if fresh:
-            yield mode, own if not seen else _only(own, fresh)
+            # The routes of stronger modes had their turn, so the others answer now.
+            providers = frozenset(candidate.provider for candidate in fresh)
+            yield mode, own.model_copy(update={"allowed_providers": providers}) if seen else own
         seen.update(fresh)
     if not seen:
-        yield "schema", own  # the service says why there is no route
-
-
-def _only(constraints: LLMConstraints, routes: Sequence[Route]) -> LLMConstraints:
-    return constraints.model_copy(update={"allowed_providers": frozenset(route.provider for route in routes)})
+        yield "schema", own  # the service raises with the reason for each route
 
 
 # --- one run ------------------------------------------------------------------------------------------------------
@@ -232,9 +230,12 @@ class _ExtractionTask(Generic[T]):
 
     def _invalid(self, responses: Sequence[LLMResponse], problems: tuple[str, ...]) -> LLMError:
         last = responses[-1] if responses else None
+        raw_text = last.text if last else ""
+        if last and not raw_text and last.tool_calls:
+            raw_text = last.tool_calls[0].arguments
         invalid = LLMInvalidOutput(
             f"No answer fitted {self.answer.name} in {len(responses)} tries: {problems[0]}",
-            raw_text=_raw(last) if last else "",
+            raw_text=raw_text,
             validation_errors=problems,
             provider=last.route.provider if last else None,
             model=last.route.model if last else None,
@@ -267,10 +268,6 @@ def _with_earlier(error: LLMError, earlier: Sequence[LLMResponse]) -> LLMError:
     return error
 
 
-def _raw(response: LLMResponse) -> str:
-    return response.text or (response.tool_calls[0].arguments if response.tool_calls else "")
-
-
 def _warnings(
     service: LLMService, model: PydanticAiLiteLLMModel, last: LLMResponse, *, is_repaired: bool
 ) -> tuple[str, ...]:
@@ -282,7 +279,7 @@ def _warnings(
         else []
     )
     if is_repaired:
-        warnings.append("The answer was not JSON as it stood and was repaired.")
+        warnings.append("The answer was not valid JSON and was repaired.")
     return tuple(warnings)
 
 

@@ -24,7 +24,7 @@ def extraction_prompt(
     instructions: str | None = None,
     attachments: Sequence[Attachment] = (),
 ) -> tuple[Message, ...]:
-    """Return the conversation that asks for an instance of a type.
+    """Return the conversation that requests an instance of a type.
 
     Args:
         output_type: A Pydantic model, or any type that Pydantic can validate.
@@ -35,21 +35,22 @@ def extraction_prompt(
         attachments: Images and documents to read, with the text.
 
     Raises:
-        LLMBadRequest: `output_type` is no type, an example is not a pair or not of the type, or a text is not a string.
+        LLMBadRequest: `output_type` is not a type, an example is not a pair or does not fit, or a text is not a string.
     """
     answer: OutputShape[Any] = OutputShape.of(output_type)
     text = _text("text", text, "; `map` reads a whole column")
     lead = _lead(answer.name, text, attachments) if instructions is None else _text("instructions", instructions)
-    shown = [Message(role="system", content=lead)] if lead else []
+    messages = [Message(role="system", content=lead)] if lead else []
     if not isinstance(examples, Iterable):
         raise LLMBadRequest(f"examples are a list of pairs of a text and its value; got {type(examples).__name__}")
     for number, example in enumerate(examples, start=1):
         if not isinstance(example, tuple | list) or len(example) != 2:
             raise LLMBadRequest(f"examples are pairs of a text and its value; number {number} is not")
         sample, value = example
-        shown += [_question(f"the text of example {number}", sample), _make_message(answer.write_json(value))]
+        question = _question(f"the text of example {number}", sample)
+        messages += [question, Message(role="assistant", content=answer.write_json(value))]
     question = _question("text", text) if text or not attachments else Message(role="user", content="JSON:")
-    return (*shown, question.model_copy(update={"attachments": tuple(attachments)}))
+    return (*messages, question.model_copy(update={"attachments": tuple(attachments)}))
 
 
 def _lead(name: str, text: str, attachments: Sequence[Attachment]) -> str:
@@ -61,10 +62,6 @@ def _lead(name: str, text: str, attachments: Sequence[Attachment]) -> str:
 
 def _question(name: str, text: Any) -> Message:
     return Message(role="user", content=_QUESTION.format(text=_text(name, text).strip()))
-
-
-def _make_message(json: str) -> Message:
-    return Message(role="assistant", content=json)
 
 
 def _text(name: str, text: Any, advice: str = "") -> str:

@@ -58,11 +58,12 @@ def as_messages(
     """Translate a Pydantic AI conversation; instructions follow the leading system messages.
 
     Raises:
-        LLMUnsupported: A part (an address, say), a file or a text that cannot be sent; the message names it.
+        LLMUnsupported: A part (such as a URL), a file or a text that cannot be sent; the message names it.
     """
     translated = with_instructions((ours for message in messages for ours in _one(message)), instructions)
     for message in translated:
-        _require_whole_characters(message)
+        if has_lone_surrogate(message.content):
+            raise LLMUnsupported(f"A {message.role} message contains half of a character (a lone surrogate)")
     return translated
 
 
@@ -83,15 +84,10 @@ def is_sent_as_it_is(conversation: Iterable[Message]) -> bool:
     for place, message in enumerate(conversation):
         if message.role == "tool" or (message.role == "system" and place) or message.tool_calls or message.attachments:
             return False
-        # A tag of the kind that Pydantic AI marks its own words with gets a note beside it.
+        # Pydantic AI marks its own sentences with tags, so the same tag in a text gets a note.
         if message.tool_call_id or message.tool_name or _MAY_HOLD_A_TAG.search(message.content):
             return False
     return True
-
-
-def _require_whole_characters(message: Message) -> None:
-    if has_lone_surrogate(message.content):
-        raise LLMUnsupported(f"A {message.role} message contains half of a character (a lone surrogate)")
 
 
 def _one(message: ModelMessage) -> Iterator[Message]:
@@ -187,7 +183,7 @@ def as_model_messages(messages: Sequence[Message]) -> list[ModelMessage]:
     """Translate a plain conversation of ours into a Pydantic AI history.
 
     Raises:
-        LLMUnsupported: A tool message, whose call the history would have to hold.
+        LLMUnsupported: A tool message: the history would have to contain its call.
     """
     history: list[ModelMessage] = []
     for message in messages:

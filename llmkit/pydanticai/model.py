@@ -130,7 +130,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
         responses: The answers so far, in order.
         schema: The output schema of the last request; None for text.
         remarks: Added to the metadata of every further request.
-        form: What Pydantic AI asked the last request with.
+        form: Settings and parameters of the last request of Pydantic AI.
         given: An answer that the next request gets without being sent.
     """
 
@@ -298,7 +298,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
             yield first  # the service says why there is no route
 
     async def annotate(self, run_id: str | None, **remarks: JsonValue) -> None:
-        """Add remarks to what the row of an answer says under `agent`. A write of its own: for what is rare.
+        """Add remarks under `agent` in the metadata of an answer's row. This is a separate write, for rare cases.
 
         Args:
             run_id: That of the answer, which is also the `provider_response_id` of Pydantic AI's; nothing happens for
@@ -319,7 +319,8 @@ class PydanticAiLiteLLMModel(Model[Any]):
     def _build_request(self, build_messages: MessageBuilder, step: int, prepared: _PreparedModel) -> LLMRequest:
         fields = {
             "messages": build_messages(prepared.parameters),
-            "idempotency_key": _step_key(self._idempotency_key, step),
+            # Each request of a run has its own key, made of the run's.
+            "idempotency_key": None if self._idempotency_key is None else _short(self._idempotency_key, f"#{step}"),
             "metadata": self._metadata(step, prepared.parameters.output_mode, prepared.schema),
         }
         try:
@@ -337,7 +338,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
 
 
 def _weaker(request: LLMRequest, mode: str, routes: Sequence[Route]) -> LLMRequest:
-    """Return the request for these routes only, under a key of its own: it is another than the one that failed."""
+    """Return the request for these routes only, with its own key, because it differs from the request that failed."""
     allowed = frozenset(route.provider for route in routes)
     key = request.idempotency_key
     changes = {
@@ -345,11 +346,6 @@ def _weaker(request: LLMRequest, mode: str, routes: Sequence[Route]) -> LLMReque
         "idempotency_key": None if key is None else _short(f"{key}~{mode}"),
     }
     return request.model_copy(update=changes)
-
-
-def _step_key(key: str | None, step: int) -> str | None:
-    """Return the run's key with the number of the request in it."""
-    return None if key is None else _short(key, f"#{step}")
 
 
 def _short(key: str, end: str = "") -> str:

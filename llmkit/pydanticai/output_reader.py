@@ -1,4 +1,4 @@
-"""Reading an answer: as it is, else repaired, else with words for the model about what was wrong."""
+"""Reads an answer: as it is, else repaired, else refused with a message for the model."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Reader(AbstractCapability[Any]):
     """Validates structured answers and repairs near-JSON; remembers how that went in the last run.
 
     `extract` has it built in; your own agent gets it by `Agent(..., capabilities=[Reader()])`. The row of an
-    answer that was repaired says so: `repaired` under `agent` in its metadata.
+    answer that was repaired has `repaired` under `agent` in its metadata.
 
     Attributes:
-        is_repaired: Whether the answer that fitted was not JSON as it stood.
+        is_repaired: Whether the answer that fitted was not valid JSON before it was repaired.
         problems: Problems of the last answer that did not fit, a line each, without its values.
         answer_json: The JSON text from which the output was validated; None before.
     """
@@ -52,7 +52,7 @@ class Reader(AbstractCapability[Any]):
         """Validate the answer.
 
         Raises:
-            ModelRetry: It does not fit; the message, which the model gets, says where.
+            ModelRetry: It does not fit; the message, which the model gets, lists the problems.
             LLMStoreError: It was repaired, and the database failed to note that.
         """
         text = output if isinstance(output, str) else None

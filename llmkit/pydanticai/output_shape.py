@@ -1,4 +1,4 @@
-"""An output type as the JSON object that stands for it on the wire."""
+"""An output type as the JSON object that represents it in requests and answers."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ def _answer(output_type: Any, _written: str) -> OutputShape[Any]:
 def _make_shape(output_type: Any) -> OutputShape[Any]:
     name = getattr(output_type, "__name__", None) or str(output_type)
     try:
-        if not _may_be_a_type(output_type):
+        # Pydantic takes a string for the name of a type that is still to come, and None for the type of None.
+        if output_type is None or isinstance(output_type, _VALUES):
             raise TypeError("a value")
         adapter = TypeAdapter(output_type)
         adapter.json_schema()
@@ -179,11 +180,6 @@ def _has_schema(hint: Any) -> bool:
     except Exception:  # noqa: BLE001 - see `_make_shape`
         return False
     return True
-
-
-def _may_be_a_type(output_type: Any) -> bool:
-    """Pydantic takes a string for the name of a type that is still to come, and None for its type."""
-    return output_type is not None and not isinstance(output_type, _VALUES)
 
 
 def _is_object(output_type: Any) -> bool:

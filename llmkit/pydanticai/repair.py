@@ -19,7 +19,7 @@ _MARKS = re.compile(r'[{}\[\]"]|\\.', re.DOTALL)
 
 
 def is_json(text: str) -> bool:
-    """Return whether the text is one JSON value as it stands."""
+    """Return whether the whole text is one JSON value."""
     try:
         from_json(text)
     except (ValueError, TypeError):  # a TypeError for half of a character
@@ -28,12 +28,10 @@ def is_json(text: str) -> bool:
 
 
 def mend_json(text: str) -> str | None:
-    """Return the one JSON object that the text holds, as strict JSON.
+    """Return the only JSON object in the text as strict JSON; None when there is none or more than one.
 
-    None when there is none, or which one is not clear.
-
-    An empty object among other words is none. One that breaks off is not completed, since what is missing would be
-    made up: the model is asked again. Takes time in proportion to the length of the text.
+    An empty object among other words does not count. One that breaks off is not completed, because the missing part
+    would be invented: the model is called again. Takes time in proportion to the length of the text.
     """
     objects = list(dict.fromkeys(_objects(text.encode(errors="replace").decode())))
     if len(objects) != 1:

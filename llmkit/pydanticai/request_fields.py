@@ -134,7 +134,7 @@ def _output_schema(output: OutputObjectDefinition) -> CanonicalSchema:
 
 
 def response_format(parameters: ModelRequestParameters, *, has_tools: bool) -> ResponseFormat | None:
-    """Return the shape asked of the text; none beside tools in prompted mode, where an answer may be a call."""
+    """Return the response format; None beside tools in prompted mode, where an answer may be a call."""
     output = parameters.output_object
     if parameters.output_mode == "native" and output is not None:
         return ResponseFormat(name=format_name(output.name), json_schema=output.json_schema)
@@ -177,7 +177,10 @@ def tools_and_choice(
         raise UserError(
             f"llmkit cannot carry tool_choice={wanted!r}; use 'auto', 'none', 'required' or a list of names"
         )
-    tools = tuple(_tool(tool) for tool in available.values())
+    tools = tuple(
+        ToolDefinition(name=tool.name, description=tool.description or "", parameters=tool.parameters_json_schema)
+        for tool in available.values()
+    )
     return tools, choice if tools else None
 
 
@@ -188,7 +191,3 @@ def _select_tools(available: Mapping[str, AgentToolDefinition], names: Sequence[
             f"tool_choice names unknown tools: {', '.join(unknown)}; known: {', '.join(available) or 'none'}"
         )
     return {name: available[name] for name in names}
-
-
-def _tool(tool: AgentToolDefinition) -> ToolDefinition:
-    return ToolDefinition(name=tool.name, description=tool.description or "", parameters=tool.parameters_json_schema)

@@ -1,7 +1,7 @@
 """One schema on the wire: a type's JSON Schema in the form that every provider takes, and what that form leaves out.
 
 The form: `type` on every node, `anyOf` for every union, `enum` for every constant, `$ref` alone in its node, properties
-in the order of the type (models write them in that order), `additionalProperties` always said, definitions under
+in the order of the type (models write them in that order), `additionalProperties` always present, definitions under
 `$defs` and only those in use, no titles, defaults or examples. What a decoder cannot enforce is left out of it, is
 listed, and is enforced by validation. The limits come from https://ai.google.dev/api/generate-content (field
 `responseJsonSchema`) and from llama.cpp's translation of schemas to grammars, which Ollama uses too.
@@ -29,7 +29,7 @@ MAX_REPETITIONS = 256
 
 _TYPES = ("string", "integer", "number", "boolean", "null", "array", "object")
 _FORMATS = frozenset({"date", "date-time", "time"})
-# What says nothing about which values are valid.
+# Keywords that do not restrict values.
 _ANNOTATIONS = frozenset(
     {
         "$comment",
@@ -165,11 +165,11 @@ class _Canonicaliser:
         self.used[name] = None
         self._note_rest(schema, {"$ref"}, path)
         bare = {"$ref": schema["$ref"]}
-        # Beside `$ref` nothing may stand.
+        # The Gemini API allows no other keyword beside `$ref`.
         return {"description": schema["description"], "anyOf": [bare]} if schema.get("description") else bare
 
     def _reaches(self, start: Any, target: str) -> bool:
-        """Return whether a value of this schema may hold a value of the definition."""
+        """Return whether a value of this schema may contain a value of the definition."""
         open_, seen = list(_references(start)), set[str]()
         while open_:
             name = self._name_of(open_.pop())
@@ -219,7 +219,8 @@ class _Canonicaliser:
         self._note_rest(schema, {"const", "enum", "type"}, path)
         groups: dict[str, list[Any]] = {}
         for value in values:
-            groups.setdefault(_json_type(value), []).append(value)
+            kind = next((name for fits, name in _PYTHON_TYPES if fits(value)), "array")
+            groups.setdefault(kind, []).append(value)
         return _union([self._group(kind, group, path) for kind, group in groups.items()], schema.get("description"))
 
     def _group(self, kind: str, values: list[Any], path: str) -> JsonSchema:
@@ -262,8 +263,10 @@ class _Canonicaliser:
             return {"format": name}
         self._note(path, "format")
         words = f"Format: {name}"
-        said = str(schema.get("description") or "")
-        return {"description": said if words in said else f"{said} ({words})" if said else words}
+        description = str(schema.get("description") or "")
+        if words in description:
+            return {"description": description}
+        return {"description": f"{description} ({words})" if description else words}
 
     def _sizes(self, schema: JsonSchema, keywords: Iterable[str], path: str) -> JsonSchema:
         shaped: JsonSchema = {}
@@ -380,10 +383,6 @@ _PYTHON_TYPES: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda value: isinstance(value, float), "number"),
     (lambda value: isinstance(value, Mapping), "object"),
 )
-
-
-def _json_type(value: Any) -> str:
-    return next((name for fits, name in _PYTHON_TYPES if fits(value)), "array")
 
 
 def _union(choices: list[JsonSchema], description: str | None) -> JsonSchema:

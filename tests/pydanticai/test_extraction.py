@@ -66,7 +66,7 @@ async def test_near_json_is_repaired_without_another_call(wire: Wire) -> None:
     found = await wire.extract(Label, "Great!")
     assert (found.value.label, found.outcome, found.valid_first_try) == ("positive", "repaired", False)
     assert len(wire.server.calls) == 1
-    assert found.responses[0].warnings == found.warnings == ("The answer was not JSON as it stood and was repaired.",)
+    assert found.responses[0].warnings == found.warnings == ("The answer was not valid JSON and was repaired.",)
 
 
 async def test_an_answer_that_does_not_fit_is_asked_again_with_what_was_wrong(wire: Wire) -> None:

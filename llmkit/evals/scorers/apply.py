@@ -84,7 +84,7 @@ async def _call(
         raise
     except BaseException as error:  # noqa: BLE001 (nothing is awaited here, so a CancelledError is the scorer's too)
         raise _to_exception(error) from None
-    # In a task, copies included: what it raises is then told apart from a cancellation of the evaluation.
+    # In its own task, copies included, so that a CancelledError of the scorer differs from one of the evaluation.
     return await _wait_within(limit_s, _call_slow(scorer, output, sample, context))
 
 

@@ -37,8 +37,8 @@ class Target:
     """A target by the names of its fields.
 
     Attributes:
-        values: Converted values; one that its field cannot hold stays as it is.
-        problems: Why a field cannot hold its value, by field name.
+        values: Converted values; a value that does not fit its field stays as it is.
+        problems: Reasons why values do not fit, by field name.
     """
 
     values: Mapping[str, Any]
@@ -90,14 +90,14 @@ def find_target(output_type: type[BaseModel], target: Target, path: str) -> Any:
 
 
 def find_problem(output_type: type[BaseModel], target: Target, path: str) -> str | None:
-    """Return why the field at a dotted path cannot hold the value of the target; None when it can."""
+    """Return why the value of a target does not fit the field at a dotted path; None when it does."""
     target, path = _descend(output_type, target, path)
     # What is left is a path into an object of several possible types, or of none.
     return None if "." in path else target.problems.get(path)
 
 
 def convert_value(output_type: type[BaseModel], name: str, value: Any) -> Any:
-    """Return a value as a field converts it; as it is where the field cannot hold it, or there is none."""
+    """Return a value as a field converts it, or unchanged where it does not fit or there is no such field."""
     return _convert(output_type, {name: value}).values.get(name, value)
 
 
@@ -136,7 +136,8 @@ def _convert(model: type[BaseModel], given: dict[str, Any]) -> Target:
     values: dict[str, Any]
     problems: dict[str, str] = {}
     try:
-        whole = model.model_validate_json(_to_json(model, given), by_alias=True, by_name=True)
+        text = json.dumps(given[ROOT] if issubclass(model, RootModel) else given)
+        whole = model.model_validate_json(text, by_alias=True, by_name=True)
         values = {name: getattr(whole, name) for name in whole.model_fields_set if name in model.model_fields}
     except Exception:  # noqa: BLE001 (a validator may raise anything; a target may lack fields that an answer needs)
         values, problems = _convert_each(model, given)
@@ -148,12 +149,8 @@ def _convert(model: type[BaseModel], given: dict[str, Any]) -> Target:
     return Target({**others, **values}, problems)
 
 
-def _to_json(model: type[BaseModel], given: dict[str, Any]) -> str:
-    return json.dumps(given[ROOT] if issubclass(model, RootModel) else given)
-
-
 def _convert_each(model: type[BaseModel], given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Convert the values of some fields; those that a field cannot hold are kept, with the reason."""
+    """Convert the values of some fields; a value that does not fit is kept, with the reason."""
     problems: dict[str, str] = {}
     text = json.dumps(given)
     while True:

@@ -150,7 +150,7 @@ def _list_own_names(schema: Mapping[str, Any], instance: dict[str, Any]) -> set[
 
 
 def _list_evaluated(look_up: Any, validator: Any, schema: Any, instance: dict[str, Any]) -> set[str]:
-    """Return the properties that a schema, or one that applies to the same object and is met, says something about.
+    """Return the properties that a schema covers, or one that applies to the same object and is met.
 
     Source: JSON Schema 2020-12, "A Vocabulary for Unevaluated Locations", section 11.3.
     """

@@ -128,7 +128,7 @@ class _NumericTolerance(SingleField):
     relative: float = 0.0
 
     def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
-        """See `Options`. A number that the field cannot hold, such as 2.5 for a whole one, can be compared."""
+        """See `Options`. A number that does not fit the field, such as 2.5 for an integer, can be compared."""
         wanted = self.find_wanted(output_type, sample)
         try:
             to_number(0 if wanted is None else wanted)
@@ -172,7 +172,7 @@ class _DateTolerance(SingleField):
 @dataclass(frozen=True, slots=True)
 class _SetF1(SingleField):
     def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
-        """See `Options`. None stands for an empty collection."""
+        """See `Options`. None counts as an empty collection."""
         if self.find_wanted(output_type, sample) is not None:
             _check_fields(output_type, sample, (self.get_path(output_type),))
 
@@ -189,7 +189,7 @@ class _RankedList(SingleField):
     k: int = 10
 
     def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
-        """See `Options`. An object is a relevance for each item, which the field need not hold."""
+        """See `Options`. An object gives a relevance for each item, so it does not have the type of the field."""
         if isinstance(self.find_wanted(output_type, sample), list):
             _check_fields(output_type, sample, (self.get_path(output_type),))
 
@@ -214,7 +214,7 @@ class _RankedList(SingleField):
 
 
 def _check_fields(output_type: type[BaseModel], sample: Sample, paths: Sequence[str] | None) -> None:
-    """Refuse a value that its field cannot hold; of a path into an object, only the value at its end counts.
+    """Refuse a value that does not fit its field; of a path into an object, only the value at its end counts.
 
     Args:
         output_type: The type of the answers.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from functools import reduce
@@ -103,7 +103,7 @@ class _Builder:
 
     def _make_type(self, schema: Schema, place: Place, name: str) -> Any:
         if "type" not in schema and "properties" not in schema:
-            # Without a type, the message is to name what stands in its place, such as oneOf.
+            # Without a type, the message names the keyword used instead, such as oneOf.
             _only(schema, place, set().union(*KEYWORDS.values()))
         kind = schema.get("type", "object" if "properties" in schema else None)
         if not isinstance(kind, str) or kind not in KEYWORDS:
@@ -209,15 +209,12 @@ def _apply_limits(kind: Any, schema: Schema) -> Any:
 
 
 def _only(schema: Schema, place: Place, known: set[str]) -> None:
-    for word in _unknown(schema, known):
-        raise SchemaProblem(f"the keyword {word!r} cannot be enforced here", (*place, word))
-
-
-def _unknown(schema: Schema, known: set[str]) -> Iterator[str]:
-    return (word for word in schema if word not in known and word not in REMARKS)
+    for word in schema:
+        if word not in known and word not in REMARKS:
+            raise SchemaProblem(f"the keyword {word!r} cannot be enforced here", (*place, word))
 
 
 def _check_list(value: Any, place: Place, least: int = 1) -> list[Any]:
     if not isinstance(value, list) or len(value) < least:
-        raise SchemaProblem("here stands a list that is not empty" if least else "here stands a list", place)
+        raise SchemaProblem("must be a list that is not empty" if least else "must be a list", place)
     return value

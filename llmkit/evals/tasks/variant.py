@@ -51,7 +51,7 @@ class ResolvedVariant:
 
     Attributes:
         constraints: A pinned route never falls back: the score would be another model's.
-        planned: Who should answer: the pinned route, or the first candidate of the policy.
+        planned: The route that should answer: the pinned one, or the first candidate of the policy.
     """
 
     label: str
@@ -78,12 +78,12 @@ class ResolvedVariant:
         return self.sent(self.content(sample))
 
     def digest(self, content: Content) -> str:
-        """Short hash of everything that is sent for a sample of this content, to notice that it changed."""
+        """Return a short hash of everything that is sent for a sample of this content, to detect changes."""
         target = str(self.route) if self.route else f"{POLICY_PREFIX}{self.policy}"
         return hash_variant(target, content, self.parameters, self.system)
 
     def parameters_of(self, epoch: int) -> dict[str, Any]:
-        """Parameters of one repeat: a seed moves on by one, or all repeats would be the same."""
+        """Return the parameters of one repeat. A seed grows by one with each, or all repeats would be the same."""
         parameters = dict(self.parameters)
         if parameters.get("seed") is not None:
             parameters["seed"] += epoch
@@ -91,19 +91,19 @@ class ResolvedVariant:
 
 
 def hash_variant(target: str, content: Content, parameters: Mapping[str, Any], system: str | None = None) -> str:
-    """Short hash of who is asked what, and how."""
+    """Return a short hash of target, messages and parameters."""
     # As the messages would be written, without making them.
-    turns = [_turn("user", content)] if isinstance(content, str) else [_encode_message(message) for message in content]
-    said = turns if system is None else [_turn("system", system), *turns]
-    return sha256_of([target, said, dict(parameters)])[:DIGEST_LENGTH]
+    if isinstance(content, str):
+        messages = [_turn("user", content)]
+    else:
+        messages = [message.model_dump(mode="json", exclude_defaults=True) for message in content]
+    if system is not None:
+        messages.insert(0, _turn("system", system))
+    return sha256_of([target, messages, dict(parameters)])[:DIGEST_LENGTH]
 
 
 def _turn(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content} if content else {"role": role}
-
-
-def _encode_message(message: Message) -> dict[str, Any]:
-    return message.model_dump(mode="json", exclude_defaults=True)
 
 
 def resolve_variants(
@@ -114,7 +114,7 @@ def resolve_variants(
     parameters: Mapping[str, Any],
     policies: Mapping[str, LLMService],
 ) -> tuple[ResolvedVariant, ...]:
-    """Resolve what is to be compared. Sends nothing.
+    """Resolve the variants to compare. Sends nothing.
 
     Raises:
         LLMEvaluationError: There is none, one is unknown, or two have one label.

@@ -112,9 +112,7 @@ def _lines(node: yaml.Node, place: Place, seen: set[int] | None = None) -> Itera
         keys: set[str] = set()
         for key, value in node.value:
             if key.value in keys:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} stands here twice", problem_mark=key.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} appears twice", problem_mark=key.start_mark)
             keys.add(key.value)
             yield from _lines(value, (*place, key.value), seen)
             yield (*place, key.value), key.start_mark.line + 1

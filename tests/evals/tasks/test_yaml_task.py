@@ -96,7 +96,7 @@ def test_a_schema_may_stand_in_a_file_beside_it(tmp_path):
         ("absolute: 0.01", "absolute: 0", "task.yaml:22: scorers.2: numeric_tolerance needs"),
         ("set_f1: tags", "set_f1: tag", "has no field 'tag'"),
         ("temperature: 0", "temprature: 0", "Unknown parameter temprature"),
-        ("system:", "name:", "task.yaml:4: not YAML: the key 'name' stands here twice"),
+        ("system:", "name:", "task.yaml:4: not YAML: the key 'name' appears twice"),
         ("name: invoices", "name: *x", "task.yaml:1: not YAML: found undefined alias"),
         ("name: invoices", "name: 'x", "not YAML"),
         (
