@@ -92,4 +92,4 @@ lock: | $(BIN)/uv ## resolve the requirement files, with hashes and without inde
 	bash scripts/lock.sh
 
 clean: ## remove what the targets made in this folder
-	rm -rf $(VENV) dist build docs/_build docs/reference docs/tutorials docs/settings.md docs/llms.txt .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-3.* dist build docs/_build docs/reference docs/tutorials docs/settings.md docs/llms.txt .pytest_cache .mypy_cache .ruff_cache .hypothesis
