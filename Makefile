@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.run
 DEV_STAMP := $(VENV)/.dev
-# Start processes, kernels, PostgreSQL or load for long.
+# Start processes, kernels, PostgreSQL or load for long. Single slow tests are marked; the CPU time of one run is about three minutes.
 QUICK = --ignore tests/integration --ignore tests/notebook/test_kernel.py --ignore tests/test_notebooks.py --ignore tests/typing --ignore tests/cli
 # What tests write stays in memory where there is room: each commit would wait for the disk (measured: 7 ms against 0.006),
 # and processes are killed in tests, never the machine.

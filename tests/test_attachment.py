@@ -72,7 +72,8 @@ def test_a_file_is_named_in_its_error_and_a_huge_one_is_not_read(tmp_path: Path)
         Attachment.of(tmp_path / "missing.png")
 
 
-def test_bytes_that_are_not_what_they_are_called_are_refused_without_being_shown() -> None:
+def test_mislabelled_bytes_are_refused() -> None:
+    """Bytes that are not of the kind of their name are refused, and the error does not show them."""
     with pytest.raises(ValidationError, match="no image/jpeg, but image/png") as caught:
         Attachment(media_type="image/jpeg", data=png())
     assert "IHDR" not in str(caught.value)
@@ -117,7 +118,8 @@ def test_the_attachments_of_all_messages_together_are_limited() -> None:
 # --- hash, preview, size ------------------------------------------------------------------------------------------
 
 
-def test_the_hash_with_an_attachment_has_a_golden_value_and_without_one_is_as_it_was() -> None:
+def test_attachment_hash_is_golden() -> None:
+    """The hash with an attachment has a golden value, and without one it is that of earlier versions."""
     jpeg = hashlib.sha256(JPEG).hexdigest()
     canonical = (
         f'{{"form":"llmkit-request-1","messages":[{{"attachments":[{{"media_type":"image/jpeg","sha256":"{jpeg}"}}],'
@@ -200,9 +202,8 @@ def test_what_is_attached_goes_to_gemini_and_the_plan_says_why(data: bytes, olla
         ("local/gemma-3-270m", PDF, "it cannot read documents"),
     ],
 )
-def test_a_pinned_route_takes_what_it_reads_and_refuses_the_rest_by_name(
-    route: str, data: bytes, said: str | None
-) -> None:
+def test_pinned_route_refuses_unreadable_files(route: str, data: bytes, said: str | None) -> None:
+    """It accepts the others; the error names the file."""
     request = looking(Attachment.of(data), route=route)
     plan = router().explain(request)
     assert [entry.excluded_because for entry in plan.entries] == [said]
@@ -211,7 +212,8 @@ def test_a_pinned_route_takes_what_it_reads_and_refuses_the_rest_by_name(
             router().select_provider(request)
 
 
-async def test_an_image_that_must_stay_on_this_machine_goes_nowhere_and_the_error_says_why() -> None:
+async def test_local_only_image_is_not_sent() -> None:
+    """An image that must stay on this machine is not sent if no local model reads it; the error gives the reason."""
     with pytest.raises(LLMNoRoute, match="whether it can see images depends on the model") as caught:
         await router().execute(looking(PNG, constraints=LLMConstraints(local_only=True)))
     assert "local_only, and gemini answers at" in str(caught.value)

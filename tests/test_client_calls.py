@@ -317,7 +317,8 @@ async def test_gemini_without_a_key_names_the_variable(make, gemini):
     assert (gemini.request_count, log.attempts) == (0, ())
 
 
-async def test_a_name_that_litellm_takes_for_another_model_is_unknown_to_gemini(make, gemini):
+async def test_ambiguous_model_name_is_unknown_to_gemini(make, gemini):
+    """LiteLLM would take the name for another model."""
     route, log = Route(provider=LLMProvider.GEMINI, model="responses/gemini-2.5-flash"), AttemptLog()
     with pytest.raises(LLMModelNotFound, match="Gemini has no model 'responses/"):
         await make(gemini_api_base=gemini.url, gemini_api_key="k").call(route, LLMRequest(messages="Hi"), log)

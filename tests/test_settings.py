@@ -72,7 +72,8 @@ def test_several_bad_values_are_one_error(monkeypatch: pytest.MonkeyPatch) -> No
         ("zzz", r"zzz\. Known settings: .*ollama_model,"),
     ],
 )
-def test_an_unknown_setting_is_refused_with_the_one_that_was_meant_or_all_known_ones(name: str, said: str) -> None:
+def test_unknown_setting_names_the_known_ones(name: str, said: str) -> None:
+    """The error names the setting that was probably meant, or all of them."""
     with pytest.raises(LLMConfigurationError, match=said):
         load_settings(**{name: "x"})
 
@@ -95,7 +96,8 @@ def test_a_key_of_blanks_is_none() -> None:
     assert load_settings(gemini_api_key=" \n").gemini_api_key is None
 
 
-def test_the_plain_gemini_key_is_taken_only_when_the_prefixed_one_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefixed_gemini_key_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`GEMINI_API_KEY` is used only if `LLM_GEMINI_API_KEY` is not set."""
     monkeypatch.setenv("GEMINI_API_KEY", "plain")
     assert load_settings().gemini_api_key.get_secret_value() == "plain"
     monkeypatch.setenv("LLM_GEMINI_API_KEY", "prefixed")

@@ -377,6 +377,7 @@ SEEN: dict[str, Kind] = {
 }
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=12)
 @given(
     st.lists(

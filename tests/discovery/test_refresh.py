@@ -44,7 +44,8 @@ def values(facts: ModelFacts) -> dict[str, object]:
     return {name: fact.value for name, fact in facts}
 
 
-async def test_tools_images_context_and_digest_are_taken_over_as_reported(server: OllamaServer) -> None:
+async def test_reported_facts_are_used(server: OllamaServer) -> None:
+    """Tools, images, context and digest."""
     book = FactBook()
     await discovery(server.url, book).discover([ROUTE])
     known = book.of(ROUTE)
@@ -93,7 +94,8 @@ async def test_a_look_in_vain_is_repeated_after_ten_seconds(server: OllamaServer
     assert book.of(ROUTE).tools is not None
 
 
-async def test_what_was_known_stands_while_the_server_is_down_and_goes_with_the_model(server: OllamaServer) -> None:
+async def test_facts_survive_an_outage(server: OllamaServer) -> None:
+    """Known facts stay while the server is down, and end with the model."""
     book, clock = FactBook(), Clock()
     subject = discovery(server.url, book, clock)
     await subject.discover([ROUTE])
@@ -142,7 +144,8 @@ async def test_only_ollama_is_asked(server: OllamaServer) -> None:
     assert server.request_count == 0
 
 
-async def test_who_stops_waiting_does_not_end_the_question_for_the_others(server: OllamaServer) -> None:
+async def test_cancelled_caller_does_not_end_discovery(server: OllamaServer) -> None:
+    """Other callers wait for the same question."""
     book = FactBook()
     subject = discovery(server.url, book)
     impatient = asyncio.create_task(subject.discover([ROUTE]))
@@ -154,9 +157,10 @@ async def test_who_stops_waiting_does_not_end_the_question_for_the_others(server
     assert server.request_count == 2
 
 
-async def test_a_redirect_is_not_followed_and_a_password_goes_to_its_own_server_only(
+async def test_discovery_sends_a_password_to_its_server_only(
     server: OllamaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Redirects are not followed."""
     monkeypatch.setenv("OLLAMA_API_KEY", "canary")
     book = FactBook()
     with OllamaServer() as redirecting:

@@ -34,7 +34,8 @@ def test_line_breaks_and_tabs_stay() -> None:
     assert escape_controls("a\r\nb\tc\x1b[0m\u202e שלום") == "a\nb\tc\\x1b[0m\\u202e שלום"
 
 
-def test_answers_and_conversations_are_escaped_in_an_ipython_terminal(session_url: str) -> None:
+def test_ipython_terminal_output_is_escaped(session_url: str) -> None:
+    """Answers and conversations."""
     with Session("w", ollama_api_base=session_url) as session:
         answer = session.chat("Hi")
         talk = session.conversation()

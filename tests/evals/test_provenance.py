@@ -70,7 +70,8 @@ def test_settings_are_told_without_keys_and_addresses(tmp_path: Path):
     assert not [word for word in ("canary", "http", str(tmp_path)) if word in json.dumps(found)]
 
 
-async def test_facts_stay_those_of_the_process_that_began_the_run_and_go_with_an_export(tmp_path: Path):
+async def test_provenance_is_of_the_first_process(tmp_path: Path):
+    """Facts are those of the process that began the run, and an export includes them."""
     store = MemoryStore()
     first = await run(store=store)
     then = replace(first.run, spec={**first.run.spec, "made_with": {"python": "3.0"}})

@@ -50,7 +50,7 @@ def test_the_wheel_holds_migrations_and_the_typing_marker(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_alone_in_an_empty_environment_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+def test_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     """The environment holds our locked dependencies by link, and llmkit from the wheel only."""
     environment = tmp_path / "environment"
     _run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=tmp_path)

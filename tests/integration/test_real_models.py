@@ -97,9 +97,8 @@ def test_doctor_tells_what_ollama_list_and_ollama_show_tell(real_ollama: RealOll
 
 
 @pytest.mark.ollama
-def test_a_real_ollama_holds_its_model_to_a_schema_and_the_digest_goes_on_record(
-    on_ollama: Session, real_ollama: RealOllama
-) -> None:
+def test_real_ollama_enforces_schemas(on_ollama: Session, real_ollama: RealOllama) -> None:
+    """The digest of the model is recorded."""
     facts = on_ollama.probe(f"ollama/{real_ollama.model}")
     assert facts.json_schema is not None
     assert (facts.json_schema.value, facts.json_schema.source) == (True, "probed")
@@ -109,9 +108,8 @@ def test_a_real_ollama_holds_its_model_to_a_schema_and_the_digest_goes_on_record
 
 
 @pytest.mark.ollama
-def test_tools_on_a_real_model_without_them_are_refused_before_they_are_sent(
-    on_ollama: Session, real_ollama: RealOllama
-) -> None:
+def test_real_model_without_tools_is_refused(on_ollama: Session, real_ollama: RealOllama) -> None:
+    """Nothing is sent."""
     tool = ToolDefinition(name="now")
     with pytest.raises(LLMUnsupported, match=r"cannot call tools \(reported\)") as caught:
         on_ollama.chat("What time is it?", route=f"ollama/{real_ollama.model}", tools=(tool,))
@@ -120,9 +118,8 @@ def test_tools_on_a_real_model_without_them_are_refused_before_they_are_sent(
 
 @pytest.mark.ollama
 @pytest.mark.slow
-def test_a_model_made_anew_under_its_name_in_the_middle_of_a_run_is_flagged(
-    own_ollama: RealOllama, tmp_path: Path
-) -> None:
+def test_rebuilt_real_model_is_flagged(own_ollama: RealOllama, tmp_path: Path) -> None:
+    """The model is rebuilt under its name in the middle of a run."""
     route = f"ollama/{own_ollama.model}"
     modelfile = tmp_path / "Modelfile"
     modelfile.write_text(f"FROM {own_ollama.model}\nPARAMETER seed 7\n", encoding="utf-8")
@@ -163,7 +160,8 @@ def test_a_prompt_beyond_a_real_models_own_window_is_refused(on_ollama: Session,
 
 @pytest.mark.ollama
 @pytest.mark.slow
-def test_a_killed_ollama_is_one_clear_error_and_a_restarted_one_is_used_again(own_ollama: RealOllama) -> None:
+def test_killed_ollama_is_one_error(own_ollama: RealOllama) -> None:
+    """A restarted Ollama is used again."""
     route = f"ollama/{own_ollama.model}"
     with Session("real", ollama_api_base=own_ollama.url, max_retries=0, cache_enabled=False) as session:
         session.chat(SHOTS, route=route, max_output_tokens=1)
@@ -195,7 +193,8 @@ def test_a_small_evaluation_on_the_embedded_model(on_local: Session) -> None:
 @pytest.mark.ollama
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_an_ollama_that_is_killed_in_the_middle_of_a_comparison_costs_only_the_wait(own_ollama: RealOllama) -> None:
+def test_killed_ollama_costs_only_the_wait(own_ollama: RealOllama) -> None:
+    """Ollama is killed in the middle of a comparison and started again."""
     routes = ["local/gemma-3-270m", f"ollama/{own_ollama.model}"]
     (task,) = load_tasks(TASK)
     killed = []

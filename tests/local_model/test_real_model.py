@@ -78,7 +78,8 @@ def post(endpoint: Endpoint, messages: list[dict[str, str]], key: str | None = N
 
 
 @pytest.mark.parametrize("prompt", [one_message, a_conversation])
-def test_few_shot_examples_work_in_one_message_and_as_a_conversation(endpoint: Endpoint, prompt: Any) -> None:
+def test_few_shot_examples_in_both_forms(endpoint: Endpoint, prompt: Any) -> None:
+    """In one message and as a conversation."""
     reviews = {"The best meal of my life.": "positive", "It arrived damaged.": "negative"}
     for review, expected in reviews.items():
         reply = post(endpoint, prompt(review), max_tokens=4, stop=["\n"])

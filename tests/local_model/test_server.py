@@ -70,7 +70,8 @@ async def test_other_settings_get_a_child_of_their_own() -> None:
     await large.close()
 
 
-def test_many_threads_with_event_loops_of_their_own_start_one_child() -> None:
+def test_many_threads_start_one_child() -> None:
+    """Each thread has its own event loop."""
     found = []
     threads = [
         threading.Thread(target=lambda: found.append(asyncio.run(new_server().ensure_running()))) for _ in range(8)
@@ -109,7 +110,8 @@ async def test_the_key_and_the_users_keys_cannot_be_seen_from_outside(monkeypatc
     await server.close()
 
 
-async def test_a_caller_who_gives_up_does_not_take_the_start_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelled_caller_does_not_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other callers wait for the same start."""
     monkeypatch.setenv("FAKE_LOADING_S", "0.3")
     server = new_server()
     impatient, patient = (asyncio.create_task(server.ensure_running()) for _ in range(2))
@@ -145,9 +147,10 @@ async def test_the_event_loop_goes_on_while_it_starts(monkeypatch: pytest.Monkey
     await server.close()
 
 
-async def test_a_failed_start_shows_the_log_without_the_key_and_can_be_repeated(
+async def test_failed_start_shows_the_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Without the key; the start can be repeated."""
     monkeypatch.setenv("FAKE_RUNTIME", "refuse")
     server, other = new_server(), new_server()
     failures = await asyncio.gather(server.ensure_running(), other.ensure_running(), return_exceptions=True)
@@ -235,7 +238,8 @@ assert asyncio.run(server.ensure_running()) == endpoint
 """
 
 
-def test_a_forked_process_starts_its_own_and_leaves_its_parents_alone() -> None:
+def test_forked_process_starts_its_own_child() -> None:
+    """It leaves its parent's child alone."""
     script = user_script("import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n" + FORKING)
     out, err = finish(script)
     assert (script.returncode, err) == (0, "")

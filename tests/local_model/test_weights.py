@@ -68,7 +68,8 @@ def no_hashing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashlib, "file_digest", refuse)
 
 
-def test_one_embedded_model_is_known_and_the_provider_knows_the_same() -> None:
+def test_provider_declares_the_local_model() -> None:
+    """There is exactly one."""
     assert list_model_names() == tuple(LOCAL_MODELS) == ("gemma-3-270m",)
     assert has_model("gemma-3-270m")
     assert not has_model("gemma-9")
@@ -166,7 +167,8 @@ def test_the_cache_is_in_the_home_folder_unless_told_otherwise(
 
 
 @pytest.mark.usefixtures("package")
-def test_a_cache_that_cannot_be_written_is_replaced_by_a_private_temporary_folder(cache: Path, tmp_path: Path) -> None:
+def test_unwritable_cache_becomes_a_temporary_folder(cache: Path, tmp_path: Path) -> None:
+    """The temporary folder is private."""
     (tmp_path / "cache").write_text("a file where a folder should be")
     path = ensure_weights(MODEL)
     assert path.parent == tmp_path / f"llmkit-{os.getuid()}"

@@ -38,6 +38,9 @@ def test_a_session_collected_inside_another_ones_transaction_stops_nothing(ollam
     done = run_script(
         """
 from llmkit.persistence.connections import SqliteWriter
+
+# Every test starts a process.
+pytestmark = pytest.mark.slow
 gc.disable()
 live, dropped = open_session(), open_session()
 live.chat("warm up")

@@ -140,7 +140,7 @@ class FullDisk(io.StringIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-async def test_an_export_that_cannot_be_written_is_not_blamed_on_the_database(home: JournalHome) -> None:
+async def test_unwritable_export_is_not_a_database_error(home: JournalHome) -> None:
     await finished(home)
     with pytest.raises(OSError, match="No space left"):
         export_workspace(home.journal.engine, home.journal.address, "lab", FullDisk())
@@ -190,9 +190,8 @@ async def test_compacting_gives_space_back(sqlite_url: str) -> None:
         await finished(home)
 
 
-async def test_a_file_that_is_read_as_it_was_before_is_not_called_compact(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_reader_of_the_old_file_prevents_compaction(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is read in its earlier state is not called compact."""
     monkeypatch.setattr(retention, "LOG_PATIENCE_S", 0.1)
     with JournalHome(sqlite_url) as home:
         await finished(home, request_preview="the secret of Zanzibar " * 50)
@@ -212,9 +211,8 @@ async def test_a_file_that_is_read_as_it_was_before_is_not_called_compact(
         assert b"Zanzibar" not in path.read_bytes()
 
 
-async def test_a_file_that_is_read_since_it_was_rebuilt_is_said_to_hold_nothing_but_its_size(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_reader_after_rebuild_keeps_only_the_size(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader since the rebuild keeps the size of the file, and the message says that nothing else is left."""
     monkeypatch.setattr(retention, "LOG_PATIENCE_S", 0.1)
     with JournalHome(sqlite_url) as home:
         await finished(home, request_preview="the secret of Zanzibar " * 50)
@@ -250,7 +248,7 @@ def _refuse_checkpoints(action: int, what: str | None, *_rest: str | None) -> in
     return sqlite3.SQLITE_DENY if refused else sqlite3.SQLITE_OK
 
 
-async def test_a_compaction_that_fails_leaves_a_connection_as_patient_as_it_was(sqlite_url: str) -> None:
+async def test_failed_compaction_restores_the_timeout(sqlite_url: str) -> None:
     with JournalHome(sqlite_url) as home:
         driver = _driver(home)
         before = driver.execute("PRAGMA busy_timeout").fetchone()

@@ -130,7 +130,8 @@ async def test_only_the_first_outcome_counts(repo: LLMRunRepo) -> None:
     assert (found.status, found.result_json) == (RunStatus.SUCCEEDED, '{"text": "hello"}')
 
 
-async def test_a_run_that_failed_before_it_was_sent_is_recorded_and_blocks_nobody(repo: LLMRunRepo) -> None:
+async def test_unsent_failure_blocks_no_key(repo: LLMRunRepo) -> None:
+    """A run that failed before it was sent is recorded."""
     holder, unsent = a_start(idempotency_key="k"), a_start(idempotency_key="k", flight_key="f")
     await repo.create_started(holder)
     await repo.record_unsent(unsent, a_failure(unsent.id))

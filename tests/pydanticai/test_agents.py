@@ -127,7 +127,7 @@ async def test_a_recursive_tool_parameter_arrives(wire: Wire) -> None:
 
 
 @pytest.mark.slow
-def test_an_agent_killed_in_its_second_step_goes_on_without_repeating_the_first(tmp_path: Path) -> None:
+def test_killed_agent_does_not_repeat_its_first_step(tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path / 'runs.db'}"
     first = Reply(tool_calls=[ToolCall("look_up", {"city": "Rome"})])
     with OllamaServer([first, Fault.hang(), Reply("It is sunny.")], models=["llama3.2"]) as server:

@@ -61,7 +61,8 @@ def looking(*sources: bytes, text: str = "Which colour?") -> tuple[Message, ...]
 # --- the wires ----------------------------------------------------------------------------------------------------
 
 
-async def test_every_byte_of_every_image_arrives_in_order_with_its_message(wire: Wire) -> None:
+async def test_image_bytes_arrive_in_order(wire: Wire) -> None:
+    """With their messages."""
     messages = (
         *looking(png(1), JPEG, text="First"),
         Message(role="assistant", content="Seen."),
@@ -122,7 +123,9 @@ def _read(part: dict[str, Any]) -> tuple[str, bytes] | str:
 # --- keys and the store -------------------------------------------------------------------------------------------
 
 
-async def test_the_same_image_is_replayed_and_another_under_its_key_is_a_conflict(wire: Wire) -> None:
+async def test_image_is_part_of_the_idempotency_key(wire: Wire) -> None:
+    """The same image is replayed; another under the same key is a conflict."""
+
     def asked(data: bytes) -> LLMRequest:
         return LLMRequest(messages=looking(data), route=wire.route, idempotency_key="k")
 
@@ -133,7 +136,8 @@ async def test_the_same_image_is_replayed_and_another_under_its_key_is_a_conflic
         await wire.service.chat(asked(png(2)), CONTEXT)
 
 
-def test_a_session_sends_images_and_files_and_stores_none_of_their_bytes(tmp_path: Path) -> None:
+def test_attachment_bytes_are_not_stored(tmp_path: Path) -> None:
+    """A session sends images and files."""
     photo, scan = tmp_path / "photo.png", tmp_path / "scan.pdf"
     photo.write_bytes(png(9, width=500))
     scan.write_bytes(PDF)
@@ -207,7 +211,8 @@ def test_a_session_extracts_from_images_with_or_without_a_text() -> None:
         ({"image": png()}, "image: unknown name"),
     ],
 )
-def test_what_cannot_be_attached_is_one_error_before_anything_is_sent(parameters: dict[str, Any], said: str) -> None:
+def test_bad_attachments_are_refused(parameters: dict[str, Any], said: str) -> None:
+    """With one error, before anything is sent."""
     with OllamaServer() as server, Session("w", ollama_api_base=server.url) as session:
         for ask in (session.chat, lambda text, **rest: session.extract(Label, text, **rest)):
             with pytest.raises(LLMBadRequest, match=said):
@@ -225,7 +230,8 @@ def test_a_route_without_eyes_is_refused_before_anything_is_sent() -> None:
     assert "whether it can see images depends on the model; pin it to try" in str(plan)
 
 
-def test_a_model_that_its_server_says_is_without_eyes_is_refused_before_anything_is_sent() -> None:
+def test_reported_text_model_refuses_images() -> None:
+    """A model that its server reports to be without vision is refused before anything is sent."""
     with (
         OllamaServer(models=["llama3.2"]) as server,
         Session("w", ollama_api_base=server.url, cache_enabled=False) as session,

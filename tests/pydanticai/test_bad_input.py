@@ -175,7 +175,8 @@ async def test_half_a_character_is_replaced_or_refused() -> None:
 
 
 @pytest.mark.parametrize("provider", ["ollama", "gemini"])
-async def test_over_http_a_bad_answer_is_asked_again_and_a_strange_one_is_taken(provider: str) -> None:
+async def test_bad_answers_over_http(provider: str) -> None:
+    """A bad answer is reasked, a strange one is accepted."""
     bad = {kind: text for kind, text in HOPELESS.items() if kind != "nothing but space"}
     async with opened_wire(provider) as wire:
         for kind, text in bad.items():

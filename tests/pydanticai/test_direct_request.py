@@ -138,9 +138,8 @@ TURNS = st.builds(
 
 
 @given(st.lists(TURNS, max_size=4), TEXTS)
-def test_a_conversation_that_is_sent_as_it_is_is_what_pydantic_ai_makes_of_it(
-    turns: list[Message], question: str
-) -> None:
+def test_direct_request_equals_pydantic_ais(turns: list[Message], question: str) -> None:
+    """A conversation that is sent unchanged is what Pydantic AI makes of it."""
     conversation = (*turns, Message(role="user", content=question))
     if is_sent_as_it_is(conversation):
         model = PydanticAiLiteLLMModel(scripted_service([])[0])

@@ -156,7 +156,8 @@ async def test_no_answer_may_be_an_answer() -> None:
     assert (await Agent(model, output_type=NativeOutput([Label, type(None)])).run("q")).output is None
 
 
-async def test_instructions_system_prompts_and_users_words_arrive_in_order() -> None:
+async def test_messages_arrive_in_order() -> None:
+    """Instructions, system prompts and user messages."""
     model, client = scripted(reply())
     agent = Agent(model, system_prompt="S", instructions="I")
 
@@ -350,9 +351,8 @@ def _plain() -> ModelRequestParameters:
         (LLMReasoningExhausted, OutputTokenLimitExceeded),
     ],
 )
-async def test_an_agents_user_gets_pydantic_ais_exception_and_ours_as_its_cause(
-    ours: type[Exception], theirs: type[Exception]
-) -> None:
+async def test_agents_raise_pydantic_ais_exceptions(ours: type[Exception], theirs: type[Exception]) -> None:
+    """Ours is the cause."""
     model, _ = scripted(ours("what happened"))
     with pytest.raises(theirs, match="what happened") as caught:
         await Agent(model).run("q")
@@ -489,7 +489,8 @@ def _native(tool: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_what_cannot_be_carried_is_refused_by_name_and_nothing_is_sent(name: str) -> None:
+async def test_unsupported_settings_are_refused(name: str) -> None:
+    """The error names the setting, and nothing is sent."""
     act, kind, said = REFUSED[name]
     model, client = scripted(reply())
     with pytest.raises(kind, match=said):

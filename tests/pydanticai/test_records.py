@@ -36,7 +36,8 @@ def session_for(server: OllamaServer) -> Session:
     return Session("w", ollama_api_base=server.url, cache_enabled=False, max_retries=0)
 
 
-def test_the_rows_of_an_extraction_say_step_mode_schema_and_why_it_was_asked_again() -> None:
+def test_rows_record_step_mode_and_schema() -> None:
+    """Rows of an extraction record step, mode, schema and the reason for a reask."""
     with OllamaServer(["no", '{"label": "good"}'], models=["llama3.2"]) as server, session_for(server) as session:
         assert session.extract(Label, "x", route=ROUTE, idempotency_key="k", pipeline_run_id="p").label == "good"
         runs = session.runs().sort_values("created_at_utc")
@@ -69,7 +70,8 @@ def told(rows: list[dict[str, object]]) -> str:
 
 
 @pytest.mark.parametrize("outcome", ANSWERS)
-def test_the_rows_alone_tell_the_outcome_of_an_extraction_and_of_its_replay(outcome: str) -> None:
+def test_rows_record_the_outcome(outcome: str) -> None:
+    """The rows alone show the outcome of an extraction and of its replay."""
     with OllamaServer(ANSWERS[outcome], models=["llama3.2"]) as server, session_for(server) as session:
         for again in ("first", "again"):
             try:

@@ -52,7 +52,8 @@ def test_the_canonical_schema_is_as_it_was(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_a_canonical_schema_is_a_fixed_point_and_its_values_are_of_the_type(name: str) -> None:
+def test_canonical_schema_is_a_fixed_point(name: str) -> None:
+    """Its values are of the type."""
     schema = _canonical(TYPES[name]).json_schema
     assert canonical(schema).json_schema == schema
     assert schema["type"] == "object"
@@ -97,7 +98,7 @@ def _received(server: OllamaServer | GeminiServer) -> Any:
     return config.get("responseJsonSchema") or config["response_json_schema"]
 
 
-def test_the_hash_does_not_depend_on_which_type_was_asked_for_first() -> None:
+def test_schema_hash_does_not_depend_on_order() -> None:
     assert _canonical(int | str).json_schema != _canonical(str | int).json_schema
     assert _canonical(int | str).sha256 == sha256_of(_canonical(int | str).json_schema)
 

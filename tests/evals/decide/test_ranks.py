@@ -33,6 +33,7 @@ def test_less_is_better():
     assert frame.loc["b", "p_best"] == 1.0
 
 
+@pytest.mark.slow
 def test_rank_intervals_hold_for_nearly_equal_variants():
     """Of 100 studies of four equal variants, few may claim an order."""
     rng, claims = np.random.default_rng(2), 0

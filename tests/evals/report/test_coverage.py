@@ -91,7 +91,8 @@ async def test_epochs_count_as_often_as_they_run():
     assert report.coverage[A].text == "90 of 120 samples and epochs, 30 not run"
 
 
-async def test_a_run_of_an_early_version_without_a_sample_count_is_not_called_partial():
+async def test_run_without_sample_count_is_not_partial():
+    """Early versions stored no sample count."""
     report = await stopped()
     spec = {name: value for name, value in report.run.spec.items() if name != "samples"}
     assert not replace(report, run=replace(report.run, spec=spec)).coverage[A].is_partial

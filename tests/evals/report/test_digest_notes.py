@@ -33,7 +33,8 @@ class Answer(BaseModel):
     text: str
 
 
-def test_a_model_made_anew_between_two_parts_of_a_run_is_in_the_notes_of_the_report(tmp_path: Path) -> None:
+def test_rebuilt_model_is_in_the_notes(tmp_path: Path) -> None:
+    """A model that was rebuilt between two parts of a run is in the notes of the report."""
     samples = [Sample(input=str(number), target={"text": ""}) for number in range(4)]
     task = Task(name="echo", dataset=samples, prompt="{input}", output_type=Answer, scorers=[field_match("text")])
     with (

@@ -63,7 +63,8 @@ RESULTS = st.lists(
 
 @given(RESULTS, st.randoms())
 @settings(max_examples=60, deadline=None)
-def test_every_failure_is_counted_in_one_reason_whatever_their_order(results, random):
+def test_failure_counts_do_not_depend_on_order(results, random):
+    """Every failure is counted in one reason."""
     reasons = group_failures(results, ROUTES)
     counted, failed = Counter(), Counter()
     for reason in reasons:
@@ -86,7 +87,8 @@ def test_few_short_lines_are_told_of_each_route(results):
     assert len(list(find_top_reasons(results, ROUTES))) <= MAX_REASONS * len(ROUTES)
 
 
-def test_messages_that_differ_in_numbers_and_quotations_are_one_reason():
+def test_similar_messages_are_one_reason():
+    """Messages that differ only in numbers and quotations."""
     texts = ["cut at 17: 'ab'", "cut at 4: 'c'", 'cut at 9: "d"', "refused"]
     results = [a_result(number, "a/a", "FAILED", text) for number, text in enumerate(texts)]
     assert list(describe_reasons(results, ROUTES)) == [
@@ -119,7 +121,8 @@ def dead_ollama(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_MAX_RETRIES", "0")
 
 
-def test_a_dead_server_is_named_in_the_terminal_and_in_json_with_what_to_do_next(dead_ollama):
+def test_dead_server_is_named_with_a_remedy(dead_ollama):
+    """In the terminal and in the JSON."""
     command = ("eval", "run", "t.yaml", "--routes", OLLAMA)
     done = llmkit(*command, "--name", "one")
     assert done.returncode == 1
@@ -133,7 +136,8 @@ def test_a_dead_server_is_named_in_the_terminal_and_in_json_with_what_to_do_next
     assert "start it with `ollama serve`" in reason["message"]
 
 
-def test_a_refused_key_is_told_once_also_where_its_route_is_no_longer_called():
+def test_refused_key_is_reported_once():
+    """Also for the samples of a route that is no longer called."""
     with GeminiServer(Reply("{}"), api_key="right") as server:
         settings = {"gemini_api_base": f"{server.url}/v1beta", "gemini_api_key": "wrong", "max_retries": 0}
         with Session("w", **settings) as session:

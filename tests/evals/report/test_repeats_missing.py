@@ -91,7 +91,8 @@ async def test_a_report_says_why_a_score_was_given():
     assert json.loads(frame["score_details"][0]) == {"reasoned": "because of s0"}
 
 
-async def test_a_scorer_that_hangs_is_an_error_of_each_sample_and_the_run_ends():
+async def test_hanging_scorer_does_not_stop_the_run():
+    """It is a scorer error of each sample."""
     release = threading.Event()
 
     def stuck(output, sample):

@@ -56,7 +56,8 @@ class Claims:
         self.store.begun = calls
 
 
-async def test_a_result_of_another_settles_its_cell_once_and_counts_as_shared():
+async def test_shared_result_settles_once():
+    """A result of another process counts as shared."""
     async with Claims() as claims:
         await claims.arrives(2)
         await claims.coordinator.look()
@@ -75,7 +76,8 @@ async def test_a_result_of_its_own_is_not_taken_for_another_s():
         assert claims.tally.work().shared == 0
 
 
-async def test_a_result_that_is_to_be_replaced_settles_nothing_until_another_takes_its_place():
+async def test_replaceable_result_settles_nothing():
+    """A result that will be replaced settles nothing until another takes its place."""
     async with Claims() as claims:
         claims.before[2] = claims.results[2].finished_at_utc
         await claims.arrives(2)
@@ -87,7 +89,8 @@ async def test_a_result_that_is_to_be_replaced_settles_nothing_until_another_tak
         assert claims.queue.is_settled(2)
 
 
-async def test_a_call_that_is_alive_is_waited_for_and_left_to_its_process():
+async def test_living_call_is_left_to_its_process():
+    """It is waited for."""
     async with Claims() as claims:
         claims.under_way(2)
         await claims.coordinator.wait_for(2, claims.name(2))
@@ -102,7 +105,8 @@ async def test_a_call_that_is_alive_is_waited_for_and_left_to_its_process():
         assert claims.coordinator.list_left_behind() == []
 
 
-async def test_a_call_that_just_ended_may_still_be_scored_and_is_not_called_again_at_once():
+async def test_recent_call_is_left_to_its_scorer():
+    """A call that has just ended may still be scored, and is not repeated at once."""
     async with Claims() as claims:
         claims.under_way()
         await claims.coordinator.wait_for(2, claims.name(2))
@@ -123,7 +127,8 @@ async def test_a_call_of_a_process_that_is_dead_is_called_again_at_once():
         assert claims.coordinator.list_left_behind() == [2]
 
 
-async def test_a_call_of_another_machine_that_says_nothing_is_silent_at_last():
+async def test_silent_call_of_another_machine():
+    """A call of another machine without a sign of life counts as silent at last."""
     async with Claims(replace(EAGER, silence_s=0.05)) as claims:
         claims.under_way(2, owner="elsewhere|1|2", heartbeat=utc_now() + timedelta(minutes=1))
         await claims.coordinator.wait_for(2, claims.name(2))
@@ -146,7 +151,8 @@ async def test_what_was_given_up_once_is_not_waited_for_afresh():
         assert claims.coordinator.silent == {2}
 
 
-async def test_an_answer_from_the_store_belongs_to_another_only_while_one_is_at_work():
+async def test_stored_answer_is_shared_only_while_another_works():
+    """An answer from the store counts as that of another process only while one is working."""
     async with Claims() as claims:
         claims.coordinator.begin_call(claims.name(2))
         assert not await claims.coordinator.is_anothers(2, claims.name(2))

@@ -96,7 +96,8 @@ def told(process):
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_run_and_what_a_killed_one_left_is_done_by_the_other(server, both):
+def test_survivor_finishes_a_shared_run(server, both):
+    """Two processes share a run, and one of them is killed."""
     begin(both, server, "shared")
     (first, first_samples), (second, second_samples) = map(told, both)
     assert asked(server) == {f"number {number}.": 1 for number in range(SAMPLES)}, "no sample is sent twice"

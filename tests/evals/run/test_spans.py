@@ -35,7 +35,8 @@ def answer(request):
     return Reply('{"label": "positive"}')
 
 
-def test_every_call_is_below_its_sample_and_every_sample_below_its_evaluation(exporter):
+def test_spans_are_nested(exporter):
+    """Calls are below their sample, samples below their evaluation."""
     with (
         OllamaServer(answer, models=["llama3.2"]) as server,
         Session("w", ollama_api_base=server.url, max_retries=0) as session,

@@ -42,7 +42,8 @@ def session_for(server):
     return Session("w", ollama_api_base=server.url, max_retries=0)
 
 
-def test_a_judge_s_calls_are_recorded_by_stage_and_its_grade_is_a_score():
+def test_judge_calls_are_recorded():
+    """By stage; the grade is the score."""
     with OllamaServer(polite, models=["a", "judge"]) as server, session_for(server) as session:
         report = evaluated(session, task())
         frame, calls = report.samples(), session.runs()
@@ -75,7 +76,8 @@ def test_a_resumed_run_asks_for_no_verdict_twice(monkeypatch):
     assert list(report.samples()["score_judge"]) == [0.75]
 
 
-def test_another_judge_grades_stored_answers_and_asks_only_for_the_verdict():
+def test_new_judge_grades_stored_answers():
+    """Only the verdict is requested."""
     with OllamaServer(polite, models=["a", "judge"]) as server, session_for(server) as session:
         evaluated(session, task())
         report = evaluated(session, task(judge("Is it short?", route=JUDGE, scale=4)))
@@ -92,7 +94,8 @@ def test_each_epoch_is_judged_for_itself():
         assert sum(is_judged(call) for call in server.calls) == 2
 
 
-def test_a_judge_that_fails_is_a_scorer_error_and_asked_again_the_next_time():
+def test_failing_judge_is_a_scorer_error():
+    """The next run asks it again."""
     failing = [True]
 
     def moody(request):
@@ -110,7 +113,8 @@ def test_a_judge_that_fails_is_a_scorer_error_and_asked_again_the_next_time():
     assert len(answers) == 1
 
 
-def test_a_verdict_out_of_range_is_asked_for_again_and_then_a_scorer_error():
+def test_verdict_out_of_range_is_reasked():
+    """A second one is a scorer error."""
     grades = iter([9, 5, 9, 9])
 
     def judged(request):

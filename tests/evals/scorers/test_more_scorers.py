@@ -221,7 +221,8 @@ def test_ndcg_is_bounded_and_best_when_the_relevant_come_first(order, relevant, 
 @pytest.mark.parametrize(
     "scorer", [numeric_tolerance(absolute=1), date_tolerance(), text_match(), regex_match("x"), ranked_list()]
 )
-def test_a_scorer_of_one_field_wants_it_named_where_there_are_several(scorer):
+def test_scorer_needs_its_field_named(scorer):
+    """If the output type has several fields."""
     with pytest.raises(LLMEvaluationError, match="name the field; Outer has inner, n"):
         Task("t", [Sample("x")], "{input}", Outer, [scorer])
 
@@ -236,7 +237,8 @@ def test_every_built_in_scorer_has_a_name_that_data_can_use():
 # --- time ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_function_that_hangs_is_a_scorer_error_and_the_others_stand():
+def test_hanging_function_is_a_scorer_error():
+    """The other scores remain."""
     release = threading.Event()
 
     def stuck(output, sample):
@@ -347,6 +349,7 @@ def test_equal_texts_are_wholly_similar_by_every_measure():
 
 
 @pytest.mark.parametrize("text", ["NaN", '{"a": Infinity}', "[" * 100_000])
-def test_what_only_looks_like_json_is_invalid_and_no_scorer_s_error(text):
+def test_almost_json_is_invalid(text):
+    """It is not an error of the scorer."""
     found = scores(json_schema_valid({}, "text"), Answer(text=text), None)
     assert (found.values, found.errors) == ({"json_schema_valid": 0}, {})

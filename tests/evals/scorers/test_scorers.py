@@ -208,7 +208,9 @@ def test_a_crash_keeps_its_text_and_the_other_scores():
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_scorer_that_changes_what_it_is_given_changes_it_for_nobody_else(asynchronous):
+def test_scorer_gets_its_own_copy(asynchronous):
+    """A scorer that changes its arguments changes them for no other scorer."""
+
     def careless(output, sample):
         output.lines.clear()
         sample.target.clear()
@@ -284,7 +286,8 @@ class Optionals(BaseModel):
 
 
 @pytest.mark.parametrize("given", ["12 kg", "", [12], {"n": 12}])
-def test_a_text_of_the_model_that_is_no_number_is_wrong_and_no_scorer_s_error(given):
+def test_output_that_is_no_number_is_wrong(given):
+    """It is not an error of the scorer."""
     assert value(numeric_tolerance("value", absolute=1), Anything(value=given), {"value": 12}) == 0
     errors = scores(numeric_tolerance("value", absolute=1), Anything(value=12), {"value": "12 kg"})[1]
     assert "12 kg" in errors["numeric_tolerance"]

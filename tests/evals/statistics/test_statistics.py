@@ -422,6 +422,7 @@ def test_the_bound_of_identical_answers_is_the_closed_form():
     assert s.check_non_inferiority([1, 0] * 70, [1, 0] * 70, 0.02).is_shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "margin", "gains"), [(400, 0.02, 0.0), (200, 0.05, 0.0), (200, 0.05, 0.05)])
 def test_non_inferiority_of_shares_keeps_its_level_at_the_margin(n, margin, gains):
     rng, shown = np.random.default_rng(32), []

@@ -20,6 +20,8 @@ from llmkit.transport.http.quotas import describe_quota
 from llmkit.transport.http.replies import drop_reasoning
 from llmkit.types import LLMProvider, LLMRequest, Route
 
+pytestmark = pytest.mark.slow
+
 MEGABYTE = 2**20
 GROWTH = 8
 # Linear work grows 8 times, quadratic work 64 times; the margin is for noise and for caches of the processor.

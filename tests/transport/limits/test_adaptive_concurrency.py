@@ -25,7 +25,8 @@ def varied(random_: random.Random, _number: int) -> float:
     ceiling=st.integers(1, 100),
     events=st.lists(st.tuples(st.sampled_from(["answered", "failed", "refused"]), st.floats(0, 1e4)), max_size=400),
 )
-def test_whatever_happens_the_limit_stays_between_one_and_the_ceiling(ceiling, events):
+def test_limit_stays_within_bounds(ceiling, events):
+    """Between one and the ceiling, whatever happens."""
     limit = AdaptiveLimit(ceiling)
     for kind, latency_s in events:
         ticket = limit.begin(limit.limit)
@@ -73,7 +74,8 @@ def test_a_call_that_is_refused_again_is_a_reason_at_once(ceiling):
 @pytest.mark.parametrize("ceiling", [8, 32])
 @given(st.integers(0, 2**16))
 @settings(max_examples=10, deadline=None)
-def test_a_provider_that_refuses_one_in_a_hundred_by_chance_is_asked_as_much_as_it_bears(ceiling, seed):
+def test_isolated_refusals_do_not_lower_the_limit(ceiling, seed):
+    """A provider that refuses one request in a hundred by chance still gets as many as it can handle."""
     limit, rng = AdaptiveLimit(ceiling), random.Random(seed)
     limits = []
     for _ in range(3000):
@@ -104,7 +106,8 @@ def test_a_server_with_a_long_queue_is_kept_busy(service, ceiling, capacity, see
 
 @pytest.mark.parametrize("capacity", [2, 4, 8, 16])
 @pytest.mark.parametrize("queue_per_slot", [None, 0, 1])
-def test_nine_tenths_of_the_best_fixed_setting_are_reached_from_the_start(capacity, queue_per_slot):
+def test_adaptive_limit_reaches_nine_tenths(capacity, queue_per_slot):
+    """From the start, compared with the best fixed setting."""
     server = {"capacity": capacity, "max_queue": None if queue_per_slot is None else queue_per_slot * capacity}
     outcome = simulate(AdaptiveLimit(32), calls=20 * capacity, **server)
     best = simulate(FixedLimit(capacity), calls=20 * capacity, **server)

@@ -37,7 +37,8 @@ async def ask(client: LiteLLMClient, route: Route, times: int) -> None:
     await asyncio.gather(*calls)
 
 
-async def test_a_server_with_a_queue_soon_gets_about_as_much_as_it_does_at_once():
+async def test_limit_approaches_the_capacity():
+    """A server with a queue soon gets about as many requests as it handles at once."""
     with OllamaServer("A loss.", load=Load(latency_s=0.05, capacity=4)) as server:
         client = client_of(server, concurrency_limit=24)
         await client.preload()
@@ -53,7 +54,8 @@ async def test_a_server_with_a_queue_soon_gets_about_as_much_as_it_does_at_once(
 
 
 @pytest.mark.parametrize(("kind", "route", "status"), [(OllamaServer, OLLAMA, 503), (GeminiServer, GEMINI, 429)])
-async def test_a_server_that_refuses_serves_everything_and_is_seldom_refused_again(kind, route, status):
+async def test_refusing_server_serves_everything(kind, route, status):
+    """After a refusal few others follow."""
     load = Load(latency_s=0.05, capacity=4, max_queue=0, overload_status=status)
     with kind("A loss.", load=load) as server:
         client = client_of(server, concurrency_limit=12)
@@ -145,7 +147,7 @@ async def test_no_more_requests_leave_in_a_minute_than_allowed():
     await asyncio.gather(*calls, return_exceptions=True)
 
 
-async def test_another_provider_does_not_wait_for_the_minute_of_the_first():
+async def test_minute_limits_are_per_provider():
     subject, sent = limits(gemini_requests_per_minute=1, concurrency_limit=2), []
     await send(subject, GEMINI, sent)
     waiting = [asyncio.create_task(send(subject, GEMINI, sent)) for _ in range(5)]
@@ -185,7 +187,8 @@ async def test_a_cancelled_call_gives_everything_back():
         await send(subject, OLLAMA, sent)
 
 
-async def test_a_retry_that_waits_leaves_its_place_over_all_to_another_provider():
+async def test_waiting_retry_frees_the_overall_limit():
+    """Its place is used by another provider."""
     with GeminiServer(Fault.status(429)) as gemini, OllamaServer("A loss.") as ollama:
         settings = load_settings(
             gemini_api_base=gemini.url,
@@ -211,7 +214,7 @@ async def test_a_retry_that_waits_leaves_its_place_over_all_to_another_provider(
         await client.close()
 
 
-async def test_a_failure_among_answers_holds_up_nobody_while_its_retry_waits():
+async def test_waiting_retry_blocks_no_other_call():
     subject, others_are_done = limits(concurrency_limit=1), asyncio.Event()
 
     async def answer() -> ClientReply:
@@ -239,7 +242,8 @@ async def test_a_failure_among_answers_holds_up_nobody_while_its_retry_waits():
         await first
 
 
-async def test_a_refused_call_gives_its_place_up_and_is_the_next_to_get_one():
+async def test_refused_call_is_next_in_line():
+    """It gives its place up, and is the next to get one."""
     subject, order = limits(concurrency_limit=2), []
     refused, go_on = asyncio.Event(), asyncio.Event()
 

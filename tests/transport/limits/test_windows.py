@@ -37,7 +37,8 @@ class Clock:
     limit=st.integers(1, 50),
     steps=st.lists(st.tuples(st.integers(1, 60), st.floats(0, 30), st.floats(0, 90)), min_size=1, max_size=60),
 )
-def test_no_minute_holds_more_than_the_limit_whenever_a_pass_is_used(limit, steps):
+def test_no_minute_exceeds_the_limit(limit, steps):
+    """Whenever a pass is used."""
     window, now_s = SlidingWindow(limit), 0.0
     sent: list[tuple[float, int]] = []
     for amount, dawdling_s, pause_s in steps:
@@ -51,7 +52,8 @@ def test_no_minute_holds_more_than_the_limit_whenever_a_pass_is_used(limit, step
         assert sum(amount for at_s, amount in sent if start_s <= at_s < start_s + 60 - 1e-6) <= limit
 
 
-def test_a_pass_that_is_not_used_yet_holds_its_room_and_one_given_back_does_not():
+def test_unused_pass_keeps_its_room():
+    """A pass that was given back does not."""
     window = SlidingWindow(1)
     held = window.reserve()
     assert window.wait_s(1000.0) == math.inf
@@ -108,7 +110,8 @@ async def test_a_cancelled_waiter_takes_no_room():
     assert clock.now_s == 100.0
 
 
-async def test_who_waits_for_tokens_goes_on_when_an_answer_was_shorter_than_reckoned_with():
+async def test_short_answer_frees_tokens_for_waiting_calls():
+    """A call that waits for tokens goes on when an answer was shorter than its reservation."""
     clock = Clock()
     rates = Rates(None, SlidingWindow(100), clock)  # the wait is a real minute
     first = await rates.reserve(lambda: 90)

@@ -291,7 +291,7 @@ async def test_the_pinned_litellm_is_the_known_one(both, carried, unloaded, capl
     assert (carried, warnings_of(caplog)) == ([], [])
 
 
-async def test_an_argument_that_the_fast_lane_does_not_know_goes_the_other_way(servers, carried):
+async def test_unknown_argument_takes_the_reference_path(servers, carried):
     from llmkit.providers import PROVIDERS
 
     spec = PROVIDERS[LLMProvider.OLLAMA]
