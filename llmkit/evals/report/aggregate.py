@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from llmkit.eval_ports import EvalResult
 from llmkit.evals.direction import choose_worst_score
+from llmkit.evals.report.frames import derive_columns
 from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, SUCCEEDED, fell_back
 
 if TYPE_CHECKING:
@@ -34,54 +35,64 @@ PairKey: TypeAlias = tuple[str, int]
 
 OUTCOMES = ("first_try", "repaired", "reasked")
 
-SUMMARY_COLUMNS: Mapping[str, str] = {
-    "variant": "str",
-    "metric": "str",
-    "n": "int64",
-    "scored": "int64",
-    "failed": "int64",
-    "scorer_failed": "int64",
-    "not_run": "int64",
-    "in_progress": "int64",
-    "mean": "float64",
-    "ci_low": "float64",
-    "ci_high": "float64",
-    "standard_error": "float64",
-    "interval": "str",
-    "mean_failures_as_zero": "float64",
-    "valid_first_try": "float64",
-    "first_try": "float64",
-    "repaired": "float64",
-    "reasked": "float64",
-    "fallbacks": "int64",
-    "requests": "int64",
-    "input_tokens": "Int64",
-    "output_tokens": "Int64",
-    "latency_p50_ms": "float64",
-    "latency_p95_ms": "float64",
-    "lower_is_better": "bool",
-}
 
-COMPARISON_COLUMNS: Mapping[str, str] = {
-    "metric": "str",
-    "a": "str",
-    "b": "str",
-    "pairs": "int64",
-    "left_out": "int64",
-    "mean_a": "float64",
-    "mean_b": "float64",
-    "difference": "float64",
-    "ci_low": "float64",
-    "ci_high": "float64",
-    "standard_error": "float64",
-    "p_value": "float64",
-    "p_holm": "float64",
-    "effect": "float64",
-    "method": "str",
-    "clusters": "int64",
-    "difference_failures_as_zero": "float64",
-    "lower_is_better": "bool",
-}
+class SummaryRow(TypedDict, total=False):
+    """One variant and metric of `Analysis.summary`."""
+
+    variant: str
+    metric: str
+    n: int
+    scored: int
+    failed: int
+    scorer_failed: int
+    not_run: int
+    in_progress: int
+    mean: float
+    ci_low: float
+    ci_high: float
+    standard_error: float
+    interval: str
+    mean_failures_as_zero: float
+    valid_first_try: float
+    first_try: float
+    repaired: float
+    reasked: float
+    fallbacks: int
+    requests: int
+    input_tokens: int | None
+    output_tokens: int | None
+    latency_p50_ms: float
+    latency_p95_ms: float
+    lower_is_better: bool
+
+
+SUMMARY_COLUMNS: Mapping[str, str] = derive_columns(SummaryRow)
+
+
+class ComparisonRow(TypedDict, total=False):
+    """One pair and metric of `Analysis.compare`."""
+
+    metric: str
+    a: str
+    b: str
+    pairs: int
+    left_out: int
+    mean_a: float
+    mean_b: float
+    difference: float
+    ci_low: float
+    ci_high: float
+    standard_error: float
+    p_value: float
+    p_holm: float
+    effect: float
+    method: str
+    clusters: int
+    difference_failures_as_zero: float
+    lower_is_better: bool
+
+
+COMPARISON_COLUMNS: Mapping[str, str] = derive_columns(ComparisonRow)
 
 
 def build_summary_rows(

@@ -6,7 +6,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, TypedDict, get_type_hints
 
 from llmkit.eval_ports import EvalResult, RecordedCall
 from llmkit.evals.dataset.dataset import Sample
@@ -19,8 +20,10 @@ __all__ = [
     "SAMPLE_COLUMNS",
     "SAMPLE_STAGE",
     "SCORE_PREFIX",
+    "SampleRow",
     "build_frame",
     "build_sample_row",
+    "derive_columns",
     "find_raw_answers",
     "sort_results",
     "split_numbers",
@@ -33,34 +36,54 @@ SCORE_PREFIX = "score_"
 SAMPLE_STAGE: Final = "sample"
 _NUMBERS: Final = re.compile(r"[0-9]+|[^0-9]+")
 
-SAMPLE_COLUMNS: Mapping[str, str] = {
-    "sample_id": "str",
-    "group": "str",
-    "variant": "str",
-    "served_route": "str",
-    "fallback": "bool",
-    "epoch": "int64",
-    "status": "str",
-    "error_code": "str",
-    "error_message": "str",
-    "input": "str",
-    "target": "str",
-    "output": "str",
-    "raw_answer": "str",
-    "output_mode": "str",
-    "valid_first_try": "boolean",
-    "outcome": "str",
-    "schema_sha256": "str",
-    "scorer_errors": "str",
-    "score_details": "str",
-    "input_tokens": "Int64",
-    "output_tokens": "Int64",
-    "latency_ms": "float64",
-    "requests": "int64",
-    "warnings": "str",
-    "finished_at_utc": "datetime64[us, UTC]",
-    "pipeline_run_id": "str",
+_DTYPES: Final[Mapping[Any, str]] = {
+    str: "str",
+    int: "int64",
+    float: "float64",
+    bool: "bool",
+    int | None: "Int64",
+    bool | None: "boolean",
+    datetime: "datetime64[us, UTC]",
 }
+
+
+def derive_columns(row: type[Any]) -> Mapping[str, str]:
+    """Return the columns and dtypes of a frame, from the annotations of its row."""
+    return {name: _DTYPES[hint] for name, hint in get_type_hints(row).items()}
+
+
+class SampleRow(TypedDict, total=False):
+    """One result of `Analysis.samples`."""
+
+    sample_id: str
+    group: str
+    variant: str
+    served_route: str
+    fallback: bool
+    epoch: int
+    status: str
+    error_code: str
+    error_message: str
+    input: str
+    target: str
+    output: str
+    raw_answer: str
+    output_mode: str
+    valid_first_try: bool | None
+    outcome: str
+    schema_sha256: str
+    scorer_errors: str
+    score_details: str
+    input_tokens: int | None
+    output_tokens: int | None
+    latency_ms: float
+    requests: int
+    warnings: str
+    finished_at_utc: datetime
+    pipeline_run_id: str
+
+
+SAMPLE_COLUMNS: Mapping[str, str] = derive_columns(SampleRow)
 
 
 def build_sample_row(result: EvalResult, dataset: Mapping[str, Sample]) -> dict[str, Any]:
@@ -127,10 +150,17 @@ def _replace_surrogates(text: str) -> str:
 
 
 def build_frame(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
-    """Build a frame with exactly these columns, order and dtypes, also without rows."""
+    """Build a frame with exactly these columns, order and dtypes, also without rows.
+
+    Raises:
+        KeyError: A row has a value that belongs to no column, and would be lost.
+    """
     import pandas as pd
 
     listed = list(rows)
+    for row in listed:
+        if unknown := row.keys() - columns.keys():
+            raise KeyError(f"no column for {min(unknown)!r}")
     return pd.DataFrame(
         {name: pd.Series([row.get(name) for row in listed], dtype=dtype) for name, dtype in columns.items()}
     )

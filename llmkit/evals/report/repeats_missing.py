@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
+from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 from llmkit.eval_ports import EvalResult, RecordedCall
 from llmkit.evals.direction import is_right
+from llmkit.evals.report.frames import derive_columns
 from llmkit.evals.results import FAILED
 from llmkit.types import Attempt
 
@@ -21,58 +23,73 @@ __all__ = [
     "build_repeat_rows",
 ]
 
-REPEAT_COLUMNS: Mapping[str, str] = {
-    "variant": "str",
-    "metric": "str",
-    "k": "int64",
-    "samples": "int64",
-    "left_out": "int64",
-    "pass_at_k": "float64",
-    "pass_at_k_low": "float64",
-    "pass_at_k_high": "float64",
-    "pass_hat_k": "float64",
-    "pass_hat_k_low": "float64",
-    "pass_hat_k_high": "float64",
-}
 
-MISSING_COLUMNS: Mapping[str, str] = {
-    "variant": "str",
-    "metric": "str",
-    "n": "int64",
-    "missing": "int64",
-    "mean_excluded": "float64",
-    "excluded_low": "float64",
-    "excluded_high": "float64",
-    "mean_as_failures": "float64",
-    "as_failures_low": "float64",
-    "as_failures_high": "float64",
-    "worst": "float64",
-    "best": "float64",
-}
+class RepeatRow(TypedDict, total=False):
+    """One variant and metric of `Analysis.repeats`."""
 
-ATTEMPT_COLUMNS: Mapping[str, str] = {
-    "sample_id": "str",
-    "variant": "str",
-    "epoch": "int64",
-    "stage": "str",
-    "sent_to": "str",
-    "number": "int64",
-    "status": "str",
-    "started_at_utc": "datetime64[us, UTC]",
-    "latency_ms": "float64",
-    "input_tokens": "Int64",
-    "output_tokens": "Int64",
-    "finish_reason": "str",
-    "response_model": "str",
-    "model_digest": "str",
-    "cost_usd": "float64",
-    "status_code": "Int64",
-    "error_code": "str",
-    "error_message": "str",
-    "sample_status": "str",
-    "sample_error_code": "str",
-    "pipeline_run_id": "str",
-}
+    variant: str
+    metric: str
+    k: int
+    samples: int
+    left_out: int
+    pass_at_k: float
+    pass_at_k_low: float
+    pass_at_k_high: float
+    pass_hat_k: float
+    pass_hat_k_low: float
+    pass_hat_k_high: float
+
+
+REPEAT_COLUMNS: Mapping[str, str] = derive_columns(RepeatRow)
+
+
+class MissingRow(TypedDict, total=False):
+    """One variant and metric of `Analysis.missing`."""
+
+    variant: str
+    metric: str
+    n: int
+    missing: int
+    mean_excluded: float
+    excluded_low: float
+    excluded_high: float
+    mean_as_failures: float
+    as_failures_low: float
+    as_failures_high: float
+    worst: float
+    best: float
+
+
+MISSING_COLUMNS: Mapping[str, str] = derive_columns(MissingRow)
+
+
+class AttemptRow(TypedDict, total=False):
+    """One request of `Analysis.attempts`."""
+
+    sample_id: str
+    variant: str
+    epoch: int
+    stage: str
+    sent_to: str
+    number: int
+    status: str
+    started_at_utc: datetime
+    latency_ms: float
+    input_tokens: int | None
+    output_tokens: int | None
+    finish_reason: str
+    response_model: str
+    model_digest: str
+    cost_usd: float
+    status_code: int | None
+    error_code: str
+    error_message: str
+    sample_status: str
+    sample_error_code: str
+    pipeline_run_id: str
+
+
+ATTEMPT_COLUMNS: Mapping[str, str] = derive_columns(AttemptRow)
 
 
 def build_repeat_rows(
