@@ -117,6 +117,11 @@ class LLMError(Exception):
         self.run_id: UUID | None = None
         self.attempts: tuple[Attempt, ...] = ()
 
+    @property
+    def docs(self) -> str:
+        """Section of the documentation with cause, check and fix, such as `docs/errors.md#rate-limited`."""
+        return f"docs/errors.md#{self.code.replace('_', '-')}"
+
     def __str__(self) -> str:
         return self.message
 

@@ -21,7 +21,15 @@ from pydantic_settings.exceptions import SettingsError
 from llmkit.errors import LLMConfigurationError, describe_validation
 from llmkit.types import LLMProfile, Name
 
-__all__ = ["LLMSettings", "RequestPath", "RouterPolicy", "is_loopback", "load_settings", "prepare_litellm_environment"]
+__all__ = [
+    "LLMSettings",
+    "RequestPath",
+    "RouterPolicy",
+    "find_unused_key",
+    "is_loopback",
+    "load_settings",
+    "prepare_litellm_environment",
+]
 
 RouterPolicy = Literal["by_profile", "prefer_local", "prefer_cloud", "cheapest_known"]
 RequestPath = Literal["fast", "reference"]
@@ -240,6 +248,19 @@ def load_settings(**overrides: Any) -> LLMSettings:
         raise LLMConfigurationError(f"A setting cannot be read: {error}") from None
     except UnicodeDecodeError:
         raise LLMConfigurationError("The file .env in the working directory is not UTF-8; save it as that") from None
+
+
+def find_unused_key(settings: LLMSettings) -> str | None:
+    """Return the name of a variable that now has a key which these settings lack: they were read before it was set."""
+    for name, field in LLMSettings.model_fields.items():
+        if "SecretStr" not in str(field.annotation) or getattr(settings, name) is not None:
+            continue
+        alias = field.validation_alias
+        variables = alias.choices if isinstance(alias, AliasChoices) else [f"{ENV_PREFIX}{name.upper()}"]
+        found = next((variable for variable in map(str, variables) if os.environ.get(variable)), None)
+        if found is not None:
+            return found
+    return None
 
 
 # Names of the same settings in other tools.

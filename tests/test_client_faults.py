@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from llmkit import errors
 from llmkit.client_litellm import LiteLLMClient
 from llmkit.errors import LLMError, LLMQuotaExhausted, LLMUnavailable
 from llmkit.ports import AttemptLog
@@ -14,6 +15,7 @@ from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply, StandInServ
 from llmkit.transport.http.error_rules import RULES, Seen, rule_for
 from llmkit.types import AttemptStatus, LLMProvider, LLMRequest, ResponseFormat, Route
 from tests.support.client_faults import CASES, MAX_RETRIES, REFUSED, UNKNOWN_HOST, UNKNOWN_MODEL, Case
+from tests.support.errors_help import HELP
 from tests.support.errors_page import PAGE, page
 
 KEY = "AIzaSyCanary0123456789-canary_canary"
@@ -119,3 +121,15 @@ def test_every_exception_that_litellm_exports_has_a_decision():
 )
 def test_an_unknown_exception_is_guessed_by_its_name(name, error):
     assert rule_for(Seen(name)).error is error
+
+
+def test_every_error_names_its_section_of_the_page() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    headings = {line.removeprefix("### ").lower().replace(" ", "-") for line in text.splitlines() if line[:4] == "### "}
+    kinds = {getattr(errors, name) for name in errors.__all__ if isinstance(getattr(errors, name), type)}
+    assert {kind.code for kind in kinds} == set(HELP)
+    for kind in kinds:
+        page_name, _, anchor = errors.LLMError.docs.fget(kind).partition("#")
+        assert page_name == "docs/errors.md"
+        assert anchor in headings
+    assert errors.LLMAuthenticationError("x").docs == "docs/errors.md#authentication"

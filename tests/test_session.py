@@ -25,6 +25,8 @@ from pydantic import BaseModel
 from llmkit import (
     LLMBadRequest,
     LLMConfigurationError,
+    LLMConstraints,
+    LLMError,
     LLMEvaluationError,
     LLMModelNotFound,
     LLMResponse,
@@ -156,6 +158,22 @@ def test_an_unavailable_server_states_the_remedy_and_leaves_a_row() -> None:
             session.chat("x", route="ollama/llama3.2")
         row = session.runs().iloc[0]
         assert (row.status, row.error_code) == ("FAILED", "unavailable")
+
+
+@pytest.mark.parametrize("variable", ["LLM_GEMINI_API_KEY", "GEMINI_API_KEY"])
+@pytest.mark.parametrize("route", ["gemini/gemini-2.5-flash", None])
+def test_a_key_that_is_set_too_late_is_mentioned(
+    variable: str, route: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Session("study", ollama_api_base=get_refused_url(), max_retries=0) as session:
+        constraints = LLMConstraints(allow_fallback=False)
+        with pytest.raises(LLMError) as before:
+            session.chat("x", route=route, constraints=constraints)
+        assert "is set in the environment" not in str(before.value)
+        monkeypatch.setenv(variable, "secret-value")
+        with pytest.raises(LLMError, match=f"{variable} is set in the environment .* open a new session") as after:
+            session.chat("x", route=route, constraints=constraints)
+        assert "secret-value" not in str(after.value)
 
 
 @pytest.mark.parametrize("damage", ["garbage", "folder", "read-only"])

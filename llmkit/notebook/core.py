@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmkit.cleanup import close_when_dropped, closes_at_exit, is_exiting
-from llmkit.errors import LLMConfigurationError
+from llmkit.errors import LLMConfigurationError, LLMError
 from llmkit.notebook.arguments import build_context
 from llmkit.notebook.event_loop import CANCEL_GRACE_S, LoopThread
 from llmkit.notebook.fallback_warning import FallbackWarner
 from llmkit.notebook.runtime import LazyRuntime
-from llmkit.settings import LLMSettings, load_settings
+from llmkit.settings import LLMSettings, find_unused_key, load_settings
 from llmkit.types import RequestContext
 
 if TYPE_CHECKING:
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from llmkit.service import LLMService
 
 __all__ = ["SessionCore", "build_core"]
+
+# Errors that a key could have prevented.
+CODES_OF_MISSING_KEYS = frozenset(
+    {"configuration", "no_route", "authentication", "unavailable", "all_routes_failed", "unsupported"}
+)
 
 T = TypeVar("T")
 
@@ -100,7 +105,10 @@ class SessionCore:
             except BaseException:
                 work.close()
                 raise
-            result = self.loop.run(work, tick)
+            try:
+                result = self.loop.run(work, tick)
+            except LLMError as error:
+                raise mention_unused_keys(error, self.settings) from error.__cause__
         if is_exiting() and not closes_at_exit():
             self.close()  # nothing else will: the hook that closes all sessions has run already
         self.fallback_warner.warn()
@@ -116,7 +124,10 @@ class SessionCore:
                 work.close()
                 self.runtime.forget_failed(opening)
                 raise
-            result = await self.loop.run_async(work, tick)
+            try:
+                result = await self.loop.run_async(work, tick)
+            except LLMError as error:
+                raise mention_unused_keys(error, self.settings) from error.__cause__
         self.fallback_warner.warn()
         return result
 
@@ -137,6 +148,15 @@ class SessionCore:
             LLMError: Called where waiting would never end. The session stays open.
         """
         _close(self.runtime, self.loop)
+
+
+def mention_unused_keys(error: LLMError, settings: LLMSettings) -> LLMError:
+    """Add to the message of an error that a missing key is in the environment: settings are read only once."""
+    variable = find_unused_key(settings) if error.code in CODES_OF_MISSING_KEYS else None
+    if variable is not None:
+        error.message += f". {variable} is set in the environment and not in this session: open a new session"
+        error.args = (error.message,)
+    return error
 
 
 def build_core(

@@ -12,13 +12,14 @@ from llmkit import errors
 from llmkit.transport.http.error_rules import RULES, Rule
 from llmkit.types import LLMProvider
 from tests.support.client_faults import CASES, MAX_RETRIES
+from tests.support.errors_help import HELP
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 LABELS = {LLMProvider.OLLAMA: "Ollama", LLMProvider.GEMINI: "Gemini"}
 
 
 def page() -> str:
-    return "\n".join([*_tree(), *_situations(), *_rules(), ""])
+    return "\n".join([*_tree(), *_sections(), *_situations(), *_rules(), ""])
 
 
 _HEAD = """\
@@ -33,6 +34,11 @@ client tries again, then the router moves on to the next route.
 
 | class | code | retryable | meaning |
 |---|---|---|---|"""
+
+_CAUSES = """
+## Causes and fixes
+
+`error.docs` names the section of an error."""
 
 _SITUATIONS = f"""
 ## What happens when
@@ -61,6 +67,14 @@ def _tree() -> Iterator[str]:
         if isinstance(kind, type):
             meaning = (kind.__doc__ or "").splitlines()[0]
             yield _row(f"`{name}`", f"`{kind.code}`", _yes(kind.retryable), meaning)
+
+
+def _sections() -> Iterator[str]:
+    """Yield a section for each error, at the anchor that `LLMError.docs` names."""
+    yield _CAUSES
+    for code, help_ in sorted(HELP.items()):
+        yield from ("", f"### {code.replace('_', ' ').capitalize()}", "")
+        yield from (f"- **Cause:** {help_.cause}", f"- **Check:** {help_.check}", f"- **Fix:** {help_.fix}")
 
 
 def _situations() -> Iterator[str]:
