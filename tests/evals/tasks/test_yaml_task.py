@@ -186,7 +186,7 @@ def test_the_model_accepts_what_the_schema_accepts(document):
             {"$defs": {"B": {"properties": {"b": {"$ref": "#/$defs/B"}}}}, "properties": {"a": {"$ref": "#/$defs/B"}}},
             "contains itself",
         ),
-        ({"properties": {"a": {"enum": [1.5]}}}, "enum and const hold"),
+        ({"properties": {"a": {"enum": [1.5]}}}, "enum and const contain"),
         ({"properties": {"": {"type": "string"}}}, "must be a string that is not empty"),
         ({"properties": {"a": {"type": "string", "pattern": "("}}}, "cannot be checked"),
     ],
