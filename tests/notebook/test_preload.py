@@ -11,6 +11,7 @@ import pytest
 
 from llmkit import Session
 from llmkit.notebook.preload import Preload
+from tests.support.forked import IGNORE_FORK_WARNING
 
 
 def started(work, quiet_s: float = 0.01) -> Preload:
@@ -91,6 +92,6 @@ else:
 @pytest.mark.slow
 @pytest.mark.parametrize(("ending", "message"), [("exit", "loading"), ("fork", "0")])
 def test_a_process_can_exit_or_fork_during_the_preload(ending: str, message: str):
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", SCRIPT, ending]
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-W", IGNORE_FORK_WARNING, "-c", SCRIPT, ending]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, message, "")

@@ -7,7 +7,10 @@ import os
 import warnings
 from collections.abc import Callable
 
-__all__ = ["FORKED", "run_in_child"]
+__all__ = ["FORKED", "IGNORE_FORK_WARNING", "run_in_child"]
+
+# An argument of `-W`: from Python 3.12 a fork beside other threads warns, and what happens to a store then is tested.
+IGNORE_FORK_WARNING = "ignore:This process:DeprecationWarning"
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
@@ -18,7 +21,6 @@ FORKED.set_forkserver_preload(
 def run_in_child(work: Callable[[], None]) -> int:
     """Return the exit code of a forked child that does the work: 0 when it raised nothing."""
     with warnings.catch_warnings():
-        # From Python 3.12 a fork beside other threads warns; what happens to a store then is what the tests are about.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
