@@ -41,6 +41,11 @@ HOPELESS = (
 )
 
 
+# A route is called until it rests or is stopped. It rests after an error that says that it is left alone, or that a
+# server that has answered before is gone: its samples are postponed, and one call after the rest decides. It is
+# stopped, for this call of `evaluate` or `map`, after three hopeless failures in a row, after rests without an answer,
+# and at once if it never answered: most often such a server was not started, and each sample would wait for its
+# timeout.
 @dataclass(slots=True)
 class RouteHealth:
     """Outcomes of the calls of one variant so far.

@@ -1,8 +1,8 @@
-"""Budgets: the most that a run may take, and books in which it is set aside before it is spent. Pure.
+"""Budgets: the most that a run may use, and accounts in which that is reserved before it is spent. Pure.
 
-Nothing is sent before the most that it can come to was set aside, and the sum of what was spent and what is set aside
-is never above the limit. So no limit is exceeded, in whatever order requests begin and end, as long as no request takes
-more than was set aside for it.
+A request is sent only after the most that it can use was reserved, and the sum of what is spent and reserved never
+exceeds the limit. So no limit is exceeded, in whatever order requests begin and end, as long as no request uses more
+than was reserved for it.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ class Account:
 
     limit: int
     spent: int = 0
-    held: int = 0
+    reserved: int = 0
 
     def has_room(self, most: int) -> bool:
-        """Return whether so much can be set aside now."""
-        return self.spent + self.held + most <= self.limit
+        """Return whether this amount can be reserved now."""
+        return self.spent + self.reserved + most <= self.limit
 
     def may_have_room(self, most: int) -> bool:
-        """Return whether so much could be set aside if nothing of what is held were spent."""
+        """Return whether this amount could be reserved if all present reservations were settled with 0."""
         return self.spent + most <= self.limit
 
 
@@ -92,7 +92,7 @@ class Books:
 
     @classmethod
     def of(cls, budget: Budget, spent: Amount = NOTHING) -> Books:
-        """Books of a budget of which so much is spent."""
+        """Open the accounts of a budget, part of which is spent."""
         accounts: dict[Kind, Account] = {}
         if budget.max_tokens is not None:
             accounts["tokens"] = Account(int(budget.max_tokens), spent.tokens)
@@ -100,29 +100,30 @@ class Books:
             accounts["cost"] = Account(round(budget.max_cost_usd * PARTS_PER_USD), spent.money)
         return cls(accounts)
 
-    def hold(self, most: Amount) -> bool:
-        """Set an amount aside; False, and nothing is, when there is no room for it now."""
+    def reserve(self, most: Amount) -> bool:
+        """Reserve an amount in all accounts; return False, and reserve nothing, if there is no room for it now."""
+        # All or nothing: tokens that stay reserved for a request without money would never be settled.
         parts = list(self._parts(most))
         if not all(account.has_room(part) for _, account, part in parts):
             return False
         for _, account, part in parts:
-            account.held += part
+            account.reserved += part
         return True
 
     def lacking(self, most: Amount) -> Kind | None:
         """Return what this amount can never be reserved from, whatever is settled later; None if it may still fit."""
         return next((kind for kind, account, part in self._parts(most) if not account.may_have_room(part)), None)
 
-    def settle(self, held: Amount, used: Amount) -> None:
-        """Put what was really used in the place of what was set aside for it."""
-        for (_, account, part), (_, _, taken) in zip(self._parts(held), self._parts(used), strict=True):
-            account.held -= part
+    def settle(self, reserved: Amount, used: Amount) -> None:
+        """Replace a reservation by what was really used."""
+        for (_, account, part), (_, _, taken) in zip(self._parts(reserved), self._parts(used), strict=True):
+            account.reserved -= part
             account.spent += taken
 
     def left(self, kind: Kind) -> int:
         """Return what is neither spent nor reserved of a limited kind; below 0 if earlier runs spent more."""
         account = self.accounts[kind]
-        return account.limit - account.spent - account.held
+        return account.limit - account.spent - account.reserved
 
     def _parts(self, of: Amount) -> Iterator[tuple[Kind, Account, int]]:
         for kind, account in self.accounts.items():

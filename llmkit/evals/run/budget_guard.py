@@ -132,19 +132,20 @@ class BudgetGuard:
             self._stop("time", f"Stopped by the time budget of {seconds:g} s. {AGAIN}")
 
     async def send(self, route: Route, request: LLMRequest, log: AttemptLog, send: Send) -> ClientReply | NotSent:
-        """Set aside the most that the request may take, send it, and book what it took. See `spending.Guard`.
+        """Reserve the most that the request may use, send it, and settle what it used. See `ports.Guard`.
 
-        While others are under way whose settlement may make room, it waits for them.
+        If there is no room, it waits as long as the settlement of requests in progress may make some.
 
         Raises:
             LLMBudgetExhausted: There is no room for it any more, and the run is stopped.
             LLMBadRequest: The request has no output limit.
         """
         if asyncio.get_running_loop() is not self._loop:
-            return await send()  # a scorer's own session, in a loop of its own
+            # A scorer's own session, in another loop, where the lock and the event below cannot be awaited.
+            return await send()
         began_s = time.perf_counter()
         most = self._most(route, request)
-        await self._hold(most)
+        await self._reserve(most)
         log.queued_ms += (time.perf_counter() - began_s) * 1000
         sent_before = len(log.attempts)
         answer = ""
@@ -153,25 +154,30 @@ class BudgetGuard:
             answer = reply.text if isinstance(reply, ClientReply) else ""
             return reply
         finally:
+            # Also after an error or a cancellation: the request may have been billed, and others wait for its
+            # settlement.
             sent = log.attempts[sent_before:]
             self._slowest_s = max(self._slowest_s, *(attempt.latency_ms / 1000 for attempt in sent), 0.0)
             plausible = [_is_plausible(attempt.usage, request, answer) for attempt in sent]
             self._books.settle(most, self._measure_use(route, sent, plausible, most))
             self._settled.set()
 
-    async def _hold(self, most: Amount) -> None:
-        # One at a time, in the order in which they came: small requests do not overtake one that waits for room.
+    async def _reserve(self, most: Amount) -> None:
+        # A request is in one of four states: waiting for its turn, waiting for room, reserved, settled. One at a time
+        # waits for room, in order of arrival, so that small requests do not overtake a large one for ever.
         async with self._turn:
             while True:
                 self._require_time()
                 if self._stopped is not None:
                     raise LLMBudgetExhausted(self._stopped[1])
-                if self._books.hold(most):
+                if self._books.reserve(most):
                     return
                 lacking = self._books.lacking(most)
                 if lacking is not None:
+                    # No settlement can make room any more. The next turn of the loop raises, here and for all who wait.
                     self._stop(lacking, self._refusal(lacking, most))
                     continue
+                # No other task runs between the check above and this line, so no settlement is missed.
                 self._settled.clear()
                 await self._settled.wait()
 

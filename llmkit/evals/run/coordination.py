@@ -46,7 +46,15 @@ class Patience:
 
 @dataclass(slots=True)
 class _Awaited:
-    """A cell that another process is at."""
+    """The call of another process at one position.
+
+    Attributes:
+        name: Name of the call.
+        heard_s: When its heartbeat moved last, on this process's clock: clocks of machines differ.
+        heartbeat_at_utc: The heartbeat seen last.
+        ended_s: When it was first missing among the calls under way; None while it is there.
+        is_left: Whether its process will not finish it.
+    """
 
     name: str
     heard_s: float
@@ -59,17 +67,17 @@ class Coordinator:
     """Coordination with other processes that work on the same run.
 
     Args:
-        plan: What is to be done.
+        plan: The plan.
         run: The run.
         store: Where results and calls are read.
-        cells: What is open; results of others are settled there.
-        tally: Where they are counted.
-        before: When the results were made that are to be replaced, by cell.
-        patience: How long to wait for what.
+        queue: The work queue, in which results of others are settled.
+        tally: Counts them.
+        before: Time of each result that will be replaced, by position.
+        patience: Waiting times.
 
     Attributes:
-        silent: Cells that another process has begun and of which nothing is heard any more.
-        pause_s: After the last look, so that looking takes a small share of the time.
+        silent: Positions whose call another process began and no longer gives a sign of life of.
+        pause_s: Shortest pause after the last look, so that looking takes a small share of the time.
     """
 
     def __init__(
@@ -115,34 +123,39 @@ class Coordinator:
         self._mine.add(name)
 
     def end_call(self, name: str) -> None:
-        """Return the call's result is stored, or there will be none."""
+        """Note that a call of this process ended, with or without a result."""
         self._mine.discard(name)
 
-    async def wait_for(self, cell: int, name: str) -> None:
-        """Another process has the cell's call under way: wait for it, and go on elsewhere."""
-        self._await(cell, name)
+    async def wait_for(self, position: int, name: str) -> None:
+        """Wait for a call that another process has under way, and meanwhile go on elsewhere in the queue."""
+        self._await(position, name)
         self._seen_s = time.monotonic()
         if self._is_due(self._patience.least_s):
             await self.look(move=True)
 
-    async def is_anothers(self, cell: int, name: str) -> bool:
+    async def is_anothers(self, position: int, name: str) -> bool:
         """Return whether an answer that was in the store already is being scored by the process that got it."""
-        if cell in self._given_up:
+        if position in self._given_up:
             return False
         self.end_call(name)
         if self._is_due(self._patience.least_s):
             await self.look(move=True)
-        if self._queue.is_settled(cell):
+        if self._queue.is_settled(position):
             return True
         if self.are_others_at_work:
-            self._await(cell, name)
+            self._await(position, name)
             return True
         self.begin_call(name)
         return False
 
-    def _await(self, cell: int, name: str) -> None:
-        heard_s = self._given_up.get(cell, time.monotonic())
-        self._awaited.setdefault(cell, _Awaited(name, heard_s))
+    # A position that others are at goes through these states: awaited while its call is under way; settled when a
+    # result appears; left, and called again here, when the call ended without one or its process died; silent, and
+    # given up for this call of `evaluate`, when nothing is known of its process for `silence_s`. An answer that is
+    # replayed here while another process scores it is awaited too, or both would pay for its judge.
+
+    def _await(self, position: int, name: str) -> None:
+        heard_s = self._given_up.get(position, time.monotonic())
+        self._awaited.setdefault(position, _Awaited(name, heard_s))
 
     # --- what others do -----------------------------------------------------------------------------------------
 
@@ -165,9 +178,12 @@ class Coordinator:
         """
         if self._is_looking:
             return
+        # Workers look as they finish, and all of them wait for the same reader.
         self._is_looking = True
         began_s = time.monotonic()
         try:
+            # Calls before results: a call that ends in between is then seen as ended together with its result. The
+            # other way round it would look as if it had ended without one.
             calls = await self._store.list_calls_under_way(self._run.workspace_id, name_prefix(self._run))
             self._hear(calls)
             for outcome in await self._store.list_outcomes(self._run.id):
@@ -186,27 +202,29 @@ class Coordinator:
             self._move_away(calls)
 
     def _settle(self, outcome: EvalOutcome) -> None:
-        cell = self._plan.cell_of(outcome.sample_id, outcome.route, outcome.epoch)
-        if cell is None or self._queue.is_settled(cell) or outcome.pipeline_run_id in self._mine:
+        position = self._plan.position_of(outcome.sample_id, outcome.route, outcome.epoch)
+        if position is None or self._queue.is_settled(position) or outcome.pipeline_run_id in self._mine:
             return
-        if self._before.get(cell) == outcome.finished_at_utc:
+        if self._before.get(position) == outcome.finished_at_utc:
             return
-        self._queue.settle(cell)
+        self._queue.settle(position)
         self._tally.share(outcome.route)
-        self._awaited.pop(cell, None)
+        self._awaited.pop(position, None)
 
     def _hear(self, calls: list[CallUnderWay]) -> None:
         now_s = time.monotonic()
         alive: dict[str, datetime] = {}
         dead: set[str] = set()
         for call in calls:
+            # The clock of another machine may be wrong, so only a process of this machine can be said to be dead at
+            # once.
             if looks_abandoned(call.owner, call.heartbeat_at_utc, self._patience.silence_s):
                 dead.add(call.pipeline_run_id)
             elif call.pipeline_run_id not in self._mine:
                 alive[call.pipeline_run_id] = call.heartbeat_at_utc
         if alive:
             self._seen_s = now_s
-        for cell, awaited in list(self._awaited.items()):
+        for position, awaited in list(self._awaited.items()):
             heartbeat = alive.get(awaited.name)
             if heartbeat is not None and heartbeat != awaited.heartbeat_at_utc:
                 awaited.heartbeat_at_utc, awaited.heard_s = heartbeat, now_s
@@ -214,18 +232,18 @@ class Coordinator:
             ended_long_ago = awaited.ended_s is not None and now_s - awaited.ended_s >= self._patience.result_s
             awaited.is_left = ended_long_ago or (heartbeat is None and awaited.name in dead)
             if now_s - awaited.heard_s > self._patience.silence_s:
-                del self._awaited[cell]
-                self.silent.add(cell)
+                del self._awaited[position]
+                self.silent.add(position)
 
     def list_left_behind(self) -> list[int]:
-        """Cells that no other process will finish. They are not waited for any more; call them again."""
-        left = [cell for cell, awaited in self._awaited.items() if awaited.is_left]
-        for cell in left:
-            self._given_up.setdefault(cell, self._awaited.pop(cell).heard_s)
+        """Return the positions that no other process will finish. They are no longer awaited, so call them again."""
+        left = [position for position, awaited in self._awaited.items() if awaited.is_left]
+        for position in left:
+            self._given_up.setdefault(position, self._awaited.pop(position).heard_s)
         return left
 
     def _move_away(self, calls: list[CallUnderWay]) -> None:
         names = {call.pipeline_run_id for call in calls} - self._mine
-        places = [place for name in names if (place := self._plan.place_of_name(name)) is not None]
+        positions = [position for name in names if (position := self._plan.position_of_name(name)) is not None]
         # Not the very middle: two processes that look at the same moment should not choose the same place.
-        self._queue.move_away(places, random.uniform(0.4, 0.6))  # noqa: S311
+        self._queue.move_away(positions, random.uniform(0.4, 0.6))  # noqa: S311

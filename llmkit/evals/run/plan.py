@@ -252,21 +252,25 @@ class Plan:
         """Return whether a stored result is to be replaced by calling again."""
         return _is_open(result, self.retry_failed)
 
-    def cell(self, place: int) -> tuple[Sample, ResolvedVariant, int]:
-        """One of all that is to be settled: every sample of an epoch on every route, the first changing by turns."""
+    def job_at(self, position: int) -> tuple[Sample, ResolvedVariant, int]:
+        """Return the job at a position of the work queue.
+
+        Epoch by epoch, every sample runs on all variants before the next one. The variant that comes first changes from
+        sample to sample, so that none always has the warmer server.
+        """
         count = len(self.variants)
-        rest, turn = divmod(place, count)
+        rest, turn = divmod(position, count)
         epoch, number = divmod(rest, len(self.selected))
         return self.selected.samples[number], self.variants[(number + turn) % count], epoch
 
-    def cell_of(self, sample_id: str, route: str, epoch: int) -> int | None:
-        """Return the place of a result; None when it is not among what is to be settled."""
+    def position_of(self, sample_id: str, route: str, epoch: int) -> int | None:
+        """Return the position of a result in the work queue; None when this call does not run it."""
         number, variant = self.numbers.get(sample_id), self.turns.get(route)
         if number is None or variant is None or epoch >= self.epochs:
             return None
         return (epoch * len(self.numbers) + number) * len(self.turns) + (variant - number) % len(self.turns)
 
-    def place_of_name(self, name: str) -> int | None:
+    def position_of_name(self, name: str) -> int | None:
         """Return the position of the call with this name; None if the sample's id is not legible in it."""
         number, epoch = self.numbers.get(read_legible_id(name)), read_epoch(name)
         if number is None or epoch >= self.epochs:

@@ -112,9 +112,9 @@ async def _find_stored(store: EvalStore, workspace_id: str, name: str) -> Stored
 
 @dataclass(frozen=True, slots=True)
 class _SampleCall:
-    """One sample to be asked on one variant. `place` is its cell's."""
+    """One sample to run on one variant. `position` is that of the job in the work queue."""
 
-    place: int
+    position: int
     sample: Sample
     variant: ResolvedVariant
     epoch: int
@@ -150,10 +150,10 @@ class _Evaluation:
             self._work_on,
             self.health,
             health_of=lambda job: job.variant.label if isinstance(job, _SampleCall) else None,
-            key_of=lambda job: job.place if isinstance(job, _SampleCall) else job,
+            key_of=lambda job: job.position if isinstance(job, _SampleCall) else job,
             concurrency=plan.concurrency,
             is_stopped=lambda: self._is_stopped,
-            is_done=lambda job: isinstance(job, _SampleCall) and self.queue.is_settled(job.place),
+            is_done=lambda job: isinstance(job, _SampleCall) and self.queue.is_settled(job.position),
             after_each=self._after_each,
         )
 
@@ -162,15 +162,15 @@ class _Evaluation:
         for outcome in stored:
             latest = self._last_at_utc.get(outcome.route, outcome.finished_at_utc)
             self._last_at_utc[outcome.route] = max(latest, outcome.finished_at_utc)
-            place = self.plan.cell_of(outcome.sample_id, outcome.route, outcome.epoch)
-            is_open = place is not None and self.plan.is_open(outcome)
+            position = self.plan.position_of(outcome.sample_id, outcome.route, outcome.epoch)
+            is_open = position is not None and self.plan.is_open(outcome)
             if not is_open and self._scoring.is_stale(outcome):
                 self._stale.append(ResultKey(outcome.sample_id, outcome.route, outcome.epoch))
             self._has_unscored |= outcome.status != FAILED and not outcome.has_output
-            if place is not None and is_open:
-                self._before[place] = outcome.finished_at_utc
-            elif place is not None:
-                self.queue.settle(place)
+            if position is not None and is_open:
+                self._before[position] = outcome.finished_at_utc
+            elif position is not None:
+                self.queue.settle(position)
                 self.tally.reuse(outcome.route)
 
     async def find_earlier_names(self, stored: Sequence[EvalOutcome]) -> None:
@@ -244,7 +244,7 @@ class _Evaluation:
             await self._coordinator.look()
             self.show()
             if left := self._coordinator.list_left_behind():
-                return [self._call_at(place) for place in left]
+                return [self._call_at(position) for position in left]
             pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
         return []
 
@@ -256,11 +256,11 @@ class _Evaluation:
 
     def _jobs(self) -> Iterator[_SampleCall | ResultKey]:
         yield from self._stale
-        while (place := self.queue.take()) is not None:
-            yield self._call_at(place)
+        while (position := self.queue.take()) is not None:
+            yield self._call_at(position)
 
-    def _call_at(self, place: int) -> _SampleCall:
-        return _SampleCall(place, *self.plan.cell(place))
+    def _call_at(self, position: int) -> _SampleCall:
+        return _SampleCall(position, *self.plan.job_at(position))
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -294,7 +294,7 @@ class _Evaluation:
             raise
         except LLMInProgress as error:
             opened.fail(error.code)
-            await self._coordinator.wait_for(job.place, slot.pipeline_run_id)
+            await self._coordinator.wait_for(job.position, slot.pipeline_run_id)
         except Exception as error:  # noqa: BLE001 (a validator of the user's type may raise anything: a row, not a crash)
             if self._pool.postpone_if_left_alone(job, error):
                 opened.fail(LLMError.code)
@@ -306,12 +306,12 @@ class _Evaluation:
                 await self._keep_failure(job, slot, error, opened)
         else:
             health.note_answer()
-            if _is_billed(extraction) or not await self._coordinator.is_anothers(job.place, slot.pipeline_run_id):
+            if _is_billed(extraction) or not await self._coordinator.is_anothers(job.position, slot.pipeline_run_id):
                 try:
                     await self._keep_answer(job, slot, extraction, opened)
                 except LLMInProgress:
                     # Another process got the answer too, and its judge is at work.
-                    await self._coordinator.wait_for(job.place, slot.pipeline_run_id)
+                    await self._coordinator.wait_for(job.position, slot.pipeline_run_id)
 
     def _slot(self, job: _SampleCall, content: Content) -> Slot:
         sample, variant = job.sample, job.variant
@@ -351,7 +351,7 @@ class _Evaluation:
     async def _keep(self, job: _SampleCall, result: EvalResult, opened: Span, *, replayed: bool = False) -> None:
         await self.store.save_result(result)
         self.rule.note([result])
-        self.queue.settle(job.place)
+        self.queue.settle(job.position)
         self.tally.call(job.variant.label, replayed=replayed, failed=result.status == FAILED)
         opened.set({"llmkit.status": result.status, "llmkit.served_route": result.served_route})
         opened.add_scores(result.scores)
@@ -400,15 +400,15 @@ class _Evaluation:
     def _absent(self, results: Sequence[EvalResult]) -> list[EvalResult]:
         missing = WorkQueue(self.plan.total)
         for result in results:
-            place = self.plan.cell_of(result.sample_id, result.route, result.epoch)
-            if place is not None:
-                missing.settle(place)
-        return [self._make_unsettled(place) for place in iter(missing.take, None)]
+            position = self.plan.position_of(result.sample_id, result.route, result.epoch)
+            if position is not None:
+                missing.settle(position)
+        return [self._make_unsettled(position) for position in iter(missing.take, None)]
 
-    def _make_unsettled(self, place: int) -> EvalResult:
-        job = self._call_at(place)
+    def _make_unsettled(self, position: int) -> EvalResult:
+        job = self._call_at(position)
         slot = self._slot(job, job.variant.content(job.sample))
-        if place in self._coordinator.silent:
+        if position in self._coordinator.silent:
             return slot.result(IN_PROGRESS, utc_now(), error_code=LLMInProgress.code)
         stopped_by = self.health[slot.route].stopped_by
         code = stopped_by.code if stopped_by else LLMBudgetExhausted.code if self.guard.stopped_by else None

@@ -1,4 +1,10 @@
-"""Queue of the work that is left, as one byte per sample, route and epoch. Pure."""
+"""Work queue of an evaluation: one byte for each sample, variant and epoch. Pure.
+
+A position is OPEN until a worker takes it, TAKEN while it is run, and SETTLED when there is a result, whichever process
+made it. A position that was taken and is not settled stays TAKEN: the runner calls it again by itself, and a later call
+of `evaluate` begins with a new queue. Bytes, because a million positions then take a megabyte, and are searched by
+`bytearray.find` in less than a millisecond.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +16,10 @@ OPEN, TAKEN, SETTLED = range(3)
 
 
 class WorkQueue:
-    """Which cells are open, and where the walk over them stands. It goes round, from wherever it was sent.
+    """The states of all positions, and where the walk over the open ones is. At the end it starts again at 0.
 
     Args:
-        total: How many cells there are; all are open.
+        total: Number of positions; all are open.
     """
 
     def __init__(self, total: int) -> None:
@@ -21,7 +27,7 @@ class WorkQueue:
         self._at = 0
 
     def take(self) -> int | None:
-        """Return the next open cell, which is then taken; None when there is none."""
+        """Return the next open position, which is then taken; None when there is none."""
         found = self._states.find(OPEN, self._at)
         if found < 0:
             found = self._states.find(OPEN, 0, self._at)
@@ -31,21 +37,21 @@ class WorkQueue:
         self._at = found + 1
         return found
 
-    def settle(self, cell: int) -> None:
-        """There is a result of the cell."""
-        self._states[cell] = SETTLED
+    def settle(self, position: int) -> None:
+        """Note that there is a result."""
+        self._states[position] = SETTLED
 
-    def is_settled(self, cell: int) -> bool:
-        """Return whether there is a result of the cell."""
-        return self._states[cell] == SETTLED
+    def is_settled(self, position: int) -> bool:
+        """Return whether there is a result."""
+        return self._states[position] == SETTLED
 
     @property
     def open(self) -> int:
-        """How many are open."""
+        """Number of open positions."""
         return self._states.count(OPEN)
 
     def move_away(self, occupied: Iterable[int], share: float = 0.5) -> None:
-        """Go on in the longest stretch of open cells between those where others are at work.
+        """Go on in the longest stretch of open positions between those where others are at work.
 
         They walk in the same direction, so the process behind meets the beginning of the other's part when both are
         done with theirs.
@@ -73,5 +79,5 @@ class WorkQueue:
 
 
 def _pairs(places: list[int]) -> Iterable[tuple[int, int]]:
-    """Each place and the next, the last and the first included; a single one and itself."""
+    """Return each position with the next one, and the last with the first."""
     return zip(places, [*places[1:], *places[:1]], strict=True)

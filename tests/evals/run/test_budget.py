@@ -60,16 +60,16 @@ def test_what_is_spent_and_set_aside_is_never_above_a_limit(tokens, parts, earli
         if which < 5 and held:
             amount_held = held.pop(which % len(held))
             books.settle(amount_held, Amount(*(int(part * share) for part in amount_held)))
-        elif books.hold(most):
+        elif books.reserve(most):
             held.append(most)
         else:
             assert most.tokens > books.left("tokens") or most.money > books.left("cost")
         for kind, account in books.accounts.items():
             began = earlier.tokens if kind == "tokens" else earlier.money
-            assert account.spent + account.held <= max(account.limit, began)
-            assert account.held == sum(each.tokens if kind == "tokens" else each.money for each in held)
+            assert account.spent + account.reserved <= max(account.limit, began)
+            assert account.reserved == sum(each.tokens if kind == "tokens" else each.money for each in held)
         if books.lacking(most) is not None:
-            assert not books.hold(most)
+            assert not books.reserve(most)
 
 
 @pytest.mark.parametrize("limit", ["max_tokens", "max_cost_usd", "max_time_s"])

@@ -36,7 +36,7 @@ class Claims:
         elsewhere = MemoryStore()
         await run(TASK, store=elsewhere, extract=FakeExtract())
         self.results = {
-            self.plan.cell_of(each.sample_id, each.route, each.epoch): replace(each, eval_run_id=self.run.id)
+            self.plan.position_of(each.sample_id, each.route, each.epoch): replace(each, eval_run_id=self.run.id)
             for each in elsewhere.rows.values()
         }
         return self
