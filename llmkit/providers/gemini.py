@@ -127,7 +127,9 @@ def _read_reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
         blocked=_BLOCKING_REASONS.get(str(prompt_blocked), str(prompt_blocked))
         if prompt_blocked
         else _BLOCKING_REASONS.get(reason),
-        ended_by=None if reason in _USUAL_REASONS else _OTHER_REASONS.get(reason, f"it stopped for {reason[:40]}"),
+        ended_by=None
+        if reason in _USUAL_REASONS or reason in _BLOCKING_REASONS
+        else _OTHER_REASONS.get(reason, f"it stopped for {reason[:40]}"),
         unreadable=None if candidate else "the reply contains no candidate",
         prompt_tokens=usage.get("promptTokenCount"),
         error=_as_mapping(reply.get("error")).get("message"),
@@ -152,8 +154,9 @@ def _mend_candidate(candidate: Any) -> Any:
     content = _as_mapping(candidate).get("content")
     if not isinstance(content, Mapping) or "parts" not in content:
         return candidate
-    parts = content["parts"] or []
-    return {**candidate, "content": {**content, "parts": [_mend_part(part) for part in parts]}}
+    parts = content["parts"]
+    mended = [_mend_part(part) for part in parts] if isinstance(parts, list) else parts or []
+    return {**candidate, "content": {**content, "parts": mended}}
 
 
 def _mend_part(part: Any) -> Any:

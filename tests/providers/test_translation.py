@@ -219,27 +219,51 @@ def test_credentials_of_an_address():
 
 
 @pytest.mark.parametrize(
-    ("reply", "blocked", "unreadable"),
+    ("reply", "blocked", "ended_by", "unreadable"),
     [
-        ({"promptFeedback": {"blockReason": "OTHER"}}, "OTHER", "the reply holds no candidate"),
-        ({"candidates": [{"finishReason": "SPII"}]}, "SPII", None),
-        ({"candidates": [{"finishReason": "STOP"}]}, None, None),
-        ({"candidates": []}, None, "the reply holds no candidate"),
+        ({"promptFeedback": {"blockReason": "OTHER"}}, "OTHER", None, "the reply contains no candidate"),
+        (
+            {"promptFeedback": {"blockReason": "SAFETY"}},
+            "SAFETY: a safety filter",
+            None,
+            "the reply contains no candidate",
+        ),
+        ({"candidates": [{"finishReason": "SPII"}]}, "SPII: it contains personal data", None, None),
+        ({"candidates": [{"finishReason": "STOP"}]}, None, None, None),
+        ({"candidates": []}, None, None, "the reply contains no candidate"),
+        ({"candidates": [{"finishReason": "OTHER"}]}, None, "it gives no reason (OTHER)", None),
         (
             {"candidates": [{"finishReason": "UNEXPECTED_TOOL_CALL"}]},
             None,
             "the model called a tool that it was not given",
+            None,
         ),
     ],
 )
-def test_what_gemini_says_of_a_reply(reply, blocked, unreadable):
+def test_facts_that_gemini_reports_in_a_reply(reply, blocked, ended_by, unreadable):
     facts = gemini.SPEC.reply_facts(reply)
-    assert (facts.blocked, facts.unreadable, facts.counts_reported) == (blocked, unreadable, False)
+    assert (facts.blocked, facts.ended_by, facts.unreadable) == (blocked, ended_by, unreadable)
+    assert not facts.counts_reported
 
 
 @pytest.mark.parametrize("spec", PROVIDERS.values(), ids=lambda spec: str(spec.provider))
 @pytest.mark.parametrize(
-    "reply", [{}, {"error": None}, {"candidates": "x", "usage": 1, "usageMetadata": [], "error": "e"}]
+    "reply",
+    [
+        {},
+        {"error": None},
+        {"candidates": "x", "usage": 1, "usageMetadata": [], "error": "e"},
+        {
+            "candidates": [
+                {"content": {"parts": 5}},
+                {"content": 5},
+                {"content": {"parts": [5, {"functionCall": 5}]}},
+                5,
+            ]
+        },
+        {"message": {"tool_calls": [5, {"function": 5}], "thinking": 5}, "prompt_eval_count": "x"},
+        {"message": {"tool_calls": 5, "content": 5}},
+    ],
 )
 def test_facts_of_a_foreign_reply_are_no_crash(spec, reply):
     spec.reply_facts(reply)
@@ -249,7 +273,7 @@ def test_facts_of_a_foreign_reply_are_no_crash(spec, reply):
 
 @pytest.mark.parametrize("spec", PROVIDERS.values(), ids=lambda spec: str(spec.provider))
 def test_every_provider_has_every_hint(spec):
-    assert set(spec.hints) == {"start", "key", "permission", "model", "limit", "address", "cut"}
+    assert set(spec.hints) == {"set_up", "start", "key", "permission", "model", "limit", "address", "cut"}
     assert spec.caps.supports_json
 
 
