@@ -340,6 +340,7 @@ def _measure(work: Callable[[str], object], text: str) -> float:
     return process_time() - started
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ADVERSARIAL)
 @pytest.mark.parametrize("work", [redact, preview])
 def test_the_work_grows_no_faster_than_the_text(part: str, work: Callable[[str], object]) -> None:
@@ -363,6 +364,7 @@ def test_a_secret_across_the_cut_of_a_preview_is_not_shown_in_part(offset: int) 
     assert "0123" not in preview(text, 30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", range(0, 60, 7))
 @pytest.mark.parametrize("hidden_before", [0, 1, 20, 200])
 @pytest.mark.parametrize("name", ["Anthropic", "PyPI", "Groq", "Telegram bot", "Discord bot", "Terraform"])

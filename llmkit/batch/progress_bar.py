@@ -22,7 +22,7 @@ class Meter:
     """Progress of some work.
 
     Attributes:
-        done: How much is done, including what was there already.
+        done: How much is done, including earlier results.
         total: How much there is.
         shown: Facts to print behind the bar, the most important first: a narrow line drops the last ones.
         reused: How much was there already, which says nothing about how fast the work is.

@@ -32,7 +32,7 @@ _SAMPLES: Final = (
     ("The bread was fresh and the coffee excellent.", "positive"),
     ("The battery died after one day.", "negative"),
     ("A wonderful concert, we stayed until the end.", "positive"),
-    ("The parcel arrived broken and nobody answered.", "negative"),
+    ("The parcel arrived broken and no one answered.", "negative"),
     ("Our guide was patient and very funny.", "positive"),
     ("The website crashed twice while I paid.", "negative"),
     ("This jacket is warm, light and well made.", "positive"),

@@ -205,7 +205,7 @@ def _count_samples_needed(pair: _Pair) -> int | None:
     from llmkit.evals.statistics import compute_clustered_freedom, count_pairs_needed, count_share_pairs_needed
 
     gain, level = abs(pair.gain or 0.0), 1 - SIGNIFICANT / max(1, pair.comparisons)
-    # Hundreds of thousands of samples take seconds to plan, and nobody collects them.
+    # Hundreds of thousands of samples take seconds to plan, and no study collects them.
     error = pair.row["standard_error"]
     if not gain or not error or (error / gain) ** 2 * pair.samples > MANY_SAMPLES:
         return None

@@ -133,6 +133,7 @@ def test_paired_proportions_by_hand():
     assert found.difference == pytest.approx(4 / 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [4, 10, 30, 60])
 @pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
 def test_mcnemar_s_test_and_the_interval_agree_about_0(n, level):
