@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from llmkit.persistence.eval_store import SqlEvalStore
     from llmkit.replay.cassette import Cassette
 
-__all__ = ["Runtime", "open_runtime", "preload"]
+__all__ = ["Runtime", "list_routes", "open_runtime", "preload"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,21 @@ def _assemble(
     runs = JournalLLMRunRepo(journal) if journal is not None else None
     service = LLMService(router=router, settings=settings, runs=runs, cache=cache, discovery=discovery)
     return Runtime(settings=settings, service=service, facts=facts, client=client, journal=journal, cache=cache)
+
+
+async def list_routes(settings: LLMSettings) -> tuple[str, ...]:
+    """Return the routes that could be called: the configured models, and those that Ollama has. Takes up to 2 s."""
+    from llmkit.discovery.ollama import fetch_server_state
+
+    configured = {
+        LLMProvider.OLLAMA: settings.ollama_model,
+        LLMProvider.GEMINI: settings.gemini_model,
+        LLMProvider.LOCAL: settings.local_model,
+    }
+    state = await fetch_server_state(str(settings.ollama_api_base))
+    pulled = () if state is None else tuple(model.name.removesuffix(":latest") for model in state.models)
+    routes = [f"{provider}/{model}" for provider, model in configured.items()]
+    return tuple(dict.fromkeys([*(f"{LLMProvider.OLLAMA}/{name}" for name in pulled), *routes]))
 
 
 def preload(settings: LLMSettings) -> None:

@@ -76,9 +76,11 @@ class Session:
     ) -> None:
         from llmkit.notebook.core import build_core
         from llmkit.notebook.pandas_accessor import remember_session
+        from llmkit.notebook.route_completion import register_completion
 
         self._core = build_core(workspace, settings, replay, overrides)
         remember_session(self)
+        register_completion()
 
     def __enter__(self) -> Self:
         return self

@@ -111,3 +111,21 @@ def test_an_interrupted_await_of_an_evaluation_is_one_line(kernel: tuple[KernelM
         ]
         shown = _run(client, "print(s.partial.counts['SUCCEEDED'])")
         assert "".join(each["content"]["text"] for each in shown if each["msg_type"] == "stream") == "2\n"
+
+
+@pytest.mark.slow
+def test_routes_are_completed(kernel: tuple[KernelManager, Any]) -> None:
+    _, client = kernel
+    with OllamaServer(models=["llama3.2", "qwen3:8b"]) as ollama:
+        _run(client, SETUP.format(url=ollama.url))
+        for code, expected in (
+            ('s.chat("x", route="', {"ollama/llama3.2", "ollama/qwen3:8b", "gemini/gemini-2.5-flash"}),
+            ('s.chat("x", route="ollama/q', {"ollama/qwen3:8b"}),
+            ('s.evaluate(task, ["ollama/llama3.2", "gem', {"gemini/gemini-2.5-flash"}),
+        ):
+            client.complete(code, len(code))
+            content = client.get_shell_msg(timeout=HANG_BOUND_S)["content"]
+            while "matches" not in content:
+                content = client.get_shell_msg(timeout=HANG_BOUND_S)["content"]
+            completed = {code[: content["cursor_start"]] + match for match in content["matches"]}
+            assert expected <= {line.rpartition('"')[2] for line in completed}, content
