@@ -23,7 +23,7 @@ from llmkit.types import Route
 
 __all__ = ["Forecast", "MarginSize", "Outlook", "SampleSize", "forecast", "margin_size", "outlook", "sample_size"]
 
-# Two independent coins differ no more than this.
+# Standard deviation of the difference of two independent fair coins: other pairs of zeros and ones have a smaller one.
 WIDEST_SPREAD = math.sqrt(0.5)
 
 
@@ -32,17 +32,17 @@ class Forecast:
     """Estimate for one route.
 
     Attributes:
-        route: Its label.
+        route: Label of the route.
         results: Samples times epochs.
-        done: How many are stored and will not be called again.
-        calls: How many will be; each may need a repair or a retry on top.
-        known_from: From how many earlier results the rest is known; 0 when nothing is.
-        input_tokens: Of all calls; None when it is not known.
-        output_tokens: The same for output.
-        time_s: Seconds that this route takes of a run with this concurrency and, where settings were given, within the
-            limits per minute of its provider; None when it is not known.
+        done: Number of stored results, which are not called again.
+        calls: Number of results that are called; each may take a reask or a retry more.
+        known_from: Number of earlier results that the estimate is from; 0 when there are none.
+        input_tokens: Input tokens of all calls; None when unknown.
+        output_tokens: Output tokens of all calls; None when unknown.
+        time_s: Seconds that this route takes at this concurrency and, if settings were given, within the limits per
+            minute of its provider; None when unknown.
         cost_usd: US dollars, by list prices and by the routes that answered before; 0 for a route without charge, None
-            when it is not known.
+            when unknown.
     """
 
     route: str
@@ -139,52 +139,52 @@ def forecast(
 ) -> tuple[Forecast, ...]:
     """Estimate an evaluation of these routes. Calls nothing; loads litellm, for prices, if a route is not free.
 
-    What judges take is not in it, nor are repairs and retries.
+    Judges, reasks and retries are not included.
 
     Args:
-        task: What will be asked.
+        task: Task to estimate.
         routes: Labels of the routes.
         run: The stored run of that name, which will be continued; None for a new one.
-        history: An earlier run, or a short pilot, that tells tokens and times; `run` when None.
+        history: An earlier run, or a short pilot, to take tokens and times from; `run` when None.
         epochs: Repeats of every sample.
-        limit: Only the first samples.
-        concurrency: Calls under way at once.
-        settings: Whose limits per minute count; None for no limits.
+        limit: Only the first N samples.
+        concurrency: Calls in progress at once.
+        settings: Settings with the limits per minute; None for no limits.
 
     Raises:
         LLMEvaluationError: The run of that name was made with another task, or epochs or concurrency are below 1.
         LLMDatasetError: The dataset cannot be read.
     """
     if epochs < 1 or concurrency < 1:
-        raise LLMEvaluationError("epochs and concurrency are at least 1.")
+        raise LLMEvaluationError("epochs and concurrency must be at least 1.")
     if run is not None and run.run.task_sha256 != task.task_sha256:
         raise LLMEvaluationError(f"Evaluation {run.run.name!r} was made with another task; plan under another name.")
     ids = {sample.key for sample in task.load(limit)}
     earlier = run if history is None else history
     stored = () if run is None else run.results
     known = () if earlier is None else earlier.results
-    rows = (_of_route(route, ids, epochs, stored, known, concurrency) for route in routes)
-    return tuple(rows if settings is None else (_within_limits(row, settings) for row in rows))
+    rows = (_estimate_route(route, ids, epochs, stored, known, concurrency) for route in routes)
+    return tuple(rows if settings is None else (_apply_limits(row, settings) for row in rows))
 
 
-def _within_limits(row: Forecast, settings: LLMSettings) -> Forecast:
-    """Return the same with the time that the limits per minute of its provider make of it."""
+def _apply_limits(row: Forecast, settings: LLMSettings) -> Forecast:
+    """Return the estimate with the time that it takes within the limits per minute of the provider."""
     route = _parse_route(row.route)
     if route is None or row.time_s is None:
         return row
     spec = PROVIDERS[route.provider]
     requests, tokens = spec.per_minute(settings)
-    counted = _plus(row.input_tokens, row.output_tokens) if spec.answers_count else row.input_tokens
+    counted = _add_known(row.input_tokens, row.output_tokens) if spec.answers_count else row.input_tokens
     slowest_s = max(row.time_s, _estimate_wait_s(row.calls, requests), _estimate_wait_s(counted, tokens))
     return replace(row, time_s=slowest_s)
 
 
 def _estimate_wait_s(amount: int | None, per_minute: int | None) -> float:
-    """Seconds before the last of this amount may begin: what is allowed in a minute leaves at its beginning."""
+    """Estimate the seconds before the last of this amount may begin: each minute's allowance is used at its start."""
     return 0.0 if not amount or per_minute is None else 60.0 * ((amount - 1) // per_minute)
 
 
-def _of_route(
+def _estimate_route(
     route: str,
     ids: set[str],
     epochs: int,
@@ -198,31 +198,32 @@ def _of_route(
     )
     answered = [result for result in known if result.route == route and result.status in (SUCCEEDED, SCORER_FAILED)]
     calls = len(ids) * epochs - done
-    latency = _mean(result.latency_ms for result in answered)
+    latency = _average_known(result.latency_ms for result in answered)
+    tokens = [
+        _average_known(getattr(result, name) for result in answered) for name in ("input_tokens", "output_tokens")
+    ]
+    input_tokens, output_tokens = (None if each is None else round(each * calls) for each in tokens)
     return Forecast(
         route=route,
         results=len(ids) * epochs,
         done=done,
         calls=calls,
         known_from=len(answered),
-        input_tokens=_times(_mean(result.input_tokens for result in answered), calls),
-        output_tokens=_times(_mean(result.output_tokens for result in answered), calls),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
         time_s=None if latency is None else latency / 1_000 * calls / concurrency,
-        cost_usd=_cost_usd(route, answered, calls),
+        cost_usd=_estimate_cost_usd(route, answered, calls),
     )
 
 
-def _cost_usd(label: str, answered: Sequence[EvalResult], calls: int) -> float | None:
-    if not calls or _is_free(label):
-        return 0.0
-    each = [_cost_of(result) for result in answered]
-    mean = None if None in each else _mean(each)
-    return None if mean is None else mean * calls
-
-
-def _is_free(label: str) -> bool:
+def _estimate_cost_usd(label: str, answered: Sequence[EvalResult], calls: int) -> float | None:
     route = _parse_route(label)
-    return route is not None and is_free(route)
+    if not calls or (route is not None and is_free(route)):
+        return 0.0
+    each = [_compute_cost_usd(result) for result in answered]
+    # One unknown price makes the sum unknown: leaving it out would promise too little.
+    mean = None if None in each else _average_known(each)
+    return None if mean is None else mean * calls
 
 
 def _parse_route(label: str) -> Route | None:
@@ -232,7 +233,7 @@ def _parse_route(label: str) -> Route | None:
         return None
 
 
-def _cost_of(result: EvalResult) -> float | None:
+def _compute_cost_usd(result: EvalResult) -> float | None:
     price = None if result.served_route is None else list_price(Route.parse(result.served_route))
     if price is None or result.input_tokens is None or result.output_tokens is None:
         return None
@@ -243,17 +244,22 @@ def outlook(rows: Sequence[Forecast], budget: Budget, run: EvalReport | None = N
     """Compare a budget with a plan, limit by limit.
 
     Args:
-        rows: What `forecast` said.
+        rows: Result of `forecast`.
         budget: The limits.
-        run: The stored run that will be continued: what it has spent counts.
+        run: The stored run that will be continued; its spending counts.
     """
     spent = () if run is None else run.spent
     tokens = sum(each.input_tokens + each.output_tokens for each in spent)
-    counts = [_plus(row.input_tokens, row.output_tokens) for row in rows]
+    counts = [_add_known(row.input_tokens, row.output_tokens) for row in rows]
     found = (
-        ("max_tokens", budget.max_tokens, tokens, _total(counts)),
-        ("max_cost_usd", budget.max_cost_usd, math.fsum(e.cost_usd for e in spent), _total(r.cost_usd for r in rows)),
-        ("max_time_s", budget.max_time_s, 0.0, _total(row.time_s for row in rows)),
+        ("max_tokens", budget.max_tokens, tokens, _sum_known(counts)),
+        (
+            "max_cost_usd",
+            budget.max_cost_usd,
+            math.fsum(e.cost_usd for e in spent),
+            _sum_known(r.cost_usd for r in rows),
+        ),
+        ("max_time_s", budget.max_time_s, 0.0, _sum_known(row.time_s for row in rows)),
     )
     return tuple(
         Outlook(limit, allowed, used, planned, None if planned is None else used + planned <= allowed)
@@ -262,11 +268,11 @@ def outlook(rows: Sequence[Forecast], budget: Budget, run: EvalReport | None = N
     )
 
 
-def _plus(a: int | None, b: int | None) -> int | None:
+def _add_known(a: int | None, b: int | None) -> int | None:
     return None if a is None or b is None else a + b
 
 
-def _total(values: Iterable[float | None]) -> float | None:
+def _sum_known(values: Iterable[float | None]) -> float | None:
     known = list(values)
     return None if None in known else sum(value for value in known if value is not None)
 
@@ -275,13 +281,9 @@ def _is_kept(result: EvalResult) -> bool:
     return result.status in (SUCCEEDED, SCORER_FAILED) or (result.status == FAILED and result.error_code in FINAL_CODES)
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def _average_known(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _times(each: float | None, calls: int) -> int | None:
-    return None if each is None else round(each * calls)
 
 
 def sample_size(
@@ -394,7 +396,7 @@ def _measure_pilot(metric: str, history: EvalReport | None, groups: Sequence[str
         raise LLMEvaluationError(f"There is no metric {metric!r}; there are: {', '.join(history.metrics) or 'none'}.")
     pairs = [] if history is None else list(_pair_samples(history, metric))
     differences = [pair.difference for pair in pairs]
-    spread = _spread(differences)
+    spread = _measure_spread(differences)
     if spread is None or history is None:
         return _assume_widest(groups)
     disagreement = math.fsum(difference**2 for difference in differences) / len(differences)
@@ -469,7 +471,7 @@ def _group_by_sample(results: Sequence[EvalResult], metric: str) -> Mapping[str,
     return scores
 
 
-def _spread(values: Sequence[float]) -> float | None:
+def _measure_spread(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
     mean = math.fsum(values) / len(values)

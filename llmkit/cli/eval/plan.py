@@ -76,7 +76,7 @@ def eval_plan(  # noqa: PLR0913 - options of a command
     limits = outlook(rows, Budget(max_tokens, max_cost_usd, max_time_s), run)
     size = gate = None
     if metric is not None:
-        groups = [sample.group for sample in task.load().limit(limit)]
+        groups = [sample.group for sample in task.load(limit)]
         if difference is not None:
             size = sample_size(metric, difference, history=earlier, groups=groups, power=power)
         if margin is not None:
