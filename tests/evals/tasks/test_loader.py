@@ -174,7 +174,7 @@ def test_the_example_of_the_documentation_runs(tmp_path):
 
 
 def test_the_documentation_names_every_public_name_and_option():
-    pages = ("evaluation.md", "reports.md", "decide.md")
+    pages = ("evaluation.md", "runs.md", "reports.md", "decide.md")
     text = "".join((EVALS.parent / "docs" / page).read_text(encoding="utf-8") for page in pages)
     names = [*evals.EvaluateOptions.__annotations__, *STATUSES, *Task.__dataclass_fields__]
     internal = {"_", "base_dir", "name", "description", "extract"}
