@@ -6,6 +6,7 @@ import gzip
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,6 +115,19 @@ def test_an_evaluation_resumes_without_a_request(store: str, server: OllamaServe
         report = session.evaluate(sentiment_task(), routes=ROUTES, name="first", epochs=2, progress=False)
     assert_same(summary_of(report))
     assert server.call_count == 0
+
+
+def test_a_mended_target_of_an_old_evaluation_costs_no_request(store: str, server: OllamaServer) -> None:
+    task = sentiment_task()
+    first = task.load().samples[0]
+    mended = replace(task, dataset=[replace(first, target={"label": "negative"}), *task.load().samples[1:]])
+    with Session("before", database_url=store, ollama_api_base=server.url, cache_enabled=False) as session:
+        report = session.evaluate(mended, routes=ROUTES, name="first", epochs=2, progress=False)
+        again = session.evaluate(mended, routes=ROUTES, name="first", epochs=2, progress=False)
+    assert server.call_count == 0
+    assert report.work is not None
+    assert again.work is not None
+    assert (report.work.edited, report.work.rescored, again.work.rescored) == (1, 4, 0)
 
 
 def test_a_cassette_replays() -> None:
