@@ -183,6 +183,8 @@ class WriteConnection:
             try:
                 return self._run_transaction(work)
             except BaseException:
+                # A connection that failed may still have a transaction open, or be half dead. Opening another takes
+                # less than a millisecond, and is right in every such state.
                 self.discard()
                 raise
 
@@ -192,6 +194,7 @@ class WriteConnection:
         writer.begin()
         result = work(writer)
         writer.commit()
+        # Checked again: a file that was deleted during the transaction took the commit with it.
         guard.check()
         return result
 

@@ -169,6 +169,7 @@ class DiskContentCache:
             return None
         if not isinstance(entry, str):
             return None
+        # Any process of this user can write the file, so an entry counts only with the hash of its key and body.
         head, _, body = entry.partition("\n")
         if head != _seal(text, body):
             return None

@@ -40,6 +40,7 @@ class ForkLock:
     ) -> None:
         with self._lock:
             self._inside -= 1
+            # Only `block` waits for the number, so the many uses without a fork wake no thread.
             if self._is_blocked:
                 self._condition.notify_all()
 
@@ -86,6 +87,8 @@ class _Forks:
     def _before(self) -> None:
         # Held until after the fork, so that the child finds the set whole.
         self._lock.acquire()
+        # One that cannot close in time does not stop the fork: the interpreter has no way to refuse it. The member
+        # remembers, and refuses its use in the child.
         for member in self._members:
             member.pause(PATIENCE_S)
 
@@ -95,6 +98,7 @@ class _Forks:
         self._lock.release()
 
     def _in_child(self) -> None:
+        # Each member opens files of the child's own when it is used there, and then adds itself again.
         self._members = WeakSet()
         self._lock.release()
 

@@ -79,6 +79,9 @@ class _Resources:
             return SqliteWriter(open_sqlite(self._address, self._busy_timeout_s))
         return ServerWriter(self.engine)
 
+    # Around a fork: `pause` blocks new users, waits for the present ones and closes everything; the parent's `resume`
+    # admits users again, who open what they need. The child never resumes: `Journal._here` gives it new resources.
+
     def pause(self, patience_s: float) -> None:
         """Close the SQLite file for a fork. What cannot be closed in time makes the database unusable in the child."""
         if self.pid != os.getpid():
@@ -183,6 +186,7 @@ class Journal:
                 f"This process was forked while {self.address.label} was in use, which SQLite does not survive. "
                 "Start it with multiprocessing's `spawn`, or fork when no call is under way."
             )
+        # Kept, so that no finalizer closes in the child what belongs to the parent.
         _INHERITED.append(resources)
         self._resources = self._open()
         return self._resources

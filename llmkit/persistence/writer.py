@@ -87,6 +87,7 @@ class GroupWriter:
         self._statements = statements
         self._address = address
         self._patience_s = patience_s
+        # Two queues: callers wait for the first. The second shares their transactions, or lingers for one of its own.
         self._now: list[_Request] = []
         self._later: list[_Request] = []
         # Rung when one of the two lists stops being empty, with how long to wait for more.
@@ -123,6 +124,7 @@ class GroupWriter:
                 future.set_exception(error)
                 return future
             self._now.append((operation, future))
+            # One ring for each batch is enough: the writer takes the whole list when it comes round.
             if len(self._now) == 1:
                 self._bell.put(0.0)
         return future
@@ -135,6 +137,7 @@ class GroupWriter:
         """
         self.raise_losses()
         if self._behind >= MAX_BEHIND:
+            # The queue would grow without bound where answers come faster than the disk takes them.
             await self.perform(operation)
             return
         with self._lock:
@@ -161,6 +164,7 @@ class GroupWriter:
         """Carry out what was handed over, then stop. Idempotent, from any thread."""
         with self._lock:
             thread, first = self._thread, not self._closed
+            # From here on no operation is accepted; the thread carries out what is queued and then ends by itself.
             self._closed = True
             if thread is not None and first:
                 self._bell.put(0.0)
@@ -203,6 +207,7 @@ class GroupWriter:
                     self._bell.put(0.0)
                 batch += self._later
                 self._later = []
+                # Decided under the lock that `perform` takes: after this no operation can be left in the queue.
                 ended = self._closed and not self._now
             if batch:
                 yield batch
@@ -222,6 +227,7 @@ class GroupWriter:
         try:
             outcomes = self._outcomes(batch)
         except BaseException as error:
+            # Whatever happens, each caller gets an answer: one that waits for ever is worse than an error.
             self._deliver(batch, [_copy(error, self._address) for _ in batch])
             if not isinstance(error, Exception):
                 raise
@@ -266,6 +272,7 @@ class GroupWriter:
             self._in_transaction = False
 
     def _apply(self, connection: Writer, batch: list[_Request]) -> list[Any]:
+        # By class, so that a thousand inserts are one `executemany`; by rank, so that a run exists before its outcome.
         groups: dict[type[Operation], list[int]] = defaultdict(list)
         for index, request in enumerate(batch):
             groups[type(request[0])].append(index)
@@ -302,6 +309,7 @@ class GroupWriter:
     def _retire(self, reason: str) -> None:
         self._connection.close()
         with self._lock:
+            # The next operation starts another thread, unless the writer is closed.
             self._thread = None
             left, self._now, self._later = self._now + self._later, [], []
         self._deliver(left, [LLMStoreError(reason) for _ in left])
