@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from llmkit.evals.ci.gate import GateCheck, GateReport
+from llmkit.evals.ci.gate import GateReport
 from llmkit.evals.ci.junit import replace_illegal
 from llmkit.evals.report.frames import to_plain_rows
 from llmkit.evals.report.report import EvalReport
@@ -24,7 +24,13 @@ def render_gate_markdown(gate: GateReport) -> str:
         header = ("Metric", "Variant", "Baseline", "Pairs", "Mean", "Baseline mean", "Difference [95 %]", "p (Holm)")
         lines += [*_build_table(header, (_build_comparison_cells(row) for row in gate.comparisons)), ""]
     if gate.checks:
-        lines += [*_build_table(("", "GateCheck", "Numbers"), (_build_check_cells(check) for check in gate.checks)), ""]
+        lines += [
+            *_build_table(
+                ("", "Check", "Numbers"),
+                (("pass" if check.passed else "FAIL", check.title, check.detail) for check in gate.checks),
+            ),
+            "",
+        ]
     return "\n".join([*lines, *_build_list(gate.notes), *_describe_sides(gate)]).rstrip() + "\n"
 
 
@@ -43,10 +49,6 @@ def _build_comparison_cells(row: Mapping[str, Any]) -> Sequence[str]:
     interval = f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
     names = [row["metric"], row["variant"], row["baseline"], str(row["pairs"])]
     return [*names, f"{row['mean']:.3f}", f"{row['baseline_mean']:.3f}", interval, f"{row['p_holm']:.3g}"]
-
-
-def _build_check_cells(check: GateCheck) -> Sequence[str]:
-    return ["pass" if check.passed else "FAIL", check.title, check.detail]
 
 
 def render_run_markdown(reports: Iterable[EvalReport]) -> str:

@@ -13,7 +13,7 @@ from llmkit.evals.report.frames import derive_columns
 from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, SCORER_FAILED, SUCCEEDED, fell_back
 
 if TYPE_CHECKING:
-    from llmkit.evals.statistics import PairedDifference
+    pass
 
 __all__ = [
     "COMPARISON_COLUMNS",
@@ -229,9 +229,11 @@ def _compare(
     clusters: ClusterOf,
     worst: float,
 ) -> dict[str, Any]:
+    from llmkit.evals.statistics import compare_pairs
+
     strict = pair_scores(collect_scores(a, metric), collect_scores(b, metric), clusters)
     lenient = pair_scores(collect_scores(a, metric, failed=worst), collect_scores(b, metric, failed=worst), clusters)
-    found = _compare_scores(strict)
+    found = compare_pairs(strict.a, strict.b, strict.clusters)
     return {
         "metric": metric,
         "pairs": found.n,
@@ -264,12 +266,6 @@ def pair_scores(a: Mapping[PairKey, float], b: Mapping[PairKey, float], clusters
     """Pair the scores of the samples and epochs that both sides have."""
     keys = [key for key in a if key in b]
     return ScorePairs([a[key] for key in keys], [b[key] for key in keys], [clusters[sample] for sample, _epoch in keys])
-
-
-def _compare_scores(pairs: ScorePairs) -> PairedDifference:
-    from llmkit.evals.statistics import compare_pairs
-
-    return compare_pairs(pairs.a, pairs.b, pairs.clusters)
 
 
 def _average(values: Sequence[float]) -> float:

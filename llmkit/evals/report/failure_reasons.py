@@ -44,7 +44,7 @@ def group_failures(results: Sequence[EvalResult], variants: Sequence[str]) -> li
     messages = Counter(
         (result.route, result.status, result.error_code, _get_message(result))
         for result in results
-        if _has_failed(result)
+        if result.status in _VERBS
     )
     kinds: dict[tuple[str, str, str | None, str], list[tuple[str, int]]] = defaultdict(list)
     for (variant, status, code, raw), count in messages.items():
@@ -74,10 +74,6 @@ def describe_reasons(results: Sequence[EvalResult], variants: Sequence[str]) -> 
         if rest := reasons[MAX_REASONS:]:
             affected = sum(reason.results for reason in rest)
             yield f"{affected:,} of {totals[variant]:,} on {variant} for {len(rest):,} other reasons: see samples()."
-
-
-def _has_failed(result: EvalResult) -> bool:
-    return result.status in _VERBS
 
 
 def _get_message(result: EvalResult) -> str:

@@ -43,7 +43,8 @@ def build_summary_table(run: EvalRun, rows: Sequence[SummaryRow], notes: Sequenc
 
     from llmkit.display.fitting_table import FittingTable
 
-    table = FittingTable(title=_format_title(run), box=None, pad_edge=False, padding=(0, 1), title_justify="left")
+    title = escape(run.name if run.name == run.task_name else f"{run.name} ({run.task_name})")
+    table = FittingTable(title=title, box=None, pad_edge=False, padding=(0, 1), title_justify="left")
     table.caption, table.caption_justify = Text("\n".join(notes)), "left"
     layout = _Layout.from_rows(rows)
     for number, heading in enumerate(layout.build_headings()):
@@ -54,12 +55,6 @@ def build_summary_table(run: EvalRun, rows: Sequence[SummaryRow], notes: Sequenc
         table.add_row(*(escape(cell) for cell in layout.build_cells(row, again=row["variant"] == previous)))
         previous = row["variant"]
     return table
-
-
-def _format_title(run: EvalRun) -> str:
-    from rich.markup import escape
-
-    return escape(run.name if run.name == run.task_name else f"{run.name} ({run.task_name})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +94,7 @@ class _Layout:
         if again:
             yield from ("", "", "")
             return
-        yield _format_optional(row["valid_first_try"], ".0%")
+        yield UNKNOWN if row["valid_first_try"] is None else f"{row['valid_first_try']:.0%}"
         yield f"{_format_rounded(row['input_tokens'])}/{_format_rounded(row['output_tokens'])}"
         yield f"{self._format_latency(row['latency_p50_ms'])}/{self._format_latency(row['latency_p95_ms'])}"
 
@@ -107,10 +102,6 @@ class _Layout:
         if milliseconds is None:
             return UNKNOWN
         return f"{milliseconds / 1_000:.1f}" if self.in_seconds else f"{milliseconds:.0f}"
-
-
-def _format_optional(value: float | None, form: str) -> str:
-    return UNKNOWN if value is None else format(value, form)
 
 
 def _format_rounded(count: int | None) -> str:

@@ -75,7 +75,10 @@ class _CaseBuilder:
         """Build one sample in one epoch."""
         sample = self.dataset.get(results[0].sample_id)
         target = split_by_field(sample.target, self.only_field) if sample and sample.target is not None else {}
-        outputs = [self._split_output(result) for result in results]
+        outputs = [
+            {} if result.output_json is None else split_by_field(json.loads(result.output_json), self.only_field)
+            for result in results
+        ]
         paths = list(dict.fromkeys([*target, *(path for output in outputs for path in output)]))
         prompts: list[Any] = []
         return _drop_empty(
@@ -91,9 +94,6 @@ class _CaseBuilder:
             ],
             prompts=prompts,
         )
-
-    def _split_output(self, result: EvalResult) -> Fields:
-        return {} if result.output_json is None else split_by_field(json.loads(result.output_json), self.only_field)
 
     def _build_result(
         self, result: EvalResult, output: Fields, target: Fields, paths: Sequence[str], prompts: list[Any]
