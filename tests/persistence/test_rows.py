@@ -77,7 +77,7 @@ def test_an_identity_is_kept_or_refused(text: str) -> None:
     if storable(text) == text:
         assert identity(text, "it") == text
     else:
-        with pytest.raises(LLMStoreError, match="it holds a character"):
+        with pytest.raises(LLMStoreError, match="it contains a character"):
             identity(text, "it")
 
 

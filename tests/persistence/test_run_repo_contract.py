@@ -238,7 +238,7 @@ async def test_what_was_served_is_recorded(repo: LLMRunRepo) -> None:
 @pytest.mark.parametrize("repo", ADAPTERS[:-1], indirect=True)
 @pytest.mark.parametrize("field", ["workspace_id", "idempotency_key", "pipeline_run_id", "stage"])
 async def test_a_name_that_cannot_be_stored_is_refused(repo: LLMRunRepo, field: str) -> None:
-    with pytest.raises(LLMStoreError, match=f"{field} holds a character that cannot be stored"):
+    with pytest.raises(LLMStoreError, match=f"{field} contains a character that cannot be stored"):
         await repo.create_started(a_start(**{field: "a\0b"}))
     await repo.create_started(a_start())
 
