@@ -225,7 +225,12 @@ def _check_fields(output_type: type[BaseModel], sample: Sample, paths: Sequence[
         target = convert_target(output_type, sample)
     except ValueError:  # nothing to compare with: the scorer's error, on this sample only
         return
+    unknown = [name for name in target.values if name not in output_type.model_fields]
     for path in target.values if paths is None else paths:
+        # A field that is missing beside one that the type does not have is most likely a misspelt one.
+        name = path.partition(".")[0]
+        if unknown and name not in target.values:
+            refuse_target(sample, f"the target has no field {name!r}, but {unknown[0]!r}, which is none of the type's")
         problem = find_problem(output_type, target, path)
         if problem is not None:
             refuse_target(sample, problem)

@@ -198,6 +198,7 @@ REFUSED = [
     (date_tolerance("day", days=1), {"day": "31.12.2024"}, "day: it is not an ISO 8601 date"),
     (field_match("home.city"), {"home": {"city": 7}}, "city: Input should be a valid string"),
     (exact_match(), {"home": {"city": "Bonn"}}, "home.street: Field required"),
+    (field_match("mode"), {"mood": "bus"}, "the target has no field 'mode', but 'mood'"),
 ]
 
 
@@ -225,6 +226,8 @@ async def test_a_target_that_no_answer_can_equal_is_refused_before_a_request(
         (field_match("home.city"), {"home": {"city": "Bonn"}}),
         (field_match("mode"), {"mode": "bus", "day": "31.12.2024"}),
         (field_match("mode"), None),
+        (field_match("mode"), {"count": 1}),
+        (field_match("mode"), {"mode": "bus", "note": "checked"}),
     ],
 )
 def test_a_target_that_can_be_compared_is_not_refused(scorer: Any, target: Any) -> None:
