@@ -153,6 +153,7 @@ def _convert_each(model: type[BaseModel], given: dict[str, Any]) -> tuple[dict[s
     """Convert the values of some fields; a value that does not fit is kept, with the reason."""
     problems: dict[str, str] = {}
     text = json.dumps(given)
+    # One error names all fields that do not fit, so this takes two rounds, or a few more where fields depend on others.
     while True:
         try:
             values = _build_validator(model, frozenset(problems)).validate_json(text, by_alias=True, by_name=True)

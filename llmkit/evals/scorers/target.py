@@ -195,7 +195,7 @@ class _RankedList(SingleField):
 
     def __call__(self, output: Any, sample: Sample, /) -> Score:
         gains = self._compute_gains(_none_to_empty(self.get_target(output, sample)))
-        # An item that is named twice counts once.
+        # An item that is named twice counts once, or repeating a relevant item would raise the gain.
         ranked = list(dict.fromkeys(hash_items(self.get_value(output) or (), self.normalise)))
         found = [gains.get(item, 0.0) for item in ranked]
         best = _discount(sorted(gains.values(), reverse=True)[: self.k])

@@ -37,6 +37,7 @@ def load_tasks(path: str | Path) -> tuple[Task, ...]:
     if file.suffix.lower() in DATA_SUFFIXES:
         return (load_task_data(file),)
     module = _execute_file(file)
+    # By identity: one task may have two names in the file.
     tasks = list({id(value): value for value in vars(module).values() if isinstance(value, Task)}.values())
     if not tasks:
         raise LLMEvaluationError(f"{path} defines no task: assign a llmkit.evals.Task to a name at module level.")
@@ -70,10 +71,12 @@ def _execute_file(file: Path) -> ModuleType:
 @contextmanager
 def _imports_from(folder: Path) -> Iterator[None]:
     entry = str(folder)
+    # First, so that a module beside the file wins over an installed one of the same name.
     sys.path.insert(0, entry)
     try:
         yield
     finally:
+        # The file may have changed the path itself.
         if entry in sys.path:
             sys.path.remove(entry)
 

@@ -170,6 +170,7 @@ class _Builder:
         if is_required:
             return kind, Field(**described)
         if "default" in schema:
+            # JSON Schema does not check defaults, and an output must have the type of its field.
             return kind, Field(default=schema["default"], validate_default=True, **described)
         return kind | None, Field(default=None, **described)
 

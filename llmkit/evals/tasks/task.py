@@ -25,6 +25,7 @@ __all__ = ["PARAMETERS", "Task", "compile_prompt", "copy_parameters", "describe_
 PARAMETERS = ("temperature", "max_output_tokens", "seed", "stop", "thinking", "profile", "timeout_s")
 NAME = re.compile(r"[^\s@,:][^\s@,]{0,119}")
 
+# A context variable and not a parameter: the user's file builds its tasks, and two threads may load files at once.
 _BASE_DIR: ContextVar[Path | None] = ContextVar("llmkit_task_dir", default=None)
 
 
@@ -197,6 +198,7 @@ def copy_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     if unknown:
         raise LLMEvaluationError(f"Unknown parameter {', '.join(unknown)}; known: {', '.join(PARAMETERS)}.")
     try:
+        # The request is the only place that knows the ranges of the parameters.
         LLMRequest.model_validate({"messages": "check", **parameters})
     except ValidationError as error:
         raise LLMEvaluationError(f"A parameter has a bad value: {'; '.join(describe_validation(error))}") from None

@@ -83,6 +83,7 @@ class _Document:
         """
         try:
             text = file.read_text(encoding="utf-8")
+            # Composed as well as loaded, because only nodes know their lines.
             root = yaml.compose(text, Loader=yaml.SafeLoader)
             lines = dict(_lines(root, ())) if root is not None else {}
             content = yaml.safe_load(text)
@@ -104,6 +105,7 @@ class _Document:
 
 def _lines(node: yaml.Node, place: Place, seen: set[int] | None = None) -> Iterator[tuple[Place, int]]:
     seen = set() if seen is None else seen
+    # Aliases can make a file of a few hundred bytes expand to gigabytes, or a node contain itself.
     if id(node) in seen:
         raise yaml.MarkedYAMLError(problem="an alias (*name); write it out", problem_mark=node.start_mark)
     seen.add(id(node))
