@@ -6,6 +6,7 @@ import hashlib
 import os
 import sqlite3
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
@@ -117,8 +118,11 @@ class _OneConnectionCache(diskcache.Cache):  # type: ignore[misc]
             self._connection = sqlite3.connect(
                 Path(self._directory, DBNAME), timeout=self._timeout, isolation_level=None, check_same_thread=False
             )
-            for pragma in _PRAGMAS:
-                self._connection.execute(pragma)
+            # While another process sets a new file up it is locked, also for these. diskcache, which is then in its own
+            # set-up, waits for the lock and sets them again.
+            with suppress(sqlite3.OperationalError):
+                for pragma in _PRAGMAS:
+                    self._connection.execute(pragma)
         return self._connection
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from llmkit import Session
 from llmkit.errors import LLMStoreError
+from llmkit.persistence import content_cache
 from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.ports import CacheKey
 from llmkit.testing import OllamaServer
@@ -228,3 +230,14 @@ def test_a_forked_child_uses_the_cache_and_leaves_that_of_its_parent_usable(cach
 
     assert run_in_child(use) == 0
     assert cache.get(other) == cache.get(KEY) == ANSWER
+
+
+def test_a_file_that_another_process_is_setting_up_is_waited_for(
+    cache: DiskContentCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first statements on a connection meet its lock; diskcache's own set-up tries again."""
+    cache.close()
+    monkeypatch.setattr(content_cache, "_PRAGMAS", ("SELECT locked()",))  # an OperationalError, as for a locked file
+    with closing(DiskContentCache(tmp_path / "cache", ttl_s=60, size_limit_bytes=10**7)) as other:
+        other.put(KEY, ANSWER)
+        assert other.get(KEY) == ANSWER
