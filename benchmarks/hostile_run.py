@@ -6,8 +6,8 @@ A server in a process of its own draws its replies: good ones on kept-alive conn
 a reply, resets, silence until the deadline, drips, bodies that are cut or too large, gzip bombs, and everything of
 `tests/support/hostile_replies.py`. One `Session` calls it over both protocols. After every tenth of the calls it prints
 memory, threads, open descriptors and, of those, sockets. At the end it compares the requests that the server read with
-the rows of `llm_attempts`. It exits with 1 when the two differ, a run stays STARTED, or a call raises anything but an
-`LLMError`. Takes 5 to 20 minutes, and stops by itself after 40.
+the rows of `llm_attempts`. It exits with 1 when a request has no row, a row that no deadline explains has no request, a
+run stays STARTED, or a call raises anything but an `LLMError`. Takes 5 to 25 minutes, and stops by itself after 40.
 """
 
 from __future__ import annotations
@@ -187,6 +187,7 @@ def run(port: int, calls: int, folder: Path) -> bool:
         figures = json.load(reply)
     connection = sqlite3.connect(database)
     attempts = connection.execute("SELECT count(*) FROM llm_attempts").fetchone()[0]
+    late = connection.execute("SELECT count(*) FROM llm_attempts WHERE error_code = 'timeout'").fetchone()[0]
     statuses = dict(connection.execute("SELECT status, count(*) FROM llm_runs GROUP BY status").fetchall())
     connection.close()
     print("faults  ", ", ".join(f"{name} {number:,}" for name, number in Counter(figures["faults"]).most_common()))
@@ -194,10 +195,10 @@ def run(port: int, calls: int, folder: Path) -> bool:
     print("foreign exceptions", dict(foreign))
     print(
         f"runs {statuses}; the server read {figures['requests']:,} requests and {figures['broken']:,} that broke off, "
-        f"llm_attempts has {attempts:,} rows"
+        f"llm_attempts has {attempts:,} rows, {late:,} of them ended by the deadline"
     )
-    # A request that broke off has a row if its first byte left, which the server cannot know.
-    is_complete = 0 <= attempts - figures["requests"] <= figures["broken"]
+    # On a busy machine a deadline may end a request before its bytes reach the server: that has a row too.
+    is_complete = figures["requests"] <= attempts <= figures["requests"] + late
     return not foreign and is_complete and "STARTED" not in statuses
 
 
