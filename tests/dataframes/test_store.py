@@ -40,13 +40,15 @@ if TYPE_CHECKING:
 
 # The contract as users rely on it, written out once more.
 RUN_DTYPES = """
-    id                  string
+    request_preview     string
+    response_preview    string
+    status              string
     created_at_utc      datetime64[us, UTC]
     finished_at_utc     datetime64[us, UTC]
+    id                  string
     workspace_id        string
     pipeline_run_id     string
     stage               string
-    status              string
     requested_route     string
     provider            string
     model               string
@@ -69,8 +71,6 @@ RUN_DTYPES = """
     attempts            Int64
     error_code          string
     error_message       string
-    request_preview     string
-    response_preview    string
     metadata_json       string
     plan_json           string
 """
