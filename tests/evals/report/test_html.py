@@ -222,7 +222,7 @@ async def test_frequent_wrong_answers_are_counted_by_field():
     report = await small(task=sentiment_task(dataset=samples))
     page = render_page(report)
     fields = Page(page[page.index('<section id="fields"') : page.index('<section id="cost"')])
-    cells = [text for place in ("th#", "td#") for text in fields.texts[place]]
+    cells = [text for place in ("th#", "td#", "span#") for text in fields.texts[place]]
     assert {"label", "gemini/b", "positive", "negative", "4"} <= set(cells)
     assert "4 of 4 (100.0%)" in fields.visible
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from llmkit.evals.decide.forecast import Against
 from llmkit.evals.report.decisions import build_frontier_frame
 from llmkit.evals.report.frames import to_plain_rows
-from llmkit.evals.report.html.cells import Cell, Section, Table, format_interval, make_figure
+from llmkit.evals.report.html.cells import Cell, Figure, Section, Table, format_interval, make_figure
 
 if TYPE_CHECKING:
     from llmkit.evals.report.analysis import Analysis
@@ -46,8 +46,15 @@ def _build_table(report: Analysis, metric: str, against: Against) -> Table | Non
     cells: list[tuple[Cell, ...]] = [
         (
             row["policy"],
-            format_interval(row["mean"], row["ci_low"], row["ci_high"]),
-            make_figure(None if row["value"] is None else factor * row["value"], form),
+            Figure(
+                format_interval(row["mean"], row["ci_low"], row["ci_high"]),
+                f"Mean {metric} of {row['policy']} on the samples of this table, with its 95 % interval.",
+            ),
+            make_figure(
+                None if row["value"] is None else factor * row["value"],
+                form,
+                f"{heading} of {row['policy']}, as far as it is known.",
+            ),
             row["dominated_by"] or ("no" if row["on_frontier"] else None),
         )
         for row in rows
