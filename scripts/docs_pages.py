@@ -61,16 +61,16 @@ def _render_session() -> str:
         "Every method of `llmkit.Session`, in the order of the class. The async twin of a method has the same",
         "arguments and works in any event loop.",
         "",
-        "| method | async twin | purpose |",
-        "|---|---|---|",
+        "| method, async twin | purpose |",
+        "|---|---|",
     ]
     members = {name: value for name, value in vars(Session).items() if not name.startswith("_")}
     for name, value in members.items():
         if name.startswith("a") and name[1:] in members:
             continue
-        twin = _link_member(f"a{name}") if f"a{name}" in members else ""
+        links = ", ".join(_link_member(each) for each in (name, f"a{name}") if each in members)
         summary = (inspect.getdoc(value) or "").split("\n")[0].replace("|", "\\|")
-        rows.append(f"| {_link_member(name)} | {twin} | {summary} |")
+        rows.append(f"| {links} | {summary} |")
     return "\n".join([*rows, "", "```{eval-rst}", ".. autoclass:: llmkit.Session", "   :members:", "```", ""])
 
 
