@@ -29,6 +29,10 @@ def ollama() -> Iterator[OllamaServer]:
         yield server
 
 
+# Every test starts a process.
+pytestmark = pytest.mark.slow
+
+
 def run_script(script: str, ollama: OllamaServer, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *options, "-c", SETUP + script, ollama.url]
     return subprocess.run(command, capture_output=True, text=True, timeout=HANG_BOUND_S, check=False, env=os.environ)
@@ -39,8 +43,6 @@ def test_a_session_collected_inside_another_ones_transaction_stops_nothing(ollam
         """
 from llmkit.persistence.connections import SqliteWriter
 
-# Every test starts a process.
-pytestmark = pytest.mark.slow
 gc.disable()
 live, dropped = open_session(), open_session()
 live.chat("warm up")
@@ -245,6 +247,7 @@ def test_a_call_in_a_finalizer_inside_the_transaction_it_needs_is_refused(ollama
     done = run_script(
         """
 from llmkit.persistence.connections import SqliteWriter
+
 
 class Item:
     def __del__(self):
