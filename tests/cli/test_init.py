@@ -66,7 +66,7 @@ def test_no_file_is_overwritten_and_nothing_is_sent(ollama: OllamaServer, there:
 
 def test_without_any_model_one_message_lists_all_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_OLLAMA_API_BASE", get_refused_url())
-    monkeypatch.setattr("llmkit.doctor.find_spec", lambda _: None)
+    monkeypatch.setattr("llmkit.providers.local.find_spec", lambda _: None)
     done = run("init", "study")
     assert done.returncode == 2
     for way in ("ollama serve", "LLM_GEMINI_API_KEY", "llmkit-research[local]"):

@@ -24,7 +24,8 @@ from llmkit.testing import GeminiServer, OllamaServer
 from llmkit.testing.scripted_client import ScriptedClient, reply
 from tests.support.scripted_services import CONTEXT, scripted_service
 
-PAGE = (Path(__file__).parents[2] / "docs" / "structured-output.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "structured-output.md").read_text(encoding="utf-8")
 ROUTE = "ollama/llama3.2"
 
 
@@ -179,6 +180,11 @@ def test_the_examples_of_the_page_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_page_names_every_setting_that_works_or_is_refused() -> None:
-    words = PAGE.replace("penalties", "presence_penalty frequency_penalty").replace("tool\nchoice", "tool_choice")
+    page = (DOCS / "agents.md").read_text(encoding="utf-8")
+    words = (
+        page.replace("penalties", "presence_penalty frequency_penalty")
+        .replace("tool choice", "tool_choice")
+        .replace("tool\nchoice", "tool_choice")
+    )
     unnamed = {name for name in ModelSettings.__annotations__ if name not in words}
     assert unnamed <= OTHERS_SETTINGS

@@ -108,7 +108,13 @@ CASES = (
     Case("prompt longer than the window, and refused", Fault.context_overflow(), LLMContextOverflow, 2, OLLAMA),
     Case("prompt longer than what the model has", Fault.context_overflow(), LLMContextOverflow, 1, GEMINI),
     Case(
-        "prompt longer than the window, and cut", Reply("A loss.", input_tokens=131_072), LLMPromptTruncated, 2, OLLAMA
+        "prompt longer than the window, and cut",
+        Reply("A loss.", input_tokens=131_072),
+        LLMPromptTruncated,
+        2,
+        OLLAMA,
+        # As many bytes as that count may have tokens; of a shorter prompt it would be an error of the server's.
+        prompt="What is churn? " * 10_000,
     ),
     Case(
         "feature that the model lacks",

@@ -86,7 +86,7 @@ HELP = {
     "malformed_reply": Help(
         "Something other than the provider answered: a proxy, a login page, another server.",
         "The address in the settings, opened in a browser.",
-        "Correct the address, or ask whoever runs the proxy.",
+        "Correct the address, or ask the administrator of the proxy.",
     ),
     "all_routes_failed": Help(
         "Every candidate of the plan failed.",
