@@ -39,7 +39,7 @@ ANSWERS = {
     "Rome in spring": '{"name": "Rome", "country": "Italy"}',
     "Bern at night": '{"name": "Bern", "country": "Switzerland"}',
 }
-"""What the stand-ins answer to a prompt that contains a text, so that pages can show results."""
+"""Answers of the stand-ins to a prompt that contains a text, so that pages can show results."""
 
 _FILE_NAME = re.compile(r"# ([\w./-]+\.\w+)\s*\n")
 

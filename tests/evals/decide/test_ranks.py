@@ -35,7 +35,7 @@ def test_less_is_better():
 
 @pytest.mark.slow
 def test_rank_intervals_hold_for_nearly_equal_variants():
-    """Of 100 studies of four equal variants, few may claim an order."""
+    """Few of 100 studies of four equal variants may claim an order."""
     rng, claims = np.random.default_rng(2), 0
     for _ in range(100):
         frame = ranks_of({label: rng.binomial(1, 0.7, 60) for label in "abcd"})

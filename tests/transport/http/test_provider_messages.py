@@ -1,4 +1,4 @@
-"""What a provider says about a failure reaches the user, and decides whether the call is tried again."""
+"""The provider's words about a failure reach the user and decide whether the call is tried again."""
 
 from __future__ import annotations
 
