@@ -307,6 +307,8 @@ def build_rank_rows(
     in A. C. Cameron, J. B. Gelbach and D. L. Miller, "Bootstrap-Based Improvements for Inference with Clustered
     Errors", Review of Economics and Statistics 90 (2008).
     """
+    if not scores:
+        return []
     table = np.array(list(scores.values()), dtype=float).reshape(len(scores), len(units))
     known = ~np.isnan(table).any(axis=0)
     signed = -table[:, known] if lower else table[:, known]

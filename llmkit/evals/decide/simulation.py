@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -226,12 +226,12 @@ def _check_condition(condition: Condition, answer: EvalResult, recorded: Recorde
         if value is None:
             return False, f"{answer.route} has no number for the signal"
         return condition.threshold is not None and value < condition.threshold, None
-    return bool(condition(output, sample)), None
+    return bool(_call(condition, output, sample)), None
 
 
 def read_signal(signal: Signal, output: Any, sample: Sample) -> float | None:
     """Return the number that a signal has for an answer; None when it has none or NaN."""
-    value = signal(output, sample) if callable(signal) else _read_field(output, signal)
+    value = _call(signal, output, sample) if callable(signal) else _read_field(output, signal)
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         return None
     return float(value)
@@ -257,7 +257,8 @@ def read_key(split: Split, recorded: RecordedResults, key: SampleKey) -> Any:
     """Return the value by which a split chooses for this sample."""
     sample = recorded.sample(key[0])
     if callable(split.by):
-        return split.by(sample)
+        value = _call(split.by, sample)
+        return value if isinstance(value, Hashable) else repr(value)
     if split.by == "group":
         return sample.group
     value = (sample.metadata or {}).get(split.by.removeprefix("metadata."))
@@ -267,7 +268,7 @@ def read_key(split: Split, recorded: RecordedResults, key: SampleKey) -> Any:
 def _follow(function: PolicyFunction, recorded: RecordedResults, key: SampleKey) -> Branch:
     sample, calls = recorded.sample(key[0]), list[EvalResult]()
     for _ in range(MAX_STEPS):
-        label = function(sample, tuple(recorded.step(call) for call in calls))
+        label = _call(function, sample, tuple(recorded.step(call) for call in calls))
         if label is None:
             return Branch(1.0, tuple(calls), None if calls else "the policy called nothing")
         if label not in recorded.by_variant:
@@ -292,6 +293,22 @@ def make_unknown(missing: str) -> Outcome:
         escalated=math.nan,
         missing=missing,
     )
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of the user's. Its error is one line that names the function and the sample.
+
+    Raises:
+        LLMEvaluationError: It raised something; the cause is kept.
+    """
+    try:
+        return function(*arguments)
+    except Exception as error:
+        name = getattr(function, "__name__", type(function).__name__)
+        sample = next(each.key for each in arguments if isinstance(each, Sample))
+        raise LLMEvaluationError(
+            f"The policy's function {name} raised {type(error).__name__} on sample {sample}; its cause says why."
+        ) from error
 
 
 def measure_outcome(branches: Sequence[Branch], measure: Measure) -> Outcome:

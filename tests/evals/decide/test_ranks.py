@@ -41,3 +41,7 @@ def test_rank_intervals_hold_for_nearly_equal_variants():
         frame = ranks_of({label: rng.binomial(1, 0.7, 60) for label in "abcd"})
         claims += bool((frame["rank_low"] > 1).any())
     assert claims <= 10
+
+
+def test_a_report_without_results_has_no_ranks():
+    assert make_report([]).ranks().empty

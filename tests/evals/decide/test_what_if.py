@@ -185,6 +185,30 @@ def test_mistakes_are_one_clear_line(call, words):
         call(report_of([1, 0], [1, 1]))
 
 
+def needs_a_field(output, *_):
+    return output["absent"] > 1
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Cascade("a", "b", when=needs_a_field),
+        Cascade("a", "b", when=Below(needs_a_field, 0.5)),
+        Split(lambda sample: sample.absent, {"x": "a"}),
+        lambda sample, steps: sample.absent,
+    ],
+)
+def test_an_error_of_a_function_names_it_and_the_sample(policy):
+    with pytest.raises(LLMEvaluationError, match=r"function .+ raised \w+Error on sample s0") as caught:
+        row(report_of([1], [1]), policy)
+    assert isinstance(caught.value.__cause__, KeyError | AttributeError)
+
+
+def test_a_split_may_be_by_a_list():
+    found = row(report_of([1, 0], [0, 1]), Split(lambda sample: [sample.key], {"['s0']": "a", "['s1']": "b"}))
+    assert found["mean"] == 1.0
+
+
 def test_a_chosen_threshold_shows_both_figures_and_the_choice():
     results = []
     for i in range(40):
