@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         LLMQuotaExhausted,
         LLMRateLimited,
         LLMReasoningExhausted,
+        LLMSolveError,
         LLMStoreError,
         LLMTimeout,
         LLMUnavailable,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     )
     from llmkit.notebook.conversation import Conversation
     from llmkit.notebook.options import ChatOptions, ExtractOptions, MapOptions
+    from llmkit.notebook.stream import AsyncChatStream, AsyncValueStream, ChatStream, ValueStream
+    from llmkit.ports import StreamPiece
     from llmkit.providers.model_facts import ModelFacts
     from llmkit.service import (
         LLMService,
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
         LLMProvider,
         LLMRequest,
         LLMResponse,
+        Logprobs,
         Message,
         NamedToolChoice,
         RequestContext,
@@ -75,9 +79,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncChatStream",
+    "AsyncValueStream",
     "Attachment",
     "Attempt",
     "ChatOptions",
+    "ChatStream",
     "Conversation",
     "ExtractOptions",
     "LLMAllRoutesFailed",
@@ -111,11 +118,13 @@ __all__ = [
     "LLMResponse",
     "LLMService",
     "LLMSettings",
+    "LLMSolveError",
     "LLMStoreError",
     "LLMTimeout",
     "LLMUnavailable",
     "LLMUnsupported",
     "LLMUnusableAnswer",
+    "Logprobs",
     "MapOptions",
     "Message",
     "ModelFacts",
@@ -125,9 +134,11 @@ __all__ = [
     "Route",
     "RoutePlan",
     "Session",
+    "StreamPiece",
     "TokenUsage",
     "ToolCall",
     "ToolDefinition",
+    "ValueStream",
     "load_settings",
 ]
 
@@ -157,6 +168,7 @@ _MODULES = {
         "LLMQuotaExhausted",
         "LLMRateLimited",
         "LLMReasoningExhausted",
+        "LLMSolveError",
         "LLMStoreError",
         "LLMTimeout",
         "LLMUnavailable",
@@ -169,6 +181,13 @@ _MODULES = {
         "ExtractOptions",
         "MapOptions",
     ),
+    "llmkit.notebook.stream": (
+        "AsyncChatStream",
+        "AsyncValueStream",
+        "ChatStream",
+        "ValueStream",
+    ),
+    "llmkit.ports": ("StreamPiece",),
     "llmkit.providers.model_facts": ("ModelFacts",),
     "llmkit.service": ("LLMService",),
     "llmkit.session": ("Session",),
@@ -184,6 +203,7 @@ _MODULES = {
         "LLMProvider",
         "LLMRequest",
         "LLMResponse",
+        "Logprobs",
         "Message",
         "NamedToolChoice",
         "RequestContext",

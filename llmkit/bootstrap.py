@@ -5,7 +5,9 @@ What an answer from the store does not need is imported where it is first wanted
 
 from __future__ import annotations
 
+import asyncio
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +17,7 @@ from shutil import rmtree
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
+from llmkit.calls.liveness import current_owner
 from llmkit.discovery.probe_cache import ProbeFile, recall_probes
 from llmkit.discovery.refresh import OllamaDiscovery
 from llmkit.errors import LLMStoreError
@@ -23,6 +26,7 @@ from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
 from llmkit.ports import (
+    AnswerSink,
     AttemptLog,
     BeforeSend,
     ClientReply,
@@ -32,7 +36,7 @@ from llmkit.ports import (
     NotSent,
     allow_sending,
 )
-from llmkit.providers import PROVIDERS
+from llmkit.providers import ProviderSpec, load_endpoints
 from llmkit.providers.model_facts import Fact, FactBook, ModelFacts
 from llmkit.providers.with_facts import add_model_facts
 from llmkit.router import LLMRouter
@@ -74,8 +78,10 @@ class Runtime:
         if self.journal is None:
             return None
         from llmkit.persistence.eval_store import SqlEvalStore
+        from llmkit.persistence.leases import JournalLeases
 
-        return SqlEvalStore(self.journal, stores_payloads=self.settings.store_payloads)
+        leases = JournalLeases(self.journal, current_owner)
+        return SqlEvalStore(self.journal, stores_payloads=self.settings.store_payloads, leases=leases)
 
     async def close(self) -> None:
         """Finish all writes, then release everything, also what comes after a failure. Idempotent.
@@ -113,10 +119,13 @@ def open_runtime(settings: LLMSettings, replay: Path | None = None) -> Runtime:
     """
     if replay is not None:
         return _replaying_runtime(settings, replay)
+    endpoints = load_endpoints(settings)
     facts = _load_facts(settings)
-    client = _FirstUseClient(settings, facts)
-    router = LLMRouter(settings, client, PROVIDERS, facts=facts)
-    return _assemble(settings, router, client, facts, discovery=OllamaDiscovery(settings, facts))
+    journal = _open_journal(settings)
+    client = _FirstUseClient(settings, facts, endpoints, journal)
+    router = LLMRouter(settings, client, endpoints, facts=facts)
+    discovery = OllamaDiscovery(settings, facts, endpoints=endpoints)
+    return _assemble(settings, router, client, facts, discovery=discovery, journal=journal)
 
 
 def _replaying_runtime(settings: LLMSettings, replay: Path) -> Runtime:
@@ -127,33 +136,44 @@ def _replaying_runtime(settings: LLMSettings, replay: Path) -> Runtime:
     settings = replaying(settings, scratch)
     facts = _load_facts(settings)
     client = CassetteClient(cassette, settings)
-    router = LLMRouter(settings, client, always_set_up(PROVIDERS), facts=facts)
-    return replace(_assemble(settings, router, client, facts, discovery=None), cassette=cassette, scratch=scratch)
+    endpoints = always_set_up(load_endpoints(settings), cassette.routes)
+    router = LLMRouter(settings, client, endpoints, facts=facts)
+    return replace(
+        _assemble(settings, router, client, facts, discovery=None, journal=_open_journal(settings)),
+        cassette=cassette,
+        scratch=scratch,
+    )
 
 
 def _assemble(
-    settings: LLMSettings, router: LLMRouter, client: ModelClient, facts: FactBook, discovery: ModelDiscovery | None
+    settings: LLMSettings,
+    router: LLMRouter,
+    client: ModelClient,
+    facts: FactBook,
+    *,
+    discovery: ModelDiscovery | None,
+    journal: Journal | None,
 ) -> Runtime:
     cache = _open_cache(settings)
-    journal = _open_journal(settings)
     runs = JournalLLMRunRepo(journal) if journal is not None else None
     service = LLMService(router=router, settings=settings, runs=runs, cache=cache, discovery=discovery)
     return Runtime(settings=settings, service=service, facts=facts, client=client, journal=journal, cache=cache)
 
 
 async def list_routes(settings: LLMSettings) -> tuple[str, ...]:
-    """Return the routes that could be called: the configured models, and those that Ollama has. Takes up to 2 s."""
+    """Return the routes that could be called: configured models, and those of Ollama servers. Takes up to 2 s."""
     from llmkit.discovery.ollama import fetch_server_state
 
-    configured = {
-        LLMProvider.OLLAMA: settings.ollama_model,
-        LLMProvider.GEMINI: settings.gemini_model,
-        LLMProvider.LOCAL: settings.local_model,
-    }
-    state = await fetch_server_state(str(settings.ollama_api_base))
-    pulled = () if state is None else tuple(model.name.removesuffix(":latest") for model in state.models)
-    routes = [f"{provider}/{model}" for provider, model in configured.items()]
-    return tuple(dict.fromkeys([*(f"{LLMProvider.OLLAMA}/{name}" for name in pulled), *routes]))
+    endpoints = load_endpoints(settings)
+    servers = {name: spec.server_address(settings) for name, spec in endpoints.items() if spec.server_address}
+    states = await asyncio.gather(*map(fetch_server_state, servers.values()))
+    pulled = [
+        f"{name}/{model.name.removesuffix(':latest')}"
+        for name, state in zip(servers, states, strict=True)
+        for model in (state.models if state is not None else ())
+    ]
+    routes = [f"{name}/{spec.default_model(settings)}" for name, spec in endpoints.items()]
+    return tuple(dict.fromkeys([*pulled, *routes]))
 
 
 def preload(settings: LLMSettings) -> None:
@@ -166,23 +186,40 @@ def preload(settings: LLMSettings) -> None:
 class _FirstUseClient:
     """The client of all providers and our own model server, imported and made with the first call."""
 
-    def __init__(self, settings: LLMSettings, facts: FactBook) -> None:
+    def __init__(
+        self,
+        settings: LLMSettings,
+        facts: FactBook,
+        endpoints: Mapping[LLMProvider, ProviderSpec],
+        journal: Journal | None,
+    ) -> None:
+        self._journal = journal
         self._settings = settings
         self._facts = facts
+        self._endpoints = endpoints
         self._servers: dict[LLMProvider, ModelServer] = {}
         self._made: ModelClient | None = None
 
     async def call(
-        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+        self,
+        route: Route,
+        request: LLMRequest,
+        log: AttemptLog,
+        before_send: BeforeSend = allow_sending,
+        *,
+        sink: AnswerSink | None = None,
     ) -> ClientReply | NotSent:
         """See `ModelClient`."""
         if self._made is None:
             from llmkit.client_litellm import LiteLLMClient
             from llmkit.local_model.server import share_server
+            from llmkit.persistence.leases import JournalLeases
 
             self._servers[LLMProvider.LOCAL] = share_server(self._settings)
-            self._made = LiteLLMClient(self._settings, self._servers, providers=add_model_facts(PROVIDERS, self._facts))
-        return await self._made.call(route, request, log, before_send)
+            providers = add_model_facts(self._endpoints, self._facts)
+            leases = None if self._journal is None else JournalLeases(self._journal, current_owner)
+            self._made = LiteLLMClient(self._settings, self._servers, providers=providers, leases=leases)
+        return await self._made.call(route, request, log, before_send, sink=sink)
 
     async def close(self) -> None:
         """See `ModelClient`."""
@@ -231,4 +268,4 @@ def _probe_file(settings: LLMSettings) -> ProbeFile | None:
 
 
 def _addresses(settings: LLMSettings) -> dict[LLMProvider, str]:
-    return {name: spec.address(settings) or "" for name, spec in PROVIDERS.items()}
+    return {name: spec.address(settings) or "" for name, spec in load_endpoints(settings).items()}

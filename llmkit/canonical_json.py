@@ -61,7 +61,7 @@ _LONG_TEXT = 128
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys, no white space and ASCII only, so that equal values give equal bytes.
+    """Return JSON with sorted keys, no white space and ASCII only: equal values give equal bytes.
 
     Raises:
         ValueError: The value contains NaN or an infinity.
@@ -74,7 +74,7 @@ def canonical_json(value: Any) -> str:
 
 
 def sha256_of(value: Any) -> str:
-    """Hexadecimal SHA-256 of the canonical JSON of a value."""
+    """Return the hexadecimal SHA-256 of the canonical JSON of a value."""
     return _sha256(canonical_json(value))
 
 
@@ -85,7 +85,13 @@ def _sha256(text: str) -> str:
 def json_object(body: bytes) -> Mapping[str, Any] | None:
     """Return the JSON object in these bytes, or None when they contain anything else."""
     try:
-        value = json.loads(body)
+        try:
+            value = json.loads(body)
+        except ValueError as error:
+            if not str(error).startswith("Exceeds the limit"):
+                raise
+            # Python reads no integer of thousands of digits; as a float it is an infinity, which no count is.
+            value = json.loads(body, parse_int=float)
     except (ValueError, RecursionError):  # a hundred thousand brackets are no protocol either
         return None
     return value if isinstance(value, dict) else None

@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -28,16 +28,19 @@ from llmkit.errors import (
     LLMUnavailable,
 )
 from llmkit.ports import (
+    AnswerSink,
     AttemptLog,
     BeforeSend,
     ClientReply,
+    Leases,
     ModelServer,
     NotSent,
     Send,
+    StreamPiece,
     allow_sending,
     apply_guard,
 )
-from llmkit.providers import PROVIDERS, ProviderSpec
+from llmkit.providers import PROVIDERS, ProviderSpec, explain_unknown_endpoint, load_endpoints
 from llmkit.redaction import redact
 from llmkit.settings import LLMSettings
 from llmkit.transport.context_window import CallWindow, MeasuredPrompts
@@ -46,6 +49,7 @@ from llmkit.transport.http.exchange import Exchange
 from llmkit.transport.http.replies import read_reply, verdict
 from llmkit.transport.limits import Admission, Limits
 from llmkit.transport.paths.select import RequestPaths, load_here
+from llmkit.transport.stream_forms import StreamForms
 from llmkit.types import Attempt, AttemptStatus, LLMProvider, LLMRequest, Route, TokenUsage
 
 __all__ = ["LiteLLMClient"]
@@ -63,7 +67,8 @@ class LiteLLMClient:
     Args:
         settings: Limits, addresses and keys.
         servers: Model servers that llmkit runs itself, started on the first call to their provider.
-        providers: What differs between providers.
+        providers: Every endpoint by name; None for those of the settings.
+        leases: Shares limits per minute and pauses with other processes; None for limits of this process.
         sleep: How to wait between two tries, in seconds.
     """
 
@@ -72,23 +77,25 @@ class LiteLLMClient:
         settings: LLMSettings,
         servers: Mapping[LLMProvider, ModelServer] = MappingProxyType({}),
         *,
-        providers: Mapping[LLMProvider, ProviderSpec] = PROVIDERS,
+        providers: Mapping[LLMProvider, ProviderSpec] | None = None,
+        leases: Leases | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._settings = settings
         self._servers = servers
-        self._providers = providers
+        self._providers = load_endpoints(settings) if providers is None else providers
         self._sleep = sleep
-        self._limits = Limits(settings, providers)
+        self._limits = Limits(settings, self._providers, leases)
         self._paths = RequestPaths(settings.request_path, settings.max_reply_mb)
         self._measured_prompts = MeasuredPrompts()
+        self._stream_forms = StreamForms()
 
     async def preload(self) -> None:
         """Load litellm, so that the first call does not wait for it. Takes 3 to 6 s, all in a worker thread."""
         await self._paths.rehearse(self._rehearsal())
 
     def preload_here(self) -> None:
-        """`preload` in the calling thread, which must have no running event loop."""
+        """Run `preload` in the calling thread, which must have no running event loop."""
         load_here(self._settings.request_path, self._rehearsal())
 
     def _rehearsal(self) -> Exchange:
@@ -97,11 +104,19 @@ class LiteLLMClient:
         return Exchange(spec=spec, arguments=spec.call_arguments(self._settings, route, request, None))
 
     async def call(
-        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+        self,
+        route: Route,
+        request: LLMRequest,
+        log: AttemptLog,
+        before_send: BeforeSend = allow_sending,
+        *,
+        sink: AnswerSink | None = None,
     ) -> ClientReply | NotSent:
         """Send the request, again after a retryable failure, and add every request that left to `log`.
 
-        Waits for a place under the limits first, see `llmkit.transport.limits`, and then awaits `before_send`.
+        Waits for a place under the limits first, see `llmkit.transport.limits`, and then awaits `before_send`. With a
+        `sink`, the pieces of the answer go there while it is being written, if the server can stream; the reply is the
+        same.
 
         Raises:
             LLMError: Of the class that says what went wrong, after `max_retries` further tries.
@@ -113,11 +128,12 @@ class LiteLLMClient:
             # Several seconds in a new process, which say nothing of the provider.
             log.queued_ms += (time.perf_counter() - began_s) * 1000
             window = CallWindow(spec, route, request, self._measured_prompts)
-            once = apply_guard(route, request, log, partial(self._request_once, window, log, before_send))
-            send = partial(_send_in_window, place, once, window)
+            confirm = partial(place.confirm, before_send)
+            once = apply_guard(route, request, log, partial(self._request_once, window, log, confirm, sink))
+            send = partial(_send_in_window, place, once, window, sink)
             first = await _try_once(send)
             # Most calls need no retry, and its machinery is a third of all the work that is done here.
-            return await self._retry(first, send, spec) if isinstance(first, LLMError) else first
+            return await self._retry(first, send, spec, sink) if isinstance(first, LLMError) else first
 
     async def _load_paths(self, spec: ProviderSpec, route: Route) -> None:
         try:
@@ -130,7 +146,9 @@ class LiteLLMClient:
                 model=route.model,
             ) from error
 
-    async def _retry(self, failed: LLMError, send: Send, spec: ProviderSpec) -> ClientReply | NotSent:
+    async def _retry(
+        self, failed: LLMError, send: Send, spec: ProviderSpec, sink: AnswerSink | None
+    ) -> ClientReply | NotSent:
         """Go on after the first try, which counts as one."""
         outcomes: Iterator[LLMError] = iter((failed,))
 
@@ -140,14 +158,17 @@ class LiteLLMClient:
                 raise error
             return await send()
 
-        return await self._retrying(spec)(attempt)
+        return await self._retrying(spec, sink)(attempt)
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
+        await self._limits.close()
         await self._paths.close()
 
     def _callable_provider(self, route: Route) -> ProviderSpec:
-        spec = self._providers[route.provider]
+        spec = self._providers.get(route.provider)
+        if spec is None:
+            raise explain_unknown_endpoint(route.provider, self._providers, self._settings)
         problem = spec.configuration_problem(self._settings)
         if problem is not None:
             raise LLMConfigurationError(
@@ -158,17 +179,19 @@ class LiteLLMClient:
             raise LLMModelNotFound(unknown, provider=route.provider, model=route.model)
         return spec
 
-    def _retrying(self, spec: ProviderSpec) -> AsyncRetrying:
+    def _retrying(self, spec: ProviderSpec, sink: AnswerSink | None) -> AsyncRetrying:
         return AsyncRetrying(
             stop=self._enough,
             wait=self._wait_s,
-            retry=retry_if_exception(partial(self._is_worth_a_retry, spec)),
+            retry=retry_if_exception(partial(self._is_worth_a_retry, spec, sink)),
             sleep=self._sleep,
             reraise=True,
         )
 
-    def _is_worth_a_retry(self, spec: ProviderSpec, error: BaseException) -> bool:
+    def _is_worth_a_retry(self, spec: ProviderSpec, sink: AnswerSink | None, error: BaseException) -> bool:
         """Return whether the same call should try the route again."""
+        if sink is not None and sink.has_begun:
+            return False  # The reader would see two answers in one.
         if isinstance(error, LLMTimeout) and not spec.retries_timeouts:
             return False
         # A server of llmkit's own is started again before the next try; any other stays where it is: nowhere.
@@ -192,7 +215,7 @@ class LiteLLMClient:
         return min(longest, float(retry_after_s) + random.uniform(0, FIRST_WAIT_S))  # noqa: S311
 
     async def _request_once(
-        self, window: CallWindow, log: AttemptLog, before_send: BeforeSend
+        self, window: CallWindow, log: AttemptLog, before_send: BeforeSend, sink: AnswerSink | None
     ) -> ClientReply | NotSent:
         spec, route, request = window.spec, window.route, window.request
         server = self._servers.get(route.provider)
@@ -202,9 +225,13 @@ class LiteLLMClient:
         if not_sent is not None:
             return not_sent
         arguments = window.fit(spec.call_arguments(self._settings, route, request, endpoint))
-        exchange = Exchange(spec=spec, arguments=arguments)
-        record = _Record(route, exchange, log, spec.secrets(self._settings))
         timeout_s = request.timeout_s or self._settings.default_timeout_s
+        exchange = Exchange(spec=spec, arguments=arguments, sink=sink)
+        if sink is not None:
+            exchange.stream = self._stream_forms.choose(spec, route)
+            exchange.silence_s = self._settings.stream_chunk_timeout_s
+            exchange.piece_wait_s = max(timeout_s, exchange.silence_s)
+        record = _Record(route, exchange, log, spec.secrets(self._settings), self._settings.host)
         try:
             outcome = await self._outcome(exchange, request, timeout_s)
         except asyncio.CancelledError:
@@ -213,11 +240,16 @@ class LiteLLMClient:
         if isinstance(outcome, Exception):
             error = failure(exchange, request, outcome, timeout_s)
             record.add(AttemptStatus.FAILED, error=error)
+            if self._stream_forms.note_refusal(route, exchange):
+                return await self._request_once(window, log, before_send, sink)
             raise error
         reply, unusable = outcome
         record.add(AttemptStatus.FAILED if unusable else AttemptStatus.SUCCEEDED, reply, unusable)
         if unusable is not None:
             raise unusable
+        if sink is not None and sink.has_begun and reply.text and not sink.partial_text:
+            # Reasoning that turned out to be the answer, see `providers.ollama`.
+            await sink.put((StreamPiece("text", reply.text),))
         return reply
 
     async def _outcome(
@@ -232,7 +264,13 @@ class LiteLLMClient:
         try:
             async with asyncio.timeout(PREPARATION_S + timeout_s) as deadline:
                 exchange.on_leaving = lambda: deadline.reschedule(loop.time() + timeout_s)
+                # An answer may take any time to be written, as long as pieces of it arrive: see `StreamReading`.
+                exchange.on_first_piece = lambda: deadline.reschedule(None)
                 reply = read_reply(await self._paths.complete(exchange, timeout_s), exchange, request)
+                if exchange.has_broken:
+                    # Read anyway, for the token counts that did arrive.
+                    error = failure(exchange, request, ConnectionError(), timeout_s)
+                    return replace(reply, finish_reason="unknown"), error
                 return reply, verdict(reply, exchange, request)
         except Exception as error:  # noqa: BLE001 - several of LiteLLM's classes share no base
             return error
@@ -242,12 +280,14 @@ def _error_of(state: RetryCallState) -> BaseException | None:
     return state.outcome.exception() if state.outcome is not None else None
 
 
-async def _send_in_window(place: Admission, once: Send, window: CallWindow) -> ClientReply | NotSent:
+async def _send_in_window(
+    place: Admission, once: Send, window: CallWindow, sink: AnswerSink | None
+) -> ClientReply | NotSent:
     """Send the request, and once more when the prompt did not fit into a window that the model can widen."""
     try:
         return await place.send(once)
     except (LLMContextOverflow, LLMPromptTruncated):
-        if not window.widen():
+        if (sink is not None and sink.has_begun) or not window.widen():
             raise
     reply = await place.send(once)
     if isinstance(reply, ClientReply):
@@ -270,6 +310,7 @@ class _Record:
     exchange: Exchange
     log: AttemptLog
     secrets: tuple[str, ...]
+    host: str
 
     def add(self, status: AttemptStatus, reply: ClientReply | None = None, error: LLMError | None = None) -> None:
         exchange = self.exchange
@@ -283,6 +324,7 @@ class _Record:
                 status=status,
                 started_at_utc=exchange.sent_at_utc,
                 latency_ms=exchange.elapsed_ms,
+                first_token_ms=exchange.first_token_ms,
                 params_sha256=exchange.params_sha256,
                 schema_sha256=exchange.schema_sha256,
                 usage=reply.usage if reply else TokenUsage(),
@@ -293,5 +335,6 @@ class _Record:
                 status_code=exchange.status,
                 error_code=error.code if error else cancelled,
                 error_message=redact(str(error), self.secrets) if error else None,
+                host=self.host,
             )
         )

@@ -8,6 +8,7 @@ import platform
 import shutil
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -16,14 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llmkit.discovery.probe_cache import ProbeFile
-from llmkit.discovery.server_states import LOOK_UPS
 from llmkit.errors import LLMError, LLMStoreError
 from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.migrate import SchemaStatus, current_state
-from llmkit.providers import PROVIDERS, ProviderSpec
+from llmkit.providers import ProviderSpec, list_capabilities, load_endpoints
 from llmkit.providers.checks import Check, CheckState
-from llmkit.providers.model_facts import Fact
+from llmkit.providers.model_facts import Fact, ModelFacts
 from llmkit.redaction import redact
 from llmkit.session import Session
 from llmkit.settings import LLMSettings
@@ -42,24 +42,28 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "parquet": ("pyarrow",),
     "plot": ("matplotlib",),
     "notebook": ("ipywidgets", "ipykernel"),
+    "dask": ("distributed",),
 }
 """What each extra of the package brings, by import name."""
 PROBE_COMMAND = "llmkit doctor --probe"
 
 
-def examine(settings: LLMSettings, *, probe: bool = False) -> tuple[Check, ...]:
+def examine(
+    settings: LLMSettings, *, probe: bool = False, may_pay: Callable[[Route], bool] = lambda _route: True
+) -> tuple[Check, ...]:
     """Run all checks.
 
     Args:
         settings: The settings to check.
-        probe: Send one small request, billed and recorded, on every route that looks usable, to see whether its
-            answers follow a schema. Otherwise nothing is sent to a model, and it takes a few seconds at most.
+        probe: Send up to eight small requests, recorded as any other, on every route that looks usable, to see what it
+            does. Otherwise nothing is sent to a model, and it takes a few seconds at most.
+        may_pay: Asked about each route of a third party, which may bill them.
     """
     looks: dict[str, Look] = {look.__name__.removeprefix("_check_"): look for look in _LOOKS}
-    looks |= {str(name): partial(_check_provider, spec) for name, spec in PROVIDERS.items()}
+    looks |= {str(name): partial(_check_provider, spec) for name, spec in load_endpoints(settings).items()}
     checks = tuple(check for name, look in looks.items() for check in _check_safely(name, look, settings))
     routes = tuple(map(Route.parse, usable_routes(checks)))
-    return (*checks, *(_probe_routes(settings, routes) if probe else _list_probed(settings, routes)))
+    return (*checks, *(_probe_routes(settings, routes, may_pay) if probe else _list_probed(settings, routes)))
 
 
 def usable_routes(checks: Iterable[Check]) -> tuple[str, ...]:
@@ -183,9 +187,18 @@ def _check_extras(settings: LLMSettings) -> Iterator[Check]:
 # --- providers ---------------------------------------------------------------------------------------------
 
 
-def _check_provider(spec: ProviderSpec, settings: LLMSettings) -> Iterable[Check]:
-    look_up = LOOK_UPS.get(spec.provider)
-    return spec.check(settings, None if look_up is None else _run_async(look_up(settings)))
+def _check_provider(spec: ProviderSpec, settings: LLMSettings) -> Iterator[Check]:
+    state = None
+    if spec.server_address is not None:
+        from llmkit.discovery.ollama import fetch_server_state
+
+        state = _run_async(fetch_server_state(spec.server_address(settings)))
+    for check in spec.check(settings, state):
+        # The first line of an endpoint; those of its single models have facts of their own.
+        if check.name == spec.provider and check.state is CheckState.OK:
+            yield replace(check, detail=f"{check.detail}; can: {', '.join(list_capabilities(spec))}")
+        else:
+            yield check
 
 
 def _run_async(work: Coroutine[Any, Any, T]) -> T:
@@ -211,28 +224,45 @@ def _list_probed(settings: LLMSettings, routes: Iterable[Route]) -> Iterator[Che
     """List the results of earlier probes."""
     probes = ProbeFile(settings.cache_dir).load() if settings.cache_enabled else ()
     found = {(probe.route, probe.address): probe for probe in probes}
+    endpoints = load_endpoints(settings)
     for route in routes:
-        probe = found.get((route, PROVIDERS[route.provider].address(settings) or ""))
+        probe = found.get((route, endpoints[route.provider].address(settings) or ""))
         if probe is None:
             yield Check(f"schema {route}", CheckState.ABSENT, "not tried", PROBE_COMMAND)
         else:
-            yield _check_schema(route, Fact(probe.json_schema, "probed", probe.at_utc))
+            yield _check_schema(endpoints[route.provider], route, probe.facts.json_schema)
+            yield from _list_others(route, probe.facts)
 
 
-def _probe_routes(settings: LLMSettings, routes: Iterable[Route]) -> Iterator[Check]:
+def _probe_routes(settings: LLMSettings, routes: Iterable[Route], may_pay: Callable[[Route], bool]) -> Iterator[Check]:
+    endpoints = load_endpoints(settings)
     with Session(settings=settings) as session:
         for route in routes:
+            spec = endpoints[route.provider]
+            if spec.runs_elsewhere(route.model) and not may_pay(route):
+                detail = "not tried: up to 8 small requests may be billed"
+                yield Check(f"schema {route}", CheckState.ABSENT, detail, f"{PROBE_COMMAND} --yes")
+                continue
             try:
-                fact = session.probe(str(route)).json_schema
+                facts = session.probe(str(route), paid=True)
             except LLMError as error:
                 yield Check(f"schema {route}", CheckState.FAILED, str(error))
             else:
-                yield _check_schema(route, fact)
+                yield _check_schema(spec, route, facts.json_schema)
+                yield from _list_others(route, facts)
 
 
-def _check_schema(route: Route, fact: Fact[bool] | None) -> Check:
+def _list_others(route: Route, facts: ModelFacts) -> Iterator[Check]:
+    """List what a probe has shown besides the schema."""
+    others = {name: fact for name, fact in facts if fact.source == "probed" and name != "json_schema"}
+    if others:
+        shown = ModelFacts(**others)
+        yield Check(f"probed {route}", CheckState.OK, str(shown), facts=shown.as_dict())
+
+
+def _check_schema(spec: ProviderSpec, route: Route, fact: Fact[bool] | None) -> Check:
     when = f"{fact.at_utc:%Y-%m-%d %H:%M} UTC" if fact is not None and fact.at_utc is not None else "never"
     if fact is not None and fact.value:
         return Check(f"schema {route}", CheckState.OK, f"answers are constrained to a schema (probed {when})")
     detail = f"accepts a schema and ignores it (probed {when}): llmkit asks for the shape in a weaker way"
-    return Check(f"schema {route}", CheckState.ABSENT, detail, PROVIDERS[route.provider].schema_fix)
+    return Check(f"schema {route}", CheckState.ABSENT, detail, spec.schema_fix)

@@ -27,6 +27,7 @@
     ├── LLMInProgress                in_progress            the key's call is under way elsewhere
     ├── LLMStoreError                store                  the database or the cache
     ├── LLMBudgetExhausted           budget_exhausted       what is left of a budget is too little for the request
+    ├── LLMSolveError                solve                  the function of a task failed on a sample
     └── LLMEvaluationError           evaluation             task, dataset or run cannot be used
         └── LLMDatasetError          dataset                a line or field of a dataset
 
@@ -69,6 +70,7 @@ __all__ = [
     "LLMQuotaExhausted",
     "LLMRateLimited",
     "LLMReasoningExhausted",
+    "LLMSolveError",
     "LLMStoreError",
     "LLMTimeout",
     "LLMUnavailable",
@@ -93,6 +95,8 @@ class LLMError(Exception):
         attempts: Every request that was sent before this error, in order.
         status_code: HTTP status, when the provider sent one.
         retry_after_s: Seconds that the provider asked to wait.
+        has_begun: Whether a part of a streamed answer had arrived, so that no other request may take its place.
+        partial_text: Text that a stream brought before it broke; empty otherwise. Part of no message, log or row.
     """
 
     code: ClassVar[str] = "unknown"
@@ -116,6 +120,8 @@ class LLMError(Exception):
         self.retry_after_s = retry_after_s
         self.run_id: UUID | None = None
         self.attempts: tuple[Attempt, ...] = ()
+        self.has_begun = False
+        self.partial_text = ""
 
     @property
     def docs(self) -> str:
@@ -278,9 +284,11 @@ class LLMInvalidOutput(LLMUnusableAnswer):
     Attributes:
         raw_text: What the model wrote last. Not part of the message.
         validation_errors: One line per problem.
+        responses: The answers that did not fit, in order.
     """
 
     code = "invalid_output"
+    responses: tuple[LLMResponse, ...] = ()
 
     def __init__(
         self,
@@ -342,6 +350,12 @@ class LLMEvaluationError(LLMError):
     code = "evaluation"
 
 
+class LLMSolveError(LLMError):
+    """The function of a task failed on a sample, returned something that cannot be stored, or never ended."""
+
+    code = "solve"
+
+
 class LLMDatasetError(LLMEvaluationError):
     """A dataset cannot be read; the message names file, line and field."""
 
@@ -362,6 +376,9 @@ def describe_exception(error: BaseException) -> str:
         raise
     except BaseException:  # noqa: BLE001 (the exception is the user's, and so is its `__str__`)
         message = "(its message cannot be shown)"
+    else:
+        if isinstance(error, BaseExceptionGroup):  # its own message says only how many there are
+            message = f"{message}: {describe_exception(error.exceptions[0])}"
     # A lone surrogate can be part of a string, and not of a column of a DataFrame.
     return f"{type(error).__name__}: {message}".encode("utf-8", "backslashreplace").decode()
 

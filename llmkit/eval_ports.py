@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
-from llmkit.ports import StoredRun
+from llmkit.ports import Leases, StoredRun
 from llmkit.types import Attempt, Route, RunStatus, ServedFrom
 
 __all__ = [
     "MOST_PLAUSIBLE_TOKENS",
+    "STEP_METADATA",
+    "CallKey",
     "CallUnderWay",
     "DigestSeen",
     "EvalOutcome",
@@ -19,12 +22,18 @@ __all__ = [
     "EvalRun",
     "EvalSpending",
     "EvalStore",
+    "HostDigest",
+    "HostUse",
     "RecordedCall",
+    "ResultCount",
+    "read_step",
 ]
 
 
 # More than the context window of any model, the largest of which has ten million tokens. Some servers report 10**12.
 MOST_PLAUSIBLE_TOKENS = 20_000_000
+# The key of a row's metadata that has the number and the name of a step of a solve function.
+STEP_METADATA = "solve"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,9 @@ class EvalResult:
         latency_ms: Wall time over all steps of the sample; that of the recorded calls when they were replayed.
         content_digest: Short hash of the sample's content that the scores are of; None in results of version 0.1.0,
             whose calls have it in their names.
+        logprob_mean: Mean log-probability of the tokens of the answer that was validated; None when unknown.
+        logprob_min: Smallest log-probability of one of them.
+        field_logprobs: `mean` and `min` over the tokens of each value, by its dotted path; empty when unknown.
     """
 
     eval_run_id: UUID
@@ -95,6 +107,9 @@ class EvalResult:
     warnings: tuple[str, ...] = ()
     answer_json: str | None = None
     content_digest: str | None = None
+    logprob_mean: float | None = None
+    logprob_min: float | None = None
+    field_logprobs: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +120,30 @@ class DigestSeen:
     digest: str
     first_at_utc: datetime
     requests: int
+
+
+class HostDigest(NamedTuple):
+    """The digest, or version, of the model behind a route as one machine has it."""
+
+    host: str
+    route: Route
+    digest: str
+
+
+class HostUse(NamedTuple):
+    """Requests of an evaluation that one machine sent to one route, those that load its models included.
+
+    Attributes:
+        host: None for requests of versions of llmkit that did not record it.
+        mean_latency_ms: Of requests that were answered; None when none was.
+        last_at_utc: When the last one was sent.
+    """
+
+    host: str | None
+    route: Route
+    requests: int
+    mean_latency_ms: float | None
+    last_at_utc: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +176,7 @@ class RecordedCall:
         stage: `sample` for an answer, `judge` for a verdict.
         prompt: Redacted and shortened, the latest message first; empty when the answer came from the store.
         answer: Redacted and shortened; empty when the answer came from the store, None when there was none.
+        step: Name of the step of a solve function, or its number; None for other calls.
     """
 
     pipeline_run_id: str
@@ -148,6 +188,13 @@ class RecordedCall:
     error_code: str | None
     error_message: str | None
     attempts: tuple[Attempt, ...]
+    step: str | None = None
+
+
+def read_step(metadata: Mapping[str, Any]) -> str | None:
+    """Return the name or number of the step of a solve function in the metadata of its call; None for other calls."""
+    step = metadata.get(STEP_METADATA)
+    return str(step.get("name", step.get("step"))) if isinstance(step, Mapping) else None
 
 
 class EvalOutcome(NamedTuple):
@@ -165,16 +212,49 @@ class EvalOutcome(NamedTuple):
     content_digest: str | None = None
 
 
+class ResultCount(NamedTuple):
+    """Number of the results of a run on one route with one outcome, and of the requests that were sent for them.
+
+    `is_old` tells whether they were made up to a given time.
+    """
+
+    route: str
+    status: str
+    error_code: str | None
+    is_old: bool
+    results: int
+    requests: int
+
+
+class CallKey(NamedTuple):
+    """The idempotency key of a call, how far the call is, and when it began."""
+
+    key: str
+    status: RunStatus
+    error_code: str | None
+    created_at_utc: datetime
+
+
 class CallUnderWay(NamedTuple):
-    """A call that has started and not finished, the process that runs it, and its last heartbeat."""
+    """A call that has started and not finished, the process that runs it, and its last heartbeat.
+
+    Attributes:
+        read_at_utc: When this was read, by the clock that `heartbeat_at_utc` is of.
+    """
 
     pipeline_run_id: str
     owner: str
     heartbeat_at_utc: datetime
+    read_at_utc: datetime
 
 
 class EvalStore(Protocol):
     """Evaluations and their results. Every method raises `LLMStoreError` when the database fails."""
+
+    @property
+    def leases(self) -> Leases | None:
+        """Where processes share the budget of a run; None for budgets of this process alone."""
+        ...
 
     async def open_run(self, run: EvalRun) -> EvalRun:
         """Insert the run, or return the one that its workspace has under this name; two callers get the same one."""
@@ -208,6 +288,22 @@ class EvalStore(Protocol):
         """Return all results of a run in no order, without outputs, errors and reasons, which would fill the memory."""
         ...
 
+    async def note_shared_call(self, call_id: UUID, *, is_stopped: bool) -> None:
+        """Note that workers take part in a call of `evaluate` or `map`, or that it was stopped. Durable on return."""
+        ...
+
+    async def is_call_stopped(self, call_id: UUID) -> bool | None:
+        """Return whether such a call was stopped; None if this store does not know it."""
+        ...
+
+    async def list_call_keys(self, workspace_id: str, pipeline_run_id: str) -> list[CallKey]:
+        """Return the calls of one pipeline run that have an idempotency key."""
+        ...
+
+    async def count_results(self, eval_run_id: UUID, old_until_utc: datetime) -> list[ResultCount]:
+        """Count the results of a run by route and outcome, and by whether they were made up to a time."""
+        ...
+
     async def list_calls_under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
         """Return the calls of an evaluation that are STARTED, in any process."""
         ...
@@ -224,8 +320,22 @@ class EvalStore(Protocol):
         """Return every model digest that was recorded with an evaluation, by route and first appearance."""
         ...
 
-    async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[EvalSpending, ...]:
-        """Sum the spending of an evaluation by route. Calls in doubt have no recorded spending yet."""
+    async def list_hosts(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[HostUse, ...]:
+        """Return which machine sent how many requests to which route, by host and route."""
+        ...
+
+    async def note_digests(self, eval_run_id: UUID, digests: Sequence[HostDigest]) -> None:
+        """Keep the digests that a machine has, in place of those that it had before."""
+        ...
+
+    async def list_host_digests(self, eval_run_id: UUID) -> tuple[HostDigest, ...]:
+        """Return the digests of all machines that work on an evaluation, by route and host."""
+        ...
+
+    async def sum_spending(
+        self, workspace_id: str, pipeline_run_id_prefix: str, owner: str | None = None
+    ) -> tuple[EvalSpending, ...]:
+        """Sum the spending of an evaluation by route, or that of one process. Calls in doubt have none recorded yet."""
         ...
 
     async def list_calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:

@@ -1,18 +1,20 @@
 """Ports of the service, as protocols. Adapters live in their own packages, and `bootstrap` connects them.
 
-Each method says what it raises; anything else that comes out of an adapter is a bug of the adapter.
+Each method documents what it raises; any other exception from an adapter is a bug in the adapter.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from time import perf_counter
 from types import MappingProxyType, TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 from uuid import UUID
 
 from llmkit.errors import LLMError
@@ -21,6 +23,7 @@ from llmkit.types import (
     FinishReason,
     LLMRequest,
     LLMResponse,
+    Logprobs,
     Route,
     RunStatus,
     ServedFrom,
@@ -30,15 +33,21 @@ from llmkit.types import (
 
 __all__ = [
     "DOUBTFUL_STATUSES",
+    "AnswerSink",
     "AttemptLog",
     "BeforeSend",
+    "BudgetReply",
+    "BudgetShare",
     "CacheKey",
     "ClientReply",
+    "ClosedShare",
     "ContentCache",
     "Endpoint",
     "Guard",
+    "HeldShare",
     "KeyTaken",
     "LLMRunRepo",
+    "Leases",
     "ModelClient",
     "ModelDiscovery",
     "ModelServer",
@@ -47,15 +56,19 @@ __all__ = [
     "RunStart",
     "RunSuccess",
     "Send",
+    "SpentBlock",
     "StoredRun",
+    "StreamPiece",
     "UnitOfWork",
+    "WindowReply",
+    "WindowShare",
     "allow_sending",
     "apply_guard",
     "use_guard",
 ]
 
 DOUBTFUL_STATUSES = frozenset({408, 499, 504})
-"""Of the statuses from 400 on, which say that nothing was billed, those that do not: the model may have worked."""
+"""Error statuses after which the model may have worked, so that the request may be billed. After others it is not."""
 
 
 class RunStart(NamedTuple):
@@ -90,6 +103,9 @@ class RunSuccess(NamedTuple):
         result_json: The response as `LLMResponse` JSON, for replay; None when payloads are not stored.
         plan: The route plan as JSON-able data; None for an answer that needed no plan.
         source_run_id: The run that was billed, for an answer served from elsewhere.
+        logprob_mean: Mean log-probability of the answer's tokens; None when unknown, as is `logprob_min`.
+        logprob_min: Smallest log-probability of one of them.
+        first_token_ms: The part of `latency_ms` before the first piece of a streamed answer; None if not streamed.
     """
 
     run_id: UUID
@@ -106,10 +122,13 @@ class RunSuccess(NamedTuple):
     cost_usd: float | None = None
     plan: dict[str, Any] | None = None
     attempts: tuple[Attempt, ...] = ()
+    logprob_mean: float | None = None
+    logprob_min: float | None = None
+    first_token_ms: float | None = None
 
 
 class RunFailure(NamedTuple):
-    """Failed end of a call. `error_message` is redacted."""
+    """Failed end of a call. `error_message` is redacted; `first_token_ms` is that of a stream that broke."""
 
     run_id: UUID
     finished_at_utc: datetime
@@ -118,10 +137,15 @@ class RunFailure(NamedTuple):
     error_message: str
     plan: dict[str, Any] | None = None
     attempts: tuple[Attempt, ...] = ()
+    first_token_ms: float | None = None
 
 
 class StoredRun(NamedTuple):
-    """Facts about a stored run that holds a key."""
+    """Facts about a stored run that holds a key.
+
+    Attributes:
+        read_at_utc: When they were read, by the clock that `heartbeat_at_utc` is of.
+    """
 
     id: UUID
     workspace_id: str
@@ -132,6 +156,7 @@ class StoredRun(NamedTuple):
     created_at_utc: datetime
     heartbeat_at_utc: datetime
     result_json: str | None
+    read_at_utc: datetime
 
 
 class KeyTaken(Exception):
@@ -154,7 +179,7 @@ class LLMRunRepo(Protocol):
         ...
 
     async def get_run(self, workspace_id: str, run_id: UUID) -> StoredRun | None:
-        """One run of this workspace, whatever its status, or None."""
+        """Return one run of this workspace, whatever its status, or None."""
         ...
 
     def create_started(self, start: RunStart) -> Awaitable[None]:
@@ -169,8 +194,8 @@ class LLMRunRepo(Protocol):
         """Turn a STARTED run into SUCCEEDED and add its attempts.
 
         Returns:
-            False when the run was no longer STARTED (it had been declared abandoned): its attempts are added all
-            the same, and its status stays.
+            False when the run was no longer STARTED (it had been declared abandoned): its attempts are added
+            anyway, and its status stays.
         """
         ...
 
@@ -179,14 +204,14 @@ class LLMRunRepo(Protocol):
         ...
 
     def record_unsent(self, start: RunStart, failure: RunFailure) -> Awaitable[None]:
-        """Insert a run that failed before anything was sent. It has no key, so no other run can be in its way."""
+        """Insert a run that failed before anything was sent. It has no key, so it conflicts with no other run."""
         ...
 
     async def mark_abandoned(self, run: StoredRun) -> bool:
         """Turn the run into FAILED / `abandoned` if it is still STARTED with the same heartbeat.
 
         Returns:
-            Whether this call did it; False when another caller was first or the run has stirred since.
+            Whether this call did it; False when another caller was first or the run has sent a heartbeat since.
         """
         ...
 
@@ -206,13 +231,13 @@ class LLMRunRepo(Protocol):
         """Replace the metadata of a run of this workspace, with values known only when its outcome is written."""
         ...
 
-    async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
-        """Note that these runs are alive."""
+    async def heartbeat(self, run_ids: Sequence[UUID]) -> None:
+        """Record that these runs are alive, at the store's own time."""
         ...
 
 
 class UnitOfWork(Protocol):
-    """One transaction of the caller: leaving the block without `commit()` forgets everything in it."""
+    """One transaction of the caller: leaving the block without `commit()` rolls back everything in it."""
 
     @property
     def runs(self) -> LLMRunRepo:
@@ -233,14 +258,14 @@ class UnitOfWork(Protocol):
 class AttemptLog:
     """The requests sent for one logical call, oldest first.
 
-    Filled while the call runs, so that a cancelled call still knows what it had sent.
+    Filled while the call runs, so that a cancelled call still has a record of what it sent.
 
     Args:
         may_send: Whether requests may leave already. The owner of the log sets the attribute when they may.
 
     Attributes:
-        queued_ms: Time the call spent waiting for a place under our own limits, or for the client to be loaded, which
-            says nothing of the provider.
+        queued_ms: Time the call waited for our own limits or for the client to load. It is no part of the provider's
+            latency.
     """
 
     def __init__(self, *, may_send: bool = True) -> None:
@@ -270,12 +295,94 @@ class AttemptLog:
         return len(self._attempts) + 1
 
 
+class StreamPiece(NamedTuple):
+    """A part of an answer that is still being written, in the order in which it arrived.
+
+    Attributes:
+        kind: `text` of the answer, `thinking` of a model that shows it, or part of a `tool_call`.
+        text: The characters that this piece adds; for a tool call, to its arguments in JSON.
+        tool_index: Which of the answer's tool calls it belongs to, from 0.
+        tool_id: The tool call's id, in its first piece; empty where only the whole answer has it.
+        tool_name: The name of its tool, in its first piece.
+    """
+
+    kind: Literal["text", "thinking", "tool_call"]
+    text: str
+    tool_index: int = 0
+    tool_id: str = ""
+    tool_name: str = ""
+
+
+class AnswerSink:
+    """Where the pieces of one answer go while it is being written.
+
+    From the first piece on, no retry and no other candidate may follow: the reader would see two answers in one.
+
+    Args:
+        forward: Receives the pieces, as many as arrived together. It may wait, which stops the reading from the server;
+            meanwhile the call keeps its place under the limits, and equal calls wait for its end. What waits for a
+            person, or for code that may itself call a model, would hold them up: keep the pieces instead.
+
+    Attributes:
+        has_begun: Whether a piece was put.
+        begun_s: When the first one was put, on the clock `time.perf_counter`.
+        reader_ms: Time that `forward` has taken so far. It is no part of the provider's latency.
+        reader_error: What `forward` raised.
+    """
+
+    def __init__(self, forward: Callable[[Sequence[StreamPiece]], Awaitable[None]]) -> None:
+        self._forward = forward
+        self._texts: list[str] = []
+        self.has_begun = False
+        self.begun_s = 0.0
+        self.reader_ms = 0.0
+        self.reader_error: Exception | None = None
+
+    async def put(self, pieces: Sequence[StreamPiece]) -> None:
+        """Forward pieces that arrived together, at least one.
+
+        Raises:
+            asyncio.CancelledError: `forward` failed. To the writer of the answer its reader has left, which must not
+                look like a failure of the server: it would be held against the route.
+        """
+        began_s = perf_counter()
+        if not self.has_begun:
+            self.has_begun, self.begun_s = True, began_s
+        self._texts.extend(piece.text for piece in pieces if piece.kind == "text")
+        try:
+            await self._forward(pieces)
+        except Exception as error:
+            self.reader_error = error
+            raise asyncio.CancelledError from error
+        finally:
+            self.reader_ms += (perf_counter() - began_s) * 1000
+
+    async def put_answer(self, response: LLMResponse) -> None:
+        """Forward an answer that is complete: the text as one piece, then each tool call as one.
+
+        Raises:
+            asyncio.CancelledError: As for `put`.
+        """
+        pieces = [StreamPiece("text", response.text)] if response.text else []
+        pieces += [
+            StreamPiece("tool_call", call.arguments, index, call.id, call.name)
+            for index, call in enumerate(response.tool_calls)
+        ]
+        if pieces:
+            await self.put(pieces)
+
+    @property
+    def partial_text(self) -> str:
+        """The text so far."""
+        return "".join(self._texts)
+
+
 @dataclass(frozen=True, slots=True)
 class ClientReply:
     """A usable answer of one route.
 
     Attributes:
-        latency_ms: How long it took when it was recorded; None for one that was just given.
+        latency_ms: Latency at the time of recording; None for an answer that was not replayed.
     """
 
     text: str
@@ -286,11 +393,12 @@ class ClientReply:
     cost_usd: float | None = None
     warnings: tuple[str, ...] = ()
     latency_ms: float | None = None
+    logprobs: Logprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NotSent:
-    """The result of a call whose request need not leave, or must not.
+    """The result of a call whose request need not be sent, or must not be.
 
     Clients, guards and the router pass it on as it is.
 
@@ -302,27 +410,182 @@ class NotSent:
     outcome: LLMResponse | LLMError | None
 
 
+class WindowShare(NamedTuple):
+    """A part of one limit per minute that a process wants, at least and at most.
+
+    Attributes:
+        lease_id: New for each block.
+        pool: Name of the limit, the same in all processes.
+        limit: The most in any minute, in all processes.
+    """
+
+    lease_id: UUID
+    pool: str
+    limit: int
+    least: int
+    most: int
+
+
+class SpentBlock(NamedTuple):
+    """A block that its process uses no more of: what was used, and how long ago at least the last request left."""
+
+    lease_ids: tuple[UUID, ...]
+    used: tuple[int, ...]
+    idle_s: float
+
+
+class WindowReply(NamedTuple):
+    """The answer to a wish for a block.
+
+    Attributes:
+        amounts: Granted, of each limit; None when one of them has no room.
+        wait_s: Until there may be room, as far as is known now.
+        holders: How many processes have a part of the limit.
+    """
+
+    amounts: tuple[int, ...] | None
+    wait_s: float
+    holders: int
+
+
+class BudgetShare(NamedTuple):
+    """A part of one kind of a budget that a process has and wants.
+
+    Attributes:
+        lease_id: The same as long as the process works at the run.
+        pool: Name of the budget, the same in all processes.
+        limit: The most that all processes may spend.
+        earlier: What the run had spent before any process of now began; None when this process does not know it yet.
+        settled: What the process has spent since it joined.
+        kept: What it has reserved for requests under way.
+        least: What it wants beyond that, at least and at most.
+        is_new: Whether the process joins. Otherwise its part must be there still.
+    """
+
+    lease_id: UUID
+    pool: str
+    limit: int
+    earlier: int | None
+    settled: int
+    kept: int
+    least: int
+    most: int
+    is_new: bool = False
+
+
+class BudgetReply(NamedTuple):
+    """The answer to a wish for a part of a budget, for each kind of it.
+
+    Attributes:
+        granted: None when one kind has no room, and while one is not founded.
+        spent: By all processes, as far as they reported it.
+        held: By other processes, which may spend it or return it.
+        used_up: Whether a process had a request for which this limit can have no room any more, whatever is returned.
+        workers: How many processes have a part, this one included.
+        is_founded: Whether it is known what was spent before; `earlier` founds it.
+        is_lost: Whether this process counted as dead, so that its part is gone. It may join again.
+    """
+
+    granted: tuple[int, ...] | None
+    spent: tuple[int, ...]
+    held: tuple[int, ...]
+    used_up: tuple[bool, ...]
+    workers: int
+    is_founded: bool
+    is_lost: bool
+
+
+class HeldShare(NamedTuple):
+    """The part of one kind of a budget that a process has.
+
+    Attributes:
+        amount: What it may spend beyond `settled`.
+        expires_at_utc: When it counts as dead unless it was heard of, by the clock that `read_at_utc` is of.
+    """
+
+    pool: str
+    lease_id: UUID
+    owner: str
+    amount: int
+    settled: int
+    expires_at_utc: datetime
+    read_at_utc: datetime
+
+
+class ClosedShare(NamedTuple):
+    """The part of a process that ends, or of one that died.
+
+    Attributes:
+        spent: What it has spent in all since it joined.
+        expires_at_utc: As it was seen: a process that was heard of since is not closed. None for a process's own.
+    """
+
+    pool: str
+    lease_id: UUID
+    spent: int
+    expires_at_utc: datetime | None = None
+
+
+class Leases(Protocol):
+    """Limits and budgets that all processes of a store share. Every method raises `LLMStoreError`."""
+
+    def take_window(
+        self, shares: Sequence[WindowShare], spent: Sequence[SpentBlock], valid_s: float
+    ) -> Awaitable[WindowReply]:
+        """Return spent blocks, and take a block of several limits at once, to be used within `valid_s` seconds."""
+        ...
+
+    def take_shares(self, shares: Sequence[BudgetShare], valid_s: float) -> Awaitable[BudgetReply]:
+        """Report what was spent of a budget, and take more of it, to be renewed within `valid_s` seconds."""
+        ...
+
+    def close_shares(self, shares: Sequence[ClosedShare]) -> Awaitable[None]:
+        """Add what shares have spent to that of their pools, and remove them. Those that are gone are passed over."""
+        ...
+
+    def list_shares(self, pools: Sequence[str]) -> Awaitable[list[HeldShare]]:
+        """Return the shares that processes have of budgets."""
+        ...
+
+    def pause(self, route: Route, seconds: float) -> Awaitable[None]:
+        """Let all processes leave the route alone."""
+        ...
+
+    async def read_pause_s(self, route: Route) -> float:
+        """Return for how long the route is to be left alone, in seconds; 0 when it is not."""
+        ...
+
+
 BeforeSend = Callable[[], Awaitable[NotSent | None]]
-"""Awaited whenever a request is about to leave. None lets it leave; `NotSent` is returned in place of a reply."""
+"""Awaited before each request is sent. None lets it be sent; `NotSent` is returned in place of a reply."""
 
 
 async def allow_sending() -> None:
-    """Let the request leave: the `before_send` of a call that is not recorded."""
+    """Let the request be sent: the `before_send` of a call that is not recorded."""
 
 
 class ModelClient(Protocol):
     """One call on one route, the client's own retries included."""
 
     async def call(
-        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+        self,
+        route: Route,
+        request: LLMRequest,
+        log: AttemptLog,
+        before_send: BeforeSend = allow_sending,
+        *,
+        sink: AnswerSink | None = None,
     ) -> ClientReply | NotSent:
-        """Send the request, again after a retryable failure, and add every request that left to `log`.
+        """Send the request, again after a retryable failure, and add every request that was sent to `log`.
 
-        `before_send` is awaited when the call has its place and a request is about to leave, not earlier: until then
+        `before_send` is awaited after the limits have admitted the call, just before a request is sent: until then
         the call has cost nothing and is not in doubt. Its `NotSent` is returned as it is, and nothing is sent.
 
+        Pieces of an answer that is still being written go into `sink`; the reply is the same as without one. Once it
+        has begun, nothing is sent again. A client that cannot stream leaves it alone: the service puts in the answer.
+
         Raises:
-            LLMError: Of the class that says what went wrong, after the client's own retries.
+            LLMError: The subclass names the failure that remains after the client's own retries.
         """
         ...
 
@@ -332,16 +595,16 @@ class ModelClient(Protocol):
 
 
 class ModelDiscovery(Protocol):
-    """Finds out what servers say of their models, now and then."""
+    """Asks servers for facts about their models from time to time."""
 
     def is_due(self, route: Route) -> bool:
-        """Return whether there is a server to ask about this route, and its last answer is old. Costs a look-up."""
+        """Return whether a server can be asked about this route and its last answer is old. Costs one look-up."""
         ...
 
     async def discover(self, routes: Iterable[Route]) -> None:
-        """Ask about those of the routes that are due. Ends within seconds and never raises: what cannot be had is left.
+        """Ask about the routes that are due. Ends within seconds and never raises: missing facts stay unknown.
 
-        Callers who want the same at once share one question.
+        Concurrent callers who need the same facts share one request.
         """
         ...
 
@@ -358,11 +621,11 @@ class ModelServer(Protocol):
     """A model server that llmkit itself runs."""
 
     async def ensure_running(self) -> Endpoint:
-        """Start it when it does not run yet, and say where it listens.
+        """Start it if necessary, and return its address.
 
         Raises:
-            LLMConfigurationError: A package is missing or damaged; the message names the command that mends it.
-            LLMUnavailable: It does not come up.
+            LLMConfigurationError: A package is missing or damaged; the message names the command that fixes it.
+            LLMUnavailable: It does not start.
         """
         ...
 
@@ -372,7 +635,7 @@ class ModelServer(Protocol):
 
 
 class CacheKey(NamedTuple):
-    """Name of one cached answer. `route` is the one that gave, or would be asked for, the answer."""
+    """Name of one cached answer. `route` is the one that gave the answer, or would be asked for it."""
 
     workspace_id: str
     prompt_sha256: str
@@ -381,7 +644,7 @@ class CacheKey(NamedTuple):
     epoch: int
 
     def text(self) -> str:
-        """One text for each key: with the workspace's length in it, no character inside a name can move a border."""
+        """Return one string for each key: it begins with the workspace's length, so no name can imitate another key."""
         workspace = f"{len(self.workspace_id)}\x1f{self.workspace_id}"
         return f"{self.prompt_sha256}\x1f{self.epoch}\x1f{self.profile}\x1f{workspace}\x1f{self.route}"
 
@@ -389,7 +652,7 @@ class CacheKey(NamedTuple):
 class ContentCache(Protocol):
     """Complete successful answers by content.
 
-    Never raises: what cannot be read is a miss, what cannot be kept is dropped.
+    Never raises: an unreadable entry is a miss, and an answer that cannot be stored is dropped.
     """
 
     def get(self, key: CacheKey) -> LLMResponse | None:
@@ -397,7 +660,7 @@ class ContentCache(Protocol):
         ...
 
     def put(self, key: CacheKey, response: LLMResponse) -> None:
-        """Keep the answer for the configured time."""
+        """Store the answer for the configured time."""
         ...
 
     def close(self) -> None:
@@ -409,13 +672,13 @@ Send = Callable[[], Awaitable[ClientReply | NotSent]]
 
 
 class Guard(Protocol):
-    """Decides about every single request, retries included."""
+    """Allows or refuses each single request, retries included."""
 
     async def send(self, route: Route, request: LLMRequest, log: AttemptLog, send: Send) -> ClientReply | NotSent:
-        """Send the request when it may leave; `send` adds to the log what it sent.
+        """Send the request if it is allowed; `send` adds to the log what it sent.
 
         Raises:
-            LLMBudgetExhausted: It may not. Nothing was sent.
+            LLMBudgetExhausted: It is not allowed. Nothing was sent.
             LLMError: What `send` raised.
         """
         ...
@@ -426,7 +689,7 @@ _guard: ContextVar[Guard | None] = ContextVar("llmkit_guard", default=None)
 
 @contextmanager
 def use_guard(guard: Guard) -> Iterator[None]:
-    """Let the guard decide about all that is sent in this block, and in the tasks and threads that begin in it."""
+    """Apply the guard to all requests of this block, and of the tasks and threads that start in it."""
     token = _guard.set(guard)
     try:
         yield
@@ -435,6 +698,6 @@ def use_guard(guard: Guard) -> Iterator[None]:
 
 
 def apply_guard(route: Route, request: LLMRequest, log: AttemptLog, send: Send) -> Send:
-    """`send` under the guard of this context, or as it is when there is none."""
+    """Return `send` under the guard of this context, or unchanged when there is none."""
     guard = _guard.get()
     return send if guard is None else partial(guard.send, route, request, log, send)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llmkit.errors import LLMAllRoutesFailed, LLMError, LLMQuotaExhausted, LLMUnavailable
-from llmkit.ports import AttemptLog, BeforeSend, ClientReply, ModelClient, NotSent, allow_sending
-from llmkit.providers import PROVIDERS, ProviderSpec
+from llmkit.ports import AnswerSink, AttemptLog, BeforeSend, ClientReply, ModelClient, NotSent, allow_sending
+from llmkit.providers import BUILT_IN, ProviderSpec, load_endpoints
 from llmkit.providers.model_facts import FactBook, ModelFacts
 from llmkit.routing.circuit_breaker import CircuitBreaker
 from llmkit.routing.planner import Planner
@@ -17,7 +17,7 @@ from llmkit.types import LLMConstraints, LLMProvider, LLMRequest, ProviderCaps, 
 
 __all__ = ["PROVIDER_CAPABILITIES", "LLMRouter", "Routed", "plan_as_json"]
 
-PROVIDER_CAPABILITIES: dict[LLMProvider, ProviderCaps] = {name: spec.caps for name, spec in PROVIDERS.items()}
+PROVIDER_CAPABILITIES: dict[LLMProvider, ProviderCaps] = {name: spec.caps for name, spec in BUILT_IN.items()}
 """What each provider can do, as declared. LiteLLM's own flags are wrong for Ollama."""
 
 
@@ -42,7 +42,7 @@ class LLMRouter:
     Args:
         settings: Policy, default models, addresses, cooling-off.
         client: Carries out one call on one route.
-        providers: What differs between providers.
+        providers: Every endpoint by name; None for those of the settings.
         clock: Seconds on a clock that never goes back.
         facts: Facts about single models; None for none. The router reads it and never adds to it.
     """
@@ -51,13 +51,28 @@ class LLMRouter:
         self,
         settings: LLMSettings,
         client: ModelClient,
-        providers: Mapping[LLMProvider, ProviderSpec] = PROVIDERS,
+        providers: Mapping[LLMProvider, ProviderSpec] | None = None,
         clock: Callable[[], float] = time.monotonic,
         facts: FactBook | None = None,
     ) -> None:
         self._client = client
+        self._endpoints = load_endpoints(settings) if providers is None else providers
         self._breaker = CircuitBreaker(settings.cooldown_after_failures, settings.cooldown_s, clock)
-        self._planner = Planner(settings, providers, facts if facts is not None else FactBook(), self._breaker)
+        self._planner = Planner(settings, self._endpoints, facts if facts is not None else FactBook(), self._breaker)
+
+    @property
+    def endpoints(self) -> Mapping[LLMProvider, ProviderSpec]:
+        """Every endpoint by name."""
+        return self._endpoints
+
+    def check_endpoint(self, route: Route) -> None:
+        """Check that the route's endpoint exists.
+
+        Raises:
+            LLMBadRequest: It does not; the message suggests a name.
+            LLMConfigurationError: It is built in and has no key.
+        """
+        self._planner.check_endpoint(route)
 
     def explain(self, request: LLMRequest) -> RoutePlan:
         """Return every route considered: candidates first and in order, then the others with the reason."""
@@ -104,19 +119,24 @@ class LLMRouter:
         plan: RoutePlan | None = None,
         before_send: BeforeSend = allow_sending,
         log: AttemptLog | None = None,
+        *,
+        sink: AnswerSink | None = None,
     ) -> Routed | NotSent:
         """Try the candidates in order: on to the next after a retryable failure, once each.
+
+        Once a piece of an answer is in the sink no other candidate is tried: the reader would see two answers in one.
 
         Args:
             request: The request.
             plan: The result of `explain` for this request; None calls it.
             before_send: Awaited whenever a request is about to leave. Its `NotSent` ends the walk and is returned.
             log: Receives every request that is sent.
+            sink: Receives the pieces of the answer as they arrive; None to wait for the whole answer.
 
         Raises:
             LLMAllRoutesFailed: Several candidates failed; `errors` contains each, in order.
             LLMError: The only candidate's error, or the first that a fallback could not fix. All errors carry
-                `attempts`.
+                `attempts`, and `partial_text` if the answer had begun.
             LLMNoRoute: As for `select_provider`, with its other errors.
         """
         plan = plan if plan is not None else self.explain(request)
@@ -124,10 +144,12 @@ class LLMRouter:
         failures: list[LLMError] = []
         for route in plan.candidates:
             try:
-                reply = await self._try(route, request, log, before_send)
+                reply = await self._try(route, request, log, before_send, sink)
             except LLMError as error:
                 failures.append(_complete_error(error, route, log))
-                if not (error.retryable and request.constraints.allow_fallback):
+                error.has_begun = sink is not None and sink.has_begun
+                if error.has_begun or not (error.retryable and request.constraints.allow_fallback):
+                    error.partial_text = sink.partial_text if sink is not None else ""
                     raise
             else:
                 if isinstance(reply, NotSent):
@@ -136,13 +158,13 @@ class LLMRouter:
         raise _complete_error(self._all_failed(request, failures), None, log)
 
     async def _try(
-        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend
+        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend, sink: AnswerSink | None
     ) -> ClientReply | NotSent:
         open_circuit = self._breaker.begin_call(route)
         if open_circuit is not None:
             raise open_circuit.error(route)
         try:
-            reply = await self._client.call(route, request, log, before_send)
+            reply = await self._client.call(route, request, log, before_send, sink=sink)
         except LLMUnavailable:
             self._breaker.note_failure(route)
             raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from functools import partial
+from typing import Protocol
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -19,11 +20,14 @@ from llmkit.calls.recorder import CallRecorder
 from llmkit.canonical_json import sha256_of
 from llmkit.errors import (
     CANCELLED_CODE,
+    LLMAuthenticationError,
+    LLMBadRequest,
     LLMConfigurationError,
     LLMError,
     LLMStoreError,
 )
 from llmkit.ports import (
+    AnswerSink,
     AttemptLog,
     BeforeSend,
     CacheKey,
@@ -36,7 +40,7 @@ from llmkit.ports import (
 )
 from llmkit.providers import TELEMETRY_NAMES
 from llmkit.router import LLMRouter, Routed, plan_as_json
-from llmkit.settings import LLMSettings
+from llmkit.settings import LLMSettings, describe_unused_key
 from llmkit.telemetry import Telemetry
 from llmkit.types import (
     LLMRequest,
@@ -49,13 +53,40 @@ from llmkit.types import (
     drop_impossible_counts,
 )
 
-__all__ = ["LLMService"]
+__all__ = ["ChatService", "LLMService"]
 
 # How often a call that waits for an equal one in another process looks for its end, in seconds.
 FLIGHT_POLL_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 CLAIM_TRIES = 100
+# Errors that a key could have prevented.
+CODES_OF_MISSING_KEYS = frozenset(
+    {"configuration", "no_route", "authentication", "unavailable", "all_routes_failed", "unsupported"}
+)
 CHANGING_HANDS = "The call's key keeps changing hands between other callers; try again"
+
+
+class ChatService(Protocol):
+    """A service as extractions and agents use it: `LLMService`, or one that stands in front of it."""
+
+    @property
+    def router(self) -> LLMRouter:
+        """See `LLMService`."""
+        ...
+
+    async def discover(self, request: LLMRequest) -> bool:
+        """See `LLMService`."""
+        ...
+
+    async def annotate(self, response: LLMResponse, request: LLMRequest, context: RequestContext | None = None) -> None:
+        """See `LLMService`."""
+        ...
+
+    async def chat(
+        self, request: LLMRequest, context: RequestContext | None = None, *, sink: AnswerSink | None = None
+    ) -> LLMResponse:
+        """See `LLMService`."""
+        ...
 
 
 class LLMService:
@@ -175,29 +206,61 @@ class LLMService:
         """
         await self._recorder.write_all_again()
 
-    async def chat(self, request: LLMRequest, context: RequestContext | None = None) -> LLMResponse:
+    async def chat(
+        self,
+        request: LLMRequest,
+        context: RequestContext | None = None,
+        *,
+        sink: AnswerSink | None = None,
+        is_new_key: bool = False,
+    ) -> LLMResponse:
         """Answer one request.
 
         Args:
             request: The request.
             context: Workspace and pipeline run; the workspace may instead be in `request.metadata["workspace_id"]`.
+            sink: Receives the pieces of the answer while it is being written; an answer that is complete already
+                arrives in it as a whole. What is returned, sent, stored and raised is the same as without one, except
+                that nothing is retried, and no other candidate tried, once a piece has arrived.
+            is_new_key: Whether the request's key is believed to be unused. It is then looked up only if it turns out
+                to be taken, just before the request would leave.
 
         Raises:
             LLMConfigurationError: No workspace, or two that disagree. Nothing was sent or written.
-            LLMBadRequest: A tool or a schema contains something that is not JSON. Nothing was sent or written.
+            LLMBadRequest: A tool or a schema contains something that is not JSON. Nothing was sent or written. Or
+                `sink` has an answer already, or the code behind it raised something, which is the cause.
             LLMIdempotencyConflict: The key belongs to another request. Nothing was sent.
             LLMInProgress: The key's call is under way elsewhere. Nothing was sent.
             LLMStoreError: The database failed; when that happened after the answer, the answer is its `response`.
-            LLMError: What the provider or the router raised, with `run_id` and `attempts`.
+            LLMError: What the provider or the router raised, with `run_id` and `attempts`, and with `partial_text` if
+                the answer had begun to arrive.
 
         Example:
             >>> answer = asyncio.run(service.chat(request, context))
             >>> str(answer.route), answer.billed
             ('ollama/llama3.2', True)
         """
-        call = open_call(request, context, self._settings.default_profile, recorded=self._runs is not None)
-        for _ in range(CLAIM_TRIES):
-            stored = await self._replay(call)
+        if sink is not None and sink.has_begun:
+            raise LLMBadRequest("This sink has an answer already: make one for each call")
+        call = open_call(request, context, self._settings.default_profile, recorded=self._runs is not None, sink=sink)
+        try:
+            response = await self._answer(call, is_new_key=is_new_key)
+            if sink is not None and not sink.has_begun:
+                # After its row is written: what was paid for is not lost with its reader.
+                await sink.put_answer(response)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if sink is None or sink.reader_error is None or (task is not None and task.cancelling()):
+                raise
+            failure = type(sink.reader_error).__name__
+            error = LLMBadRequest(f"The code that receives the answer failed ({failure}): correct it")
+            error.run_id, error.partial_text = self._recorder.run_id(call), sink.partial_text
+            raise error from sink.reader_error
+        return response
+
+    async def _answer(self, call: Call, *, is_new_key: bool) -> LLMResponse:
+        for number in range(CLAIM_TRIES):
+            stored = None if is_new_key and number == 0 else await self._replay(call)
             if stored is not None:
                 return stored
             plan = self._router.explain(call.request)
@@ -238,7 +301,8 @@ class LLMService:
         """End a started run that no process works on any more; False if one may."""
         if await self._recorder.write_again(started.id):
             return True
-        if not looks_abandoned(started.owner, started.heartbeat_at_utc, self._settings.abandoned_after_s):
+        limit_s = self._settings.abandoned_after_s
+        if not looks_abandoned(started.owner, started.heartbeat_at_utc, limit_s, started.read_at_utc):
             return False
         await runs.mark_abandoned(started)
         return True
@@ -302,7 +366,8 @@ class LLMService:
             await asyncio.wait((leader,))
             if not leader.cancelled():
                 return await self._share(call, plan, leader)
-            # The leading call was cancelled or lost its key: the first to see it takes its turn.
+            # The leading call was cancelled, lost its key, or broke in the middle of its stream: the first to see it
+            # takes its turn.
         flight = self._flights[here] = here[0].create_future()
         try:
             response = await self._lead(call, plan, name)
@@ -310,8 +375,11 @@ class LLMService:
                 flight.set_result(response)
             return response
         except LLMError as error:
-            flight.set_exception(error)
-            flight.exception()  # there may be no follower
+            # A stream that broke could not go on with another try, for its reader had seen a part of the answer. Those
+            # who wait have not.
+            if not (error.retryable and call.sink is not None and call.sink.has_begun):
+                flight.set_exception(error)
+                flight.exception()  # there may be no follower
             raise
         finally:
             del self._flights[here]
@@ -329,11 +397,18 @@ class LLMService:
     async def _lead(self, call: Call, plan: RoutePlan, flight_key: str) -> LLMResponse | None:
         """Run the call, or wait while another process runs an equal one."""
         polls = 0
+        waited_for: UUID | None = None
         listener = Listener(self._settings.abandoned_after_s)
         while self._runs is not None:
             other = await self._runs.get_by_flight_key(call.workspace_id, flight_key)
+            if waited_for is not None and (other is None or other.id != waited_for):
+                # Looked up after its flight key is gone: it may have ended a moment after any earlier look.
+                ended = await self._runs.get_run(call.workspace_id, waited_for)
+                if ended is not None and ended.status is RunStatus.SUCCEEDED and ended.result_json is not None:
+                    return await self._serve_stored(call, ended, ServedFrom.SHARED)
             if other is None:
                 break
+            waited_for = other.id
             if listener.is_silent(other.id, other.heartbeat_at_utc):
                 # Its process lives, and no longer works on it: it could not write the end.
                 return await self._run(call, plan, flight_key=None)
@@ -341,9 +416,6 @@ class LLMService:
                 continue
             await asyncio.sleep(FLIGHT_POLL_S[min(polls, len(FLIGHT_POLL_S) - 1)])
             polls += 1
-            ended = await self._runs.get_run(call.workspace_id, other.id)
-            if ended is not None and ended.status is RunStatus.SUCCEEDED and ended.result_json is not None:
-                return await self._serve_stored(call, ended, ServedFrom.SHARED)
         return await self._run(call, plan, flight_key)
 
     # --- one billed call ----------------------------------------------------------------------------------------
@@ -363,6 +435,7 @@ class LLMService:
         except LLMError as error:
             error.run_id = self._recorder.run_id(call)
             error.attempts = log.attempts
+            self._mention_unused_key(error)
             await self._recorder.fail(call, error.code, str(error), plan, log, error)
             raise
         except Exception as cause:
@@ -370,6 +443,7 @@ class LLMService:
             defect = LLMError(f"{type(cause).__name__} in llmkit or in its model client; please report it")
             defect.run_id, defect.attempts = self._recorder.run_id(call), log.attempts
             await self._recorder.fail(call, defect.code, str(defect), plan, log)
+            defect.partial_text = "" if call.sink is None else call.sink.partial_text
             raise defect from cause
         finally:
             if self._heartbeat is not None:
@@ -382,6 +456,15 @@ class LLMService:
         await self._recorder.succeed(call, response, outcome)
         return response
 
+    def _mention_unused_key(self, error: LLMError) -> None:
+        """Add to an error that a key which could have prevented it was set after the settings were read."""
+        if error.code not in CODES_OF_MISSING_KEYS:
+            return
+        hint = describe_unused_key(self._settings, is_refused=error.code == LLMAuthenticationError.code)
+        if hint is not None and hint not in error.message:
+            error.message = f"{error.message.removesuffix('.')}. {hint}"
+            error.args = (error.message,)
+
     async def _send(
         self, call: Call, plan: RoutePlan, before_send: BeforeSend, log: AttemptLog
     ) -> tuple[LLMResponse, RunSuccess | None] | NotSent:
@@ -390,7 +473,7 @@ class LLMService:
         The row is built here, inside the error handling of `_run`: a value that cannot be stored must not leave the
         call STARTED.
         """
-        routed = await self._router.execute(call.request, plan, before_send, log)
+        routed = await self._router.execute(call.request, plan, before_send, log, sink=call.sink)
         if not isinstance(routed, NotSent):
             # A client that answers without sending anything need not have awaited it.
             routed = await before_send() or routed
@@ -454,8 +537,10 @@ class LLMService:
             route=routed.route,
             requested_route=call.request.route,
             response_model=reply.response_model and _whole_characters(reply.response_model),
-            latency_ms=call.elapsed_ms() - log.queued_ms if reply.latency_ms is None else reply.latency_ms,
+            latency_ms=call.measure(log) if reply.latency_ms is None else reply.latency_ms,
+            first_token_ms=call.measure_first_token(log),
             cost_usd=reply.cost_usd,
+            logprobs=reply.logprobs,
             run_id=self._recorder.run_id(call),
             attempts=log.attempts,
             plan=plan,
@@ -477,5 +562,5 @@ def _as_follower(error: LLMError, run_id: UUID | None) -> LLMError:
     """Return a copy of the leading call's error for a follower, which has its own row and sent no request."""
     own = type(error).__new__(type(error), *error.args)
     vars(own).update(vars(error))
-    own.run_id, own.attempts = run_id, ()
+    own.run_id, own.attempts, own.has_begun, own.partial_text = run_id, (), False, ""
     return own

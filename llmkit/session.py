@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from llmkit.evals.run.options import EvaluateOptions
+from llmkit.evals.run.options import ScoreOptions
 from llmkit.notebook.options import (
     ChatOptions,
     ConversationOptions,
     ExtractOptions,
     MapOptions,
     ModelOptions,
+    SharedEvaluateOptions,
     accept_options,
 )
 
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
     from llmkit.dataframes.usage import UsageFrame
     from llmkit.evals import EvalReport, Task, Variant
+    from llmkit.evals.policies import Policy
     from llmkit.notebook.conversation import Conversation
+    from llmkit.notebook.stream import AsyncChatStream, AsyncValueStream, ChatStream, ValueStream
     from llmkit.providers.model_facts import ModelFacts
     from llmkit.pydanticai import PydanticAiLiteLLMModel
     from llmkit.settings import LLMSettings
@@ -240,6 +243,68 @@ class Session:
 
         return await self._core.run_async(extract_value(self._core, output_type, text, options))
 
+    # --- streams --------------------------------------------------------------------------------------------------
+
+    @overload
+    def stream(
+        self, question: str | Sequence[Message | Mapping[str, Any]], **options: Unpack[ChatOptions]
+    ) -> ChatStream: ...
+    @overload
+    def stream(self, question: type[T], text: str = "", **options: Unpack[ExtractOptions]) -> ValueStream[T]: ...
+    @overload
+    def stream(self, question: Any, text: str = "", **options: Unpack[ExtractOptions]) -> Any: ...
+    @accept_options(ExtractOptions)
+    def stream(self, question: Any, text: str = "", **options: Unpack[ExtractOptions]) -> Any:
+        """Send a prompt as `chat` does, or read a type as `extract` does, and loop over the answer as it is written.
+
+        The row, the cache, limits and keys are those of `chat` and `extract`; a stored answer comes as one piece.
+        Before the first piece failures are retried and fall back as usual; after it, a stream that breaks raises an
+        error whose `partial_text` has what had arrived.
+
+        Args:
+            question: A prompt as for `chat`, or a type as for `extract`.
+            text: The text to read, if `question` is a type.
+            **options: Those of `chat`, or of `extract`.
+
+        Returns:
+            A `ChatStream` of texts, or a `ValueStream` of objects with the fields that have arrived, as soon as the
+            first piece is there.
+
+        Raises:
+            LLMBadRequest: An argument cannot be used. Nothing was sent.
+            LLMError: See `llmkit.errors`; no candidate could answer.
+
+        Example:
+            >>> stream = s.stream("What is churn?")
+            >>> "".join(stream)
+            'Customers who leave.'
+            >>> stream.response.usage.output_tokens
+            3
+            >>> list(s.stream(City, "Rome has 2.8 million inhabitants."))[-1]
+            City(name='Rome', people=2800000)
+        """
+        from llmkit.notebook.stream import open_stream
+
+        return open_stream(self._core, question, text, options)
+
+    @overload
+    def astream(
+        self, question: str | Sequence[Message | Mapping[str, Any]], **options: Unpack[ChatOptions]
+    ) -> AsyncChatStream: ...
+    @overload
+    def astream(self, question: type[T], text: str = "", **options: Unpack[ExtractOptions]) -> AsyncValueStream[T]: ...
+    @overload
+    def astream(self, question: Any, text: str = "", **options: Unpack[ExtractOptions]) -> Any: ...
+    @accept_options(ExtractOptions)
+    def astream(self, question: Any, text: str = "", **options: Unpack[ExtractOptions]) -> Any:
+        """Loop over an answer from async code, in any event loop: `async for`; see `stream`.
+
+        The call starts when the stream is first awaited, and errors are raised there.
+        """
+        from llmkit.notebook.stream import prepare_stream
+
+        return prepare_stream(self._core, question, text, options)
+
     @accept_options(MapOptions)
     def map(self, question: Any, data: Any, **options: Unpack[MapOptions]) -> pd.DataFrame:
         """Ask about every row of a column or a table.
@@ -250,7 +315,7 @@ class Session:
         Args:
             question: A Pydantic model or another type to extract, or a prompt. The row replaces `{text}` in a prompt,
                 or follows it; for a DataFrame a prompt may name columns.
-            data: A Series, a DataFrame, or a list of values.
+            data: A Series, a DataFrame, or a list of values; a table or a column of polars, Arrow or Hugging Face.
             **options: All optional; None is the same as leaving one out. Those of extraction need a type.
 
         Returns:
@@ -282,16 +347,46 @@ class Session:
 
         return await map_rows_async(self._core, question, data, options)
 
+    # --- policies -------------------------------------------------------------------------------------------------
+
+    def policy(self, name: str, policy: Policy) -> str:
+        """Name a routing policy, so that `policy:NAME` stands for it: in `chat`, `extract`, `map` and `evaluate`.
+
+        Every call that it makes is a run of its own, paid and counted; its metadata say which step it was, and why.
+        The answer has the tokens, cost, time and attempts of all. A key or a name of a map covers each step: after an
+        interruption, only what is missing is paid for.
+
+        Args:
+            name: Without white space, `@`, `,` and `:`. A policy of this name is replaced.
+            policy: A `Cascade`, `Split`, `Mix` or function of variants such as `ollama/llama3.2`, with all thresholds
+                and choices made; see `EvalReport.fit_policy`.
+
+        Returns:
+            The route that stands for it, `policy:NAME`.
+
+        Raises:
+            LLMBadRequest: The name is taken by the router, or the policy cannot run; the message says why.
+
+        Example:
+            >>> from llmkit.evals import Cascade
+            >>> careful = s.policy("careful", Cascade("ollama/llama3.2", "policy:quality"))
+            >>> s.chat("What is churn?", route=careful).route
+            Route('ollama/llama3.2')
+        """
+        from llmkit.notebook.policies import add_policy
+
+        return add_policy(self._core, name, policy)
+
     # --- evaluation -----------------------------------------------------------------------------------------------
 
-    @accept_options(EvaluateOptions)
+    @accept_options(SharedEvaluateOptions)
     def evaluate(
         self,
         task: Task,
         routes: str | Variant | Sequence[str | Variant],
         *,
         name: str | None = None,
-        **options: Unpack[EvaluateOptions],
+        **options: Unpack[SharedEvaluateOptions],
     ) -> EvalReport:
         """Run a task over several routes and compare them: every sample on every route, in turns.
 
@@ -329,14 +424,14 @@ class Session:
 
         return evaluate_routes(self._core, task, routes, name, options)
 
-    @accept_options(EvaluateOptions)
+    @accept_options(SharedEvaluateOptions)
     async def aevaluate(
         self,
         task: Task,
         routes: str | Variant | Sequence[str | Variant],
         *,
         name: str | None = None,
-        **options: Unpack[EvaluateOptions],
+        **options: Unpack[SharedEvaluateOptions],
     ) -> EvalReport:
         """Run a task from async code, in any event loop; see `evaluate`.
 
@@ -345,6 +440,56 @@ class Session:
         from llmkit.notebook.evaluation import evaluate_routes_async
 
         return await evaluate_routes_async(self._core, task, routes, name, options)
+
+    @accept_options(ScoreOptions)
+    def score(
+        self, task: Task, outputs: Any, *, name: str | None = None, **options: Unpack[ScoreOptions]
+    ) -> EvalReport:
+        """Score answers that exist already. No model is called, unless a judge is among the scorers.
+
+        Needs no provider and no network. The result is a run like any other: it can be compared, gated and shown, and
+        what was not recorded, such as latency and cost, is unknown. The same name again scores only what is new.
+
+        Args:
+            task: Samples, output type and scorers. Its prompts are not used.
+            outputs: Answers by sample id; a list or a column in the order of the dataset; a DataFrame; a JSON Lines,
+                CSV or Parquet file; a report, or a run that `EvalReport.export` wrote. Or a dictionary of several of
+                these by variant. Each answer is an instance of the output type, JSON, or text as a model wrote it.
+            name: Name of the run; default the task's with `-answers`.
+            **options: All optional.
+
+        Returns:
+            The report. An answer that does not fit the output type is a failed row with the reason.
+
+        Raises:
+            LLMEvaluationError: Answers and samples cannot be matched, or another kind of run has the name.
+            LLMDatasetError: A file cannot be read.
+
+        Example:
+            >>> from llmkit.evals import Sample, Task, field_match
+            >>> task = Task(
+            ...     name="capitals",
+            ...     dataset=[Sample("Capital of Italy?", {"name": "Rome"}, id="it")],
+            ...     prompt="{input}",
+            ...     output_type=City,
+            ...     scorers=[field_match("name")],
+            ... )
+            >>> answers = {"it": {"name": "Rome", "people": 2_800_000}}
+            >>> s.score(task, answers, progress=False).summary()["mean"].tolist()
+            [1.0]
+        """
+        from llmkit.notebook.evaluation import score_outputs
+
+        return score_outputs(self._core, task, outputs, name, options)
+
+    @accept_options(ScoreOptions)
+    async def ascore(
+        self, task: Task, outputs: Any, *, name: str | None = None, **options: Unpack[ScoreOptions]
+    ) -> EvalReport:
+        """Score existing answers from async code, in any event loop; see `score`."""
+        from llmkit.notebook.evaluation import score_outputs_async
+
+        return await score_outputs_async(self._core, task, outputs, name, options)
 
     def report(self, name: str, *, task: Task | None = None) -> EvalReport:
         """Return the report of a stored evaluation. Sends nothing.
@@ -553,31 +698,33 @@ class Session:
 
         return await self._core.run_async(read_facts(self._core, route))
 
-    def probe(self, route: str) -> ModelFacts:
-        """Test whether a model's answers obey a schema, with one small request, billed and recorded as any other.
+    def probe(self, route: str, *, paid: bool = False) -> ModelFacts:
+        """Test what a model does: schema, any JSON, tools, tools with a schema, seed, images, token counts.
 
-        The result is used from then on, also by other processes if the cache is on, until the model's digest changes,
-        for at most 30 days.
+        Up to eight small requests are sent and recorded as any other. What they show is used from then on to plan
+        calls, also by other processes if the cache is on, until the model's digest changes, for at most 30 days. Each
+        fact has its source and time.
 
         Args:
             route: `provider/model`.
+            paid: Whether the requests may be billed; without it a model that a third party runs is not probed.
 
         Raises:
-            LLMBadRequest: The route is written differently.
-            LLMError: The request failed.
+            LLMBadRequest: The route is written differently, or the requests may be billed and `paid` is not set.
+            LLMError: The first request failed.
 
         Example:
             >>> facts = s.probe("ollama/llama3.2")
         """
         from llmkit.notebook.model_info import probe_model
 
-        return self._core.run(probe_model(self._core, route))
+        return self._core.run(probe_model(self._core, route, paid=paid))
 
-    async def aprobe(self, route: str) -> ModelFacts:
-        """Test whether a model's answers obey a schema, from async code in any event loop; see `probe`."""
+    async def aprobe(self, route: str, *, paid: bool = False) -> ModelFacts:
+        """Test what a model does, from async code in any event loop; see `probe`."""
         from llmkit.notebook.model_info import probe_model
 
-        return await self._core.run_async(probe_model(self._core, route))
+        return await self._core.run_async(probe_model(self._core, route, paid=paid))
 
     @accept_options(ModelOptions)
     def model(self, route: str | None = None, **options: Unpack[ModelOptions]) -> PydanticAiLiteLLMModel:

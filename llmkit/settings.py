@@ -5,19 +5,38 @@ Every field is one variable with the prefix `LLM_`; a `.env` file in the working
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, AnyHttpUrl, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AliasChoices,
+    AnyHttpUrl,
+    Field,
+    SecretStr,
+    SkipValidation,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
+from llmkit.endpoints.tables import (
+    FILE_NAME,
+    BadEndpointError,
+    EndpointSettings,
+    is_loopback,
+    read_file,
+    read_tables,
+    read_text,
+)
 from llmkit.errors import LLMConfigurationError, describe_validation
 from llmkit.types import LLMProfile, Name
 
@@ -25,7 +44,8 @@ __all__ = [
     "LLMSettings",
     "RequestPath",
     "RouterPolicy",
-    "find_unused_key",
+    "describe_unused_key",
+    "find_endpoint_files",
     "is_loopback",
     "load_settings",
     "prepare_litellm_environment",
@@ -34,19 +54,10 @@ __all__ = [
 RouterPolicy = Literal["by_profile", "prefer_local", "prefer_cloud", "cheapest_known"]
 RequestPath = Literal["fast", "reference"]
 ENV_PREFIX = "LLM_"
+# As long as the name of a host may be in DNS.
+LONGEST_HOST_NAME = 253
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-
-
-def is_loopback(url: str) -> bool:
-    """Return whether the URL's host is this machine."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class LLMSettings(BaseSettings):
@@ -81,6 +92,11 @@ class LLMSettings(BaseSettings):
         120,
         description="Longest time one request to a provider may take, in seconds, from first byte sent to last read.",
     )
+    stream_chunk_timeout_s: Seconds = Field(
+        60,
+        description="Longest silence in the middle of a streamed answer, in seconds. Until its first piece, the "
+        "timeout of the request counts.",
+    )
     request_path: RequestPath = Field(
         "fast",
         description="How calls are made: with LiteLLM's translations alone, or with all of it, slower (`reference`).",
@@ -91,7 +107,8 @@ class LLMSettings(BaseSettings):
     max_file_mb: int = Field(
         512,
         ge=1,
-        description="Most memory that the rows of a compressed dataset or exported run (Parquet) may take, in MB.",
+        description="Most memory that the content of a compressed dataset (`.gz`, Parquet, ...), a JSON document or an "
+        "exported run may take, in MB.",
     )
     max_retries: int = Field(2, ge=0, le=20, description="Retries on the same route after a retryable failure.")
     retry_max_wait_s: Seconds = Field(
@@ -129,12 +146,58 @@ class LLMSettings(BaseSettings):
     gemini_tokens_per_minute: int | None = Field(
         None, ge=1, description="Most prompt tokens for Gemini in any minute; Google does not count answers."
     )
+    openai_model: str = Field("gpt-4.1-mini", min_length=1, description="OpenAI model of unpinned calls.")
+    openai_api_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("LLM_OPENAI_API_KEY", "OPENAI_API_KEY"),
+        description="Key for OpenAI, which is an endpoint as soon as it has one; OPENAI_API_KEY is used when this is "
+        "not set.",
+    )
+    openai_api_base: AnyHttpUrl | None = Field(
+        None,
+        repr=False,
+        description="Another address for OpenAI, a proxy or a stand-in, with `/v1`; plain http only to this machine.",
+    )
+    openai_requests_per_minute: int | None = Field(
+        None, ge=1, description="Most requests to OpenAI in any minute; none for no limit."
+    )
+    openai_tokens_per_minute: int | None = Field(
+        None, ge=1, description="Most tokens of prompts and answers for OpenAI in any minute."
+    )
+    anthropic_model: str = Field("claude-sonnet-4-6", min_length=1, description="Anthropic model of unpinned calls.")
+    anthropic_api_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("LLM_ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY"),
+        description="Key for Anthropic, which is an endpoint as soon as it has one; ANTHROPIC_API_KEY is used when "
+        "this is not set.",
+    )
+    anthropic_api_base: AnyHttpUrl | None = Field(
+        None,
+        repr=False,
+        description="Another address for Anthropic, a proxy or a stand-in; plain http only to this machine.",
+    )
+    anthropic_requests_per_minute: int | None = Field(
+        None, ge=1, description="Most requests to Anthropic in any minute; none for no limit."
+    )
+    anthropic_tokens_per_minute: int | None = Field(
+        None, ge=1, description="Most tokens of prompts and answers for Anthropic in any minute."
+    )
+    endpoints: Annotated[Mapping[str, EndpointSettings], NoDecode, SkipValidation] = Field(
+        {},
+        repr=False,
+        description="More endpoints by name, as JSON; tables `[endpoints.NAME]` of `llmkit.toml` are read too.",
+    )
     local_model: str = Field("gemma-3-270m", min_length=1, description="Local model of unpinned calls.")
     local_context_tokens: int = Field(4096, ge=256, le=32_768, description="Context window of the local model.")
     local_parallel: int = Field(2, ge=1, le=16, description="Concurrent calls that the local model answers.")
 
     warm_up: bool = Field(
         default=True, description="Whether a new session loads litellm in the background, so that no call waits for it."
+    )
+    show_answers: bool = Field(
+        default=True,
+        description="Whether `map` and `evaluate` show the latest answers below their progress bar, in a notebook or a "
+        "terminal.",
     )
     facts_ttl_s: Seconds = Field(
         60,
@@ -153,6 +216,10 @@ class LLMSettings(BaseSettings):
         description="Where runs are stored: an SQLite file, or PostgreSQL.",
     )
     workspace_id: Name = Field("default", description="Workspace of the command line and of `Session()`.")
+    host_name: str | None = Field(
+        None,
+        description="Name of this machine in the store, with every request it sends; by default its own host name.",
+    )
     abandoned_after_s: Seconds = Field(
         120, description="Silence after which another machine's unfinished call counts as dead, in seconds."
     )
@@ -163,7 +230,26 @@ class LLMSettings(BaseSettings):
     )
     cache_size_limit_mb: int = Field(1024, ge=1, description="Size above which the oldest cached answers are dropped.")
 
-    @field_validator("gemini_api_key")
+    @property
+    def host(self) -> str:
+        """The name of this machine as the store has it."""
+        return (self.host_name or platform.node() or "unknown")[:LONGEST_HOST_NAME]
+
+    @field_validator("endpoints", mode="before")
+    @classmethod
+    def _read_endpoints(cls, given: Any) -> Mapping[str, EndpointSettings]:
+        """Add the tables of both files to the given ones; the first place that describes a name decides."""
+        try:
+            if isinstance(given, str):
+                given = read_text(given, _read_variable)
+            elif not all(isinstance(each, EndpointSettings) for each in getattr(given, "values", lambda: [given])()):
+                given = read_tables(given, "endpoints=", _read_variable)
+            files = [read_file(path, _read_variable) for path in find_endpoint_files()]
+        except BadEndpointError as error:
+            raise LLMConfigurationError(str(error)) from None
+        return {name: each for found in reversed([given, *files]) for name, each in found.items()}
+
+    @field_validator("gemini_api_key", "openai_api_key", "anthropic_api_key")
     @classmethod
     def _key_that_can_be_sent(cls, key: SecretStr | None) -> SecretStr | None:
         text = key.get_secret_value().strip() if key is not None else ""
@@ -171,7 +257,7 @@ class LLMSettings(BaseSettings):
             raise ValueError("contains a blank, a quote or another character that no key has; copy it again")
         return SecretStr(text) if text else None
 
-    @field_validator("ollama_api_base", "gemini_api_base", mode="before")
+    @field_validator("ollama_api_base", "gemini_api_base", "openai_api_base", "anthropic_api_base", mode="before")
     @classmethod
     def _require_scheme(cls, url: Any) -> Any:
         if isinstance(url, str) and url.strip() and not re.match(r"https?://", url.strip(), re.IGNORECASE):
@@ -209,12 +295,13 @@ class LLMSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _key_goes_only_where_it_is_safe(self) -> Self:
-        base = self.gemini_api_base
-        if base is not None and base.scheme == "http" and not is_loopback(str(base)):
-            raise ValueError(
-                "LLM_GEMINI_API_BASE: plain http would show the key to the network; "
-                "use https, or an address on this machine"
-            )
+        for name in ("gemini_api_base", "openai_api_base", "anthropic_api_base"):
+            base = getattr(self, name)
+            if base is not None and base.scheme == "http" and not is_loopback(str(base)):
+                raise ValueError(
+                    f"{ENV_PREFIX}{name.upper()}: plain http would show the key to the network; "
+                    "use https, or an address on this machine"
+                )
         return self
 
     def __repr__(self) -> str:
@@ -250,22 +337,61 @@ def load_settings(**overrides: Any) -> LLMSettings:
         raise LLMConfigurationError("The file .env in the working directory is not UTF-8; save it as that") from None
 
 
-def find_unused_key(settings: LLMSettings) -> str | None:
-    """Return the name of a variable that now has a key which these settings lack: they were read before it was set."""
+def find_endpoint_files() -> tuple[Path, ...]:
+    """Return the places of `llmkit.toml`, existing or not: the working directory, then the user's folder."""
+    folder = os.environ.get("APPDATA" if os.name == "nt" else "XDG_CONFIG_HOME")
+    try:
+        own = Path(folder) if folder else Path.home() / ".config"
+    except RuntimeError:  # a user without a home
+        return (Path(FILE_NAME),)
+    return (Path(FILE_NAME), own / "llmkit" / FILE_NAME)
+
+
+def _read_variable(name: str) -> str | None:
+    """Return the value of a variable from the environment, else from `.env`, where other settings may be too."""
+    value = os.environ.get(name)
+    if value or not Path(".env").is_file():
+        return value
+    from dotenv import dotenv_values
+
+    return dotenv_values(".env", interpolate=False).get(name)
+
+
+def describe_unused_key(settings: LLMSettings, *, is_refused: bool) -> str | None:
+    """Return a sentence about a key that can be read now and is not in these settings: they were read before it was.
+
+    Args:
+        settings: Those in force.
+        is_refused: Whether a provider refused the key that they have, so that another one may help.
+    """
+    try:
+        now = LLMSettings()
+    except (LLMConfigurationError, ValidationError, SettingsError, OSError, UnicodeError):
+        return None
     for name, field in LLMSettings.model_fields.items():
-        if "SecretStr" not in str(field.annotation) or getattr(settings, name) is not None:
+        old, new = getattr(settings, name), getattr(now, name)
+        if "SecretStr" not in str(field.annotation) or not new or old == new or (old and not is_refused):
             continue
         alias = field.validation_alias
         variables = alias.choices if isinstance(alias, AliasChoices) else [f"{ENV_PREFIX}{name.upper()}"]
-        found = next((variable for variable in map(str, variables) if os.environ.get(variable)), None)
-        if found is not None:
-            return found
+        variable = next((each for each in map(str, variables) if os.environ.get(each)), None)
+        place = "the file .env" if variable is None else "the environment"
+        found = f"{variable or variables[0]} is set in {place}"
+        return f"{found}{', to another key' if old else ' and not in this session'}: open a new session"
+    for name, endpoint in now.endpoints.items():
+        before = settings.endpoints.get(name)
+        if before is not None and endpoint.api_key and not before.api_key:
+            return f"{endpoint.api_key_env} is set now, and was not when this session began: open a new session"
+        if before is None:
+            return f"{endpoint.place} is new: open a new session"
     return None
 
 
 # Names of the same settings in other tools.
 _ELSEWHERE = {
     "api_key": "gemini_api_key",
+    "openai_base_url": "openai_api_base",
+    "anthropic_base_url": "anthropic_api_base",
     "base_url": "ollama_api_base",
     "concurrency": "concurrency_limit",
     "database": "database_url",
@@ -315,16 +441,43 @@ def _name_variable(line: str) -> str:
 def prepare_litellm_environment() -> None:
     """Set what litellm reads while it is imported, unless the user has set it.
 
-    Without these it fetches a price map over the network and loads `.env` files from every folder upwards.
+    Without these it fetches lists of prices and headers over the network, and loads `.env` files from every folder
+    upwards.
     """
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")
+    os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")
 
 
 def child_environment(**extra: str) -> dict[str, str]:
     """Return the environment for a child process: this one's without provider keys, plus `extra`."""
     keep = {name: value for name, value in os.environ.items() if not name.upper().endswith(("_API_KEY", "_TOKEN"))}
     return keep | extra
+
+
+def worker_environment(settings: LLMSettings) -> dict[str, str]:
+    """Return the environment for a worker process on this machine: this one's, and the settings, keys and all."""
+    variables = dict(os.environ)
+    for name in settings.model_fields_set:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            value = value.get_secret_value()
+        elif isinstance(value, Mapping):
+            value = json.dumps({each: _describe_endpoint(endpoint) for each, endpoint in value.items()})
+        if value is not None:
+            variables[f"{ENV_PREFIX}{name.upper()}"] = str(value)
+    if settings.database_url.startswith("sqlite"):
+        prefix, _, path = settings.database_url.partition(":///")
+        variables[f"{ENV_PREFIX}DATABASE_URL"] = f"{prefix}:///{Path(path).absolute()}"
+    return variables
+
+
+def _describe_endpoint(endpoint: EndpointSettings) -> dict[str, Any]:
+    # The key is read from its variable, as it is here.
+    found = {each.name: getattr(endpoint, each.name) for each in fields(endpoint)}
+    found |= {"headers": dict(endpoint.headers), "profiles": sorted(endpoint.profiles)}
+    left_out = ("name", "source", "api_key")
+    return {name: value for name, value in found.items() if name not in left_out and value not in (None, "", [], {})}
 
 
 def is_in_environment(*names: str) -> bool:

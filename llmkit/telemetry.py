@@ -34,7 +34,8 @@ _log.addHandler(logging.NullHandler())
 class RunEvent(NamedTuple):
     """Facts about a finished call: no prompt, no answer, no key.
 
-    `requests` counts what was sent to providers for it, retries and fallbacks included.
+    `requests` counts what was sent to providers for it, retries and fallbacks included. `is_streamed` says whether the
+    caller wanted the answer in pieces, and `first_token_ms` when the first one arrived, if the provider sent any.
     """
 
     llm_run_id: UUID | None
@@ -49,6 +50,8 @@ class RunEvent(NamedTuple):
     error_code: str | None = None
     usage: TokenUsage | None = None
     requests: int = 0
+    is_streamed: bool = False
+    first_token_ms: float | None = None
 
 
 _LOGGED = (
@@ -61,6 +64,7 @@ _LOGGED = (
     "status",
     "served_from",
     "latency_ms",
+    "first_token_ms",
     "error_code",
 )
 # With these an SDK is loaded by the first import of the API.
@@ -118,6 +122,8 @@ class Telemetry:
         self._runs.add(1, attributes)
         self._requests.add(event.requests, attributes)
         self._duration.record(event.latency_ms / 1000, attributes)
+        if event.first_token_ms is not None:
+            self._first_chunk.record(event.first_token_ms / 1000, attributes)
         for kind, count in _list_billed_tokens(event):
             self._tokens.record(count, attributes | {"gen_ai.token.type": kind})
 
@@ -135,6 +141,10 @@ class Telemetry:
             own = {name: getattr(event, name) for name in names}
             span.set_attributes({f"llmkit.{name}": str(value) for name, value in own.items() if value is not None})
             span.set_attributes({f"gen_ai.usage.{kind}_tokens": count for kind, count in _list_billed_tokens(event)})
+            if event.is_streamed:
+                span.set_attributes({"gen_ai.request.stream": True})
+            if event.first_token_ms is not None:
+                span.set_attribute("gen_ai.response.time_to_first_chunk", event.first_token_ms / 1000)
             if event.error_code is not None:
                 span.set_status(trace.StatusCode.ERROR, event.error_code)
         span.end(ended_ns)
@@ -169,6 +179,17 @@ class Telemetry:
             "gen_ai.client.operation.duration",
             unit="s",
             description="Wall time of one logical call.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+
+    @cached_property
+    def _first_chunk(self) -> Histogram:
+        from opentelemetry import metrics
+
+        return metrics.get_meter("llmkit").create_histogram(
+            "gen_ai.client.operation.time_to_first_chunk",
+            unit="s",
+            description="Time to the first piece of one streamed answer.",
             explicit_bucket_boundaries_advisory=_SECONDS,
         )
 

@@ -1,16 +1,17 @@
 """The values that travel through llmkit: frozen, validated when built, equal by content.
 
-Nothing here does I/O or knows another module of the package, but for what a message carries, and how HTML and
-terminals are kept from obeying foreign text.
+Nothing here does I/O or imports another module of the package, except attachments and the escaping of foreign text
+for HTML and terminals.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 from uuid import UUID
 
 from pydantic import (
@@ -39,6 +40,7 @@ __all__ = [
     "LLMProvider",
     "LLMRequest",
     "LLMResponse",
+    "Logprobs",
     "Message",
     "NamedToolChoice",
     "PlanEntry",
@@ -66,6 +68,8 @@ WARM_UP_STAGE = "warm_up"
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "unknown"]
 NAME_PATTERN = r"^\S(.*\S)?$"
+# Short enough for every column and safe in a URL, a file name and a metric.
+ENDPOINT_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}"
 Name = Annotated[str, Field(min_length=1, max_length=MAX_KEY_LENGTH, pattern=NAME_PATTERN)]
 
 
@@ -99,14 +103,28 @@ def copy_with(value: ValueT, **changes: Any) -> ValueT:
 
 
 class LLMProvider(StrEnum):
-    """Provider that answers."""
+    """The party that answers: the name of an endpoint.
+
+    The members are built in. Any other name of the right form is a provider too, `LLMProvider("lab")`: whether an
+    endpoint has that name depends on the settings, and stored runs outlive the endpoints that they name. Iterating
+    lists the members only.
+    """
 
     OLLAMA = "ollama"
     GEMINI = "gemini"
     LOCAL = "local"
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
 
-
-_PROVIDERS = tuple(map(str, LLMProvider))
+    @classmethod
+    def _missing_(cls, value: object) -> LLMProvider | None:
+        if not isinstance(value, str) or re.fullmatch(ENDPOINT_NAME_PATTERN, value) is None:
+            return None
+        named = str.__new__(cls, value)
+        named._name_ = value.upper()
+        named._value_ = value
+        # One object for each name, so that names can be compared with `is` and found without this method.
+        return cast("LLMProvider", cls._value2member_map_.setdefault(value, named))
 
 
 class LLMProfile(StrEnum):
@@ -126,7 +144,7 @@ class RunStatus(StrEnum):
 
 
 class AttemptStatus(StrEnum):
-    """End of one request to a provider. A cancelled one may have been billed."""
+    """Outcome of one request to a provider. A cancelled one may have been billed."""
 
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
@@ -143,7 +161,7 @@ class ServedFrom(StrEnum):
 
 
 class Route(Value):
-    """One model of one provider, written `provider/model` and split at the first slash."""
+    """One model at one endpoint, written `endpoint/model` and split at the first slash."""
 
     provider: LLMProvider
     model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -158,9 +176,10 @@ class Route(Value):
         provider, slash, model = text.lstrip().partition("/")
         if not slash or not model.strip():
             raise ValueError(f"a route is written provider/model, for example ollama/llama3.2; got {text!r}")
-        if provider not in _PROVIDERS:
-            known = ", ".join(_PROVIDERS)
-            raise ValueError(f"unknown provider {provider!r} in route {text!r}; known providers: {known}")
+        if re.fullmatch(ENDPOINT_NAME_PATTERN, provider) is None:
+            raise ValueError(
+                f"{provider!r} in route {text!r} cannot be an endpoint: a name has up to 64 letters, digits and _ . -"
+            )
         return {"provider": provider, "model": model}
 
     @classmethod
@@ -168,7 +187,8 @@ class Route(Value):
         """Read `provider/model`.
 
         Raises:
-            ValidationError: The text has no slash, no model, or names an unknown provider. It is a `ValueError`.
+            ValidationError: The text has no slash or no model, or its first part cannot be the name of an endpoint. It
+                is a `ValueError`.
         """
         return cls.model_validate(text)
 
@@ -190,7 +210,7 @@ class Route(Value):
 
 
 class ToolCall(Value):
-    """A model's wish to call a tool. `arguments` is JSON text as the model wrote it; `id` is opaque and kept whole."""
+    """A model's request to call a tool. `arguments` is JSON as the model wrote it; `id` is opaque and kept whole."""
 
     id: str
     name: str
@@ -214,7 +234,7 @@ class NamedToolChoice(Value):
 class Message(Value):
     """One turn of a conversation. A `tool` message answers the call whose id is `tool_call_id`.
 
-    `attachments` are images and documents of a `user` message; a model gets them in their order, before the text.
+    `attachments` are images and documents of a `user` message; they are sent in their order, before the text.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -236,7 +256,7 @@ class Message(Value):
 
 
 class ResponseFormat(Value):
-    """The shape asked of the answer: any JSON object, or JSON that fits `json_schema`."""
+    """The required form of the answer: any JSON object, or JSON that fits `json_schema`."""
 
     name: str = Field(default="output", pattern=r"^[A-Za-z_][A-Za-z0-9_\-]{0,63}$")
     json_schema: dict[str, Any] | None = None
@@ -246,7 +266,8 @@ class LLMConstraints(Value):
     """Requirements on candidate routes. What the request itself needs (tools, JSON) is derived from it.
 
     Attributes:
-        local_only: Never leave this machine, whatever fails.
+        local_only: Send nothing to other machines, even when every local route fails. An endpoint with `local = true`
+            counts as this machine.
         allowed_providers: Only these; None allows all.
         allow_fallback: Whether a retryable failure may move on to the next candidate.
         min_context_tokens: Smallest acceptable context window, when it is known.
@@ -267,27 +288,27 @@ class RequestContext(Value):
 
 
 def _messages(value: Any) -> Any:
-    """Accept a bare prompt where a conversation is expected."""
+    """Accept a string where a conversation is expected."""
     return (Message(role="user", content=value),) if isinstance(value, str) else value
 
 
 class LLMRequest(Value):
-    """Everything that one logical call asks for.
+    """The request of one logical call.
 
     Attributes:
-        messages: The conversation, oldest first; a bare string is one user message. Their attachments may have
-            15 MB in all.
+        messages: The conversation, oldest first; a string is one user message. Attachments may have 15 MB in all.
         route: A pinned `provider/model`; None lets the router choose.
-        profile: What matters most; None takes the default of the settings.
+        profile: Priority of the request; None takes the default of the settings.
         temperature: 0 to 2; None leaves it to the provider.
         max_output_tokens: Limit of the answer, hidden reasoning included where the provider counts it so.
         tools: What the model may call.
         tool_choice: `auto`, `none`, `required`, or one tool by name.
-        response_format: The JSON shape asked for.
+        response_format: The required JSON form; None for text.
         seed: For providers that take one.
-        stop: Texts that end the answer.
+        stop: Strings that end the answer.
         thinking: Whether a model that can reason before it answers should; False for as little as the model allows.
             None leaves it to the model. Models without it ignore False.
+        logprobs: Whether the answer comes with the log-probabilities of its tokens.
         timeout_s: Longest time one request to a provider may take, in seconds; None takes the default.
         idempotency_key: Unique name of this call within its workspace: the same key is never paid twice.
         epoch: Number of the repeat in an evaluation; different epochs never share a cached answer.
@@ -307,6 +328,7 @@ class LLMRequest(Value):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     thinking: bool | None = None
+    logprobs: bool = False
     timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     idempotency_key: Name | None = None
     epoch: int = Field(default=0, ge=0)
@@ -370,7 +392,7 @@ def _sum(counts: Iterable[int | None]) -> int | None:
     return None if not known or None in known else sum(count for count in known if count is not None)
 
 
-# No request has more. Larger counts are errors of a server's, and some do not fit into a database.
+# No request has more. Larger counts are server errors, and some do not fit into a database column.
 MOST_TOKENS = 10**9
 
 
@@ -393,7 +415,9 @@ def drop_impossible_counts(usage: TokenUsage) -> TokenUsage:
 class Attempt(Value):
     """One request that was really sent to a provider.
 
-    `params_sha256` is a hash of the parameters as sent, `schema_sha256` of the output schema alone.
+    `params_sha256` is a hash of the parameters as sent, `schema_sha256` of the output schema alone. `first_token_ms` is
+    the time from sending to the first piece of a streamed answer; None for one that was not streamed. `host` is the
+    name of the machine that sent it.
     """
 
     route: Route
@@ -401,6 +425,7 @@ class Attempt(Value):
     status: AttemptStatus
     started_at_utc: datetime
     latency_ms: float
+    first_token_ms: float | None = None
     params_sha256: str | None = None
     schema_sha256: str | None = None
     # Of one request: the sum over an evaluation may be larger.
@@ -412,14 +437,15 @@ class Attempt(Value):
     status_code: int | None = None
     error_code: str | None = None
     error_message: str | None = None
+    host: str | None = None
 
 
 class PlanEntry(Value):
     """One route that was considered.
 
     Attributes:
-        reason: Why it stands where it does.
-        excluded_because: Why it is passed over; None for a candidate.
+        reason: The rule that gave the route its place.
+        excluded_because: The reason for its exclusion; None for a candidate.
         facts: Facts about the model and their sources, in words.
     """
 
@@ -444,7 +470,7 @@ class RoutePlan(Value):
     def as_json(self) -> Mapping[str, Any]:
         """JSON-serializable form: `policy`, `candidates` with route and reason, `excluded` with route and why.
 
-        Not to be changed: all calls with this plan share it.
+        Do not change it: all calls with this plan share it.
         """
         return {
             "policy": self.policy,
@@ -490,13 +516,15 @@ class ProviderCaps(Value):
 
     Attributes:
         supports_tools: Takes tool definitions and answers with tool calls.
-        supports_json: Can be asked for JSON.
+        supports_json: Can be restricted to JSON answers.
         supports_json_schema: Constrains its output to a schema while it decodes.
         max_context_tokens: Size of the context window; None when it depends on the model.
         preferred_for_profiles: Profiles that put this provider first.
         is_local: Answers on this machine or one the user runs; `local_only` also checks the address.
         supports_images: Reads images.
         supports_files: Reads documents (PDF).
+        supports_seed: Takes a seed.
+        supports_logprobs: Sends the log-probabilities of the answer's tokens when they are requested.
         unenforced_schema_keywords: Parts of a schema that it accepts and does not enforce; `number.minimum` is
             the bound of a number that need not be whole.
     """
@@ -509,24 +537,44 @@ class ProviderCaps(Value):
     is_local: bool
     supports_images: bool = False
     supports_files: bool = False
+    supports_logprobs: bool = False
+    supports_seed: bool = True
     unenforced_schema_keywords: frozenset[str] = frozenset()
 
 
+class Logprobs(Value):
+    """Natural logarithms of the probabilities that the model gave to the tokens of a text.
+
+    Attributes:
+        mean: Mean over the tokens; `exp(mean)` is the geometric mean of their probabilities.
+        min: That of the least probable token.
+        tokens: How many tokens they are of.
+        fields: The same for each value in a JSON answer, by its dotted path, where tokens can be matched to values.
+    """
+
+    mean: float
+    min: float
+    tokens: int
+    fields: dict[str, Logprobs] = Field(default_factory=dict)
+
+
 class LLMResponse(Value):
-    """An answer, and what it took to get it.
+    """An answer, with its cost, route and record.
 
     Attributes:
         text: What the model wrote; empty when it only called tools.
         run_id: Row of this call in `llm_runs`; None when runs are not persisted.
-        route: Who answered.
+        route: The route that answered.
         requested_route: The route that was pinned, if one was.
         response_model: The model name that the provider reported.
-        latency_ms: Wall time of the billed call with its retries and fallbacks, without the time it waited for a place
-            under our own limits. A stored answer keeps that of its origin.
+        latency_ms: Wall time of the billed call with its retries and fallbacks, without the time it waited for our own
+            limits, or for the reader of a stream. A stored answer keeps that of its origin.
+        first_token_ms: The part of that before the first piece of a streamed answer; None if it was not streamed.
         served_from: `provider` was billed now; `cache`, `replay` and `shared` cost nothing.
         source_run_id: For an answer that cost nothing: the run that was billed for it.
+        logprobs: Log-probabilities of the answer's tokens; None unless they were requested and sent.
         attempts: Every request that was sent for this call, in order.
-        warnings: What the caller should know and the text does not show.
+        warnings: Facts that the caller should know and that the text does not show.
     """
 
     text: str = ""
@@ -537,10 +585,12 @@ class LLMResponse(Value):
     requested_route: Route | None = None
     response_model: str | None = None
     latency_ms: float = 0.0
+    first_token_ms: float | None = None
     cost_usd: float | None = None
     run_id: UUID | None = None
     served_from: ServedFrom = ServedFrom.PROVIDER
     source_run_id: UUID | None = None
+    logprobs: Logprobs | None = None
     attempts: tuple[Attempt, ...] = ()
     plan: RoutePlan | None = None
     warnings: tuple[str, ...] = ()
@@ -563,7 +613,9 @@ class LLMResponse(Value):
         served = "billed" if self.billed else f"from {self.served_from}, not billed"
         if self.billed and self.route.provider is LLMProvider.LOCAL:
             served = "free, on this machine"
-        return (str(self.route), "{} + {} tokens".format(*counts), f"{self.latency_ms:,.0f} ms", served)
+        first_token = () if self.first_token_ms is None else (f"first token after {self.first_token_ms:,.0f} ms",)
+        latency = f"{self.latency_ms:,.0f} ms"
+        return (str(self.route), "{} + {} tokens".format(*counts), *first_token, latency, served)
 
     def __str__(self) -> str:
         return self.text

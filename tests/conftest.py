@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = [
+    "tests.support.command_server",
     "tests.support.databases",
     "tests.support.no_pickle",
     "tests.support.ollama_server",
@@ -40,8 +42,10 @@ def _own_folder_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in list(os.environ):
         if name.startswith("LLM_") and name != "LLM_TEST_DATABASE_URL":
             monkeypatch.delenv(name)
-    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OLLAMA_API_KEY", "OPENAI_API_KEY"):
+    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OLLAMA_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
         monkeypatch.delenv(name, raising=False)
+    # Endpoints of the person who runs the tests.
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-configuration"))
     # Loading litellm beside every session would slow all tests down; `test_warm_up.py` switches it on.
     monkeypatch.setenv("LLM_WARM_UP", "false")
     monkeypatch.chdir(tmp_path)
@@ -89,3 +93,16 @@ def _offline() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slow ones, in whatever order the rest is: else one process works on the last of them alone."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect no garbage meanwhile: there is little, and each round walks through all that was imported.
+
+    Nothing is frozen for the tests themselves, because a batch looks whether its process has frozen its objects.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()

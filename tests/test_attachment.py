@@ -137,6 +137,7 @@ def test_attachment_hash_is_golden() -> None:
 IMAGES = st.lists(st.sampled_from([PNG, Attachment.of(png(7)), Attachment.of(JPEG), Attachment.of(PDF)]), max_size=3)
 
 
+@pytest.mark.slow
 @given(IMAGES, IMAGES)
 def test_the_hash_changes_exactly_when_the_attachments_do(one: list[Attachment], two: list[Attachment]) -> None:
     assert (prompt_sha256(looking(*one)) == prompt_sha256(looking(*two))) == (one == two)
@@ -173,7 +174,8 @@ def reasons(plan: RoutePlan) -> dict[str, str]:
 
 def test_what_each_provider_reads_is_declared() -> None:
     declared = {str(name): (caps.supports_images, caps.supports_files) for name, caps in PROVIDER_CAPABILITIES.items()}
-    assert declared == {"ollama": (False, False), "gemini": (True, True), "local": (False, False)}
+    readers = dict.fromkeys(["gemini", "openai", "anthropic"], (True, True))
+    assert declared == {"ollama": (False, False), "local": (False, False), **readers}
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,22 @@ from llmkit.doctor import examine
 from llmkit.errors import LLMConfigurationError, LLMError
 from llmkit.evals import Sample, Task, field_match
 from llmkit.settings import LLMSettings, load_settings
-from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply
+from llmkit.testing import (
+    AnthropicServer,
+    Fault,
+    GeminiServer,
+    OllamaServer,
+    OpenAIServer,
+    Reply,
+    StandInServer,
+)
+from llmkit.transport.paths.library import load_library
 from llmkit.types import LLMRequest
 
 GEMINI, OLLAMA = "gemini/gemini-2.5-flash", "ollama/llama3.2"
+LAB, CLAUDE = "lab/m", "claude/m"
 GEMINI_KEY = "AIzaSyCanaryCanary0123456789-canary_key"
+LAB_KEY, CLAUDE_KEY = "sk-labcanary00000000000000041", "sk-ant-claudecanary0000000000042"
 URL_USER, URL_PASSWORD = "canary-user-7731", "canary-pass-7731"
 
 ENVIRONMENT = {
@@ -37,6 +48,8 @@ ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": "envcanary/aws/secret/0000000000000000005",
     "HF_TOKEN": "hf_envcanary00000000000006",
     "PGPASSWORD": "envcanary-pg-000007",
+    "CANARY_LAB_KEY": LAB_KEY,
+    "CANARY_CLAUDE_KEY": CLAUDE_KEY,
 }
 # A proxy or a server that says too much: every one of these is in the body or a header of an error.
 SAID_BY_SERVERS = {
@@ -76,7 +89,7 @@ IN_ANSWERS = (
     "sk-answercanary0000000000000032",
     "+358 40 123 0038",
 )
-KEYS = (GEMINI_KEY, URL_PASSWORD, *ENVIRONMENT.values())
+KEYS = (GEMINI_KEY, LAB_KEY, CLAUDE_KEY, URL_PASSWORD, *ENVIRONMENT.values())
 CANARIES = (*KEYS, *SAID_BY_SERVERS, HEADER_CANARY, *IN_PROMPTS, *IN_ANSWERS)
 PROMPT = "Who is behind this? " + "; ".join(IN_PROMPTS).replace("promptcanary-0036", "password=promptcanary-0036")
 ANSWER = "It is " + "; ".join(IN_ANSWERS)
@@ -134,7 +147,7 @@ def failures() -> Iterator[Fault | Reply]:
         yield Fault.status(400, said, headers={"Set-Cookie": HEADER_CANARY, "X-Debug": HEADER_CANARY})
         yield Fault.status(500, said)
     yield Fault.status(429, f"{PROMPT} is too much")
-    yield Fault.status(401, f"the key {GEMINI_KEY} is unknown")
+    yield Fault.status(401, f"the keys {GEMINI_KEY}, {LAB_KEY} and {CLAUDE_KEY} are unknown")
     yield Fault.status(404, PROMPT)
     yield Fault.redirect(f"http://{URL_USER}:{URL_PASSWORD}@127.0.0.1:9/?key={GEMINI_KEY}")
     yield Fault.context_overflow()
@@ -150,7 +163,7 @@ def with_user(url: str) -> str:
     return url.replace("http://", f"http://{URL_USER}:{URL_PASSWORD}@")
 
 
-def use_everything(session: Session, servers: dict[str, OllamaServer | GeminiServer], seen: Seen) -> None:
+def use_everything(session: Session, servers: dict[str, StandInServer], seen: Seen) -> None:
     requests = LLMRequest(messages=PROMPT)
     seen.add("reprs", session, session.settings, requests, session.explain(PROMPT))
     for route, server in servers.items():
@@ -179,7 +192,7 @@ def errors_of(call) -> tuple[object, ...]:
     return ()
 
 
-def evaluate(session: Session, servers: dict[str, OllamaServer | GeminiServer], seen: Seen) -> None:
+def evaluate(session: Session, servers: dict[str, StandInServer], seen: Seen) -> None:
     for server in servers.values():
         server.script(json.dumps({"name": ANSWER}))
     samples = [Sample(input=PROMPT, target={"name": ANSWER}, id="one"), Sample(input="Who?", target={"name": "x"})]
@@ -200,13 +213,21 @@ def database_texts(path: Path, payload: set[str]) -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture
-def servers() -> Iterator[dict[str, OllamaServer | GeminiServer]]:
-    with OllamaServer() as ollama, GeminiServer(api_key=GEMINI_KEY) as gemini:
-        yield {OLLAMA: ollama, GEMINI: gemini}
+def servers() -> Iterator[dict[str, StandInServer]]:
+    with (
+        OllamaServer() as ollama,
+        GeminiServer(api_key=GEMINI_KEY) as gemini,
+        OpenAIServer(api_key=LAB_KEY, models=["m"]) as lab,
+        AnthropicServer(api_key=CLAUDE_KEY, models=["m"]) as claude,
+    ):
+        yield {OLLAMA: ollama, GEMINI: gemini, LAB: lab, CLAUDE: claude}
 
 
-def settings_for(servers: dict[str, OllamaServer | GeminiServer], **changes: object) -> LLMSettings:
+def settings_for(servers: dict[str, StandInServer], **changes: object) -> LLMSettings:
+    lab = {"kind": "openai", "model": "m", "api_base": f"{servers[LAB].url}/v1", "api_key_env": "CANARY_LAB_KEY"}
+    claude = {"kind": "anthropic", "model": "m", "api_base": with_user(servers[CLAUDE].url)}
     return load_settings(
+        endpoints={"lab": lab, "claude": {**claude, "api_key_env": "CANARY_CLAUDE_KEY"}},
         ollama_api_base=with_user(servers[OLLAMA].url),
         gemini_api_base=with_user(servers[GEMINI].url),
         gemini_api_key=GEMINI_KEY,
@@ -252,6 +273,22 @@ def test_a_key_is_never_sent_over_plain_http_to_another_machine(variable, base, 
     monkeypatch.setenv(variable, base)
     with pytest.raises(LLMConfigurationError, match="plain http would show the key"):
         load_settings()
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic", "ollama"])
+def test_the_password_of_an_address_is_not_logged_on_the_reference_path(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = {"openai": OpenAIServer, "anthropic": AnthropicServer, "ollama": OllamaServer}[kind]("Hi", models=["m"])
+    load_library()  # which sets the level of httpx to WARNING; a user may set it back
+    with server, caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, logger="httpx"):
+        base = with_user(server.url) + ("/v1" if kind == "openai" else "")
+        lab = {"kind": kind, "model": "m", "api_base": base}
+        with Session(endpoints={"lab": lab}, request_path="reference", persist_runs=False) as session:
+            assert session.chat(PROMPT, route="lab/m").text == "Hi"
+    # LiteLLM masks what its handlers get, and no handler of the user's: so no record of the address may exist.
+    assert [record.name for record in caplog.records if record.name == "httpx"] == []
+    assert not [text for text in (URL_PASSWORD, *IN_PROMPTS) if text in caplog.text]
 
 
 def test_the_password_of_an_ollama_address_is_masked_in_previews(tmp_path: Path) -> None:

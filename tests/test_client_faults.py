@@ -10,8 +10,19 @@ from llmkit import errors
 from llmkit.client_litellm import LiteLLMClient
 from llmkit.errors import LLMError, LLMQuotaExhausted, LLMUnavailable
 from llmkit.ports import AttemptLog
+from llmkit.providers import load_endpoints
 from llmkit.settings import load_settings
-from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply, StandInServer, get_refused_url
+from llmkit.testing import (
+    AnthropicServer,
+    Fault,
+    GeminiServer,
+    OllamaServer,
+    OpenAIServer,
+    Reply,
+    StandInServer,
+    get_refused_url,
+)
+from llmkit.transport.http.error_mapping import _duration_seconds
 from llmkit.transport.http.error_rules import RULES, Seen, rule_for
 from llmkit.types import AttemptStatus, LLMProvider, LLMRequest, ResponseFormat, Route
 from tests.support.client_faults import CASES, MAX_RETRIES, REFUSED, UNKNOWN_HOST, UNKNOWN_MODEL, Case
@@ -19,7 +30,12 @@ from tests.support.errors_help import HELP
 from tests.support.errors_page import PAGE, page
 
 KEY = "AIzaSyCanary0123456789-canary_canary"
-MODELS = {LLMProvider.OLLAMA: "llama3.2", LLMProvider.GEMINI: "gemini-2.5-flash"}
+MODELS = {
+    LLMProvider.OLLAMA: "llama3.2",
+    LLMProvider.GEMINI: "gemini-2.5-flash",
+    LLMProvider.OPENAI: "gpt-4o-mini",
+    LLMProvider.ANTHROPIC: "claude-sonnet-4-5",
+}
 PATHS = ("fast", "reference")
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
 ALL = [pytest.param(case, provider, id=f"{case.name}-{provider}") for case in CASES for provider in case.providers]
@@ -27,8 +43,18 @@ ALL = [pytest.param(case, provider, id=f"{case.name}-{provider}") for case in CA
 
 @pytest.fixture(scope="module")
 def servers():
-    with OllamaServer() as ollama, GeminiServer() as gemini:
-        yield {LLMProvider.OLLAMA: ollama, LLMProvider.GEMINI: gemini}
+    with (
+        OllamaServer() as ollama,
+        GeminiServer() as gemini,
+        OpenAIServer() as openai,
+        AnthropicServer(models=[MODELS[LLMProvider.ANTHROPIC]]) as anthropic,
+    ):
+        yield {
+            LLMProvider.OLLAMA: ollama,
+            LLMProvider.GEMINI: gemini,
+            LLMProvider.OPENAI: openai,
+            LLMProvider.ANTHROPIC: anthropic,
+        }
 
 
 async def no_wait(seconds: float) -> None:
@@ -51,11 +77,11 @@ async def outcome(path: str, case: Case, provider: LLMProvider, server: StandInS
     server.clear()
     if isinstance(case.happens, Fault | Reply):
         server.script(case.happens)
-    settings = load_settings(
-        **{f"{provider}_api_base": base}, **({} if provider is LLMProvider.OLLAMA else {"gemini_api_key": KEY}),
-        max_retries=MAX_RETRIES, request_path=path,
-    )  # fmt: skip
-    client = LiteLLMClient(settings, sleep=no_wait)
+    place = {f"{provider}_api_base": f"{base}/v1" if provider is LLMProvider.OPENAI else base}
+    if provider is not LLMProvider.OLLAMA:
+        place[f"{provider}_api_key"] = KEY
+    settings = load_settings(**place, max_retries=MAX_RETRIES, request_path=path)
+    client = LiteLLMClient(settings, providers=load_endpoints(settings), sleep=no_wait)
     log = AttemptLog()
     request = LLMRequest(
         messages=case.prompt,
@@ -96,6 +122,44 @@ def check_error(error: LLMError, route: Route, log: AttemptLog, case: Case) -> N
     assert all(attempt.error_code == error.code for attempt in log.attempts)
     assert [attempt.number for attempt in log.attempts] == list(range(1, len(log.attempts) + 1))
     assert len(log.attempts) == (case.requests if case.attempts is None else case.attempts)
+
+
+FORMS = {
+    LLMProvider.OLLAMA: ("seconds", "milliseconds", "date"),
+    LLMProvider.GEMINI: ("body",),
+    LLMProvider.OPENAI: ("seconds", "milliseconds", "date", "reset", "message"),
+    LLMProvider.ANTHROPIC: ("seconds", "milliseconds", "date", "reset", "message"),
+}
+
+
+@pytest.mark.parametrize(("provider", "form"), [(name, form) for name, forms in FORMS.items() for form in forms])
+async def test_the_wait_is_read_wherever_the_server_writes_it(provider, form, servers):
+    server = servers[provider]
+    server.clear()
+    fields = {} if form == "body" else {"retry_after_form": form}
+    server.script([Fault.status(429, retry_after_s=20, **fields), Reply("Yes.")])
+    place = {f"{provider}_api_base": f"{server.url}/v1" if provider is LLMProvider.OPENAI else server.url}
+    settings = load_settings(**place, gemini_api_key=KEY, openai_api_key=KEY, anthropic_api_key=KEY, max_retries=1)
+    waits = []
+
+    async def wait(seconds: float) -> None:
+        waits.append(seconds)
+
+    client = LiteLLMClient(settings, providers=load_endpoints(settings), sleep=wait)
+    await client.call(Route(provider=provider, model=MODELS[provider]), LLMRequest(messages="Hi"), AttemptLog())
+    await client.close()
+    (waited,) = waits
+    assert 5 <= waited <= 22  # a date comes nearer while the test waits
+    assert server.call_count == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("6m0s", 360), ("1.5s", 1.5), ("20ms", 0.02), ("1h2m3s", 3723), ("7", 7), ("", None), ("soon", None),
+     ("2026-01-01T00:00:00Z", 0), ("2026-01-01", None), ("9999999h", None), ("1s" * 9, None)],
+)  # fmt: skip
+def test_durations_are_read_in_every_form_in_use(text, seconds):
+    assert _duration_seconds(text) == seconds
 
 
 def test_the_page_of_errors_is_current():

@@ -58,7 +58,8 @@ class Embedded:
     async def ensure_running(self) -> Endpoint:
         if self.runner is None:
             self.starts += 1
-            self.runner = web.ServerRunner(web.Server(self.handle))
+            # A handler that never answers would otherwise be awaited for aiohttp's 60 s.
+            self.runner = web.ServerRunner(web.Server(self.handle), shutdown_timeout=0.1)
             await self.runner.setup()
             site = web.TCPSite(self.runner, "127.0.0.1", 0)
             await site.start()

@@ -12,7 +12,6 @@ from llmkit.errors import (
     LLMContextOverflow,
     LLMError,
     LLMModelNotFound,
-    LLMPromptTruncated,
     LLMTimeout,
     LLMUnavailable,
     LLMUnsupported,
@@ -114,17 +113,17 @@ async def test_ollama_reads_a_prompt_that_its_own_default_would_cut(client, real
 
 
 @pytest.mark.ollama
-async def test_ollama_that_cuts_the_prompt_is_found_out(real_ollama, route):
-    """6,000 tokens for a model whose own window has 512: it answers with status 200 and says nothing of the cut."""
+async def test_a_prompt_that_ollama_would_cut_is_refused(real_ollama, route):
+    """6,000 tokens for a model whose own window has 512: without `truncate: false` it would cut and say nothing."""
     book = FactBook()
     book.report(route, ModelFacts(context_tokens=Fact(512, "reported")))
     settings = load_settings(ollama_api_base=real_ollama.url)
     client = LiteLLMClient(settings, providers=add_model_facts(PROVIDERS, book))
     log = AttemptLog()
-    with pytest.raises(LLMPromptTruncated, match="cut the prompt to 512 tokens"):
+    with pytest.raises(LLMContextOverflow, match="longer than the context window of gemma-3-270m"):
         await client.call(route, LLMRequest(messages="one two three four " * 1500, max_output_tokens=2), log)
     await client.close()
-    assert log.attempts[0].usage.input_tokens == 512
+    assert len(log.attempts) == 1
 
 
 @pytest.mark.ollama

@@ -16,6 +16,7 @@ import pytest
 from llmkit import Session
 from llmkit.testing import GeminiServer, OllamaServer
 from scripts.docs_pages import write_pages
+from tests.support.command_server import CommandServer
 from tests.support.page_examples import (
     EXECUTED,
     SHOWN,
@@ -38,7 +39,10 @@ MOST_SKIPS = 8
 @pytest.fixture
 def _providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Stand-ins for both providers where a reader's would be."""
-    with OllamaServer(answer_as_shown) as ollama, GeminiServer(answer_as_shown, api_key="k") as gemini:
+    with (
+        OllamaServer(answer_as_shown, version="0.17.4") as ollama,
+        GeminiServer(answer_as_shown, api_key="k") as gemini,
+    ):
         monkeypatch.setenv("LLM_OLLAMA_API_BASE", ollama.url)
         monkeypatch.setenv("LLM_GEMINI_API_BASE", f"{gemini.url}/v1beta")
         monkeypatch.setenv("LLM_GEMINI_API_KEY", "k")
@@ -52,9 +56,9 @@ def _mark(page: Path) -> object:
 
 @pytest.mark.usefixtures("_providers")
 @pytest.mark.parametrize("page", [_mark(page) for page in PAGES])
-def test_page_examples(page: Path) -> None:
+def test_page_examples(page: Path, command_server: CommandServer) -> None:
     """Every block runs as a reader would paste it, in an empty folder."""
-    document = run_page(page)
+    document = run_page(page, command_server.folder)
     for value in document.namespace.values():
         if isinstance(value, Session):
             value.close()
@@ -176,6 +180,7 @@ def test_settings_table_is_current() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_exact_tables_of_the_statistics_page_are_current() -> None:
     """The simulated ones take two minutes: `make statistics`."""
     command = [sys.executable, str(ROOT / "scripts" / "statistics_tables.py"), "--check"]

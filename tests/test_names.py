@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.support.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 MOST_PARTICIPLES = 0.01
@@ -49,6 +52,17 @@ def test_no_module_is_named_by_a_metaphor(source) -> None:
 
 def test_docstrings_start_with_a_verb_or_a_noun(source) -> None:
     assert not [doc.splitlines()[0] for doc in measurements.docstrings(source) if measurements.HEADLESS.match(doc)]
+
+
+def test_docstrings_of_functions_start_with_a_verb(source) -> None:
+    """Ruff's D401 accepts a noun, and every word that it does not know."""
+    others = [
+        f"{node.name}: {doc.splitlines()[0]}"
+        for node in source.functions
+        if (doc := ast.get_docstring(node)) and not any("property" in ast.unparse(each) for each in node.decorator_list)
+        if doc.split()[0].rstrip(".,:") not in VERBS
+    ]
+    assert not others, "begin with a verb, or add it to tests/support/verbs.py"
 
 
 def test_there_are_no_import_cycles(source) -> None:

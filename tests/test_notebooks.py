@@ -26,9 +26,16 @@ socket.socket.connect = socket.socket.connect_ex = _refuse
 
 
 def _read_outputs(notebook: nbformat.NotebookNode) -> list[list[Any]]:
-    """Return the outputs of the code cells, without times and without the content of pictures."""
+    """Return the outputs of the code cells, without times and without the content of pictures.
+
+    A panel of latest answers, shown by cells that take long, is empty at the end of its cell.
+    """
     outputs = [
-        [output.get("data") or output.get("text") or dict(output) for output in cell.outputs]
+        [
+            output.get("data") or output.get("text") or dict(output)
+            for output in cell.outputs
+            if "data" not in output or any(output.data.values())
+        ]
         for cell in notebook.cells
         if cell.cell_type == "code"
     ]

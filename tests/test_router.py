@@ -26,7 +26,7 @@ from llmkit.errors import (
     LLMUnavailable,
     LLMUnsupported,
 )
-from llmkit.ports import AttemptLog, BeforeSend, ClientReply, NotSent, allow_sending
+from llmkit.ports import AnswerSink, AttemptLog, BeforeSend, ClientReply, NotSent, allow_sending
 from llmkit.providers import PROVIDERS
 from llmkit.providers.model_facts import Fact, FactBook, ModelFacts
 from llmkit.router import PROVIDER_CAPABILITIES, LLMRouter, plan_as_json
@@ -62,7 +62,13 @@ class Scripted:
         self.called: list[str] = []
 
     async def call(
-        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+        self,
+        route: Route,
+        request: LLMRequest,
+        log: AttemptLog,
+        before_send: BeforeSend = allow_sending,
+        *,
+        sink: AnswerSink | None = None,
     ) -> ClientReply | NotSent:
         if (not_sent := await before_send()) is not None:
             return not_sent
@@ -252,6 +258,12 @@ async def test_no_route_lists_every_exclusion():
         "gemini/gemini-2.5-flash",
         "local/gemma-3-270m",
     ]
+
+
+async def test_a_misspelt_allowed_endpoint_is_named_with_a_suggestion():
+    request = LLMRequest(messages="Hi", constraints=LLMConstraints(allowed_providers={LLMProvider("olama")}))
+    with pytest.raises(LLMNoRoute, match="there is no endpoint 'olama'; did you mean ollama"):
+        await router().execute(request)
 
 
 # -- fallback --------------------------------------------------------------------------------------
@@ -564,6 +576,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_the_same_plan_in_every_process():
     def planned(seed: str) -> str:
         environment = {"PYTHONHASHSEED": seed, "PATH": ""}

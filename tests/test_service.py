@@ -68,6 +68,15 @@ async def test_a_call_is_recorded_with_its_outcome_and_attempts() -> None:
     assert response.usage.input_tokens == 3
 
 
+async def test_a_key_that_turns_out_not_to_be_new_is_answered_from_the_store() -> None:
+    """Another process may have used the key since its owner looked."""
+    bench = Bench()
+    first = await bench.ask(idempotency_key="k")
+    again = await bench.service.chat(ask(idempotency_key="k"), HERE, is_new_key=True)
+    assert (again.served_from, again.source_run_id) == (ServedFrom.REPLAY, first.run_id)
+    assert len(bench.client.calls) == 1
+
+
 async def test_no_workspace_is_refused_before_anything_is_sent_or_written() -> None:
     bench = Bench()
     with pytest.raises(LLMConfigurationError, match="workspace"):
@@ -310,7 +319,8 @@ async def test_an_answer_that_cannot_be_recorded_is_in_the_error_and_told(
     assert [record.status for record in caplog.records] == ["SUCCEEDED"]
 
 
-async def test_an_answer_that_cannot_be_recorded_for_a_caller_who_was_cancelled_is_kept_for_the_next() -> None:
+async def test_an_unrecorded_answer_is_kept_for_the_next_caller() -> None:
+    """Its own caller was cancelled."""
     bench = Bench()
     writing, mark = asyncio.Event(), bench.runs.mark_succeeded
 

@@ -36,7 +36,7 @@ from llmkit import (
     bootstrap,
 )
 from llmkit.evals import EvalReport, Sample, Task, field_match
-from llmkit.testing import Fault, OllamaServer, Reply, get_refused_url
+from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply, get_refused_url
 
 
 class City(BaseModel):
@@ -131,7 +131,7 @@ def test_explain_gives_reasons_and_sends_nothing(session: Session, ollama: Ollam
     [
         ({"temperature": 9}, "temperature"),
         ({"max_tokens": 9}, "max_tokens"),
-        ({"route": "openai/gpt"}, "known providers: ollama, gemini, local"),
+        ({"route": "olama/gpt"}, "unknown endpoint 'olama'; did you mean ollama?"),
         ({"route": "llama3.2"}, "provider/model"),
     ],
 )
@@ -174,6 +174,20 @@ def test_a_key_that_is_set_too_late_is_mentioned(
         with pytest.raises(LLMError, match=f"{variable} is set in the environment .* open a new session") as after:
             session.chat("x", route=route, constraints=constraints)
         assert "secret-value" not in str(after.value)
+        rows = session.map("Say {text}", ["a"], route=route, constraints=constraints, progress=False)
+        assert "open a new session" in rows["error_message"].iloc[0]
+
+
+def test_another_key_than_the_one_that_was_refused_is_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "wrong-key")
+    with GeminiServer(api_key="right-key") as server, Session("study", gemini_api_base=server.url) as session:
+        with pytest.raises(LLMError) as before:
+            session.chat("x", route="gemini/gemini-2.5-flash")
+        assert "open a new session" not in str(before.value)
+        monkeypatch.delenv("GEMINI_API_KEY")
+        Path(".env").write_text("LLM_GEMINI_API_KEY=right-key\n", encoding="utf-8")
+        with pytest.raises(LLMError, match=r"LLM_GEMINI_API_KEY is set in the file \.env, to another key: open a new"):
+            session.chat("x", route="gemini/gemini-2.5-flash")
 
 
 @pytest.mark.parametrize("damage", ["garbage", "folder", "read-only"])

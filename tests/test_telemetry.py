@@ -112,6 +112,25 @@ def test_a_span_has_the_conventions_names_and_lasts_as_long_as_the_call(exported
     assert span.status.status_code is StatusCode.ERROR
 
 
+@pytest.mark.parametrize(
+    ("is_streamed", "first_token_ms", "stream", "first_chunk_s"),
+    [(True, 20.0, True, 0.02), (True, None, True, None), (False, None, None, None)],
+)
+def test_the_first_piece_of_a_stream_is_reported(
+    exported: Exported,
+    is_streamed: bool,
+    first_token_ms: float | None,
+    stream: bool | None,
+    first_chunk_s: float | None,
+) -> None:
+    Telemetry().run_finished(_event(is_streamed=is_streamed, first_token_ms=first_token_ms))
+    attributes = exported.spans()["chat llama3.2"].attributes
+    assert attributes.get("gen_ai.request.stream") is stream
+    assert attributes.get("gen_ai.response.time_to_first_chunk") == first_chunk_s
+    measured = exported.metrics().get("gen_ai.client.operation.time_to_first_chunk", [])
+    assert [point.sum for point in measured] == ([] if first_chunk_s is None else [first_chunk_s])
+
+
 def test_every_call_of_a_session_is_told_below_the_span_of_its_caller(
     exported: Exported, caplog: pytest.LogCaptureFixture
 ) -> None:

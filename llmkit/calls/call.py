@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from time import perf_counter
 from typing import NamedTuple, TypeGuard
 from uuid import UUID
@@ -17,7 +16,7 @@ from llmkit.errors import (
     LLMIdempotencyConflict,
     LLMInProgress,
 )
-from llmkit.ports import StoredRun
+from llmkit.ports import AnswerSink, AttemptLog, StoredRun
 from llmkit.types import (
     MAX_KEY_LENGTH,
     RESERVED_METADATA_KEYS,
@@ -34,7 +33,12 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 def open_call(
-    request: LLMRequest, context: RequestContext | None, default_profile: LLMProfile, *, recorded: bool
+    request: LLMRequest,
+    context: RequestContext | None,
+    default_profile: LLMProfile,
+    *,
+    recorded: bool,
+    sink: AnswerSink | None = None,
 ) -> Call:
     """Return the call that a request opens.
 
@@ -43,6 +47,7 @@ def open_call(
         context: Workspace and pipeline run.
         default_profile: The profile of a request that names none.
         recorded: Whether calls are written down, which takes a workspace.
+        sink: Receives the pieces of the answer.
 
     Raises:
         LLMConfigurationError: No workspace, or two that disagree.
@@ -65,6 +70,7 @@ def open_call(
         prompt_sha256=canonical.sha256(profile),
         run_id=uuid7(),
         started_s=perf_counter(),
+        sink=sink,
     )
 
 
@@ -77,7 +83,7 @@ class Caller(NamedTuple):
 
 
 def resolve_caller(request: LLMRequest, context: RequestContext | None) -> Caller:
-    """Workspace, pipeline run and stage, from the context object or the reserved metadata keys.
+    """Read workspace, pipeline run and stage from the context object or the reserved metadata keys.
 
     Raises:
         LLMConfigurationError: The two disagree, or the value of a reserved key is not a name.
@@ -119,7 +125,7 @@ def _canonical(request: LLMRequest) -> CanonicalRequest:
 
 
 def make_conflict(key: str, stored: StoredRun) -> LLMIdempotencyConflict:
-    """Says that the key belongs to another request."""
+    """Make the error of a key that belongs to another request."""
     error = LLMIdempotencyConflict(
         f"The idempotency key {key!r} belongs to run {stored.id} of a different request "
         f"({stored.status}); use a new key, or send the same request"
@@ -129,7 +135,7 @@ def make_conflict(key: str, stored: StoredRun) -> LLMIdempotencyConflict:
 
 
 def make_in_progress(key: str, stored: StoredRun) -> LLMInProgress:
-    """Says that the key's call is under way elsewhere, and for how long."""
+    """Make the error of a key whose call has been running elsewhere for some time."""
     age_s = max(0.0, (utc_now() - stored.created_at_utc).total_seconds())
     return LLMInProgress(
         f"A call with the idempotency key {key!r} is under way since {age_s:.0f} s (run {stored.id}); "
@@ -151,7 +157,19 @@ class Call(NamedTuple):
     prompt_sha256: str
     run_id: UUID
     started_s: float
+    sink: AnswerSink | None = None
 
     def elapsed_ms(self) -> float:
-        """Milliseconds since the call began."""
-        return (time.perf_counter() - self.started_s) * 1000
+        """Return the milliseconds since the call began."""
+        return (perf_counter() - self.started_s) * 1000
+
+    def measure(self, log: AttemptLog) -> float:
+        """Return the latency so far: without the waits for our own limits, and for the reader of a stream."""
+        return self.elapsed_ms() - log.queued_ms - (self.sink.reader_ms if self.sink is not None else 0.0)
+
+    def measure_first_token(self, log: AttemptLog) -> float | None:
+        """Return the part of the latency before the first piece of the answer; None when it was not streamed."""
+        # An answer that came as a whole is in the sink too, and says nothing about a first token.
+        if self.sink is None or not log.attempts or log.attempts[-1].first_token_ms is None:
+            return None
+        return (self.sink.begun_s - self.started_s) * 1000 - log.queued_ms

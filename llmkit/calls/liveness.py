@@ -17,9 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from uuid import UUID
 
-from llmkit.types import utc_now
-
-__all__ = ["Heartbeat", "Listener", "current_owner", "is_alive", "looks_abandoned"]
+__all__ = ["Heartbeat", "Listener", "current_owner", "is_alive", "is_on_this_machine", "looks_abandoned"]
 
 BEATS_PER_LIMIT = 4
 
@@ -47,7 +45,7 @@ def _world() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """When the process started, in the kernel's own ticks where it has them: the wall clock may be set."""
+    """Return the start of the process, in the kernel's own ticks where it has them: the wall clock may be set."""
     if not Path("/proc/self/stat").exists():
         return _start_time_without_proc(pid)
     try:
@@ -82,6 +80,11 @@ def is_alive(owner: str) -> bool | None:
     return None if found is None and _is_hidden(int(process)) else found == started
 
 
+def is_on_this_machine(owner: str) -> bool:
+    """Return whether the owner is, or was, a process of this machine since it was booted."""
+    return owner.rpartition("|")[0].rpartition("|")[0] == _world()
+
+
 def _is_hidden(pid: int) -> bool:
     """Return whether the process exists as another user's although /proc hides it (`hidepid`)."""
     if os.name != "posix":
@@ -95,19 +98,19 @@ def _is_hidden(pid: int) -> bool:
     return False
 
 
-def looks_abandoned(owner: str, heartbeat_at_utc: datetime, limit_s: float, now_utc: datetime | None = None) -> bool:
+def looks_abandoned(owner: str, heartbeat_at_utc: datetime, limit_s: float, now_utc: datetime) -> bool:
     """Return whether an unfinished call has no process behind it any more.
 
     Args:
         owner: Who carries the call, from `current_owner()`.
         heartbeat_at_utc: Last sign of life.
         limit_s: Longest silence of a live process that cannot be looked up, in seconds.
-        now_utc: The present; for tests.
+        now_utc: The present, by the clock that `heartbeat_at_utc` is of: that of the database, never this machine's.
     """
     alive = is_alive(owner)
     if alive is not None:
         return not alive
-    return ((now_utc or utc_now()) - heartbeat_at_utc).total_seconds() > limit_s
+    return (now_utc - heartbeat_at_utc).total_seconds() > limit_s
 
 
 class Listener:
@@ -138,11 +141,11 @@ class Heartbeat:
     Each event loop beats for its own calls, so one that ends, or stays behind in a fork, silences no other.
 
     Args:
-        beat: Called with the ids in flight and the time.
+        beat: Called with the ids in flight.
         interval_s: Seconds between two beats.
     """
 
-    def __init__(self, beat: Callable[[Sequence[UUID], datetime], Awaitable[None]], interval_s: float) -> None:
+    def __init__(self, beat: Callable[[Sequence[UUID]], Awaitable[None]], interval_s: float) -> None:
         self._beat = beat
         self._interval_s = interval_s
         self._pulses: dict[asyncio.AbstractEventLoop, _Pulse] = {}
@@ -172,7 +175,7 @@ class _Pulse:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        beat: Callable[[Sequence[UUID], datetime], Awaitable[None]],
+        beat: Callable[[Sequence[UUID]], Awaitable[None]],
         interval_s: float,
     ) -> None:
         self.in_flight: set[UUID] = set()
@@ -195,4 +198,4 @@ class _Pulse:
         from llmkit.errors import LLMStoreError
 
         with contextlib.suppress(LLMStoreError):
-            await self._beat(tuple(self.in_flight), utc_now())
+            await self._beat(tuple(self.in_flight))

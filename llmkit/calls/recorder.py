@@ -54,7 +54,7 @@ class CallRecorder:
         self._secrets = collect_secrets(settings)
 
     def run_id(self, call: Call) -> UUID | None:
-        """Id of the call's row; None when nothing is recorded."""
+        """Return the id of the call's row; None when nothing is recorded."""
         return call.run_id if self._runs is not None else None
 
     async def start(self, call: Call, flight_key: str | None) -> bool:
@@ -123,7 +123,7 @@ class CallRecorder:
                     await finish_despite_cancellation(self._runs.record_unsent(start, outcome))
         finally:
             self._started.discard(call.run_id)
-            self._emit(call, RunStatus.FAILED, error=error, error_code=code, requests=len(log.attempts))
+            self._emit(call, RunStatus.FAILED, error=error, error_code=code, log=log)
 
     async def annotate(self, workspace_id: str, run_id: UUID, request: LLMRequest) -> None:
         """Replace the metadata of a call that is over by those of a request.
@@ -253,7 +253,7 @@ class CallRecorder:
         result_json: str | None,
         finished_at_utc: datetime | None = None,
     ) -> RunSuccess:
-        billed = response.billed
+        billed, logprobs = response.billed, response.logprobs
         return RunSuccess(
             run_id=call.run_id,
             finished_at_utc=finished_at_utc or utc_now(),
@@ -269,6 +269,9 @@ class CallRecorder:
             cost_usd=response.cost_usd if billed else None,
             plan=plan_record,
             attempts=response.attempts if billed else (),
+            logprob_mean=None if logprobs is None else logprobs.mean,
+            logprob_min=None if logprobs is None else logprobs.min,
+            first_token_ms=response.first_token_ms if billed else None,
         )
 
     def _failure(
@@ -278,11 +281,12 @@ class CallRecorder:
         return RunFailure(
             run_id=call.run_id,
             finished_at_utc=utc_now(),
-            latency_ms=call.elapsed_ms() - log.queued_ms,
+            latency_ms=call.measure(log),
             error_code=code,
             error_message=preview(message, secrets=self._secrets),
             plan=plan_as_json(plan, failures) if plan is not None else None,
             attempts=log.attempts,
+            first_token_ms=call.measure_first_token(log),
         )
 
     def _payload(self, response: LLMResponse) -> str | None:
@@ -297,13 +301,18 @@ class CallRecorder:
         response: LLMResponse | None = None,
         error: LLMError | None = None,
         error_code: str | None = None,
-        requests: int = 0,
+        log: AttemptLog | None = None,
     ) -> None:
         if not self._telemetry.is_enabled:
             return
         route = response.route if response else call.request.route
         provider = route.provider if route else error.provider if error else None
         model = route.model if route else error.model if error else None
+        if response is not None:
+            sent = response.attempts if response.billed else ()
+            first_token_ms = response.first_token_ms if response.billed else None
+        else:
+            sent, first_token_ms = (log.attempts, call.measure_first_token(log)) if log else ((), None)
         self._telemetry.run_finished(
             RunEvent(
                 llm_run_id=call.run_id if self._runs is not None else None,
@@ -317,7 +326,9 @@ class CallRecorder:
                 stage=call.stage,
                 error_code=error_code,
                 usage=response.usage if response else None,
-                requests=len(response.attempts) if response and response.billed else requests,
+                requests=len(sent),
+                is_streamed=call.sink is not None,
+                first_token_ms=first_token_ms,
             )
         )
 

@@ -52,6 +52,8 @@ class CanonicalRequest:
             for name in _SHORT_FIELDS
             if (value := getattr(request, name)) is not None and value != ()
         }
+        if request.logprobs:
+            self._short["logprobs"] = True
         self._long = {
             name: _encode(_plain(value))
             for name in _LONG_FIELDS
@@ -85,12 +87,12 @@ class CanonicalRequest:
 
 
 def request_parameters(request: LLMRequest) -> dict[str, Any]:
-    """`CanonicalRequest.parameters` of a request."""
+    """Return `CanonicalRequest.parameters` of a request."""
     return CanonicalRequest(request).parameters()
 
 
 def prompt_sha256(request: LLMRequest, default_profile: LLMProfile | None = None) -> str:
-    """`CanonicalRequest.sha256` of a request."""
+    """Return `CanonicalRequest.sha256` of a request."""
     return CanonicalRequest(request).sha256(default_profile)
 
 
@@ -105,7 +107,7 @@ def _plain(value: Any) -> Any:
 
 
 def _encode_message(message: Message) -> str:
-    """JSON of the message's fields that are not at their default, attachments as the hashes of their bytes."""
+    """Encode the fields that are not at their default as JSON, attachments as the hashes of their bytes."""
     if message.attachments or message.tool_calls or message.tool_call_id or message.tool_name:
         return _encode(_with_hashes(message.model_dump(mode="python", exclude_defaults=True)))
     # Nearly every message takes this way. model_dump() would take as long as the rest of the hash.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli.output import AsJson, abandon_stdout, handle_interruption, make_table, print_json, print_rich
+from llmkit.display.terminal_text import escape_controls
 from llmkit.errors import LLMBadRequest, LLMStoreError
 from llmkit.settings import LLMSettings, load_settings
 
@@ -64,6 +65,40 @@ def db_stats(as_json: AsJson = False) -> None:
     print_rich(listing)
     rows = ", ".join(f"{number:,} {name}" for name, number in stats.rows.items())
     print_rich(f"{stats.bytes_on_disk / 1e6:,.1f} MB on disk; {rows}; runs from {stats.oldest_at_utc or '-'}")
+
+
+@db_app.command("pauses")
+def db_pauses(
+    clear: Annotated[
+        list[str] | None, typer.Option(help="End the pause of this route, endpoint/model; repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the routes that providers asked to leave alone, or end such a pause for all processes of this store."""
+    from rich.markup import escape
+
+    from llmkit.persistence.pauses import clear_pauses, list_pauses
+    from llmkit.types import Route
+
+    routes = [Route.parse(each) for each in clear or ()]
+    with open_store(load_settings()) as journal:
+        pauses = list_pauses(journal.engine, journal.address)
+        unknown = {str(route) for route in routes} - {pause.route for pause in pauses}
+        if unknown:
+            raise LLMBadRequest(f"There is no pause of {', '.join(sorted(unknown))}; `llmkit db pauses` lists them")
+        if routes:
+            clear_pauses(journal.engine, journal.address, routes)
+            pauses = list_pauses(journal.engine, journal.address)
+    if as_json:
+        print_json([asdict(pause) for pause in pauses])
+        return
+    if not pauses:
+        typer.echo("No route is paused", err=True)
+        return
+    listing = make_table("route", "left alone for")
+    for pause in pauses:
+        listing.add_row(escape(escape_controls(pause.route)), f"{pause.remaining_s:,.0f} s")
+    print_rich(listing)
 
 
 @db_app.command("prune")
@@ -185,7 +220,7 @@ def db_erase(
     workspace: WorkspaceName,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Permanently delete every row and cached answer of a workspace."""
+    """Delete every row and cached answer of a workspace."""
     from llmkit.persistence import retention
 
     if not yes:

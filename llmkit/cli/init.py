@@ -11,7 +11,6 @@ import typer
 from llmkit.cli.output import Workspace, make_table, print_rich
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMError
 from llmkit.settings import load_settings
-from llmkit.types import LLMProvider
 
 if TYPE_CHECKING:
     from llmkit.doctor import Check
@@ -50,7 +49,9 @@ def init(
 
 
 def _is_provider(check: Check) -> bool:
-    return check.name in set(LLMProvider)
+    from llmkit.providers import load_endpoints
+
+    return check.name in load_endpoints(load_settings())
 
 
 def _print_findings(checks: Iterable[Check]) -> None:

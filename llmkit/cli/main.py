@@ -7,12 +7,15 @@ import json
 import shutil
 import sys
 import traceback
+import warnings
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from llmkit.cli.cassette import cassette_app
+from llmkit.cli.cost import cost_app
 from llmkit.cli.db import db_app
+from llmkit.cli.endpoints import endpoints_app
 from llmkit.cli.eval.run import eval_app
 from llmkit.cli.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from llmkit.cli.init import init
@@ -29,6 +32,7 @@ from llmkit.cli.output import (
     replace_unencodable_characters,
 )
 from llmkit.display.terminal_text import escape_controls
+from llmkit.display.terminal_writer import TerminalWriter
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError, LLMStoreError
 from llmkit.settings import load_settings
 
@@ -36,7 +40,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-    from llmkit.types import LLMResponse
+    from llmkit.notebook.stream import ChatStream
+    from llmkit.settings import LLMSettings
+    from llmkit.types import LLMResponse, Route
 
 __all__ = ["app", "main"]
 
@@ -59,12 +65,14 @@ app = typer.Typer(
 app.command("init")(init)
 app.add_typer(eval_app, name="eval")
 app.add_typer(db_app, name="db")
+app.add_typer(cost_app, name="cost")
 app.add_typer(cassette_app, name="cassette")
+app.add_typer(endpoints_app, name="endpoints")
 
 
 def _unwrap_help() -> None:
     """Let the help texts flow: Typer prints the line breaks of a docstring as they are."""
-    for group in (app, eval_app, db_app, cassette_app):
+    for group in (app, eval_app, db_app, cost_app, cassette_app, endpoints_app):
         for command in group.registered_commands:
             paragraphs = inspect.getdoc(command.callback) or ""
             command.help = "\n\n".join(" ".join(each.split()) for each in paragraphs.split("\n\n"))
@@ -91,8 +99,9 @@ def _accept_options(
 @app.command()
 def doctor(
     probe: Annotated[
-        bool, typer.Option("--probe", help="Also send one small billed request on every usable route.")
+        bool, typer.Option("--probe", help="Also try every usable route out, with up to eight small requests.")
     ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Probe routes that may bill the requests without asking.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check which providers are reachable, which models and keys are there, and how to fix the rest."""
@@ -100,7 +109,13 @@ def doctor(
 
     from llmkit.doctor import CheckState, examine, usable_routes
 
-    checks = examine(load_settings(), probe=probe)
+    def may_pay(route: Route) -> bool:
+        # Without a terminal there is no answer to wait for.
+        return yes or (
+            sys.stdin.isatty() and typer.confirm(f"Probe {route}? Up to 8 small requests may be billed", err=True)
+        )
+
+    checks = examine(load_settings(), probe=probe, may_pay=may_pay)
     routes = usable_routes(checks)
     healthy = bool(routes) and not any(check.state is CheckState.FAILED for check in checks)
     if as_json:
@@ -125,7 +140,9 @@ def chat(  # noqa: PLR0913 - options of a command
     max_output_tokens: Annotated[int | None, typer.Option(help="Limit of the answer, in tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 to 2; default the provider's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of sampling, where the provider has one.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Text at which the answer ends; repeatable.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text at which the answer ends; repeatable. \\n is a line break.")
+    ] = None,
     is_continued: Annotated[
         bool, typer.Option("--continue", "-c", help="Continue the latest conversation of the workspace.")
     ] = False,
@@ -139,34 +156,53 @@ def chat(  # noqa: PLR0913 - options of a command
 
     text = _join_prompt(prompt, read_piped_text(is_required=prompt in {None, "-"}))
     options: TurnOptions = {"route": route, "temperature": temperature, "seed": seed}
-    options |= {"max_output_tokens": max_output_tokens, "stop": stop or None}
+    # Shells pass on the two characters \n, and the most useful text to stop at is the end of the line.
+    stops = [each.replace("\\n", "\n") for each in stop or ()]
+    options |= {"max_output_tokens": max_output_tokens, "stop": stops or None}
+    # A file or a pipe gets the whole answer or, after a failure, nothing.
+    is_streamed = sys.stdout.isatty() and not as_json
     with Session(workspace, warm_up=False) as session:
-        if is_continued:
-            latest = find_latest_conversation(session._core)  # noqa: SLF001 - part of the same package
-            response = session.conversation(id=latest, system=system).say(text, **options)
-        elif session.settings.persist_runs:
-            # As the first turn of a conversation, so that `-c` can continue it.
-            response = session.conversation(system=system).say(text, **options)
+        # As a turn of a conversation, so that `-c` can continue it.
+        latest = find_latest_conversation(session._core) if is_continued else None  # noqa: SLF001 - the same package
+        if is_continued or session.settings.persist_runs:
+            talk = session.conversation(id=latest, system=system)
+            response = _print_stream(talk.stream(text, **options)) if is_streamed else talk.say(text, **options)
+        elif is_streamed:
+            response = _print_stream(session.stream(text, system=system, **options))
         else:
             response = session.chat(text, system=system, **options)
     if as_json:
         print_json(response.model_dump(mode="json"))
         return
-    # A terminal would execute control sequences in the text; a file or a pipe gets the text unchanged.
-    typer.echo(escape_controls(response.text) if sys.stdout.isatty() else response.text, color=True)
-    typer.echo(f"[{_describe_response(response)}]", err=True)
+    if not is_streamed:
+        typer.echo(response.text, color=True)
+    typer.echo(f"[{_describe_response(response, session.settings)}]", err=True)
     for warning in response.warnings:
         typer.echo(f"warning: {warning}", err=True)
 
 
-def _describe_response(response: LLMResponse) -> str:
+def _print_stream(stream: ChatStream) -> LLMResponse:
+    writer = TerminalWriter(sys.stdout)
+    try:
+        for text in stream:
+            writer.write(text)
+    finally:
+        writer.finish()  # a message about a failure begins on a line of its own
+    return stream.response
+
+
+def _describe_response(response: LLMResponse, settings: LLMSettings) -> str:
     from llmkit.pricing import is_free
+    from llmkit.providers import load_endpoints
 
     tokens = f"{_format_count(response.usage.input_tokens)} + {_format_count(response.usage.output_tokens)} tokens"
-    parts = [str(response.route), tokens, f"{response.latency_ms:.0f} ms"]
+    parts = [str(response.route), tokens]
+    if response.first_token_ms is not None:
+        parts.append(f"first token after {response.first_token_ms:.0f} ms")
+    parts.append(f"{response.latency_ms:.0f} ms")
     if not response.billed:
         parts.append(f"from {response.served_from}")
-    elif not is_free(response.route):
+    elif not is_free(response.route, load_endpoints(settings)):
         parts.append("billed")
     return ", ".join(parts)
 
@@ -258,7 +294,14 @@ _FILE_COLUMNS = {
 
 def main() -> NoReturn:
     """Run the command line in this process and exit."""
-    sys.exit(run_command(sys.argv[1:]))
+    with warnings.catch_warnings():
+        warnings.showwarning = _print_warning
+        sys.exit(run_command(sys.argv[1:]))
+
+
+def _print_warning(message: Warning | str, *_origin: object, **_options: object) -> None:
+    # The line of code that Python would add is one of Typer's.
+    typer.echo(f"warning: {escape_controls(str(message))}", err=True)
 
 
 def run_command(arguments: list[str]) -> int:

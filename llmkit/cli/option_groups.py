@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
 
 from llmkit.cli.output import (
     AsJson,
@@ -18,7 +20,10 @@ from llmkit.cli.output import (
     require_writable,
 )
 
-__all__ = ["GateOutput", "RunOutput", "expand_groups"]
+if TYPE_CHECKING:
+    from llmkit.evals import Task
+
+__all__ = ["DataColumns", "DataOptions", "GateOutput", "RunOutput", "expand_groups"]
 
 KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
@@ -55,6 +60,53 @@ class RunOutput(GateOutput):
             LLMBadRequest: One of them cannot.
         """
         require_writable(self.junit, self.markdown, self.html)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataColumns:
+    """Columns of a task's dataset but its ids, and how its file is read; what is given replaces what the task says."""
+
+    input: Annotated[
+        list[str] | None, typer.Option(help="Column of the dataset that is the input; repeat it for several.")
+    ] = None
+    target: Annotated[
+        list[str] | None, typer.Option(help="Column of the right answer; repeat it for several fields.")
+    ] = None
+    group: Annotated[str | None, typer.Option(help="Column of the samples' groups.")] = None
+    metadata: Annotated[
+        list[str] | None, typer.Option(help="Column to keep as metadata; repeat it for several, '*' for all others.")
+    ] = None
+    encoding: Annotated[str | None, typer.Option(help="Encoding of the dataset file; default UTF-8.")] = None
+    delimiter: Annotated[
+        str | None, typer.Option(help="Delimiter of a CSV file; default the one that its first rows fit.")
+    ] = None
+    records: Annotated[
+        str | None, typer.Option(help="Path of the records inside a JSON document, such as data.questions.")
+    ] = None
+    split: Annotated[str | None, typer.Option(help="Part of a dataset that has several.")] = None
+
+    def apply(self, task: Task, **others: str | None) -> Task:
+        """Return the task with its dataset read in this way.
+
+        Args:
+            task: The task.
+            **others: Further parts of a task that name columns.
+        """
+        given = {part.name: getattr(self, part.name) for part in fields(self)} | others
+        # One column is a value, several are an object.
+        columns = {
+            name: value[0] if isinstance(value, list) and len(value) == 1 else value
+            for name, value in given.items()
+            if value
+        }
+        return replace(task, **columns) if columns else task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions(DataColumns):
+    """All columns of a task's dataset, and how its file is read."""
+
+    id: Annotated[str | None, typer.Option(help="Column of the samples' ids.")] = None
 
 
 def expand_groups(command: Callable[..., None]) -> Callable[..., None]:

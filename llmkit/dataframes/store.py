@@ -111,12 +111,14 @@ class SentRequests(NamedTuple):
     billed_input_tokens: int | None = None
     billed_output_tokens: int | None = None
     billed_cost_usd: float | None = None
+    streamed_requests: int = 0
+    mean_first_token_ms: float | None = None
 
 
 USAGE_COLUMNS: Final[Columns] = {
     "route": "string",
     **dict.fromkeys((*ServedCalls._fields, *SentRequests._fields), "Int64"),
-    "billed_cost_usd": "Float64",
+    **dict.fromkeys(("billed_cost_usd", "mean_first_token_ms"), "Float64"),
 }
 ROWS_AT_ONCE = 300
 # Columns with few different values, of all tables. SQLite sends them as one JSON array per row, which is faster: see
@@ -225,7 +227,8 @@ def summarize_usage(connection: Connection, workspace_id: str, *, since: datetim
     `failed_calls` were pinned to it and failed, and `cancelled_calls` were stopped before they ended. "Billed" counts
     requests (`llm_attempts`), including those of failed calls; tokens on local machines have no price. Sums
     cover known values, and are missing if none is known; `requests_without_tokens` is the number of requests without a
-    token count. Calls that failed without a pinned route have the route `<NA>`.
+    token count. `mean_first_token_ms` is that of the `streamed_requests`. Calls that failed without a pinned route have
+    the route `<NA>`.
 
     Args:
         connection: Connection to a database at head.
@@ -268,6 +271,8 @@ def _select_sent(runs: TableClause) -> Select[Any]:
         "billed_input_tokens": func.sum(attempts.c.input_tokens),
         "billed_output_tokens": func.sum(attempts.c.output_tokens),
         "billed_cost_usd": func.sum(attempts.c.cost_usd),
+        "streamed_requests": func.count(attempts.c.first_token_ms),
+        "mean_first_token_ms": func.avg(attempts.c.first_token_ms),
     }
     return (
         select(_format_route(attempts), *(sums[name] for name in SentRequests._fields))

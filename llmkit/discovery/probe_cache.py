@@ -21,6 +21,9 @@ FILE_NAME = "probes.json"
 PROBE_LASTS = timedelta(days=30)
 
 
+_SHOWN = ("json_schema", "json_object", "tools", "tools_with_schema", "seed", "images", "usage")
+
+
 class StoredProbe(Value):
     """Result of one probe.
 
@@ -28,18 +31,34 @@ class StoredProbe(Value):
         address: Where the server was, without credentials; empty for one that llmkit runs itself.
         digest: The model's at the time; None when it was not known.
         json_schema: Whether the answer was constrained to the schema.
+        json_object: Whether a wish for any JSON was obeyed; None, as for all below, when it was not tried or showed
+            nothing.
+        tools: Whether it called a tool.
+        tools_with_schema: Whether it took a tool and a schema in one request.
+        seed: Whether equal seeds, and only those, gave equal answers.
+        images: Whether it saw the colour of a picture.
+        usage: Whether the server counts tokens.
     """
 
     route: Route
     address: str
     digest: str | None
     json_schema: bool
+    json_object: bool | None = None
+    tools: bool | None = None
+    tools_with_schema: bool | None = None
+    seed: bool | None = None
+    images: bool | None = None
+    usage: bool | None = None
     at_utc: AwareDatetime
 
     @property
     def facts(self) -> ModelFacts:
         """The facts about the model that this probe supports."""
-        return ModelFacts(json_schema=Fact(self.json_schema, "probed", self.at_utc))
+        shown = {name: getattr(self, name) for name in _SHOWN}
+        return ModelFacts(
+            **{name: Fact(value, "probed", self.at_utc) for name, value in shown.items() if value is not None}
+        )
 
 
 class _Contents(Value):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from llmkit.errors import LLMConfigurationError
+from llmkit.providers import PROVIDERS, ProviderSpec
 from llmkit.providers.model_facts import FactBook
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProvider, Route
@@ -18,19 +19,26 @@ TRY_AGAIN_AFTER_S = 10.0
 
 
 class OllamaDiscovery:
-    """Implementation of `llmkit.ports.ModelDiscovery` that queries the Ollama server of the settings.
+    """Implementation of `llmkit.ports.ModelDiscovery` that queries the Ollama servers among the endpoints.
 
     Usable from any event loop. A failed lookup (no server, an error, no answer within 2 s) changes nothing and is
     repeated after 10 s at the earliest. The facts about a model that the server does not have are forgotten.
 
     Args:
-        settings: `ollama_api_base` and `facts_ttl_s` are used.
+        settings: Addresses, and `facts_ttl_s`.
         facts: Where facts are stored.
         clock: A monotonic clock, in seconds.
+        endpoints: Every endpoint by name; those whose server reports its state are queried.
     """
 
-    def __init__(self, settings: LLMSettings, facts: FactBook, clock: Callable[[], float] = time.monotonic) -> None:
-        self._base = str(settings.ollama_api_base)
+    def __init__(
+        self,
+        settings: LLMSettings,
+        facts: FactBook,
+        clock: Callable[[], float] = time.monotonic,
+        endpoints: Mapping[LLMProvider, ProviderSpec] = PROVIDERS,
+    ) -> None:
+        self._bases = {name: spec.server_address(settings) for name, spec in endpoints.items() if spec.server_address}
         self._fresh_s = settings.facts_ttl_s
         self._facts = facts
         self._clock = clock
@@ -40,7 +48,7 @@ class OllamaDiscovery:
 
     def is_due(self, route: Route) -> bool:
         """Implement `ModelDiscovery`."""
-        return route.provider is LLMProvider.OLLAMA and self._clock() >= self._due_s.get(route, float("-inf"))
+        return route.provider in self._bases and self._clock() >= self._due_s.get(route, float("-inf"))
 
     async def discover(self, routes: Iterable[Route]) -> None:
         """Implement `ModelDiscovery`."""
@@ -62,7 +70,7 @@ class OllamaDiscovery:
         from llmkit.discovery.ollama import fetch_model_facts
 
         try:
-            found = await fetch_model_facts(self._base, route.model)
+            found = await fetch_model_facts(self._bases[route.provider], route.model)
         except LLMConfigurationError:
             found = None  # The call itself fails with this error.
         if found is not None:

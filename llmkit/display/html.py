@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["Explained", "render_card", "render_chat", "render_table"]
+__all__ = ["Explained", "render_answers", "render_card", "render_chat", "render_line", "render_table"]
 
 MAX_TEXT_CHARS = 20_000
 MAX_ROWS = 100
@@ -37,6 +37,16 @@ def render_chat(turns: Sequence[tuple[str, str, Sequence[str]]], title: str) -> 
     shown = turns[-MAX_ROWS:]
     max_chars = MAX_CHARS // max(1, len(shown))
     return _render("chat.html", turns=shown, title=title, left_out=len(turns) - MAX_ROWS, max_chars=max_chars)
+
+
+def render_answers(answers: Sequence[tuple[str, str, str, str]]) -> str:
+    """Render a line for each answer: status, label, input and output."""
+    return _render("answers.html", answers=answers)
+
+
+def render_line(text: str) -> str:
+    """Render a line that says what is going on."""
+    return _render("line.html", text=text)
 
 
 def render_table(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["escape_controls"]
+__all__ = ["ControlEscaper", "escape_controls"]
 
 # A terminal executes control characters, which can clear it, rename its window or type commands. Direction marks
 # reverse the text that follows, so that `gnp.exe` looks like a picture. Line breaks and tabs are harmless.
@@ -17,6 +17,24 @@ def escape_controls(text: str) -> str:
     A carriage return before a line feed is dropped, because the two are one line break. Other text stays unchanged.
     """
     return _UNSAFE.sub(_escape_character, text.replace("\r\n", "\n"))
+
+
+class ControlEscaper:
+    """Escapes a text that arrives in pieces, as `escape_controls` does with all of it."""
+
+    def __init__(self) -> None:
+        self._kept = ""
+
+    def add(self, text: str) -> str:
+        """Return what can be printed: a carriage return at the end waits for what follows it."""
+        text = self._kept + text
+        self._kept = "\r" if text.endswith("\r") else ""
+        return escape_controls(text.removesuffix("\r"))
+
+    def finish(self) -> str:
+        """Return what was kept back."""
+        kept, self._kept = self._kept, ""
+        return escape_controls(kept)
 
 
 def _escape_character(match: re.Match[str]) -> str:

@@ -58,6 +58,18 @@ class Amount(NamedTuple):
     tokens: int
     money: int
 
+    def of(self, kind: Kind) -> int:
+        """Return the amount of one kind."""
+        return self.tokens if kind == "tokens" else self.money
+
+    def plus(self, other: Amount) -> Amount:
+        """Return the sum by kind."""
+        return Amount(self.tokens + other.tokens, self.money + other.money)
+
+    def times(self, count: int) -> Amount:
+        """Return a multiple of it."""
+        return Amount(count * self.tokens, count * self.money)
+
 
 NOTHING = Amount(0, 0)
 
@@ -127,7 +139,7 @@ class Books:
 
     def _parts(self, of: Amount) -> Iterator[tuple[Kind, Account, int]]:
         for kind, account in self.accounts.items():
-            yield kind, account, of.tokens if kind == "tokens" else of.money
+            yield kind, account, of.of(kind)
 
 
 @dataclass(frozen=True, slots=True)

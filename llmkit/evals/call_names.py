@@ -14,6 +14,7 @@ from llmkit.evals.tasks.variant import DIGEST_LENGTH
 from llmkit.types import WARM_UP_STAGE
 
 __all__ = [
+    "LONGEST_NAME",
     "call_name",
     "check_run_name",
     "choose_run_name",
@@ -151,6 +152,6 @@ def request_part(call_name: str) -> str:
 
 
 def digests_of(call_name: str) -> tuple[str, str]:
-    """Digests in a call's name: of the sample's content, and of what was sent."""
+    """Return the digests in a call's name: of the sample's content, and of what was sent."""
     digests = call_name.rpartition(":")[2]
     return digests[:DIGEST_LENGTH], digests[DIGEST_LENGTH:]

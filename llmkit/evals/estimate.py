@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,18 +13,33 @@ from pydantic import ValidationError
 from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import EvalResult
 from llmkit.evals.budget import Budget
+from llmkit.evals.decide.stopping import Decided
 from llmkit.evals.report.report import EvalReport
 from llmkit.evals.results import FAILED, FINAL_CODES, SCORER_FAILED, SUCCEEDED
 from llmkit.evals.tasks.task import Task
-from llmkit.pricing import is_free, list_price
-from llmkit.providers import PROVIDERS
+from llmkit.prices.price_list import PriceList
+from llmkit.pricing import FREE, is_free, list_price
+from llmkit.providers import BUILT_IN, ProviderSpec, load_endpoints
 from llmkit.settings import LLMSettings
-from llmkit.types import Route
+from llmkit.types import LLMProvider, Route
 
-__all__ = ["Forecast", "MarginSize", "Outlook", "SampleSize", "forecast", "margin_size", "outlook", "sample_size"]
+__all__ = [
+    "EarlyStop",
+    "Forecast",
+    "MarginSize",
+    "Outlook",
+    "SampleSize",
+    "early_stop",
+    "forecast",
+    "margin_size",
+    "outlook",
+    "sample_size",
+]
 
 # Standard deviation of the difference of two independent fair coins: other pairs of zeros and ones have a smaller one.
 WIDEST_SPREAD = math.sqrt(0.5)
+STOP_RUNS = 400
+STOP_SEED = 20_261_129
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +117,36 @@ class SampleSize:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlyStop:
+    """Estimate of what a stop rule saves, by simulation.
+
+    Attributes:
+        metric: Metric of the rule.
+        margin: Its margin; None for a difference.
+        alpha: Its chance of a false decision.
+        difference: True difference that was assumed; None for that of the earlier run.
+        known_from: Number of samples or groups of an earlier run that the simulation draws from; 0 for zeros and ones
+            of two independent routes.
+        units: Samples, or groups of samples, of the plan.
+        expected_units: How many of them run, on average.
+        saving: The share that does not.
+        decided: Share of simulated runs that ended with a decision.
+        runs: Number of simulated runs.
+    """
+
+    metric: str
+    margin: float | None
+    alpha: float
+    difference: float | None
+    known_from: int
+    units: int
+    expected_units: float
+    saving: float
+    decided: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
 class MarginSize:
     """Number of samples that a gate with a margin needs.
 
@@ -126,7 +171,7 @@ class MarginSize:
     clusters: int | None = None
 
 
-def forecast(
+def forecast(  # noqa: PLR0913 - what a plan depends on, by name
     task: Task,
     routes: Sequence[str],
     *,
@@ -136,6 +181,7 @@ def forecast(
     limit: int | None = None,
     concurrency: int = 8,
     settings: LLMSettings | None = None,
+    prices: PriceList | None = None,
 ) -> tuple[Forecast, ...]:
     """Estimate an evaluation of these routes. Calls nothing; loads litellm, for prices, if a route is not free.
 
@@ -150,6 +196,7 @@ def forecast(
         limit: Only the first N samples.
         concurrency: Calls in progress at once.
         settings: Settings with the limits per minute; None for no limits.
+        prices: Your own prices, which win over the list's.
 
     Raises:
         LLMEvaluationError: The run of that name was made with another task, or epochs or concurrency are below 1.
@@ -163,16 +210,17 @@ def forecast(
     earlier = run if history is None else history
     stored = () if run is None else run.results
     known = () if earlier is None else earlier.results
-    rows = (_estimate_route(route, ids, epochs, stored, known, concurrency) for route in routes)
-    return tuple(rows if settings is None else (_apply_limits(row, settings) for row in rows))
+    endpoints = BUILT_IN if settings is None else load_endpoints(settings)
+    rows = (_estimate_route(route, ids, epochs, stored, known, concurrency, endpoints, prices) for route in routes)
+    return tuple(rows if settings is None else (_apply_limits(row, settings, endpoints) for row in rows))
 
 
-def _apply_limits(row: Forecast, settings: LLMSettings) -> Forecast:
+def _apply_limits(row: Forecast, settings: LLMSettings, endpoints: Mapping[LLMProvider, ProviderSpec]) -> Forecast:
     """Return the estimate with the time that it takes within the limits per minute of the provider."""
     route = _parse_route(row.route)
-    if route is None or row.time_s is None:
+    spec = None if route is None else endpoints.get(route.provider)
+    if spec is None or row.time_s is None:
         return row
-    spec = PROVIDERS[route.provider]
     requests, tokens = spec.per_minute(settings)
     counted = _add_known(row.input_tokens, row.output_tokens) if spec.answers_count else row.input_tokens
     slowest_s = max(row.time_s, _estimate_wait_s(row.calls, requests), _estimate_wait_s(counted, tokens))
@@ -191,6 +239,8 @@ def _estimate_route(
     stored: Iterable[EvalResult],
     known: Iterable[EvalResult],
     concurrency: int,
+    endpoints: Mapping[LLMProvider, ProviderSpec],
+    own: PriceList | None = None,
 ) -> Forecast:
     done = sum(
         result.route == route and result.sample_id in ids and result.epoch < epochs and _is_kept(result)
@@ -212,15 +262,21 @@ def _estimate_route(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         time_s=None if latency is None else latency / 1_000 * calls / concurrency,
-        cost_usd=_estimate_cost_usd(route, answered, calls),
+        cost_usd=_estimate_cost_usd(route, answered, calls, endpoints, own),
     )
 
 
-def _estimate_cost_usd(label: str, answered: Sequence[EvalResult], calls: int) -> float | None:
+def _estimate_cost_usd(
+    label: str,
+    answered: Sequence[EvalResult],
+    calls: int,
+    endpoints: Mapping[LLMProvider, ProviderSpec],
+    own: PriceList | None,
+) -> float | None:
     route = _parse_route(label)
-    if not calls or (route is not None and is_free(route)):
+    if not calls or (route is not None and is_free(route, endpoints) and list_price(route, endpoints, own) == FREE):
         return 0.0
-    each = [_compute_cost_usd(result) for result in answered]
+    each = [_compute_cost_usd(result, endpoints, own) for result in answered]
     # One unknown price makes the sum unknown: leaving it out would promise too little.
     mean = None if None in each else _average_known(each)
     return None if mean is None else mean * calls
@@ -233,8 +289,10 @@ def _parse_route(label: str) -> Route | None:
         return None
 
 
-def _compute_cost_usd(result: EvalResult) -> float | None:
-    price = None if result.served_route is None else list_price(Route.parse(result.served_route))
+def _compute_cost_usd(
+    result: EvalResult, endpoints: Mapping[LLMProvider, ProviderSpec], own: PriceList | None
+) -> float | None:
+    price = None if result.served_route is None else list_price(Route.parse(result.served_route), endpoints, own)
     if price is None or result.input_tokens is None or result.output_tokens is None:
         return None
     return price.usual(result.input_tokens, result.output_tokens)
@@ -333,6 +391,79 @@ def sample_size(
         raise LLMEvaluationError(f"No sample size: {error}.") from None
     clusters = pilot.count_clusters(samples)
     return SampleSize(metric, difference, pilot.spread, pilot.known_from, samples, power, test, clusters)
+
+
+def early_stop(
+    rule: Decided, *, difference: float | None, history: EvalReport | None, groups: Sequence[str | None]
+) -> EarlyStop | None:
+    """Estimate how many samples a stop rule saves, from simulated runs with a fixed seed.
+
+    The differences of an earlier run of two routes are drawn with replacement, by group, and shifted to the assumed
+    difference. Without an earlier run they are those of independent zeros and ones, of which half of the pairs differ;
+    a group then counts as one sample.
+
+    Args:
+        rule: The rule.
+        difference: The true difference of the first route from the second one, as the scores have it; None for that of
+            the earlier run.
+        history: An earlier run or a pilot.
+        groups: Group of each sample of the plan.
+
+    Returns:
+        None when neither a difference nor a run of two routes is known: then there is no estimate.
+
+    Raises:
+        LLMEvaluationError: The earlier run has no such metric, its scores are not within 0 and 1, or the difference is
+            not between -1 and 1.
+    """
+    import numpy as np
+
+    from llmkit.evals.statistics.sequences import find_decision
+
+    if difference is not None and not -1 < difference < 1:
+        raise LLMEvaluationError(f"The difference must lie between -1 and 1; got {difference:g}.")
+    if history is not None and rule.metric not in history.metrics:
+        raise LLMEvaluationError(
+            f"There is no metric {rule.metric!r}; there are: {', '.join(history.metrics) or 'none'}."
+        )
+    by_unit: dict[Hashable, list[float]] = {}
+    for pair in () if history is None else _pair_samples(history, rule.metric):
+        by_unit.setdefault(history.clusters[pair.sample_id], []).append(pair.difference)  # type: ignore[union-attr]
+    known = np.array([math.fsum(unit) / len(unit) for unit in by_unit.values()])
+    if len(known) < 2 and difference is None:
+        return None
+    if len(known) and np.abs(known).max() > 1:
+        raise LLMEvaluationError(f"A stop rule needs scores within 0 and 1; {rule.metric} has others.")
+    sign = -1 if history is not None and rule.metric in history.lower_is_better else 1
+    units = len({("group", group) if group is not None else ("sample", place) for place, group in enumerate(groups)})
+    rng = np.random.default_rng(STOP_SEED)
+    found = []
+    for _ in range(STOP_RUNS):
+        if len(known) < 2 or (difference is not None and np.isin(known, (-1, 0, 1)).all()):
+            share = float((known**2).mean()) if len(known) >= 2 else WIDEST_SPREAD**2
+            mean = float(difference or 0.0)
+            differ = max(share, abs(mean))
+            chances = [(differ - mean) / 2, 1 - differ, (differ + mean) / 2]
+            values = rng.choice([-1.0, 0.0, 1.0], size=units, p=chances)
+        else:
+            values = rng.choice(known, size=units)
+            if difference is not None:
+                values = np.clip(values + difference - known.mean(), -1, 1)
+        found.append(find_decision(sign * values, rule.tested_mean, alpha=rule.alpha))
+    used = [units if decision is None else decision[0] for decision in found]
+    expected = math.fsum(used) / len(used)
+    return EarlyStop(
+        metric=rule.metric,
+        margin=rule.margin,
+        alpha=rule.alpha,
+        difference=difference,
+        known_from=len(known) if len(known) >= 2 else 0,
+        units=units,
+        expected_units=expected,
+        saving=1 - expected / units if units else 0.0,
+        decided=sum(decision is not None for decision in found) / len(found),
+        runs=STOP_RUNS,
+    )
 
 
 def margin_size(

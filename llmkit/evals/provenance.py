@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from llmkit.eval_ports import HostDigest
     from llmkit.settings import LLMSettings
+    from llmkit.types import Route
 
-__all__ = ["commit_of", "describe_process", "short_facts"]
+__all__ = ["commit_of", "describe_process", "find_different_digests", "short_facts"]
 
 # Whose release can change an answer, a score or a number of the report.
 PACKAGES: Final = (
@@ -32,7 +34,7 @@ _DISTRIBUTIONS = {"llmkit": "llmkit-research"}
 
 
 def describe_process(settings: LLMSettings | None, options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Facts about this process for the record of a run, as JSON-able data without secrets, addresses and paths.
+    """Describe this process for the record of a run, as JSON-able data without secrets, addresses and paths.
 
     Keys: `python`, `platform`, `packages` (name to version, of those that are installed), `commit` (of the Git working
     tree around `folder`, whether or not files in it were edited since; None outside of one), `settings`, `options`.
@@ -50,6 +52,22 @@ def describe_process(settings: LLMSettings | None, options: Mapping[str, Any], f
         "commit": commit_of(folder),
         "settings": {name: known[name] for name in SETTINGS if name in known},
         "options": dict(options),
+    }
+
+
+def find_different_digests(digests: Iterable[HostDigest]) -> dict[Route, dict[str, tuple[str, ...]]]:
+    """Return the routes that are not the same model on all machines: for each, its digests and the hosts of each.
+
+    Args:
+        digests: Of all machines, from `EvalStore.list_host_digests`.
+    """
+    hosts: dict[Route, dict[str, list[str]]] = {}
+    for each in digests:
+        hosts.setdefault(each.route, {}).setdefault(each.digest, []).append(each.host)
+    return {
+        route: {digest: tuple(sorted(names)) for digest, names in found.items()}
+        for route, found in hosts.items()
+        if len(found) > 1
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -105,6 +105,9 @@ class Work:
         shared: Results that another process made meanwhile.
         warm_ups: Unmeasured requests before the samples, so that models were loaded.
         edited: Samples whose target, group or metadata was edited since they were called.
+        workers: Jobs on workers that did this; 0 when this process did it.
+        lost: Jobs that were lost with their worker; others did the rest of their work, if it is done.
+        lost_because: Why the last of them was lost.
     """
 
     reused: int = 0
@@ -115,6 +118,10 @@ class Work:
     shared: int = 0
     warm_ups: int = 0
     edited: int = 0
+    # Most runs have none, and the report of one with workers has a sentence on them.
+    workers: int = field(default=0, repr=False)
+    lost: int = field(default=0, repr=False)
+    lost_because: str = field(default="", repr=False)
 
 
 def _codes_of_final_outcomes(parent: type[LLMError]) -> Iterator[str]:

@@ -13,6 +13,7 @@ import threading
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
+from llmkit.batch.loading import note_loading
 from llmkit.errors import LLMError, LLMUnavailable
 from llmkit.local_model.models import find_local_model
 from llmkit.local_model.process import ModelProcess, ServeOrder
@@ -116,7 +117,8 @@ class _Start:
 
     def _run(self) -> None:
         try:
-            result: Endpoint | LLMError = self._bring_up()
+            with note_loading(self._spec.model):
+                result: Endpoint | LLMError = self._bring_up()
         except LLMError as error:
             result = error
         except Exception as error:  # noqa: BLE001 - a caller waits for the outcome, whatever it is

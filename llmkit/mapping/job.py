@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmkit.batch.latest_answers import LatestAnswer, LatestAnswers
+from llmkit.batch.old_objects import skip_old_objects
 from llmkit.batch.progress_bar import Meter
 from llmkit.batch.route_health import RouteHealth
 from llmkit.batch.worker_pool import WorkerPool
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from llmkit.pydanticai.extraction import Extraction
 
-__all__ = ["Ask", "MapJob", "MapProgress"]
+__all__ = ["Ask", "MapJob", "MapProgress", "RowKeys"]
 
 # Asks about one text.
 Ask = Callable[[str], Awaitable["LLMResponse | Extraction[Any]"]]
@@ -42,6 +44,43 @@ class MapProgress:
     tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _RowText:
+    """The values of a row, which become a text when they are shown: those of most rows never are."""
+
+    rows: Rows
+    code: int
+
+    def __str__(self) -> str:
+        return self.rows.write_values(self.code)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """Cells of an answer by column, likewise."""
+
+    cells: dict[str, Any]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.cells.items())
+
+
+class RowKeys(NamedTuple):
+    """Names of the calls of a named map.
+
+    Attributes:
+        name: Of the map.
+        pipeline_run_id: Of all calls.
+        make: Returns the key of a text.
+        length: Length of every such key. Further steps of an answer have longer ones that begin with it.
+    """
+
+    name: str
+    pipeline_run_id: str
+    make: Callable[[str], str]
+    length: int
+
+
 class MapJob:
     """One call of `map` at work. Finished rows are available as a frame at any time, from any thread.
 
@@ -50,12 +89,15 @@ class MapJob:
         columns: Those of the answer.
         ask: Answers one text.
         concurrency: Most texts under way at once.
+        keys: Names of its calls; None for a map without a name.
 
     Raises:
         LLMBadRequest: `concurrency` is below 1.
     """
 
-    def __init__(self, rows: Rows, columns: AnswerColumns, ask: Ask, *, concurrency: int) -> None:
+    def __init__(
+        self, rows: Rows, columns: AnswerColumns, ask: Ask, *, concurrency: int, keys: RowKeys | None = None
+    ) -> None:
         if concurrency < 1:
             raise LLMBadRequest(f"concurrency must be at least 1; got {concurrency}")
         self._rows = rows
@@ -70,7 +112,14 @@ class MapJob:
             health_of=lambda _code: HEALTH,
             key_of=lambda code: code,
             concurrency=min(concurrency, len(self._outcomes)),
+            after_each=self._after_each,
         )
+        self._latest = LatestAnswers()
+        self.keys = keys
+        # Awaited after each text, to see what other workers have done.
+        self.look: Callable[[], Awaitable[None]] | None = None
+        # Texts that workers have done, as the store shows. They count as done before their answers are read.
+        self._seen: set[int] = set()
         self.tally = MapProgress(total=len(rows.codes), done=rows.skipped, reused=rows.skipped)
 
     async def work(self) -> None:
@@ -82,7 +131,46 @@ class MapJob:
         Raises:
             LLMStoreError: Calls cannot be recorded any more.
         """
-        await self._pool.run(range(len(self._outcomes)))
+        with skip_old_objects():
+            await self._pool.run(range(len(self._outcomes)))
+
+    async def work_with_others(self, begin: int) -> int:
+        """Ask about the texts that no other worker has done, and return how many that were.
+
+        Args:
+            begin: The text to begin with; the walk goes round.
+        """
+        count = len(self._outcomes)
+        await self._pool.run(code for code in (*range(begin, count), *range(begin)) if code not in self._seen)
+        return sum(outcome is not None and outcome.status != IN_PROGRESS for outcome in self._outcomes)
+
+    async def ask_again(self, codes: Iterable[int]) -> None:
+        """Ask once more about texts whose calls were under way elsewhere."""
+        await self._pool.run(codes)
+
+    def list_in_progress(self) -> list[int]:
+        """Return the texts whose calls are under way elsewhere."""
+        return [code for code, found in enumerate(self._outcomes) if found is not None and found.status == IN_PROGRESS]
+
+    @property
+    def name(self) -> str | None:
+        """Name of the map; None for one without."""
+        return None if self.keys is None else self.keys.name
+
+    @property
+    def size(self) -> int:
+        """Number of distinct texts."""
+        return len(self._outcomes)
+
+    def make_keys(self) -> dict[str, int]:
+        """Return the text of each key."""
+        assert self.keys is not None
+        return {self.keys.make(self._rows.build_text(code)): code for code in range(len(self._outcomes))}
+
+    def observe(self, codes: set[int]) -> None:
+        """Take note of the texts that workers have done."""
+        self.tally.done += sum(self._sizes[code] for code in codes - self._seen)
+        self._seen |= codes
 
     def frame(self) -> pd.DataFrame:
         """Return the frame so far. Rows that are still open are NOT_RUN."""
@@ -99,12 +187,17 @@ class MapJob:
         # Else a pause that is meant looks like a hang.
         resting = {"route_rests_s": math.ceil(rest_s)} if rest_s > 0 else {}
         reused, failed = self.tally.reused, self.tally.failed
-        return Meter(self.tally.done, self.tally.total, resting | shown, reused=reused, failed=failed)
+        latest = self._latest.list()
+        return Meter(self.tally.done, self.tally.total, resting | shown, reused=reused, failed=failed, latest=latest)
 
     def describe_interruption(self) -> str:
         """Return the message for an interrupted map."""
         done, total = self.tally.done, self.tally.total
         return f"{done:,} of {total:,} rows are done and in .partial of the session; the same call does the rest"
+
+    async def _after_each(self) -> None:
+        if self.look is not None:
+            await self.look()
 
     async def _settle(self, code: int) -> None:
         outcome = await self._outcome(code)
@@ -133,12 +226,24 @@ class MapJob:
         return _build_success(found.responses, found.usage, self._columns.split_value(found.value))
 
     def _keep(self, code: int, outcome: Outcome) -> None:
+        before = self._outcomes[code]
         self._outcomes[code] = outcome
-        self.tally.done += self._sizes[code]
+        if before is None and code not in self._seen:
+            self.tally.done += self._sizes[code]
         self.tally.failed += self._sizes[code] if outcome.status == FAILED else 0
         is_stored = outcome.served_from not in {None, str(ServedFrom.PROVIDER)}
         self.tally.reused += self._sizes[code] if is_stored else 0
         self.tally.tokens += (outcome.input_tokens or 0) + (outcome.output_tokens or 0)
+        if not is_stored and outcome.status != IN_PROGRESS:
+            self._latest.note(self._describe(code, outcome))
+
+    def _describe(self, code: int, outcome: Outcome) -> LatestAnswer:
+        output: Any = outcome.error_message
+        if outcome.values is not None:
+            cells = dict(zip(self._columns.dtypes, outcome.values, strict=True))
+            output = outcome.values[0] if len(cells) == 1 else _Cells(cells)
+        first = self._rows.firsts[code]
+        return LatestAnswer(str(self._rows.index[first]), _RowText(self._rows, code), output, outcome.status == FAILED)
 
 
 def _build_success(responses: tuple[LLMResponse, ...], usage: TokenUsage, values: tuple[Any, ...]) -> Outcome:

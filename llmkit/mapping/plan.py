@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 from llmkit.canonical_json import sha256_of
 from llmkit.errors import LLMBadRequest
 from llmkit.mapping.columns import AnswerColumns, choose_columns
-from llmkit.mapping.job import Ask, MapJob
+from llmkit.mapping.job import Ask, MapJob, RowKeys
 from llmkit.mapping.rows import Rows
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def plan_map(
     key = None if name is None else f"{run}:{_hash_question(columns, parameters)[:16]}"
 
     def build_options(text: str) -> dict[str, Any]:
-        return dict(common) if key is None else {**common, "idempotency_key": f"{key}:{sha256_of(text)[:32]}"}
+        return dict(common) if key is None else {**common, "idempotency_key": make_key(text)}
 
     def ask_prompt(text: str) -> Awaitable[LLMResponse]:
         return chat(text, build_options(text))
@@ -72,8 +72,12 @@ def plan_map(
     def ask_type(text: str) -> Awaitable[Extraction[Any]]:
         return extract(output_type, text, build_options(text))
 
+    def make_key(text: str) -> str:
+        return f"{key}:{sha256_of(text)[:32]}"
+
     ask: Ask = ask_prompt if output_type is None else ask_type
-    return MapJob(rows, columns, ask, concurrency=concurrency)
+    sharing = None if key is None else RowKeys(name or "", run, make_key, len(key) + 33)
+    return MapJob(rows, columns, ask, concurrency=concurrency, keys=sharing)
 
 
 def _check_map_name(name: str) -> str:

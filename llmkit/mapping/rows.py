@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,8 @@ class Rows:
         """Read the input. Sends nothing.
 
         Args:
-            data: A Series, a DataFrame, or any sequence of values.
+            data: A Series, a DataFrame, or any sequence of values; or a table or column of polars, Arrow or Hugging
+                Face.
             template: Builds the text of a row from its columns, written `{column}`.
             prompt: Contains `{text}` where the text goes, or is put before it. Without a template, a prompt for a
                 DataFrame names columns itself.
@@ -68,6 +69,10 @@ class Rows:
     def build_text(self, code: int) -> str:
         """Return a distinct text."""
         return self._source.build_text(self.firsts[code]) or ""
+
+    def write_values(self, code: int) -> str:
+        """Return what a distinct text was made of, without the prompt and the template around it."""
+        return " | ".join((self._source.read_values(self.firsts[code]) or {}).values())
 
     def count_repeats(self) -> array[int]:
         """Return the number of rows with each distinct text."""
@@ -113,19 +118,27 @@ class _Source:
 
     def build_text(self, row: int) -> str | None:
         """Return the text of a row; None if a value that it needs is missing."""
+        values = self.read_values(row)
+        if values is None:
+            return None
+        text = fill_template(self.template, values.__getitem__)
+        return fill_template(self.around, lambda _name: text)
+
+    def read_values(self, row: int) -> dict[str, str] | None:
+        """Return the values that the text of a row needs, by column; None if one is missing."""
         values: dict[str, str] = {}
         for name in list_placeholders(self.template):
             value = self.columns[name][row]
             if _is_missing(value):
                 return None
             values[name] = value if type(value) is str else str(value)
-        text = fill_template(self.template, values.__getitem__)
-        return fill_template(self.around, lambda _name: text)
+        return values
 
 
 def _read_columns(data: Any) -> tuple[pd.Index[Any], dict[str, Any]]:
     import pandas as pd
 
+    data = _to_pandas(data)
     if isinstance(data, pd.DataFrame):
         # A template names columns by strings.
         names = data.columns.map(str)
@@ -134,12 +147,44 @@ def _read_columns(data: Any) -> tuple[pd.Index[Any], dict[str, Any]]:
         return data.index, {name: data.iloc[:, position].array for position, name in enumerate(names)}
     is_array = getattr(data, "ndim", None) == 1 and hasattr(data, "__len__")
     if isinstance(data, str | bytes) or (not isinstance(data, pd.Series | pd.Index | Sequence) and not is_array):
-        raise LLMBadRequest(f"map takes a Series, a DataFrame or a list of values; got {type(data).__name__}")
+        splits = f": pass one of its splits, such as data[{next(iter(data))!r}]" if isinstance(data, Mapping) else ""
+        remedy = splits if hasattr(data, "column_names") else ": pass list(data)" if isinstance(data, Iterable) else ""
+        raise LLMBadRequest(f"map takes a Series, a DataFrame or a list of values; got {type(data).__name__}{remedy}")
     series = data if isinstance(data, pd.Series) else pd.Series(list(data), dtype="object")
     columns = {TEXT: series.array}
     if isinstance(series.name, str):
         columns.setdefault(series.name, series.array)
     return series.index, columns
+
+
+def _to_pandas(data: Any) -> Any:
+    """Return a table or a column of polars, Arrow or Hugging Face as one of pandas; anything else as it is.
+
+    By their lists, and not by `to_pandas`, which needs pyarrow, and makes 1.0 of a 1 above a missing value.
+    """
+    import pandas as pd
+
+    if hasattr(data, "collect_schema") and hasattr(data, "collect"):  # a plan of polars, which has no rows yet
+        data = data.collect()
+    columns: Any = None
+    if hasattr(data, "get_columns"):  # polars
+        columns = {each.name: each.to_list() for each in data.get_columns()}
+    elif hasattr(data, "to_pydict"):  # Arrow
+        columns = data.to_pydict()
+    elif hasattr(data, "features") and hasattr(data, "to_dict"):  # Hugging Face
+        columns = {name: _name_classes(data.features[name], values) for name, values in data.to_dict().items()}
+    elif hasattr(data, "to_pylist"):
+        return data.to_pylist()
+    elif type(data).__module__.startswith("polars."):
+        return pd.Series(data.to_list(), name=data.name or None, dtype="object")
+    return data if columns is None else pd.DataFrame(columns, dtype="object")
+
+
+def _name_classes(feature: Any, values: list[Any]) -> list[Any]:
+    """Return the names of the codes in a column of a `ClassLabel`, and the values of any other as they are."""
+    if not hasattr(feature, "int2str"):
+        return values
+    return [None if value is None or value < 0 else feature.int2str(value) for value in values]
 
 
 def _choose_only_column(columns: Mapping[str, Any]) -> str:

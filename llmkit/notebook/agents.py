@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmkit.notebook.arguments import check_names, parse_route
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse
     from pydantic_ai.models import ModelRequestParameters
     from pydantic_ai.settings import ModelSettings
+
+    from llmkit.types import LLMResponse
 
 __all__ = ["SessionModel", "build_model"]
 
@@ -33,6 +35,9 @@ class SessionModel(PydanticAiLiteLLMModel):
     ) -> ModelResponse:
         """Send one request; see `PydanticAiLiteLLMModel.request`."""
         return await self._core.run_async(super().request(messages, model_settings, model_request_parameters))
+
+    async def _run_call(self, make_call: Callable[[], Coroutine[Any, Any, LLMResponse]]) -> LLMResponse:
+        return await self._core.run_async(make_call())
 
 
 def build_model(core: SessionCore, route: str | None, options: Mapping[str, Any]) -> SessionModel:

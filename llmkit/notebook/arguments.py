@@ -64,10 +64,12 @@ def check_text(name: str, value: Any, *, or_none: bool = True) -> None:
     """Require a string.
 
     Raises:
-        LLMBadRequest: The value is something else.
+        LLMBadRequest: The value is something else, or has half of a character, which no database can look up.
     """
     if not (isinstance(value, str) or (or_none and value is None)):
         raise LLMBadRequest(f"{name} must be a string; got {type(value).__name__}")
+    if isinstance(value, str) and has_lone_surrogate(value):
+        raise LLMBadRequest(f"{name} contains half of a character (a lone surrogate)")
 
 
 def check_count(name: str, value: Any, minimum: int) -> None:
@@ -110,6 +112,8 @@ def parse_route(route: Any) -> Route:
         raise LLMBadRequest(
             f"a route is written provider/model, for example ollama/llama3.2; got {type(route).__name__}"
         )
+    if isinstance(route, str) and route.startswith("policy:"):
+        raise LLMBadRequest(f"{route!r} works in chat, extract, map and evaluate; here a route is provider/model")
     try:
         return Route.parse(route) if isinstance(route, str) else route
     except ValidationError as error:

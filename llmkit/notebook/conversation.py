@@ -16,6 +16,9 @@ from llmkit.errors import LLMBadRequest, LLMStoreError
 from llmkit.notebook.arguments import check_names, check_text, read_attachments
 from llmkit.notebook.chat import send_chat
 from llmkit.notebook.options import TurnOptions, accept_options, list_option_names
+from llmkit.notebook.stream import AsyncChatStream, ChatStream, start_chat_stream
+from llmkit.notebook.stream_call import StreamedCall
+from llmkit.ports import AnswerSink
 from llmkit.types import LLMResponse, Message
 
 if TYPE_CHECKING:
@@ -143,9 +146,31 @@ class Conversation:
         """Send a message from async code, in any event loop; see `say`."""
         return await self._core.run_async(self._send(text, options))
 
-    async def _send(self, text: str, options: Mapping[str, Any]) -> LLMResponse:
+    @accept_options(TurnOptions)
+    def stream(self, text: str, **options: Unpack[TurnOptions]) -> ChatStream:
+        """Send a message, and loop over the answer as it is written.
+
+        The turn is added when the whole answer has arrived. One that breaks or is cancelled before leaves the
+        conversation as it was.
+
+        Args:
+            text: The message.
+            **options: As for `say`.
+
+        Raises:
+            LLMIdempotencyConflict: Another process has continued this conversation: reopen it.
+            LLMError: As for `Session.stream`.
+        """
+        return start_chat_stream(self._core, lambda open_sink: self._send(text, options, open_sink()))
+
+    @accept_options(TurnOptions)
+    def astream(self, text: str, **options: Unpack[TurnOptions]) -> AsyncChatStream:
+        """Send a message from async code, in any event loop, and loop over its answer: `async for`; see `stream`."""
+        return AsyncChatStream(StreamedCall(self._core, lambda open_sink: self._send(text, options, open_sink())))
+
+    async def _send(self, text: str, options: Mapping[str, Any], sink: AnswerSink | None = None) -> LLMResponse:
         if not isinstance(text, str) or not text.strip():
-            raise LLMBadRequest("say takes a string that is not empty")
+            raise LLMBadRequest("A message is a string that is not empty")
         _refuse_reserved(options)
         check_names(options, list_option_names(TurnOptions))
         given = {name: value for name, value in options.items() if value is not None}
@@ -163,7 +188,7 @@ class Conversation:
             stored = {"turn": number, "said": _describe_message(text, attachments), "system": self.system}
             fields["metadata"] = {**metadata, STAGE: stored}
         message = Message(role="user", content=text, attachments=attachments)
-        answer = await send_chat(self._core, (*self.messages, message), fields)
+        answer = await send_chat(self._core, (*self.messages, message), fields, sink)
         self.turns = (*self.turns, Turn(text, answer, attachments))
         self._unsent = {}
         return answer
@@ -211,7 +236,9 @@ def _restore_turns(id: str, rows: Sequence[tuple[str, str | None]]) -> tuple[str
         LLMStoreError: Its texts were not stored.
     """
     if not rows:
-        raise LLMBadRequest(f"There is no conversation {id!r} in this workspace; runs() lists their pipeline_run_id")
+        raise LLMBadRequest(
+            f"There is no conversation {id!r:.140} in this workspace; runs() lists their pipeline_run_id"
+        )
     stored_turns: dict[int, tuple[dict[str, Any], str]] = {}
     for metadata_json, result_json in rows:
         stored = json.loads(metadata_json).get(STAGE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from os import PathLike
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmkit.cleanup import close_when_dropped, closes_at_exit, is_exiting
-from llmkit.errors import LLMConfigurationError, LLMError
+from llmkit.errors import LLMConfigurationError
 from llmkit.notebook.arguments import build_context
-from llmkit.notebook.event_loop import CANCEL_GRACE_S, LoopThread
+from llmkit.notebook.event_loop import CANCEL_GRACE_S, LoopJob, LoopThread
 from llmkit.notebook.fallback_warning import FallbackWarner
 from llmkit.notebook.runtime import LazyRuntime
-from llmkit.settings import LLMSettings, find_unused_key, load_settings
+from llmkit.notebook.status_line import StatusLine
+from llmkit.settings import LLMSettings, load_settings
 from llmkit.types import RequestContext
 
 if TYPE_CHECKING:
@@ -25,14 +27,10 @@ if TYPE_CHECKING:
     from llmkit.bootstrap import Runtime
     from llmkit.eval_ports import EvalStore
     from llmkit.evals import EvalReport
+    from llmkit.evals.policies import Policy
     from llmkit.service import LLMService
 
 __all__ = ["SessionCore", "build_core"]
-
-# Errors that a key could have prevented.
-CODES_OF_MISSING_KEYS = frozenset(
-    {"configuration", "no_route", "authentication", "unavailable", "all_routes_failed", "unsupported"}
-)
 
 T = TypeVar("T")
 
@@ -48,7 +46,9 @@ class SessionCore:
         loop: The thread in which all async code of the session runs.
         context: Workspace of the calls.
         settings: Settings in force.
-        fallback_warner: Warns when another route than the first choice answers.
+        fallback_warner: Warns when another route than the first choice answers, or a base model without examples.
+        policies: Those of `Session.policy`, by name.
+        left: Calls whose stream was left, and which may still be recording that. A finalizer adds them.
     """
 
     def __init__(self, runtime: LazyRuntime, loop: LoopThread, context: RequestContext, settings: LLMSettings) -> None:
@@ -58,6 +58,8 @@ class SessionCore:
         self.settings = settings
         self._read_partial: Callable[[], pd.DataFrame | EvalReport | None] | None = None
         self.fallback_warner = FallbackWarner()
+        self.policies: dict[str, Policy] = {}
+        self.left: deque[LoopJob[Any]] = deque()
         close_when_dropped(self, partial(_close, runtime, loop))
 
     @property
@@ -102,32 +104,44 @@ class SessionCore:
             try:
                 self.loop.refuse_waiting()
                 self.runtime.open()
+                self.settle()
             except BaseException:
                 work.close()
                 raise
+            line = StatusLine()
             try:
-                result = self.loop.run(work, tick)
-            except LLMError as error:
-                raise mention_unused_keys(error, self.settings) from error.__cause__
+                result = self.loop.run(work, tick or line.draw)
+            finally:
+                line.close()
+        self.finish_call()
+        return result
+
+    def settle(self) -> None:
+        """Wait a moment for calls whose stream was left: they hold a key, or a turn, until they are recorded."""
+        while self.left and not self.loop.is_current_thread:
+            self.left.popleft().cancel_and_wait()
+
+    async def settle_async(self) -> None:
+        """Await the same without blocking the running loop."""
+        while self.left and not self.loop.is_current_thread:
+            await asyncio.to_thread(self.left.popleft().cancel_and_wait)
+
+    def finish_call(self) -> None:
+        """Do what follows a sync call that has ended well."""
         if is_exiting() and not closes_at_exit():
             self.close()  # nothing else will: the hook that closes all sessions has run already
         self.fallback_warner.warn()
-        return result
 
     async def run_async(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
         """Run a coroutine in the session's loop and await it, from any other loop; arguments as for `run`."""
         with self.runtime.mark_busy():
-            opening = self.runtime.start_opening()
             try:
-                await asyncio.wrap_future(opening)
+                await self.runtime.open_async()
+                await self.settle_async()
             except BaseException:
                 work.close()
-                self.runtime.forget_failed(opening)
                 raise
-            try:
-                result = await self.loop.run_async(work, tick)
-            except LLMError as error:
-                raise mention_unused_keys(error, self.settings) from error.__cause__
+            result = await self.loop.run_async(work, tick)
         self.fallback_warner.warn()
         return result
 
@@ -148,15 +162,6 @@ class SessionCore:
             LLMError: Called where waiting would never end. The session stays open.
         """
         _close(self.runtime, self.loop)
-
-
-def mention_unused_keys(error: LLMError, settings: LLMSettings) -> LLMError:
-    """Add to the message of an error that a missing key is in the environment: settings are read only once."""
-    variable = find_unused_key(settings) if error.code in CODES_OF_MISSING_KEYS else None
-    if variable is not None:
-        error.message += f". {variable} is set in the environment and not in this session: open a new session"
-        error.args = (error.message,)
-    return error
 
 
 def build_core(

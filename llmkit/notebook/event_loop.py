@@ -10,12 +10,13 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
+from llmkit.batch.loading import note_loading
 from llmkit.cleanup import is_exiting
 from llmkit.errors import LLMConfigurationError, LLMError
 
-__all__ = ["Interrupted", "InterruptedAwait", "LoopThread", "run_aside"]
+__all__ = ["Interrupted", "InterruptedAwait", "LoopJob", "LoopThread", "keep_awake", "run_aside", "shorten_traceback"]
 
 # A cancelled call still records what it had sent; after Ctrl-C no caller waits longer than this for it, in seconds.
 CANCEL_GRACE_S = 2.0
@@ -25,16 +26,17 @@ OWN_THREADS = frozenset({"llmkit-journal", "llmkit-aside"})
 # Time between two calls of a waiting caller's `tick`, in seconds.
 TICK_S = 0.1
 
-# Time between two wake-ups of a loop in which someone awaits us, in seconds. See `_keep_awake`.
+# Time between two wake-ups of a loop in which someone awaits us, in seconds. See `keep_awake`.
 WAKE_UP_S = 0.5
 _WAITING_COUNTS: WeakKeyDictionary[asyncio.AbstractEventLoop, int] = WeakKeyDictionary()
-_WAKE_UPS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.TimerHandle] = WeakKeyDictionary()
+_WAKING: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
 
 # Objects that a forked child inherits. Finalising one would close descriptors that the parent still uses, its epoll
 # among them, and the parent would hang: so the child keeps them for ever.
 INHERITED: list[object] = []
 
 CLOSED = "The session was closed during this call; it is recorded as cancelled"
+INTERRUPTED = "calls in progress were cancelled and recorded; the same call retries"
 TOO_LATE = "The program is ending, and Python can no longer run this call: make it before the end of the program"
 IN_FINALIZER = (
     "A sync call in a finalizer (__del__) that runs in one of llmkit's threads would wait for itself: make it elsewhere"
@@ -61,6 +63,14 @@ class InterruptedAwait(asyncio.CancelledError):
     def _render_traceback_(self) -> list[str]:
         """Show one line in a notebook instead of a traceback through our code."""
         return [f"Interrupted: {self}"]
+
+
+def shorten_traceback(error: asyncio.CancelledError, message: str) -> None:
+    """Let a notebook show one line for this cancellation.
+
+    Unlike `InterruptedAwait`, it remains the same error: `asyncio.timeout` of Python 3.11 ignores subclasses.
+    """
+    error._render_traceback_ = lambda: [f"Interrupted: {message}"]  # type: ignore[attr-defined]
 
 
 def start_thread(thread: threading.Thread) -> None:
@@ -94,9 +104,12 @@ def run_aside(work: Callable[[], T]) -> Future[T]:
 
     def run() -> None:
         try:
-            future.set_result(work())
+            with note_loading("llmkit"):
+                result = work()
         except BaseException as error:  # noqa: BLE001 - the caller that waits gets it
             future.set_exception(error)
+        else:
+            future.set_result(result)
 
     start_thread(threading.Thread(target=run, name="llmkit-aside"))
     return future
@@ -114,6 +127,7 @@ class LoopThread:
         self._is_starting = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._is_over = threading.Event()
         self._pid = 0
 
     @property
@@ -144,28 +158,46 @@ class LoopThread:
         except LLMError:
             work.close()
             raise
-        job: _Job[T] = _Job(work)
-        loop: asyncio.AbstractEventLoop | None = None
+        job: LoopJob[T] | None = None
         try:
-            with self._running_loop() as loop:
-                loop.call_soon_threadsafe(job.start)
+            job = self.start(work)
             while tick is not None and not job.ended.wait(TICK_S):
                 tick()
             return job.outcome.result()
         except LLMError as error:
-            if loop is None:
-                work.close()
-            raise _strip_traceback(error) from error.__cause__
+            raise strip_traceback(error) from error.__cause__
         except CancelledError:
             raise LLMError(CLOSED) from None
         except BaseException as error:
-            if loop is not None and not job.outcome.done():
-                loop.call_soon_threadsafe(job.cancel)
+            if job is not None and not job.outcome.done():
                 # Wait until the work has really ended: it still records what it had sent.
-                job.ended.wait(CANCEL_GRACE_S)
+                job.cancel_and_wait()
             if isinstance(error, KeyboardInterrupt):
-                raise Interrupted("calls in progress were cancelled and recorded; the same call retries") from None
+                raise Interrupted(INTERRUPTED) from None
             raise
+
+    def start(self, work: Coroutine[Any, Any, T], on_end: Callable[[], None] | None = None) -> LoopJob[T]:
+        """Start a coroutine in the loop, and do not wait for it.
+
+        Args:
+            work: The coroutine.
+            on_end: Called in the loop's thread when the work has ended, in whatever way.
+
+        Raises:
+            LLMError: The interpreter is exiting, or no thread can be started.
+        """
+        job: LoopJob[T] | None = None
+        try:
+            with self._running_loop() as loop:
+                job = LoopJob(work, loop, on_end)
+                loop.call_soon_threadsafe(job.begin)
+        except BaseException:
+            if job is None:
+                work.close()
+            else:  # Ctrl-C came just after the work was handed over, and no caller would know of it.
+                job.cancel()
+            raise
+        return job
 
     async def run_async(self, work: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
         """Run a coroutine for a caller in another event loop; cancelling the caller cancels the work."""
@@ -178,12 +210,12 @@ class LoopThread:
             work.close()
             raise
         try:
-            with _keep_awake():
+            with keep_awake():
                 while tick is not None and not (await asyncio.wait((future,), timeout=TICK_S))[0]:
                     tick()
                 return await future
         except LLMError as error:
-            raise _strip_traceback(error) from error.__cause__
+            raise strip_traceback(error) from error.__cause__
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -204,6 +236,7 @@ class LoopThread:
             self._loop = self._thread = None
             if loop is None or thread is None or self._pid != os.getpid():
                 return
+            self._is_over.set()
         loop.call_soon_threadsafe(loop.stop)
         if thread is not threading.current_thread():
             thread.join(STOP_GRACE_S)
@@ -242,8 +275,8 @@ class LoopThread:
             yield self._loop
 
     def _start(self) -> None:
-        loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=_serve, args=(loop,), name="llmkit-loop", daemon=True)
+        loop, self._is_over = asyncio.new_event_loop(), threading.Event()
+        thread = threading.Thread(target=_serve, args=(loop, self._is_over), name="llmkit-loop", daemon=True)
         try:
             start_thread(thread)
         except LLMError:
@@ -252,36 +285,38 @@ class LoopThread:
         self._loop, self._thread, self._pid = loop, thread, os.getpid()
 
 
-def _strip_traceback(error: LLMError) -> LLMError:
+def strip_traceback(error: LLMError) -> LLMError:
     """Drop the frames of the other thread, most of them other libraries': the error's message is complete."""
     return error.with_traceback(None)
 
 
 @contextmanager
-def _keep_awake() -> Iterator[None]:
+def keep_awake() -> Iterator[None]:
     """Wake the running loop up regularly while someone awaits us in it.
 
     A signal handler runs at once, but ipykernel's handler only schedules the interrupt on the loop, and a loop acts on
     that when it wakes up. A cell that awaits nothing but us would otherwise run to its end. All callers in one loop
-    share a timer.
+    share a timer, which ends by itself: a reader of a stream waits hundreds of times in a second.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
         return
     loop = asyncio.get_running_loop()
     _WAITING_COUNTS[loop] = _WAITING_COUNTS.get(loop, 0) + 1
-    if _WAITING_COUNTS[loop] == 1:
-        _schedule_wake_up(loop)
+    if loop not in _WAKING:
+        _WAKING.add(loop)
+        loop.call_later(WAKE_UP_S, _wake_up, loop)
     try:
         yield
     finally:
         _WAITING_COUNTS[loop] -= 1
-        if not _WAITING_COUNTS[loop]:
-            _WAKE_UPS.pop(loop).cancel()
 
 
-def _schedule_wake_up(loop: asyncio.AbstractEventLoop) -> None:
-    _WAKE_UPS[loop] = loop.call_later(WAKE_UP_S, _schedule_wake_up, loop)
+def _wake_up(loop: asyncio.AbstractEventLoop) -> None:
+    if _WAITING_COUNTS[loop]:
+        loop.call_later(WAKE_UP_S, _wake_up, loop)
+    else:
+        _WAKING.discard(loop)
 
 
 class _LastingExecutor(ThreadPoolExecutor):
@@ -303,24 +338,54 @@ class _LastingExecutor(ThreadPoolExecutor):
         return future
 
 
-class _Job(Generic[T]):
+class LoopJob(Generic[T]):
     """A coroutine on its way through the loop.
 
     Its `outcome` alone does not tell when the work has ended: a cancelled future is done before its task is.
+
+    Args:
+        work: The coroutine.
+        loop: Where it runs.
+        on_end: Called in the loop's thread when the work has ended, in whatever way.
     """
 
-    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+    def __init__(
+        self, work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop, on_end: Callable[[], None] | None = None
+    ) -> None:
         self._work = work
+        self._loop = loop
+        self._on_end = on_end
+        self._pid = os.getpid()
         self._task: asyncio.Task[T] | None = None
         self.outcome: Future[T] = Future()
         self.ended = threading.Event()
 
-    def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._work)
+    @property
+    def is_own_process(self) -> bool:
+        """Whether this process started the work, and not its parent before a fork."""
+        return self._pid == os.getpid()
+
+    def begin(self) -> None:
+        """Make the task. Called in the loop's thread."""
+        self._task = self._loop.create_task(self._work)
         self._task.add_done_callback(self._finish)
 
     def cancel(self) -> None:
-        if self._task is not None:
+        """Cancel the work, from any thread. It neither waits nor takes a lock, so a finalizer may call it."""
+        if self.ended.is_set() or not self.is_own_process:
+            return
+        with suppress(RuntimeError):  # The loop is closed, and has cancelled everything before.
+            self._loop.call_soon_threadsafe(self._cancel_task)
+
+    def cancel_and_wait(self) -> None:
+        """Cancel the work, and wait a moment for what it still records."""
+        self.cancel()
+        if self.is_own_process:
+            self.ended.wait(CANCEL_GRACE_S)
+
+    def _cancel_task(self) -> None:
+        # Once only: the second time would cancel the recording of the first.
+        if self._task is not None and not self._task.cancelling():
             self._task.cancel()
 
     def _finish(self, task: asyncio.Task[T]) -> None:
@@ -331,14 +396,16 @@ class _Job(Generic[T]):
         else:
             self.outcome.set_result(task.result())
         self.ended.set()
+        if self._on_end is not None:
+            self._on_end()
 
 
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
+def _serve(loop: asyncio.AbstractEventLoop, is_over: threading.Event) -> None:
     asyncio.set_event_loop(loop)
     executor = _LastingExecutor()
     loop.set_default_executor(executor)
     try:
-        _run_until_stopped(loop)
+        _run_until_over(loop, is_over)
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
             task.cancel()
@@ -351,8 +418,9 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
 
 
-def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
-    # SystemExit in one task leaves `run_forever`. It belongs to that task's caller; all others still need the loop.
-    while True:
+def _run_until_over(loop: asyncio.AbstractEventLoop, is_over: threading.Event) -> None:
+    # A scorer or validator of the user's may stop the loop that it runs in, and SystemExit in one task leaves
+    # `run_forever`. Either belongs to that task alone; all others, and all later calls, still need the loop.
+    while not is_over.is_set():
         with suppress(SystemExit, KeyboardInterrupt):
-            return loop.run_forever()
+            loop.run_forever()

@@ -1,4 +1,4 @@
-"""A warning when another route than the first choice answers, so that a change of model is not overlooked."""
+"""Warnings about the model that answered: another one than the first choice, or a base model without examples."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+from llmkit.providers import BUILT_IN
 from llmkit.types import LLMResponse, Route
 
 __all__ = ["FallbackWarner"]
@@ -15,16 +16,31 @@ PACKAGE_FOLDER = str(Path(__file__).parents[1])
 
 
 class FallbackWarner:
-    """Detects fallbacks in the loop's thread, and warns in the thread of the caller, once until `reset`."""
+    """Detects fallbacks in the loop's thread, and warns in the thread of the caller, once until `reset`.
+
+    Likewise of answers of a base model that was shown no examples.
+    """
 
     def __init__(self) -> None:
         self._has_warned = False
-        self._message: str | None = None
+        self._has_warned_of_examples = False
+        self._messages: list[str] = []
         self._first_choices: set[Route] = set()
 
     def reset(self) -> None:
-        """Allow one more warning."""
-        self._has_warned = False
+        """Allow one more warning of each."""
+        self._has_warned = self._has_warned_of_examples = False
+
+    def check_examples(self, responses: Iterable[LLMResponse]) -> None:
+        """Remember a warning if a base model gave one of these answers, whose prompt had no examples."""
+        for response in responses:
+            spec = BUILT_IN.get(response.route.provider)
+            if spec is not None and spec.is_last_resort and not self._has_warned_of_examples:
+                self._has_warned_of_examples = True
+                self._messages.append(
+                    f"{response.route} is a small base model, which follows examples and no instructions: pass "
+                    "examples=[(text, answer), ...], or name another route"
+                )
 
     def check_responses(self, responses: Iterable[LLMResponse]) -> None:
         """Remember a warning if one of these was answered by another route than the first choice."""
@@ -42,18 +58,18 @@ class FallbackWarner:
             preferred = excluded[0] if excluded else first
             if response.route != preferred and not self._has_warned:
                 self._has_warned = True
-                self._message = (
+                self._messages.append(
                     f"{response.route} answered, because the first choice, {preferred}, did not. Further fallbacks are "
-                    "not reported; the column `route` shows them. To prevent them, pass route=... or "
-                    "constraints=LLMConstraints(allow_fallback=False)"
+                    "not reported; the column `route` shows them. To prevent them, name a route (route=... or --route)"
                 )
 
     def warn(self) -> None:
-        """Issue the remembered warning, if any, for the caller's line outside llmkit."""
-        message, self._message = self._message, None
-        if message is None:
+        """Issue the remembered warnings, if any, for the caller's line outside llmkit."""
+        messages, self._messages = self._messages, []
+        if not messages:
             return
         level, frame = 1, inspect.currentframe()
         while frame is not None and frame.f_code.co_filename.startswith(PACKAGE_FOLDER):
             level, frame = level + 1, frame.f_back
-        warnings.warn(message, UserWarning, stacklevel=level)
+        for message in messages:
+            warnings.warn(message, UserWarning, stacklevel=level)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmkit.errors import LLMBadRequest, LLMConfigurationError, LLMStoreError
 from llmkit.notebook import pandas_accessor
-from llmkit.notebook.arguments import check_count, check_names
+from llmkit.notebook.arguments import check_count, check_names, check_text
 from llmkit.notebook.core import SessionCore
 from llmkit.notebook.event_loop import run_aside
+from llmkit.notebook.status_line import wait_aside
 from llmkit.types import RunStatus
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ def read_runs(
     """Check the arguments of `Session.runs` and read the frame."""
     if status is not None:
         check_names([status], [str(each) for each in RunStatus], kind="status")
+    check_text("pipeline_run_id", pipeline_run_id)
     _check_filters(since, limit)
-    run_aside(_import_dataframes).result()
+    wait_aside(run_aside(_import_dataframes))
     from llmkit.dataframes import store
 
     return read_store(
@@ -51,8 +53,9 @@ def read_attempts(
     core: SessionCore, pipeline_run_id: str | None = None, since: datetime | None = None, limit: int | None = None
 ) -> pd.DataFrame:
     """Check the arguments of `Session.attempts` and read the frame."""
+    check_text("pipeline_run_id", pipeline_run_id)
     _check_filters(since, limit)
-    run_aside(_import_dataframes).result()
+    wait_aside(run_aside(_import_dataframes))
     from llmkit.dataframes import store
 
     return read_store(
@@ -66,7 +69,7 @@ def read_attempts(
 def read_usage(core: SessionCore, since: datetime | None = None) -> UsageFrame:
     """Check the argument of `Session.usage` and read the frame."""
     _check_filters(since)
-    run_aside(_import_dataframes).result()
+    wait_aside(run_aside(_import_dataframes))
     from llmkit.dataframes import usage
 
     return read_store(core, lambda connection: usage.read_usage(connection, core.workspace_id, since=since))
@@ -97,6 +100,7 @@ def read_store(core: SessionCore, query: Callable[[Connection], T]) -> T:
     if journal is None:
         raise LLMConfigurationError("Nothing is recorded: set LLM_PERSIST_RUNS=true")
     pandas_accessor.register()
+    core.settle()
     try:
         # Nothing is written without need: a store that cannot be written, such as a read-only file, can still be read.
         if journal.is_behind:

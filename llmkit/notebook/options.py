@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, ForwardRef, Literal, TypedDict, TypeVar, get_args
 
+from llmkit.evals.run.options import EvaluateOptions
+
 if TYPE_CHECKING:
     from pydantic_ai.settings import ModelSettings
 
@@ -32,6 +34,7 @@ __all__ = [
     "ExtractOptions",
     "MapOptions",
     "ModelOptions",
+    "SharedEvaluateOptions",
     "TurnOptions",
     "accept_options",
     "list_option_names",
@@ -45,7 +48,8 @@ class TurnOptions(TypedDict, total=False):
     """Options of one turn of a conversation. All are optional, and None is the same as leaving one out.
 
     Attributes:
-        route: `"ollama/llama3.2"` pins a model; by default the router chooses.
+        route: `"ollama/llama3.2"` pins a model, `"policy:NAME"` follows a policy (see `Session.policy`); by default the
+            router chooses.
         profile: `fast`, `balanced` or `quality`; default `LLM_DEFAULT_PROFILE`.
         temperature: From 0 to 2; default the provider's.
         max_output_tokens: Longest answer. Text that reaches it is cut, with a warning; an answer that must be complete,
@@ -54,6 +58,7 @@ class TurnOptions(TypedDict, total=False):
         stop: A string, or several, at which the answer ends.
         thinking: Whether a model that can reason before it answers should; False for as little as it allows, which is
             faster and leaves the output limit to the answer. Default the model's.
+        logprobs: Whether the answer has `logprobs`: mean and minimum of the log-probabilities of its tokens.
         timeout_s: Longest time for one request, in seconds; default `LLM_DEFAULT_TIMEOUT_S`.
         images: PNG, JPEG or WebP to send with the last message: one or several, each a path, bytes or an `Attachment`,
             15 MB in total with `files`.
@@ -75,6 +80,7 @@ class TurnOptions(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str] | None
     thinking: bool | None
+    logprobs: Annotated[bool | None, {"default": False}]
     timeout_s: float | None
     images: "str | PathLike[str] | bytes | Attachment | Sequence[str | PathLike[str] | bytes | Attachment] | None"
     files: "str | PathLike[str] | bytes | Attachment | Sequence[str | PathLike[str] | bytes | Attachment] | None"
@@ -137,12 +143,31 @@ class MapOptions(ReadingOptions, CallOptions, total=False):
             not asked again. A changed prompt, type, row or parameter is asked again under the same name.
         concurrency: Most rows in progress at once; default `LLM_CONCURRENCY_LIMIT`.
         progress: Whether to show a progress bar: a widget in Jupyter, a line on stderr elsewhere.
+        show_answers: Whether the latest answers are shown below the bar while it runs, failures first, redacted: in a
+            notebook or a terminal, nowhere else. Default `LLM_SHOW_ANSWERS`.
+        workers: Where rows are asked about: a number of processes on this machine, a `concurrent.futures.Executor` (or
+            `(executor, jobs)`), a Dask `Client`, `"dask://host:8786"` or `"dask-local:4"`; default this process alone.
+            `concurrency` then applies to each worker.
     """
 
     template: str | None
     name: str | None
     concurrency: int | None
     progress: Annotated[bool | None, {"default": True}]
+    show_answers: bool | None
+    workers: Any
+
+
+class SharedEvaluateOptions(EvaluateOptions, total=False):
+    """Options of `Session.evaluate`.
+
+    Attributes:
+        workers: Who calls the samples: a number of processes on this machine, a `concurrent.futures.Executor` (or
+            `(executor, jobs)`), a Dask `Client`, `"dask://host:8786"` or `"dask-local:4"`; default this process alone.
+            `concurrency` then applies to each worker. See `docs/many-machines.md`.
+    """
+
+    workers: Any
 
 
 class ConversationOptions(TurnOptions, total=False):
@@ -244,7 +269,7 @@ def read_option_docs(options: Any) -> dict[str, str]:
     """Return the documentation of a class's options by name: the entries under "Attributes:", inherited ones first."""
     docs: dict[str, str] = {}
     # A TypedDict does not know its bases, so every class that can be one is read.
-    for declaring in (TurnOptions, CallOptions, ChatOptions, ReadingOptions, options):
+    for declaring in (TurnOptions, CallOptions, ChatOptions, ReadingOptions, EvaluateOptions, options):
         _, _, entries = inspect.cleandoc(declaring.__doc__ or "").partition("Attributes:\n")
         pieces = _ENTRY.split(entries)
         docs |= dict(zip(pieces[1::2], map(str.rstrip, pieces[2::2]), strict=True))

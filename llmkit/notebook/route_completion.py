@@ -59,14 +59,15 @@ def _complete(context: Any) -> dict[str, Any]:
     return {"completions": matches, "suppress": bool(matches)}
 
 
-# The time until which they are fresh, and the routes, by the address of Ollama.
+# The time until which they are fresh, and the routes, by the addresses of all servers.
 _known: dict[str, tuple[float, tuple[str, ...]]] = {}
 
 
 def _list_routes(core: SessionCore) -> tuple[str, ...]:
     from llmkit.bootstrap import list_routes
 
-    address = str(core.settings.ollama_api_base)
+    own = [f"{name} {each.api_base}" for name, each in core.settings.endpoints.items()]
+    address = "\n".join([str(core.settings.ollama_api_base), *own])
     fresh_until_s, routes = _known.get(address, (0.0, ()))
     if monotonic() >= fresh_until_s:
         routes = core.loop.run(list_routes(core.settings))

@@ -15,6 +15,7 @@ from llmkit.cleanup import start_reaper
 from llmkit.errors import LLMError
 from llmkit.notebook.event_loop import INHERITED, STARTING, Interrupted, run_aside
 from llmkit.notebook.preload import Preload
+from llmkit.notebook.status_line import wait_aside
 from llmkit.settings import LLMSettings
 
 if TYPE_CHECKING:
@@ -56,10 +57,19 @@ class LazyRuntime:
         """
         opening = self.start_opening()
         try:
-            return opening.result()
+            return wait_aside(opening)
         except KeyboardInterrupt:
             raise Interrupted("nothing was sent; llmkit goes on opening in the background") from None
         except Exception:
+            self.forget_failed(opening)
+            raise
+
+    async def open_async(self) -> None:
+        """Open the runtime without blocking the running loop; raises as `open`."""
+        opening = self.start_opening()
+        try:
+            await asyncio.wrap_future(opening)
+        except BaseException:
             self.forget_failed(opening)
             raise
 

@@ -59,6 +59,7 @@ ORDERS: Final[Mapping[str, Sequence[str]]] = {
     "by_idempotency_key": ("workspace_id", "idempotency_key"),
     "by_flight_key": ("workspace_id", "flight_key"),
     "by_id": ("workspace_id", "run_id"),
+    "pause_of_route": ("in_endpoint", "of_model"),
 }
 
 
@@ -158,17 +159,32 @@ class Statements:
         self.annotate = prepare("annotate")
         self.beat = prepare("beat")
         self.upsert_result = prepare("upsert_result")
+        self.upsert_digest = prepare("upsert_digest")
+        self.upsert_shared_call = prepare("upsert_shared_call")
         self.insert_eval_run = prepare("insert_eval_run")
         self.update_eval_run = prepare("update_eval_run")
         self.by_idempotency_key = select("by_idempotency_key")
         self.by_flight_key = select("by_flight_key")
         self.by_id = select("by_id")
         self.outcome = select("outcome")
+        self.database_now = select("database_now")
+        self.lock_pool = select("lock_pool")
+        self.insert_lease = prepare("insert_lease")
+        self.update_lease = prepare("update_lease")
+        self.delete_lease = prepare("delete_lease")
+        self.prune_leases = prepare("prune_leases")
+        self.lease = select("lease")
+        self.pool_use = select("pool_use")
+        self.pool_ends = select("pool_ends")
+        self.budget_use = select("budget_use")
+        self.budget_shares = select("budget_shares")
+        self.pause_route = prepare("pause_route")
+        self.pause_of_route = select("pause_of_route")
 
 
 @cache
 def sqlite_statements() -> Statements:
-    """Those for SQLite files, from the file that was compiled ahead."""
+    """Load the statements for SQLite files from the file that was compiled ahead."""
     text = Path(__file__).with_name(SQLITE_STATEMENTS_FILE).read_text("utf-8")
     return Statements({name: _of_json(entry) for name, entry in json.loads(text).items()}, SQLITE_CODEC)
 

@@ -66,7 +66,7 @@ _NULL: Final = float("nan")
 
 
 def with_quick_nulls(row: Row) -> Row:
-    """Parameters for SQLite that are stored as these are, and bound sooner."""
+    """Return parameters for SQLite that are stored as these are, and bound sooner."""
     return tuple([_NULL if value is None else value for value in row])
 
 
@@ -87,6 +87,10 @@ class Writer(Protocol):
 
     def first(self, sql: str, parameters: Row) -> Row | None:
         """Return the first row of a query."""
+        ...
+
+    def all(self, sql: str, parameters: Row) -> Sequence[Row]:
+        """Return all rows of a query."""
         ...
 
     def close(self) -> None:
@@ -116,8 +120,13 @@ class SqliteWriter:
 
     def first(self, sql: str, parameters: Row) -> Row | None:
         """See `Writer`."""
-        rows: list[Row] = self._connection.execute(sql, parameters).fetchall()
+        rows = self.all(sql, parameters)
         return rows[0] if rows else None
+
+    def all(self, sql: str, parameters: Row) -> list[Row]:
+        """See `Writer`."""
+        rows: list[Row] = self._connection.execute(sql, parameters).fetchall()
+        return rows
 
     def close(self) -> None:
         """See `Writer`."""
@@ -147,6 +156,10 @@ class ServerWriter:
         """See `Writer`."""
         row = self._connection.exec_driver_sql(sql, parameters).first()
         return None if row is None else tuple(row)
+
+    def all(self, sql: str, parameters: Row) -> list[Row]:
+        """See `Writer`."""
+        return [tuple(row) for row in self._connection.exec_driver_sql(sql, parameters)]
 
     def close(self) -> None:
         """See `Writer`."""

@@ -221,8 +221,9 @@ def _open(directory: Path, size_limit_bytes: int) -> _OneConnectionCache:
         try:
             return _OneConnectionCache(directory, size_limit_bytes)
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise  # locked, read-only or not to be opened: the file itself is sound
+            # Locked, read-only or not to be opened: the file itself is sound. Other tables than ours are no cache.
+            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+                raise
             _set_aside(directory, error)
             return _OneConnectionCache(directory, size_limit_bytes)
     except (*_BROKEN, ValueError) as error:
@@ -250,5 +251,5 @@ def _digest(text: str) -> str:
 
 
 def _seal(key_text: str, body: str) -> str:
-    """Ties a body to its key, so that a damaged or moved entry is a miss."""
+    """Tie a body to its key, so that a damaged or moved entry is a miss."""
     return _digest(f"{_ENTRY_FORM}\x1f{key_text}\x1f{body}")

@@ -6,6 +6,7 @@ Driver messages are passed on only where they are known to hold neither a passwo
 from __future__ import annotations
 
 import os
+import random
 import re
 import sqlite3
 from collections.abc import Callable
@@ -16,7 +17,16 @@ from typing import Final, TypeVar
 
 from llmkit.errors import LLMStoreError
 
-__all__ = ["DatabaseFailure", "cannot_open", "classify", "database_gone", "is_damaged", "patiently", "store_error"]
+__all__ = [
+    "DatabaseFailure",
+    "cannot_open",
+    "classify",
+    "database_gone",
+    "is_damaged",
+    "is_read_only",
+    "patiently",
+    "store_error",
+]
 
 T = TypeVar("T")
 
@@ -36,7 +46,7 @@ class DatabaseFailure(Enum):
 SQLITE_MESSAGES: Final = {
     sqlite3.SQLITE_FULL: "The disk of {label} is full. Free some space, then go on; nothing was half written.",
     sqlite3.SQLITE_READONLY: "{label} cannot be written. Give this user write permission on the file and its folder, "
-    "or set LLM_DATABASE_URL to a file elsewhere.",
+    "or copy it to a folder of yours and set LLM_DATABASE_URL to the copy.",
     sqlite3.SQLITE_CORRUPT: "{label} is damaged. Move it away and restore a backup, or rescue what is left with "
     "`sqlite3 FILE .recover`; a new database is created by the next run.",
     sqlite3.SQLITE_NOTADB: "{label} is not an SQLite database. Move the file away, or set LLM_DATABASE_URL to another.",
@@ -130,7 +140,8 @@ def patiently(work: Callable[[], T], patience_s: float) -> T:
         except Exception as error:
             if classify(error) is not DatabaseFailure.TRANSIENT or monotonic() >= deadline:
                 raise
-        sleep(pause_s)
+        # Not all processes at the same moment again: those that met once would meet every time.
+        sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311
         pause_s = min(2 * pause_s, 0.5)
 
 
@@ -166,6 +177,12 @@ def database_gone(path: Path) -> LLMStoreError:
 def is_damaged(label: str) -> LLMStoreError:
     """Return the error for a database whose contents make no sense, although each read of it succeeds."""
     return LLMStoreError(SQLITE_MESSAGES[sqlite3.SQLITE_CORRUPT].replace("{label}", f"The database {label}"))
+
+
+def is_read_only(error: LLMStoreError) -> bool:
+    """Return whether the database may be read and not written."""
+    templates = (SQLITE_MESSAGES[sqlite3.SQLITE_READONLY], POSTGRES_MESSAGES["25006"])
+    return error.message.endswith(tuple(template.removeprefix("{label}") for template in templates))
 
 
 def cannot_open(path: Path) -> LLMStoreError:

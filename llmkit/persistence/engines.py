@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DATABASE_ERRORS",
     "IMMEDIATE_OPTIONS",
+    "MOST_SERVER_CONNECTIONS",
     "begin_immediate",
     "make_async_engine",
     "make_engine",
@@ -31,6 +32,10 @@ __all__ = [
 ]
 
 BEGIN_OPTION: Final = "llmkit_sqlite_begin"
+# Most connections of one process to a server: its writer, and readers, who wait for each other. Workers of a run come
+# by the hundred, and PostgreSQL allows 100 connections by default. All of them stay open: others would be opened and
+# closed for every burst of reads.
+MOST_SERVER_CONNECTIONS: Final = 4
 # A transaction that reads first and writes later fails at once, whatever the busy timeout, when another process wrote
 # in between; one that takes the write lock at its beginning waits for its turn. Other databases ignore the option.
 IMMEDIATE_OPTIONS: Final = {BEGIN_OPTION: "BEGIN IMMEDIATE"}
@@ -48,6 +53,8 @@ def make_engine(address: DatabaseAddress, *, busy_timeout_s: float = SQLITE_BUSY
         LLMConfigurationError: The driver is not installed.
     """
     options = _options(address, busy_timeout_s)
+    if not address.is_sqlite:
+        options |= {"pool_size": MOST_SERVER_CONNECTIONS, "max_overflow": 0}
     try:
         engine = create_engine(address.url, **options)
     except (ImportError, NoSuchModuleError):

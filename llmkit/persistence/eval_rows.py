@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmkit.eval_ports import EvalResult, EvalRun, RecordedCall
+from llmkit.eval_ports import STEP_METADATA, EvalResult, EvalRun, RecordedCall, read_step
 from llmkit.persistence.rows import Values, as_json, identity, storable, storable_or_none
 from llmkit.redaction import tool_preview
 from llmkit.types import Attempt, Route, RunStatus, ServedFrom, TokenUsage
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sqlalchemy import RowMapping
 
 __all__ = ["eval_result_values", "eval_run_of", "eval_run_values", "make_recorded_call"]
+
+STEP_MARK = f'"{STEP_METADATA}"'
 
 
 def make_recorded_call(row: RowMapping, attempts: Sequence[RowMapping]) -> RecordedCall:
@@ -34,6 +36,8 @@ def make_recorded_call(row: RowMapping, attempts: Sequence[RowMapping]) -> Recor
         error_code=row["error_code"],
         error_message=row["error_message"],
         attempts=tuple(_attempt_of(each) for each in attempts),
+        # Most calls are no steps, and reports read all of them.
+        step=read_step(json.loads(row["metadata_json"])) if STEP_MARK in row["metadata_json"] else None,
     )
 
 
@@ -45,7 +49,7 @@ def _attempt_of(row: RowMapping) -> Attempt:
 
 
 def eval_run_values(run: EvalRun) -> Values:
-    """Columns of an evaluation.
+    """Return the column values of an evaluation.
 
     Raises:
         LLMStoreError: As for `identity`.
@@ -69,7 +73,7 @@ def eval_run_of(row: Mapping[str, Any]) -> EvalRun:
 
 
 def eval_result_values(result: EvalResult) -> Values:
-    """Columns of a result.
+    """Return the column values of a result.
 
     Raises:
         LLMStoreError: As for `identity`.
@@ -101,4 +105,7 @@ def eval_result_values(result: EvalResult) -> Values:
         "output_json": storable_or_none(result.output_json),
         "answer_json": storable_or_none(result.answer_json),
         "content_digest": result.content_digest,
+        "logprob_mean": result.logprob_mean,
+        "logprob_min": result.logprob_min,
+        "field_logprobs_json": as_json(result.field_logprobs) if result.field_logprobs else None,
     }

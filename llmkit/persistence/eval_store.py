@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Final
 from uuid import UUID
@@ -20,6 +21,7 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
+    literal_column,
     or_,
     select,
     type_coerce,
@@ -29,22 +31,36 @@ from sqlalchemy.types import NULLTYPE
 from llmkit.errors import ABANDONED_CODE, LLMStoreError
 from llmkit.eval_ports import (
     MOST_PLAUSIBLE_TOKENS,
+    CallKey,
     CallUnderWay,
     DigestSeen,
     EvalOutcome,
     EvalResult,
     EvalRun,
     EvalSpending,
+    HostDigest,
+    HostUse,
     RecordedCall,
+    ResultCount,
 )
+from llmkit.persistence.clock import DatabaseNow
 from llmkit.persistence.compiled_statements import PreparedSelect
-from llmkit.persistence.eval_operations import OpenEvalRun, SaveEvalResult, UpdateEvalRun
+from llmkit.persistence.eval_operations import NoteDigests, NoteSharedCall, OpenEvalRun, SaveEvalResult, UpdateEvalRun
 from llmkit.persistence.eval_rows import eval_run_of, make_recorded_call
 from llmkit.persistence.journal import Journal
 from llmkit.persistence.rows import make_stored_run
-from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS, compile_statement, select_stored_run
-from llmkit.ports import DOUBTFUL_STATUSES, StoredRun
-from llmkit.types import Route, RunStatus
+from llmkit.persistence.statements import (
+    ATTEMPTS,
+    EVAL_DIGESTS,
+    EVAL_RESULTS,
+    EVAL_RUNS,
+    RUNS,
+    SHARED_CALLS,
+    compile_statement,
+    select_stored_run,
+)
+from llmkit.ports import DOUBTFUL_STATUSES, Leases, StoredRun
+from llmkit.types import AttemptStatus, Route, RunStatus
 
 __all__ = ["SqlEvalStore"]
 
@@ -58,11 +74,18 @@ class SqlEvalStore:
     Args:
         journal: Where it writes.
         stores_payloads: Whether the outputs are kept, and what scorers said of them; scores are in any case.
+        leases: Where processes share the budgets of runs; None for budgets of this process alone.
     """
 
-    def __init__(self, journal: Journal, *, stores_payloads: bool = True) -> None:
+    def __init__(self, journal: Journal, *, stores_payloads: bool = True, leases: Leases | None = None) -> None:
         self._journal = journal
         self._stores_payloads = stores_payloads
+        self._leases = leases
+
+    @property
+    def leases(self) -> Leases | None:
+        """See `EvalStore`."""
+        return self._leases
 
     async def open_run(self, run: EvalRun) -> EvalRun:
         """See `EvalStore`."""
@@ -112,10 +135,43 @@ class SqlEvalStore:
         query = self._queries.outcomes
         return await self._journal.read(lambda connection: _outcomes(connection, query, eval_run_id))
 
+    async def note_shared_call(self, call_id: UUID, *, is_stopped: bool) -> None:
+        """See `EvalStore`."""
+        await self._journal.perform(NoteSharedCall(call_id, is_stopped=is_stopped))
+
+    async def is_call_stopped(self, call_id: UUID) -> bool | None:
+        """See `EvalStore`."""
+        query = select(SHARED_CALLS.c.is_stopped).where(SHARED_CALLS.c.id == call_id)
+        return await self._journal.read(lambda connection: connection.execute(query).scalar())
+
+    async def list_call_keys(self, workspace_id: str, pipeline_run_id: str) -> list[CallKey]:
+        """See `EvalStore`."""
+        query = select(RUNS.c.idempotency_key, RUNS.c.status, RUNS.c.error_code, RUNS.c.created_at_utc).where(
+            RUNS.c.workspace_id == workspace_id,
+            RUNS.c.pipeline_run_id == pipeline_run_id,
+            RUNS.c.idempotency_key.is_not(None),
+        )
+        return await self._journal.read(
+            lambda connection: [
+                CallKey(key, RunStatus(status), code, at_utc) for key, status, code, at_utc in connection.execute(query)
+            ]
+        )
+
+    async def count_results(self, eval_run_id: UUID, old_until_utc: datetime) -> list[ResultCount]:
+        """See `EvalStore`."""
+        query = _count_results(eval_run_id, old_until_utc)
+        return await self._journal.read(
+            lambda connection: [
+                ResultCount(route, status, code, bool(is_old), int(results), int(requests))
+                for route, status, code, is_old, results, requests in connection.execute(query)
+            ]
+        )
+
     async def list_calls_under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
         """See `EvalStore`."""
-        started = RUNS.c.status == RunStatus.STARTED.value
-        query = select(RUNS.c.pipeline_run_id, RUNS.c.owner, RUNS.c.heartbeat_at_utc).where(
+        # A literal: SQLite uses a partial index only for a condition that it sees when it compiles the statement.
+        started = RUNS.c.status == literal_column(f"'{RunStatus.STARTED.value}'")
+        query = select(RUNS.c.pipeline_run_id, RUNS.c.owner, RUNS.c.heartbeat_at_utc, DatabaseNow()).where(
             RUNS.c.workspace_id == workspace_id, self._begins(pipeline_run_id_prefix), started
         )
         return await self._journal.read(lambda connection: [CallUnderWay(*row) for row in connection.execute(query)])
@@ -141,9 +197,30 @@ class SqlEvalStore:
         query = _digests(workspace_id, self._begins(pipeline_run_id_prefix))
         return await self._journal.read(lambda connection: _digests_seen(connection, query))
 
-    async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[EvalSpending, ...]:
+    async def list_hosts(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[HostUse, ...]:
+        """See `EvalStore`."""
+        query = _select_hosts(workspace_id, self._begins(pipeline_run_id_prefix))
+        return await self._journal.read(lambda connection: _host_uses(connection, query))
+
+    async def note_digests(self, eval_run_id: UUID, digests: Sequence[HostDigest]) -> None:
+        """See `EvalStore`."""
+        if digests:
+            await self._journal.perform(NoteDigests(eval_run_id, digests))
+
+    async def list_host_digests(self, eval_run_id: UUID) -> tuple[HostDigest, ...]:
+        """See `EvalStore`."""
+        seen = EVAL_DIGESTS.c
+        query = select(seen.host, seen.provider, seen.model, seen.digest).where(seen.eval_run_id == eval_run_id)
+        query = query.order_by(seen.provider, seen.model, seen.host)
+        return await self._journal.read(lambda connection: _host_digests(connection, query))
+
+    async def sum_spending(
+        self, workspace_id: str, pipeline_run_id_prefix: str, owner: str | None = None
+    ) -> tuple[EvalSpending, ...]:
         """See `EvalStore`."""
         query = _select_spending(workspace_id, self._begins(pipeline_run_id_prefix))
+        if owner is not None:
+            query = query.where(RUNS.c.owner == owner)
         return await self._journal.read(lambda connection: _spendings(connection, query))
 
     async def list_calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
@@ -169,7 +246,7 @@ class SqlEvalStore:
 
 _CALL_COLUMNS = (
     *("id", "pipeline_run_id", "stage", "status", "served_from", "request_preview", "response_preview"),
-    *("error_code", "error_message"),
+    *("error_code", "error_message", "metadata_json"),
 )
 
 
@@ -205,11 +282,15 @@ _RESULT_COLUMNS: Final = (
     "warnings_json",
     "answer_json",
     "content_digest",
+    "logprob_mean",
+    "logprob_min",
+    "field_logprobs_json",
 )
 _JSON: Final = tuple(
     _RESULT_COLUMNS.index(name) for name in ("scores_json", "scorer_errors_json", "score_details_json", "warnings_json")
 )
 _WARNINGS: Final = _RESULT_COLUMNS.index("warnings_json")
+_FIELD_LOGPROBS: Final = _RESULT_COLUMNS.index("field_logprobs_json")
 # Of a run most rows have the same: kept once.
 _REPEATED: Final = tuple(
     _RESULT_COLUMNS.index(name)
@@ -225,7 +306,8 @@ class _Queries:
         of_run = rows.eval_run_id == bindparam("of_run", type_=rows.eval_run_id.type)
         key = (rows[name] == bindparam(name, type_=rows[name].type) for name in ("sample_id", "route", "epoch"))
         # PostgreSQL's driver gives floats as they are; SQLAlchemy's reading of them needs its own cursor.
-        plain = {"latency_ms": type_coerce(rows.latency_ms, NULLTYPE)}
+        floats = ("latency_ms", "logprob_mean", "logprob_min")
+        plain = {name: type_coerce(rows[name], NULLTYPE) for name in floats}
         whole = select(*[plain.get(name, rows[name]) for name in _RESULT_COLUMNS]).where(of_run)
         self.results = PreparedSelect(compile_statement(whole, dialect))
         self.result = PreparedSelect(
@@ -260,6 +342,7 @@ def _result(eval_run_id: UUID, row: list[Any], known: dict[Any, Any]) -> EvalRes
     for place in _JSON:
         row[place] = json.loads(row[place]) if len(row[place]) > EMPTY_JSON else {}
     row[_WARNINGS] = tuple(row[_WARNINGS])
+    row[_FIELD_LOGPROBS] = json.loads(row[_FIELD_LOGPROBS] or "{}")
     for place in _REPEATED:
         row[place] = known.setdefault(row[place], row[place])
     return EvalResult(eval_run_id, *row)
@@ -280,6 +363,14 @@ def _outcomes(connection: Connection, query: PreparedSelect, eval_run_id: UUID) 
     return found
 
 
+def _count_results(eval_run_id: UUID, old_until_utc: datetime) -> Select[Any]:
+    rows = EVAL_RESULTS.c
+    is_old = case((rows.finished_at_utc <= old_until_utc, 1), else_=0)
+    key = (rows.route, rows.status, rows.error_code, is_old)
+    counts = select(*key, func.count(), func.coalesce(func.sum(rows.requests), 0))
+    return counts.where(rows.eval_run_id == eval_run_id).group_by(*key)
+
+
 def _digests(workspace_id: str, begins: ColumnElement[bool]) -> Select[Any]:
     sent = ATTEMPTS.c
     first_at_utc = func.min(sent.started_at_utc)
@@ -289,6 +380,18 @@ def _digests(workspace_id: str, begins: ColumnElement[bool]) -> Select[Any]:
         .where(RUNS.c.workspace_id == workspace_id, begins, sent.model_digest.is_not(None))
         .group_by(sent.provider, sent.model, sent.model_digest)
         .order_by(sent.provider, sent.model, first_at_utc)
+    )
+
+
+def _select_hosts(workspace_id: str, begins: ColumnElement[bool]) -> Select[Any]:
+    sent = ATTEMPTS.c
+    answered = case((sent.status == AttemptStatus.SUCCEEDED.value, sent.latency_ms))
+    return (
+        select(sent.host, sent.provider, sent.model, func.count(), func.avg(answered), func.max(sent.started_at_utc))
+        .join(RUNS, RUNS.c.id == sent.run_id)
+        .where(RUNS.c.workspace_id == workspace_id, begins)
+        .group_by(sent.host, sent.provider, sent.model)
+        .order_by(sent.host, sent.provider, sent.model)
     )
 
 
@@ -343,6 +446,20 @@ def _digests_seen(connection: Connection, query: Select[Any]) -> tuple[DigestSee
     return tuple(
         DigestSeen(Route(provider=provider, model=model), digest, first_at_utc, requests)
         for provider, model, digest, first_at_utc, requests in connection.execute(query)
+    )
+
+
+def _host_uses(connection: Connection, query: Select[Any]) -> tuple[HostUse, ...]:
+    return tuple(
+        HostUse(host, Route(provider=provider, model=model), requests, latency_ms, last_at_utc)
+        for host, provider, model, requests, latency_ms, last_at_utc in connection.execute(query)
+    )
+
+
+def _host_digests(connection: Connection, query: Select[Any]) -> tuple[HostDigest, ...]:
+    return tuple(
+        HostDigest(host, Route(provider=provider, model=model), digest)
+        for host, provider, model, digest in connection.execute(query)
     )
 
 

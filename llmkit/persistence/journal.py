@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from logging import getLogger
 from threading import Lock
@@ -57,6 +57,7 @@ class _Resources:
         self._busy_timeout_s = busy_timeout_s
         self._engine: Engine | None = None
         self._lock = Lock()
+        self._is_closed = False
         self.statements = sqlite_statements() if address.is_sqlite else _compile_for(self.engine)
         self._connection = WriteConnection(self._open_writer, address.path, self.fork_lock)
         self.writer = GroupWriter(self._connection, self.statements, address, patience_s)
@@ -73,6 +74,18 @@ class _Resources:
 
                 self._engine = make_engine(self._address, busy_timeout_s=self._busy_timeout_s)
             return self._engine
+
+    @contextmanager
+    def lend_connection(self) -> Iterator[Connection]:
+        """Return a connection for reading, at one moment in time. Everything may be closed meanwhile."""
+        from llmkit.persistence.engines import snapshot
+
+        try:
+            with self.fork_lock, snapshot(self.engine) as connection:
+                yield connection
+        finally:
+            if self._is_closed:
+                self._close_pool()
 
     def _open_writer(self) -> Writer:
         if self._address.is_sqlite:
@@ -114,8 +127,14 @@ class _Resources:
         self.writer.close()
         if self.reader is not None:
             self.reader.close()
+        self._is_closed = True
+        self._close_pool()
+
+    def _close_pool(self) -> None:
+        # The pool itself, not the engine, which would go on with a new one: a connection that is lent at this moment
+        # comes back to this pool, and its reader then finds that all is closed.
         if self._engine is not None:
-            self._engine.dispose()
+            self._engine.pool.dispose()
 
 
 def _compile_for(engine: Engine) -> Statements:
@@ -272,13 +291,12 @@ class Journal:
 
     def read_here(self, work: Callable[[Connection], T]) -> T:
         """Do the same as `read`, on the calling thread."""
-        from llmkit.persistence.engines import DATABASE_ERRORS, snapshot
+        from llmkit.persistence.engines import DATABASE_ERRORS
 
         self._refuse_when_closed()
 
         def once() -> T:
-            resources = self._here()
-            with resources.fork_lock, snapshot(resources.engine) as connection:
+            with self._here().lend_connection() as connection:
                 return work(connection)
 
         try:
@@ -368,7 +386,7 @@ class JournalLLMRunRepo:
         """See `LLMRunRepo`."""
         await self._journal.perform(Annotate(workspace_id, run_id, metadata))
 
-    async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
+    async def heartbeat(self, run_ids: Sequence[UUID]) -> None:
         """See `LLMRunRepo`."""
         if run_ids:
-            await self._journal.perform(Beat(run_ids, at_utc))
+            await self._journal.perform(Beat(run_ids))

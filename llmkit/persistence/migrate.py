@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llmkit.errors import LLMConfigurationError, LLMStoreError
 from llmkit.persistence.addresses import DatabaseAddress, create_database_file
-from llmkit.persistence.database_errors import DatabaseFailure, classify, is_damaged, store_error
+from llmkit.persistence.database_errors import DatabaseFailure, classify, is_damaged, is_read_only, store_error
 from llmkit.persistence.sqlite_driver import SQLITE_PAGE_SIZE, open_sqlite
 
 if TYPE_CHECKING:
@@ -82,8 +82,18 @@ def upgrade(database_url: str) -> SchemaState:
         create_database_file(address.path)
     state = _read_state(address)
     _refuse_unknown(state, address)
-    if not (state.status is SchemaStatus.CURRENT or _create_schema(state, address)):
+    if state.status is SchemaStatus.CURRENT or _create_schema(state, address):
+        return state
+    try:
         _migrate(address, "head")
+    except LLMStoreError as error:
+        if state.status is SchemaStatus.BEHIND and is_read_only(error):
+            # Without this, the reader of an archived file wonders why anything should be written.
+            raise LLMStoreError(
+                f"{error.message} An older llmkit wrote it (schema revision {state.revision}), so its tables must be "
+                "extended before they can be read."
+            ) from None
+        raise
     return state
 
 

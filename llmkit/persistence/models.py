@@ -18,7 +18,20 @@ from sqlmodel import Field, SQLModel
 
 from llmkit.types import AttemptStatus, FinishReason, RunStatus, ServedFrom
 
-__all__ = ["METADATA", "EvalResultRow", "EvalRunRow", "LLMAttemptRow", "LLMRunRow", "table_of"]
+__all__ = [
+    "METADATA",
+    "CostDayRow",
+    "EvalDigestRow",
+    "EvalResultRow",
+    "EvalRunRow",
+    "LLMAttemptRow",
+    "LLMLeaseRow",
+    "LLMPauseRow",
+    "LLMRunRow",
+    "PriceRow",
+    "SharedCallRow",
+    "table_of",
+]
 
 # Of its own, so that tables of the user's application never mix with these.
 METADATA = MetaData(
@@ -31,6 +44,7 @@ METADATA = MetaData(
 )
 EVAL_STATUSES = ("SUCCEEDED", "FAILED", "SCORER_FAILED")
 HOLDS_KEY = text("idempotency_key IS NOT NULL AND status IN ('STARTED', 'SUCCEEDED')")
+UNDER_WAY = text("status = 'STARTED'")
 IN_FLIGHT = text("flight_key IS NOT NULL AND status = 'STARTED'")
 
 
@@ -65,6 +79,14 @@ class LLMRunRow(StoreTable, table=True):
         Index("ix_llm_runs_workspace_id_created_at_utc", "workspace_id", "created_at_utc"),
         Index("ix_llm_runs_pipeline_run_id", "pipeline_run_id"),
         Index("ix_llm_runs_prompt_sha256", "prompt_sha256"),
+        # Few rows of many: without it, a look at them reads the whole table.
+        Index(
+            "ix_llm_runs_under_way",
+            "workspace_id",
+            "pipeline_run_id",
+            sqlite_where=UNDER_WAY,
+            postgresql_where=UNDER_WAY,
+        ),
         # A failed run keeps its key for the record and never blocks a retry.
         Index(
             "uq_llm_runs_idempotency_key",
@@ -122,6 +144,9 @@ class LLMRunRow(StoreTable, table=True):
     metadata_json: str = Field(sa_type=Text)
     plan_json: str | None = Field(default=None, sa_type=Text)
     result_json: str | None = Field(default=None, sa_type=Text)
+    logprob_mean: float | None = None
+    logprob_min: float | None = None
+    first_token_ms: float | None = None
 
 
 class LLMAttemptRow(StoreTable, table=True):
@@ -159,6 +184,8 @@ class LLMAttemptRow(StoreTable, table=True):
     status_code: int | None = None
     error_code: str | None = None
     error_message: str | None = Field(default=None, sa_type=Text)
+    first_token_ms: float | None = None
+    host: str | None = None
 
 
 class EvalRunRow(StoreTable, table=True):
@@ -209,8 +236,106 @@ class EvalResultRow(StoreTable, table=True):
     output_json: str | None = Field(default=None, sa_type=Text)
     answer_json: str | None = Field(default=None, sa_type=Text)
     content_digest: str | None = None
+    logprob_mean: float | None = None
+    logprob_min: float | None = None
+    field_logprobs_json: str | None = Field(default=None, sa_type=Text)
+
+
+class SharedCallRow(StoreTable, table=True):
+    """A call of `evaluate` or `map` that workers take part in, and whether it was stopped. They look here."""
+
+    __tablename__ = "shared_calls"
+
+    id: UUID = Field(primary_key=True)
+    created_at_utc: datetime
+    is_stopped: bool
 
 
 def table_of(model: type[StoreTable]) -> Table:
     """Return the Core table behind a model."""
     return METADATA.tables[str(model.__tablename__)]
+
+
+class PriceRow(StoreTable, table=True):
+    """A price from a time on, in USD per million tokens as decimal text: a float would not add up exactly."""
+
+    __tablename__ = "prices"
+
+    endpoint: str = Field(primary_key=True)
+    model: str = Field(primary_key=True)
+    valid_from_utc: datetime = Field(primary_key=True)
+    above_input_tokens: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    source: str = Field(primary_key=True)
+    is_own: bool
+    input_usd: str
+    output_usd: str
+    cached_input_usd: str | None = None
+    reasoning_usd: str | None = None
+
+
+class CostDayRow(StoreTable, table=True):
+    """Requests and served answers of one UTC day, by workspace, model and stage (empty for none).
+
+    `cost_usd` is the exact sum of the known costs as decimal text, NULL when none is known; `unpriced_requests` counts
+    the requests without one. A closed day is final: no call that could belong to it was under way.
+    """
+
+    __tablename__ = "llm_costs_daily"
+
+    workspace_id: str = Field(primary_key=True)
+    day_utc: str = Field(primary_key=True)
+    endpoint: str = Field(primary_key=True)
+    model: str = Field(primary_key=True)
+    stage: str = Field(primary_key=True)
+    requests: int = Field(sa_type=BigInteger)
+    uncounted_requests: int = Field(sa_type=BigInteger)
+    unpriced_requests: int = Field(sa_type=BigInteger)
+    billed_input_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    billed_output_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    cost_usd: str | None = None
+    served_calls: int = Field(sa_type=BigInteger)
+    served_input_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    served_output_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    is_closed: bool
+
+
+class LLMLeaseRow(StoreTable, table=True):
+    """A part of a limit or of a budget that one process holds, or has used.
+
+    Of a limit per minute: what may be sent or was, until it leaves the window at `expires_at_utc`. Of a budget: what
+    the process may still spend (`amount`) and has spent (`settled`), until it counts as dead; the row without owner
+    and without end is what processes that are gone have spent. Rows of a pool are changed under its lock alone.
+    """
+
+    __tablename__ = "llm_leases"
+    __table_args__: ClassVar[tuple[Any, ...]] = (Index("ix_llm_leases_pool_expires_at_utc", "pool", "expires_at_utc"),)
+
+    id: UUID = Field(primary_key=True)
+    pool: str
+    owner: str
+    amount: int = Field(sa_type=BigInteger)
+    settled: int = Field(sa_type=BigInteger)
+    expires_at_utc: datetime | None = None
+
+
+class LLMPauseRow(StoreTable, table=True):
+    """A route that its provider asked to leave alone until a time."""
+
+    __tablename__ = "llm_pauses"
+
+    endpoint: str = Field(primary_key=True)
+    model: str = Field(primary_key=True)
+    until_utc: datetime
+
+
+class EvalDigestRow(StoreTable, table=True):
+    """The digest of a model as a machine that works on an evaluation had it."""
+
+    __tablename__ = "eval_digests"
+
+    eval_run_id: UUID = Field(primary_key=True, foreign_key="eval_runs.id", ondelete="CASCADE")
+    host: str = Field(primary_key=True)
+    provider: str = Field(primary_key=True)
+    model: str = Field(primary_key=True)
+    digest: str
+    seen_at_utc: datetime

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Self
+from operator import attrgetter
+from typing import Any, ClassVar, Self
 from uuid import UUID
 
 from llmkit.errors import ABANDONED_CODE
@@ -59,13 +59,8 @@ def _insert_attempts(connection: Writer, statements: Statements, operations: Seq
         execute(connection, statements.insert_attempt, rows)
 
 
-def _find_taken_key(connection: Writer, statements: Statements, run_id: UUID) -> KeyTaken | None:
-    present = _outcome_of(connection, statements, run_id) is not None
-    return None if present else KeyTaken("another run of the workspace holds the key")
-
-
 def _outcome_of(connection: Writer, statements: Statements, run_id: UUID) -> list[Any] | None:
-    """Status, end and error code of a run as they are now."""
+    """Return status, end and error code of a run as they are now."""
     select = statements.outcome
     row = connection.first(select.sql, select.row({"run_id": run_id}))
     return None if row is None else select.values(row)
@@ -76,6 +71,7 @@ class _Insert(Operation):
 
     __slots__ = ("attempt_rows", "row", "run_id", "start")
     rank = 0
+    statement: ClassVar[attrgetter[CompiledStatement]]
     row: tuple[Any, ...]
     attempt_rows: Rows
 
@@ -87,18 +83,20 @@ class _Insert(Operation):
         """See `Operation`."""
         return f"{self.start.workspace_id}\0{self.start.idempotency_key}\0{self.start.flight_key}"
 
-    @staticmethod
-    @abstractmethod
-    def statement(statements: Statements) -> CompiledStatement:
-        """Return the statement of this class."""
-
     @classmethod
     def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
         """Insert all; a row that was there before under the same id is this very one, of a first application."""
         inserted = execute(connection, cls.statement(statements), [each.row for each in operations])
         outcomes: list[Any] = [None] * len(operations)
         if inserted < len(operations):
-            outcomes = [_find_taken_key(connection, statements, each.run_id) for each in operations]
+            # The INSERT skips rows that break a unique index. A row with the operation's own id means that the first
+            # application was committed before its connection broke; otherwise another run has the key.
+            outcomes = [
+                None
+                if _outcome_of(connection, statements, each.run_id)
+                else KeyTaken("another run of the workspace holds the key")
+                for each in operations
+            ]
         written = [each for each, outcome in zip(operations, outcomes, strict=True) if outcome is None]
         _insert_attempts(connection, statements, written)
         return outcomes
@@ -108,22 +106,19 @@ class InsertStarted(_Insert):
     """A run that begins."""
 
     __slots__ = ()
+    statement = attrgetter("insert_started")
 
     def prepare(self, statements: Statements) -> None:
         """See `Operation`."""
         self.row = statements.insert_started.arrange(make_started_row(self.start, statements.codec))
         self.attempt_rows = []
 
-    @staticmethod
-    def statement(statements: Statements) -> CompiledStatement:
-        """Return the INSERT of this class."""
-        return statements.insert_started
-
 
 class InsertFinished(_Insert):
     """A run that is over when it is first written."""
 
     __slots__ = ("success",)
+    statement = attrgetter("insert_finished")
 
     def __init__(self, start: RunStart, success: RunSuccess) -> None:
         super().__init__(start)
@@ -134,16 +129,12 @@ class InsertFinished(_Insert):
         self.row = statements.insert_finished.arrange(make_finished_row(self.start, self.success, statements.codec))
         self.attempt_rows = _attempt_rows(statements, self.run_id, self.success.attempts)
 
-    @staticmethod
-    def statement(statements: Statements) -> CompiledStatement:
-        """Return the INSERT of this class."""
-        return statements.insert_finished
-
 
 class InsertUnsent(_Insert):
     """A run that failed before it was started."""
 
     __slots__ = ("failure",)
+    statement = attrgetter("insert_unsent")
 
     def __init__(self, start: RunStart, failure: RunFailure) -> None:
         super().__init__(start)
@@ -154,16 +145,12 @@ class InsertUnsent(_Insert):
         self.row = statements.insert_unsent.row(unsent_values(self.start, self.failure))
         self.attempt_rows = []
 
-    @staticmethod
-    def statement(statements: Statements) -> CompiledStatement:
-        """Return the INSERT of this class."""
-        return statements.insert_unsent
-
 
 class _MarkOutcome(Operation):
     """Take a run out of STARTED; the outcome says whether it was this operation that did."""
 
     __slots__ = ("attempt_rows", "expected", "row", "run_id")
+    statement: ClassVar[attrgetter[CompiledStatement]]
     row: tuple[Any, ...]
     expected: list[Any]
     attempt_rows: Rows
@@ -175,11 +162,6 @@ class _MarkOutcome(Operation):
         """See `Operation`."""
         return self.run_id.hex
 
-    @staticmethod
-    @abstractmethod
-    def statement(statements: Statements) -> CompiledStatement:
-        """Return the statement of this class."""
-
     @classmethod
     def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:
         """Update all, and ask for those that did not change: they may have been changed by a first application."""
@@ -187,6 +169,8 @@ class _MarkOutcome(Operation):
         if changed == len(operations):
             _insert_attempts(connection, statements, operations)
             return [True] * changed
+        # Fewer rows changed than expected. Either this is a second application, and the row has exactly the expected
+        # outcome; or the run was declared dead or erased meanwhile, and the caller has to know.
         found = [_outcome_of(connection, statements, each.run_id) for each in operations]
         # The attempts of a run that was declared dead are recorded; those of one that was erased are not brought back.
         there = [each for each, outcome in zip(operations, found, strict=True) if outcome is not None]
@@ -198,6 +182,7 @@ class MarkSucceeded(_MarkOutcome):
     """A good end."""
 
     __slots__ = ("success",)
+    statement = attrgetter("mark_succeeded")
     rank = 1
 
     def __init__(self, success: RunSuccess) -> None:
@@ -211,16 +196,12 @@ class MarkSucceeded(_MarkOutcome):
         self.expected = [SUCCEEDED, self.success.finished_at_utc, None]
         self.attempt_rows = _attempt_rows(statements, self.run_id, self.success.attempts)
 
-    @staticmethod
-    def statement(statements: Statements) -> CompiledStatement:
-        """Return the UPDATE of this class."""
-        return statements.mark_succeeded
-
 
 class MarkFailed(_MarkOutcome):
     """A bad end."""
 
     __slots__ = ("failure",)
+    statement = attrgetter("mark_failed")
     rank = 1
 
     def __init__(self, failure: RunFailure) -> None:
@@ -233,16 +214,12 @@ class MarkFailed(_MarkOutcome):
         self.expected = [FAILED, self.failure.finished_at_utc, self.failure.error_code]
         self.attempt_rows = _attempt_rows(statements, self.run_id, self.failure.attempts)
 
-    @staticmethod
-    def statement(statements: Statements) -> CompiledStatement:
-        """Return the UPDATE of this class."""
-        return statements.mark_failed
-
 
 class AbandonRun(_MarkOutcome):
     """The end of a run whose process died, unless the run has stirred since it was looked at."""
 
     __slots__ = ("at_utc", "run")
+    statement = attrgetter("mark_abandoned")
     rank = 2
 
     def __init__(self, run: StoredRun, at_utc: datetime) -> None:
@@ -252,15 +229,11 @@ class AbandonRun(_MarkOutcome):
 
     def prepare(self, statements: Statements) -> None:
         """See `Operation`."""
+        # The UPDATE compares the heartbeat that was read: a process that was only slow has sent another since.
         seen = {"run_id": self.run_id, "seen_at_utc": self.run.heartbeat_at_utc}
         self.row = statements.mark_abandoned.row(make_abandoned_values(self.at_utc) | seen)
         self.expected = [FAILED, self.at_utc, ABANDONED_CODE]
         self.attempt_rows = []
-
-    @staticmethod
-    def statement(statements: Statements) -> CompiledStatement:
-        """Return the UPDATE of this class."""
-        return statements.mark_abandoned
 
 
 class Annotate(Operation):
@@ -291,13 +264,13 @@ class Annotate(Operation):
 class Beat(Operation):
     """A sign of life of some runs."""
 
-    __slots__ = ("at_utc", "rows", "run_ids")
+    __slots__ = ("rows", "run_ids")
     rank = 3
     rows: Rows
 
-    def __init__(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
+    def __init__(self, run_ids: Sequence[UUID]) -> None:
+        # Sorted, so that two processes that beat for the same runs lock the rows in the same order.
         self.run_ids = sorted(run_ids)
-        self.at_utc = at_utc
 
     def lock_key(self) -> str:
         """See `Operation`."""
@@ -306,7 +279,7 @@ class Beat(Operation):
     def prepare(self, statements: Statements) -> None:
         """See `Operation`."""
         beat = statements.beat
-        self.rows = [beat.row({"run_id": run_id, "heartbeat_at_utc": self.at_utc}) for run_id in self.run_ids]
+        self.rows = [beat.row({"run_id": run_id}) for run_id in self.run_ids]
 
     @classmethod
     def apply_all(cls, connection: Writer, statements: Statements, operations: Sequence[Self]) -> list[Any]:

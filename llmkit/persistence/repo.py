@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -119,9 +118,9 @@ class SqlLLMRunRepo:
         async with self._write() as connection:
             await connection.execute(annotate_run(), annotation_values(workspace_id, run_id, metadata))
 
-    async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
+    async def heartbeat(self, run_ids: Sequence[UUID]) -> None:
         """Do nothing: no other connection sees these runs before the caller commits."""
-        del run_ids, at_utc
+        del run_ids
 
     async def _insert(self, connection: AsyncConnection, names: Sequence[str], values: Mapping[str, Any]) -> None:
         result = await connection.execute(insert_run(connection.dialect.name, names), values)

@@ -18,9 +18,11 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, d
 
 from llmkit.errors import LLMStoreError
 from llmkit.persistence.addresses import DatabaseAddress
+from llmkit.persistence.clock import DatabaseNow
 from llmkit.persistence.engines import reading, writing
-from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS
-from llmkit.types import RunStatus, utc_now
+from llmkit.persistence.models import CostDayRow, table_of
+from llmkit.persistence.statements import ATTEMPTS, EVAL_RESULTS, EVAL_RUNS, RUNS, SHARED_CALLS
+from llmkit.types import RunStatus
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPICursor
@@ -33,6 +35,7 @@ DEAD_AFTER: Final = timedelta(days=2)
 PRUNE_BATCH: Final = 2_000
 # Parents first, as a database that takes the lines in wants them.
 TABLES: Final = (RUNS, ATTEMPTS, EVAL_RUNS, EVAL_RESULTS)
+COST_DAYS: Final = table_of(CostDayRow)
 # Writers wait while SQLite waits for readers to empty its log, so it is asked often and briefly.
 LOG_PATIENCE_S: Final = 10.0
 LOG_TRY_MS: Final = 200
@@ -49,6 +52,8 @@ def prune(
     dead_after: timedelta = DEAD_AFTER,
 ) -> dict[str, int]:
     """Delete runs that were created before a moment, with their attempts, a few at a time; SQLite overwrites them.
+
+    What workers looked up of calls that they shared (`workers=`) goes too, unless only one workspace is meant.
 
     Args:
         engine: From `make_engine`.
@@ -67,7 +72,11 @@ def prune(
     """
     if before.utcoffset() is None:
         raise ValueError("before needs a time zone")
-    gone = _prune(engine, address, (RUNS, ATTEMPTS, ATTEMPTS.c.run_id), _old_runs(before, workspace_id, dead_after))
+    with reading(engine, address) as connection:
+        silent_since = connection.execute(select(DatabaseNow())).scalar_one() - dead_after
+    gone = _prune(engine, address, (RUNS, ATTEMPTS, ATTEMPTS.c.run_id), _old_runs(before, workspace_id, silent_since))
+    if workspace_id is None:  # they have no workspace
+        gone[SHARED_CALLS.name] = _prune_shared_calls(engine, address, min(before, silent_since))
     if evaluations:
         chosen = _old_evaluations(before, workspace_id)
         gone |= _prune(engine, address, (EVAL_RUNS, EVAL_RESULTS, EVAL_RESULTS.c.eval_run_id), chosen)
@@ -88,6 +97,7 @@ def erase_workspace(engine: Engine, address: DatabaseAddress, workspace_id: str)
     """
     gone: dict[str, int] = {}
     with _deleting(engine, address) as connection:
+        connection.execute(delete(COST_DAYS).where(COST_DAYS.c.workspace_id == workspace_id))
         for table in reversed(TABLES):
             gone[table.name] = connection.execute(delete(table).where(_of_workspace(table, workspace_id))).rowcount
     return gone
@@ -156,8 +166,8 @@ def _number(cursor: DBAPICursor, pragma: str) -> int:
     return int(cursor.fetchall()[0][0])
 
 
-def _old_runs(before: datetime, workspace_id: str | None, dead_after: timedelta) -> Select[Any]:
-    silent = RUNS.c.heartbeat_at_utc < min(before, utc_now() - dead_after)
+def _old_runs(before: datetime, workspace_id: str | None, silent_since: datetime) -> Select[Any]:
+    silent = RUNS.c.heartbeat_at_utc < min(before, silent_since)
     over = or_(RUNS.c.status != RunStatus.STARTED.value, silent)
     return _select_batch(RUNS, workspace_id, and_(RUNS.c.created_at_utc < before, over))
 
@@ -184,6 +194,12 @@ def _prune(
             gone[child.name] += connection.execute(delete(child).where(reference.in_(ids))).rowcount
             gone[parent.name] += connection.execute(delete(parent).where(parent.c.id.in_(ids))).rowcount
     return gone
+
+
+def _prune_shared_calls(engine: Engine, address: DatabaseAddress, before: datetime) -> int:
+    # Not those of the last days: a job that an engine starts late must find that its call was stopped.
+    with _deleting(engine, address) as connection:
+        return connection.execute(delete(SHARED_CALLS).where(SHARED_CALLS.c.created_at_utc < before)).rowcount
 
 
 def _of_workspace(table: Table, workspace_id: str) -> ColumnElement[bool]:

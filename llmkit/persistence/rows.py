@@ -243,16 +243,18 @@ _START_FORM: Final = RowForm(get_type_hints(RunStart))
 _SUCCESS_FORM: Final = RowForm(get_type_hints(RunSuccess), key="run_id")
 _FAILURE_FORM: Final = RowForm(get_type_hints(RunFailure), key="run_id")
 _ATTEMPT_FORM: Final = RowForm({name: field.annotation for name, field in Attempt.model_fields.items()})
-_CREATED_AT, _FLIGHT_KEY = map(_START_FORM.columns.index, ("created_at_utc", "flight_key"))
+_FLIGHT_KEY = _START_FORM.columns.index("flight_key")
 
-STARTED_COLUMNS: Final = (*_START_FORM.columns, "status", "heartbeat_at_utc")
+# The heartbeat is no value: the statements take it from the database's clock.
+STARTED_COLUMNS: Final = (*_START_FORM.columns, "status")
 SUCCESS_COLUMNS: Final = ("status", *_SUCCESS_FORM.columns)
 FAILURE_COLUMNS: Final = ("status", *_FAILURE_FORM.columns)
 # The status is that of the end.
 FINISHED_COLUMNS: Final = (*STARTED_COLUMNS, *_SUCCESS_FORM.columns)
 UNSENT_COLUMNS: Final = (*STARTED_COLUMNS, *_FAILURE_FORM.columns)
 ATTEMPT_COLUMNS: Final = ("run_id", "of_run", *_ATTEMPT_FORM.columns)
-STORED_RUN_COLUMNS: Final = StoredRun._fields
+# `read_at_utc` is no column: the statements take it from the database's clock.
+STORED_RUN_COLUMNS: Final = StoredRun._fields[:-1]
 
 
 def make_started_row(start: RunStart, codec: Codec) -> Row:
@@ -261,8 +263,7 @@ def make_started_row(start: RunStart, codec: Codec) -> Row:
     Raises:
         LLMStoreError: As for `identity`.
     """
-    row = _START_FORM.make_row(start, codec)
-    return (*row, STARTED, row[_CREATED_AT])
+    return (*_START_FORM.make_row(start, codec), STARTED)
 
 
 def make_started_values(start: RunStart) -> Values:
@@ -307,9 +308,9 @@ def make_abandoned_values(at_utc: datetime) -> Values:
 
 def make_finished_row(start: RunStart, success: RunSuccess, codec: Codec) -> Row:
     """Return a run that is over when it is first written, in the order of `FINISHED_COLUMNS`; without a flight key."""
-    *row, _status, created_at = make_started_row(start, codec)
+    *row, _status = make_started_row(start, codec)
     row[_FLIGHT_KEY] = None
-    return (*row, SUCCEEDED, created_at, *_SUCCESS_FORM.make_row(success, codec))
+    return (*row, SUCCEEDED, *_SUCCESS_FORM.make_row(success, codec))
 
 
 def make_finished_values(start: RunStart, success: RunSuccess) -> Values:
@@ -331,6 +332,6 @@ def attempt_values(run_id: UUID, attempt: Attempt) -> Values:
 
 
 def make_stored_run(row: Sequence[Any]) -> StoredRun:
-    """Return a run from the values of `STORED_RUN_COLUMNS`."""
+    """Return a run from the values of `select_stored_run`."""
     run_id, workspace_id, status, *others = row
     return StoredRun(run_id, workspace_id, _STATUSES[status], *others)

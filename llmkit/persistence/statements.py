@@ -17,6 +17,9 @@ from sqlalchemy import (
     Update,
     Uuid,
     bindparam,
+    delete,
+    distinct,
+    func,
     literal_column,
     select,
     update,
@@ -25,8 +28,19 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
 from sqlmodel.sql.sqltypes import UTCDateTime
 
+from llmkit.persistence.clock import DatabaseNow
 from llmkit.persistence.compiled_statements import Compiled, Processor
-from llmkit.persistence.models import EvalResultRow, EvalRunRow, LLMAttemptRow, LLMRunRow, table_of
+from llmkit.persistence.models import (
+    EvalDigestRow,
+    EvalResultRow,
+    EvalRunRow,
+    LLMAttemptRow,
+    LLMLeaseRow,
+    LLMPauseRow,
+    LLMRunRow,
+    SharedCallRow,
+    table_of,
+)
 from llmkit.persistence.rows import (
     FAILURE_COLUMNS,
     FINISHED_COLUMNS,
@@ -47,10 +61,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTEMPTS",
+    "EVAL_DIGESTS",
     "EVAL_RESULTS",
     "EVAL_RUNS",
     "FAILURE_COLUMNS",
+    "LEASES",
+    "PAUSES",
     "RUNS",
+    "SHARED_CALLS",
     "UNSENT_COLUMNS",
     "abandon_run",
     "annotate_run",
@@ -70,6 +88,10 @@ RUNS: Final = table_of(LLMRunRow)
 ATTEMPTS: Final = table_of(LLMAttemptRow)
 EVAL_RUNS: Final = table_of(EvalRunRow)
 EVAL_RESULTS: Final = table_of(EvalResultRow)
+EVAL_DIGESTS: Final = table_of(EvalDigestRow)
+SHARED_CALLS: Final = table_of(SharedCallRow)
+LEASES: Final = table_of(LLMLeaseRow)
+PAUSES: Final = table_of(LLMPauseRow)
 
 ABANDONED_COLUMNS: Final = tuple(make_abandoned_values(utc_now()))
 EVAL_RESULT_KEY: Final = ("eval_run_id", "route", "sample_id", "epoch")
@@ -134,7 +156,8 @@ def _parameters(table: Table, names: Sequence[str]) -> dict[str, Any]:
 
 def insert_run(dialect_name: str, names: Sequence[str]) -> Insert:
     """Return an INSERT of a run with these columns, left out when one of its keys is held."""
-    statement: Insert = insert_or_ignore(RUNS, dialect_name).values(_parameters(RUNS, names))
+    values = _parameters(RUNS, names) | {"heartbeat_at_utc": DatabaseNow()}
+    statement: Insert = insert_or_ignore(RUNS, dialect_name).values(values)
     return statement
 
 
@@ -175,7 +198,7 @@ def annotate_run() -> Update:
 
 
 def _beat() -> Update:
-    return finish_run(("heartbeat_at_utc",))
+    return finish_run(()).values(heartbeat_at_utc=DatabaseNow())
 
 
 def _upsert_result(dialect_name: str) -> Insert:
@@ -186,18 +209,32 @@ def _upsert_result(dialect_name: str) -> Insert:
     return statement.on_conflict_do_update(index_elements=list(EVAL_RESULT_KEY), set_=changed)
 
 
+def _upsert_digest(dialect_name: str) -> Insert:
+    names = ("eval_run_id", "host", "provider", "model", "digest")
+    values = _parameters(EVAL_DIGESTS, names) | {"seen_at_utc": DatabaseNow()}
+    statement = _insert(EVAL_DIGESTS, dialect_name).values(values)
+    changed = {name: statement.excluded[name] for name in ("digest", "seen_at_utc")}
+    return statement.on_conflict_do_update(index_elements=list(names[:4]), set_=changed)
+
+
+def _upsert_shared_call(dialect_name: str) -> Insert:
+    values = _parameters(SHARED_CALLS, ("id", "is_stopped")) | {"created_at_utc": DatabaseNow()}
+    statement = _insert(SHARED_CALLS, dialect_name).values(values)
+    return statement.on_conflict_do_update(index_elements=["id"], set_={"is_stopped": statement.excluded["is_stopped"]})
+
+
 def _update_eval_run() -> Update:
     changed = _parameters(EVAL_RUNS, ("dataset_sha256", "spec_json"))
     return update(EVAL_RUNS).where(EVAL_RUNS.c.id == bindparam("run_id", type_=EVAL_RUNS.c.id.type)).values(changed)
 
 
 def select_stored_run() -> Select[Any]:
-    """Select the columns of `StoredRun` for one run."""
-    return select(*[RUNS.c[name] for name in STORED_RUN_COLUMNS])
+    """Select the fields of `StoredRun` for one run."""
+    return select(*[RUNS.c[name] for name in STORED_RUN_COLUMNS], DatabaseNow().label("read_at_utc"))
 
 
 def holds_idempotency_key() -> Any:
-    """Condition on `workspace_id` and `idempotency_key`, worded as in the partial index so that it is used."""
+    """Build the condition on `workspace_id` and `idempotency_key`, worded as the partial index, so that it is used."""
     return (
         (RUNS.c.workspace_id == bindparam("workspace_id", type_=RUNS.c.workspace_id.type))
         & (RUNS.c.idempotency_key == bindparam("idempotency_key", type_=RUNS.c.idempotency_key.type))
@@ -206,7 +243,7 @@ def holds_idempotency_key() -> Any:
 
 
 def holds_flight_key() -> Any:
-    """Condition on `workspace_id` and `flight_key`, as `holds_idempotency_key`."""
+    """Build the condition on `workspace_id` and `flight_key`, as `holds_idempotency_key` does."""
     return (
         (RUNS.c.workspace_id == bindparam("workspace_id", type_=RUNS.c.workspace_id.type))
         & (RUNS.c.flight_key == bindparam("flight_key", type_=RUNS.c.flight_key.type))
@@ -215,14 +252,72 @@ def holds_flight_key() -> Any:
 
 
 def is_run() -> Any:
-    """Condition on `workspace_id` and `run_id`."""
+    """Build the condition on `workspace_id` and `run_id`."""
     return (RUNS.c.workspace_id == bindparam("workspace_id", type_=RUNS.c.workspace_id.type)) & (
         RUNS.c.id == bindparam("run_id", type_=RUNS.c.id.type)
     )
 
 
+def _lock_pool(dialect_name: str) -> Select[Any]:
+    """Select the lock of a pool: SQLite's write transaction is one already."""
+    pool = bindparam("pool", type_=LEASES.c.pool.type)
+    if dialect_name == "sqlite":
+        return select(pool)
+    return select(func.pg_advisory_xact_lock(func.hashtextextended(pool, literal_column("0"))))
+
+
+def _lease_statements(dialect_name: str) -> dict[str, Executable]:
+    """Make the statements of leases; the time is an argument, read once after the pool's lock was given."""
+    rows = LEASES.c
+    now = bindparam("now_utc", type_=rows.expires_at_utc.type)
+    of_pool = rows.pool == bindparam("in_pool", type_=rows.pool.type)
+    of_id = rows.id == bindparam("lease_id", type_=rows.id.type)
+    changed = ("amount", "settled", "expires_at_utc")
+    return {
+        "database_now": select(DatabaseNow()),
+        "lock_pool": _lock_pool(dialect_name),
+        "insert_lease": insert_or_ignore(LEASES, dialect_name).values(_parameters(LEASES, LEASES.columns.keys())),
+        "update_lease": update(LEASES).where(of_id).values(_parameters(LEASES, changed)),
+        "delete_lease": delete(LEASES).where(of_id),
+        "prune_leases": delete(LEASES).where(of_pool, rows.expires_at_utc <= now),
+        "lease": select(rows.amount, rows.settled, rows.expires_at_utc).where(of_id),
+        "pool_use": select(
+            func.coalesce(func.sum(rows.amount), literal_column("0")), func.count(distinct(rows.owner))
+        ).where(of_pool, rows.expires_at_utc > now),
+        # Enough to see when there is room again: a window that has more parts gets its first room sooner.
+        "pool_ends": select(rows.amount, rows.expires_at_utc)
+        .where(of_pool, rows.expires_at_utc > now)
+        .order_by(rows.expires_at_utc)
+        .suffix_with("LIMIT 200"),
+        # The row without owner is of those that are gone.
+        "budget_use": select(
+            func.coalesce(func.sum(rows.amount), literal_column("0")),
+            func.coalesce(func.sum(rows.settled), literal_column("0")),
+            func.count(),
+        ).where(of_pool, rows.owner != literal_column("''"), rows.id != bindparam("lease_id", type_=rows.id.type)),
+        "budget_shares": select(rows.id, rows.owner, rows.amount, rows.settled, rows.expires_at_utc).where(
+            of_pool, rows.owner != literal_column("''")
+        ),
+    }
+
+
+def _pause_statements(dialect_name: str) -> dict[str, Executable]:
+    at = PAUSES.c
+    of_route = (at.endpoint == bindparam("in_endpoint", type_=at.endpoint.type)) & (
+        at.model == bindparam("of_model", type_=at.model.type)
+    )
+    pause = _insert(PAUSES, dialect_name).values(_parameters(PAUSES, PAUSES.columns.keys()))
+    longer = pause.excluded.until_utc > at.until_utc
+    return {
+        "pause_route": pause.on_conflict_do_update(
+            index_elements=["endpoint", "model"], set_={"until_utc": pause.excluded.until_utc}, where=longer
+        ),
+        "pause_of_route": select(at.until_utc, DatabaseNow()).where(of_route),
+    }
+
+
 def compile_all(dialect: Dialect) -> dict[str, Compiled]:
-    """Every statement of the journal for one database, by name."""
+    """Compile every statement of the journal for one database, by name."""
     name = dialect.name
     found = select_stored_run()
     run_id = RUNS.c.id == bindparam("run_id", type_=RUNS.c.id.type)
@@ -238,6 +333,8 @@ def compile_all(dialect: Dialect) -> dict[str, Compiled]:
         "annotate": annotate_run(),
         "beat": _beat(),
         "upsert_result": _upsert_result(name),
+        "upsert_digest": _upsert_digest(name),
+        "upsert_shared_call": _upsert_shared_call(name),
         "insert_eval_run": new_evaluation,
         "update_eval_run": _update_eval_run(),
         "by_idempotency_key": found.where(holds_idempotency_key()),
@@ -245,4 +342,5 @@ def compile_all(dialect: Dialect) -> dict[str, Compiled]:
         "by_id": found.where(is_run()),
         "outcome": select(RUNS.c.status, RUNS.c.finished_at_utc, RUNS.c.error_code).where(run_id),
     }
+    statements |= _lease_statements(name) | _pause_statements(name)
     return {key: compile_statement(statement, dialect) for key, statement in statements.items()}

@@ -41,7 +41,7 @@ def export_workspace(engine: Engine, address: DatabaseAddress, workspace_id: str
 
 
 def _lines(engine: Engine, address: DatabaseAddress, workspace_id: str) -> Generator[tuple[str, str]]:
-    """Each row as a line, with the name of its table."""
+    """Yield each row as a line, with the name of its table."""
     with reading(engine, address) as connection:
         for table in TABLES:
             with _rows_of(connection, table, workspace_id) as rows:

@@ -198,7 +198,7 @@ def _moment(text: str) -> datetime:
 
 
 def _new(connection: Connection, table: Table, rows: Sequence[Row]) -> Iterator[Row]:
-    """Those of the rows that are not there."""
+    """Return the rows that the database does not have."""
     key = list(table.primary_key.columns)
     wanted = [tuple(row[column.name] for column in key) for row in rows]
     known = {tuple(row) for row in connection.execute(select(*key).where(tuple_(*key).in_(wanted)))}

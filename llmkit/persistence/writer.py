@@ -235,7 +235,7 @@ class GroupWriter:
             self._deliver(batch, outcomes)
 
     def _prepare_batch(self, batch: list[_Request]) -> list[_Request]:
-        """Those that can be stored; the others fail alone."""
+        """Return the requests that can be stored; each of the others fails alone."""
         refused: list[_Request] = []
         errors: list[Exception] = []
         for request in batch:

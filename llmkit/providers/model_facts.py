@@ -46,14 +46,24 @@ class ModelFacts:
     Attributes:
         tools: Whether it can call tools.
         json_schema: Whether its answers are constrained to a schema.
+        json_object: Whether it writes JSON when any JSON is asked for.
+        tools_with_schema: Whether it takes tools and a schema in one request.
         images: Whether it reads images.
+        logprobs: Whether it sends the log-probabilities of its tokens.
+        seed: Whether equal requests with one seed get equal answers.
+        usage: Whether the server counts tokens.
         context_tokens: Size of its context window.
         digest: Identifies its weights and template: a new digest is another model under the same name.
     """
 
     tools: Fact[bool] | None = None
     json_schema: Fact[bool] | None = None
+    json_object: Fact[bool] | None = None
+    tools_with_schema: Fact[bool] | None = None
     images: Fact[bool] | None = None
+    logprobs: Fact[bool] | None = None
+    seed: Fact[bool] | None = None
+    usage: Fact[bool] | None = None
     context_tokens: Fact[int] | None = None
     digest: Fact[str] | None = None
 
@@ -96,29 +106,38 @@ _CAPS_FIELDS: Mapping[str, str] = {
     "tools": "supports_tools",
     "json_schema": "supports_json_schema",
     "images": "supports_images",
+    "logprobs": "supports_logprobs",
     "context_tokens": "max_context_tokens",
 }
 _LABELS: Mapping[str, str] = {
     "tools": "tools",
     "json_schema": "schema",
+    "json_object": "any JSON",
+    "tools_with_schema": "tools with a schema",
     "images": "images",
+    "logprobs": "log-probabilities",
+    "seed": "seed",
+    "usage": "token counts",
     "context_tokens": "context",
     "digest": "digest",
 }
 
 
-def make_declared_facts(caps: ProviderCaps, context_tokens: int | None, *, by_model: bool = False) -> ModelFacts:
+def make_declared_facts(
+    caps: ProviderCaps, context_tokens: int | None, *, tools_by_model: bool = False, images_by_model: bool = False
+) -> ModelFacts:
     """Return the facts that hold for every model of a provider.
 
     Args:
         caps: The provider's capabilities.
         context_tokens: Its context window; None when it depends on the model.
-        by_model: Whether tools and images depend on the model, so that an undeclared one is unknown, not absent.
+        tools_by_model: Whether tools depend on the model, so that undeclared ones are unknown, not absent.
+        images_by_model: The same for images.
     """
     return ModelFacts(
-        tools=None if by_model and not caps.supports_tools else Fact(caps.supports_tools, "declared"),
+        tools=None if tools_by_model and not caps.supports_tools else Fact(caps.supports_tools, "declared"),
         json_schema=Fact(caps.supports_json_schema, "declared"),
-        images=None if by_model and not caps.supports_images else Fact(caps.supports_images, "declared"),
+        images=None if images_by_model and not caps.supports_images else Fact(caps.supports_images, "declared"),
         context_tokens=None if context_tokens is None else Fact(context_tokens, "declared"),
     )
 

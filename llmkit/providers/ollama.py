@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlsplit
 
 from llmkit.canonical_json import json_object
-from llmkit.ports import Endpoint
+from llmkit.endpoints.tables import EndpointSettings
 from llmkit.providers.base import (
     LLAMA_CPP_UNENFORCED,
     CallArguments,
+    ProviderKind,
     ProviderSpec,
+    ReadEndpoint,
     ReplyFacts,
+    StreamForm,
     build_openai_arguments,
+    find_key_problem,
     find_url_passwords,
+    make_hints,
+    make_policy_ranks,
     read_error,
+    read_token_count,
+    read_token_logprobs,
+    remember_last,
     strip_credentials,
 )
 from llmkit.providers.checks import Check, CheckState, ServerState
@@ -27,9 +38,10 @@ from llmkit.redaction import redact
 from llmkit.settings import LLMSettings
 from llmkit.types import LLMProfile, LLMProvider, LLMRequest, ProviderCaps, Route
 
-__all__ = ["SPEC", "add_tag", "choose_context_window", "read_facts"]
+__all__ = ["KIND", "SPEC", "add_tag", "choose_context_window", "read_facts"]
 
 LITELLM_PREFIX = "ollama_chat"
+DEFAULT_API_BASE = "http://localhost:11434"
 
 SMALLEST_CONTEXT_TOKENS = 4096
 # Loading the model reserves memory for its whole window; few models can read more than this.
@@ -98,37 +110,33 @@ def _read_window(model_info: Any) -> int | None:
     return window if isinstance(window, int) and not isinstance(window, bool) and window > 0 else None
 
 
-def _get_address(settings: LLMSettings) -> str:
-    return strip_credentials(str(settings.ollama_api_base))
-
-
 def _is_cloud_model(model: str) -> bool:
     """Return whether the tag names a cloud model (`gpt-oss:120b-cloud`), whose prompts a local server forwards."""
     tag = model.rpartition("/")[2].partition(":")[2]
     return tag == "cloud" or tag.endswith("-cloud")
 
 
-def _build_call_arguments(
-    settings: LLMSettings, route: Route, request: LLMRequest, _endpoint: Endpoint | None
-) -> CallArguments:
+def _build_call_arguments(endpoint: EndpointSettings, route: Route, request: LLMRequest) -> CallArguments:
     model = f"{LITELLM_PREFIX}/{route.model}"
     window = choose_context_window(request)
     own = {
         "model": model,
-        "api_base": str(settings.ollama_api_base).rstrip("/"),
+        "api_base": endpoint.api_base.rstrip("/"),
         # Without a key of ours LiteLLM sends OLLAMA_API_KEY from the environment to whatever address this is.
-        "api_key": "none",
+        "api_key": endpoint.api_key or "none",
         "num_ctx": window,
         # A server since 0.12.5 then refuses a prompt that does not fit, with a clear 400; older ones ignore it and cut.
-        "extra_body": {"truncate": False} | ({} if request.thinking is None else {"think": request.thinking}),
+        "extra_body": {"truncate": False}
+        | ({} if request.thinking is None else {"think": request.thinking})
+        | ({"logprobs": True} if request.logprobs else {}),
         # LiteLLM labels the body application/octet-stream.
-        "extra_headers": {"Content-Type": "application/json"},
+        "extra_headers": {"Content-Type": "application/json", **endpoint.headers},
     }
     return CallArguments(
         kwargs={**build_openai_arguments(request), **own},
-        address=_get_address(settings),
+        address=strip_credentials(endpoint.api_base),
         context_tokens=window,
-        send_key=False,
+        send_key=bool(endpoint.api_key),
         price_entry={model: _PRICE_ENTRY},
     )
 
@@ -141,19 +149,19 @@ _PRICE_ENTRY: Mapping[str, Any] = MappingProxyType(
 
 
 def _read_reply_facts(reply: Mapping[str, Any]) -> ReplyFacts:
-    prompt_tokens = _read_count(reply, "prompt_eval_count")
+    prompt_tokens = _read_prompt_count(reply)
     return ReplyFacts(
         unreadable=_explain_no_content(reply),
-        counts_reported=prompt_tokens is not None and "eval_count" in reply,
+        counts_reported=prompt_tokens is not None and read_token_count(reply.get("eval_count")) is not None,
         prompt_tokens=prompt_tokens,
         error=read_error(reply.get("error")),
+        token_logprobs=read_token_logprobs(reply.get("logprobs")),
     )
 
 
-def _read_count(reply: Mapping[str, Any], name: str) -> int | None:
-    """Return a count of tokens; None for 0 too, which a server reports for a prompt that its cache already had."""
-    count = reply.get(name)
-    return count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else None
+def _read_prompt_count(reply: Mapping[str, Any]) -> int | None:
+    """Return the tokens of the prompt; None for 0 too, which a server reports for one that its cache already had."""
+    return read_token_count(reply.get("prompt_eval_count")) or None
 
 
 def _explain_no_content(reply: Mapping[str, Any]) -> str | None:
@@ -165,26 +173,37 @@ def _explain_no_content(reply: Mapping[str, Any]) -> str | None:
     return None
 
 
+# The other fields that are read. LiteLLM fails on surprises in more, which must not cost a paid answer.
+_REPLY_FIELDS: Mapping[str, type] = {"model": str, "done": bool, "done_reason": str, "error": object}
+
+
 def _mend_reply(reply: Mapping[str, Any]) -> Mapping[str, Any]:
     """Adapt a reply to what LiteLLM reads.
 
-    Counts of 0 and null are dropped, so that LiteLLM estimates them. Some models put the requested JSON into
-    `thinking` and leave `content` empty (https://github.com/ollama/ollama/issues/14645): a whole JSON object there,
-    with nothing else, is the answer.
+    Counts of 0, and what is no count, are dropped, so that LiteLLM estimates them. Some models put the requested JSON
+    into `thinking` and leave `content` empty (https://github.com/ollama/ollama/issues/14645): a whole JSON object
+    there, with nothing else, is the answer.
     """
-    mended = {name: value for name, value in reply.items() if value is not None}
-    if "prompt_eval_count" in mended and _read_count(reply, "prompt_eval_count") is None:
-        del mended["prompt_eval_count"]
+    mended = {
+        name: reply[name]
+        for name, kind in _REPLY_FIELDS.items()
+        if reply.get(name) is not None and isinstance(reply[name], kind)
+    }
+    counts = {"prompt_eval_count": _read_prompt_count(reply), "eval_count": read_token_count(reply.get("eval_count"))}
+    mended |= {name: count for name, count in counts.items() if count is not None}
     message = reply.get("message")
-    if isinstance(message, Mapping):
-        mended["message"] = _mend_message(message)
-    return mended if mended != reply else reply
+    if message is not None:
+        mended["message"] = _mend_message(message) if isinstance(message, Mapping) else message
+    return mended
 
 
 def _mend_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
     calls, thinking = message.get("tool_calls"), message.get("thinking")
-    mended = {"role": "assistant", **message, "content": message.get("content") or ""}
-    if isinstance(calls, list) and calls:
+    mended = {"role": "assistant", "content": message.get("content") or ""}
+    if isinstance(thinking, str):
+        mended["thinking"] = thinking
+    calls = [call for call in calls if isinstance(call, Mapping)] if isinstance(calls, list) else []
+    if calls:
         mended["tool_calls"] = [_mend_call(call) for call in calls]
     elif not mended["content"] and isinstance(thinking, str) and _is_json_object(thinking):
         mended.update(content=thinking.strip(), thinking="")
@@ -196,11 +215,12 @@ def _is_json_object(text: str) -> bool:
 
 
 def _mend_call(call: Any) -> Any:
-    """Add the arguments that a call of a tool without parameters may lack."""
+    """Add the arguments that a call of a tool without parameters may lack; those that are no object become text."""
     function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or function.get("arguments") is not None:
+    if not isinstance(function, Mapping) or isinstance(function.get("arguments"), str | dict):
         return call
-    return {**call, "function": {**function, "arguments": {}}}
+    given = function.get("arguments")
+    return {**call, "function": {**function, "arguments": {} if given is None else json.dumps(given)}}
 
 
 def _find_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -208,64 +228,109 @@ def _find_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return schema if isinstance(schema, Mapping) else None
 
 
-def _check(settings: LLMSettings, server: ServerState | None) -> Iterator[Check]:
-    base = redact(str(settings.ollama_api_base).rstrip("/"))
+def _check(endpoint: EndpointSettings, start: str, server: ServerState | None) -> Iterator[Check]:
+    name, base = endpoint.name, redact(endpoint.api_base.rstrip("/"))
     if server is None:
-        fix = "start it with `ollama serve`, or set LLM_OLLAMA_API_BASE"
-        yield Check("ollama", CheckState.ABSENT, f"nothing answers at {base}", fix)
+        yield Check(name, CheckState.ABSENT, f"nothing answers at {base}", start)
         return
-    wanted, names = settings.ollama_model, [model.name for model in server.models]
+    wanted, names = endpoint.model, [model.name for model in server.models]
     listed, where = ", ".join(names) or "none", f"{server.version} at {base}"
     if add_tag(wanted) in names:
-        yield Check("ollama", CheckState.OK, f"{where}; models: {listed}", route=f"ollama/{wanted}")
+        yield Check(name, CheckState.OK, f"{where}; models: {listed}", route=f"{name}/{wanted}")
     else:
         detail = f"{where}; model {wanted} is not pulled (there: {listed})"
-        usable = f"ollama/{names[0].removesuffix(':latest')}" if names else None
-        yield Check("ollama", CheckState.ABSENT, detail, f"ollama pull {wanted}", route=usable)
+        usable = f"{name}/{names[0].removesuffix(':latest')}" if names else None
+        yield Check(name, CheckState.ABSENT, detail, f"ollama pull {wanted}", route=usable)
     for model in server.models:
         size = f"; {model.size_bytes / 10**6:,.0f} MB" if model.size_bytes else ""
         detail = f"{str(model.facts) or 'the server reports no details'}{size}"
-        yield Check(f"ollama/{model.name}", CheckState.OK, detail, facts=model.facts.as_dict())
+        yield Check(f"{name}/{model.name}", CheckState.OK, detail, facts=model.facts.as_dict())
 
 
-SPEC = ProviderSpec(
-    provider=LLMProvider.OLLAMA,
-    label="Ollama",
-    caps=ProviderCaps(
-        # It depends on the model, so it is not declared; a pinned model is asked anyway.
-        supports_tools=False,
-        supports_json=True,
-        supports_json_schema=True,
-        max_context_tokens=None,
-        preferred_for_profiles=frozenset({LLMProfile.FAST, LLMProfile.BALANCED}),
-        is_local=True,
-        # This depends on the model too.
-        supports_images=False,
-        unenforced_schema_keywords=LLAMA_CPP_UNENFORCED,
-    ),
-    default_model=lambda settings: settings.ollama_model,
-    context_tokens=lambda _settings, _model: None,
-    address=_get_address,
-    configuration_problem=lambda _settings: None,
-    check=_check,
-    call_arguments=_build_call_arguments,
-    reply_facts=_read_reply_facts,
-    sent_schema=_find_schema,
-    mend_reply=_mend_reply,
-    resize_window=_resize_window,
-    secrets=lambda settings: find_url_passwords(str(settings.ollama_api_base)),
-    tools_depend_on_model=True,
-    images_depend_on_model=True,
-    # Older servers cannot read it, and LiteLLM makes a JPEG of it where Pillow happens to be installed.
-    unread_media_types=frozenset({"image/webp"}),
-    estimates_missing_counts=True,
-    writes_reasoning_tags=True,
-    runs_elsewhere=_is_cloud_model,
-    per_minute=lambda settings: (settings.ollama_requests_per_minute, settings.ollama_tokens_per_minute),
-    litellm_prefix=LITELLM_PREFIX,
-    policy_ranks={"by_profile": 0, "prefer_local": 0, "prefer_cloud": 1, "cheapest_known": 0},
-    schema_fix="curl -fsSL https://ollama.com/install.sh | sh",
-    hints={
+@remember_last
+def _read_settings(settings: LLMSettings) -> EndpointSettings:
+    return EndpointSettings(
+        name=LLMProvider.OLLAMA,
+        kind="ollama",
+        model=settings.ollama_model,
+        source="LLM_OLLAMA_API_BASE",
+        api_base=str(settings.ollama_api_base),
+        requests_per_minute=settings.ollama_requests_per_minute,
+        tokens_per_minute=settings.ollama_tokens_per_minute,
+    )
+
+
+def _load_stream_form() -> StreamForm:
+    # Imported here: only a streamed answer needs it.
+    from llmkit.providers.ollama_stream import OLLAMA_STREAM
+
+    return OLLAMA_STREAM
+
+
+def _make_spec(
+    read: ReadEndpoint,
+    name: LLMProvider,
+    label: str,
+    hints: Mapping[str, str],
+    profiles: frozenset[LLMProfile],
+    *,
+    start: str,
+    local: bool | None = None,
+) -> ProviderSpec:
+    return ProviderSpec(
+        provider=name,
+        kind="ollama",
+        label=label,
+        caps=ProviderCaps(
+            # It depends on the model, so it is not declared; a pinned model is asked anyway.
+            supports_tools=False,
+            supports_json=True,
+            supports_json_schema=True,
+            max_context_tokens=None,
+            preferred_for_profiles=profiles,
+            is_local=local is not False,
+            # This depends on the model too.
+            supports_images=False,
+            # Since 0.12.11; older servers ignore the option, and the answer then has a warning.
+            supports_logprobs=True,
+            unenforced_schema_keywords=LLAMA_CPP_UNENFORCED,
+        ),
+        default_model=lambda settings: read(settings).model,
+        context_tokens=lambda _settings, _model: None,
+        address=lambda settings: strip_credentials(read(settings).api_base),
+        configuration_problem=lambda settings: find_key_problem(read(settings)),
+        check=lambda settings, server: _check(read(settings), start, server),
+        call_arguments=lambda settings, route, request, _server: _build_call_arguments(read(settings), route, request),
+        reply_facts=_read_reply_facts,
+        sent_schema=_find_schema,
+        mend_reply=_mend_reply,
+        resize_window=_resize_window,
+        secrets=lambda settings: (read(settings).api_key, *find_url_passwords(read(settings).api_base)),
+        tools_depend_on_model=True,
+        images_depend_on_model=True,
+        # Older servers cannot read it, and LiteLLM makes a JPEG of it where Pillow happens to be installed.
+        unread_media_types=frozenset({"image/webp"}),
+        estimates_missing_counts=True,
+        writes_reasoning_tags=True,
+        runs_elsewhere=(lambda _model: True) if local is False else _is_cloud_model,
+        per_minute=lambda settings: (read(settings).requests_per_minute, read(settings).tokens_per_minute),
+        litellm_prefix=LITELLM_PREFIX,
+        policy_ranks=make_policy_ranks(is_local=local is not False),
+        schema_fix="curl -fsSL https://ollama.com/install.sh | sh",
+        hints=hints,
+        is_declared_local=bool(local),
+        server_address=lambda settings: read(settings).api_base,
+        stream=_load_stream_form,
+    )
+
+
+_PATH_HINT = " to its address, without the path of an API such as /v1"
+
+SPEC = _make_spec(
+    _read_settings,
+    LLMProvider.OLLAMA,
+    "Ollama",
+    {
         "set_up": "start Ollama with `ollama serve` (https://ollama.com)"
         " and pull a model, for example `ollama pull llama3.2`",
         "start": "start it with `ollama serve`, or set LLM_OLLAMA_API_BASE to where it runs",
@@ -275,5 +340,36 @@ SPEC = ProviderSpec(
         "limit": "lower LLM_CONCURRENCY_LIMIT, or try again later",
         "address": "set LLM_OLLAMA_API_BASE",
         "cut": "raise max_output_tokens, or ask for less",
+        "logprobs": "update Ollama to 0.12.11 or later",
+        "path": f"set LLM_OLLAMA_API_BASE{_PATH_HINT}",
     },
+    frozenset({LLMProfile.FAST, LLMProfile.BALANCED}),
+    start="start it with `ollama serve`, or set LLM_OLLAMA_API_BASE",
 )
+
+
+def _make_named_spec(endpoint: EndpointSettings) -> ProviderSpec:
+    own = endpoint if endpoint.api_base else replace(endpoint, api_base=DEFAULT_API_BASE)
+    place = f"[endpoints.{own.name}] of {own.source}"
+    hints = make_hints(
+        own,
+        start=f"start it with `ollama serve`, or correct api_base in {place}",
+        model=f"run `ollama pull {{model}}` on its server, or correct model in {place}",
+        path=f"set api_base in {place}{_PATH_HINT}",
+        logprobs="update Ollama to 0.12.11 or later",
+    )
+    return _make_spec(
+        lambda _settings: own, own.name, str(own.name), hints, own.profiles, start=hints["start"], local=own.local
+    )
+
+
+def _find_address_problem(address: str) -> str | None:
+    path = urlsplit(address).path.rstrip("/")
+    if urlsplit(address).query:
+        return "must not have a query (?); remove it"
+    if path.endswith(("/api", "/api/chat")):
+        return "must end before /api; remove it"
+    return "must not end with /v1: remove it, or set kind to openai" if path.endswith("/v1") else None
+
+
+KIND = ProviderKind("ollama", _make_named_spec, _find_address_problem)

@@ -92,7 +92,8 @@ def compute_max_prompt_tokens(request: LLMRequest) -> int:
     """
     schema = request.response_format and request.response_format.json_schema
     # Half of a surrogate pair has no encoding; a replaced one has as many bytes as what the server gets for it.
-    texts = sum(len(text.encode(errors="replace")) for text in _list_texts(request)) + len(json.dumps(schema or {}))
+    texts = sum(len(text.encode(errors="replace")) for text in _list_texts(request))
+    texts += len(json.dumps(schema)) if schema else 0
     frame = TOKENS_OF_A_TEMPLATE + 2 * TOKENS_PER_MESSAGE * (len(request.messages) + len(request.tools))
     return texts + frame + sum(map(_estimate_attachment_tokens, request.attachments))
 

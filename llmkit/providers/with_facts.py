@@ -17,7 +17,9 @@ __all__ = ["add_model_facts"]
 def add_model_facts(
     providers: Mapping[LLMProvider, ProviderSpec], facts: FactBook
 ) -> Mapping[LLMProvider, ProviderSpec]:
-    """Return providers that limit the context window to the model's and record the model's digest.
+    """Return providers that limit the context window to the model's, and record the model's digest.
+
+    A wish for any JSON is left out where a probe has shown that the model does not obey it.
 
     Args:
         providers: The providers to wrap.
@@ -32,6 +34,11 @@ def _add_facts(spec: ProviderSpec, facts: FactBook) -> ProviderSpec:
     ) -> CallArguments:
         known = facts.of(route)
         arguments = spec.call_arguments(settings, route, request, endpoint)
+        # Some servers refuse the wish for any JSON (LM Studio), others ignore it: the prompt has to do.
+        ignores_it = known.json_object is not None and not known.json_object.value
+        if ignores_it and arguments.kwargs.get("response_format") == {"type": "json_object"}:
+            kept = {name: value for name, value in arguments.kwargs.items() if name != "response_format"}
+            arguments = replace(arguments, kwargs=kept)
         if known.context_tokens is not None:
             arguments = replace(arguments, model_context_tokens=known.context_tokens.value)
             if arguments.context_tokens is not None:

@@ -10,7 +10,7 @@ from pydantic_ai import Agent
 
 from llmkit.pydanticai.messages import as_model_messages, as_model_response, as_user_content, is_sent_as_it_is
 from llmkit.pydanticai.model import AgentForm, PydanticAiLiteLLMModel
-from llmkit.pydanticai.output_reader import Reader
+from llmkit.pydanticai.output_reader import Reader, convert_exits
 from llmkit.pydanticai.output_shape import OutputShape
 from llmkit.pydanticai.repair import is_json
 from llmkit.types import LLMResponse, Message
@@ -90,6 +90,7 @@ def _read(response: LLMResponse, answer: OutputShape[Any]) -> Any:
     if response.tool_calls or not is_json(response.text):
         return _UNFIT
     try:
-        return answer.adapter.validate_json(response.text)
+        with convert_exits():
+            return answer.adapter.validate_json(response.text)
     except ValidationError:
         return _UNFIT

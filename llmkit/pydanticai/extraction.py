@@ -17,8 +17,9 @@ from llmkit.pydanticai.direct_request import Asker
 from llmkit.pydanticai.model import PydanticAiLiteLLMModel
 from llmkit.pydanticai.output_reader import Reader
 from llmkit.pydanticai.output_shape import OutputShape
-from llmkit.service import LLMService
+from llmkit.service import ChatService
 from llmkit.types import (
+    Attempt,
     LLMConstraints,
     LLMRequest,
     LLMResponse,
@@ -30,12 +31,12 @@ from llmkit.types import (
     ToolDefinition,
 )
 
-__all__ = ["Extraction", "Outcome", "OutputMode", "extract"]
+__all__ = ["Extraction", "Outcome", "OutputMode", "ask_text", "extract"]
 
 # It would print a page about itself in the middle of our progress bar.
 pydantic_ai.BANNER_ENABLED = False
 
-OutputMode = Literal["schema", "tool", "prompted"]
+OutputMode = Literal["schema", "tool", "prompted", "text"]
 Outcome = Literal["first_try", "repaired", "reasked"]
 T = TypeVar("T")
 
@@ -46,7 +47,8 @@ class Extraction(Generic[T]):
 
     Attributes:
         value: An instance of the output type.
-        mode: How the type was requested: constrained by a schema, as a tool call, or in the prompt.
+        mode: How the type was requested: constrained by a schema, as a tool call, or in the prompt; `text` for free
+            text, for which no JSON was requested.
         valid_first_try: Whether the raw first answer fitted as it was.
         responses: Every model request, in order; `served_from` shows which of them were paid for now.
         usage: Tokens of all of them.
@@ -58,6 +60,7 @@ class Extraction(Generic[T]):
         answer_json: The JSON text that was validated: an object, with the value in `response` where the type is none.
         warnings: What the caller should know: parts of the schema that only validation enforces on the route that
             answered, and that an answer was repaired.
+        lost_attempts: Requests of a policy's earlier calls that gave no answer. They are part of `usage`.
     """
 
     value: T
@@ -70,10 +73,11 @@ class Extraction(Generic[T]):
     schema_sha256: str | None = None
     warnings: tuple[str, ...] = ()
     answer_json: str | None = None
+    lost_attempts: tuple[Attempt, ...] = ()
 
 
 async def extract(  # noqa: PLR0913 - the fields of a request, all by name
-    service: LLMService,
+    service: ChatService,
     output_type: type[T],
     messages: str | Sequence[Message],
     *,
@@ -126,10 +130,49 @@ async def extract(  # noqa: PLR0913 - the fields of a request, all by name
         except LLMError as error:
             if earlier is not None:
                 error.attempts = earlier.attempts + error.attempts
-            if not error.retryable or (constraints is not None and not constraints.allow_fallback):
+            is_last = constraints is not None and not constraints.allow_fallback
+            if is_last or error.has_begun or not error.retryable:
                 raise
             earlier = error
     raise earlier or LLMUnavailable("No route answers at the moment")
+
+
+async def ask_text(  # noqa: PLR0913 - the arguments of `extract`
+    service: ChatService,
+    _output_type: type[str],
+    messages: str | Sequence[Message],
+    *,
+    context: RequestContext | None = None,
+    route: Route | None = None,
+    constraints: LLMConstraints | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    idempotency_key: str | None = None,
+    epoch: int = 0,
+    use_cache: bool = True,
+    reasks: int = 1,  # noqa: ARG001 (any text is valid, so that nothing is asked again)
+) -> Extraction[str]:
+    """Ask for free text, with the arguments and the result of `extract`.
+
+    Raises:
+        LLMError: As `LLMService.chat`.
+    """
+    fields = {**(parameters or {}), "route": route, "constraints": constraints or LLMConstraints()}
+    fields |= {"epoch": epoch, "use_cache": use_cache}
+    # Numbered as the requests of an extraction are.
+    fields["idempotency_key"] = None if idempotency_key is None else f"{idempotency_key}#0"
+    try:
+        request = LLMRequest(messages=_conversation(messages), **fields)
+    except ValidationError as error:
+        raise LLMBadRequest("; ".join(describe_validation(error))) from None
+    response = await service.chat(request, context)
+    return Extraction(
+        value=response.text,
+        mode="text",
+        valid_first_try=True,
+        responses=(response,),
+        usage=response.usage,
+        latency_ms=response.latency_ms,
+    )
 
 
 def _conversation(messages: str | Sequence[Message]) -> tuple[Message, ...]:
@@ -152,7 +195,7 @@ _NEEDS: Mapping[OutputMode, dict[str, Any]] = {
 
 
 def _modes(
-    service: LLMService, task: _ExtractionTask[T], route: Route | None, own: LLMConstraints, strongest: Sequence[Route]
+    service: ChatService, task: _ExtractionTask[T], route: Route | None, own: LLMConstraints, strongest: Sequence[Route]
 ) -> Iterator[tuple[OutputMode, LLMConstraints]]:
     """Return the strongest mode that some route has.
 
@@ -186,7 +229,7 @@ class _ExtractionTask(Generic[T]):
         """Return a request that needs of a route what the mode needs."""
         return LLMRequest(messages=self.conversation, route=route, constraints=constraints, **_NEEDS[mode])
 
-    async def run(self, service: LLMService, model: PydanticAiLiteLLMModel, mode: OutputMode) -> Extraction[T]:
+    async def run(self, service: ChatService, model: PydanticAiLiteLLMModel, mode: OutputMode) -> Extraction[T]:
         """Ask in one mode."""
         reader = _AskingReader(model)
         found = await self._extract_output(model, reader, _asker(self.answer.wire_type, mode))
@@ -241,6 +284,7 @@ class _ExtractionTask(Generic[T]):
             model=last.route.model if last else None,
         )
         invalid.run_id = last.run_id if last else None
+        invalid.responses = tuple(responses)
         return _with_earlier(invalid, responses)
 
 
@@ -269,7 +313,7 @@ def _with_earlier(error: LLMError, earlier: Sequence[LLMResponse]) -> LLMError:
 
 
 def _warnings(
-    service: LLMService, model: PydanticAiLiteLLMModel, last: LLMResponse, *, is_repaired: bool
+    service: ChatService, model: PydanticAiLiteLLMModel, last: LLMResponse, *, is_repaired: bool
 ) -> tuple[str, ...]:
     caps = service.router.capabilities(last.route)
     loose = model.schema.list_unenforced(caps) if model.schema else ()

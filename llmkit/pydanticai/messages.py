@@ -130,7 +130,7 @@ def _retry(part: RetryFeedbackPart | RetryPromptPart) -> Message:
 
 
 def _user(content: str | Sequence[UserContent]) -> Message:
-    """One message: the texts as paragraphs, the files beside them in their order."""
+    """Build one message: the texts as paragraphs, the files beside them in their order."""
     texts: list[str] = []
     attachments: list[Attachment] = []
     for item in [content] if isinstance(content, str) else content:
@@ -170,7 +170,7 @@ def _assistant(parts: Sequence[ModelResponsePart]) -> Message:
 
 
 def _arguments(part: ToolCallPart) -> str:
-    """JSON of an object, whatever the model wrote: LiteLLM fails on any other."""
+    """Return JSON of an object, whatever the model wrote: LiteLLM fails on any other."""
     written = part.args_as_json_str()
     try:
         sound = isinstance(json.loads(written), dict)
@@ -199,7 +199,7 @@ def as_model_messages(messages: Sequence[Message]) -> list[ModelMessage]:
 
 
 def as_user_content(message: Message) -> str | list[UserContent]:
-    """Text and attachments of a user message of ours, as Pydantic AI takes them."""
+    """Convert text and attachments of a user message to Pydantic AI's types."""
     if not message.attachments:
         return message.content
     files = [BinaryContent(each.data, media_type=each.media_type) for each in message.attachments]
@@ -224,11 +224,13 @@ def as_model_response(response: LLMResponse) -> ModelResponse:
 
 
 def _usage(usage: TokenUsage) -> RequestUsage:
-    # Pydantic AI knows no unknown count; the store keeps the difference between 0 and unknown.
+    # An unknown count is a 0 for Pydantic AI, beside this mark; the store keeps the difference.
+    is_unknown = usage.input_tokens is None or usage.output_tokens is None
     details = {"reasoning_tokens": usage.reasoning_tokens} if usage.reasoning_tokens is not None else {}
     return RequestUsage(
         input_tokens=usage.input_tokens or 0,
         output_tokens=usage.output_tokens or 0,
         cache_read_tokens=usage.cached_input_tokens or 0,
         details=details,
+        unmeasured_requests=int(is_unknown),
     )

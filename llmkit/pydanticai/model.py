@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import JsonValue, ValidationError
 from pydantic_ai.exceptions import ContentFilterError, OutputTokenLimitExceeded, UserError
 from pydantic_ai.messages import ModelMessage, ModelResponse
-from pydantic_ai.models import Model, ModelRequestParameters, check_allow_model_requests
+from pydantic_ai.models import (
+    CompletedStreamedResponse,
+    Model,
+    ModelRequestParameters,
+    StreamedResponse,
+    check_allow_model_requests,
+)
 from pydantic_ai.output import StructuredOutputMode
 from pydantic_ai.profiles import ModelProfile
 from pydantic_ai.settings import ModelSettings, merge_model_settings
@@ -22,6 +29,7 @@ from llmkit.errors import (
     LLMUnavailable,
     describe_validation,
 )
+from llmkit.ports import AnswerSink
 from llmkit.pydanticai.messages import as_messages, as_model_response, with_instructions
 from llmkit.pydanticai.request_fields import (
     find_schema,
@@ -33,8 +41,12 @@ from llmkit.pydanticai.request_fields import (
     with_canonical,
 )
 from llmkit.pydanticai.schema import CanonicalSchema
-from llmkit.service import LLMService
+from llmkit.pydanticai.streamed_answer import LlmkitStreamedResponse, RunningAnswer
+from llmkit.service import ChatService
 from llmkit.types import MAX_KEY_LENGTH, LLMConstraints, LLMRequest, LLMResponse, Message, RequestContext, Route
+
+if TYPE_CHECKING:
+    from pydantic_ai import RunContext
 
 __all__ = ["AgentForm", "PydanticAiLiteLLMModel"]
 
@@ -110,7 +122,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
     and which of its parts only validation enforces. Images and PDF go as `BinaryContent`, to routes that read them.
     Where an agent leaves the output mode open, it is the strongest that some route has: constrained by a schema, or a
     tool beside other tools, else in words; a route that only has a weaker one may still be fallen back to. What llmkit
-    cannot carry (streams, addresses of files, provider tools, settings such as `top_p`) is refused by name;
+    cannot carry (addresses of files, provider tools, settings such as `top_p`) is refused by name;
     `docs/structured-output.md` has the list.
 
     Args:
@@ -138,7 +150,7 @@ class PydanticAiLiteLLMModel(Model[Any]):
 
     def __init__(  # noqa: PLR0913 - the fields of a request, all by name
         self,
-        service: LLMService,
+        service: ChatService,
         *,
         context: RequestContext | None = None,
         route: Route | None = None,
@@ -215,14 +227,60 @@ class PydanticAiLiteLLMModel(Model[Any]):
         if self.given is not None:
             given, self.given = self.given, None
             return given
-        if self.form is None or not self.form.is_of(model_settings, model_request_parameters):
-            self.form = AgentForm(model_settings, model_request_parameters)
+        form = self._find_form(model_settings, model_request_parameters)
+        return as_model_response(await self._answer_agent(messages, form))
+
+    @asynccontextmanager
+    async def request_stream(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+        run_context: RunContext[Any] | None = None,  # noqa: ARG002 (of Pydantic AI's interface)
+    ) -> AsyncGenerator[StreamedResponse]:
+        """Answer one step of an agent, while the answer is being written. Its first piece has arrived when this opens.
+
+        To leave before the end closes the connection, and the call is recorded as cancelled. An answer that needs no
+        request (replayed, cached) comes in one piece, and one that is waiting in `given` as well.
+
+        Raises:
+            LLMError: As `request`, and so are all others that it raises. After the first piece, the loop over the
+                events raises them; then nothing is sent again.
+        """
+        if self.given is not None:
+            given, self.given = self.given, None
+            yield CompletedStreamedResponse(
+                given, model_request_parameters=model_request_parameters, replay_events=True
+            )
+            return
+        form = self._find_form(model_settings, model_request_parameters)
+        answer = RunningAnswer(
+            form.parameters, lambda answer: self._run_call(lambda: self._answer_agent(messages, form, answer))
+        )
+        try:
+            await answer.wait_for_first_piece()
+            yield LlmkitStreamedResponse(answer.parameters, answer=answer, requested_model=self.model_name)
+        finally:
+            await answer.cancel()
+
+    async def _run_call(self, make_call: Callable[[], Coroutine[Any, Any, LLMResponse]]) -> LLMResponse:
+        """Make a call of the service in the event loop that its connections belong to."""
+        return await make_call()
+
+    def _find_form(self, settings: ModelSettings | None, parameters: ModelRequestParameters) -> AgentForm:
+        if self.form is None or not self.form.is_of(settings, parameters):
+            self.form = AgentForm(settings, parameters)
+        return self.form
+
+    async def _answer_agent(
+        self, messages: list[ModelMessage], form: AgentForm, stream: RunningAnswer | None = None
+    ) -> LLMResponse:
         step = sum(isinstance(message, ModelResponse) for message in messages)
 
         def build_messages(parameters: ModelRequestParameters) -> tuple[Message, ...]:
             return as_messages(messages, self._get_instruction_parts(messages, parameters))
 
-        return as_model_response(await self._call_service(build_messages, step, self.form))
+        return await self._call_service(build_messages, step, form, stream)
 
     async def answer(self, conversation: Sequence[Message], form: AgentForm) -> LLMResponse:
         """Return the response that `request` would get, without Pydantic AI's message types.
@@ -242,17 +300,22 @@ class PydanticAiLiteLLMModel(Model[Any]):
 
         return await self._call_service(build_messages, step, form)
 
-    async def _call_service(self, build_messages: MessageBuilder, step: int, form: AgentForm) -> LLMResponse:
+    async def _call_service(
+        self, build_messages: MessageBuilder, step: int, form: AgentForm, stream: RunningAnswer | None = None
+    ) -> LLMResponse:
         check_allow_model_requests()
         earlier: LLMError | None = None
-        for request, schema in self._build_requests(build_messages, step, form):
-            self.schema = schema
+        sink = stream.sink if stream is not None else None
+        for request, prepared in self._build_requests(build_messages, step, form):
+            self.schema = prepared.schema
+            if stream is not None:
+                stream.parameters = prepared.parameters
             try:
-                response = await self._send_request(request)
+                response = await self._send_request(request, sink)
             except LLMError as error:
                 if earlier is not None:
                     error.attempts = earlier.attempts + error.attempts
-                if not (error.retryable and request.constraints.allow_fallback):
+                if error.has_begun or not (error.retryable and request.constraints.allow_fallback):
                     raise
                 earlier = error
             else:
@@ -260,9 +323,9 @@ class PydanticAiLiteLLMModel(Model[Any]):
                 return response
         raise earlier or LLMUnavailable("No route answers at the moment")
 
-    async def _send_request(self, request: LLMRequest) -> LLMResponse:
+    async def _send_request(self, request: LLMRequest, sink: AnswerSink | None) -> LLMResponse:
         try:
-            return await self._service.chat(request, self._context)
+            return await self._service.chat(request, self._context, sink=sink)
         except LLMContentBlocked as error:
             raise ContentFilterError(str(error)) from error
         except (LLMOutputTruncated, LLMReasoningExhausted) as error:
@@ -275,24 +338,24 @@ class PydanticAiLiteLLMModel(Model[Any]):
 
     def _build_requests(
         self, build_messages: MessageBuilder, step: int, form: AgentForm
-    ) -> Iterator[tuple[LLMRequest, CanonicalSchema | None]]:
+    ) -> Iterator[tuple[LLMRequest, _PreparedModel]]:
         """Return the request in the output mode that the user chose; else in the strongest that some route has.
 
         Then, for when those routes fail, in weaker ones for routes that lack the stronger.
         """
         modes = modes_of(form.parameters)
         seen: set[Route] = set()
-        first: tuple[LLMRequest, CanonicalSchema | None] | None = None
+        first: tuple[LLMRequest, _PreparedModel] | None = None
         for mode in modes:
             prepared = form.prepare(self, mode)
-            request, schema = self._build_request(build_messages, step, prepared), prepared.schema
+            request = self._build_request(build_messages, step, prepared)
             if len(modes) == 1:
-                yield request, schema
+                yield request, prepared
                 return
-            first = first or (request, schema)
+            first = first or (request, prepared)
             fresh = [each for each in self._service.router.explain(request).candidates if each not in seen]
             if fresh:
-                yield (request if not seen else _weaker(request, mode, fresh)), schema
+                yield (request if not seen else _weaker(request, mode, fresh)), prepared
             seen.update(fresh)
         if not seen and first is not None:
             yield first  # the service says why there is no route

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,10 +21,26 @@ from llmkit.errors import describe_validation
 from llmkit.pydanticai.model import PydanticAiLiteLLMModel
 from llmkit.pydanticai.repair import is_json, mend_json
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "convert_exits"]
 
 MOST_PROBLEMS = 10
 _NO_JSON = "the answer is not one JSON object"
+
+
+@contextmanager
+def convert_exits() -> Iterator[None]:
+    """Turn what a validator of the user's type may raise to end a task, a thread or the process into an exception.
+
+    Raises:
+        RuntimeError: It raised SystemExit, GeneratorExit or CancelledError.
+    """
+    try:
+        yield
+    except (SystemExit, GeneratorExit, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise  # the caller's, which arrived while an asynchronous validator was awaited
+        raise RuntimeError(f"{type(error).__name__} in a validator of the output type") from None
 
 
 class Reader(AbstractCapability[Any]):
@@ -61,7 +80,8 @@ class Reader(AbstractCapability[Any]):
         if read is None:
             raise self._refusal((_NO_JSON,))
         try:
-            value = await handler(read)
+            with convert_exits():
+                value = await handler(read)
         except ValidationError as error:
             raise self._refusal(tuple(describe_validation(error))) from None
         self.answer_json = read if isinstance(read, str) else to_json(read).decode()

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, RootModel, TypeAdapter, ValidationError, create_model
+from pydantic.errors import PydanticUserError
 from typing_extensions import is_typeddict
 
 from llmkit.errors import LLMBadRequest, describe_validation
@@ -129,6 +130,8 @@ def _make_shape(output_type: Any) -> OutputShape[Any]:
 def _explain_no_schema(output_type: Any, error: Exception) -> str:
     """Return the reason for the error: the field without a schema, or the undefined name, if either can be found."""
     found = _find_culprit(output_type, set())
+    if isinstance(error, PydanticUserError) and error.code == "typed-dict-version":
+        return "Python before 3.12 has TypedDicts that cannot be read: from typing_extensions import TypedDict"
     if found is None:
         return f"it has no JSON schema ({type(error).__name__})"
     path, undefined = found

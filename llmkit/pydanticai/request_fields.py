@@ -53,7 +53,7 @@ def refuse_settings(settings: ModelSettings | None) -> None:
 
 
 def settings_fields(settings: ModelSettings | None) -> dict[str, Any]:
-    """Pydantic AI's names for our fields."""
+    """Return our fields under Pydantic AI's names."""
     given = settings or {}
     fields: dict[str, Any] = {
         "temperature": given.get("temperature"),

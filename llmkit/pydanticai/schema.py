@@ -90,7 +90,7 @@ class CanonicalSchema:
         return sha256_of(self.json_schema)
 
     def list_unenforced(self, caps: ProviderCaps) -> tuple[str, ...]:
-        """Every part that this provider does not enforce, as `path: keyword`."""
+        """List the parts that this provider does not enforce, as `path: keyword`."""
         ignored = caps.unenforced_schema_keywords
         own = (f"{path}: {keyword}" for path, keyword in self.bounds if keyword in ignored)
         return tuple(dict.fromkeys((*self.validated_only, *own)))
@@ -386,7 +386,7 @@ _PYTHON_TYPES: tuple[tuple[Callable[[Any], bool], str], ...] = (
 
 
 def _union(choices: list[JsonSchema], description: str | None) -> JsonSchema:
-    """`anyOf` without nesting and repetition; of one choice that choice itself."""
+    """Build `anyOf` without nesting and repetition; of one choice that choice itself."""
     flat: list[JsonSchema] = []
     for choice in choices:
         inner = choice["anyOf"] if set(choice) == {"anyOf"} else [choice]
@@ -399,7 +399,7 @@ def _union(choices: list[JsonSchema], description: str | None) -> JsonSchema:
 
 
 def _references(schema: Any) -> Iterator[Any]:
-    """Every `$ref` in a schema, its definitions left aside."""
+    """Yield every `$ref` in a schema, its definitions left aside."""
     open_ = [schema]
     while open_:
         node = open_.pop()

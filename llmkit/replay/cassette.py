@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError
 from llmkit import errors
 from llmkit.calls.request_hash import prompt_sha256, request_parameters
 from llmkit.errors import LLMBadRequest, LLMError, LLMNoRecording, LLMUnavailable, describe_validation
-from llmkit.ports import AttemptLog, BeforeSend, ClientReply, NotSent, allow_sending
-from llmkit.providers import ProviderSpec, collect_secrets
+from llmkit.ports import AnswerSink, AttemptLog, BeforeSend, ClientReply, NotSent, allow_sending
+from llmkit.providers import ProviderSpec, collect_secrets, make_absent_spec
 from llmkit.redaction import redact, request_preview
 from llmkit.settings import LLMSettings
 from llmkit.types import (
@@ -28,6 +28,7 @@ from llmkit.types import (
     FinishReason,
     LLMProvider,
     LLMRequest,
+    Logprobs,
     Route,
     TokenUsage,
     ToolCall,
@@ -88,6 +89,7 @@ class Recording(Value):
     usage: TokenUsage = TokenUsage()
     latency_ms: float = 0.0
     cost_usd: float | None = None
+    logprobs: Logprobs | None = None
     warnings: tuple[str, ...] = ()
     prompt_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
@@ -115,6 +117,15 @@ class Cassette:
         self._places = {}
         for place, recording in enumerate(self.recordings):
             self._places.setdefault(recording.key, []).append(place)
+
+    @property
+    def routes(self) -> Iterator[Route]:
+        """Every route that a recording names, as pinned or as the one that answered."""
+        for each in self.recordings:
+            if each.requested_route is not None:
+                yield Route.parse(each.requested_route)
+            if each.route is not None:
+                yield each.route
 
     @property
     def columns(self) -> Mapping[str, Literal["string", "Int64"]]:
@@ -156,7 +167,7 @@ class Cassette:
         return self.recordings[place]
 
     def rows(self) -> list[tuple[Any, ...]]:
-        """With the columns of `RECORDING_COLUMNS`."""
+        """Yield the recordings with the columns of `RECORDING_COLUMNS`."""
         return [
             (number, asked, each.route and str(each.route), each.prompt, each.text, each.error_code, each.prompt_sha256)
             for number, (each, asked) in enumerate(zip(self.recordings, self.asked, strict=True), start=2)
@@ -193,7 +204,13 @@ class CassetteClient:
         self._secrets = collect_secrets(settings)
 
     async def call(
-        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+        self,
+        route: Route,
+        request: LLMRequest,
+        log: AttemptLog,
+        before_send: BeforeSend = allow_sending,
+        *,
+        sink: AnswerSink | None = None,  # noqa: ARG002 (the service puts in the answer, which is complete)
     ) -> ClientReply | NotSent:
         """Return the recorded answer, or the recorded failure.
 
@@ -227,10 +244,11 @@ class CassetteClient:
             cost_usd=recording.cost_usd,
             warnings=recording.warnings,
             latency_ms=recording.latency_ms,
+            logprobs=recording.logprobs,
         )
 
     async def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 def replaying(settings: LLMSettings, scratch: Path | None) -> LLMSettings:
@@ -246,9 +264,18 @@ def replaying(settings: LLMSettings, scratch: Path | None) -> LLMSettings:
     return settings.model_copy(update=changes)
 
 
-def always_set_up(providers: Mapping[LLMProvider, ProviderSpec]) -> dict[LLMProvider, ProviderSpec]:
-    """Return providers that need neither key nor package, because recorded answers replace their calls."""
-    return {name: replace(spec, configuration_problem=lambda _settings: None) for name, spec in providers.items()}
+def always_set_up(
+    providers: Mapping[LLMProvider, ProviderSpec], recorded: Iterable[Route] = ()
+) -> dict[LLMProvider, ProviderSpec]:
+    """Return endpoints that need neither key nor package, because recorded answers replace their calls.
+
+    Args:
+        providers: The endpoints of the settings.
+        recorded: Routes of the recordings: an endpoint may have been removed from the settings since.
+    """
+    gone = {route.provider: make_absent_spec(route) for route in recorded if route.provider not in providers}
+    known = {**providers, **gone}
+    return {name: replace(spec, configuration_problem=lambda _settings: None) for name, spec in known.items()}
 
 
 def redact_answer(text: str, secrets: Iterable[str] = ()) -> str:
@@ -365,7 +392,7 @@ def _format_value(value: Any) -> str:
 
 
 def _around_difference(then: str, now: str) -> tuple[str, str]:
-    """Both texts from a little before the place where they part."""
+    """Return both texts from a little before the place where they differ."""
     same = next((at for at, (one, other) in enumerate(zip(then, now, strict=False)) if one != other), 0)
     start = max(0, same - _SHOWN_CHARS // 3)
     return repr(then[start : start + _SHOWN_CHARS]), repr(now[start : start + _SHOWN_CHARS])

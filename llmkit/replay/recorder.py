@@ -31,7 +31,7 @@ def recordings(
     pipeline_run_id: str | None = None,
     secrets: Iterable[str] = (),
 ) -> list[Recording]:
-    """Every call of a workspace that a provider answered, oldest first, redacted.
+    """Yield every call of a workspace that a provider answered, oldest first, redacted.
 
     A call that failed is among them when the same call never succeeded; warm-ups are not.
 
@@ -98,6 +98,7 @@ def _answer(row: RowMapping, secrets: tuple[str, ...]) -> Recording:
         usage=response.usage,
         latency_ms=round(response.latency_ms, 1),
         cost_usd=response.cost_usd,
+        logprobs=response.logprobs,
         warnings=response.warnings,
     )
 

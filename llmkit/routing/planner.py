@@ -10,8 +10,14 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from llmkit.endpoints.tables import suggest_name
 from llmkit.errors import LLMError, LLMNoRoute, LLMUnavailable
-from llmkit.providers import ProviderSpec, answers_on_this_machine, compute_min_prompt_tokens
+from llmkit.providers import (
+    ProviderSpec,
+    answers_on_this_machine,
+    compute_min_prompt_tokens,
+    explain_unknown_endpoint,
+)
 from llmkit.providers.model_facts import FactBook, make_declared_facts
 from llmkit.routing.circuit_breaker import CircuitBreaker, OpenCircuit
 from llmkit.routing.rules import OPEN_TO_FACTS, Case, Exclusion, Kind, Page, first_exclusion, make_pinned_error
@@ -95,6 +101,16 @@ class Planner:
             name: Route(provider=name, model=spec.default_model(settings)) for name, spec in providers.items()
         }
 
+    def check_endpoint(self, route: Route) -> None:
+        """Check that the route's endpoint exists.
+
+        Raises:
+            LLMBadRequest: It does not; the message suggests a name.
+            LLMConfigurationError: It is built in and has no key.
+        """
+        if route.provider not in self._providers:
+            raise explain_unknown_endpoint(route.provider, self._providers, self._settings)
+
     def plan(self, request: LLMRequest) -> RoutePlan:
         """Return every route considered: candidates first and in order, then the others with the reason."""
         weighed = self._weigh(request)
@@ -124,6 +140,12 @@ class Planner:
             return self._make_pinned_error(request.route, considered[0].exclusion)
         cooling = [item for item in considered if item.exclusion and item.exclusion.kind is Kind.COOLING]
         lines = [f"  {item.route}: {item.exclusion.why}" for item in considered if item.exclusion]
+        known = tuple(map(str, self._providers))
+        lines += [
+            f"  allowed_providers: there is no endpoint {str(name)!r}; {suggest_name(name, known)}"
+            for name in sorted(request.constraints.allowed_providers or ())
+            if name not in self._providers
+        ]
         if cooling:
             return LLMUnavailable("\n".join(["No route answers at the moment:", *lines]))
         return LLMNoRoute("\n".join(["No route can take this request:", *lines]))
@@ -163,9 +185,15 @@ class Planner:
     def _page(self, known: _Known, route: Route) -> Page:
         page = known.pages.get(route)
         if page is None:
+            self.check_endpoint(route)
             spec = self._providers[route.provider]
             window = spec.context_tokens(self._settings, route.model)
-            declared = make_declared_facts(spec.caps, window, by_model=spec.tools_depend_on_model)
+            declared = make_declared_facts(
+                spec.caps,
+                window,
+                tools_by_model=spec.tools_depend_on_model,
+                images_by_model=spec.images_depend_on_model,
+            )
             facts = self._facts.of(route).over(declared)
             page = known.pages[route] = Page(facts, facts.refine(spec.caps), str(facts))
         return page
@@ -266,6 +294,8 @@ def _plan_key(request: LLMRequest) -> Hashable:
         constraints.allowed_providers,
         constraints.min_context_tokens,
         bool(request.tools),
+        request.logprobs,
+        request.seed is not None,
         None if wanted is None else wanted.json_schema is not None,
         frozenset([attachment.media_type for attachment in attachments]) if attachments else None,
     )

@@ -143,7 +143,8 @@ def _cannot_read_this_kind(case: Case) -> str | None:
 
 
 def _cannot_write_json(case: Case) -> str | None:
-    if case.request.response_format is None or case.page.caps.supports_json:
+    wanted = case.request.response_format
+    if wanted is None or wanted.json_schema is not None or case.page.caps.supports_json:
         return None
     return "it cannot be asked for JSON"
 
@@ -157,9 +158,23 @@ def _cannot_be_held_to_a_schema(case: Case) -> str | None:
 
 def _cannot_call_tools_beside_json(case: Case) -> str | None:
     both = case.request.response_format is not None and bool(case.request.tools)
-    if not both or case.spec.calls_tools_beside_json(case.route.model):
+    known = case.page.facts.tools_with_schema
+    can = case.spec.calls_tools_beside_json(case.route.model) if known is None else known.value
+    return f"it cannot call tools in a request that asks for JSON{_source(known)}" if both and not can else None
+
+
+def _takes_no_seed(case: Case) -> str | None:
+    if case.request.seed is None or case.page.caps.supports_seed:
         return None
-    return "it cannot call tools in a request that asks for JSON"
+    return "it takes no seed"
+
+
+def _sends_no_logprobs(case: Case) -> str | None:
+    if not case.request.logprobs or case.page.caps.supports_logprobs:
+        return None
+    if case.page.facts.logprobs is not None or not case.spec.logprobs_depend_on_model:
+        return f"it sends no log-probabilities{_source(case.page.facts.logprobs)}"
+    return None if case.is_pinned else "whether it sends log-probabilities depends on the model; pin it to try"
 
 
 def _is_not_set_up(case: Case) -> str | None:
@@ -184,6 +199,8 @@ _RULES: tuple[tuple[Kind, Callable[[Case], str | None]], ...] = (
     (Kind.CAPABILITY, _cannot_write_json),
     (Kind.CAPABILITY, _cannot_be_held_to_a_schema),
     (Kind.CAPABILITY, _cannot_call_tools_beside_json),
+    (Kind.CAPABILITY, _takes_no_seed),
+    (Kind.CAPABILITY, _sends_no_logprobs),
     (Kind.CONFIGURATION, _is_not_set_up),
 )
 

@@ -1,4 +1,4 @@
-"""Stand-ins for Ollama and Gemini over real HTTP, for tests and notebooks without a model or a key.
+"""Stand-ins for Ollama, Gemini, OpenAI and Anthropic over real HTTP, for tests and notebooks without a model or a key.
 
     from llmkit.testing import Fault, OllamaServer, Reply
 
@@ -13,9 +13,11 @@ tool call, at least 1. A `Reply` can give any count itself. Importing this packa
 server starts.
 """
 
+from llmkit.testing.anthropic import AnthropicModel, AnthropicServer
 from llmkit.testing.gemini import GeminiModel, GeminiServer
 from llmkit.testing.ollama import OllamaModel, OllamaServer
-from llmkit.testing.replies import DEFAULT_TEXT, Fault, FaultKind, Reply, ToolCall
+from llmkit.testing.openai import OpenAIDialect, OpenAIModel, OpenAIServer, OutputLimit
+from llmkit.testing.replies import DEFAULT_TEXT, Fault, FaultKind, Reply, RetryAfterForm, ToolCall
 from llmkit.testing.reply_script import Replies, Scripted
 from llmkit.testing.request_log import Outcome, RecordedRequest, Usage
 from llmkit.testing.schema_instance import minimal_instance
@@ -23,7 +25,9 @@ from llmkit.testing.server import StandInServer, get_refused_url
 from llmkit.testing.server_load import Load
 from llmkit.testing.tokens import count_tokens
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - sorted as plain strings, which puts constants among the classes
+    "AnthropicModel",
+    "AnthropicServer",
     "DEFAULT_TEXT",
     "Fault",
     "FaultKind",
@@ -32,10 +36,15 @@ __all__ = [
     "Load",
     "OllamaModel",
     "OllamaServer",
+    "OpenAIDialect",
+    "OpenAIModel",
+    "OpenAIServer",
     "Outcome",
+    "OutputLimit",
     "RecordedRequest",
     "Replies",
     "Reply",
+    "RetryAfterForm",
     "Scripted",
     "StandInServer",
     "ToolCall",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from llmkit.testing.http_answers import CompletedReply, HttpAnswer, complete_reply, json_bytes
+from llmkit.testing.http_answers import CompletedReply, HttpAnswer, complete_reply, json_bytes, pair_logprobs
 from llmkit.testing.replies import Fault, FaultKind, Reply, ToolCall
 from llmkit.testing.reply_script import Replies
 from llmkit.testing.request_log import RecordedRequest, Usage
@@ -19,7 +19,7 @@ from llmkit.testing.tokens import count_tokens
 
 __all__ = ["GeminiModel", "GeminiServer"]
 
-_PATH = re.compile(r"/(?:v1beta|v1|v1alpha)/models(?:/(?P<model>[^:/]+)(?::(?P<verb>\w+))?)?")
+_PATH = re.compile(r"/(?P<version>v1beta|v1|v1alpha)/models(?:/(?P<model>[^:/]+)(?::(?P<verb>\w+))?)?")
 _GENERATING = frozenset({"generateContent", "streamGenerateContent"})
 _FINISH_REASONS = {"stop": "STOP", "length": "MAX_TOKENS"}
 _STATUSES = {
@@ -48,7 +48,7 @@ _NO_KEY = (
 )
 _BAD_KEY = "API key not valid. Please pass a valid API key."
 _UNKNOWN_MODEL = (
-    "models/{} is not found for API version v1beta, or is not supported for generateContent. "
+    "models/{} is not found for API version {}, or is not supported for {}. "
     "Call ListModels to see the list of available models and their supported methods."
 )
 _CATEGORIES = (
@@ -61,22 +61,28 @@ _CATEGORIES = (
 
 @dataclass(frozen=True, slots=True)
 class GeminiModel:
-    """A model that the server offers. Limits are in tokens; a prompt over `input_token_limit` is refused with 400."""
+    """A model that the server offers. Limits are in tokens; a prompt over `input_token_limit` is refused with 400.
+
+    Without `logprobs` a request for them is refused with 400.
+    """
 
     name: str
     input_token_limit: int = 1_048_576
     output_token_limit: int = 65_536
     version: str = "001"
     thinking: bool = True
+    logprobs: bool = True
 
 
 class GeminiServer(StandInServer):
     """Answers `models/<model>:generateContent`, `:streamGenerateContent`, `:countTokens`, the list and the details.
 
-    Honoured: `maxOutputTokens` (thoughts count too; cuts the answer, `MAX_TOKENS`), `responseSchema` and
-    `responseJsonSchema` (also under `_responseJsonSchema`), `thinkingConfig.includeThoughts`, and
+    Honoured: `maxOutputTokens` (thoughts count too; cuts the answer, `MAX_TOKENS`), `stopSequences`, `responseSchema`
+    and `responseJsonSchema` (also under `_responseJsonSchema`), the MIME types `application/json` and `text/x.enum`,
+    `responseLogprobs` with `logprobs` (a stream has them in its last chunk), `thinkingConfig.includeThoughts`, and
     `functionCallingConfig` of mode `ANY` (an unscripted reply calls the first function allowed, with minimal
-    arguments). The base for LiteLLM is `url + "/v1beta"`, for google-genai it is `url`.
+    arguments). Fields may be in camel or snake case. The list of models has pages. The base for LiteLLM is
+    `url + "/v1beta"`, for google-genai it is `url`.
 
     Args:
         replies: See `script`; left out, it answers a valid instance of the requested schema, else `DEFAULT_TEXT`.
@@ -88,7 +94,7 @@ class GeminiServer(StandInServer):
         port: 0 for a free one.
     """
 
-    unsupported_faults: ClassVar[frozenset[FaultKind]] = frozenset()
+    unsupported_faults: ClassVar[frozenset[FaultKind]] = frozenset({FaultKind.REFUSAL})
 
     def __init__(
         self,
@@ -134,11 +140,19 @@ class GeminiServer(StandInServer):
         name = _parse_path(request.path)[0]
         model = self._models.get(name)
         if model is None:
-            return self._make_error(404, _UNKNOWN_MODEL.format(name))
+            return self._refuse_path(request)
         if not body.get("contents"):
             return self._make_error(400, "* GenerateContentRequest.contents: contents is not specified\n")
+        if _field(_field(body, "generationConfig") or {}, "responseLogprobs") and not model.logprobs:
+            return self._make_error(400, f"Logprobs is not enabled for models/{name}")
         tokens = _prompt_tokens(body)
         return self._refuse_long_prompt(tokens, model.input_token_limit) if tokens > model.input_token_limit else None
+
+    def _refuse_path(self, request: RecordedRequest) -> HttpAnswer:
+        name, verb = _parse_path(request.path)
+        match = _PATH.fullmatch(request.path)
+        version = match["version"] if match else "v1beta"
+        return self._make_error(404, _UNKNOWN_MODEL.format(name, version, verb or "GetModel"))
 
     def _refuse_key(self, request: RecordedRequest) -> HttpAnswer | None:
         key = request.headers.get("x-goog-api-key") or request.query.get("key")
@@ -166,18 +180,24 @@ class GeminiServer(StandInServer):
         config = _field(body, "generationConfig") or {}
         if reply.text is None and not reply.tool_calls:
             reply = replace(reply, tool_calls=_make_forced_calls(body))
+        schema = None if self.ignores_schema else _schema(config)
+        if _field(config, "responseMimeType") == "text/x.enum" and schema and reply.text is None:
+            reply = replace(reply, text=str(minimal_instance(schema)))
         completed = complete_reply(
             reply,
             prompt_tokens=_prompt_tokens(body),
-            schema=None if self.ignores_schema else _schema(config),
+            schema=schema,
             limit=_field(config, "maxOutputTokens"),
+            stops=_field(config, "stopSequences") or (),
         )
         shows_thoughts = bool(_field(_field(config, "thinkingConfig") or {}, "includeThoughts"))
         parts = _parts(completed, reply, thoughts=shows_thoughts)
         content: dict[str, Any] = {"parts": parts, "role": "model"} if parts else {"role": "model"}
         reason = _FINISH_REASONS.get(completed.finish_reason, completed.finish_reason)
-        ending = {"finishReason": reason, "index": 0}
-        return self._make_answer(request, reply, completed.usage, {"candidates": [{"content": content, **ending}]})
+        ending: dict[str, Any] = {"finishReason": reason, "index": 0}
+        if _field(config, "responseLogprobs"):
+            ending |= _describe_logprobs(completed.text, reply, int(config.get("logprobs") or 0))
+        return self._make_answer(request, reply, completed.usage, _candidate({"content": content, **ending}))
 
     def _make_answer(self, request: RecordedRequest, reply: Reply, usage: Usage, head: dict[str, Any]) -> HttpAnswer:
         name, verb = _parse_path(request.path)
@@ -265,14 +285,31 @@ class GeminiServer(StandInServer):
             return refusal
         name, verb = _parse_path(request.path)
         if not name:
-            return HttpAnswer([json_bytes({"models": [_describe_model(model) for model in self.models]})])
+            return self._answer_list(request)
         model = self._models.get(name)
         if model is None or verb not in ("", "countTokens"):
-            return self._make_error(404, _UNKNOWN_MODEL.format(name))
+            return self._refuse_path(request)
         return self._answer_count(request) if verb else HttpAnswer([json_bytes(_describe_model(model))])
 
+    def _answer_list(self, request: RecordedRequest) -> HttpAnswer:
+        """Return a page of the models; the token of the next page is, as text, the number of those before it."""
+        size, token = request.query.get("pageSize", ""), request.query.get("pageToken", "0")
+        if not token.isdigit() or (size and not size.isdigit()):
+            return self._make_error(400, "Invalid page size or page token.")
+        start, end = int(token), int(token) + min(int(size or 0) or 50, 1000)
+        page: dict[str, Any] = {"models": [_describe_model(model) for model in self.models[start:end]]}
+        return HttpAnswer([json_bytes({**page, "nextPageToken": str(end)} if end < len(self.models) else page)])
+
     def _answer_count(self, request: RecordedRequest) -> HttpAnswer:
-        tokens = _prompt_tokens(request.json)
+        try:
+            body = request.json
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            return self._make_error(
+                400, 'Invalid JSON payload received. Unknown name "": Root element must be a message.'
+            )
+        tokens = _prompt_tokens(_field(body, "generateContentRequest") or body)
         details = [{"modality": "TEXT", "tokenCount": tokens}]
         return HttpAnswer([json_bytes({"totalTokens": tokens, "promptTokensDetails": details})])
 
@@ -297,8 +334,24 @@ def _field(message: Mapping[str, Any], name: str) -> Any:
 def _schema(config: Mapping[str, Any]) -> Any:
     for name in ("responseJsonSchema", "_responseJsonSchema", "responseSchema"):
         if schema := _field(config, name):
-            return schema
+            return _use_camel_case(schema)
     return {"type": "object"} if _field(config, "responseMimeType") == "application/json" else None
+
+
+def _use_camel_case(schema: Any) -> Any:
+    """Return `schema` with the keywords that google-genai sends in snake case (`min_items`, `any_of`) in camel case."""
+    if isinstance(schema, list):
+        return [_use_camel_case(each) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    renamed = {re.sub(r"_([a-z])", lambda letter: letter[1].upper(), key): value for key, value in schema.items()}
+    for key in ("properties", "$defs", "defs"):  # what these contain are names, not keywords
+        if isinstance(renamed.get(key), Mapping):
+            renamed[key] = {name: _use_camel_case(each) for name, each in renamed[key].items()}
+    for key in ("items", "anyOf", "oneOf", "allOf", "prefixItems", "additionalProperties"):
+        if key in renamed:
+            renamed[key] = _use_camel_case(renamed[key])
+    return renamed
 
 
 def _make_forced_calls(body: Mapping[str, Any]) -> tuple[ToolCall, ...]:
@@ -311,7 +364,7 @@ def _make_forced_calls(body: Mapping[str, Any]) -> tuple[ToolCall, ...]:
         for function in _field(tool, "functionDeclarations") or ():
             if not allowed or function["name"] in allowed:
                 schema = _field(function, "parametersJsonSchema") or function.get("parameters") or {"type": "object"}
-                return (ToolCall(function["name"], minimal_instance(schema)),)
+                return (ToolCall(function["name"], minimal_instance(_use_camel_case(schema))),)
     return ()
 
 
@@ -343,6 +396,23 @@ def _usage_metadata(usage: Usage) -> dict[str, Any]:
     }
     details = {"promptTokensDetails": [{"modality": "TEXT", "tokenCount": usage.input_tokens}]}
     return {**{key: count for key, count in counts.items() if count}, **details}
+
+
+def _describe_logprobs(text: str, reply: Reply, alternatives: int) -> dict[str, Any]:
+    """Return the log-probabilities of the tokens and, at each, of made-up alternatives, ever less likely."""
+    pairs = pair_logprobs(text, reply.logprobs)
+    chosen = [{"token": token, "tokenId": at, "logProbability": value} for at, (token, value) in enumerate(pairs)]
+    top = [
+        {
+            "candidates": [
+                {"token": f"{token}~{rank}" if rank else token, "tokenId": at, "logProbability": value - rank}
+                for rank in range(alternatives)
+            ]
+        }
+        for at, (token, value) in enumerate(pairs)
+    ]
+    average = sum(value for _, value in pairs) / max(len(pairs), 1)
+    return {"avgLogprobs": average, "logprobsResult": {"topCandidates": top, "chosenCandidates": chosen}}
 
 
 def _response_id(request: RecordedRequest) -> str:

@@ -19,7 +19,21 @@ __all__ = ["Book", "get_content", "make_transport_answer", "send", "send_whole",
 Book: TypeAlias = Callable[[Outcome, Usage | None], None]
 """Books the end of a request; called just before the last bytes leave."""
 
-_SHELLS = frozenset({FaultKind.DRIP, FaultKind.TRUNCATED, FaultKind.CUT_AT_LIMIT, FaultKind.REASONING_ATE_LIMIT})
+_STREAM_FAULTS = frozenset(
+    {
+        FaultKind.STREAM_PACE,
+        FaultKind.STREAM_STALL,
+        FaultKind.STREAM_BREAK,
+        FaultKind.STREAM_ERROR,
+        FaultKind.STREAM_SURPLUS,
+    }
+)
+_SHELLS = _STREAM_FAULTS | {
+    FaultKind.DRIP,
+    FaultKind.TRUNCATED,
+    FaultKind.CUT_AT_LIMIT,
+    FaultKind.REASONING_ATE_LIMIT,
+}
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 _HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body><h1>Please sign in</h1></body></html>"
 
@@ -27,9 +41,14 @@ _HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body><h1>Plea
 async def sit_out_delays(planned: Reply | Fault) -> Reply | Fault:
     """Wait for every delay at the start of `planned` and return the rest."""
     while isinstance(planned, Fault) and planned.kind is FaultKind.DELAY:
-        await (asyncio.Event().wait() if math.isinf(planned.seconds) else asyncio.sleep(planned.seconds))
+        await _wait(planned.seconds)
         planned = planned.then
     return planned
+
+
+async def _wait(seconds: float) -> None:
+    """Wait some seconds, which may be infinitely many."""
+    await (asyncio.Event().wait() if math.isinf(seconds) else asyncio.sleep(seconds))
 
 
 def get_content(planned: Reply | Fault) -> Reply | Fault:
@@ -53,9 +72,34 @@ def make_transport_answer(fault: Fault) -> HttpAnswer | None:
     return None
 
 
-async def send(http: "web.BaseRequest", answer: HttpAnswer, planned: Reply | Fault, book: Book) -> "web.StreamResponse":
-    """Send `answer` in the way that is `planned`."""
+async def send(
+    http: "web.BaseRequest",
+    answer: HttpAnswer,
+    planned: Reply | Fault,
+    book: Book,
+    make_error: Callable[[Fault, HttpAnswer], HttpAnswer],
+) -> "web.StreamResponse":
+    """Send `answer` in the way that is `planned`.
+
+    Args:
+        http: The request.
+        answer: What is sent.
+        planned: How it is sent.
+        book: Books the end of the request.
+        make_error: Returns the error of a fault in the form of the wire: an event of the stream `answer`, or a whole
+            answer where that is not streamed.
+    """
     kind = planned.kind if isinstance(planned, Fault) else None
+    if isinstance(planned, Fault) and kind in _STREAM_FAULTS:
+        if kind is FaultKind.STREAM_ERROR and not answer.streamed:
+            return send_whole(make_error(planned, answer), book)
+        if answer.streamed:
+            error = make_error(planned, answer).body if kind is FaultKind.STREAM_ERROR else b""
+            return await _send_faulty_stream(http, answer, planned, book, error)
+        if kind is FaultKind.STREAM_BREAK:
+            return await _send_half(http, answer, book)
+        if kind is FaultKind.STREAM_STALL:
+            await _wait(planned.seconds)
     if isinstance(planned, Fault) and kind is FaultKind.DRIP:
         return await _send_slowly(http, answer, planned, book)
     if kind is FaultKind.TRUNCATED:
@@ -79,6 +123,33 @@ async def _send_pieces(http: "web.BaseRequest", answer: HttpAnswer, book: Book) 
         await response.write(piece)
     book("answered", answer.usage)
     await response.write(answer.pieces[-1])
+    return response
+
+
+async def _send_faulty_stream(
+    http: "web.BaseRequest", answer: HttpAnswer, fault: Fault, book: Book, error: bytes
+) -> "web.StreamResponse":
+    """Send an answer as the fault says; `error` is the event of a fault that sends one."""
+    response = await _open_response(http, answer, length=None)
+    kind, ends_early = fault.kind, fault.kind in {FaultKind.STREAM_BREAK, FaultKind.STREAM_ERROR}
+    pieces = answer.pieces[: fault.events] if ends_early else answer.pieces
+    for at, piece in enumerate(pieces):
+        if kind is FaultKind.STREAM_PACE or (kind is FaultKind.STREAM_STALL and at == fault.events):
+            await _wait(fault.seconds)
+        if at == len(answer.pieces) - 1:
+            book("answered", answer.usage)
+        await response.write(piece)
+    if kind is FaultKind.STREAM_BREAK:
+        book("broken", None)
+        # The end of a chunked body would make it a whole one.
+        response.force_close()
+        if http.transport is not None:
+            http.transport.close()
+    elif kind is FaultKind.STREAM_ERROR:
+        book("broken", None)
+        await response.write(error)
+    elif kind is FaultKind.STREAM_SURPLUS:
+        await response.write(answer.body)
     return response
 
 

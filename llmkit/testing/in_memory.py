@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -11,19 +12,24 @@ from uuid import UUID
 from llmkit.errors import ABANDONED_CODE
 from llmkit.eval_ports import (
     MOST_PLAUSIBLE_TOKENS,
+    CallKey,
     CallUnderWay,
     DigestSeen,
     EvalOutcome,
     EvalResult,
     EvalRun,
     EvalSpending,
+    HostDigest,
+    HostUse,
     RecordedCall,
+    ResultCount,
+    read_step,
 )
 from llmkit.ports import DOUBTFUL_STATUSES, KeyTaken, RunFailure, RunStart, RunSuccess, StoredRun
 from llmkit.redaction import tool_preview
-from llmkit.types import Attempt, Route, RunStatus, utc_now
+from llmkit.types import Attempt, AttemptStatus, Route, RunStatus, utc_now
 
-__all__ = ["InMemoryEvalStore", "InMemoryLLMRunRepo", "InMemoryRun", "get_outcome"]
+__all__ = ["InMemoryEvalStore", "InMemoryLLMRunRepo", "InMemoryRun", "count_outcomes", "get_outcome"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,7 @@ class InMemoryRun:
             created_at_utc=start.created_at_utc,
             heartbeat_at_utc=self.heartbeat_at_utc,
             result_json=None if self.success is None else self.success.result_json,
+            read_at_utc=utc_now(),
         )
 
     def as_recorded_call(self) -> RecordedCall:
@@ -71,6 +78,7 @@ class InMemoryRun:
             error_code=None if failure is None else failure.error_code,
             error_message=None if failure is None else failure.error_message,
             attempts=self.attempts,
+            step=read_step(self.start.metadata),
         )
 
 
@@ -148,12 +156,12 @@ class InMemoryLLMRunRepo:
         if run is not None and run.start.workspace_id == workspace_id:
             self._runs[run_id] = replace(run, start=run.start._replace(metadata=dict(metadata)))
 
-    async def heartbeat(self, run_ids: Sequence[UUID], at_utc: datetime) -> None:
+    async def heartbeat(self, run_ids: Sequence[UUID]) -> None:
         """Implement `LLMRunRepo`."""
         for run_id in run_ids:
             run = self._runs.get(run_id)
             if run is not None and run.status is RunStatus.STARTED:
-                self._runs[run_id] = replace(run, heartbeat_at_utc=at_utc)
+                self._runs[run_id] = replace(run, heartbeat_at_utc=utc_now())
 
     def _add_attempts(self, run_id: UUID, attempts: Sequence[Attempt]) -> InMemoryRun | None:
         run = self._runs.get(run_id)
@@ -184,6 +192,16 @@ class InMemoryLLMRunRepo:
         return (run for run in self._runs.values() if run.start.workspace_id == workspace_id)
 
 
+def count_outcomes(results: Iterable[EvalResult], old_until_utc: datetime) -> list[ResultCount]:
+    """Count results by route, status, error code and age, as a store does."""
+    results = list(results)
+    keys = [(each.route, each.status, each.error_code, each.finished_at_utc <= old_until_utc) for each in results]
+    requests: Counter[tuple[str, str, str | None, bool]] = Counter()
+    for key, each in zip(keys, results, strict=True):
+        requests[key] += each.requests
+    return [ResultCount(*key, count, requests[key]) for key, count in Counter(keys).items()]
+
+
 def get_outcome(result: EvalResult) -> EvalOutcome:
     """Return the part of a result that `EvalStore.outcomes` tells."""
     return EvalOutcome(
@@ -210,7 +228,13 @@ class InMemoryEvalStore:
     def __init__(self, runs: InMemoryLLMRunRepo | None = None) -> None:
         self._calls = runs or InMemoryLLMRunRepo()
         self._runs: dict[tuple[str, str], EvalRun] = {}
+        self._shared_calls: dict[UUID, bool] = {}
         self._results: dict[tuple[UUID, str, str, int], EvalResult] = {}
+        self._digests: dict[tuple[UUID, str, Route], HostDigest] = {}
+
+    @property
+    def leases(self) -> None:
+        """No process shares it."""
 
     async def open_run(self, run: EvalRun) -> EvalRun:
         """Implement `EvalStore`."""
@@ -248,10 +272,32 @@ class InMemoryEvalStore:
         """Implement `EvalStore`."""
         return [get_outcome(result) for result in self._results.values() if result.eval_run_id == eval_run_id]
 
+    async def note_shared_call(self, call_id: UUID, *, is_stopped: bool) -> None:
+        """Implement `EvalStore`."""
+        self._shared_calls[call_id] = is_stopped
+
+    async def is_call_stopped(self, call_id: UUID) -> bool | None:
+        """Implement `EvalStore`."""
+        return self._shared_calls.get(call_id)
+
+    async def list_call_keys(self, workspace_id: str, pipeline_run_id: str) -> list[CallKey]:
+        """Implement `EvalStore`."""
+        return [
+            CallKey(run.start.idempotency_key, run.status, run.error_code, run.start.created_at_utc)
+            for run in self._calls_of(workspace_id, pipeline_run_id)
+            if run.start.pipeline_run_id == pipeline_run_id and run.start.idempotency_key is not None
+        ]
+
+    async def count_results(self, eval_run_id: UUID, old_until_utc: datetime) -> list[ResultCount]:
+        """Implement `EvalStore`."""
+        return count_outcomes(
+            (each for each in self._results.values() if each.eval_run_id == eval_run_id), old_until_utc
+        )
+
     async def list_calls_under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
         """Implement `EvalStore`."""
         return [
-            CallUnderWay(run.start.pipeline_run_id or "", run.start.owner, run.heartbeat_at_utc)
+            CallUnderWay(run.start.pipeline_run_id or "", run.start.owner, run.heartbeat_at_utc, utc_now())
             for run in self._calls_of(workspace_id, pipeline_run_id_prefix)
             if run.status is RunStatus.STARTED
         ]
@@ -280,10 +326,32 @@ class InMemoryEvalStore:
         seen = [DigestSeen(route, digest, min(at), len(at)) for (route, digest), at in times.items()]
         return tuple(sorted(seen, key=lambda each: (each.route.provider, each.route.model, each.first_at_utc)))
 
-    async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[EvalSpending, ...]:
+    async def list_hosts(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[HostUse, ...]:
+        """Implement `EvalStore`."""
+        prefixed = self._calls_of(workspace_id, pipeline_run_id_prefix)
+        sent: dict[tuple[str | None, Route], list[Attempt]] = {}
+        for attempt in (attempt for run in prefixed for attempt in run.attempts):
+            sent.setdefault((attempt.host, attempt.route), []).append(attempt)
+        uses = [_host_use(host, route, attempts) for (host, route), attempts in sent.items()]
+        return tuple(sorted(uses, key=lambda use: (use.host or "", use.route.provider, use.route.model)))
+
+    async def note_digests(self, eval_run_id: UUID, digests: Sequence[HostDigest]) -> None:
+        """Implement `EvalStore`."""
+        for each in digests:
+            self._digests[eval_run_id, each.host, each.route] = each
+
+    async def list_host_digests(self, eval_run_id: UUID) -> tuple[HostDigest, ...]:
+        """Implement `EvalStore`."""
+        mine = [each for (run_id, _host, _route), each in self._digests.items() if run_id == eval_run_id]
+        return tuple(sorted(mine, key=lambda each: (each.route.provider, each.route.model, each.host)))
+
+    async def sum_spending(
+        self, workspace_id: str, pipeline_run_id_prefix: str, owner: str | None = None
+    ) -> tuple[EvalSpending, ...]:
         """Implement `EvalStore`."""
         spent: dict[Route, EvalSpending] = {}
-        for run in self._calls_of(workspace_id, pipeline_run_id_prefix):
+        prefixed = self._calls_of(workspace_id, pipeline_run_id_prefix)
+        for run in (run for run in prefixed if owner is None or run.start.owner == owner):
             for attempt in run.attempts:
                 spent[attempt.route] = _with(spent.get(attempt.route, EvalSpending(attempt.route)), attempt)
         return tuple(spent[route] for route in sorted(spent, key=lambda route: (route.provider, route.model)))
@@ -297,6 +365,12 @@ class InMemoryEvalStore:
     def _calls_of(self, workspace_id: str, prefix: str) -> list[InMemoryRun]:
         mine = [run for run in self._calls.runs if run.start.workspace_id == workspace_id]
         return [run for run in mine if (run.start.pipeline_run_id or "").startswith(prefix)]
+
+
+def _host_use(host: str | None, route: Route, attempts: Sequence[Attempt]) -> HostUse:
+    answered = [each.latency_ms for each in attempts if each.status is AttemptStatus.SUCCEEDED]
+    mean_ms = sum(answered) / len(answered) if answered else None
+    return HostUse(host, route, len(attempts), mean_ms, max(each.started_at_utc for each in attempts))
 
 
 def _with(spent: EvalSpending, attempt: Attempt) -> EvalSpending:

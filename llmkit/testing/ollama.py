@@ -1,4 +1,4 @@
-"""A stand-in that speaks the wire of Ollama, of 0.6.5 or of a newer version."""
+"""A stand-in that speaks the wire of Ollama, of 0.17.4 or of an older version."""
 
 import hashlib
 import json
@@ -8,21 +8,37 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from llmkit.testing.http_answers import CompletedReply, HttpAnswer, complete_reply, json_bytes
+from llmkit.testing.http_answers import (
+    CompletedReply,
+    HttpAnswer,
+    complete_reply,
+    describe_token,
+    json_bytes,
+    make_retry_headers,
+    pair_logprobs,
+)
 from llmkit.testing.replies import Fault, FaultKind, Reply, ToolCall
 from llmkit.testing.reply_script import Replies
 from llmkit.testing.request_log import RecordedRequest, Usage
 from llmkit.testing.server import StandInServer
 from llmkit.testing.server_load import Load
-from llmkit.testing.tokens import count_tokens
+from llmkit.testing.tokens import count_tokens, split_tokens
 
 __all__ = ["OllamaModel", "OllamaServer"]
 
-DEFAULT_NUM_CTX = 2048
+_OLD_NUM_CTX, DEFAULT_NUM_CTX = 2048, 4096
 _SMALLEST_NUM_CTX = 4
-_KEEP_ALIVE_S = 300
+_KEEP_ALIVE_S = 300.0
+_FOREVER_S = 2**63 / 1e9  # the longest duration in Go
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")
+_UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+# From 0.6.7 on the window is 4096 tokens unless a request or the model says otherwise.
+_FIRST_WITH_LARGER_WINDOW = (0, 6, 7)
+# Compared were 0.6.5 and 0.17.4; between them the version of a change is known only where it is named here.
+_FIRST_MODERN = (0, 12)
 # Older versions ignore `truncate: false` (https://github.com/ollama/ollama/pull/12061).
 _FIRST_WITH_TRUNCATE = (0, 12, 5)
+_FIRST_WITH_LOGPROBS = (0, 12, 11)
 _TOO_LONG = "the input length exceeds the context length"
 _NS_PER_TOKEN = 1_000_000
 _NO_EYES = (
@@ -77,10 +93,11 @@ class OllamaServer(StandInServer):
     """Answers `/api/chat`, `/api/generate`, `/api/tags`, `/api/show`, `/api/ps` and `/api/version` as Ollama does.
 
     Honoured: `stream` (on unless switched off), `format`, `tools` (400 for a model without them), `images` (500 for a
-    model without vision), `think` (400 for a model without it), `num_predict` (cuts the answer, `done_reason` `length`)
-    and `num_ctx` (2048 unless given: the oldest messages are dropped until the rest fits, and a last message that is
-    still too long is silently cut, so that `prompt_eval_count` is `num_ctx`; from version 0.12.5 on, `truncate: false`
-    makes such a prompt a 400 instead). Other options are ignored.
+    model without vision), `think` (400 for a model without it), `stop`, `num_predict` (cuts the answer, `done_reason`
+    `length`), `keep_alive` (with 0 the model is not in `/api/ps` afterwards), from version 0.12.11 on `logprobs` with
+    `top_logprobs`, and `num_ctx` (4096 unless given, before 0.6.7 2048: the oldest messages are dropped until the rest
+    fits, and a last message that is still too long is silently cut, so that `prompt_eval_count` is `num_ctx`; from
+    version 0.12.5 on, `truncate: false` makes such a prompt a 400 instead). Other options are ignored.
 
     Args:
         replies: See `script`; left out, it answers a valid instance of the requested schema, else `DEFAULT_TEXT`.
@@ -97,6 +114,7 @@ class OllamaServer(StandInServer):
         {
             FaultKind.DAILY_QUOTA,
             FaultKind.SAFETY_BLOCK,
+            FaultKind.REFUSAL,
             FaultKind.RECITATION,
             FaultKind.PROMPT_BLOCK,
             FaultKind.MALFORMED_TOOL_CALL,
@@ -108,7 +126,7 @@ class OllamaServer(StandInServer):
         replies: Replies = Reply(),  # noqa: B008 - a frozen value
         *,
         models: Sequence[str | OllamaModel] = ("llama3.2",),
-        version: str = "0.6.5",
+        version: str = "0.17.4",
         ignores_schema: bool = False,
         tokenizer: Callable[[str], int] = count_tokens,
         load: Load = Load(),  # noqa: B008 - a frozen value
@@ -120,7 +138,8 @@ class OllamaServer(StandInServer):
         self.version = version
         self.ignores_schema = ignores_schema
         self.tokenizer = tokenizer
-        self._loaded: dict[str, float] = {}
+        self._expires_at_s: dict[str, float] = {}
+        self._windows: dict[str, int] = {}
 
     @property
     def models(self) -> tuple[OllamaModel, ...]:
@@ -145,11 +164,12 @@ class OllamaServer(StandInServer):
         model = self._models.get(_add_tag(name))
         if not name and request.path == "/api/chat":
             return self._make_error(400, "model is required")
-        if model is None and request.path == "/api/generate":
-            return self._make_error(404, f"model '{name}' not found")
-        if model is None:
+        if model is None and request.path == "/api/chat" and not self._has(_FIRST_MODERN):
             return self._make_error(404, f"model {json.dumps(name)} not found, try pulling it first")
-        self._loaded[model.full_name] = time.time()
+        if model is None:
+            return self._make_error(404, f"model '{name}' not found")
+        self._expires_at_s[model.full_name] = time.time() + _parse_keep_alive(body.get("keep_alive"))
+        self._windows[model.full_name] = self._get_window(body, model)
         if body.get("think") and "thinking" not in model.capabilities:
             return self._make_error(400, f"{json.dumps(model.name)} does not support thinking")
         if body.get("tools") and "tools" not in model.capabilities:
@@ -163,10 +183,19 @@ class OllamaServer(StandInServer):
         return self._refuse_format(body.get("format")) or self._refuse_long_prompt(body, model)
 
     def _refuse_long_prompt(self, body: Any, model: OllamaModel) -> HttpAnswer | None:
-        if body.get("truncate", True) is not False or _parse_version(self.version) < _FIRST_WITH_TRUNCATE:
+        if body.get("truncate", True) is not False or not self._has(_FIRST_WITH_TRUNCATE):
             return None
         tokens = sum(self._count_messages(_list_messages(body)))
-        return self._make_error(400, _TOO_LONG) if tokens > _get_window(body, model) else None
+        return self._make_error(400, _TOO_LONG) if tokens > self._get_window(body, model) else None
+
+    def _has(self, first: tuple[int, ...]) -> bool:
+        """Return whether the server's version has what came with the version `first`."""
+        return tuple(int(part) for part in re.findall(r"\d+", self.version)[:3]) >= first
+
+    def _get_window(self, body: Mapping[str, Any], model: OllamaModel) -> int:
+        asked = (body.get("options") or {}).get("num_ctx") or model.parameters.get("num_ctx")
+        default = DEFAULT_NUM_CTX if self._has(_FIRST_WITH_LARGER_WINDOW) else _OLD_NUM_CTX
+        return min(max(int(asked or default), _SMALLEST_NUM_CTX), model.context_length)
 
     def _count_messages(self, messages: Iterable[Mapping[str, Any]]) -> list[int]:
         return [
@@ -198,13 +227,19 @@ class OllamaServer(StandInServer):
         ending.update(_make_metrics(completed.usage, request.received_at_s, counted=not reply.no_usage))
         head = {"model": reply.model or body["model"], "created_at": _go_time(time.time_ns())}
         usage = None if reply.no_usage else completed.usage
+        tokens: list[dict[str, Any]] | None = None
+        if body.get("logprobs") and self._has(_FIRST_WITH_LOGPROBS):
+            pairs = pair_logprobs(completed.text, reply.logprobs)
+            tokens = [describe_token(token, value, body.get("top_logprobs") or 0) for token, value in pairs]
+            if not body.get("top_logprobs"):
+                tokens = [{key: each[key] for key in ("token", "logprob", "bytes")} for each in tokens]
         if body.get("stream", True) is False:
-            return HttpAnswer(
-                [json_bytes({**head, **_make_body(request.path, completed.text, reply), **ending})], usage=usage
-            )
+            shown = {"logprobs": tokens} if tokens else {}
+            whole = {**head, **_make_body(request.path, completed.text, reply), **ending, **shown}
+            return HttpAnswer([json_bytes(whole)], usage=usage)
         chunks = [
             {**head, **chunk, "done": False}
-            for chunk in _iter_chunks(request.path, completed, reply, body.get("tools"))
+            for chunk in _iter_chunks(request.path, completed, reply, body.get("tools"), tokens)
         ]
         chunks.append({**head, **_make_body(request.path, "", None), **ending})
         lines = [json_bytes(chunk) + b"\n" for chunk in chunks]
@@ -216,11 +251,13 @@ class OllamaServer(StandInServer):
         schema = {"type": "object"} if wanted == "json" else wanted
         model = self._models[_add_tag(body["model"])]
         limit = int(options.get("num_predict") or 0)
+        stop = options.get("stop") or ()
         return complete_reply(
             reply,
-            prompt_tokens=self._count_prompt(body, _get_window(body, model)),
+            prompt_tokens=self._count_prompt(body, self._get_window(body, model)),
             schema=None if self.ignores_schema else schema,
             limit=limit if limit > 0 else None,
+            stops=[stop] if isinstance(stop, str) else stop,
         )
 
     def _render_fault(self, request: RecordedRequest, fault: Fault) -> HttpAnswer:
@@ -233,10 +270,7 @@ class OllamaServer(StandInServer):
                 head = {"model": request.json["model"], "created_at": _go_time(time.time_ns())}
                 return HttpAnswer([json_bytes({**head, "done_reason": "stop", "done": True})])
         message = fault.message or _STATUS_MESSAGES.get(fault.status_code, f"stand-in error {fault.status_code}")
-        headers = dict(fault.headers)
-        if fault.retry_after_s is not None:
-            headers.setdefault("Retry-After", str(int(-(-fault.retry_after_s // 1))))
-        return HttpAnswer([json_bytes({"error": message})], fault.status_code, headers=headers)
+        return HttpAnswer([json_bytes({"error": message})], fault.status_code, headers=make_retry_headers(fault))
 
     # -- everything else ---------------------------------------------------------------------------
 
@@ -260,6 +294,8 @@ class OllamaServer(StandInServer):
             body = request.json
         except ValueError:
             return self._make_error(400, "missing request body")
+        if not isinstance(body, dict):
+            return self._make_error(400, "the request body is not a JSON object")
         name = body.get("model") or body.get("name")
         if not name:
             return self._make_error(400, "model is required")
@@ -271,15 +307,14 @@ class OllamaServer(StandInServer):
         )
 
     def _list_running(self) -> list[dict[str, Any]]:
-        loaded = [(name, called) for name, called in self._loaded.items() if name in self._models]
-        return [
-            {
-                **_describe_identity(self._models[name]),
-                "expires_at": _go_time(int((called + _KEEP_ALIVE_S) * 1e9)),
-                "size_vram": 0,
-            }
-            for name, called in sorted(loaded, key=lambda pair: -pair[1])
-        ]
+        loaded = [(at, name) for name, at in self._expires_at_s.items() if name in self._models and at > time.time()]
+        running = []
+        for at, name in sorted(loaded, reverse=True):
+            model = self._models[name]
+            shown = {**_describe_identity(model), "expires_at": _go_time(int(at * 1e9)), "size_vram": 0}
+            window = {"context_length": self._windows[name]} if self._has(_FIRST_MODERN) else {}
+            running.append({**shown, **window})
+        return running
 
 
 def _add_tag(name: str) -> str:
@@ -293,8 +328,15 @@ def _go_time(ns: int) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}{digits}Z"
 
 
-def _parse_version(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+def _parse_keep_alive(wanted: Any) -> float:
+    """Return for how many seconds a model stays loaded after a request: a number of them, or a duration of Go."""
+    if wanted in (None, ""):
+        return _KEEP_ALIVE_S
+    if isinstance(wanted, str):
+        parts = _DURATION.findall(wanted)
+        seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts) if parts else float(wanted)
+        wanted = -seconds if wanted.startswith("-") and parts else seconds
+    return float(wanted) if wanted >= 0 else _FOREVER_S
 
 
 def _list_messages(body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -302,11 +344,6 @@ def _list_messages(body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         {"role": "system", "content": body.get("system") or ""},
         {"role": "user", "content": body.get("prompt") or ""},
     ]
-
-
-def _get_window(body: Mapping[str, Any], model: OllamaModel) -> int:
-    asked = (body.get("options") or {}).get("num_ctx")
-    return min(max(int(asked or DEFAULT_NUM_CTX), _SMALLEST_NUM_CTX), model.context_length)
 
 
 def _drop_oldest(messages: Sequence[Mapping[str, Any]], counts: list[int], num_ctx: int) -> list[int]:
@@ -354,26 +391,24 @@ def _tool_call(call: ToolCall, index: int = 0) -> dict[str, Any]:
     return {"function": {**numbered, "name": call.name, "arguments": dict(call.arguments)}}
 
 
-def _iter_chunks(path: str, completed: CompletedReply, reply: Reply, tools: Any) -> Iterable[dict[str, Any]]:
+def _iter_chunks(
+    path: str, completed: CompletedReply, reply: Reply, tools: Any, tokens: list[dict[str, Any]] | None
+) -> Iterable[dict[str, Any]]:
     """Return the chunks before the last. With tools in the request the real server sends the text as one chunk."""
     if reply.thinking:
         yield _make_body(path, "", Reply(thinking=reply.thinking))
-    if completed.text:
-        yield from (
-            _make_body(path, piece, None) for piece in ([completed.text] if tools else _split_words(completed.text))
-        )
+    if completed.text and tools:
+        yield {**_make_body(path, completed.text, None), **({"logprobs": tokens} if tokens else {})}
+    elif completed.text:
+        for at, piece in enumerate(split_tokens(completed.text)):
+            yield {**_make_body(path, piece, None), **({"logprobs": [tokens[at]]} if tokens else {})}
     if reply.tool_calls:
         calls = [_tool_call(call, index) for index, call in enumerate(reply.tool_calls)]
         yield {"message": {"role": "assistant", "content": "", "tool_calls": calls}}
 
 
-def _split_words(text: str) -> list[str]:
-    first, *rest = text.split(" ")
-    return [first, *(f" {word}" for word in rest)]
-
-
 def _answer_load(path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    reason = "unload" if body.get("keep_alive") in (0, "0", "0s") else "load"
+    reason = "load" if _parse_keep_alive(body.get("keep_alive")) else "unload"
     head = {"model": body["model"], "created_at": _go_time(time.time_ns())}
     return {**head, **_make_body(path, "", None), "done_reason": reason, "done": True}
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ Outcome: TypeAlias = Literal["pending", "answered", "broken", "client_left", "st
 
 @dataclass(slots=True, eq=False)
 class RecordedRequest:
-    """One request as it came in. Its `outcome` changes while the request is served; the rest is fixed.
+    """One request as it came in. Its `outcome` and `ended_at_s` change when the request ends; the rest is fixed.
 
     Attributes:
         method: `GET`, `POST`, ...
@@ -26,6 +27,7 @@ class RecordedRequest:
         received_at_s: Seconds on the clock of `time.monotonic`.
         is_call: Whether it calls the model; false for listings and details.
         outcome: How it ended.
+        ended_at_s: When it ended, on the same clock: when a client that left was noticed, for one; None until then.
     """
 
     method: str
@@ -36,6 +38,7 @@ class RecordedRequest:
     received_at_s: float
     is_call: bool
     outcome: Outcome = "pending"
+    ended_at_s: float | None = None
 
     @property
     def json(self) -> Any:
@@ -114,7 +117,7 @@ class RequestLog:
         with self._changed:
             if request.outcome != "pending":
                 return
-            request.outcome = outcome
+            request.outcome, request.ended_at_s = outcome, time.monotonic()
             self._in_flight -= request.is_call
             if usage is not None:
                 self._usage += usage

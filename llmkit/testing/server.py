@@ -243,6 +243,14 @@ class StandInServer(ABC):
     def _make_error(self, status: int, message: str) -> HttpAnswer:
         """Return an error body of the wire."""
 
+    def _make_stream_error(self, fault: Fault, answer: HttpAnswer) -> HttpAnswer:
+        """Return the error body of the wire, and as an event of the stream where `answer` is one."""
+        error = self._make_error(fault.status_code, fault.message or "stand-in error in the middle of an answer")
+        if not answer.streamed:
+            return error
+        is_sse = answer.content_type.startswith("text/event-stream")
+        return HttpAnswer([b"data: " + error.body + b"\n\n" if is_sse else error.body + b"\n"])
+
     # -- the thread --------------------------------------------------------------------------------
 
     def _run(self, listening: "Future[int]") -> None:
@@ -279,16 +287,18 @@ class StandInServer(ABC):
         self._log.open(request)
         try:
             return await (self._serve_call(http, request) if is_call else self._serve_lookup(http, request))
-        except (asyncio.CancelledError, ConnectionError):
+        except (asyncio.CancelledError, ConnectionError) as error:
             stopping = self._stop_asked is not None and self._stop_asked.is_set()
             self._log.close(request, "stopped" if stopping else "client_left")
+            if isinstance(error, ConnectionError):
+                # A client that left while it was written to is no error of the server's, which aiohttp would log.
+                raise asyncio.CancelledError from error
             raise
 
     async def _serve_lookup(self, http: "web.BaseRequest", request: RecordedRequest) -> "web.StreamResponse":
         script = self._endpoint_scripts.get(request.path)
-        if script is None:
-            return send_whole(self._lookup(request), partial(self._log.close, request))
-        return await self._perform(http, request, script.next(request), lambda _: self._lookup(request))
+        planned = Reply() if script is None else script.next(request)
+        return await self._perform(http, request, planned, lambda _: self._lookup(request))
 
     async def _serve_call(self, http: "web.BaseRequest", request: RecordedRequest) -> "web.StreamResponse":
         book = partial(self._log.close, request)
@@ -296,8 +306,13 @@ class StandInServer(ABC):
             body = request.json
         except ValueError:
             return send_whole(self._make_error(400, "the request body is not JSON"), book)
+        if not isinstance(body, dict):
+            return send_whole(self._make_error(400, "the request body is not a JSON object"), book)
         try:
             refusal = self._refuse(request, body)
+        except (AttributeError, TypeError, ValueError) as error:
+            return send_whole(self._make_error(400, f"a field has the wrong type: {error}"), book)
+        try:
             if refusal is not None:
                 return send_whole(refusal, book)
             planned = (self._endpoint_scripts.get(request.path) or self._script).next(request)
@@ -325,4 +340,4 @@ class StandInServer(ABC):
                 answer = make_transport_answer(content) or self._render_fault(request, content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             answer = self._make_error(500, f"the stand-in cannot answer this request: {error!r}")
-        return await send(http, answer, planned, partial(self._log.close, request))
+        return await send(http, answer, planned, partial(self._log.close, request), self._make_stream_error)

@@ -2,9 +2,11 @@
 
 import re
 
-__all__ = ["count_tokens", "take_tokens"]
+__all__ = ["count_tokens", "split_signs", "split_tokens", "take_tokens"]
 
 _WORD = re.compile(r"\S+")
+_PIECE = re.compile(r"\s*\S+\s*\Z|\s*\S+|\s+")
+_SIGN = re.compile(r"\s+|\w+|[^\w\s]")
 
 
 def count_tokens(text: str) -> int:
@@ -20,3 +22,13 @@ def take_tokens(text: str, limit: int) -> str:
         if number == limit:
             return text[: word.end()]
     return text
+
+
+def split_tokens(text: str) -> list[str]:
+    """Return the pieces in which `text` is streamed: each word with the white space before it."""
+    return _PIECE.findall(text)
+
+
+def split_signs(text: str) -> list[str]:
+    """Return `text` as words, single signs and runs of white space, so that each value in compact JSON is a piece."""
+    return _SIGN.findall(text)

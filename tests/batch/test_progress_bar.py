@@ -10,6 +10,7 @@ import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fcntl import ioctl
+from select import select
 
 import pytest
 
@@ -40,7 +41,11 @@ def open_terminal() -> Iterator[Callable[[], list[str]]]:
 
     def read_lines() -> list[str]:
         sys.stderr.flush()
-        return [line for line in re.split(r"[\r\n]+", os.read(reader, 100_000).decode()) if line.strip()]
+        # A terminal hands out what was written in pieces.
+        drawn = b""
+        while select([reader], [], [], 0.2)[0]:
+            drawn += os.read(reader, 100_000)
+        return [line for line in re.split(r"[\r\n]+", drawn.decode()) if line.strip()]
 
     with os.fdopen(writer, "w") as stream, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stderr", stream)

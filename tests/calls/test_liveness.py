@@ -33,8 +33,8 @@ def test_nothing_is_known_of_another_machine() -> None:
 
 def test_a_dead_process_is_abandoned_at_once_and_a_living_one_never() -> None:
     long_ago = utc_now() - timedelta(days=1)
-    assert looks_abandoned(_owner_of_a_dead_process(), utc_now(), 60)
-    assert not looks_abandoned(current_owner(), long_ago, 60)
+    assert looks_abandoned(_owner_of_a_dead_process(), utc_now(), 60, utc_now())
+    assert not looks_abandoned(current_owner(), long_ago, 60, utc_now())
 
 
 def test_another_machine_is_judged_by_its_silence() -> None:

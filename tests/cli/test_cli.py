@@ -22,6 +22,7 @@ import pytest
 import llmkit
 from llmkit.cli import main
 from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply, get_refused_url
+from tests.support.command_server import CommandServer
 
 LLMKIT = [sys.executable, "-m", "llmkit"]
 TASK = """
@@ -241,6 +242,19 @@ def test_failed_samples_exit_with_1_and_the_same_command_tries_them_again(
     assert len(servers[0].calls) == sent + 2
 
 
+@pytest.mark.parametrize("routes", ["olama/llama3.2", "policy:fats", "ollama/llama3.2,ollama/llama3.2"])
+def test_routes_are_refused_before_a_name_is_suggested(task_file: Path, routes: str) -> None:
+    done = run("eval", "run", str(task_file), "--routes", routes)
+    assert done.returncode == 2
+    assert "--name" not in done.stderr
+
+
+def test_options_are_refused_before_a_name_is_suggested(task_file: Path) -> None:
+    done = run("eval", "run", str(task_file), "--routes", "ollama/llama3.2", "--workers", "0")
+    assert done.returncode == 2
+    assert "--name" not in done.stderr
+
+
 def _bad_inputs(task_file: Path) -> dict[str, tuple[list[str], dict[str, str], int, str]]:
     folder = task_file.parent
     (folder / "bad.jsonl").write_text('{"input": "a", "target": "positive"}\n{"input": \n', encoding="utf-8")
@@ -256,8 +270,13 @@ def _bad_inputs(task_file: Path) -> dict[str, tuple[list[str], dict[str, str], i
         "wrong key": ([*chat, "gemini/gemini-2.5-flash"], {"LLM_GEMINI_API_KEY": "wrong"}, 1, "LLM_GEMINI_API_KEY"),
         "no key": ([*chat, "gemini/gemini-2.5-flash"], {"LLM_GEMINI_API_KEY": ""}, 2, "LLM_GEMINI_API_KEY"),
         "unknown model": ([*chat, "ollama/missing"], {}, 1, "ollama pull missing"),
-        "unknown provider": ([*chat, "openai/gpt"], {}, 2, "known providers"),
-        "unknown route": ([*run_it, "ollama/llama3.2,foo/bar"], {}, 2, "known providers"),
+        "unknown provider": ([*chat, "gemni/gpt"], {}, 2, "did you mean gemini?"),
+        "unknown route": (
+            [*run_it, "ollama/llama3.2,foo/bar"],
+            {},
+            2,
+            "unknown endpoint 'foo'; known: ollama, gemini, local",
+        ),
         "bad line": (["eval", "run", str(folder / "bad_line.py"), *on_ollama], {}, 2, "bad.jsonl"),
         "bad type": (["eval", "run", str(folder / "bad_type.py"), *on_ollama], {}, 2, "output_type"),
         "no file": (["eval", "run", "missing.py", *on_ollama], {}, 2, "missing.py"),
@@ -382,11 +401,11 @@ def test_the_installed_command_exists() -> None:
 
 
 def chat_process(
-    encoding: str = "utf-8", *arguments: str, stdin: str | None = None
+    server: CommandServer, *arguments: str, stdin: str | None = None, encoding: str = "utf-8"
 ) -> subprocess.CompletedProcess[bytes]:
     """Run `llmkit chat` with real pipes."""
     return subprocess.run(
-        [*LLMKIT, "chat", *arguments, "--route", "ollama/llama3.2"],
+        [server.folder / "llmkit", "chat", *arguments, "--route", "ollama/llama3.2"],
         input=(stdin or "").encode(),
         capture_output=True,
         timeout=250,
@@ -396,20 +415,35 @@ def chat_process(
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "gbk", "cp850"])
-def test_an_answer_is_printed_in_every_encoding(servers: tuple[OllamaServer, GeminiServer], encoding: str) -> None:
+def test_an_answer_is_printed_in_every_encoding(
+    servers: tuple[OllamaServer, GeminiServer], command_server: CommandServer, encoding: str
+) -> None:
     """Characters that the encoding lacks are escaped: the answer was paid for."""
     servers[0].script(Reply("Warm → sunny ✓ 🙂"))
-    done = chat_process(encoding, "hi")
+    done = chat_process(command_server, "hi", encoding=encoding)
     assert (done.returncode, b"Warm" in done.stdout, b"\\U0001f642" in done.stdout) == (0, True, True)
 
 
-def test_chat_puts_piped_text_before_the_prompt(servers: tuple[OllamaServer, GeminiServer]) -> None:
-    assert chat_process("utf-8", "Summarise this.", stdin="A long text.").returncode == 0
+def test_a_warning_is_one_line_without_a_place_in_the_code(
+    servers: tuple[OllamaServer, GeminiServer], recwarn: pytest.WarningsRecorder
+) -> None:
+    done = run("chat", "hello", LLM_OLLAMA_API_BASE=get_refused_url())
+    assert "\nwarning: gemini" in f"\n{done.stderr}"
+    assert ".py:" not in done.stderr
+    assert not recwarn.list
+
+
+def test_chat_puts_piped_text_before_the_prompt(
+    servers: tuple[OllamaServer, GeminiServer], command_server: CommandServer
+) -> None:
+    assert chat_process(command_server, "Summarise this.", stdin="A long text.").returncode == 0
     assert servers[0].calls[-1].json["messages"][-1]["content"] == "A long text.\n\nSummarise this."
 
 
-def test_chat_reads_its_prompt_from_a_pipe(servers: tuple[OllamaServer, GeminiServer]) -> None:
-    assert chat_process("utf-8", stdin="Hello").returncode == 0
+def test_chat_reads_its_prompt_from_a_pipe(
+    servers: tuple[OllamaServer, GeminiServer], command_server: CommandServer
+) -> None:
+    assert chat_process(command_server, stdin="Hello").returncode == 0
     assert servers[0].calls[-1].json["messages"][-1]["content"] == "Hello"
 
 
@@ -419,13 +453,13 @@ def test_chat_without_a_prompt_is_refused(servers: tuple[OllamaServer, GeminiSer
 
 
 def test_chat_passes_its_sampling_options(servers: tuple[OllamaServer, GeminiServer]) -> None:
-    options = ("--temperature", "0.5", "--seed", "3", "--stop", "END", "--max-output-tokens", "9")
+    options = ("--temperature", "0.5", "--seed", "3", "--stop", "END\\n", "--max-output-tokens", "9")
     assert run("chat", "hi", "--route", "ollama/llama3.2", *options).returncode == 0
     sent = servers[0].calls[-1].json["options"]
     assert {name: sent[name] for name in ("temperature", "seed", "stop", "num_predict")} == {
         "temperature": 0.5,
         "seed": 3,
-        "stop": ["END"],
+        "stop": ["END\n"],
         "num_predict": 9,
     }
 

@@ -76,7 +76,7 @@ def _largest_file(limit_bytes: int) -> Iterator[None]:
 
 
 def test_an_export_that_breaks_off_leaves_no_file_that_looks_whole(tmp_path: Path) -> None:
-    with OllamaServer(Reply("word " * 20_000)) as server, Session("mine", ollama_api_base=server.url) as session:
+    with OllamaServer(Reply("word " * 40_000)) as server, Session("mine", ollama_api_base=server.url) as session:
         session.chat("much")
     export = ("db", "export", "--workspace", "mine", "--output", "out.jsonl")
     with _largest_file(65_536):
@@ -238,7 +238,7 @@ def test_an_interrupted_prune_reports_what_is_deleted(store: Path, monkeypatch: 
 
 
 def test_the_file_is_smaller_after_an_erasure() -> None:
-    with OllamaServer(Reply("word " * 20_000)) as server, Session("mine", ollama_api_base=server.url) as session:
+    with OllamaServer(Reply("word " * 40_000)) as server, Session("mine", ollama_api_base=server.url) as session:
         for prompt in "abc":
             session.chat(prompt)
     before = Path("llmkit.db").stat().st_size
@@ -264,7 +264,7 @@ def test_a_missing_database_is_not_made_by_looking(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_cleared_is_reported_and_the_file_compacted(tmp_path: Path) -> None:
-    server = OllamaServer(Reply("word " * 20_000))
+    server = OllamaServer(Reply("word " * 40_000))
     with server, Session("mine", ollama_api_base=server.url, cache_enabled=False) as session:
         for prompt in "abc":
             session.chat(prompt)
@@ -274,3 +274,17 @@ def test_a_cache_that_cannot_be_cleared_is_reported_and_the_file_compacted(tmp_p
     assert done.returncode != 0
     assert "The rows are deleted, but cached answers remain" in " ".join(done.stderr.split())
     assert Path("llmkit.db").stat().st_size < before / 2
+
+
+def test_a_pause_is_listed_and_ended(store: Path) -> None:
+    """It is of one route, and one that is not there is named."""
+    with sqlite3.connect(store) as connection:
+        rows = [
+            ("gemini", name, f"{year}-01-01 00:00:00.000000") for name, year in (("a", 2999), ("b", 2999), ("c", 2001))
+        ]
+        connection.executemany("INSERT INTO llm_pauses (endpoint, model, until_utc) VALUES (?, ?, ?)", rows)
+    connection.close()
+    assert [each["route"] for each in json.loads(run("db", "pauses", "--json").stdout)] == ["gemini/a", "gemini/b"]
+    assert "There is no pause of gemini/c" in run("db", "pauses", "--clear", "gemini/c").stderr
+    assert "gemini/a" in run("db", "pauses", "--clear", "gemini/b").stdout
+    assert [each["route"] for each in json.loads(run("db", "pauses", "--json").stdout)] == ["gemini/a"]

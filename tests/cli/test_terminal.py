@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from fcntl import ioctl
 from pathlib import Path
 
@@ -70,7 +71,9 @@ def run_in_terminal(*arguments: str) -> tuple[int, list[str]]:
         output += piece
     os.close(terminal)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.decode())
+    # What a busy machine shows for a moment while it loads is erased again.
+    stays = re.sub(r"[^\r\n]*\r\x1b\[K", "", output.decode())
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stays)
     return code, re.split(r"\r\n|\r|\n", text)
 
 
@@ -107,6 +110,28 @@ def test_commands_that_call_nothing_load_no_model_library(
         (heavy,) = [line for line in done.stderr.splitlines() if line.startswith("heavy:")]
         assert "litellm" not in heavy, command
         assert command is finished or heavy == "heavy: []", command
+
+
+@pytest.mark.slow
+def test_chat_streams_in_a_terminal_until_ctrl_c(ollama: OllamaServer) -> None:
+    ollama.script(Fault.stream_pace(0.05, Reply("one\x1b[2J two " * 500)))
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [*LLMKIT, "chat", "Count", "--route", "ollama/llama3.2"])
+    output = b""
+    while b"two" not in output:
+        output += os.read(terminal, 65_536)
+    os.kill(pid, signal.SIGINT)
+    with suppress(OSError):  # how Linux reports the end
+        while piece := os.read(terminal, 65_536):
+            output += piece
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    lines = output.decode().replace("\r\n", "\n").rpartition("one\\x1b[2J two ")[2].splitlines()
+    assert lines[-1].startswith("Interrupted.")
+    assert "Traceback" not in output.decode()
+    assert ollama.wait_until_idle(60)
+    assert ollama.calls[-1].client_disconnected
 
 
 @pytest.mark.slow

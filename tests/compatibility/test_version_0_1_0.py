@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from llmkit import Session
 from llmkit.cli.main import app
+from llmkit.errors import LLMStoreError
 from llmkit.evals import Sample, Task, field_match
 from llmkit.testing import OllamaServer
 
@@ -150,3 +151,16 @@ def test_exported_results_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with Session("before") as session:
         means = [row["mean"] for row in summary_of(session.report("first"))]
     assert means == pytest.approx([row["mean"] for row in EXPECTED["summary"]])
+
+
+def test_a_read_only_store_says_what_to_do(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = sqlite3.OperationalError("attempt to write a readonly database")
+    refusal.sqlite_errorcode = sqlite3.SQLITE_READONLY
+
+    def refuse(_cursor: object) -> None:
+        raise refusal
+
+    monkeypatch.setattr("llmkit.persistence.migrate._shape_file", refuse)
+    with Session("before", database_url=store) as session, pytest.raises(LLMStoreError) as caught:
+        session.runs()
+    assert "set LLM_DATABASE_URL to the copy. An older llmkit wrote it (schema revision 0001)" in str(caught.value)

@@ -73,6 +73,9 @@ RUN_DTYPES = """
     error_message       string
     metadata_json       string
     plan_json           string
+    logprob_mean        Float64
+    logprob_min         Float64
+    first_token_ms      Float64
 """
 ATTEMPT_DTYPES = """
     run_id              string
@@ -99,6 +102,8 @@ ATTEMPT_DTYPES = """
     status_code         Int64
     error_code          string
     error_message       string
+    first_token_ms      Float64
+    host                string
 """
 
 
@@ -197,6 +202,8 @@ USAGE_DTYPES = """
     billed_input_tokens     Int64
     billed_output_tokens    Int64
     billed_cost_usd         Float64
+    streamed_requests       Int64
+    mean_first_token_ms     Float64
 """
 
 
@@ -208,15 +215,18 @@ async def test_usage_separates_served_from_billed_and_unknown_from_zero(home: Jo
     await home.repo.record_served(replay, a_success(replay.id, served_from="cache", attempts=()))
     dear = a_start(requested_route="gemini/g")
     await home.repo.create_started(dear)
-    attempt = an_attempt(route=Route.parse("gemini/g"), cost_usd=0.25, status="FAILED")
-    await home.repo.mark_failed(a_failure(dear.id, attempts=(attempt,)))
+    attempts = [
+        an_attempt(number, route=Route.parse("gemini/g"), cost_usd=cost, status="FAILED", first_token_ms=first_token_ms)
+        for number, cost, first_token_ms in ((1, 0.25, 20.0), (2, None, 40.0), (3, None, None))
+    ]
+    await home.repo.mark_failed(a_failure(dear.id, attempts=tuple(attempts)))
     await home.journal.flush()
     frame = home.journal.read_here(lambda connection: summarize_usage(connection, "lab"))
     assert dtypes(frame) == written(USAGE_DTYPES)
     assert frame.astype(object).where(frame.notna(), None).to_numpy().tolist() == [
-        ["gemini/g", 0, 1, 0, 0, None, None, 1, 1, 0, 0, 11, 7, 0.25],
-        ["ollama/llama3.2", 2, 0, 0, 1, 22, 14, 3, 1, 0, 1, 22, 14, None],
-        [None, 0, 1, 0, 0, None, None, 0, 0, 0, 0, None, None, None],
+        ["gemini/g", 0, 1, 0, 0, None, None, 3, 3, 0, 0, 33, 21, 0.25, 2, 30.0],
+        ["ollama/llama3.2", 2, 0, 0, 1, 22, 14, 3, 1, 0, 1, 22, 14, None, 0, None],
+        [None, 0, 1, 0, 0, None, None, 0, 0, 0, 0, None, None, None, 0, None],
     ]
     later = home.journal.read_here(lambda c: summarize_usage(c, "lab", since=utc_now() - timedelta(minutes=1)))
     assert later["calls"].tolist() == [0, 1, 0]

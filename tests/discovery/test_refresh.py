@@ -177,7 +177,7 @@ async def test_a_whole_server_is_described(server: OllamaServer) -> None:
     server.models = [OllamaModel("llama3.2"), OllamaModel("llava:7b", capabilities=("completion", "vision"))]
     found = await fetch_server_state(server.url)
     assert found is not None
-    assert found.version == "0.6.5"
+    assert found.version == "0.17.4"
     images = {model.name: model.facts.images for model in found.models}
     assert {name: fact is not None and fact.value for name, fact in images.items()} == {
         "llama3.2:latest": False,
@@ -204,6 +204,7 @@ odd = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(odd, odd)
 def test_whatever_a_server_says_gives_well_formed_facts(shown: dict[str, object], listed: dict[str, object]) -> None:
     found = read_facts(shown, listed, AT)

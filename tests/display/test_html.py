@@ -128,6 +128,7 @@ def test_large_values_stay_small() -> None:
         _read(text)
 
 
+@pytest.mark.slow
 def test_a_frame_of_answers_is_escaped_and_small() -> None:
     values = {"time": "2026-01-01T00:00:00Z", "string": EVIL * 50, "uuid": "x", "boolean": True}
     row = tuple(values.get(kind, 1) for kind in RUN_COLUMNS.values())

@@ -34,7 +34,7 @@ def answers(wrong_a, wrong_b, failing=()):
 
 async def compared(script, wrong_a=(), wrong_b=(), samples=SAMPLES, failing=()):
     made = await run(sentiment_task(dataset=samples), (A, B), extract=answers(wrong_a, wrong_b, failing))
-    return script.explained(made, A, B)
+    return script.explain_difference(made, A, B)
 
 
 async def test_the_better_server_is_named(script):

@@ -8,11 +8,13 @@ from scipy import stats
 
 from llmkit.cli.main import run_command as llmkit
 from llmkit.errors import LLMEvaluationError, LLMTimeout
+from llmkit.evals import Decided
 from llmkit.evals import statistics as s
-from llmkit.evals.estimate import WIDEST_SPREAD, forecast, margin_size, sample_size
+from llmkit.evals.estimate import WIDEST_SPREAD, early_stop, forecast, margin_size, sample_size
 from llmkit.settings import load_settings
 from llmkit.testing import GeminiServer, Reply
 from tests.support.eval_fakes import FakeExtract, Sentiment, invalid, right, run, sentiment_task
+from tests.support.recorded_runs import make_report, make_result
 
 A, B = "ollama/a", "gemini/b"
 FLASH = "gemini/gemini-2.5-flash"
@@ -174,6 +176,7 @@ def test_the_pairs_that_a_margin_needs_even_if_all_answers_are_identical(margin,
     assert [s.check_non_inferiority(x, x, margin).is_shown for x in same] == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("margin", "disagreement"), [(0.02, 0.05), (0.05, 0.3), (0.1, 0.2)])
 def test_planned_pairs_pass_a_margin_as_often_as_promised(margin, disagreement):
     rng = np.random.default_rng(33)
@@ -250,3 +253,38 @@ def test_a_plan_tells_cost_and_whether_a_budget_will_do_from_a_pilot(tmp_path, m
         assert llmkit(plan[:-1]) == 0
         assert "--max-tokens 11,000 should suffice: 2,200 spent and 8,800 to come" in capsys.readouterr().out
         assert len(server.calls) == 2
+
+
+def stop_pilot(a, b, groups=None):
+    results = [make_result("a", f"s{i}", score, sample_group=groups and groups[i]) for i, score in enumerate(a)]
+    return make_report(results + [make_result("b", f"s{i}", score) for i, score in enumerate(b)])
+
+
+def test_a_stop_rule_saves_more_the_larger_the_difference():
+    found = [early_stop(Decided("match"), difference=d, history=None, groups=[None] * 400) for d in (0.0, 0.1, 0.3)]
+    assert found[0].saving < 0.1 < found[1].saving < found[2].saving
+    assert found[0].decided <= 0.06
+    assert found[2].decided == 1.0
+    assert (found[2].known_from, found[2].units, found[2].runs) == (0, 400, 400)
+
+
+def test_a_stop_rule_is_simulated_from_the_pilot():
+    pilot = stop_pilot([1.0, 0.8, 0.9, 1.0] * 5, [0.1, 0.0, 0.2, 0.1] * 5)
+    found = early_stop(Decided("match"), difference=None, history=pilot, groups=[None] * 100)
+    assert found.known_from == 20
+    assert found.saving > 0.8
+    assert early_stop(Decided("match"), difference=0.0, history=pilot, groups=[None] * 100).decided < 0.1
+    assert found == early_stop(Decided("match"), difference=None, history=pilot, groups=[None] * 100)
+
+
+def test_groups_count_once_for_a_stop_rule():
+    found = early_stop(Decided("match"), difference=0.3, history=None, groups=["g", "g", "h", None])
+    assert found.units == 3
+
+
+def test_nothing_known_is_no_estimate_of_a_stop_rule():
+    assert early_stop(Decided("match"), difference=None, history=None, groups=[None] * 9) is None
+    with pytest.raises(LLMEvaluationError, match="There is no metric"):
+        early_stop(Decided("other"), difference=None, history=stop_pilot([1.0], [0.0]), groups=[None])
+    with pytest.raises(LLMEvaluationError, match="between -1 and 1"):
+        early_stop(Decided("match"), difference=3.0, history=None, groups=[None])

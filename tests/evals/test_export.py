@@ -178,6 +178,9 @@ def edit_rows(path, edit):
         ({"output_tokens": 10**30}, "output_tokens: 1e+30 is no count"),
         ({"requests": 2**63}, "requests: 9.22e+18 is no count"),
         ({"epoch": -2}, "epoch: -2 is no count"),
+        ({"epoch": 10**12}, "epoch: there are no 1e+12 repeats"),
+        ({"latency_ms": float("inf")}, "latency_ms: inf is no time"),
+        ({"latency_ms": -1.0}, "latency_ms: -1.0 is no time"),
         ({"scores": {"reasoned": float("nan")}}, "scores: that of 'reasoned' is not finite"),
         ({"scores": {"reasoned": float("inf")}}, "scores: that of 'reasoned' is not finite"),
     ],
@@ -202,6 +205,7 @@ def grow_parquet(path, rows, **columns):
     parquet.write_table(grown.replace_schema_metadata(table.schema.metadata), path, compression="zstd")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "columns"),
     [
@@ -211,7 +215,7 @@ def grow_parquet(path, rows, **columns):
     ],
 )
 async def test_a_small_parquet_file_that_decodes_to_much_is_refused(tmp_path, monkeypatch, rows, columns):
-    monkeypatch.setattr("llmkit.evals.export.MAX_DECODED_MB", 50)
+    monkeypatch.setenv("LLM_MAX_FILE_MB", "50")
     (await made()).export("run.parquet")
     grow_parquet(tmp_path / "run.parquet", rows, **columns)
     assert (tmp_path / "run.parquet").stat().st_size < 1_000_000
@@ -232,7 +236,7 @@ async def test_nested_columns_are_refused(tmp_path):
 
 
 async def test_a_long_jsonl_file_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("llmkit.evals.export.MAX_DECODED_MB", 1)
+    monkeypatch.setenv("LLM_MAX_FILE_MB", "1")
     (await made()).export("run.jsonl")
     (await made()).export("usual.jsonl")
     with (tmp_path / "run.jsonl").open("a") as file:

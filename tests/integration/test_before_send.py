@@ -118,7 +118,8 @@ async def test_the_router_returns_it_without_trying_another_route() -> None:
     assert client.calls == []
 
 
-async def test_a_failure_counts_for_the_circuit_breaker_although_a_later_call_was_not_sent() -> None:
+async def test_a_failure_counts_although_a_later_call_was_not_sent() -> None:
+    """For the circuit breaker."""
     router = LLMRouter(load_settings(cooldown_after_failures=2), ScriptedClient([LLMUnavailable("down")]))
     with pytest.raises(LLMError):
         await router.execute(HI)
@@ -152,9 +153,9 @@ async def test_a_key_taken_at_the_last_moment_answers_with_the_other_calls_answe
     other = service_of(ScriptedClient([reply("the other")]), runs)
 
     class Late(ScriptedClient):
-        async def call(self, route, request, log, before_send):
+        async def call(self, route, request, log, before_send, *, sink=None):
             await other.chat(ask("q", idempotency_key="k"), HERE)
-            return await super().call(route, request, log, before_send)
+            return await super().call(route, request, log, before_send, sink=sink)
 
     late = Late()
     answer = await service_of(late, runs).chat(ask("q", idempotency_key="k"), HERE)
@@ -167,9 +168,9 @@ async def test_an_answer_cached_at_the_last_moment_is_served_and_recorded_once()
     other = service_of(ScriptedClient([reply("the other")]), InMemoryLLMRunRepo(), cache=cache)
 
     class Late(ScriptedClient):
-        async def call(self, route, request, log, before_send):
+        async def call(self, route, request, log, before_send, *, sink=None):
             await other.chat(ask("q"), HERE)
-            return await super().call(route, request, log, before_send)
+            return await super().call(route, request, log, before_send, sink=sink)
 
     late = Late()
     answer = await service_of(late, runs, cache=cache).chat(ask("q"), HERE)
@@ -245,7 +246,7 @@ async def test_a_call_that_fails_before_it_is_sent_is_one_failed_row_in_one_writ
         setattr(runs, name, lambda *given, name=name, write=write: (writes.append(name), write(*given))[1])
 
     class Refusing(ScriptedClient):
-        async def call(self, route, request, log, before_send):
+        async def call(self, route, request, log, before_send, *, sink=None):
             raise LLMAuthenticationError("no key")
 
     with pytest.raises(LLMAuthenticationError):
@@ -256,7 +257,7 @@ async def test_a_call_that_fails_before_it_is_sent_is_one_failed_row_in_one_writ
 
 async def test_a_client_that_answers_without_sending_has_a_row_too() -> None:
     class Knowing(ScriptedClient):
-        async def call(self, route, request, log, before_send):
+        async def call(self, route, request, log, before_send, *, sink=None):
             return reply("known")
 
     runs = InMemoryLLMRunRepo()
@@ -265,10 +266,12 @@ async def test_a_client_that_answers_without_sending_has_a_row_too() -> None:
 
 
 @pytest.mark.parametrize("answer", [reply(), LLMAuthenticationError("no")], ids=["answered", "failed"])
-async def test_a_client_that_sends_without_awaiting_it_is_told_and_its_request_is_recorded(answer: object) -> None:
+async def test_a_client_that_does_not_await_it_gets_an_error(answer: object) -> None:
+    """Its request is recorded."""
+
     class Hasty(ScriptedClient):
-        async def call(self, route, request, log, before_send):
-            return await super().call(route, request, log)
+        async def call(self, route, request, log, before_send, *, sink=None):
+            return await super().call(route, request, log, sink=sink)
 
     runs = InMemoryLLMRunRepo()
     with pytest.raises(LLMError) as caught:

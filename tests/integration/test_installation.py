@@ -78,8 +78,8 @@ def _check_pth() -> object:
 def test_unknown_start_up_code_is_found(tmp_path: Path) -> None:
     check = _check_pth()
     (tmp_path / "a1_coverage.pth").write_text("")
-    assert check.strangers(tmp_path) == []
+    assert check.find_strangers(tmp_path) == []
     for name in ("evil.pth", "sitecustomize.py"):
         (tmp_path / name).write_text("import evil")
-    assert [path.name for path in check.strangers(tmp_path)] == ["evil.pth", "sitecustomize.py"]
+    assert [path.name for path in check.find_strangers(tmp_path)] == ["evil.pth", "sitecustomize.py"]
     assert check.main() == 0

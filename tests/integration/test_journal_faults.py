@@ -277,10 +277,7 @@ async def test_the_clock_set_back_an_hour(database_url: str) -> None:
         # From here on the clock says an hour less.
         after = a_start(idempotency_key="after", created_at_utc=early)
         await home.repo.create_started(after)
-        await home.repo.heartbeat([before.id, after.id], early)
-        found = await home.repo.get_by_idempotency_key("lab", "before")
-        assert found is not None
-        assert found.heartbeat_at_utc == early
+        await home.repo.heartbeat([before.id, after.id])
         assert await home.repo.mark_succeeded(a_success(before.id, finished_at_utc=early))
         assert await home.repo.mark_failed(a_failure(after.id, finished_at_utc=early))
         await home.repo.create_started(a_start(flight_key="f", created_at_utc=early))

@@ -23,7 +23,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from llmkit.testing import OllamaServer
+    from llmkit.testing import OllamaServer, StandInServer
     from tests.support.ollama_server import RealOllama
 
 pytestmark = pytest.mark.ollama
@@ -274,6 +274,9 @@ ASKED = {
     "chat, streamed, cut at the limit": chat(stream=True, options=CUT, same="done_reason eval_count message.content"),
     "chat, prompt cut": chat(LONG, options=SMALL, same="prompt_eval_count"),
     "chat, messages dropped": chat(LONG, LONG, user("one two"), options=SMALL),
+    "chat, prompt not to be cut": chat(LONG, options=SMALL, truncate=False),
+    "chat, logprobs": chat(options=CUT, logprobs=True),
+    "chat, streamed, logprobs": chat(options=CUT, logprobs=True, top_logprobs=2, stream=True),
     "chat, nothing said": Ask(
         "POST", "/api/chat", {"model": MODEL, "stream": False}, ("done_reason", "message.content")
     ),
@@ -326,6 +329,52 @@ def test_the_stand_in_answers_alike(real_ollama: RealOllama, stand_in: OllamaSer
     assert [at(our_last, path) for path in same] == [at(real_last, path) for path in same]
 
 
+COMPATIBLE = {
+    "completion": {"max_tokens": 2},
+    "completion, streamed": {"max_tokens": 2, "stream": True, "stream_options": {"include_usage": True}},
+    "completion, schema": {
+        "max_tokens": 40,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "label", "schema": LABEL_SCHEMA}},
+    },
+    "completion, logprobs": {"max_tokens": 2, "logprobs": True, "top_logprobs": 2},
+    "completion, tools on a model without them": {"tools": [TOOL]},
+    "completion, unknown model": {"model": NOBODY},
+    "completion, no messages": {"messages": []},
+    "message": {"max_tokens": 2},
+    "message, streamed": {"max_tokens": 2, "stream": True},
+    "message, unknown model": {"model": NOBODY, "max_tokens": 2},
+    "message, no limit": {},
+}
+
+
+@pytest.fixture(scope="module")
+def compatible() -> Iterator[dict[str, StandInServer]]:
+    """Stand-ins for the two other protocols that a real Ollama speaks."""
+    from llmkit.testing import AnthropicServer, OpenAIModel, OpenAIServer
+
+    model = OpenAIModel(MODEL, capabilities=("json_schema", "json_object", "logprobs"))
+    with OpenAIServer(models=[model]) as openai, AnthropicServer(models=[MODEL]) as anthropic:
+        yield {"completion": openai, "message": anthropic}
+
+
+@pytest.mark.parametrize("name", COMPATIBLE)
+def test_what_it_answers_in_other_protocols_is_part_of_the_stand_ins_answer(
+    real_ollama: RealOllama, compatible: dict[str, StandInServer], name: str
+) -> None:
+    kind = name.partition(",")[0]
+    path = "/v1/chat/completions" if kind == "completion" else "/v1/messages"
+    body = {"model": MODEL, "messages": [user("one two three")], "temperature": 0} | COMPATIBLE[name]
+    ask = Ask("POST", path, body)
+    real, ours = send(real_ollama.url, ask), send(compatible[kind].url, ask)
+    assert ours.status_code == real.status_code
+    assert ours.headers["content-type"].partition(";")[0] == real.headers["content-type"].partition(";")[0]
+    expected, found = shape(lines(real)), shape(lines(ours))
+    # A null may stand for any type: Ollama's errors have no codes.
+    given = {path: kinds for path, kinds in expected.items() if kinds != ["NoneType"]}
+    different = {path: kinds for path, kinds in given.items() if not {*kinds} & {*found.get(path, ())}}
+    assert different == {}
+
+
 def test_the_stand_in_cuts_long_prompts_alike(real_ollama: RealOllama, stand_in: OllamaServer) -> None:
     """Whole messages are dropped first, so less than the context is left; one message is cut to exactly the context."""
     for server in (real_ollama, stand_in):
@@ -338,12 +387,14 @@ def send(url: str, ask: Ask) -> httpx.Response:
     if ask.after is not None:
         send(url, ask.after)
     with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
-        return http.request(ask.method, ask.path, json=ask.body)
+        headers = {"anthropic-version": "2023-06-01"} if ask.path == "/v1/messages" else {}
+        return http.request(ask.method, ask.path, json=ask.body, headers=headers)
 
 
 def lines(reply: httpx.Response) -> list[Any]:
-    """Return the JSON values of an answer: one, or those of a stream."""
-    return [json.loads(line) for line in reply.text.splitlines()]
+    """Return the JSON values of an answer: one, or those of a stream, in lines or in events."""
+    texts = [line.removeprefix("data: ") for line in reply.text.splitlines() if not line.startswith("event: ")]
+    return [json.loads(text) for text in texts if text and text != "[DONE]"]
 
 
 def shape(value: Any) -> dict[str, list[str]]:

@@ -173,7 +173,7 @@ class Clock:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.offset = timedelta()
-        for module in ("calls.recorder", "calls.liveness", "calls.call", "persistence.journal"):
+        for module in ("calls.recorder", "calls.call", "persistence.journal"):
             patch.setattr(f"llmkit.{module}.utc_now", lambda: utc_now() + self.offset)
 
 

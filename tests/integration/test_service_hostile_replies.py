@@ -33,15 +33,18 @@ from tests.support.hostile_replies import (
 from tests.support.repositories import JournalHome
 from tests.support.workers import ask
 
-ROUNDS = 80
+ROUNDS = 25
 ODD_TEXT = "half \ud83d, nothing \x00, escape \x1b[2J"
 
 
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("provider", ROUTES)
 @pytest.mark.parametrize("path", PATHS)
-async def test_every_request_has_its_row_and_no_call_stays_started(path: str, provider: str, sqlite_url: str) -> None:
+async def test_every_request_has_its_row_and_no_call_stays_started(
+    path: str, provider: str, streams: bool, sqlite_url: str
+) -> None:
     with JournalHome(sqlite_url) as home:
-        requests, outcomes = await ask_hostile_server(provider, path, home.repo, ROUNDS)
+        requests, outcomes = await ask_hostile_server(provider, path, home.repo, ROUNDS, streams=streams)
         runs, attempts = home.runs(), home.attempts()
     assert len(attempts) == requests
     assert {run["status"] for run in runs} == {"SUCCEEDED", "FAILED"}
@@ -70,7 +73,8 @@ async def test_an_impossible_count_is_unknown_and_costs_neither_the_answer_nor_i
     assert (attempt["input_tokens"], attempt["output_tokens"]) == (None, 2)
 
 
-async def test_odd_characters_anywhere_in_an_answer_cost_neither_the_answer_nor_its_record(database_url: str) -> None:
+async def test_odd_characters_cost_neither_answer_nor_record(database_url: str) -> None:
+    """Wherever in the answer they are."""
     tool = ToolCall(id=ODD_TEXT, name=ODD_TEXT, arguments=json.dumps({"a": ODD_TEXT}, ensure_ascii=False))
     client = ScriptedClient([ClientReply(ODD_TEXT, (tool,), "stop", TokenUsage(), ODD_TEXT, warnings=(ODD_TEXT,))])
     settings = load_settings(cache_enabled=False)

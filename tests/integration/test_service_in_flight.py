@@ -139,7 +139,7 @@ async def test_a_leader_whose_heart_beats_is_waited_for() -> None:
     follower = bench.chat()
     for _ in range(12):
         await asyncio.sleep(0.1)
-        await bench.runs.heartbeat([start.id], utc_now())
+        await bench.runs.heartbeat([start.id])
     assert not follower.done()
     await bench.runs.mark_failed(RunFailure(start.id, utc_now(), 1.0, "timeout", "no answer"))
     assert (await follower).billed

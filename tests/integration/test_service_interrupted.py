@@ -81,9 +81,9 @@ class SteppedClient(ScriptedClient):
         super().__init__(*args)
         self._runs = runs
 
-    async def call(self, *args: object) -> object:
+    async def call(self, *args: object, **options: object) -> object:
         await self._runs.moment()
-        answer = await super().call(*args)
+        answer = await super().call(*args, **options)
         await self._runs.moment()
         return answer
 
@@ -149,7 +149,8 @@ async def test_a_call_interrupted_at_any_moment_ends_and_frees_its_key(
 # --- stores that fail -----------------------------------------------------------------------------------------------
 
 
-async def test_an_answer_that_could_not_be_recorded_is_recorded_when_its_key_is_asked_for_again() -> None:
+async def test_an_unrecorded_answer_is_recorded_at_the_next_request() -> None:
+    """By the same idempotency key."""
     bench = Bench(ScriptedClient([reply("paid")]), cache=False)
     mend = bench.fail("mark_succeeded")
     with pytest.raises(LLMStoreError) as caught:
@@ -248,7 +249,8 @@ async def test_half_a_character_in_an_answer_costs_neither_the_answer_nor_its_re
         assert first.text == "grinning \ufffd, whole \U0001f600, nothing \x00"
         assert (await service.chat(ask("q", **QUESTION), HERE)).text == first.text
         assert (await service.chat(ask("q"), HERE)).text == first.text
-        assert [run["status"] for run in home.runs()].count("SUCCEEDED") == len(home.runs())
+        # Of those served from the store, rows may be written later.
+        assert {run["status"] for run in home.runs()} == {"SUCCEEDED"}
     cache.close()
     assert len(client.calls) == 1
 

@@ -61,10 +61,11 @@ async def test_of_many_calls_at_once_only_those_that_left_are_started(database_u
         await asyncio.sleep(0.05)
         # What a process that dies now would leave behind.
         assert [run["status"] for run in home.runs()] == ["STARTED"] * LIMIT
-        server.load = Load()
-        for each in asked:
+        # Those in the queue first: each place that is given back lets the next one go.
+        for each in reversed(asked):
             each.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
+        server.load = Load()
     with JournalHome(database_url) as home:
         assert {run["status"] for run in home.runs()} == {"FAILED"}
         assert len(home.runs()) == 40
@@ -100,7 +101,8 @@ async def test_of_two_calls_with_one_key_in_the_queue_one_is_sent() -> None:
         assert server.call_count == 2
 
 
-async def test_a_key_that_another_request_took_while_the_call_waited_is_refused_at_its_turn() -> None:
+async def test_a_key_used_while_the_call_waited_is_refused() -> None:
+    """At the call's turn."""
     runs = InMemoryLLMRunRepo()
     async with a_busy_service(runs) as (service, server, busy):
         (waiting,) = await queued(service, ask("q", idempotency_key="k"))

@@ -9,17 +9,19 @@ import asyncio
 import random
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
 import pytest
+from sqlalchemy import update
 
 from llmkit.calls.call import open_call
 from llmkit.errors import LLMAuthenticationError, LLMError
 from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.retention import erase_workspace
+from llmkit.persistence.statements import RUNS
 from llmkit.ports import LLMRunRepo
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
@@ -126,10 +128,18 @@ class World:
         call = open_call(self._request(step), context, LLMProfile.BALANCED, recorded=True)
         if await self._runs.get_by_idempotency_key(step.workspace, step.key or "") is not None:
             return "held"
-        age = timedelta(seconds=10**6 if step.fails else 0)
-        start = self._service._recorder._start(call, None)._replace(owner=DEAD, created_at_utc=utc_now() - age)
+        start = self._service._recorder._start(call, None)._replace(owner=DEAD)
         await self._runs.create_started(start)
+        if step.fails:
+            self._age_heartbeat(start.id, utc_now() - timedelta(seconds=10**6))
         return "left"
+
+    def _age_heartbeat(self, run_id: UUID, at_utc: datetime) -> None:
+        if self._home is not None:
+            with self._home.journal.engine.begin() as connection:
+                connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(heartbeat_at_utc=at_utc))
+        elif isinstance(self._runs, InMemoryLLMRunRepo):
+            self._runs._runs[run_id] = replace(self._runs._runs[run_id], heartbeat_at_utc=at_utc)
 
     def _erase(self, workspace: str) -> str:
         self._cache.erase(workspace)

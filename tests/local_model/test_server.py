@@ -238,6 +238,7 @@ assert asyncio.run(server.ensure_running()) == endpoint
 """
 
 
+@pytest.mark.slow
 def test_forked_process_starts_its_own_child() -> None:
     """It leaves its parent's child alone."""
     script = user_script("import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n" + FORKING)

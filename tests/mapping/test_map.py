@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import date
 from enum import StrEnum
-from typing import Literal
+from types import SimpleNamespace
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,6 +31,7 @@ from pydantic import BaseModel
 from llmkit import LLMBadRequest, LLMConfigurationError, LLMConstraints, LLMResponse, Route, Session, TokenUsage
 from llmkit.batch.progress_bar import bar
 from llmkit.mapping import MAP_COLUMNS, MapJob, Meter, plan_map
+from llmkit.mapping.rows import Rows
 from llmkit.testing import Fault, OllamaServer, Reply
 from llmkit.testing.replies import Fault as AnyFault
 from llmkit.testing.request_log import RecordedRequest
@@ -38,6 +42,38 @@ OWN = list(MAP_COLUMNS)
 class City(BaseModel):
     name: str
     people: int
+
+
+class PolarsFrame:
+    """Mirror of the attributes of `polars.LazyFrame` and `polars.DataFrame`, in one."""
+
+    def __init__(self, columns: dict[str, list[object]]) -> None:
+        self._columns = columns
+
+    def collect_schema(self) -> None: ...
+
+    def collect(self) -> PolarsFrame:
+        return self
+
+    def get_columns(self) -> list[object]:
+        return [SimpleNamespace(name=name, to_list=lambda v=v: v) for name, v in self._columns.items()]
+
+
+class LabelledDataset:
+    """Mirror of the attributes of `datasets.Dataset` whose columns have a `ClassLabel`."""
+
+    def __init__(self, columns: dict[str, list[int]], names: list[str]) -> None:
+        self._columns = columns
+        self.features = dict.fromkeys(columns, SimpleNamespace(int2str=names.__getitem__))
+
+    def to_dict(self) -> dict[str, list[int]]:
+        return self._columns
+
+
+class Splits(dict[str, object]):
+    """Mirror of `datasets.DatasetDict`."""
+
+    column_names: ClassVar[dict[str, object]] = {}
 
 
 def _asked(request: RecordedRequest) -> str:
@@ -116,6 +152,37 @@ def test_a_prompt_surrounds_or_precedes_the_text_or_names_columns(session: Sessi
     session.map("Sum up", frame, template="{n p} of {q}", progress=False)
     prompts = [call.json["messages"][-1]["content"] for call in ollama.calls]
     assert prompts == ["Say x {now}", "Summarise.\n\nx", "x: 1", "Sum up\n\n1 of x"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pa.table({"name": ["Rome", "Bern"], "size": [1, None]}),
+        pa.chunked_array([["Rome", "Bern"]]),
+        PolarsFrame({"name": ["Rome", "Bern"], "size": [1, None]}),
+        LabelledDataset({"name": [1, 0]}, ["Bern", "Rome"]),
+    ],
+    ids=["Arrow table", "Arrow column", "polars", "Hugging Face"],
+)
+def test_a_table_of_another_library_is_a_table(session: Session, data: object) -> None:
+    is_column = isinstance(data, pa.ChunkedArray)
+    result = session.map(City, data, template=None if is_column else "{name}", route="ollama/llama3.2", progress=False)
+    assert result["name"].tolist() == ["Rome", "Bern"]
+
+
+def test_a_number_above_a_missing_value_stays_whole() -> None:
+    rows = Rows.read(pa.table({"name": ["Rome", "Bern"], "size": [1, None]}), template="{name} {size}")
+    assert (rows.build_text(0), rows.skipped) == ("Rome 1", 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [((each for each in "ab"), "list(data)"), (Splits(train=[]), "data['train']")],
+    ids=["lazy", "splits"],
+)
+def test_what_is_no_table_is_refused_with_the_remedy(session: Session, data: object, remedy: str) -> None:
+    with pytest.raises(LLMBadRequest, match=re.escape(remedy)):
+        session.map(City, data, progress=False)
 
 
 def test_braces_in_a_row_are_text(session: Session, ollama: OllamaServer) -> None:
@@ -262,13 +329,14 @@ def test_a_bar_without_progress_is_redrawn(monkeypatch: pytest.MonkeyPatch, caps
         assert "500/1000" in capsys.readouterr().err
 
 
-def test_an_output_type_that_raises_fails_only_its_row(session: Session) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, SystemExit, GeneratorExit, asyncio.CancelledError])
+def test_an_output_type_that_raises_fails_only_its_row(session: Session, kind: type[BaseException]) -> None:
     class Picky(BaseModel):
         name: str
 
         def model_post_init(self, _context: object) -> None:
             if self.name == "Rome":
-                raise RuntimeError("not Rome")
+                raise kind("not Rome")
 
     frame = session.map(Picky, ["Rome", "Bern"], progress=False)
     assert frame["status"].tolist() == ["FAILED", "SUCCEEDED"]
@@ -444,6 +512,7 @@ def test_the_accessor_without_a_session_states_the_remedy(monkeypatch: pytest.Mo
         pd.Series(["x"]).llm.chat("Say {text}")
 
 
+@pytest.mark.slow
 def test_a_session_registers_the_accessor_only_if_pandas_is_loaded() -> None:
     code = (
         "import sys, llmkit; s = llmkit.Session(); assert 'pandas' not in sys.modules;"

@@ -129,9 +129,8 @@ print(len(answers))
 
 
 @pytest.mark.parametrize("where", ["runtime", "loop"])
-def test_a_signal_handler_that_interrupts_the_start_gets_an_error_and_the_call_its_answer(
-    ollama: OllamaServer, where: str
-) -> None:
+def test_a_signal_handler_during_the_start_gets_an_error(ollama: OllamaServer, where: str) -> None:
+    """The interrupted call gets its answer."""
     patched = "llmkit.notebook.runtime.run_aside" if where == "runtime" else "llmkit.notebook.event_loop.start_thread"
     done = run_script(
         f"""

@@ -235,3 +235,18 @@ def test_a_failed_thread_start_is_retried_by_the_next_call(loop: LoopThread, mon
         with pytest.raises(LLMError, match="start new thread"):
             loop.run(_value(1))
     assert _beside(lambda: loop.run(_value(2))).result(60) == 2
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_work_that_stops_the_loop_ends_nothing(loop: LoopThread, later: bool) -> None:
+    async def stop() -> str:
+        running = asyncio.get_running_loop()
+        if later:
+            running.call_soon(running.stop)
+        else:
+            running.stop()
+        await asyncio.sleep(0.01)
+        return "done"
+
+    assert _beside(lambda: loop.run(stop())).result(timeout=30) == "done"
+    assert _beside(lambda: loop.run(_value(3))).result(timeout=30) == 3

@@ -6,9 +6,11 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
+from pydantic import BaseModel
 
 from llmkit import Session
 from llmkit.testing import OllamaServer, get_refused_url
+from llmkit.testing.scripted_client import ScriptedClient, reply
 
 
 @pytest.fixture
@@ -53,3 +55,28 @@ def test_a_pinned_call_does_not_warn(session: Session) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         session.chat("a", route="ollama/llama3.2")
+
+
+class City(BaseModel):
+    name: str
+
+
+@pytest.fixture
+def scripted_local(monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    """A session whose every model answers the same, without one that is installed."""
+    monkeypatch.setattr("llmkit.bootstrap._FirstUseClient", lambda *_: ScriptedClient([reply('{"name": "Rome"}')]))
+    with Session("study") as opened:
+        yield opened
+
+
+def test_a_base_model_without_examples_is_warned_about_once(scripted_local: Session) -> None:
+    with pytest.warns(UserWarning, match="local/gemma-3-270m is a small base model") as caught:
+        scripted_local.extract(City, "Rome", route="local/gemma-3-270m")
+    assert caught[0].filename == __file__
+    scripted_local.extract(City, "Oslo", route="local/gemma-3-270m")  # a second warning would be an error
+
+
+def test_a_base_model_with_examples_is_not(scripted_local: Session) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scripted_local.extract(City, "Rome", examples=[("Oslo", City(name="Oslo"))], route="local/gemma-3-270m")

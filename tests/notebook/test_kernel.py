@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from jupyter_client.manager import KernelManager, start_new_kernel
 
-from llmkit.testing import Fault, OllamaServer
+from llmkit.notebook.event_loop import INTERRUPTED
+from llmkit.testing import Fault, OllamaServer, Reply
 
 HANG_BOUND_S = 90
 
@@ -129,3 +130,32 @@ def test_routes_are_completed(kernel: tuple[KernelManager, Any]) -> None:
                 content = client.get_shell_msg(timeout=HANG_BOUND_S)["content"]
             completed = {code[: content["cursor_start"]] + match for match in content["matches"]}
             assert expected <= {line.rpartition('"')[2] for line in completed}, content
+
+
+@pytest.mark.slow
+def test_a_displayed_stream_grows_and_ends_as_the_card_of_the_answer(kernel: tuple[KernelManager, Any]) -> None:
+    manager, client = kernel
+    with OllamaServer() as ollama:
+        _run(client, SETUP.format(url=ollama.url))
+        ollama.script(Fault.stream_pace(0.02, Reply("one <b>two</b> three four five six")))
+        outputs = _run(client, 's.stream("Count")')
+        shown = [each["content"] for each in outputs if each["msg_type"].endswith("display_data")]
+        assert len({each["transient"]["display_id"] for each in shown}) == 1
+        plain = [each["data"]["text/plain"] for each in shown]
+        assert plain[0].endswith("characters so far ...]")
+        assert plain[-1].startswith("one <b>two</b> three four five six\n[ollama/llama3.2")
+        assert all("&lt;b&gt;" in each["data"]["text/html"] for each in shown[-1:])
+        assert len(shown) < 7
+
+        ollama.script(Fault.stream_pace(0.05, Reply("word " * 2000)))
+        for code in ('s.stream("Go on")', 'async for text in s.astream("And on"): pass'):
+            calls = len(ollama.calls)
+            cell = client.execute(code)
+            deadline = time.monotonic() + HANG_BOUND_S
+            while len(ollama.calls) == calls and time.monotonic() < deadline:
+                time.sleep(0.05)
+            manager.interrupt_kernel()
+            (error,) = [each["content"] for each in _outputs(client, cell) if each["msg_type"] == "error"]
+            assert error["traceback"] == [f"Interrupted: {INTERRUPTED}"]
+            assert ollama.wait_until_idle(60)
+            assert ollama.calls[-1].client_disconnected

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from pydantic import BaseModel
 
-from llmkit import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError, LLMRequest, Session
-from llmkit.evals import EvaluateOptions, Sample, Task
+from llmkit import LLMBadRequest, LLMConfigurationError, LLMError, LLMEvaluationError, LLMRequest, Session, evals
+from llmkit.evals import Sample, Task
 from llmkit.notebook import options as options_module
 from llmkit.notebook.options import ChatOptions, list_option_names, read_option_docs
 from llmkit.testing import OllamaServer
@@ -115,6 +115,7 @@ def test_a_mistake_is_one_line_and_nothing_is_sent(
         (TASK, None, {}, "routes are a list.*got NoneType"),
         (TASK, [5], {}, "routes are a list.*got int"),
         (TASK, ROUTES, {"epoch": 2}, "epoch: unknown option; did you mean epochs?"),
+        (TASK, ROUTES, {"extract": "prompted"}, "extract must be a function like llmkit.pydanticai.extract"),
         (TASK, ROUTES, {"concurrency": "4"}, "concurrency must be a whole number"),
         (TASK, ROUTES, {"limit": -1}, "limit must be at least 1; got -1"),
         (TASK, ROUTES, {"name": 5}, "name must be a string"),
@@ -186,7 +187,7 @@ def test_signature_and_docstring_show_every_option(name: str) -> None:
 def get_type_hints_of_options(method: Any) -> Any:
     """Return the class in `**options: Unpack[...]`."""
     name = method.__annotations__["options"].removeprefix("Unpack[").removesuffix("]")
-    return EvaluateOptions if name == "EvaluateOptions" else getattr(options_module, name)
+    return getattr(evals, name, None) or getattr(options_module, name)
 
 
 def test_a_signature_shows_types_and_defaults() -> None:
@@ -202,7 +203,7 @@ def test_the_options_of_a_call_are_the_fields_of_a_request() -> None:
 
 
 # These have no async form: they send nothing, or return something with async methods of its own.
-SYNC_ONLY = {"close", "conversation", "explain", "model", "recordings"}
+SYNC_ONLY = {"close", "conversation", "explain", "model", "recordings", "policy"}
 
 
 def test_every_sync_method_has_an_async_twin_with_the_same_signature() -> None:
@@ -211,7 +212,8 @@ def test_every_sync_method_has_an_async_twin_with_the_same_signature() -> None:
     assert methods - twins - {name[1:] for name in twins} == SYNC_ONLY
     for name in twins:
         assert inspect.signature(getattr(Session, name)) == inspect.signature(getattr(Session, name[1:]))
-        assert inspect.iscoroutinefunction(getattr(Session, name))
+        # A stream is awaited itself.
+        assert inspect.iscoroutinefunction(getattr(Session, name)) or name == "astream"
         assert f"see `{name[1:]}`" in inspect.cleandoc(getattr(Session, name).__doc__)
 
 
@@ -244,3 +246,14 @@ def test_a_mistake_shows_no_error_of_another_library(session: Session) -> None:
         session.chat("x", constraints={"local_onl": True})
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
+
+
+def test_half_of_a_character_is_refused_where_it_is_looked_up(session: Session) -> None:
+    for look_up in (
+        lambda text: session.runs(pipeline_run_id=text),
+        lambda text: session.attempts(pipeline_run_id=text),
+        lambda text: session.conversation(id=text),
+        session.report,
+    ):
+        with pytest.raises(LLMBadRequest, match="half of a character"):
+            look_up("a\ud800")

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from pydantic_ai import Agent
+from pydantic_ai import Agent, AgentRunResultEvent
 
 from llmkit import LLMBadRequest, Session
-from llmkit.testing import GeminiServer, Reply, ToolCall
+from llmkit.testing import Fault, GeminiServer, Reply, ToolCall
 
 PIN = "gemini/gemini-2.5-flash"
 
@@ -58,6 +58,27 @@ def test_every_step_of_an_agent_is_a_row(session: Session, gemini: GeminiServer)
     again = adder(session, pipeline_run_id="sum", stage="adding", idempotency_key="sum-1")
     assert again.run_sync("2 + 3?").output == "It is 5."
     assert len(gemini.calls) == 2
+
+
+async def test_an_agent_streams_across_event_loops(session: Session, gemini: GeminiServer) -> None:
+    async with adder(session).run_stream_events("2 + 3?") as stream:
+        events = [event async for event in stream]
+    assert isinstance(events[-1], AgentRunResultEvent)
+    assert events[-1].result.output == "It is 5."
+    # With the signature in the id of its call: Gemini refuses a history without.
+    assert gemini.calls[1].json["contents"][1]["parts"][-1]["thoughtSignature"]
+    assert session.runs()["status"].tolist() == ["SUCCEEDED", "SUCCEEDED"]
+
+
+async def test_leaving_a_stream_closes_the_connection_of_the_session(session: Session, gemini: GeminiServer) -> None:
+    gemini.script(Fault.stream_stall(1, Reply("It is 5.")))
+    async with Agent(session.model(PIN)).run_stream("2 + 3?") as result:
+        async for _ in result.stream_text(debounce_by=None):
+            break
+    assert await asyncio.to_thread(gemini.wait_until_idle)
+    assert [call.outcome for call in gemini.calls] == ["client_left"]
+    runs = session.runs()
+    assert (runs["status"].tolist(), runs["error_code"].tolist()) == (["FAILED"], ["cancelled"])
 
 
 async def test_an_agent_runs_in_a_running_loop(session: Session, gemini: GeminiServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import stat
 from contextlib import closing
@@ -10,13 +11,27 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from llmkit.errors import LLMConfigurationError, LLMStoreError
 from llmkit.persistence.addresses import DatabaseAddress, create_database_file
-from llmkit.persistence.engines import make_async_engine, make_engine, reading, writing
+from llmkit.persistence.engines import MOST_SERVER_CONNECTIONS, make_async_engine, make_engine, reading, writing
+from llmkit.persistence.journal import Journal
 from llmkit.persistence.migrate import upgrade
 
 SECRET = "s3cr3t/pass word"
+
+
+async def test_a_process_has_at_most_four_connections_to_a_server(postgres_url: str) -> None:
+    """However many calls read and write at once: PostgreSQL allows 100 by default, for all workers together."""
+    count = text(
+        "SELECT count(*), pg_sleep(0.02) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND application_name = 'llmkit'"
+    )
+    with closing(Journal(postgres_url)) as journal:
+        reads = [journal.read(lambda connection: connection.execute(count).scalar_one()) for _ in range(24)]
+        found, _ = await asyncio.gather(asyncio.gather(*reads), journal.flush())
+    assert 2 <= max(found) <= MOST_SERVER_CONNECTIONS == 4
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg", "postgresql+psycopg2"])

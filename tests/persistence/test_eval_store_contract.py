@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llmkit.eval_ports import EvalSpending, EvalStore
+from llmkit.eval_ports import EvalSpending, EvalStore, HostDigest, HostUse
+from llmkit.evals.provenance import find_different_digests
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.ports import LLMRunRepo
 from llmkit.testing.in_memory import InMemoryEvalStore, InMemoryLLMRunRepo, get_outcome
-from llmkit.types import Route, TokenUsage, utc_now
+from llmkit.types import AttemptStatus, Route, TokenUsage, utc_now
 from tests.support.repositories import JournalHome
 from tests.support.run_values import (
     USAGE,
@@ -75,7 +76,9 @@ async def test_runs_are_listed_newest_first(store: EvalStore) -> None:
 
 async def test_a_result_comes_back_whole(store: EvalStore) -> None:
     run = await store.open_run(an_eval_run())
-    full = an_eval_result(run.id, scores={"exact": 1.0, "f1": 0.25}, content_digest="0123456789ab")
+    logprobs = {"logprob_mean": -0.5, "logprob_min": -2.5, "field_logprobs": {"a.b": {"mean": -1.0, "min": -2.0}}}
+    logprobs = {"logprob_mean": -0.5, "logprob_min": -2.5, "field_logprobs": {"a.b": {"mean": -1.0, "min": -2.0}}}
+    full = an_eval_result(run.id, scores={"exact": 1.0, "f1": 0.25}, content_digest="0123456789ab", **logprobs)
     bare = an_eval_result(
         run.id,
         sample_id="s0",
@@ -161,6 +164,38 @@ async def test_the_digests_of_an_evaluation_are_told_by_route_and_first_appearan
         ("a", 1, now + timedelta(seconds=1)),
     ]
     assert {each.route for each in found} == {an_attempt().route}
+
+
+async def test_hosts_are_told_apart_by_what_they_sent(stores: tuple[EvalStore, LLMRunRepo]) -> None:
+    store, runs = stores
+    now = utc_now()
+    sent = [
+        ("a", AttemptStatus.SUCCEEDED, 10.0),
+        ("a", AttemptStatus.SUCCEEDED, 30.0),
+        ("b", AttemptStatus.FAILED, 9.0),
+    ]
+    for second, (host, status, latency_ms) in enumerate(sent):
+        start = a_start(pipeline_run_id="eval_1/x")
+        await runs.create_started(start)
+        at = now + timedelta(seconds=second)
+        attempt = an_attempt(host=host, status=status, latency_ms=latency_ms, started_at_utc=at)
+        await runs.mark_succeeded(a_success(start.id, attempts=(attempt,)))
+    route = an_attempt().route
+    assert await store.list_hosts("lab", "eval_1/") == (
+        HostUse("a", route, 2, 20.0, now + timedelta(seconds=1)),
+        HostUse("b", route, 1, None, now + timedelta(seconds=2)),
+    )
+
+
+async def test_digests_of_machines_that_differ_are_found(store: EvalStore) -> None:
+    run = await store.open_run(an_eval_run())
+    same, other = Route.parse("ollama/same"), Route.parse("ollama/other")
+    await store.note_digests(run.id, [HostDigest("a", same, "1"), HostDigest("a", other, "2")])
+    await store.note_digests(run.id, [HostDigest("b", same, "0"), HostDigest("b", other, "3")])
+    await store.note_digests(run.id, [HostDigest("b", same, "1")])
+    seen = await store.list_host_digests(run.id)
+    assert [(each.host, each.digest) for each in seen] == [("a", "2"), ("b", "3"), ("a", "1"), ("b", "1")]
+    assert find_different_digests(seen) == {other: {"2": ("a",), "3": ("b",)}}
 
 
 async def test_what_an_evaluation_took_is_told_by_route_and_what_nobody_counted_apart(
@@ -265,7 +300,7 @@ async def test_calls_under_way_are_those_that_have_not_ended(stores: tuple[EvalS
     await calls.mark_failed(a_failure(ended.id))
     found = await store.list_calls_under_way("lab", "eval:1:")
     assert [(call.pipeline_run_id, call.owner) for call in found] == [("eval:1:a", begun.owner)]
-    assert found[0].heartbeat_at_utc == begun.created_at_utc
+    assert found[0].heartbeat_at_utc <= found[0].read_at_utc
 
 
 async def test_a_run_is_described_anew(store: EvalStore) -> None:
@@ -273,6 +308,26 @@ async def test_a_run_is_described_anew(store: EvalStore) -> None:
     changed = replace(run, dataset_sha256="f" * 64, spec={"samples": 7})
     await store.update_run(changed)
     assert {run.name: run for run in await store.list_runs("lab")} == {"first": changed, "second": other}
+
+
+async def test_workers_see_that_a_call_was_stopped(store: EvalStore) -> None:
+    """A call that this store does not have is neither."""
+    call, other = new_id(), new_id()
+    for is_stopped in (False, True):
+        await store.note_shared_call(call, is_stopped=is_stopped)
+        assert await store.is_call_stopped(call) is is_stopped
+    assert await store.is_call_stopped(other) is None
+
+
+async def test_results_are_counted_by_outcome_and_age(store: EvalStore) -> None:
+    run = await store.open_run(an_eval_run())
+    first = an_eval_result(run.id, sample_id="s1", requests=2)
+    later = first.finished_at_utc + timedelta(seconds=1)
+    for each in (first, replace(first, sample_id="s2"), replace(first, sample_id="s3", finished_at_utc=later)):
+        await store.save_result(each)
+    counts = await store.count_results(run.id, first.finished_at_utc)
+    assert sorted((each.is_old, each.results, each.requests) for each in counts) == [(False, 1, 2), (True, 2, 4)]
+    assert {(each.route, each.status) for each in counts} == {(first.route, first.status)}
 
 
 async def test_calls_that_hold_their_keys_are_listed_by_name(stores: tuple[EvalStore, LLMRunRepo]) -> None:

@@ -57,6 +57,7 @@ def test_nothing_is_open_at_the_moment_of_the_fork(home: JournalHome) -> None:
     assert asyncio.run(home.repo.get_by_idempotency_key("lab", "k")) is not None
 
 
+@pytest.mark.slow
 def test_forks_while_calls_are_under_way(home: JournalHome) -> None:
     stop = threading.Event()
 

@@ -9,8 +9,10 @@ import sqlite3
 from contextlib import closing
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
+from sqlalchemy import update
 
 from llmkit.errors import LLMStoreError
 from llmkit.persistence import retention
@@ -18,6 +20,7 @@ from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.engines import make_engine
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.retention import compact, erase_workspace, prune
+from llmkit.persistence.statements import RUNS, SHARED_CALLS
 from llmkit.persistence.stats import store_stats
 from llmkit.persistence.workspace_export import export_workspace
 from llmkit.types import utc_now
@@ -79,16 +82,17 @@ async def test_old_runs_go_with_their_attempts(home: JournalHome, monkeypatch: p
     for age in (5, 6, 7, 8, 9, 1):
         await finished(home, created_at_utc=days_ago(age))
     gone = prune(home.journal.engine, home.journal.address, days_ago(3))
-    assert gone == {"llm_runs": 5, "llm_attempts": 5}
+    assert gone == {"llm_runs": 5, "llm_attempts": 5, "shared_calls": 0}
     assert [run["created_at_utc"] for run in home.runs()] == [days_ago(1)]
-    assert prune(home.journal.engine, home.journal.address, days_ago(3)) == {"llm_runs": 0, "llm_attempts": 0}
+    assert not any(prune(home.journal.engine, home.journal.address, days_ago(3)).values())
 
 
 async def test_a_started_run_goes_only_when_it_is_long_silent(home: JournalHome) -> None:
     alive, silent = a_start(created_at_utc=days_ago(9)), a_start(created_at_utc=days_ago(8))
     for start in (alive, silent):
         await home.repo.create_started(start)
-    await home.repo.heartbeat([alive.id], utc_now())
+    with home.journal.engine.begin() as connection:
+        connection.execute(update(RUNS).where(RUNS.c.id == silent.id).values(heartbeat_at_utc=days_ago(8)))
     assert prune(home.journal.engine, home.journal.address, utc_now())["llm_runs"] == 1
     assert [run["id"] for run in home.runs()] == [alive.id]
     assert prune(home.journal.engine, home.journal.address, utc_now(), dead_after=timedelta(0))["llm_runs"] == 1
@@ -101,12 +105,25 @@ async def test_only_the_workspace_that_was_named(home: JournalHome) -> None:
     assert [run["workspace_id"] for run in home.runs()] == ["other lab"]
 
 
+async def test_old_calls_of_workers_go(home: JournalHome) -> None:
+    """Not those of the last two days, for which an engine may start a job yet."""
+    store, where = SqlEvalStore(home.journal), (home.journal.engine, home.journal.address)
+    old, new = uuid4(), uuid4()
+    for call_id in (old, new):
+        await store.note_shared_call(call_id, is_stopped=True)
+    with home.journal.engine.begin() as connection:
+        connection.execute(update(SHARED_CALLS).where(SHARED_CALLS.c.id == old).values(created_at_utc=days_ago(4)))
+    assert "shared_calls" not in prune(*where, utc_now(), workspace_id="lab")
+    assert prune(*where, utc_now())["shared_calls"] == 1
+    assert (await store.is_call_stopped(old), await store.is_call_stopped(new)) == (None, True)
+
+
 async def test_evaluations_go_when_asked_for_and_over(home: JournalHome) -> None:
     await evaluation(home, days_ago(9), days_ago(8), name="over")
     await evaluation(home, days_ago(9), days_ago(1), name="going on")
     await evaluation(home, days_ago(1), days_ago(1), name="new")
     where = home.journal.engine, home.journal.address
-    assert prune(*where, days_ago(5)) == {"llm_runs": 0, "llm_attempts": 0}
+    assert not any(prune(*where, days_ago(5)).values())
     gone = prune(*where, days_ago(5), evaluations=True)
     assert (gone["eval_runs"], gone["eval_results"]) == (1, 1)
     names = {run.name for run in await SqlEvalStore(home.journal).list_runs("lab")}

@@ -121,7 +121,15 @@ async def test_a_run_is_stored_whole(database_url: str) -> None:
         request_preview="What is churn?",
         metadata={"topic": "churn", "n": 1},
     )
-    success = a_success(start.id, source_run_id=source, cost_usd=0.25, plan={"policy": "by_profile"})
+    success = a_success(
+        start.id,
+        source_run_id=source,
+        cost_usd=0.25,
+        plan={"policy": "by_profile"},
+        logprob_mean=-0.25,
+        logprob_min=-1.5,
+        first_token_ms=4.5,
+    )
     with JournalHome(database_url) as home:
         await home.repo.create_started(start)
         await home.repo.mark_succeeded(success)
@@ -135,7 +143,7 @@ async def test_a_run_is_stored_whole(database_url: str) -> None:
         "status": "SUCCEEDED",
         "owner": "host:1:1",
         "created_at_utc": start.created_at_utc,
-        "heartbeat_at_utc": start.created_at_utc,
+        "heartbeat_at_utc": run["heartbeat_at_utc"],
         "finished_at_utc": success.finished_at_utc,
         "requested_route": "ollama/llama3.2",
         "provider": "ollama",
@@ -165,6 +173,9 @@ async def test_a_run_is_stored_whole(database_url: str) -> None:
         "metadata_json": '{"topic":"churn","n":1}',
         "plan_json": '{"policy":"by_profile"}',
         "result_json": '{"text": "hello"}',
+        "logprob_mean": -0.25,
+        "logprob_min": -1.5,
+        "first_token_ms": 4.5,
     }
     assert attempt == attempt_values(start.id, success.attempts[0]) | {"workspace_id": "lab"}
 
@@ -173,10 +184,10 @@ async def test_a_failure_is_stored_whole(database_url: str) -> None:
     start = a_start()
     with JournalHome(database_url) as home:
         await home.repo.create_started(start)
-        await home.repo.mark_failed(a_failure(start.id, plan={"policy": "x"}))
+        await home.repo.mark_failed(a_failure(start.id, plan={"policy": "x"}, first_token_ms=3.5))
         (run,) = home.runs()
         (attempt,) = home.attempts()
-    names = ("status", "error_code", "error_message", "latency_ms", "attempts", "plan_json")
+    names = ("status", "error_code", "error_message", "latency_ms", "attempts", "plan_json", "first_token_ms")
     assert {name: run[name] for name in names} == {
         "status": "FAILED",
         "error_code": "timeout",
@@ -184,6 +195,7 @@ async def test_a_failure_is_stored_whole(database_url: str) -> None:
         "latency_ms": 20.0,
         "attempts": 1,
         "plan_json": '{"policy":"x"}',
+        "first_token_ms": 3.5,
     }
     assert (attempt["status"], attempt["error_code"], attempt["input_tokens"]) == ("FAILED", "timeout", None)
 

@@ -17,6 +17,35 @@ from llmkit.persistence.compiled_statements import sqlite_statements
 from scripts import compile_statements as compiled_ahead
 
 COLUMNS = {
+    "prices": """
+        endpoint            text     not null
+        model               text     not null
+        valid_from_utc      time     not null
+        above_input_tokens  integer  not null
+        source              text     not null
+        is_own              boolean  not null
+        input_usd           text     not null
+        output_usd          text     not null
+        cached_input_usd    text
+        reasoning_usd       text
+    """,
+    "llm_costs_daily": """
+        workspace_id          text    not null
+        day_utc               text    not null
+        endpoint              text    not null
+        model                 text    not null
+        stage                 text    not null
+        requests              bigint  not null
+        uncounted_requests    bigint  not null
+        unpriced_requests     bigint  not null
+        billed_input_tokens   bigint
+        billed_output_tokens  bigint
+        cost_usd              text
+        served_calls          bigint  not null
+        served_input_tokens   bigint
+        served_output_tokens  bigint
+        is_closed             boolean not null
+    """,
     "llm_runs": """
         id                  uuid     not null
         workspace_id        text     not null
@@ -55,6 +84,9 @@ COLUMNS = {
         metadata_json       text     not null
         plan_json           text
         result_json         text
+        logprob_mean        float
+        logprob_min         float
+        first_token_ms      float
     """,
     "llm_attempts": """
         run_id              uuid     not null
@@ -80,6 +112,8 @@ COLUMNS = {
         status_code         integer
         error_code          text
         error_message       text
+        first_token_ms      float
+        host                text
     """,
     "eval_runs": """
         id                  uuid     not null
@@ -118,22 +152,59 @@ COLUMNS = {
         output_json         text
         answer_json         text
         content_digest      text
+        logprob_mean        float
+        logprob_min         float
+        field_logprobs_json text
+    """,
+    "llm_leases": """
+        id                  uuid     not null
+        pool                text     not null
+        owner               text     not null
+        amount              bigint   not null
+        settled             bigint   not null
+        expires_at_utc      time
+    """,
+    "llm_pauses": """
+        endpoint            text     not null
+        model               text     not null
+        until_utc           time     not null
+    """,
+    "shared_calls": """
+        id                  uuid     not null
+        created_at_utc      time     not null
+        is_stopped          boolean  not null
+    """,
+    "eval_digests": """
+        eval_run_id         uuid     not null
+        host                text     not null
+        provider            text     not null
+        model               text     not null
+        digest              text     not null
+        seen_at_utc         time     not null
     """,
 }
 KEYS = {
+    "prices": "endpoint, model, valid_from_utc, above_input_tokens, source",
+    "llm_costs_daily": "workspace_id, day_utc, endpoint, model, stage",
     "llm_runs": "id",
     "llm_attempts": "run_id, number -> llm_runs(id), deleted with it",
     "eval_runs": "id",
     "eval_results": "eval_run_id, route, sample_id, epoch -> eval_runs(id), deleted with it",
+    "llm_leases": "id",
+    "llm_pauses": "endpoint, model",
+    "shared_calls": "id",
+    "eval_digests": "eval_run_id, host, provider, model -> eval_runs(id), deleted with it",
 }
 INDEXES = {
     "ix_llm_runs_workspace_id_created_at_utc": "llm_runs (workspace_id, created_at_utc)",
     "ix_llm_runs_pipeline_run_id": "llm_runs (pipeline_run_id)",
     "ix_llm_runs_prompt_sha256": "llm_runs (prompt_sha256)",
+    "ix_llm_runs_under_way": "llm_runs (workspace_id, pipeline_run_id) WHERE status = 'STARTED'",
     "uq_llm_runs_idempotency_key": "unique llm_runs (workspace_id, idempotency_key) "
     "WHERE idempotency_key IS NOT NULL AND status IN ('STARTED', 'SUCCEEDED')",
     "uq_llm_runs_flight_key": "unique llm_runs (workspace_id, flight_key) "
     "WHERE flight_key IS NOT NULL AND status = 'STARTED'",
+    "ix_llm_leases_pool_expires_at_utc": "llm_leases (pool, expires_at_utc)",
     "uq_eval_runs_workspace_id_name": "unique eval_runs (workspace_id, name)",
 }
 CHECKS = {

@@ -11,7 +11,6 @@ from llmkit.persistence.addresses import DatabaseAddress, create_database_file
 from llmkit.persistence.repo import SqlLLMRunRepo
 from llmkit.persistence.unit_of_work import SqlUnitOfWork
 from llmkit.ports import KeyTaken
-from llmkit.types import utc_now
 from tests.support.repositories import JournalHome, async_engine
 from tests.support.run_values import a_start, a_success, new_id, served
 
@@ -69,7 +68,7 @@ async def test_flights_are_not_shared_from_inside_a_transaction(database_url: st
     async with async_engine(database_url) as engine, SqlUnitOfWork(engine) as unit:
         assert await unit.runs.get_by_flight_key("lab", "f") is None
         await unit.runs.create_started(a_start(flight_key="f"))
-        await unit.runs.heartbeat([new_id()], utc_now())
+        await unit.runs.heartbeat([new_id()])
 
 
 async def test_a_session_of_the_callers_own_engine_keeps_its_transaction(sqlite_url: str) -> None:

@@ -40,7 +40,8 @@ def order(subject: LLMRouter, **request: object) -> list[str]:
 # -- the book --------------------------------------------------------------------------------------
 
 
-def test_what_is_probed_outweighs_what_is_reported_and_both_keep_their_source_and_time() -> None:
+def test_probed_facts_outweigh_reported_ones() -> None:
+    """Both keep their source and time."""
     book = FactBook()
     book.report(OLLAMA, reported(json_schema=True, context_tokens=4096))
     book.probe(OLLAMA, IGNORES, digest=None)
@@ -105,7 +106,8 @@ def test_capabilities_are_refined_and_every_fact_says_where_it_came_from() -> No
     assert first.facts in str(subject.explain(LLMRequest(messages="Hi")))
 
 
-def test_an_ollama_model_that_reports_tools_is_a_candidate_behind_gemini_which_declares_them() -> None:
+def test_reported_tools_make_a_candidate_behind_declared_ones() -> None:
+    """Ollama reports tools, Gemini declares them."""
     book = FactBook()
     assert order(router(book), tools=TOOLS) == ["gemini"]
     book.report(OLLAMA, reported(tools=True))
@@ -134,7 +136,8 @@ def test_a_model_that_was_seen_to_ignore_schemas_is_not_asked_for_one() -> None:
     assert reason.excluded_because == "it cannot be constrained to a schema (probed)"
 
 
-async def test_a_prompt_beyond_the_reported_window_is_refused_as_context_overflow_and_nothing_is_sent() -> None:
+async def test_a_prompt_beyond_the_reported_window_is_not_sent() -> None:
+    """The error is a context overflow."""
     book, client = FactBook(), ScriptedClient()
     subject = router(book, client)
     request = LLMRequest(messages="word " * 20_000, route=OLLAMA)

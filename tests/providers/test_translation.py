@@ -273,7 +273,8 @@ def test_facts_of_a_foreign_reply_are_no_crash(spec, reply):
 
 @pytest.mark.parametrize("spec", PROVIDERS.values(), ids=lambda spec: str(spec.provider))
 def test_every_provider_has_every_hint(spec):
-    assert set(spec.hints) == {"set_up", "start", "key", "permission", "model", "limit", "address", "cut"}
+    wanted = {"set_up", "start", "key", "permission", "model", "limit", "address", "cut", "logprobs", "path"}
+    assert set(spec.hints) == wanted
     assert spec.caps.supports_json
 
 

@@ -184,7 +184,8 @@ def _tool_answer(_route: Route, request: LLMRequest) -> ClientReply:
     return ClientReply("", (call,), "tool_calls", TokenUsage(), None)
 
 
-async def test_without_constrained_decoding_a_tool_is_asked_for_and_its_arguments_are_repaired() -> None:
+async def test_without_constrained_decoding_a_tool_is_asked_for() -> None:
+    """Its arguments are repaired."""
     providers = _providers(gemini=NO_SCHEMA, ollama=WORDS_ONLY)
     service, client, runs = scripted_service(_tool_answer, providers=providers)
     found = await extract(service, Label, "x", context=CONTEXT, route=Route.parse("gemini/g"))

@@ -444,11 +444,6 @@ async def _with_bad_timeout(model: PydanticAiLiteLLMModel) -> None:
     await Agent(model).run("q", model_settings=ModelSettings(timeout=httpx.Timeout(3)))  # type: ignore[typeddict-item]
 
 
-async def _stream(model: PydanticAiLiteLLMModel) -> None:
-    async with Agent(model).run_stream("q"):
-        pass
-
-
 async def _broken_tool(model: PydanticAiLiteLLMModel) -> None:
     tool = Tool.from_schema(add, name="add", description="", json_schema={"type": "object", "properties": {"a": 5}})
     await Agent(model, tools=[tool]).run("q")
@@ -460,7 +455,6 @@ async def _tool_without_an_object(model: PydanticAiLiteLLMModel) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[PydanticAiLiteLLMModel], Any], type[Exception], str]] = {
-    "streams": (_stream, UserError, "does not support streamed requests"),
     "web search": (lambda m: Agent(m, capabilities=[_native(WebSearchTool())]).run("q"), UserError, "WebSearchTool"),
     "code": (lambda m: Agent(m, capabilities=[_native(CodeExecutionTool())]).run("q"), UserError, "CodeExecutionTool"),
     "image output": (lambda m: Agent(m, output_type=BinaryImage).run("q"), UserError, "Image output is not supported"),

@@ -57,7 +57,8 @@ async def test_an_open_mode_is_constrained_by_a_schema(wire: Wire) -> None:
     assert wire.runs.runs[0].start.metadata["agent"]["output_mode"] == "native"
 
 
-async def test_beside_tools_the_output_is_a_tool_and_nothing_holds_the_model_back_from_calling(wire: Wire) -> None:
+async def test_beside_tools_the_output_is_a_tool(wire: Wire) -> None:
+    """The model can still call the other tools."""
     called, final = ToolCall("look_up", {"city": "Rome"}), ToolCall("final_result", {"label": "sunny"})
     wire.server.script([Reply(tool_calls=[called]), Reply(tool_calls=[final])])
     found = await Agent(wire.model(idempotency_key="k"), output_type=Label, tools=[look_up]).run("q")
@@ -74,7 +75,8 @@ async def test_a_final_answer_in_plain_json_is_taken_too(wire: Wire) -> None:
     assert (found.output, len(wire.server.calls)) == (Label(label="sunny"), 1)
 
 
-async def test_a_chosen_schema_beside_tools_is_refused_where_the_model_could_not_call_them(wire: Wire) -> None:
+async def test_a_chosen_schema_beside_tools_is_refused(wire: Wire) -> None:
+    """Where the model could not call them."""
     agent = Agent(wire.model(), output_type=NativeOutput(Label), tools=[look_up])
     with pytest.raises(LLMUnsupported, match="it cannot call tools in a request that asks for JSON"):
         await agent.run("q")

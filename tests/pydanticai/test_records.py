@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +24,6 @@ from llmkit.testing.scripted_client import ScriptedClient, reply
 from tests.support.scripted_services import CONTEXT, scripted_service
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "structured-output.md").read_text(encoding="utf-8")
 ROUTE = "ollama/llama3.2"
 
 
@@ -163,20 +161,6 @@ def test_an_evaluation_warns_of_a_route_that_got_no_schema() -> None:
     assert "gemini/tuned: schema, no schema sent" in warning
     assert list(report.samples()["schema_sha256"].isna()) == [False, True]
     assert alone.warnings == ()
-
-
-def _blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-
-
-def test_the_examples_of_the_page_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    with OllamaServer() as ollama:
-        monkeypatch.setenv("LLM_OLLAMA_API_BASE", ollama.url)
-        for block in _blocks():
-            names: dict[str, object] = {"__name__": "page"}
-            exec(compile(block, "structured-output.md", "exec", dont_inherit=True), names)
-            if "complaint" in names:
-                assert type(names["complaint"]).__name__ == "Complaint"
 
 
 def test_the_page_names_every_setting_that_works_or_is_refused() -> None:

@@ -29,9 +29,11 @@ from llmkit.types import LLMProvider
 
 MAX_RETRIES = 2
 TRIES = MAX_RETRIES + 1
-BOTH = (LLMProvider.OLLAMA, LLMProvider.GEMINI)
 OLLAMA = (LLMProvider.OLLAMA,)
 GEMINI = (LLMProvider.GEMINI,)
+OPENAI = (LLMProvider.OPENAI,)
+ANTHROPIC = (LLMProvider.ANTHROPIC,)
+EVERYONE = OLLAMA + GEMINI + OPENAI + ANTHROPIC
 
 REFUSED = "refused"
 UNKNOWN_HOST = "unknown host"
@@ -50,7 +52,7 @@ class Case:
     happens: Fault | Reply | str
     error: type[LLMError] | None
     requests: int
-    providers: tuple[LLMProvider, ...] = BOTH
+    providers: tuple[LLMProvider, ...] = EVERYONE
     schema: bool = False
     max_output_tokens: int | None = None
     timeout_s: float = 20.0
@@ -78,7 +80,7 @@ CASES = (
     Case("status 413", Fault.status(413), LLMBadRequest, 1),
     Case("status 422", Fault.status(422), LLMBadRequest, 1),
     Case("status 429", Fault.status(429), LLMRateLimited, TRIES),
-    Case("quota of the day used up", Fault.daily_quota(), LLMQuotaExhausted, 1, GEMINI),
+    Case("quota of the day used up", Fault.daily_quota(), LLMQuotaExhausted, 1, GEMINI + OPENAI),
     Case("credit used up", Fault.status(429, "Your prepayment credits are depleted."), LLMQuotaExhausted, 1),
     Case("spending cap reached", Fault.status(429, "exceeded its monthly spending cap"), LLMQuotaExhausted, 1),
     Case("no quota at all", Fault.status(429, "Quota exceeded, limit: 0, model: m"), LLMQuotaExhausted, 1),
@@ -96,17 +98,26 @@ CASES = (
     Case("JSON without an answer", Fault.no_candidates(), LLMEmptyReply, 2),
     Case("empty text", Reply(""), LLMEmptyReply, 2),
     Case("answer without token counts", Reply("A loss.", no_usage=True), None, 1),
-    Case("safety block of the answer", Fault.safety_block(), LLMContentBlocked, 1, GEMINI),
+    Case("safety block of the answer", Fault.safety_block(), LLMContentBlocked, 1, GEMINI + OPENAI),
     Case("recitation", Fault.recitation(), LLMContentBlocked, 1, GEMINI),
-    Case("safety block of the prompt", Fault.prompt_block(), LLMContentBlocked, 1, GEMINI),
+    Case("safety block of the prompt", Fault.prompt_block(), LLMContentBlocked, 1, GEMINI + OPENAI + ANTHROPIC),
+    Case("refusal by the model", Fault.refusal(), LLMContentBlocked, 1, OPENAI + ANTHROPIC),
     Case("malformed tool call", Fault.malformed_tool_call(), LLMEmptyReply, 2, GEMINI),
+    # What the model wrote is handed on: an agent asks it again.
+    Case("tool call whose arguments are not JSON", Fault.malformed_tool_call(), None, 1, OPENAI + ANTHROPIC),
     Case("JSON cut at the limit", Fault.cut_at_limit('{"a": "b'), LLMOutputTruncated, 1, schema=True),
     Case("text cut at a default limit", Fault.cut_at_limit(), None, 1),
     Case("text cut at the caller's limit", Fault.cut_at_limit(), None, 1, max_output_tokens=5),
     Case("reasoning ate the limit", Fault.reasoning_ate_limit(), LLMReasoningExhausted, 1, max_output_tokens=64),
     # The second request asks for all the room that the model has.
     Case("prompt longer than the window, and refused", Fault.context_overflow(), LLMContextOverflow, 2, OLLAMA),
-    Case("prompt longer than what the model has", Fault.context_overflow(), LLMContextOverflow, 1, GEMINI),
+    Case(
+        "prompt longer than what the model has",
+        Fault.context_overflow(),
+        LLMContextOverflow,
+        1,
+        GEMINI + OPENAI + ANTHROPIC,
+    ),
     Case(
         "prompt longer than the window, and cut",
         Reply("A loss.", input_tokens=131_072),
@@ -121,7 +132,13 @@ CASES = (
         Fault.status(400, "registry.ollama.ai/library/llama3.2 does not support tools"),
         LLMUnsupported,
         1,
-        OLLAMA,
+    ),
+    Case(
+        "form of the answer that the server does not know",
+        Fault.status(400, "'response_format.type' must be 'json_schema' or 'text'"),
+        LLMUnsupported,
+        1,
+        OPENAI,
     ),
     Case(
         "image for a model that cannot see",

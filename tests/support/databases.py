@@ -17,6 +17,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import psycopg
 import pytest
 from sqlalchemy import make_url
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
 LEASH = 'if read -r _; then exit; fi; kill -QUIT "$1"; sleep 1; rm -rf "$2"'
 # What is lost in a power cut does not matter here.
 FAST = ("fsync = off", "synchronous_commit = off", "full_page_writes = off")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a server: by their fixtures, or by the id of a parameter that names the database."""
+    for item in items:
+        names = item.callspec.id.split("-") if hasattr(item, "callspec") else []
+        if "postgres" in names or "_runtime_folder" in item.fixturenames:
+            item.add_marker("postgres")
 
 
 class PostgresServer:
@@ -56,14 +66,33 @@ class PostgresServer:
         # In a session of its own: what stops the tests by signalling their process group must not stop this.
         self._leash = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
+    @property
+    def pid(self) -> int:
+        """Process id of the server, whose children serve one connection each."""
+        return int(self._server.get_pid())
+
     def stop(self) -> None:
         """Stop it as an administrator would, open connections or not."""
         self._server.stop()
         self._release()
 
+    def kill(self) -> None:
+        """Kill all its processes, as a power cut does to them; `start` recovers it."""
+        postmaster = psutil.Process(self._server.get_pid())
+        processes = [postmaster, *postmaster.children(recursive=True)]
+        for process in processes:
+            process.kill()
+        if postmaster in psutil.wait_procs(processes, timeout=5.0)[1]:
+            # No process has reaped it, so that it seems to live: to its package, and to the next server.
+            (self._folder / "postmaster.pid").unlink()
+        self._release()
+
     def close(self) -> None:
         """Stop it for good."""
-        self._server.cleanup()
+        try:
+            self._server.cleanup()
+        except psutil.NoSuchProcess:  # one that was stopped ended just after the package had looked
+            self._server.cleanup()
         self._release()
         shutil.rmtree(self._folder)
 

@@ -144,6 +144,11 @@ HELP = {
         "`error.run_id` and `error.age_s`.",
         "Wait, and repeat the call; an abandoned one is taken over.",
     ),
+    "solve": Help(
+        "The function of a task raised an exception, returned something that is no JSON, or never ended.",
+        "The class, the message and the line in `error_message` of `report.samples()`.",
+        "Correct the function. Its calls are stored: those that are the same are not paid again.",
+    ),
     "store": Help(
         "The database or the cache cannot be read or written.",
         "Free space, rights and the path that the message names; `llmkit doctor`.",

@@ -11,11 +11,16 @@ from pathlib import Path
 from llmkit import errors
 from llmkit.transport.http.error_rules import RULES, Rule
 from llmkit.types import LLMProvider
-from tests.support.client_faults import CASES, MAX_RETRIES
+from tests.support.client_faults import CASES, EVERYONE, MAX_RETRIES
 from tests.support.errors_help import HELP
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
-LABELS = {LLMProvider.OLLAMA: "Ollama", LLMProvider.GEMINI: "Gemini"}
+LABELS = {
+    LLMProvider.OLLAMA: "Ollama",
+    LLMProvider.GEMINI: "Gemini",
+    LLMProvider.OPENAI: "OpenAI",
+    LLMProvider.ANTHROPIC: "Anthropic",
+}
 
 
 def page() -> str:
@@ -43,7 +48,8 @@ _CAUSES = """
 _SITUATIONS = f"""
 ## What happens when
 
-Requests that reach the server for one call, with `LLM_MAX_RETRIES={MAX_RETRIES}`. Each row is a test over HTTP. An
+Requests that reach the server for one call, with `LLM_MAX_RETRIES={MAX_RETRIES}`. Each row is a test over HTTP
+for each provider, and the named endpoints of its kind behave as it does. An
 answer that cannot be used was billed, so it is tried again once, not more.
 
 | situation | providers | error | retryable | requests |
@@ -80,7 +86,7 @@ def _sections() -> Iterator[str]:
 def _situations() -> Iterator[str]:
     yield _SITUATIONS
     for case in CASES:
-        who = ", ".join(LABELS[provider] for provider in case.providers)
+        who = "all" if case.providers == EVERYONE else ", ".join(LABELS[provider] for provider in case.providers)
         error = "none, an answer" if case.error is None else f"`{case.error.__name__}`"
         retryable = "" if case.error is None else _yes(case.error.retryable)
         yield _row(case.name, who, error, retryable, str(case.requests))

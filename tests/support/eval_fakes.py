@@ -3,19 +3,35 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
 from pydantic import BaseModel
 
 from llmkit.errors import LLMInvalidOutput
-from llmkit.eval_ports import CallUnderWay, DigestSeen, EvalOutcome, EvalResult, EvalRun, EvalSpending, RecordedCall
+from llmkit.eval_ports import (
+    CallKey,
+    CallUnderWay,
+    DigestSeen,
+    EvalOutcome,
+    EvalResult,
+    EvalRun,
+    EvalSpending,
+    HostDigest,
+    HostUse,
+    RecordedCall,
+    ResultCount,
+)
 from llmkit.evals import Sample, Task, field_match
 from llmkit.ports import StoredRun
+from llmkit.providers import BUILT_IN, PROVIDERS, explain_unknown_endpoint
+from llmkit.providers.model_facts import ModelFacts
 from llmkit.pydanticai.extraction import Extraction
-from llmkit.testing.in_memory import get_outcome
+from llmkit.settings import load_settings
+from llmkit.testing.in_memory import count_outcomes, get_outcome
 from llmkit.types import (
     Attempt,
     AttemptStatus,
@@ -61,6 +77,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.runs: dict[tuple[str, str], EvalRun] = {}
         self.rows: dict[tuple[UUID, str, str, int], EvalResult] = {}
+        self.shared_calls: dict[UUID, bool] = {}
         self.saves = 0
         self.updates = 0
         self.names: list[str] = []
@@ -68,6 +85,7 @@ class MemoryStore:
         self.begun: list[CallUnderWay] = []
         self.prefixes: list[str] = []
         self.before_save: Callable[[EvalResult], None] = lambda result: None
+        self.leases = None
 
     async def open_run(self, run: EvalRun) -> EvalRun:
         plain = replace(run, spec=json.loads(json.dumps(run.spec)))
@@ -101,6 +119,18 @@ class MemoryStore:
     async def list_outcomes(self, eval_run_id: UUID) -> list[EvalOutcome]:
         return [get_outcome(row) for key, row in sorted(self.rows.items(), key=str) if key[0] == eval_run_id]
 
+    async def note_shared_call(self, call_id: UUID, *, is_stopped: bool) -> None:
+        self.shared_calls[call_id] = is_stopped
+
+    async def is_call_stopped(self, call_id: UUID) -> bool | None:
+        return self.shared_calls.get(call_id)
+
+    async def list_call_keys(self, workspace_id: str, pipeline_run_id: str) -> list[CallKey]:
+        return []
+
+    async def count_results(self, eval_run_id: UUID, old_until_utc: datetime) -> list[ResultCount]:
+        return count_outcomes((row for key, row in self.rows.items() if key[0] == eval_run_id), old_until_utc)
+
     async def list_calls_under_way(self, workspace_id: str, pipeline_run_id_prefix: str) -> list[CallUnderWay]:
         return self.begun
 
@@ -108,10 +138,21 @@ class MemoryStore:
         self.prefixes.append(pipeline_run_id_prefix)
         return self.doubtful
 
-    async def sum_spending(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[EvalSpending, ...]:
+    async def sum_spending(
+        self, workspace_id: str, pipeline_run_id_prefix: str, owner: str | None = None
+    ) -> tuple[EvalSpending, ...]:
         return ()
 
     async def list_digests(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[DigestSeen, ...]:
+        return ()
+
+    async def list_hosts(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[HostUse, ...]:
+        return ()
+
+    async def note_digests(self, eval_run_id: UUID, digests: Sequence[HostDigest]) -> None:
+        return
+
+    async def list_host_digests(self, eval_run_id: UUID) -> tuple[HostDigest, ...]:
         return ()
 
     async def list_calls(self, workspace_id: str, pipeline_run_id_prefix: str) -> tuple[RecordedCall, ...]:
@@ -125,6 +166,15 @@ class FakeRouter:
     def explain(self, request: Any) -> RoutePlan:
         entries = tuple(PlanEntry(route=Route.parse(text), reason="scripted") for text in self.candidates)
         return RoutePlan(policy="scripted", entries=entries)
+
+    endpoints = BUILT_IN
+
+    def facts(self, route: Route) -> ModelFacts:
+        return ModelFacts()
+
+    def check_endpoint(self, route: Route) -> None:
+        if route.provider not in PROVIDERS:
+            raise explain_unknown_endpoint(route.provider, PROVIDERS, load_settings())
 
 
 class FakeService:
@@ -216,7 +266,7 @@ def invalid(route: Route) -> LLMInvalidOutput:
 
 def stored_call(status: RunStatus = RunStatus.STARTED) -> StoredRun:
     now = utc_now()
-    return StoredRun(uuid4(), "w", status, "0" * 64, 0, "host:1", now, now, None)
+    return StoredRun(uuid4(), "w", status, "0" * 64, 0, "host:1", now, now, None, now)
 
 
 async def run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from llmkit.ports import AttemptLog, BeforeSend, ClientReply, NotSent, allow_sending
+from llmkit.ports import AnswerSink, AttemptLog, BeforeSend, ClientReply, NotSent, allow_sending
 from llmkit.testing.scripted_client import ScriptedClient
 from llmkit.types import LLMRequest, Route
 
@@ -18,10 +18,16 @@ class GatedClient(ScriptedClient):
         self.gate = asyncio.Event()
 
     async def call(
-        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+        self,
+        route: Route,
+        request: LLMRequest,
+        log: AttemptLog,
+        before_send: BeforeSend = allow_sending,
+        *,
+        sink: AnswerSink | None = None,
     ) -> ClientReply | NotSent:
         if (not_sent := await before_send()) is not None:
             return not_sent
         self.arrived.set()
         await self.gate.wait()
-        return await super().call(route, request, log, before_send)
+        return await super().call(route, request, log, before_send, sink=sink)

@@ -1,7 +1,7 @@
 """A pytest plugin: unpickling fails, because what is read back could run code (spec 9.2).
 
 multiprocessing is left out: what it reads comes from a process that the test itself started. It keeps the reader that
-it took when it was imported, which is now.
+it took when it was imported, which is now. So does cloudpickle, with which a worker opens what its engine hands to it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import multiprocessing.reduction  # noqa: F401 before pickle is closed
 import pickle
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import cloudpickle  # noqa: F401 before pickle is closed
 import pytest
 
 if TYPE_CHECKING:

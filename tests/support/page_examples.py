@@ -1,7 +1,8 @@
 """Examples on the pages of the documentation, found by Sybil and executed one page after another.
 
 - A `python` block runs in a namespace that all blocks of its page share. It may use `await` at the top level.
-- An `sh` block runs in bash, so that `llmkit` is a real process. It fails with its first failing command.
+- An `sh` block runs in bash and fails with its first failing command. The first `llmkit` of a page is a fresh process,
+  each later one a fork that saves the time of the imports (`tests/support/command_server.py`).
 - A block of any kind whose first line is `# name.ext` is also written to that file, for later blocks to use.
 - `<!-- invisible-code-block: python -->` contains the setup and the assertions of a page.
 - `<!-- skip: next "reason" -->` excludes the block below it; `list_skips` returns the reasons.
@@ -30,7 +31,7 @@ from llmkit.testing import RecordedRequest, Reply
 ROOT = Path(__file__).parents[2]
 HANG_BOUND_S = 250
 EXECUTED = ("python", "sh")
-SHOWN = ("diff", "json", "text", "yaml")
+SHOWN = ("diff", "json", "text", "toml", "yaml")
 """Languages of blocks that no interpreter runs. Those with a file name are written for the blocks that use them."""
 
 ANSWERS = {
@@ -50,14 +51,15 @@ def list_pages() -> list[Path]:
     return [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in generated)]
 
 
-def parse_page(page: Path) -> Document:
-    """Return a page with an example for each block."""
-    parsers = [CodeBlockParser("python", _run_python), CodeBlockParser("sh", _run_shell), SkipParser()]
+def parse_page(page: Path, commands: Path) -> Document:
+    """Return a page with an example for each block, and a folder's `llmkit` for all its commands but the first."""
+    shell = _Shell(commands)
+    parsers = [CodeBlockParser("python", _run_python), CodeBlockParser("sh", shell.run), SkipParser()]
     parsers += [CodeBlockParser(language, _write_file) for language in SHOWN]
     return Document.parse(str(page), *parsers)
 
 
-def run_page(page: Path) -> Document:
+def run_page(page: Path, commands: Path) -> Document:
     """Run the examples of a page in the working directory and return it with its namespace.
 
     A `text` block directly below another block must be what that block printed.
@@ -65,7 +67,7 @@ def run_page(page: Path) -> Document:
     Raises:
         AssertionError: A shell command failed; any exception of a Python block passes through.
     """
-    document = parse_page(page)
+    document = parse_page(page, commands)
     document.namespace["__name__"] = "example"
     output, end_of_block = "", 0
     for example in document.examples():
@@ -161,22 +163,33 @@ def _run_python(example: Example) -> None:
         exec(code, example.namespace)
 
 
-def _run_shell(example: Example) -> None:
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(Path.cwd()),
-        "COLUMNS": "100",
-    }
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", str(example.parsed)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=HANG_BOUND_S,
-        check=False,
-    )
-    where = f"{example.path}:{example.line}"
-    assert done.returncode == 0, f"{where}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    print(done.stdout, end="")
+class _Shell:
+    """Bash, in which the first `llmkit` of a page is a fresh process and the others are those of a folder."""
+
+    def __init__(self, quick: Path) -> None:
+        self._quick = quick
+        self._is_fresh = True
+
+    def run(self, example: Example) -> None:
+        source, commands = str(example.parsed), Path(sys.executable).parent
+        if self._is_fresh and "llmkit " in source:
+            source = f'llmkit() {{ unset -f llmkit; {commands}/llmkit "$@"; }}\n{source}'
+            self._is_fresh = False
+        environment = {
+            **os.environ,
+            "PATH": os.pathsep.join([str(self._quick), str(commands), os.environ["PATH"]]),
+            "HOME": str(Path.cwd()),
+            "COLUMNS": "100",
+        }
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", source],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=HANG_BOUND_S,
+            check=False,
+        )
+        where = f"{example.path}:{example.line}"
+        assert done.returncode == 0, f"{where}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        print(done.stdout, end="")

@@ -78,6 +78,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "limit": {"max_output_tokens": 7},
     "seed": {"seed": 0},
     "stop": {"stop": ("END",)},
+    "logprobs": {"logprobs": True},
+    "logprobs, thinking off": {"logprobs": True, "thinking": False},
     "more stops than LiteLLM sends": {"stop": ("a", "b", "c", "d", "e", "f")},
     "everything": {"temperature": 0.3, "max_output_tokens": 50, "seed": 7, "stop": ("x", "ü"),
                    "response_format": ResponseFormat(json_schema=FLAT)},

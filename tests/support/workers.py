@@ -30,7 +30,16 @@ from llmkit.persistence.content_cache import DiskContentCache
 from llmkit.persistence.engines import make_async_engine
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.unit_of_work import SqlUnitOfWork
-from llmkit.ports import AttemptLog, BeforeSend, ClientReply, LLMRunRepo, NotSent, allow_sending
+from llmkit.ports import (
+    AnswerSink,
+    AttemptLog,
+    BeforeSend,
+    ClientReply,
+    LLMRunRepo,
+    NotSent,
+    StreamPiece,
+    allow_sending,
+)
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
@@ -203,7 +212,13 @@ class HttpClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def call(
-        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+        self,
+        route: Route,
+        request: LLMRequest,
+        log: AttemptLog,
+        before_send: BeforeSend = allow_sending,
+        *,
+        sink: AnswerSink | None = None,
     ) -> ClientReply | NotSent:
         if (not_sent := await before_send()) is not None:
             return not_sent
@@ -330,6 +345,28 @@ async def equal(database: str, url: str, cache_dir: str, tasks: int) -> None:
     _tell([(str(answer.served_from), answer.text) for answer in answers])
 
 
+async def stream(database: str, pieces: list[str], key: str | None) -> None:
+    """Read one streamed answer: a line for each piece, and after the first one a wait for the parent."""
+    from llmkit.testing.scripted_client import ScriptedClient, ScriptedStream
+
+    async def read(arrived: Sequence[StreamPiece]) -> None:
+        _tell(arrived[0].text)
+        if arrived[0].text == pieces[0]:
+            await asyncio.to_thread(sys.stdin.readline)
+
+    journal = Journal(database)
+    # A cache of its own: what another process gets of this answer it gets through the store.
+    cache = DiskContentCache(Path("cache of a worker"), ttl_s=60, size_limit_bytes=10**8)
+    values = load_settings()
+    router = LLMRouter(values, ScriptedClient([ScriptedStream(pieces)]))
+    service = LLMService(router=router, settings=values, runs=JournalLLMRunRepo(journal), cache=cache)
+    _begin()
+    answer = await service.chat(ask("the same question", idempotency_key=key), HERE, sink=AnswerSink(read))
+    journal.close()
+    cache.close()
+    _tell(answer.text)
+
+
 async def one_by_one(database: str, url: str, keys: list[str]) -> None:
     """A call per key; after each answer a line, and a wait for the parent."""
     journal = Journal(database)
@@ -411,6 +448,7 @@ def _hatch(talk: int, job: str, arguments: dict[str, Any]) -> NoReturn:
 JOBS: dict[str, Callable[..., Any]] = {
     "race": race,
     "equal": equal,
+    "stream": stream,
     "one_by_one": one_by_one,
     "batch": batch,
     "nursery": nursery,

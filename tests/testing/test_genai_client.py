@@ -1,9 +1,12 @@
 """The official `google-genai` client talks to the stand-in, so that its shapes are not our invention."""
 
+import enum
+
+import httpx
 import pytest
 from google import genai
 from google.genai import errors, types
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from llmkit.testing import DEFAULT_TEXT, Fault, GeminiModel, GeminiServer, Reply, ToolCall, Usage
 
@@ -63,6 +66,13 @@ async def test_async_and_streams(server):
     assert len(chunks) == 6
     assert chunks[-1].candidates[0].finish_reason is types.FinishReason.STOP
     assert server.usage == Usage(2, 2, 12)
+
+
+def test_an_error_in_the_middle_of_a_stream(server, client):
+    server.script(Fault.stream_error(2, "overloaded", code=503))
+    with pytest.raises(errors.ServerError, match="overloaded"):
+        list(client.models.generate_content_stream(model=MODEL, contents="hi"))
+    assert [call.outcome for call in server.calls] == ["broken"]
 
 
 def test_counts(server, client):
@@ -203,3 +213,68 @@ def test_blocked_prompt_and_no_candidates(server, client):
     assert not blocked.candidates
     assert not ask(client).candidates
     assert server.usage == Usage(2, 6, 0)
+
+
+class Label(enum.Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+class Review(BaseModel):
+    tags: list[str] = Field(min_length=2)
+    title: str = Field(min_length=3)
+    score: int | str
+    label: Label
+
+
+def test_a_model_as_schema_is_obeyed(client):
+    """The client sends its keywords in snake case: `min_items`, `min_length`, `any_of`."""
+    reply = ask(client, response_mime_type="application/json", response_schema=Review)
+    assert reply.parsed == Review(tags=["", ""], title="aaa", score=0, label=Label.GOOD)
+    listed = ask(client, response_mime_type="application/json", response_schema=list[Review])
+    assert listed.parsed == []
+
+
+def test_an_enum_is_answered_without_quotes(server, client):
+    reply = ask(client, response_mime_type="text/x.enum", response_schema=Label)
+    assert (reply.text, reply.parsed) == ("good", Label.GOOD)
+    server.script("bad")
+    assert ask(client, response_mime_type="text/x.enum", response_schema=Label).parsed is Label.BAD
+
+
+def test_stop_sequences(server, client):
+    server.script("one two END three")
+    reply = ask(client, stop_sequences=["three", "END"])
+    assert (reply.text, reply.candidates[0].finish_reason) == ("one two ", types.FinishReason.STOP)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50])
+def test_pages_of_models(server, client, size):
+    listed = [model.name for model in client.models.list(config={"page_size": size})]
+    assert listed == [f"models/{model.name}" for model in server.models]
+    assert server.request_count == -(-len(server.models) // size)
+
+
+def test_logprobs(server, client):
+    server.script(Reply("one two three", logprobs=[-0.1, -0.5]))
+    candidate = ask(client, response_logprobs=True, logprobs=2).candidates[0]
+    chosen = [(token.token, token.log_probability) for token in candidate.logprobs_result.chosen_candidates]
+    assert chosen == [("one", -0.1), (" two", -0.5), (" three", -0.5)]
+    assert {len(top.candidates) for top in candidate.logprobs_result.top_candidates} == {2}
+    assert candidate.avg_logprobs == pytest.approx(-1.1 / 3)
+    assert ask(client).candidates[0].logprobs_result is None
+    server.models = [GeminiModel(MODEL, logprobs=False)]
+    with pytest.raises(errors.ClientError, match=f"Logprobs is not enabled for models/{MODEL}"):
+        ask(client, response_logprobs=True)
+
+
+@pytest.mark.parametrize("verb", ["countTokens", "generateContent"])
+def test_a_list_as_body_is_refused(server, verb):
+    url = f"{server.url}/v1beta/models/{MODEL}:{verb}"
+    reply = httpx.post(url, json=[1], headers={"x-goog-api-key": KEY}, trust_env=False)
+    assert (reply.status_code, reply.json()["error"]["status"]) == (400, "INVALID_ARGUMENT")
+
+
+def test_an_unknown_verb_is_named(client):
+    with pytest.raises(errors.ClientError, match="is not supported for batchEmbedContents"):
+        client.models.embed_content(model=MODEL, contents="hello")

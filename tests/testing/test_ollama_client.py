@@ -1,7 +1,9 @@
 """The official `ollama` client talks to the stand-in, so that its shapes are not our invention."""
 
 import json
+import time
 
+import httpx
 import ollama
 import pytest
 from pydantic import BaseModel
@@ -123,11 +125,14 @@ def test_tools_on_a_model_without_them(server, client):
     assert server.usage == Usage()
 
 
-def test_unknown_model(client):
+def test_unknown_model(server, client):
     with pytest.raises(ollama.ResponseError) as caught:
         client.chat("nope", HELLO)
     assert caught.value.status_code == 404
-    assert caught.value.error == 'model "nope" not found, try pulling it first'
+    assert caught.value.error == "model 'nope' not found"
+    server.version = "0.6.5"
+    with pytest.raises(ollama.ResponseError, match='model "nope" not found, try pulling it first'):
+        client.chat("nope", HELLO)
     with pytest.raises(ollama.ResponseError, match="model 'nope' not found"):
         client.show("nope")
 
@@ -148,11 +153,23 @@ def test_num_predict_cuts_the_answer(server, client):
     assert server.usage.output_tokens == 3
 
 
-def test_num_ctx_cuts_the_prompt_silently(client):
+def test_num_ctx_cuts_the_prompt_silently(server, client):
     long = [{"role": "user", "content": "word " * 6002}]
     assert client.chat(MODEL, long, options={"num_ctx": 512}).prompt_eval_count == 512
-    assert client.chat(MODEL, long).prompt_eval_count == 2048
+    assert client.chat(MODEL, long).prompt_eval_count == 4096
+    assert client.ps().models[0].context_length == 4096
     assert client.chat(MODEL, long, options={"num_ctx": 8192}).prompt_eval_count == 6002
+    server.version = "0.6.5"
+    assert client.chat(MODEL, long).prompt_eval_count == 2048
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs(server, client, stream):
+    server.script(Reply("one two three", logprobs=[-0.1, -0.5]))
+    reply = client.chat(MODEL, HELLO, logprobs=True, top_logprobs=2, stream=stream)
+    tokens = [token for part in (reply if stream else [reply]) for token in part.logprobs or ()]
+    assert [(token.token, token.logprob) for token in tokens] == [("one", -0.1), (" two", -0.5), (" three", -0.5)]
+    assert {len(token.top_logprobs) for token in tokens} == {2}
 
 
 def test_old_messages_go_first(client):
@@ -208,3 +225,36 @@ def test_faults_that_ollama_cannot_have(server):
     for fault in (Fault.safety_block(), Fault.delay(1, then=Fault.prompt_block()), Fault.daily_quota()):
         with pytest.raises(ValueError, match="this server's wire has no"):
             server.script(fault)
+
+
+@pytest.mark.parametrize("stop", [["END", "four"], "END"])
+def test_stop(server, client, stop):
+    server.script("one two END three four")
+    reply = client.chat(MODEL, HELLO, options={"stop": stop})
+    assert (reply.message.content, reply.done_reason) == ("one two ", "stop")
+    assert client.generate(MODEL, "hello", options={"stop": stop}).response == "one two "
+
+
+@pytest.mark.parametrize("keep_alive", [0, "0", "0s"])
+def test_a_model_that_is_not_kept_is_unloaded(client, keep_alive):
+    client.chat(MODEL, HELLO)
+    assert [model.model for model in client.ps().models] == ["llama3.2:latest"]
+    client.chat(MODEL, HELLO, keep_alive=keep_alive)
+    assert client.ps().models == []
+    assert client.generate(MODEL, keep_alive=keep_alive).done_reason == "unload"
+
+
+@pytest.mark.parametrize(
+    ("keep_alive", "seconds"),
+    [(None, 300), (90, 90), ("90s", 90), ("1h30m", 5400), (-1, 2**63 / 1e9), ("-1m", 2**63 / 1e9)],
+)
+def test_a_model_is_kept_as_long_as_it_is_asked(client, keep_alive, seconds):
+    client.chat(MODEL, HELLO, keep_alive=keep_alive)
+    (model,) = client.ps().models
+    left = model.expires_at.timestamp() - time.time()
+    assert seconds - 60 < left <= seconds + 1
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/api/show"])
+def test_a_list_as_body_is_refused(server, path):
+    assert httpx.post(server.url + path, json=[1], trust_env=False).status_code == 400

@@ -14,10 +14,21 @@ import urllib.error
 import urllib.request
 
 import aiohttp
+import httpx
 import pytest
 
 import llmkit.testing
-from llmkit.testing import Fault, GeminiServer, Load, OllamaServer, Reply, Usage, get_refused_url
+from llmkit.testing import (
+    AnthropicServer,
+    Fault,
+    GeminiServer,
+    Load,
+    OllamaServer,
+    OpenAIServer,
+    Reply,
+    Usage,
+    get_refused_url,
+)
 
 CHAT = {"model": "llama3.2", "messages": [{"role": "user", "content": "hi"}], "stream": False}
 GENERATE = {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}
@@ -368,3 +379,75 @@ def test_thousands_of_calls_a_second_do_not_pile_up():
             connection.getresponse().read()
         connection.close()
         assert (server.requests, server.usage) == ((), Usage(500, 500, 500 * 6))
+
+
+HELLO = [{"role": "user", "content": "hi"}]
+TURN = [{"parts": [{"text": "hi"}]}]
+WRONG = [
+    (OpenAIServer, "/v1/chat/completions", {"messages": "hi"}),
+    (OpenAIServer, "/v1/chat/completions", {"messages": [5]}),
+    (OpenAIServer, "/v1/chat/completions", {"messages": HELLO, "max_tokens": "2"}),
+    (OpenAIServer, "/v1/chat/completions", {"messages": HELLO, "max_tokens": True}),
+    (OpenAIServer, "/v1/chat/completions", {"messages": HELLO, "stop": 5}),
+    (OpenAIServer, "/v1/chat/completions", {"messages": HELLO, "response_format": "json"}),
+    (OpenAIServer, "/v1/chat/completions", {"messages": HELLO, "model": ["a"]}),
+    (AnthropicServer, "/v1/messages", {"messages": [5]}),
+    (AnthropicServer, "/v1/messages", {"messages": HELLO, "max_tokens": "2"}),
+    (AnthropicServer, "/v1/messages", {"messages": HELLO, "temperature": "hot"}),
+    (AnthropicServer, "/v1/messages", {"messages": HELLO, "system": 5}),
+    (AnthropicServer, "/v1/messages", {"messages": HELLO, "model": ["a"]}),
+    (OllamaServer, "/api/chat", {"messages": HELLO, "keep_alive": "soon"}),
+    (OllamaServer, "/api/chat", {"messages": HELLO, "options": 5}),
+    (GeminiServer, "/v1beta/models/gemini-2.5-flash:generateContent", {"contents": "hi"}),
+    (GeminiServer, "/v1beta/models/gemini-2.5-flash:generateContent", {"contents": TURN, "generationConfig": [1]}),
+]
+
+
+def test_a_field_of_the_wrong_type_is_a_bad_request():
+    named = {OpenAIServer: "gpt-4o-mini", AnthropicServer: "claude-sonnet-5", OllamaServer: "llama3.2"}
+    for make in {make for make, _, _ in WRONG}:
+        with make() as server:
+            for _, path, fields in (each for each in WRONG if each[0] is make):
+                body = {"model": named.get(make), "max_tokens": 5} | fields
+                reply = httpx.post(server.url + path, json=body, headers={"anthropic-version": "x"}, trust_env=False)
+                assert reply.status_code == 400, (body, reply.text)
+
+
+STREAMS = [
+    (OllamaServer, "/api/chat", {**CHAT, "stream": True}, '{"error":"no more"}\n'),
+    (
+        OpenAIServer,
+        "/v1/chat/completions",
+        {**CHAT, "model": "gpt-4o-mini", "stream": True},
+        'data: {"error":{"message":"no more","type":"server_error","param":null,"code":null}}\n\n',
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "path", "body", "error"), STREAMS, ids=["ollama", "openai"])
+async def test_faults_in_the_middle_of_a_stream(make, path, body, error):
+    whole = Reply("one two three")
+    with make([whole, Fault.stream_surplus(whole), Fault.stream_error(2, "no more", whole)]) as server:
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            plain, surplus, broken = [(await client.post(path, json=body)).text for _ in range(3)]
+        assert surplus.count("three") == 2 * plain.count("three") == 2
+        assert broken.endswith(error)
+        assert "three" not in broken
+        assert [call.outcome for call in server.calls] == ["answered", "answered", "broken"]
+        server.script(Fault.stream_break(2, whole))
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.post(path, json=body)
+        assert server.calls[-1].outcome == "broken"
+
+
+async def test_a_client_that_leaves_a_stream_is_noticed():
+    with OllamaServer(Fault.stream_stall(1)) as server:
+        async with aiohttp.ClientSession() as session:
+            answer = await session.post(f"{server.url}/api/chat", json={**CHAT, "stream": True})
+            assert json.loads(await answer.content.readline())["message"]["content"] == "This"
+            left_at_s = time.monotonic()
+            answer.close()
+        assert server.wait_until_idle()
+    assert server.calls[0].client_disconnected
+    assert left_at_s <= server.calls[0].ended_at_s

@@ -15,7 +15,7 @@ from llmkit.providers import PROVIDERS
 from llmkit.providers.model_facts import Fact, FactBook, ModelFacts
 from llmkit.providers.with_facts import add_model_facts
 from llmkit.settings import load_settings
-from llmkit.testing import OllamaModel, OllamaServer, Reply
+from llmkit.testing import OllamaModel, OllamaServer, OpenAIServer, Reply
 from llmkit.types import LLMRequest, Message, Route
 
 ROUTE = Route.parse("ollama/llama3.2")
@@ -197,3 +197,30 @@ async def test_every_wording_of_an_overflow_is_one(message, serve_raw):
         await client.call(ROUTE, LLMRequest(messages="Hi"), AttemptLog())
     await client.close()
     assert type(caught.value) is LLMContextOverflow
+
+
+@pytest.mark.parametrize(
+    ("counted", "words", "outcome"),
+    [
+        (4096, 5000, "error"),
+        (128, 300, "error"),
+        (3072, 5000, "error"),
+        (4000, 5000, "warning"),  # whole messages were dropped, perhaps
+        (4096, 3000, "fine"),
+        (64, 300, "warning"),
+    ],
+)
+async def test_a_cut_by_a_server_that_was_asked_for_no_window(counted, words, outcome, path):
+    with OpenAIServer(Reply("fine", input_tokens=counted), models=["m"]) as server:
+        table = {"kind": "openai", "api_base": server.api_base, "model": "m", "local": True}
+        client = LiteLLMClient(load_settings(endpoints={"lab": table}, request_path=path, max_retries=0))
+        request = LLMRequest(messages="word " * words)
+        try:
+            reply = await client.call(Route.parse("lab/m"), request, AttemptLog())
+            found = "warning" if reply.warnings else "fine"
+        except LLMPromptTruncated as error:
+            found = "error"
+            assert f"{counted} tokens" in error.message  # noqa: PT017 - what else happens is an outcome too
+        await client.close()
+        assert found == outcome
+        assert server.call_count == 1

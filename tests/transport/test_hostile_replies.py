@@ -19,17 +19,29 @@ from llmkit.settings import load_settings
 from llmkit.transport.http import http_pool
 from llmkit.transport.paths.select import RequestPaths
 from llmkit.types import LLMRequest
-from tests.support.hostile_replies import GOOD, PATHS, ROUTES, build_reply, draw_reply, no_wait, read_request, serving
+from tests.support.hostile_replies import (
+    GOOD,
+    KEYED,
+    PATHS,
+    ROUTES,
+    build_reply,
+    draw_reply,
+    no_wait,
+    read_request,
+    serving,
+)
 
-ROUNDS = 60
+ROUNDS = 30
 REQUEST = LLMRequest(messages="Hello", max_output_tokens=5)
 
 
 def client_of(url: str, path: str, **settings: Any) -> LiteLLMClient:
-    given = {"ollama_api_base": url, "gemini_api_base": url, "gemini_api_key": "key-for-tests", "max_retries": 0}
+    given = {f"{kind}_api_base": url for kind in ROUTES} | {f"{kind}_api_key": "key-for-tests" for kind in KEYED}
+    given |= {"max_retries": 0}
     return LiteLLMClient(load_settings(request_path=path, **given, **settings), sleep=no_wait)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", ROUTES)
 @pytest.mark.parametrize("path", PATHS)
 async def test_only_our_errors_leave_a_call_and_every_request_is_recorded(path, provider):

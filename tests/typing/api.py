@@ -11,7 +11,10 @@ from pydantic import BaseModel
 from typing_extensions import Unpack
 
 from llmkit import (
+    AsyncChatStream,
+    AsyncValueStream,
     ChatOptions,
+    ChatStream,
     Conversation,
     LLMConstraints,
     LLMProfile,
@@ -21,10 +24,22 @@ from llmkit import (
     Route,
     RoutePlan,
     Session,
+    StreamPiece,
+    ValueStream,
     load_settings,
 )
 from llmkit.dataframes import UsageFrame
-from llmkit.evals import Budget, EvalReport, Sample, Score, Task, Variant, field_match
+from llmkit.evals import (
+    AsyncBoundModel,
+    BoundModel,
+    Budget,
+    EvalReport,
+    Sample,
+    Score,
+    Task,
+    Variant,
+    field_match,
+)
 from llmkit.pydanticai import PydanticAiLiteLLMModel
 from llmkit.testing import OllamaServer, Reply
 
@@ -43,11 +58,20 @@ def use_sync(s: Session, frame: pd.DataFrame) -> None:
     assert_type(s.explain(images="a.png"), RoutePlan)
     assert_type(s.extract(City, "Rome", reasks=2, examples=[("Bern", City(name="Bern", people=1))]), City)
     assert_type(s.extract(list[str], "Rome"), list[str])
+    stream = s.stream("Hi", temperature=0)
+    assert_type(stream, ChatStream)
+    assert_type(list(stream), list[str])
+    assert_type(stream.finish(), LLMResponse)
+    assert_type(next(stream.pieces()), StreamPiece)
+    assert_type(s.stream(City, "Rome", reasks=2), ValueStream[City])
+    assert_type(list(s.stream(list[str], "Rome")), list[list[str]])
+    assert_type(s.stream(City, "Rome").finish(), City)
     assert_type(s.map(City, frame["text"], name="cities", concurrency=4, progress=False), pd.DataFrame)
     s.map("Say {text}", ["a"], template="{text}", temperature=0)
     talk = s.conversation(system="Be brief.", temperature=0)
     assert_type(talk, Conversation)
     assert_type(talk.say("Hi", temperature=1), LLMResponse)
+    assert_type(talk.stream("Hi", temperature=1), ChatStream)
     assert_type(s.runs(status="FAILED", since=datetime.now(UTC), limit=3), pd.DataFrame)
     assert_type(s.usage(), UsageFrame)
     assert_type(s.facts("ollama/llama3.2"), ModelFacts)
@@ -57,6 +81,11 @@ def use_sync(s: Session, frame: pd.DataFrame) -> None:
 async def use_async(s: Session, frame: pd.DataFrame) -> None:
     assert_type(await s.achat("Hi", temperature=0), LLMResponse)
     assert_type(await s.aextract(City, "Rome", reasks=0), City)
+    assert_type(await s.astream("Hi"), AsyncChatStream)
+    assert_type([text async for text in s.astream("Hi")], list[str])
+    async with s.astream(City, "Rome") as stream:
+        assert_type(stream, AsyncValueStream[City])
+        assert_type(await stream.finish(), City)
     assert_type(await s.amap(City, frame, template="{a}"), pd.DataFrame)
     assert_type(await s.aruns(limit=1), pd.DataFrame)
 
@@ -78,6 +107,8 @@ def evaluate(s: Session) -> None:
     )
     assert_type(report, EvalReport)
     s.evaluate(task, Variant("ollama/llama3.2"), concurrency="auto", scorer_timeout_s=None)
+    assert_type(s.score(task, {"a": "answers.csv"}, name="old", answer="said", strict=True), EvalReport)
+    assert_type(report.summary(by="metadata.language"), pd.DataFrame)
     assert_type(s.report("first"), EvalReport)
 
 
@@ -90,3 +121,27 @@ def open_sessions() -> None:
     with OllamaServer([Reply("Hi")]) as server, Session("study", ollama_api_base=server.url) as s:
         assert_type(s.workspace, str)
     Session(settings=load_settings(), replay=Path("cassette.jsonl"))
+
+
+def solve(sample: Sample, model: BoundModel) -> City:
+    assert_type(model.chat("Hi", temperature=0, step="greet"), LLMResponse)
+    assert_type(model.chat([{"role": "user", "content": "Hi"}], route="ollama/llama3.2"), LLMResponse)
+    talk = model.conversation(system="Be brief.", seed=1)
+    assert_type(talk.say("Hi", max_output_tokens=9), LLMResponse)
+    model.agent(City, tools=[len], instructions="Be brief.").run_sync("Hi")
+    return model.extract(City, str(sample.input), reasks=2, system="Be exact.")
+
+
+async def solve_async(sample: Sample, model: AsyncBoundModel) -> list[str]:
+    assert_type(await model.chat("Hi", stop=["END"]), LLMResponse)
+    assert_type(await model.conversation().say("Hi"), LLMResponse)
+    assert_type(await model.extract(City, str(sample.input)), City)
+    return await model.extract(list[str], "Hi", examples=[("a", ["a"])])
+
+
+def use_solve() -> None:
+    Task("sync", [Sample("x")], solve=solve)
+    Task("async", [Sample("x")], solve=solve_async, version="2", parameters={"temperature": 0})
+    Task("untyped", [Sample("x")], solve=lambda sample, model: model.chat("Hi").text)
+    Task("text", [Sample("x")], "{input}", str)
+    Task("list", [Sample("x")], "{input}", list[int])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmkit import Session
-from llmkit.evals import Task
+from llmkit.evals import AsyncBoundModel, BoundModel, Sample, Task
 
 
 def misuse(s: Session, task: Task) -> None:
@@ -12,6 +12,8 @@ def misuse(s: Session, task: Task) -> None:
     s.chat(5)  # error
     s.explain(tempature=1)  # error
     s.extract(str, "Hi", retries=2)  # error
+    s.stream("Hi", temprature=1)  # error
+    s.stream(str, "Hi", retries=2)  # error
     s.map(str, ["Hi"], idempotency_key="k")  # error
     s.conversation(idempotency_key="k")  # error
     s.conversation().say("Hi", system="Be brief.")  # error
@@ -26,3 +28,15 @@ async def misuse_async(s: Session, task: Task) -> None:
     await s.aextract(str, "Hi", retries=2)  # error
     await s.amap(str, ["Hi"], concurency=1)  # error
     await s.aevaluate(task, ["ollama/llama3.2"], epoch=2)  # error
+
+
+def misuse_solve(sample: Sample, model: BoundModel) -> str:
+    model.chat("Hi", temprature=1)  # error
+    model.chat("Hi", idempotency_key="k")  # error
+    model.extract(str, "Hi", retries=2)  # error
+    return model.chat("Hi")  # error
+
+
+async def misuse_async_solve(sample: Sample, model: AsyncBoundModel) -> str:
+    model.conversation().say(5)  # error
+    return model.chat("Hi").text  # error

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from llmkit.cli.eval.report import read_with_task
 from llmkit.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from llmkit.cli.option_groups import GateOutput, expand_groups
 from llmkit.cli.output import make_table, print_json, print_rich, write_text
@@ -47,6 +49,12 @@ class Comparison:
     max_left_out: Annotated[
         float, typer.Option(min=0, max=1, help="Largest share of samples that only one side has scored.")
     ] = 0.1
+    by: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="Check every slice as well: group, metadata.NAME or input.NAME.")
+    ] = None
+    task: Annotated[
+        Path | None, typer.Option("--task", help="The task file, whose samples slices by anything but group need.")
+    ] = None
 
     def make_rules(
         self,
@@ -70,6 +78,7 @@ class Comparison:
             max_left_out=self.max_left_out,
             alpha=self.alpha,
             failures=self.failures,
+            by=self.by,
         )
 
 
@@ -136,8 +145,8 @@ def _check_run(
     from llmkit.session import Session
 
     with Session(output.workspace, warm_up=False) as session:
-        report = session.report(run)
-        other = None if baseline is None else session.report(baseline)
+        report = read_with_task(session, run, comparison.task)
+        other = None if baseline is None else read_with_task(session, baseline, comparison.task)
     pairs = match_variants(report, other, comparison.route, comparison.baseline_route) if is_compared else ()
     only = () if is_compared or comparison.route is None else (comparison.route,)
     return check_gate(report, rules, baseline=other, variants=pairs, only=only)
@@ -159,10 +168,12 @@ def _print_gate(gate: GateReport) -> None:
     from rich.markup import escape
 
     comparisons = make_table(
-        "metric", "variant", "baseline", "pairs", "mean", "baseline mean", "difference [95 %]", "p (Holm)"
+        *(["slice"] if gate.rules.by else []),
+        *("metric", "variant", "baseline", "pairs", "mean", "baseline mean", "difference [95 %]", "p (Holm)"),
     )
     for row in gate.comparisons:
-        comparisons.add_row(*(escape(cell) for cell in _format_row(row)))
+        place = [row["slice"] or "all"] if gate.rules.by else []
+        comparisons.add_row(*(escape(cell) for cell in (*place, *_format_row(row))))
     if gate.comparisons:
         print_rich(comparisons)
     checks = make_table("", "check", "numbers")

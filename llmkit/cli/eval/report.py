@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmkit.cli.option_groups import RunOutput, expand_groups
+from llmkit.cli.option_groups import DataOptions, RunOutput, expand_groups
 from llmkit.cli.output import print_json, print_rich, write_text
 from llmkit.errors import LLMBadRequest
 
 if TYPE_CHECKING:
     from llmkit.evals import EvalReport, Task
+    from llmkit.session import Session
 
-__all__ = ["eval_report", "print_reports", "require_one_page", "write_reports"]
+__all__ = ["eval_report", "print_reports", "read_with_task", "require_one_page", "write_reports"]
 
 
 @expand_groups
 def eval_report(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
     output: RunOutput,
+    data: DataOptions,
     task: Annotated[
         Path | None, typer.Option("--task", help="The task file: adds inputs, targets and full prompts.")
     ] = None,
@@ -33,9 +35,15 @@ def eval_report(
     with Session(output.workspace, warm_up=False) as session:
         report = session.report(run)
         if task is not None:
-            report = session.report(run, task=_load_task(report, task))
+            report = session.report(run, task=data.apply(_load_task(report, task)))
         write_reports([report], output)
     print_reports([report], output)
+
+
+def read_with_task(session: Session, run: str, file: Path | None) -> EvalReport:
+    """Return the report of a stored run, with the samples of its task if the file of that is given."""
+    report = session.report(run)
+    return report if file is None else session.report(run, task=_load_task(report, file))
 
 
 def _load_task(report: EvalReport, file: Path) -> Task:

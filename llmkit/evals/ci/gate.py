@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import EvalResult
 from llmkit.evals.call_names import require_unedited
 from llmkit.evals.report.aggregate import ScorePairs, collect_scores, find_worst_score, index_by_sample, pair_scores
+from llmkit.evals.report.dataset_metrics import DatasetComparison
 from llmkit.evals.report.notes import note_direction
 from llmkit.evals.report.report import EvalReport
+from llmkit.evals.report.slices import note_slices
 from llmkit.evals.results import FAILED
 
 __all__ = ["GateCheck", "GateReport", "GateRules", "check_gate", "match_variants", "require_rules"]
@@ -39,6 +41,7 @@ class GateRules:
         alpha: Chance of a wrong verdict: passing a loss beyond the margin, or failing without a loss.
         failures: Whether a FAILED answer counts as 0 (where less is better as 1) or is left out, in comparisons,
             minimums and maximums.
+        by: Check every slice as well, such as `group` or `metadata.language`; None checks the whole run only.
 
     Raises:
         LLMEvaluationError: A number is out of range; the message names it.
@@ -52,6 +55,7 @@ class GateRules:
     max_left_out: float = DEFAULT_MAX_LEFT_OUT
     alpha: float = 0.05
     failures: Literal["as-zero", "excluded"] = "as-zero"
+    by: str | None = None
 
     def __post_init__(self) -> None:
         for name, value, fits in (
@@ -79,6 +83,7 @@ class GateCheck:
         metric: Name of the metric; None for a check of all results.
         passed: Whether the rule is met.
         detail: The numbers, in words.
+        slice: What the slice was made by, and its name; None for the whole run.
     """
 
     name: str
@@ -87,12 +92,15 @@ class GateCheck:
     metric: str | None
     passed: bool
     detail: str
+    slice: str | None = None
 
     @property
     def title(self) -> str:
         """A line that identifies the check."""
         against = f" against {self.baseline}" if self.baseline is not None else ""
-        return f"{self.name.replace('_', ' ')}{f' of {self.metric}' if self.metric else ''}: {self.variant}{against}"
+        where = f" in {self.slice}" if self.slice is not None else ""
+        metric = f" of {self.metric}" if self.metric else ""
+        return f"{self.name.replace('_', ' ')}{metric}: {self.variant}{against}{where}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +136,12 @@ class GateReport:
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as JSON-able data, without clock times, ids and latencies; unknown values are null.
 
-        Keys: `form`, `passed`, `run`, `baseline`, `task`, `rules` (as `GateRules`), `comparisons` (metric,
+        Keys: `form`, `passed`, `run`, `baseline`, `task`, `rules` (as `GateRules`), `comparisons` (slice, metric,
         lower_is_better, variant, baseline, pairs, left_out, mean, baseline_mean, difference, ci_low, ci_high, p_value,
         p_holm, lower_bound (of the gain, which is the difference, or minus it where less is better; one-sided, null
-        without a margin), method), `checks` (name, variant, baseline, metric, passed, detail), `notes`, `sides` (`run`
-        and, of another run, `baseline`: task, task_sha256, dataset_sha256, scorers_sha256, commit, `version of ...`,
-        `digest of ...`).
+        without a margin), method), `checks` (name, variant, baseline, metric, passed, detail, slice), `notes`, `sides`
+        (`run` and, of another run, `baseline`: task, task_sha256, dataset_sha256, scorers_sha256, commit,
+        `version of ...`, `digest of ...`).
         """
         return {
             "form": GATE_FORM,
@@ -172,13 +180,29 @@ def check_gate(
     """
     require_rules(rules, is_compared=bool(variants))
     other = report if baseline is None else baseline
-    rows = [row for pair in variants for row in _compare_pair(report, other, pair, rules)]
-    rows = _adjust_p_values(rows)
-    checks = [check for row in rows for check in _check_comparison(row, rules)]
     labels = tuple(dict.fromkeys(only)) or tuple(dict.fromkeys(variant for variant, _ in variants)) or report.variants
     if not labels:
         raise LLMEvaluationError(f"The evaluation {report.run.name!r} has no result to check.")
-    checks += [check for label in labels for check in _check_variant(report, label, rules)]
+    for label in labels:
+        report.of(label)
+    parts: dict[str | None, tuple[EvalReport, EvalReport]] = {None: (report, other)}
+    notes: list[str] = []
+    if rules.by is not None:
+        own = report.slices(rules.by)
+        others = own if baseline is None else baseline.slices(rules.by)
+        parts |= {f"{rules.by} {name}": (part, others[name]) for name, part in own.items() if name in others}
+        notes += [f"The baseline has no slice {name}, which is not compared." for name in own if name not in others]
+        notes += note_slices(rules.by, {name: len(part.clusters) for name, part in own.items()})
+    rows, checks = [], []
+    for name, (part, theirs) in parts.items():
+        present = [pair for pair in variants if pair[0] in part.variants and pair[1] in theirs.variants]
+        rows += [{"slice": name, **row} for pair in present for row in _compare_pair(part, theirs, pair, rules)]
+    # Adjusted for all slices together: with many, one is significant by chance.
+    rows = _adjust_p_values(rows)
+    for name, (part, _theirs) in parts.items():
+        found = [check for row in rows if row["slice"] == name for check in _check_comparison(row, rules)]
+        found += [check for label in labels if label in part.variants for check in _check_variant(part, label, rules)]
+        checks += [replace(check, slice=name) for check in found]
     return GateReport(
         run=report.run.name,
         baseline=other.run.name if variants else None,
@@ -188,6 +212,7 @@ def check_gate(
         checks=tuple(checks),
         notes=(
             *_note_coverage(report, labels),
+            *notes,
             *(_note_differences(report, other) if variants else ()),
             *_note_margin(rows, rules),
             *note_direction(sorted(report.lower_is_better)),
@@ -278,12 +303,25 @@ def _compare_pair(
     require_unedited(ours, theirs)
     a, b = index_by_sample(ours), index_by_sample(theirs)
     shared = [metric for metric in report.metrics if metric in other.metrics]
+    known = set(report.dataset_metrics) & set(other.dataset_metrics)
+    wanted = [name for name in rules.metrics or report.main_dataset_metrics if name in known]
+    of_all = (
+        report.compare_dataset_metrics(variant, against, other, failed=rules.failures == "as-zero") if wanted else {}
+    )
     lower, clusters = report.lower_is_better, {**other.clusters, **report.clusters}
-    if not shared:
+    if not shared and not of_all:
         raise LLMEvaluationError(
             f"{variant} and {against} have no metric in common: their tasks have other scorers, or none."
         )
-    for metric in rules.metrics or shared:
+    for metric in rules.metrics or (*shared, *wanted):
+        if metric in wanted:
+            if metric not in of_all:
+                raise LLMEvaluationError(
+                    f"{metric} cannot be compared: it raises an error, maybe on FAILED answers, whose output is None. "
+                    "Handle these, or exclude them (--failures excluded)."
+                )
+            yield _describe_comparison(of_all[metric], variant, against, rules)
+            continue
         if metric not in shared:
             raise LLMEvaluationError(f"There is no metric {metric!r} in both runs; there are: {', '.join(shared)}.")
         is_lower = metric in lower
@@ -296,6 +334,14 @@ def _compare_pair(
         row = {"metric": metric, "lower_is_better": is_lower, "variant": variant, "baseline": against}
         row |= {"pairs": len(found.a), "left_out": len(a.keys() | b.keys()) - len(found.a)}
         yield row | _compute_numbers(found, rules, is_lower=is_lower)
+
+
+def _describe_comparison(found: DatasetComparison, variant: str, against: str, rules: GateRules) -> dict[str, Any]:
+    """Return the row of a metric over the data set."""
+    names = ("metric", "lower_is_better", "pairs", "left_out", "difference", "ci_low", "ci_high", "p_value", "method")
+    row = {name: found.row[name] for name in names} | {"variant": variant, "baseline": against}
+    row |= {"mean": found.row["mean_a"], "baseline_mean": found.row["mean_b"]}
+    return row | {"lower_bound": None if rules.margin is None else found.find_bound(rules.alpha, rules.margin)}
 
 
 def _get_failed_score(
@@ -376,15 +422,26 @@ def _compute_mean(
     report: EvalReport, results: Sequence[EvalResult], metric: str, rules: GateRules, *, is_lower: bool
 ) -> float:
     """Return the mean of a metric with this direction; NaN without a score."""
+    if metric in report.dataset_metrics:
+        summary = report.summary()
+        row = summary[(summary["metric"] == metric) & (summary["variant"] == results[0].route)].iloc[0]
+        if is_lower != bool(row["lower_is_better"]):
+            raise LLMEvaluationError(f"For {metric} {_explain_direction(is_lower=is_lower)}.")
+        return float(row["mean" if rules.failures == "excluded" else "mean_failures_as_zero"])
     if metric not in report.metrics:
-        known = ", ".join(report.metrics) or "none"
+        known = ", ".join((*report.metrics, *report.dataset_metrics)) or "none"
         raise LLMEvaluationError(f"There is no metric {metric!r}; there are: {known}.")
     if is_lower != (metric in report.lower_is_better):
-        remedy = "more is better: set a minimum (--min)" if is_lower else "less is better: set a maximum (--max)"
-        raise LLMEvaluationError(f"For {metric} {remedy}. Scorers declare it by lower_is_better.")
+        raise LLMEvaluationError(
+            f"For {metric} {_explain_direction(is_lower=is_lower)}. Scorers declare it by lower_is_better."
+        )
     failed = _get_failed_score(rules, metric, (results,), is_lower=is_lower)
     scores = collect_scores(index_by_sample(results), metric, failed=failed)
     return math.fsum(scores.values()) / len(scores) if scores else math.nan
+
+
+def _explain_direction(*, is_lower: bool) -> str:
+    return "more is better: set a minimum (--min)" if is_lower else "less is better: set a maximum (--max)"
 
 
 def _format_mean(mean: float) -> str:

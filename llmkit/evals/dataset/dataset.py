@@ -1,4 +1,4 @@
-"""Samples and where they come from: lists, DataFrames, JSON Lines, CSV and Parquet."""
+"""Samples, and datasets of them in order."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
-from dataclasses import KW_ONLY, field, replace
+from dataclasses import KW_ONLY, field, fields, replace
 from dataclasses import dataclass as plain_dataclass
 from datetime import date
 from decimal import Decimal
-from functools import cached_property
-from itertools import accumulate, islice
+from difflib import get_close_matches
+from functools import cached_property, wraps
+from itertools import accumulate, count, islice
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from pydantic import (
@@ -34,25 +35,23 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from llmkit.canonical_json import has_lone_surrogate, sha256_of
 from llmkit.errors import LLMDatasetError, describe_validation
-from llmkit.evals.dataset.files import (
-    LARGEST_WHOLE_FLOAT,
-    SAMPLE_FIELDS,
-    Record,
-    find_file,
-    is_frame,
-    read_file,
-    read_frame,
-)
+from llmkit.evals.dataset.columns import Columns, FieldSource, RecordMapper
+from llmkit.evals.dataset.files import find_file, open_file
+from llmkit.evals.dataset.tables import LARGEST_WHOLE_FLOAT, Records, open_table, read_item
 from llmkit.settings import load_settings
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Dataset", "DatasetSource", "Reading", "Sample"]
+__all__ = ["Dataset", "DatasetSource", "KeptItems", "Reading", "Sample"]
 
 ID_LENGTH = 16
+# Arguments of a sample that need no name.
+MOST_POSITIONS = 2
 SHARE_TOLERANCE = 1e-9
 PLAIN_TYPES = (bool, int)
+
+T = TypeVar("T")
 
 
 def _order_sets(value: Any) -> Any:
@@ -153,6 +152,35 @@ def _storable(text: str) -> str:
 Label = Annotated[str, Field(min_length=1, max_length=255), BeforeValidator(_convert_label), AfterValidator(_storable)]
 
 
+def _explain_arguments(cls: type[T]) -> type[T]:
+    """Make a class whose arguments Pydantic checks raise one line that says what it takes."""
+    check = cls.__init__
+    names = [each.name for each in fields(cls)]  # type: ignore[arg-type]
+
+    @wraps(check)
+    def create(self: T, *values: Any, **named: Any) -> None:
+        try:
+            check(self, *values, **named)
+        except ValidationError as error:
+            unknown = next((name for name in named if name not in names), None)
+            if unknown is not None:
+                near = get_close_matches(unknown, names, n=1)
+                hint = f"did you mean {near[0]}=?" if near else f"other values go into metadata={{{unknown!r}: ...}}"
+                problem = f"there is no {unknown}=; it takes {', '.join(names)}; {hint}"
+            elif len(values) > MOST_POSITIONS:
+                problem = f"it takes input and target by position; name the others: {', '.join(names[MOST_POSITIONS:])}"
+            else:
+                # Pydantic numbers what was given by position.
+                positions = {str(number): name for number, name in enumerate(names)}
+                lines = [line.partition(":") for line in describe_validation(error)]
+                problem = "; ".join(f"{positions.get(where, where)}{colon}{what}" for where, colon, what in lines)
+            raise LLMDatasetError(f"{cls.__name__}: {problem}") from None
+
+    cls.__init__ = create  # type: ignore[assignment,method-assign]
+    return cls
+
+
+@_explain_arguments
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
 class Sample:
     """One case: what the model is asked about and what the right answer is.
@@ -181,11 +209,12 @@ class Sample:
         return self.id
 
     def content(self) -> dict[str, Any]:
-        """Everything but the id, as JSON-able data."""
+        """Return everything but the id, as JSON-able data."""
         return {"input": self.input, "target": self.target, "group": self.group, "metadata": self.metadata}
 
 
-DatasetSource: TypeAlias = "str | Path | Iterable[Sample] | Dataset | pd.DataFrame"
+# Also the tables of other libraries, which need not be installed; see `open_table`.
+DatasetSource: TypeAlias = "str | Path | Iterable[Sample] | Iterable[Mapping[str, Any]] | Dataset | pd.DataFrame | Any"
 _SAMPLE: TypeAdapter[Sample] = TypeAdapter(Sample)
 
 
@@ -200,24 +229,80 @@ class Dataset:
     source: str = "samples"
     # Hashes of contents by id, as far as an id was made of one.
     _hashes: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    # Where samples stand in the source, by id.
+    _places: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def load(cls, source: DatasetSource, *, base_dir: Path | None = None, limit: int | None = None) -> Dataset:
-        """Read a dataset.
+    def load(  # noqa: PLR0913 - one option for each field of a sample
+        cls,
+        source: DatasetSource,
+        *,
+        input: FieldSource | None = None,  # noqa: A002 - the name of the field
+        target: FieldSource | None = None,
+        id: FieldSource | None = None,  # noqa: A002 - the name of the field
+        group: FieldSource | None = None,
+        metadata: FieldSource | None = None,
+        sample_of: Callable[[Any], Any] | None = None,
+        encoding: str | None = None,
+        delimiter: str | None = None,
+        records: str | None = None,
+        split: str | None = None,
+        base_dir: Path | None = None,
+        limit: int | None = None,
+    ) -> Dataset:
+        """Read a dataset, from data as it is.
+
+        Without a mapping, columns are named as the fields of `Sample`; `input.question`, `target.amount` or
+        `metadata.page` fill one field of an object. With one, a field that is not mapped is filled by the column of its
+        name, and all other columns are left out.
 
         Args:
-            source: A `.jsonl`, `.csv` or `.parquet` file, samples, or a DataFrame. Columns are named as the fields of
-                `Sample`; `input.question`, `target.amount` or `metadata.page` fill one field of an object.
+            source: A `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file, also compressed (`.gz`, `.bz2`, `.xz`,
+                `.zst`); samples, dictionaries, a DataFrame of pandas or polars, an Arrow table, or a `Dataset` or
+                `DatasetDict` of Hugging Face.
+            input: A column, or a path into it such as `data.question` or `answers.0.text`; several for an object of
+                them; an object from name to column; or a function of the record. A column of a `ClassLabel` has names.
+            target: Likewise.
+            id: A column, or a function of the record.
+            group: Likewise.
+            metadata: Columns, an object from name to column, `"*"` for all that are left, or a function of the record.
+            sample_of: A function from a record to a `Sample`, to several, or to None, which leaves the record out; in
+                place of the mapping.
+            encoding: Encoding of a text file; default UTF-8, or what its first bytes show.
+            delimiter: Delimiter of a CSV file; default the one that its first rows fit.
+            records: Path of a list inside each record, or inside a JSON document, such as `data.paragraphs.qas`: its
+                objects are the records, and have the fields of the objects around them.
+            split: The part of a `DatasetDict` to read.
             base_dir: What a relative path is relative to; the working directory when None.
             limit: Read only the first N samples; the rest of a file is neither read nor checked. All when None.
 
         Raises:
-            LLMDatasetError: The file is missing or a line is malformed; the message names file, line and field.
-            LLMConfigurationError: A Parquet file, and no package that reads it.
+            LLMDatasetError: The file is missing, a line is malformed or a column is not there; the message names file,
+                line and field, and what to pass.
+            LLMConfigurationError: A Parquet or `.zst` file, and no package that reads it.
+
+        Example:
+            >>> from llmkit.evals import Dataset
+            >>> rows = [{"question": "2 + 2?", "answer": 4, "level": "easy"}]
+            >>> dataset = Dataset.load(rows, input="question", target="answer", metadata=["level"])
+            >>> dataset.samples[0].target, dataset.samples[0].metadata
+            (4, {'level': 'easy'})
         """
-        if isinstance(source, Dataset):
+        columns = Columns(
+            input=input,
+            target=target,
+            id=id,
+            group=group,
+            metadata=metadata,
+            sample_of=sample_of,
+            encoding=encoding,
+            delimiter=delimiter,
+            records=records,
+            split=split,
+        )
+        if isinstance(source, Dataset) and columns.is_default:
             return source.limit(limit)
-        with closing(Reading(source, base_dir)) as reading:
+        with closing(Reading(source, base_dir, columns=columns)) as reading:
             reading.read(limit)
             return reading.dataset()
 
@@ -242,7 +327,7 @@ class Dataset:
         return {sample.key: sample for sample in self.samples}
 
     def filter(self, keep: Callable[[Sample], bool]) -> Dataset:
-        """Only the samples for which `keep` is true.
+        """Return a dataset with the samples for which `keep` is true.
 
         Raises:
             LLMDatasetError: `keep` is no function.
@@ -252,7 +337,7 @@ class Dataset:
         return replace(self, samples=tuple(sample for sample in self.samples if keep(sample)))
 
     def shuffle(self, seed: int) -> Dataset:
-        """Another order, the same one for the same seed.
+        """Return the samples in another order, the same one for the same seed.
 
         Raises:
             LLMDatasetError: The seed is no whole number.
@@ -263,7 +348,7 @@ class Dataset:
         return replace(self, samples=tuple(order))
 
     def splits(self, shares: Mapping[str, float], seed: int = 0) -> dict[str, Dataset]:
-        """Parts by name, such as `{"dev": 0.2, "test": 0.8}`, the same ones for the same seed; each keeps the order.
+        """Split into parts by name, such as `{"dev": 0.2, "test": 0.8}`, equal for equal seeds; each keeps the order.
 
         Samples of one group stay together. The order of the dataset plays no part, and a sample that is added moves at
         most a few others.
@@ -307,14 +392,40 @@ class Dataset:
             names: New id by present id; ids that no sample has are ignored.
         """
         hashes = {names.get(name, name): found for name, found in self._hashes.items()}
+        places = {names.get(name, name): place for name, place in self._places.items()}
         samples = tuple(
             _with_id(sample, names[sample.key]) if sample.key in names else sample for sample in self.samples
         )
-        return replace(self, samples=samples, _hashes=hashes)
+        return replace(self, samples=samples, _hashes=hashes, _places=places)
+
+    def find_place(self, sample: Sample) -> str:
+        """Return where a sample stands in its source, such as `d.csv, line 3`; "" where that is not known."""
+        return self._places.get(sample.key, "")
 
     def has_made_id(self, sample: Sample) -> bool:
         """Return whether a sample's id was made of its content, so that an edit of the sample changes it."""
         return sample.key in self._hashes
+
+
+class KeptItems:
+    """Items of an iterator, kept as far as they were taken, so that they can be read again.
+
+    Args:
+        items: The iterator.
+    """
+
+    def __init__(self, items: Iterator[Any]) -> None:
+        self._items = items
+        self._kept: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        for number in count():
+            if number == len(self._kept):
+                try:
+                    self._kept.append(next(self._items))
+                except StopIteration:
+                    return
+            yield self._kept[number]
 
 
 class Reading:
@@ -323,8 +434,9 @@ class Reading:
     Args:
         source: As for `Dataset.load`.
         base_dir: As for `Dataset.load`.
+        columns: How the source is read.
         most_mb: Most memory that a compressed file may take; the setting `max_file_mb` when None.
-        keep_floats: As for `read_frame`.
+        keep_floats: Leave whole floats of a DataFrame as they are, as version 0.1.0 did.
 
     Attributes:
         is_whole: Whether the source was read to its end.
@@ -335,32 +447,33 @@ class Reading:
         source: DatasetSource,
         base_dir: Path | None = None,
         *,
+        columns: Columns | None = None,
         most_mb: int | None = None,
         keep_floats: bool = False,
     ) -> None:
-        self._name = "samples"
-        self._length = len(source) if isinstance(source, Sized) else None
+        columns = Columns() if columns is None else columns
         self._samples: list[Sample] = []
         # Hashes of contents by the ids that were made of them.
         self._hashes: dict[str, str] = {}
         self._places: dict[str, str] = {}
         self._counts: dict[str, int] = {}
         self.is_whole = False
-        if isinstance(source, Dataset):
-            self._name, self._hashes = source.source, dict(source._hashes)  # noqa: SLF001 (another object of the module)
-            self._placed = _iterate_samples(source.samples)
-        elif isinstance(source, str | Path):
+        if isinstance(source, str | Path):
             path = find_file(Path(source), base_dir)
-            most_mb = load_settings().max_file_mb if most_mb is None else most_mb
-            self._name, self._length = path.name, None
-            self._placed = _samples(read_file(path, most_mb=most_mb))
-        elif is_frame(source):
-            self._name = "DataFrame"
-            self._placed = _samples(read_frame(source, self._name, first=0, keep_floats=keep_floats))
-        elif not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):
-            raise LLMDatasetError(f"A dataset is a file, samples or a DataFrame; got {type(source).__name__}.")
+            opened = open_file(path, columns, most_mb=load_settings().max_file_mb if most_mb is None else most_mb)
+        elif isinstance(source, Dataset):
+            self._hashes = dict(source._hashes)  # noqa: SLF001 (another object of the module)
+            opened = Records(source.source, _iterate_items(source.samples), len(source))
         else:
-            self._placed = _iterate_samples(source)
+            wanted = columns.list_names()
+            table = open_table(source, columns.split, wanted=wanted, keep_floats=keep_floats)
+            opened = _open_iterable(source) if table is None else table
+        self._name = opened.name
+        # With these, a record may be no sample, or several.
+        is_counted = columns.sample_of is None and columns.records is None
+        self._length = opened.length if is_counted else None
+        self._mapper = RecordMapper(columns, opened.name, is_table=opened.is_table)
+        self._placed = _samples(opened.rows, self._mapper, is_mapped=columns.is_mapped)
 
     @property
     def total(self) -> int | None:
@@ -378,6 +491,7 @@ class Reading:
         before = len(self._samples)
         self._samples.extend(self._identify(placed) for placed in islice(self._placed, missing))
         self.is_whole = self.is_whole or missing is None or len(self._samples) - before < missing
+        self._mapper.require_columns()
         if not self._samples:
             raise LLMDatasetError(f"{self._name} has no samples.")
 
@@ -408,7 +522,7 @@ class Reading:
         """Return the samples that were read and kept."""
         names = {sample.key for sample in self._samples}
         hashes = {name: found for name, found in self._hashes.items() if name in names}
-        return Dataset(tuple(self._samples), self._name, hashes)
+        return Dataset(tuple(self._samples), self._name, hashes, self._places)
 
     def close(self) -> None:
         """Close the file."""
@@ -452,7 +566,7 @@ def _require_whole(what: str, value: object) -> None:
 
 
 def _split_ids(samples: Sequence[Sample], shares: Mapping[str, float], seed: int) -> dict[str, set[str]]:
-    """Ids by part: groups, shuffled by a hash, are laid end to end, and belong where their middle lies."""
+    """Return ids by part: groups, shuffled by a hash, are laid end to end, and belong where their middle lies."""
     groups: dict[str, list[str]] = {}
     for sample in samples:
         kind = ["sample", sample.key] if sample.group is None else ["group", sample.group]
@@ -468,26 +582,44 @@ def _split_ids(samples: Sequence[Sample], shares: Mapping[str, float], seed: int
     return parts
 
 
-def _samples(records: Iterable[Record]) -> Generator[tuple[str, Sample]]:
+def _samples(
+    records: Iterable[tuple[str, Any]], mapper: RecordMapper, *, is_mapped: bool
+) -> Generator[tuple[str, Sample]]:
     for place, record in records:
-        unknown = [name for name in record if name not in SAMPLE_FIELDS]
-        if unknown:
-            known = ", ".join(SAMPLE_FIELDS)
-            raise LLMDatasetError(f"{place}: {unknown[0]}: unknown field; known fields: {known}")
-        try:
-            sample = _SAMPLE.validate_python(dict(record))
-        except ValidationError as error:
-            raise LLMDatasetError(f"{place}: {'; '.join(describe_validation(error))}") from None
-        except RecursionError:
-            raise LLMDatasetError(f"{place}: lists or objects within each other, too deep to be read") from None
-        yield place, sample
+        if isinstance(record, Sample):
+            if is_mapped:
+                raise LLMDatasetError(f"{place}: it is a Sample already; a mapping of columns is for other records")
+            yield place, record
+        elif mapper.is_plain:
+            yield place, _validate(mapper.read_fields(place, record), place)
+        else:
+            yield from _map_record(mapper, place, record)
 
 
-def _iterate_samples(samples: Iterable[Any]) -> Generator[tuple[str, Sample]]:
-    for number, sample in enumerate(samples):
-        if not isinstance(sample, Sample):
-            raise LLMDatasetError(f"Sample {number} of the list is a {type(sample).__name__}, not a Sample.")
-        yield f"sample {number}", sample
+def _map_record(mapper: RecordMapper, place: str, record: Mapping[str, Any]) -> Iterator[tuple[str, Sample]]:
+    for made in mapper.map_record(place, record):
+        yield place, made if isinstance(made, Sample) else _validate(made, place)
+
+
+def _open_iterable(source: Any) -> Records:
+    if not isinstance(source, Iterable) or isinstance(source, bytes | bytearray):
+        raise LLMDatasetError(f"A dataset is a file, samples, dictionaries or a table; got {type(source).__name__}.")
+    length = len(source) if isinstance(source, Sized) else None
+    return Records("samples", _iterate_items(source), length, is_table=False)
+
+
+def _iterate_items(items: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    for number, item in enumerate(items):
+        yield f"sample {number}", item if isinstance(item, Sample) else read_item(item, number)
+
+
+def _validate(record: Any, place: str) -> Sample:
+    try:
+        return _SAMPLE.validate_python(record)
+    except ValidationError as error:
+        raise LLMDatasetError(f"{place}: {'; '.join(describe_validation(error))}") from None
+    except RecursionError:
+        raise LLMDatasetError(f"{place}: lists or objects within each other, too deep to be read") from None
 
 
 def _with_id(sample: Sample, name: str) -> Sample:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from llmkit.errors import LLMConfigurationError, LLMDatasetError
 
@@ -28,7 +28,7 @@ class ParquetRows:
     sizes are looked up or computed before anything is made of the values, and the rows are counted as they are read.
 
     Args:
-        path: The file.
+        name: Name of the file, for errors.
         most_mb: As for `read_parquet`.
         file: The open `pyarrow.parquet.ParquetFile`, whose columns of strings are read as dictionaries.
 
@@ -37,8 +37,8 @@ class ParquetRows:
         metadata: Metadata of the schema.
     """
 
-    def __init__(self, path: Path, most_mb: int, file: Any) -> None:
-        self._path = path
+    def __init__(self, name: str, most_mb: int, file: Any) -> None:
+        self._name = name
         self._most_mb = most_mb
         self._left = most_mb * BYTES_PER_MB
         self._file = file
@@ -52,7 +52,7 @@ class ParquetRows:
             for group in range(self._file.metadata.num_row_groups):
                 yield from self._read_group(group)
         except (ArrowException, OSError) as error:
-            raise LLMDatasetError(f"{self._path.name} cannot be read: {error}") from None
+            raise LLMDatasetError(f"{self._name} cannot be read: {error}") from None
         finally:
             self._file.close()
 
@@ -77,7 +77,7 @@ class ParquetRows:
     def _require_room(self, size: int) -> None:
         if size > self._left:
             raise LLMDatasetError(
-                f"{self._path.name}: its rows take more than {self._most_mb:,} MB of memory; "
+                f"{self._name}: its rows take more than {self._most_mb:,} MB of memory; "
                 "raise LLM_MAX_FILE_MB if you trust the file, or use fewer samples (limit)."
             )
 
@@ -92,12 +92,13 @@ def _measure(column: Any) -> int:
     return int(compute.sum(lengths).as_py() or 0)
 
 
-def read_parquet(path: Path, *, most_mb: int) -> ParquetRows:
+def read_parquet(source: Path | IO[bytes], *, most_mb: int, name: str) -> ParquetRows:
     """Open a Parquet file.
 
     Args:
-        path: The file.
+        source: Path of the file, or its content.
         most_mb: Most memory that its decoded rows may take, in MB.
+        name: Name of the file, for errors.
 
     Raises:
         LLMDatasetError: It is not one, or (while rows are read) it is damaged or too large.
@@ -107,16 +108,16 @@ def read_parquet(path: Path, *, most_mb: int) -> ParquetRows:
         from pyarrow import ArrowException, parquet, types
     except ImportError:
         raise LLMConfigurationError(
-            f"{path.name}: reading Parquet needs pyarrow: pip install 'llmkit-research[parquet]'"
+            f"{name}: reading Parquet needs pyarrow: pip install 'llmkit-research[parquet]'"
         ) from None
     # Without buffering ahead, which would decode more than is asked for.
-    open_file = partial(parquet.ParquetFile, path, pre_buffer=False)
+    open_file = partial(parquet.ParquetFile, source, pre_buffer=False)
     try:
         with open_file() as file:
             fields = list(file.schema_arrow)
         strings = [field.name for field in fields if types.is_string(field.type) or types.is_binary(field.type)]
-        return ParquetRows(path, most_mb, open_file(read_dictionary=strings))
+        return ParquetRows(name, most_mb, open_file(read_dictionary=strings))
     except (ArrowException, ValueError) as error:
-        raise LLMDatasetError(f"{path.name} is not a Parquet file: {error}") from None
+        raise LLMDatasetError(f"{name} is not a Parquet file: {error}") from None
     except OSError as error:
-        raise LLMDatasetError(f"{path.name} cannot be read: {error.strerror or error}") from None
+        raise LLMDatasetError(f"{name} cannot be read: {error.strerror or error}") from None

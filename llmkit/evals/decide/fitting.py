@@ -8,17 +8,26 @@ from dataclasses import replace
 
 import numpy as np
 
-from llmkit.evals.decide.policies import Below, Cascade, Mix, Policy, Split, needs_fit, set_threshold
 from llmkit.evals.decide.simulation import (
     Measure,
     Outcome,
     RecordedResults,
     SampleKey,
+    list_logprobs,
     make_unknown,
     measure_outcome,
+    simulate,
+)
+from llmkit.evals.policies import (
+    Below,
+    Cascade,
+    Mix,
+    Policy,
+    Split,
+    needs_fit,
     read_key,
     read_signal,
-    simulate,
+    set_threshold,
 )
 
 __all__ = ["cross_fit", "fit_policy", "measure_policy"]
@@ -114,6 +123,7 @@ def _fit_threshold(
     open_condition = next((c for c in cascade.conditions if isinstance(c, Below) and c.threshold is None), None)
     if open_condition is None:
         return cascade
+    # With any threshold a sample has the score of one of these two courses, so two simulations serve all thresholds.
     stays = measure_policy(set_threshold(cascade, -math.inf), recorded, keys, measure)
     goes_on = measure_policy(set_threshold(cascade, math.inf), recorded, keys, measure)
     rows = [
@@ -131,7 +141,7 @@ def _read_first_signal(cascade: Cascade, condition: Below, recorded: RecordedRes
     if any(branch.missing for branch in branches):
         return None
     answer = branches[0].calls[-1]
-    return read_signal(condition.signal, recorded.output(answer), recorded.sample(key[0]))
+    return read_signal(condition.signal, recorded.output(answer), recorded.sample(key[0]), list_logprobs(answer))
 
 
 def _choose_threshold(rows: Sequence[tuple[float, float, float]], max_share: float, *, lower: bool) -> float:
@@ -145,6 +155,7 @@ def _choose_threshold(rows: Sequence[tuple[float, float, float]], max_share: flo
     # Equal signals go the same way, so a threshold lies only between two different ones.
     is_between = np.concatenate([[True], signals[:-1] < signals[1:], [True]])
     allowed = is_between & (ends <= max_share * len(rows) + 1e-9)
+    # Rounded, because sums that differ by rounding alone are ties, and the first one sends the fewest samples on.
     best = int(np.argmax(np.where(allowed, totals.round(12), -math.inf)))
     if best == 0:
         return -math.inf
@@ -165,7 +176,7 @@ def _fit_choice(
         return replace(split, choose=fitted, default=policies[-1] if split.default is not None else None)
     candidates = policies[: len(split.choose)]
     scores = np.array([[o.score for o in measure_policy(each, recorded, keys, measure)] for each in candidates])
-    values = [read_key(split, recorded, key) for key in keys]
+    values = [read_key(split, recorded.sample(sample_id)) for sample_id, _epoch in keys]
     chosen = {
         value: candidates[_find_best(scores[:, [each == value for each in values]], lower=lower)]
         for value in dict.fromkeys(values)

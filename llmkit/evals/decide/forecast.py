@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -12,16 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmkit.evals.decide.fitting import cross_fit, fit_policy, measure_policy
-from llmkit.evals.decide.policies import Policy, describe_policy, needs_fit
 from llmkit.evals.decide.simulation import Measure, Outcome, RecordedResults, SampleKey
+from llmkit.evals.policies import Policy, describe_policy, needs_fit, require_policy
 from llmkit.evals.statistics import compare_pairs, estimate_mean
 
 __all__ = [
+    "CHECK_COLUMNS",
     "FRONTIER_COLUMNS",
     "RANK_COLUMNS",
     "WHAT_IF_COLUMNS",
     "Against",
     "Forecast",
+    "build_check_rows",
     "build_frontier_rows",
     "build_rank_rows",
     "build_what_if_rows",
@@ -33,6 +35,7 @@ Numbers: TypeAlias = NDArray[np.float64]
 
 RANK_SEED = 20_261_129
 RANK_DRAWS = 10_000
+Z_95 = 1.96
 
 WHAT_IF_COLUMNS: Mapping[str, str] = {
     "policy": "str",
@@ -74,6 +77,20 @@ FRONTIER_COLUMNS: Mapping[str, str] = {
     "on_frontier": "bool",
     "dominated_by": "str",
     "lower_is_better": "bool",
+}
+
+CHECK_COLUMNS: Mapping[str, str] = {
+    "policy": "str",
+    "measure": "str",
+    "pairs": "int64",
+    "forecast": "float64",
+    "forecast_low": "float64",
+    "forecast_high": "float64",
+    "outcome": "float64",
+    "contained": "boolean",
+    "difference": "float64",
+    "difference_low": "float64",
+    "difference_high": "float64",
 }
 
 RANK_COLUMNS: Mapping[str, str] = {
@@ -124,8 +141,9 @@ def forecast_policy(
     """Return the forecast of a policy; open thresholds and choices are cross-fitted by cluster.
 
     Raises:
-        LLMEvaluationError: The policy names a variant without results.
+        LLMEvaluationError: It is no policy, or names a variant without results.
     """
+    require_policy(policy)
     recorded.require_variants(policy)
     if not needs_fit(policy):
         return Forecast(name, measure_policy(policy, recorded, keys, measure))
@@ -222,6 +240,87 @@ def _find_percentiles(latencies: Numbers, weights: Numbers) -> tuple[float, floa
     return float(middle), float(high)
 
 
+def build_check_rows(
+    forecast: Forecast,
+    outcomes: Sequence[Outcome],
+    keys: Sequence[SampleKey],
+    clusters: Mapping[str, Hashable],
+    metric: str,
+) -> Iterable[dict[str, Any]]:
+    """Build a row for each measure of a policy that ran: its forecast, and what came of it on the same samples.
+
+    The forecast's interval is one for the mean of another run. Two runs that draw their answers independently differ by
+    the noise of both, so that it reaches √2 times as far as the interval of the mean, and farther for a `Mix`, whose
+    forecast is an expectation without the noise of the draw. It holds for new samples of the same kind; on the same
+    samples it is wider than need be, the more so the more samples differ and the less answers do. The interval of the
+    paired difference, which the second run makes possible, is the sharper check. `scripts/simulate_decisions.py`
+    measures how often both hold.
+    """
+    units = [clusters[sample_id] for sample_id, _epoch in keys]
+    measures: dict[str, Callable[[Outcome], float]] = {
+        "score": lambda outcome: outcome.score,
+        "cost_usd": lambda outcome: outcome.cost_usd,
+        "input_tokens": lambda outcome: outcome.input_tokens,
+        "output_tokens": lambda outcome: outcome.output_tokens,
+        "latency_ms": _expect_latency,
+    }
+    for name, read in measures.items():
+        expected = np.array([read(outcome) for outcome in forecast.outcomes], dtype=float)
+        found = np.array([read(outcome) for outcome in outcomes], dtype=float)
+        drawn = np.array([outcome.variances.get(name, 0.0) for outcome in forecast.outcomes])
+        known = ~np.isnan(expected) & ~np.isnan(found)
+        row = {"policy": forecast.name, "measure": metric if name == "score" else name, "pairs": int(known.sum())}
+        yield row | _check_mean(expected[known], found[known], drawn[known], _select(units, known), name)
+
+
+def _check_mean(
+    expected: Numbers, found: Numbers, drawn: Numbers, units: Sequence[Hashable], name: str
+) -> dict[str, Any]:
+    """Return forecast, interval, outcome and paired difference of one measure.
+
+    Args:
+        expected: The forecast of each sample.
+        found: The outcome of each.
+        drawn: The variance of each that the draws of a `Mix` add.
+        units: Cluster of each.
+        name: The measure: `score`, or one that is never below 0.
+    """
+    if not len(expected):
+        return {}
+    scale = 1.0
+    if name != "score":
+        # The methods for scores would take dollars between 0 and 1 for shares; far above 1 they are what they are.
+        scale = 1000.0 / (float(max(expected.max(), found.max())) or 1.0)
+        expected, found, drawn = expected * scale, found * scale, drawn * scale**2
+    mean, outcome = estimate_mean(expected, units), float(found.mean())
+    # Draws are independent of each other, also within a cluster, and add to the square of what the answers make of it.
+    draws = Z_95**2 * float(drawn.mean()) / len(drawn)
+    low = mean.value - math.sqrt(2 * (mean.value - mean.low) ** 2 + draws)
+    high = mean.value + math.sqrt(2 * (mean.high - mean.value) ** 2 + draws)
+    if name != "score":
+        low = max(low, 0.0)
+    elif min(expected.min(), found.min()) >= 0 and max(expected.max(), found.max()) <= 1:
+        low, high = max(low, 0.0), min(high, 1.0)
+    if math.isnan(low) and np.array_equal(expected, found):
+        low = high = outcome  # all alike in both runs, such as a cost of 0
+    pairs = compare_pairs(found, expected, units)
+    figures = {
+        "forecast": mean.value,
+        "forecast_low": low,
+        "forecast_high": high,
+        "outcome": outcome,
+        "difference": pairs.difference,
+        "difference_low": pairs.low,
+        "difference_high": pairs.high,
+    }
+    contained = None if math.isnan(low) else low - 1e-9 <= outcome <= high + 1e-9
+    return {"contained": contained, **{figure: value / scale for figure, value in figures.items()}}
+
+
+def _expect_latency(outcome: Outcome) -> float:
+    return math.fsum(weight * ms for weight, ms in outcome.latencies) if outcome.latencies else math.nan
+
+
 def build_frontier_rows(
     forecasts: Sequence[Forecast],
     keys: Sequence[SampleKey],
@@ -288,10 +387,7 @@ def _needs(forecast: Forecast, against: Against) -> list[float]:
         case "tokens":
             return [outcome.input_tokens + outcome.output_tokens for outcome in forecast.outcomes]
         case "latency":
-            return [
-                math.fsum(weight * ms for weight, ms in outcome.latencies) if outcome.latencies else math.nan
-                for outcome in forecast.outcomes
-            ]
+            return [_expect_latency(outcome) for outcome in forecast.outcomes]
 
 
 def build_rank_rows(

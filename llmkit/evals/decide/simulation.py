@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import EvalResult
 from llmkit.evals.dataset.dataset import Sample
-from llmkit.evals.decide.policies import (
+from llmkit.evals.policies import (
+    MAX_STEPS,
     Below,
     Cascade,
     Condition,
@@ -19,9 +20,13 @@ from llmkit.evals.decide.policies import (
     Policy,
     PolicyFunction,
     RecordedStep,
-    Signal,
     Split,
+    call_function,
+    ends_policy,
+    is_logprob,
     list_variants,
+    read_key,
+    read_signal,
 )
 from llmkit.evals.results import FAILED, SCORER_FAILED, STORED_STATUSES
 
@@ -31,15 +36,11 @@ __all__ = [
     "Outcome",
     "RecordedResults",
     "SampleKey",
+    "list_logprobs",
     "make_unknown",
     "measure_outcome",
-    "read_key",
-    "read_signal",
     "simulate",
 ]
-
-# More calls for one sample mean that a policy function does not end.
-MAX_STEPS = 20
 
 SampleKey: TypeAlias = tuple[str, int]
 
@@ -85,6 +86,7 @@ class Outcome:
         calls: Expected number of calls.
         escalated: Probability of more than one call.
         missing: Why there is no score; None when there is one.
+        variances: Variance over the courses of score, cost, tokens and `latency_ms`; empty where there is one course.
     """
 
     score: float
@@ -95,6 +97,7 @@ class Outcome:
     calls: float
     escalated: float
     missing: str | None
+    variances: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class RecordedResults:
     samples: Mapping[str, Sample]
     groups: Mapping[str, str | None]
     _outputs: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _epochs: dict[str, dict[str, list[EvalResult]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def keys(self) -> tuple[SampleKey, ...]:
@@ -142,12 +146,31 @@ class RecordedResults:
 
     def step(self, result: EvalResult) -> RecordedStep:
         """Return a result as policy functions see it."""
-        return RecordedStep(result.route, result.status, self.output(result), result.outcome, result.error_code)
+        return RecordedStep(
+            result.route,
+            result.status,
+            self.output(result),
+            result.outcome,
+            result.error_code,
+            list_logprobs(result),
+        )
 
-    def epochs(self, result: EvalResult) -> list[EvalResult]:
-        """Return the results of the same variant and sample in all epochs."""
-        of_variant = self.by_variant[result.route]
-        return [each for (sample_id, _epoch), each in of_variant.items() if sample_id == result.sample_id]
+    def epochs(self, result: EvalResult, most: int | None = None) -> list[EvalResult]:
+        """Return the result, then those of the same variant and sample in the epochs after it, the first ones last.
+
+        Args:
+            result: The result of one epoch.
+            most: How many to return; None for all.
+        """
+        if result.route not in self._epochs:
+            # Once for each variant: a search for each sample would take minutes for ten thousand of them.
+            by_sample: dict[str, list[EvalResult]] = {}
+            for (sample_id, _epoch), each in self.by_variant[result.route].items():
+                by_sample.setdefault(sample_id, []).append(each)
+            self._epochs[result.route] = by_sample
+        found = self._epochs[result.route][result.sample_id]
+        place = next(place for place, each in enumerate(found) if each.epoch == result.epoch)
+        return (found[place:] + found[:place])[:most]
 
 
 def simulate(policy: Policy, recorded: RecordedResults, key: SampleKey) -> tuple[Branch, ...]:
@@ -177,44 +200,52 @@ def _take(label: str, recorded: RecordedResults, key: SampleKey) -> Branch:
 
 
 def _weigh(branches: Sequence[Branch], weight: float) -> list[Branch]:
+    # Without weight a branch is left out, so that a share of 0 or 1 needs no results of the other variant.
     return [branch._replace(weight=branch.weight * weight) for branch in branches] if weight else []
 
 
 def _cascade(cascade: Cascade, first: Branch, recorded: RecordedResults, key: SampleKey) -> list[Branch]:
     if first.missing:
         return [first]
-    calls = list(first.calls)
-    if "epochs_disagree" in cascade.conditions:
-        calls += [each for each in recorded.epochs(calls[-1]) if each is not calls[-1]]
-    goes_on, missing = _decide(cascade.conditions, first.calls[-1], recorded)
+    goes_on, missing, compared = _decide(cascade, first.calls[-1], recorded)
     if missing or not goes_on:
         # The answer stays the last call, whatever else was paid for to decide.
-        paid = (*calls[len(first.calls) :], *first.calls)
-        return [Branch(first.weight, paid, missing)]
+        return [Branch(first.weight, (*compared, *first.calls), missing)]
     return [
-        Branch(first.weight * second.weight, (*calls, *second.calls), second.missing)
+        Branch(first.weight * second.weight, (*first.calls, *compared, *second.calls), second.missing)
         for second in simulate(cascade.second, recorded, key)
     ]
 
 
-def _decide(conditions: Sequence[Condition], answer: EvalResult, recorded: RecordedResults) -> tuple[bool, str | None]:
-    """Return whether any condition is met, and why that is unknown."""
+def _decide(
+    cascade: Cascade, answer: EvalResult, recorded: RecordedResults
+) -> tuple[bool, str | None, list[EvalResult]]:
+    """Return whether any condition is met, why that is unknown, and the answers that were only compared."""
     if answer.status == FAILED:
-        return True, None
+        ending = f"{answer.route} failed with {answer.error_code}, which ends a cascade"
+        return (False, ending, []) if ends_policy(answer.error_code) else (True, None, [])
     unknown: str | None = None
-    for condition in conditions:
-        is_met, missing = _check_condition(condition, answer, recorded)
+    compared: list[EvalResult] = []
+    for condition in cascade.conditions:
+        if condition == "epochs_disagree":
+            compared = recorded.epochs(answer, cascade.epochs)[1:]
+        is_met, missing = _check_condition(condition, answer, recorded, cascade.epochs)
         if is_met:
-            return True, None
+            # One condition is enough, so it does not matter that an earlier one is unknown.
+            return True, None, compared
         unknown = unknown or missing
-    return False, unknown
+    return False, unknown, compared
 
 
-def _check_condition(condition: Condition, answer: EvalResult, recorded: RecordedResults) -> tuple[bool, str | None]:
+def _check_condition(
+    condition: Condition, answer: EvalResult, recorded: RecordedResults, most_epochs: int | None
+) -> tuple[bool, str | None]:
     if condition == "epochs_disagree":
-        epochs = recorded.epochs(answer)
-        if len(epochs) < 2:
-            return False, f"{answer.route} has one epoch, so nothing can disagree"
+        epochs = recorded.epochs(answer, most_epochs)
+        if len(epochs) < (most_epochs or 2):
+            known = "one epoch" if len(epochs) == 1 else f"{len(epochs)} epochs"
+            compared = "nothing can disagree" if most_epochs in (None, 2) else f"{most_epochs} cannot be compared"
+            return False, f"{answer.route} has {known}, so {compared}"
         return len({each.output_json for each in epochs}) > 1, None
     if isinstance(condition, str):
         if condition != "failed" and answer.outcome is None:
@@ -222,29 +253,25 @@ def _check_condition(condition: Condition, answer: EvalResult, recorded: Recorde
         return answer.outcome == condition, None
     output, sample = recorded.output(answer), recorded.sample(answer.sample_id)
     if isinstance(condition, Below):
-        value = read_signal(condition.signal, output, sample)
+        value = read_signal(condition.signal, output, sample, list_logprobs(answer))
         if value is None:
-            return False, f"{answer.route} has no number for the signal"
+            is_named = isinstance(condition.signal, str) and is_logprob(condition.signal)
+            what = "recorded log-probability" if is_named else "number for the signal"
+            return False, f"{answer.route} has no {what}"
         return condition.threshold is not None and value < condition.threshold, None
-    return bool(_call(condition, output, sample)), None
+    return bool(call_function(condition, output, sample)), None
 
 
-def read_signal(signal: Signal, output: Any, sample: Sample) -> float | None:
-    """Return the number that a signal has for an answer; None when it has none or NaN."""
-    value = _call(signal, output, sample) if callable(signal) else _read_field(output, signal)
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        return None
-    return float(value)
-
-
-def _read_field(output: Any, path: str) -> Any:
-    for name in path.split("."):
-        output = output.get(name) if isinstance(output, Mapping) else None
-    return output
+def list_logprobs(answer: EvalResult) -> dict[str, float]:
+    """Return the recorded log-probabilities of an answer under the names that `Below` knows them by."""
+    known = {"logprob_mean": answer.logprob_mean, "logprob_min": answer.logprob_min}
+    for path, of_field in answer.field_logprobs.items():
+        known |= {f"logprob_{kind}.{path}": value for kind, value in of_field.items()}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _split(split: Split, recorded: RecordedResults, key: SampleKey) -> tuple[Branch, ...]:
-    value = read_key(split, recorded, key)
+    value = read_key(split, recorded.sample(key[0]))
     if not isinstance(split.choose, Mapping):
         raise LLMEvaluationError("This Split chooses on the data, so it has to be fitted first.")
     policy = split.choose.get(value, split.default)
@@ -253,22 +280,10 @@ def _split(split: Split, recorded: RecordedResults, key: SampleKey) -> tuple[Bra
     return simulate(policy, recorded, key)
 
 
-def read_key(split: Split, recorded: RecordedResults, key: SampleKey) -> Any:
-    """Return the value by which a split chooses for this sample."""
-    sample = recorded.sample(key[0])
-    if callable(split.by):
-        value = _call(split.by, sample)
-        return value if isinstance(value, Hashable) else repr(value)
-    if split.by == "group":
-        return sample.group
-    value = (sample.metadata or {}).get(split.by.removeprefix("metadata."))
-    return value if isinstance(value, str | int | float | bool | None) else json.dumps(value, sort_keys=True)
-
-
 def _follow(function: PolicyFunction, recorded: RecordedResults, key: SampleKey) -> Branch:
     sample, calls = recorded.sample(key[0]), list[EvalResult]()
     for _ in range(MAX_STEPS):
-        label = _call(function, sample, tuple(recorded.step(call) for call in calls))
+        label = call_function(function, sample, tuple(recorded.step(call) for call in calls))
         if label is None:
             return Branch(1.0, tuple(calls), None if calls else "the policy called nothing")
         if label not in recorded.by_variant:
@@ -295,26 +310,11 @@ def make_unknown(missing: str) -> Outcome:
     )
 
 
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of the user's. Its error is one line that names the function and the sample.
-
-    Raises:
-        LLMEvaluationError: It raised something; the cause is kept.
-    """
-    try:
-        return function(*arguments)
-    except Exception as error:
-        name = getattr(function, "__name__", type(function).__name__)
-        sample = next(each.key for each in arguments if isinstance(each, Sample))
-        raise LLMEvaluationError(
-            f"The policy's function {name} raised {type(error).__name__} on sample {sample}; its cause says why."
-        ) from error
-
-
 def measure_outcome(branches: Sequence[Branch], measure: Measure) -> Outcome:
     """Return the expected score, cost, tokens and calls over the courses of a policy."""
     missing = next((branch.missing for branch in branches if branch.missing), None)
     scores = [(math.nan, missing) if branch.missing else _score(branch.calls[-1], measure) for branch in branches]
+    # However small its weight: leaving out what is missing would estimate the policy on the easier branches.
     missing = missing or next((why for _score_value, why in scores if why), None)
     if missing:
         return make_unknown(missing)
@@ -322,15 +322,25 @@ def measure_outcome(branches: Sequence[Branch], measure: Measure) -> Outcome:
     def expect(values: Sequence[float]) -> float:
         return math.fsum(branch.weight * value for branch, value in zip(branches, values, strict=True))
 
+    measures = {
+        "score": [score for score, _why in scores],
+        "cost_usd": [_total(measure.costs.get(call.pipeline_run_id) for call in each.calls) for each in branches],
+        "input_tokens": [_total(call.input_tokens for call in branch.calls) for branch in branches],
+        "output_tokens": [_total(call.output_tokens for call in branch.calls) for branch in branches],
+        "latency_ms": [_total(call.latency_ms for call in branch.calls) for branch in branches],
+    }
+    means = {name: expect(values) for name, values in measures.items()}
+    variances = {name: expect([(v - means[name]) ** 2 for v in values]) for name, values in measures.items()}
     return Outcome(
-        score=expect([score for score, _why in scores]),
-        cost_usd=expect([_total(measure.costs.get(c.pipeline_run_id) for c in branch.calls) for branch in branches]),
-        input_tokens=expect([_total(call.input_tokens for call in branch.calls) for branch in branches]),
-        output_tokens=expect([_total(call.output_tokens for call in branch.calls) for branch in branches]),
-        latencies=tuple((b.weight, _total(call.latency_ms for call in b.calls)) for b in branches),
+        score=means["score"],
+        cost_usd=means["cost_usd"],
+        input_tokens=means["input_tokens"],
+        output_tokens=means["output_tokens"],
+        latencies=tuple((b.weight, ms) for b, ms in zip(branches, measures["latency_ms"], strict=True)),
         calls=expect([len(branch.calls) for branch in branches]),
         escalated=expect([len(branch.calls) > 1 for branch in branches]),
         missing=None,
+        variances=variances if len(branches) > 1 else {},
     )
 
 

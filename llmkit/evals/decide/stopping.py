@@ -76,8 +76,9 @@ class Decided:
             try:
                 settings[name] = float(value)
             except ValueError:
-                settings[part] = math.nan
-        if not metric.strip() or settings.keys() - {"margin", "alpha"}:
+                settings[name] = math.nan
+        is_unread = any(map(math.isnan, settings.values()))
+        if not metric.strip() or is_unread or settings.keys() - {"margin", "alpha"}:
             raise LLMEvaluationError(
                 f"A stop rule is written METRIC or 'METRIC: margin 0.02, alpha 0.05'; got {text!r}."
             )
@@ -205,6 +206,7 @@ class DecisionWatch:
         A result of another variant is ignored, and so is a second one of the same sample.
         """
         if label in self._labels:
+            # The first score stays: its unit may be in the capital already, and no bet can be taken back.
             self._scores.setdefault((label, sample_id), score)
             self._advance()
 
@@ -243,6 +245,7 @@ class DecisionWatch:
     def _add(self, value: float) -> None:
         self._values.append(value)
         self._test.add(value)
+        # Ville's inequality: without a difference the capital reaches 1 / alpha with a chance of alpha at most, ever.
         if self._problem is None and self._test.log_capital >= math.log(1 / self.rule.alpha):
             is_up = self._test.log_capital_up >= self._test.log_capital_down
             self._verdict = "better" if is_up else "worse"

@@ -101,6 +101,7 @@ def build_summary_rows(
     clusters: ClusterOf,
     lower: Set[str],
     totals: Mapping[str, int],
+    of_all: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Build one row for each label and metric, or one per label without a metric for a task without scorers.
 
@@ -110,13 +111,17 @@ def build_summary_rows(
         clusters: Cluster of each sample.
         lower: Metrics of which less is better.
         totals: Number of results of each label when it is complete.
+        of_all: Rows of the metrics over all answers of each label, without what the rows of a label share.
     """
     worst = {metric: find_worst_score(groups.values(), metric, lower) for metric in metrics}
     for label, results in groups.items():
         shared = {"variant": label, **_count_statuses(results, totals.get(label, 0)), **_sum_costs(results)}
-        for metric in metrics or (None,):
+        further = (of_all or {}).get(label, ())
+        for metric in metrics or (() if further else (None,)):
             scores = _estimate_score(results, metric, clusters, worst.get(metric or "", math.nan))
             yield {**shared, "metric": metric, **scores, "lower_is_better": metric in lower}
+        for row in further:
+            yield {**shared, **row}
 
 
 def find_worst_score(groups: Iterable[Iterable[EvalResult]], metric: str, lower: Set[str]) -> float:

@@ -73,10 +73,16 @@ def note_limit(run: EvalRun) -> Iterator[str]:
         yield f"Only the first {run.spec['samples']:,} samples of the dataset were read (limit)."
 
 
-def note_coverage(coverage: Mapping[str, Coverage]) -> Iterator[str]:
-    """Note the variants that are not complete; one sentence when all of them are equally far."""
+def note_coverage(coverage: Mapping[str, Coverage], *, is_supplied: bool = False) -> Iterator[str]:
+    """Note the variants that are not complete; one sentence when all of them are equally far.
+
+    Args:
+        coverage: Coverage by variant.
+        is_supplied: Whether the answers were supplied, so that no model is called for the others.
+    """
     partial = {label: each for label, each in coverage.items() if each.is_partial}
-    remedy = "evaluate under the same name to run the rest."
+    rest = "score them under the same name once they have answers." if is_supplied else ""
+    remedy = rest or "evaluate under the same name to run the rest."
     if len(partial) == len(coverage) and len(set(partial.values())) == 1:
         yield f"Partial: {next(iter(partial.values())).text}; {remedy}"
         return

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import EvalResult, RecordedCall
 from llmkit.evals.call_names import require_unedited
+from llmkit.evals.decide.fitting import fit_policy, measure_policy
 from llmkit.evals.decide.forecast import (
+    CHECK_COLUMNS,
     FRONTIER_COLUMNS,
     RANK_COLUMNS,
     WHAT_IF_COLUMNS,
     Against,
     Forecast,
+    build_check_rows,
     build_frontier_rows,
     build_rank_rows,
     build_what_if_rows,
     forecast_policy,
 )
-from llmkit.evals.decide.policies import Policy
 from llmkit.evals.decide.simulation import Measure, RecordedResults
+from llmkit.evals.policies import Policy
 from llmkit.evals.report.aggregate import find_worst_score, index_by_sample
 from llmkit.evals.report.frames import build_frame
+from llmkit.types import Attempt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +39,7 @@ if TYPE_CHECKING:
     from llmkit.evals.report.analysis import Analysis
     from llmkit.evals.report.plots import Prices
 
-__all__ = ["build_frontier_frame", "build_rank_frame", "build_what_if_frame"]
+__all__ = ["build_check_frame", "build_frontier_frame", "build_rank_frame", "build_what_if_frame", "fit_on_report"]
 
 SAMPLE_STAGE = "sample"
 
@@ -59,6 +64,46 @@ def build_what_if_frame(
         forecasts, by_name[chosen], study.recorded.keys, study.clusters, study.measure.metric, lower=study.lower
     )
     return build_frame(rows, WHAT_IF_COLUMNS)
+
+
+def fit_on_report(
+    report: Analysis, policy: Policy, *, metric: str | None, prices: Prices, runs: Sequence[Analysis]
+) -> Policy:
+    """Return the policy of `EvalReport.fit_policy`."""
+    study = _Study(report, tuple(runs), metric, prices)
+    study.recorded.require_variants(policy)
+    return fit_policy(policy, study.recorded, study.recorded.keys, study.measure, lower=study.lower)
+
+
+def build_check_frame(
+    report: Analysis,
+    policies: Mapping[str, Policy],
+    outcome: Analysis,
+    *,
+    metric: str | None,
+    prices: Prices,
+    runs: Sequence[Analysis],
+) -> pd.DataFrame:
+    """Build the frame of `EvalReport.check_forecast`."""
+    study = _Study(report, tuple(runs), metric, prices)
+    require_unedited(report.results, outcome.results)
+    absent = [name for name in policies if f"policy:{name}" not in outcome.variants]
+    if absent or not policies:
+        known = ", ".join(outcome.variants)
+        raise LLMEvaluationError(
+            f"{outcome.run.name!r} ran no policy:{absent[0] if absent else 'NAME'}; it ran: {known}."
+        )
+    costs = _sum_costs(outcome.load_calls(), prices)
+    rows: list[dict[str, Any]] = []
+    for name, policy in policies.items():
+        forecast = study.forecast_one(name, policy)
+        label = f"policy:{name}"
+        ran = RecordedResults(
+            {label: index_by_sample(outcome.of(label))}, study.recorded.samples, study.recorded.groups
+        )
+        found = measure_policy(label, ran, study.recorded.keys, study.measure._replace(costs=costs))
+        rows += build_check_rows(forecast, found, study.recorded.keys, study.clusters, study.measure.metric)
+    return build_frame(rows, CHECK_COLUMNS)
 
 
 def build_frontier_frame(
@@ -132,12 +177,13 @@ class _Study:
         taken = [name for name in policies if name in variants]
         if taken:
             raise LLMEvaluationError(f"{taken[0]!r} is a variant already; give the policy another name.")
-        return [
-            forecast_policy(
-                name, policy, self.recorded, self.recorded.keys, self.clusters, self.measure, lower=self.lower
-            )
-            for name, policy in {**variants, **policies}.items()
-        ]
+        return [self.forecast_one(name, policy) for name, policy in {**variants, **policies}.items()]
+
+    def forecast_one(self, name: str, policy: Policy) -> Forecast:
+        """Return the forecast of one policy."""
+        return forecast_policy(
+            name, policy, self.recorded, self.recorded.keys, self.clusters, self.measure, lower=self.lower
+        )
 
     def _named_results(self) -> Iterator[tuple[str, list[EvalResult]]]:
         """Yield the results of each variant under a label that no other variant has."""
@@ -158,7 +204,7 @@ class _Study:
         if unknown:
             known = ", ".join(self.recorded.by_variant)
             raise LLMEvaluationError(f"There is no variant {unknown[0]!r} to price; there are: {known}.")
-        costs = {} if self.prices else _sum_recorded_costs(call for run in self._all for call in run.load_calls())
+        costs = {} if self.prices else _sum_costs(call for run in self._all for call in run.load_calls())
         for label, (input_usd, output_usd) in self.prices.items():
             for result in self.recorded.by_variant[label].values():
                 if result.input_tokens is not None and result.output_tokens is not None:
@@ -167,13 +213,27 @@ class _Study:
         return costs
 
 
-def _sum_recorded_costs(calls: Iterator[RecordedCall]) -> dict[str, float]:
-    """Sum the costs of the calls of each result; NaN where a request that was counted has no price."""
+def _sum_costs(calls: Iterable[RecordedCall], prices: Prices = MappingProxyType({})) -> dict[str, float]:
+    """Sum the costs of the calls of each result; NaN where a request that was counted has no price.
+
+    Args:
+        calls: The calls, judges' included.
+        prices: Route to USD per million input and output tokens; empty for the recorded costs.
+    """
     costs: dict[str, float] = {}
     for call in calls:
         if call.stage not in (None, SAMPLE_STAGE):
             continue
         billed = [attempt for attempt in call.attempts if attempt.usage.output_tokens is not None]
-        cost = math.fsum(math.nan if attempt.cost_usd is None else attempt.cost_usd for attempt in billed)
+        cost = math.fsum(_find_cost(attempt, prices) for attempt in billed)
         costs[call.pipeline_run_id] = costs.get(call.pipeline_run_id, 0.0) + (cost if call.attempts else 0.0)
     return costs
+
+
+def _find_cost(attempt: Attempt, prices: Prices) -> float:
+    if not prices:
+        return math.nan if attempt.cost_usd is None else attempt.cost_usd
+    usage, price = attempt.usage, prices.get(str(attempt.route))
+    if price is None or usage.input_tokens is None or usage.output_tokens is None:
+        return math.nan
+    return (usage.input_tokens * price[0] + usage.output_tokens * price[1]) / 1e6

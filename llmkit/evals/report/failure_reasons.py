@@ -48,12 +48,16 @@ def group_failures(results: Sequence[EvalResult], variants: Sequence[str]) -> li
     )
     kinds: dict[tuple[str, str, str | None, str], list[tuple[str, int]]] = defaultdict(list)
     for (variant, status, code, raw), count in messages.items():
-        message = _flatten(raw)
+        # A server's message may contain control characters that a terminal would obey.
+        message = " ".join("".join(sign if sign.isprintable() else " " for sign in raw).split())
         kinds[variant, status, code, _VARYING_PARTS.sub("#", message)].append((message, count))
-    reasons = [
-        FailureReason(variant, status, code, sum(count for _, count in alike), _cut(min(alike)[0]))
-        for (variant, status, code, _), alike in kinds.items()
-    ]
+    reasons = []
+    for (variant, status, code, _), alike in kinds.items():
+        # The first in alphabetical order, so that the same results give the same report.
+        example = min(alike)[0]
+        if len(example) > LONGEST_REASON:
+            example = f"{example[: LONGEST_REASON - 3]}..."
+        reasons.append(FailureReason(variant, status, code, sum(count for _, count in alike), example))
     order = {variant: number for number, variant in enumerate(variants)}
     return sorted(reasons, key=lambda each: (order[each.variant], -each.results, each.status, each.message))
 
@@ -80,12 +84,3 @@ def _get_message(result: EvalResult) -> str:
     if result.status == FAILED:
         return result.error_message or result.error_code or "unknown"
     return "; ".join(f"{name}: {text}" for name, text in sorted(result.scorer_errors.items()))
-
-
-def _flatten(text: str) -> str:
-    # A server's message may contain control characters that a terminal would obey.
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-
-
-def _cut(message: str) -> str:
-    return message if len(message) <= LONGEST_REASON else f"{message[: LONGEST_REASON - 3]}..."

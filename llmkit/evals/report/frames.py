@@ -71,6 +71,9 @@ class SampleRow(TypedDict, total=False):
     output_mode: str
     valid_first_try: bool | None
     outcome: str
+    logprob_mean: float
+    logprob_min: float
+    field_logprobs: str
     schema_sha256: str
     scorer_errors: str
     score_details: str
@@ -95,8 +98,9 @@ def build_sample_row(result: EvalResult, dataset: Mapping[str, Sample]) -> dict[
         "group": sample.group if sample else None,
         "input": _to_text(sample.input) if sample else None,
         "target": _to_text(sample.target) if sample else None,
-        "output": result.output_json,
+        "output": _read_text(result.output_json),
         "fallback": fell_back(result),
+        "field_logprobs": _to_text(result.field_logprobs) if result.field_logprobs else None,
         "scorer_errors": _to_text(result.scorer_errors) if result.scorer_errors else None,
         "score_details": _to_text(result.score_details) if result.score_details else None,
         "warnings": "\n".join(result.warnings) or None,
@@ -144,6 +148,12 @@ def _to_text(value: Any) -> str | None:
     return None if text is None else _replace_surrogates(text)
 
 
+def _read_text(output_json: str | None) -> str | None:
+    """Return an output as people read it: free text without the quotes of JSON, everything else as JSON."""
+    is_text = output_json is not None and output_json.startswith('"')
+    return _to_text(json.loads(output_json)) if output_json is not None and is_text else output_json
+
+
 def _replace_surrogates(text: str) -> str:
     # Version 0.1.0 stored lone surrogates that a scorer returned, and a column of strings is UTF-8.
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
@@ -168,16 +178,11 @@ def build_frame(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -
 
 def to_plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Convert a frame to rows with None for missing values."""
-    return [
-        {str(name): None if _is_missing(value) else value for name, value in row.items()}
-        for row in frame.to_dict("records")
-    ]
-
-
-def _is_missing(value: Any) -> bool:
     from pandas import isna
 
-    return bool(isna(value))
+    return [
+        {str(name): None if isna(value) else value for name, value in row.items()} for row in frame.to_dict("records")
+    ]
 
 
 def to_json_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

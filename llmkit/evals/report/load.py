@@ -30,7 +30,9 @@ async def load_report(store: EvalStore, workspace_id: str, name: str, *, task: T
     run = await store.get_run(workspace_id, name)
     if run is None:
         known = ", ".join(other.name for other in await store.list_runs(workspace_id)) or "none yet"
-        raise LLMEvaluationError(f"There is no evaluation {name!r} in workspace {workspace_id!r}; there are: {known}.")
+        raise LLMEvaluationError(
+            f"There is no evaluation {name!r:.140} in workspace {workspace_id!r}; there are: {known}."
+        )
     results = await store.list_results(run.id)
     in_doubt = await store.list_calls_in_doubt(workspace_id, name_prefix(run))
     # Samples that were edited may be stored under the ids that they had before.
@@ -39,7 +41,17 @@ async def load_report(store: EvalStore, workspace_id: str, name: str, *, task: T
         results = tuple(sort_results(results, samples, run.spec.get("routes", ())))
     digests = await store.list_digests(workspace_id, name_prefix(run))
     spent = await store.sum_spending(workspace_id, name_prefix(run))
-    report = EvalReport(run=run, results=results, dataset=samples, in_doubt=in_doubt, digests=digests, spent=spent)
+    report = EvalReport(
+        run=run,
+        results=results,
+        dataset=samples,
+        in_doubt=in_doubt,
+        digests=digests,
+        hosts=await store.list_hosts(workspace_id, name_prefix(run)),
+        host_digests=await store.list_host_digests(run.id),
+        spent=spent,
+        task=task,
+    )
     rule = run.spec.get("stop_when")
     if rule is None or len(report.variants) < 2:
         return report

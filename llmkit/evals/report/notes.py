@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-from llmkit.eval_ports import DigestSeen, EvalResult
+from llmkit.eval_ports import DigestSeen, EvalResult, EvalRun, HostDigest, HostUse
 from llmkit.evals.budget import BudgetUse
 from llmkit.evals.decide.stopping import Decision
+from llmkit.evals.provenance import find_different_digests
 from llmkit.evals.results import FAILED, IN_PROGRESS, SCORER_FAILED, Work, fell_back
 from llmkit.types import Route
 
@@ -16,19 +17,23 @@ __all__ = [
     "describe_request_differences",
     "note_budget",
     "note_decision",
+    "note_different_hosts",
     "note_digests",
     "note_direction",
     "note_dominant_group",
     "note_doubt",
     "note_failures",
     "note_fallbacks",
+    "note_hosts",
     "note_stops",
+    "note_supplied",
     "note_work",
 ]
 
 # Enough of a hash to tell schemas and models apart.
 SHOWN_DIGITS = 7
 SHOWN_CHARS = 12
+SHOWN_HOSTS = 5
 DOMINANT_SHARE = 0.5
 
 # Output mode and hash of the schema that was sent.
@@ -43,6 +48,11 @@ def note_work(work: Work | None) -> Iterator[str]:
     total = work.reused + work.called + work.shared
     reused = f"{work.reused:,} of {total:,} results were there already; " if work.reused else ""
     yield f"{reused}{_count(work.sent, 'request')} sent."
+    if work.workers or work.lost:
+        yield f"Called by {_count(work.workers, 'worker')}."
+    if work.lost:
+        were = "was" if work.lost == 1 else "were"
+        yield f"{_count(work.lost, 'worker')} {were} lost ({work.lost_because}); others took over what they could."
     if work.shared:
         yield f"{_count(work.shared, 'result')} added by another process meanwhile."
     if work.edited:
@@ -55,6 +65,21 @@ def note_work(work: Work | None) -> Iterator[str]:
         yield f"{_count(work.rescored, 'stored output')} scored again without a call."
     if work.replayed:
         yield f"{_count(work.replayed, 'answer')} came from the store."
+
+
+def note_supplied(run: EvalRun) -> Iterator[str]:
+    """Note that the answers of a run were supplied, and which of them or of the samples have no counterpart."""
+    supplied = run.spec.get("supplied", {})
+    if supplied:
+        sources = ", ".join(dict.fromkeys(own["source"] for own in supplied.values()))
+        yield (
+            f"The answers were supplied ({sources}) and not requested: their latency, tokens and cost are unknown"
+            f"{'' if 'run ' not in sources else ' unless that run recorded them'}."
+        )
+    for label, own in supplied.items():
+        if own["surplus"]:
+            has, is_left = ("answer has", "is") if own["surplus"] == 1 else ("answers have", "are")
+            yield f"{label}: {own['surplus']:,} {has} no sample in the dataset, and {is_left} left out."
 
 
 def note_budget(use: BudgetUse | None) -> Iterator[str]:
@@ -188,3 +213,28 @@ def note_digests(seen: Iterable[DigestSeen]) -> Iterator[str]:
                 for each in digests
             )
             yield f"The model behind {route} changed during the run: {models}. Its results are not of one model."
+
+
+def note_hosts(uses: Iterable[HostUse]) -> Iterator[str]:
+    """Note that several machines sent the requests, and the latency that each of them measured; nothing for one."""
+    by_host: dict[str, list[HostUse]] = {}
+    for use in uses:
+        by_host.setdefault(use.host or "unknown", []).append(use)
+    if len(by_host) < 2:
+        return
+    parts = []
+    for host, own in by_host.items():
+        measured = [(use.route, use.mean_latency_ms) for use in own if use.mean_latency_ms is not None]
+        times = ", ".join(f"{route} {mean_ms:,.0f} ms" for route, mean_ms in measured)
+        parts.append(f"{host} ({sum(use.requests for use in own):,} requests; {times or 'no answer'})")
+    more = f" and {len(parts) - SHOWN_HOSTS} more" if len(parts) > SHOWN_HOSTS else ""
+    shown = ", ".join(parts[:SHOWN_HOSTS]) + more
+    yield f"Answered by {len(by_host)} hosts: {shown}. Compare latencies within a host."
+
+
+def note_different_hosts(digests: Iterable[HostDigest]) -> Iterator[str]:
+    """Note each route that is not the same model on all machines."""
+    for route, hosts in find_different_digests(digests).items():
+        named = [f"{digest[:SHOWN_CHARS]} on {', '.join(names[:SHOWN_HOSTS])}" for digest, names in hosts.items()]
+        models = "; ".join(named)
+        yield f"{route} is not the same model on all machines: {models}. Its results are not of one model."

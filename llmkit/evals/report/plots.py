@@ -66,10 +66,11 @@ def plot_report(
 
 
 def _choose_metrics(report: Analysis, metric: str | Sequence[str] | None) -> tuple[str, ...]:
-    wanted = (metric,) if isinstance(metric, str) else tuple(metric or report.metrics)
-    unknown = [name for name in wanted if name not in report.metrics]
+    usual = report.metrics or report.main_dataset_metrics
+    wanted = (metric,) if isinstance(metric, str) else tuple(metric or usual)
+    unknown = [name for name in wanted if name not in (*report.metrics, *report.dataset_metrics)]
     if unknown or not wanted:
-        known = ", ".join(report.metrics) or "none, because the task has no scorers"
+        known = ", ".join((*report.metrics, *report.dataset_metrics)) or "none, because the task has no scorers"
         raise LLMEvaluationError(f"There is no metric {unknown[0] if unknown else 'to plot'!r}; there are: {known}.")
     return wanted
 
@@ -83,7 +84,8 @@ def _require_variants(report: Analysis, prices: Prices) -> None:
 
 
 def _label_metric(report: Analysis, metric: str) -> str:
-    return f"{metric} (less is better)" if metric in report.lower_is_better else metric
+    is_lower = any(row["lower_is_better"] for row in _get_rows(report, metric))
+    return f"{metric} (less is better)" if is_lower else metric
 
 
 def _get_rows(report: Analysis, metric: str) -> list[dict[str, Any]]:

@@ -70,6 +70,7 @@ class AttemptRow(TypedDict, total=False):
     variant: str
     epoch: int
     stage: str
+    step: str
     sent_to: str
     number: int
     status: str
@@ -208,5 +209,5 @@ def _build_attempt_row(result: EvalResult, call: RecordedCall, attempt: Attempt)
     sample = {name: getattr(result, name) for name in ("sample_id", "epoch", "pipeline_run_id")}
     sample |= {"variant": result.route, "sample_status": result.status, "sample_error_code": result.error_code}
     tokens = {"input_tokens": attempt.usage.input_tokens, "output_tokens": attempt.usage.output_tokens}
-    call_facts = {"stage": call.stage, "sent_to": str(attempt.route), "status": str(attempt.status)}
+    call_facts = {"stage": call.stage, "step": call.step, "sent_to": str(attempt.route), "status": str(attempt.status)}
     return known | sample | tokens | call_facts

@@ -13,6 +13,7 @@ from llmkit.evals.report.analysis import Analysis
 from llmkit.evals.report.failure_reasons import find_top_reasons
 from llmkit.evals.report.frames import SAMPLE_COLUMNS, SCORE_PREFIX, to_json_rows, to_plain_rows
 from llmkit.evals.report.repeats_missing import ATTEMPT_COLUMNS, MISSING_COLUMNS, REPEAT_COLUMNS
+from llmkit.evals.report.steps import STEP_COLUMNS
 from llmkit.evals.report.terminal import format_mean
 from llmkit.evals.results import IN_PROGRESS, NOT_RUN
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from llmkit.evals.decide.forecast import Against
-    from llmkit.evals.decide.policies import Policy
+    from llmkit.evals.policies import Policy
     from llmkit.evals.report.plots import PlotKind, Prices
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "REPEAT_COLUMNS",
     "SAMPLE_COLUMNS",
     "SCORE_PREFIX",
+    "STEP_COLUMNS",
     "SUMMARY_COLUMNS",
     "EvalReport",
     "strip_volatile",
@@ -61,13 +63,13 @@ class EvalReport(Analysis):
 
         Keys: `form`, `run` (id, name, workspace_id, task, task_sha256, dataset_sha256, created_at_utc), `counts`
         (status to number), `coverage` (variant to finished, total, in_progress, not_run), `work` (reused, rescored,
-        called, replayed, sent, shared, warm_ups, edited; null for a report from the store), `summary` (`summary()`),
-        `comparisons` (rows of `compare(a, b)` for all pairs of variants), `stopped` (variant to reason), `in_doubt`
-        (ids of calls), `judges` (metric to route, prompt, criteria, scale, parameters), `budget` (budget with its
-        limits, tokens, cost_usd, uncounted, stopped_by, why; null without one), `decision` (state of the stop rule: a,
-        b, verdict, units, difference, low, high, problem, rule; null without one), `failures` (the three most frequent
-        reasons of each variant: variant, status, error_code, results, message), `notes`, `warnings` (the notes that put
-        a comparison in doubt), `provenance` (see there).
+        called, replayed, sent, shared, warm_ups, edited, workers, lost, lost_because; null without a call), `summary`
+        (`summary()`), `comparisons` (rows of `compare(a, b)` for all pairs of variants), `stopped` (variant to reason),
+        `in_doubt` (ids of calls), `judges` (metric to route, prompt, criteria, scale, parameters), `budget` (budget
+        with its limits, tokens, cost_usd, uncounted, stopped_by, why; null without one), `decision` (state of the stop
+        rule: a, b, verdict, units, difference, low, high, problem, rule; null without one), `failures` (the three most
+        frequent reasons of each variant: variant, status, error_code, results, message), `notes`, `warnings` (the notes
+        that put a comparison in doubt), `provenance` (see there).
 
         Args:
             stable: Leave out what differs between two runs with the same answers: `run.id`, `run.created_at_utc`,
@@ -192,6 +194,70 @@ class EvalReport(Analysis):
             self, policies or {}, metric=metric, reference=reference, prices=prices or {}, runs=runs
         )
 
+    def fit_policy(
+        self,
+        policy: Policy,
+        *,
+        metric: str | None = None,
+        prices: Prices | None = None,
+        runs: Sequence[Analysis] = (),
+    ) -> Policy:
+        """Return the policy with its open thresholds and choices made on all samples, ready for `Session.policy`.
+
+        Its honest forecast is that of the open policy in `what_if`: on the samples on which the choices were made, the
+        fitted one looks better than it is.
+
+        Args:
+            policy: A policy with `Below("confidence")`, `Split("group", ["a", "b"])` and the like.
+            metric: As for `what_if`.
+            prices: As for `what_if`.
+            runs: As for `what_if`.
+
+        Raises:
+            LLMEvaluationError: As for `what_if`.
+
+        Example:
+            >>> careful = report.fit_policy(Cascade("ollama/small", "gemini/large", when=Below("confidence")))
+        """
+        from llmkit.evals.report.decisions import fit_on_report
+
+        return fit_on_report(self, policy, metric=metric, prices=prices or {}, runs=runs)
+
+    def check_forecast(
+        self,
+        policies: Mapping[str, Policy],
+        outcome: Analysis | None = None,
+        *,
+        metric: str | None = None,
+        prices: Prices | None = None,
+        runs: Sequence[Analysis] = (),
+    ) -> pd.DataFrame:
+        """Compare the forecast of policies with a run that followed them for real, on the same samples.
+
+        Five rows for each policy, the columns of `CHECK_COLUMNS`: the score, cost, tokens and latency per sample.
+        `forecast_low` and `forecast_high` are the 95 % interval for the mean of another run, from the forecast alone,
+        and `contained` tells whether `outcome` lies within. `difference` is outcome minus forecast, with the interval
+        of the paired difference, which is narrower: it contains 0 where the forecast was right up to noise.
+
+        Args:
+            policies: The policies by name, as for `what_if`: where choices were made by `fit_policy`, those with the
+                choices still open, so that the forecast is the cross-fitted one.
+            outcome: Report of the run that has the variants `policy:NAME`; this one when None.
+            metric: As for `what_if`.
+            prices: As for `what_if`.
+            runs: As for `what_if`.
+
+        Raises:
+            LLMEvaluationError: A policy did not run, a name is unknown, or samples were edited between the runs.
+
+        Example:
+            >>> check = report.check_forecast({"careful": cascade}, s.evaluate(task, "policy:careful", name="again"))
+        """
+        from llmkit.evals.report.decisions import build_check_frame
+
+        ran = self if outcome is None else outcome
+        return build_check_frame(self, policies, ran, metric=metric, prices=prices or {}, runs=runs)
+
     def frontier(
         self,
         metric: str | None = None,
@@ -251,6 +317,23 @@ class EvalReport(Analysis):
 
         frame = self.frontier(metric, against, policies=policies, prices=prices, runs=runs)
         return plot_frontier(frame, self.run.name, ax)
+
+    def plot_confusion(self, variant: str | None = None, *, field: str | None = None, ax: Axes | None = None) -> Axes:
+        """Draw `confusion`: a row for each class of the targets, coloured by the share of its answers.
+
+        Args:
+            variant: As for `confusion`.
+            field: As for `confusion`.
+            ax: Axes to draw on; None for a new figure.
+
+        Raises:
+            LLMEvaluationError: As for `confusion`.
+            LLMConfigurationError: matplotlib is not installed.
+        """
+        from llmkit.evals.report.confusion_plot import plot_confusion
+
+        label = self._choose_variant(variant)
+        return plot_confusion(self.confusion(label, field=field), f"{self.run.name}: {label}", ax)
 
     def ranks(self, metric: str | None = None) -> pd.DataFrame:
         """Return the probability that each variant is the best one, and its rank: the columns of `RANK_COLUMNS`.

@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from llmkit.errors import LLMBadRequest, LLMBudgetExhausted, LLMEvaluationError
+from llmkit.errors import LLMBadRequest, LLMBudgetExhausted, LLMEvaluationError, LLMStoreError
 from llmkit.eval_ports import MOST_PLAUSIBLE_TOKENS, EvalRun, EvalSpending, EvalStore
 from llmkit.evals.budget import NOTHING, PARTS_PER_USD, Amount, Books, Budget, BudgetUse, Kind, amount
 from llmkit.evals.call_names import name_prefix, warm_up_name
 from llmkit.evals.run.plan import Plan
+from llmkit.evals.run.shared_budget import OwnSpending, SharedBudget
+from llmkit.evals.tasks.task import response_format_of
+from llmkit.evals.tasks.variant import ResolvedVariant
 from llmkit.ports import DOUBTFUL_STATUSES, AttemptLog, ClientReply, NotSent, Send, use_guard
+from llmkit.prices.price_list import PriceList
 from llmkit.pricing import FREE, ListPrice, list_price
-from llmkit.providers import compute_max_prompt_tokens, compute_min_prompt_tokens
+from llmkit.providers import ProviderSpec, compute_max_prompt_tokens, compute_min_prompt_tokens
 from llmkit.providers.prompt_tokens import MOST_CHARS_PER_TOKEN
-from llmkit.types import Attempt, LLMRequest, ResponseFormat, Route, TokenUsage
+from llmkit.types import Attempt, LLMProvider, LLMRequest, Route, TokenUsage
 
 __all__ = ["BudgetGuard", "require_countable"]
 
@@ -29,33 +35,49 @@ TOLERANCE = 10
 AGAIN = "The same name with a larger budget goes on; finished calls are not repeated."
 
 
+class Earlier(NamedTuple):
+    """Spending of a run, by the store.
+
+    Attributes:
+        spent: All of it.
+        uncounted: How many requests of unknown use it contains, at the most that a first request can use.
+        in_doubt: The part of it for calls that began and have no end.
+    """
+
+    spent: Amount
+    uncounted: int
+    in_doubt: Amount
+
+
+NOTHING_EARLIER = Earlier(NOTHING, 0, NOTHING)
+
+
 class BudgetGuard:
     """Guards all requests of one evaluation. Belongs to the event loop in which it is made, and counts no other's.
 
     Args:
         budget: The limits.
-        earlier: What the run spent before.
-        counted: The part of it that providers counted.
-        uncounted: How many requests of the past `earlier` contains at their most, since their real use is unknown.
+        earlier: What the run spent before, of which `uncounted` requests are contained at their most, since their real
+            use is unknown.
         price_of: The price of a route's tokens; None when it is not known.
+        shared: The part of the budget that this process has, if others share it.
         clock: Seconds on a clock that never goes back.
     """
 
     def __init__(
         self,
         budget: Budget,
-        earlier: Amount = NOTHING,
+        earlier: Earlier = NOTHING_EARLIER,
         *,
-        counted: Amount = NOTHING,
-        uncounted: int = 0,
         price_of: PriceOf = list_price,
+        shared: SharedBudget | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._budget = budget
-        self._books = Books.of(budget, earlier)
-        # What the store has of the run when only this guard sends, so that the rest is other processes'.
-        self._recorded = counted
-        self._uncounted = uncounted
+        self._earlier = earlier
+        self._shared = shared
+        self._books = Books.of(budget, earlier.spent) if shared is None else shared.books
+        self._has_joined = False
         self._price_of = price_of
         self._prices: dict[Route, ListPrice | None] = {}
         self._clock = clock
@@ -63,6 +85,7 @@ class BudgetGuard:
         self._slowest_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
+        self._waiting = 0
         self._settled = asyncio.Event()
         self._stopped: tuple[Kind, str] | None = None
 
@@ -75,13 +98,12 @@ class BudgetGuard:
         """
         if not plan.budget.counts_requests:
             return cls(plan.budget)
-        spent = await _read_spending(run, store)
-        doubtful = await store.list_calls_in_doubt(run.workspace_id, name_prefix(run))
-        uncounted = sum(each.uncounted for each in spent) + len(doubtful)
-        counted = await asyncio.to_thread(_sum_counted, plan.budget, spent)
-        largest = await asyncio.to_thread(_largest, plan) if uncounted else NOTHING
-        earlier = Amount(counted.tokens + uncounted * largest.tokens, counted.money + uncounted * largest.money)
-        return cls(plan.budget, earlier, counted=counted, uncounted=uncounted)
+        recorded = _RecordedSpending(plan, run, store)
+        earlier = await recorded.read()
+        shared = None
+        if store.leases is not None:
+            shared = SharedBudget(store.leases, str(run.id), plan.budget, recorded, time.monotonic)
+        return cls(plan.budget, earlier, price_of=recorded.price_of, shared=shared)
 
     @property
     def stopped_by(self) -> Kind | None:
@@ -89,47 +111,83 @@ class BudgetGuard:
         return self._stopped[0] if self._stopped else None
 
     @property
+    def why(self) -> str:
+        """The reason why the run was stopped, and the remedy; empty when no limit stopped it."""
+        return self._stopped[1] if self._stopped else ""
+
+    @property
     def use(self) -> BudgetUse | None:
-        """How much of the budget is used, as far as this guard knows; None without a budget."""
-        return self._describe_use(NOTHING)
-
-    async def read_use(self, run: EvalRun, store: EvalStore) -> BudgetUse | None:
-        """Return how much of the budget the run has used, the requests of other processes included."""
-        if not self._budget.counts_requests:
-            return self.use
-        try:
-            counted = await asyncio.to_thread(_sum_counted, self._budget, await _read_spending(run, store))
-        except LLMEvaluationError:  # another process calls a route without a price, and the report must come
-            return self.use
-        tokens, money = (max(0, now - known) for now, known in zip(counted, self._recorded, strict=True))
-        return self._describe_use(Amount(tokens, money))
-
-    def _describe_use(self, others: Amount) -> BudgetUse | None:
+        """How much of the budget is used, other processes included as far as they reported it; None without one."""
         if self._budget == Budget():
             return None
-        accounts = self._books.accounts
         return BudgetUse(
             self._budget,
-            tokens=accounts["tokens"].spent + others.tokens if "tokens" in accounts else None,
-            cost_usd=(accounts["cost"].spent + others.money) / PARTS_PER_USD if "cost" in accounts else None,
-            uncounted=self._uncounted,
+            tokens=self._spent("tokens") if "tokens" in self._books.accounts else None,
+            cost_usd=self._spent("cost") / PARTS_PER_USD if "cost" in self._books.accounts else None,
+            uncounted=self._earlier.uncounted,
             stopped_by=self.stopped_by,
-            why=self._stopped[1] if self._stopped else None,
+            why=self.why or None,
         )
+
+    def _spent(self, kind: Kind) -> int:
+        if self._shared is None:
+            return self._books.accounts[kind].spent
+        return self._shared.spent(kind) if self._has_joined else self._earlier.spent.of(kind)
+
+    async def read_use(self) -> BudgetUse | None:
+        """Return how much of the budget the run has used, also when only other processes have sent anything."""
+        if self._shared is not None and not self._has_joined:
+            # Another process may have called a route whose price is not known here, and the report must come.
+            with suppress(LLMEvaluationError):
+                self._earlier = self._earlier._replace(spent=await self._shared.read_earlier())
+        return self.use
+
+    def note_stopped(self, kind: Kind, why: str) -> None:
+        """Note that a worker was stopped by a limit."""
+        self._stop(kind, why)
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
         """Guard what is sent in this block, and end it when the time is over: what is under way is cancelled."""
         seconds = self._budget.max_time_s
-        self._ends_s = math.inf if seconds is None else self._clock() + seconds
+        async with self._share():
+            self._ends_s = math.inf if seconds is None else self._clock() + seconds
+            try:
+                async with asyncio.timeout(seconds) as deadline:
+                    with nullcontext() if self._budget == Budget() else use_guard(self):
+                        yield
+            except TimeoutError:
+                if not deadline.expired():
+                    raise
+                self._stop("time", f"Stopped by the time budget of {seconds:g} s. {AGAIN}")
+
+    @asynccontextmanager
+    async def _share(self) -> AsyncIterator[None]:
+        """Have a part of the shared budget, and give back what is left of it in the end."""
+        if self._shared is None:
+            yield
+            return
+        await self._shared.join()
+        self._has_joined = True
+        renewing = asyncio.create_task(self._renew_for_ever(self._shared))
         try:
-            async with asyncio.timeout(seconds) as deadline:
-                with nullcontext() if self._budget == Budget() else use_guard(self):
-                    yield
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            self._stop("time", f"Stopped by the time budget of {seconds:g} s. {AGAIN}")
+            yield
+        finally:
+            renewing.cancel()
+            with suppress(asyncio.CancelledError):
+                await renewing
+            # Without the store it is given back by the others, who take it for that of a dead process.
+            with suppress(LLMStoreError):
+                await self._shared.take(NOTHING)  # What the others have spent by now is in the report.
+                await self._shared.close()
+
+    async def _renew_for_ever(self, shared: SharedBudget) -> None:
+        while True:
+            await asyncio.sleep(shared.renew_s)
+            async with self._turn:
+                with suppress(LLMStoreError):  # The next request will say so.
+                    await shared.take(NOTHING)
+                self._stop_with_others(shared)
 
     async def send(self, route: Route, request: LLMRequest, log: AttemptLog, send: Send) -> ClientReply | NotSent:
         """Reserve the most that the request may use, send it, and settle what it used. See `ports.Guard`.
@@ -145,7 +203,10 @@ class BudgetGuard:
             return await send()
         began_s = time.perf_counter()
         most = self._most(route, request)
-        await self._reserve(most)
+        try:
+            await self._reserve(most)
+        except LLMStoreError as error:
+            return NotSent(error)
         log.queued_ms += (time.perf_counter() - began_s) * 1000
         sent_before = len(log.attempts)
         answer = ""
@@ -165,21 +226,51 @@ class BudgetGuard:
     async def _reserve(self, most: Amount) -> None:
         # A request is in one of four states: waiting for its turn, waiting for room, reserved, settled. One at a time
         # waits for room, in order of arrival, so that small requests do not overtake a large one for ever.
-        async with self._turn:
-            while True:
-                self._require_time()
-                if self._stopped is not None:
-                    raise LLMBudgetExhausted(self._stopped[1])
-                if self._books.reserve(most):
-                    return
-                lacking = self._books.lacking(most)
-                if lacking is not None:
-                    # No settlement can make room any more. The next turn of the loop raises, here and for all who wait.
-                    self._stop(lacking, self._refusal(lacking, most))
-                    continue
-                # No other task runs between the check above and this line, so no settlement is missed.
-                self._settled.clear()
+        self._waiting += 1
+        try:
+            async with self._turn:
+                while True:
+                    self._require_time()
+                    if self._stopped is not None:
+                        raise LLMBudgetExhausted(self._stopped[1])
+                    if self._has_room(most) or (self._shared is not None and await self._take(self._shared, most)):
+                        return
+                    lacking = self._find_lacking(most)
+                    if lacking is not None:
+                        # No settlement can make room any more. The next turn of the loop raises, here and for all who
+                        # wait.
+                        self._stop(lacking, self._refusal(lacking, most))
+                        continue
+                    await self._wait_for_room()
+        finally:
+            self._waiting -= 1
+
+    def _has_room(self, most: Amount) -> bool:
+        return self._books.reserve(most) if self._shared is None else self._shared.reserve(most)
+
+    async def _take(self, shared: SharedBudget, most: Amount) -> bool:
+        """Ask the store for room, and reserve it; return whether there is any."""
+        await shared.take(most, self._waiting)
+        # A settlement may have made room meanwhile, also when the store had none.
+        return self._has_room(most)
+
+    def _find_lacking(self, most: Amount) -> Kind | None:
+        return self._books.lacking(most) if self._shared is None else self._shared.used_up
+
+    async def _wait_for_room(self) -> None:
+        # No other task runs between the last look for room and this line, so no settlement is missed.
+        self._settled.clear()
+        pause_s = None if self._shared is None else self._shared.pause_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
                 await self._settled.wait()
+
+    def _stop_with_others(self, shared: SharedBudget) -> None:
+        """Stop when another process found that the budget is used up."""
+        kind = shared.used_up
+        if kind is not None:
+            self._stop(kind, self._refusal(kind, None))
+            self._settled.set()
 
     def _require_time(self) -> None:
         """Stop the run when what is left would not do for the slowest request so far."""
@@ -193,11 +284,14 @@ class BudgetGuard:
     def _stop(self, kind: Kind, why: str) -> None:
         self._stopped = self._stopped or (kind, why)
 
-    def _refusal(self, kind: Kind, most: Amount) -> str:
-        account = self._books.accounts[kind]
-        wanted = _format_limit(kind, most.tokens if kind == "tokens" else most.money)
-        spent = f"{_format_limit(kind, account.spent)} were spent when the next request might have taken {wanted}"
-        return f"Stopped by the budget of {_format_limit(kind, account.limit)}: {spent}. {AGAIN}"
+    def _refusal(self, kind: Kind, most: Amount | None) -> str:
+        spent = f"{_format_limit(kind, self._spent(kind))} were spent when the next request"
+        if most is None:
+            spent += " of another process did not fit"
+        else:
+            spent += f" might have taken {_format_limit(kind, most.of(kind))}"
+        limit = Books.of(self._budget).accounts[kind].limit
+        return f"Stopped by the budget of {_format_limit(kind, limit)}: {spent}. {AGAIN}"
 
     def _most(self, route: Route, request: LLMRequest) -> Amount:
         if not self._budget.counts_requests:
@@ -217,11 +311,13 @@ class BudgetGuard:
             raise LLMBudgetExhausted(_unknown_price(route))
         return price
 
+    def _has_own_price(self, route: Route) -> bool:
+        return self._budget.max_cost_usd is not None and self._price(route).is_own
+
     def _measure_use(self, route: Route, sent: Sequence[Attempt], plausible: Sequence[bool], most: Amount) -> Amount:
         total = NOTHING
         for attempt, is_plausible in zip(sent, plausible, strict=True):
-            taken = self._measure_attempt(route, attempt, most, is_plausible=is_plausible)
-            total = Amount(total.tokens + taken.tokens, total.money + taken.money)
+            total = total.plus(self._measure_attempt(route, attempt, most, is_plausible=is_plausible))
         return total
 
     def _measure_attempt(self, route: Route, attempt: Attempt, most: Amount, *, is_plausible: bool) -> Amount:
@@ -231,12 +327,10 @@ class BudgetGuard:
         is_recorded = 1 <= taken <= MOST_PLAUSIBLE_TOKENS and given is not None and 0 <= given <= MOST_PLAUSIBLE_TOKENS
         if given is not None and is_recorded and not usage.estimated:
             cost = attempt.cost_usd
-            if cost is None or not 0 <= cost < math.inf:
+            if cost is None or not 0 <= cost < math.inf or self._has_own_price(route):
                 cost = self._price(route).most(taken, given)
-            used = amount(taken + given, cost)
-            self._recorded = Amount(self._recorded.tokens + used.tokens, self._recorded.money + used.money)
             if is_plausible:
-                return used
+                return amount(taken + given, cost)
         refused = status is not None and status >= 400 and status not in DOUBTFUL_STATUSES
         return NOTHING if refused else most
 
@@ -282,7 +376,7 @@ async def require_countable(plan: Plan) -> None:
     if not plan.budget.counts_requests:
         return
     judges = plan.judges()
-    unlimited = [variant.label for variant in plan.variants if variant.parameters.get("max_output_tokens") is None]
+    unlimited = [part.label for part in _parts(plan) if part.parameters.get("max_output_tokens") is None]
     unlimited += [
         f"the scorer {name!r}"
         for name, judge in judges.items()
@@ -295,21 +389,48 @@ async def require_countable(plan: Plan) -> None:
             f"{', '.join(unlimited)}."
         )
     if plan.budget.max_cost_usd is not None:
-        unknown = await asyncio.to_thread(lambda: [each for each in _routes(plan) if list_price(each) is None])
+        nameless = [variant.label for variant in plan.variants if not variant.parts]
+        if nameless:
+            raise LLMEvaluationError(
+                f"{nameless[0]} is a function, so what it will cost is not known: limit tokens instead (max_tokens)."
+            )
+        price_of = _price_of(plan)
+        unknown = await asyncio.to_thread(lambda: [each for each in _routes(plan) if price_of(each) is None])
         if unknown:
             raise LLMEvaluationError(_unknown_price(unknown[0]))
 
 
+@dataclass(frozen=True, slots=True)
+class _PriceBook:
+    """Prices of the routes of a plan: those of the user's own, then the list's."""
+
+    endpoints: Mapping[LLMProvider, ProviderSpec]
+    own: PriceList | None
+
+    def __call__(self, route: Route) -> ListPrice | None:
+        return list_price(route, self.endpoints, self.own)
+
+
+def _price_of(plan: Plan) -> PriceOf:
+    """Return the prices of the plan's endpoints: one of the same name may be another elsewhere."""
+    return _PriceBook(plan.service.router.endpoints, plan.prices)
+
+
 def _unknown_price(route: Route) -> str:
     return (
-        f"The price of {route} is not known, so that a budget in US dollars cannot be kept: limit tokens instead "
-        "(max_tokens), or leave the route out."
+        f"The price of {route} is not known, so that a budget in US dollars cannot be kept: add it with `llmkit cost "
+        "prices --import FILE`, limit tokens instead (max_tokens), or leave the route out."
     )
 
 
+def _parts(plan: Plan) -> list[ResolvedVariant]:
+    """Return every variant that is called, those that policies name included."""
+    return [part for variant in plan.variants for part in variant.parts]
+
+
 def _routes(plan: Plan) -> Iterator[Route]:
-    """Everybody who may answer or judge."""
-    for variant in plan.variants:
+    """Return the routes that may answer or judge."""
+    for variant in _parts(plan):
         routed = variant.service.router.explain(LLMRequest(messages="price", route=variant.route, **variant.parameters))
         yield from routed.candidates if variant.route is None else (variant.route,)
     for judge in plan.judges().values():
@@ -319,34 +440,75 @@ def _routes(plan: Plan) -> Iterator[Route]:
             yield from plan.service.router.explain(LLMRequest(messages="price")).candidates
 
 
-async def _read_spending(run: EvalRun, store: EvalStore) -> tuple[EvalSpending, ...]:
-    """Return the recorded spending of a run, that of loading its models included."""
-    samples = await store.sum_spending(run.workspace_id, name_prefix(run))
-    return samples + await store.sum_spending(run.workspace_id, warm_up_name(run))
+class _RecordedSpending:
+    """Spending of a run as the store has it, that of loading its models included. See `Spending`."""
+
+    def __init__(self, plan: Plan, run: EvalRun, store: EvalStore) -> None:
+        self._plan = plan
+        self._run = run
+        self._store = store
+        self.price_of = _price_of(plan)
+        self._largest: Amount | None = None
+
+    async def read(self, owner: str | None = None) -> Earlier:
+        """Return what the run has spent, or what one process has.
+
+        Raises:
+            LLMEvaluationError: The price of something that was sent is not known.
+        """
+        store, workspace_id, names = self._store, self._run.workspace_id, name_prefix(self._run)
+        spent = await store.sum_spending(workspace_id, names, owner)
+        spent += await store.sum_spending(workspace_id, warm_up_name(self._run), owner)
+        doubtful = await store.list_calls_in_doubt(workspace_id, names)
+        in_doubt = sum(owner is None or call.owner == owner for call in doubtful)
+        uncounted = in_doubt + sum(each.uncounted for each in spent)
+        counted = await asyncio.to_thread(_sum_counted, self._plan.budget, spent, self.price_of)
+        if uncounted and self._largest is None:
+            self._largest = await asyncio.to_thread(_largest, self._plan)
+        most = self._largest or NOTHING
+        return Earlier(counted.plus(most.times(uncounted)), uncounted, most.times(in_doubt))
+
+    async def read_earlier(self) -> Amount:
+        """See `Spending`."""
+        return (await self.read()).spent
+
+    async def read_of_owner(self, owner: str) -> OwnSpending | None:
+        """See `Spending`."""
+        try:
+            own = await self.read(owner)
+        except LLMEvaluationError:  # a price that is known there and not here
+            return None
+        return OwnSpending(own.spent, own.in_doubt)
 
 
-def _sum_counted(budget: Budget, spent: Sequence[EvalSpending]) -> Amount:
+def _sum_counted(budget: Budget, spent: Sequence[EvalSpending], price_of: PriceOf) -> Amount:
     """Sum what providers counted. May load the price list."""
-    costs = [_cost(each) for each in spent] if budget.max_cost_usd is not None else []
+    costs = [_cost(each, price_of) for each in spent] if budget.max_cost_usd is not None else []
     return amount(sum(each.input_tokens + each.output_tokens for each in spent), math.fsum(costs))
 
 
-def _cost(spent: EvalSpending) -> float:
-    if not spent.unpriced:
+def _cost(spent: EvalSpending, price_of: PriceOf) -> float:
+    # The list is loaded only where it is needed, which takes seconds.
+    has_own = isinstance(price_of, _PriceBook) and price_of.own is not None
+    if not spent.unpriced and not has_own:
         return spent.cost_usd
-    price = list_price(spent.route)
-    if price is None:
+    price = price_of(spent.route)
+    if price is None and spent.unpriced:
         raise LLMEvaluationError(_unknown_price(spent.route))
+    if price is None or (not spent.unpriced and not price.is_own):
+        return spent.cost_usd
+    if price.is_own:
+        return price.most(spent.input_tokens, spent.output_tokens)
     return max(spent.cost_usd, price.most(spent.input_tokens, spent.output_tokens))
 
 
 def _largest(plan: Plan) -> Amount:
     """Return the most that a first request of the plan may use, at which an uncounted earlier one is charged."""
     has_price = plan.budget.max_cost_usd is not None
-    schema = ResponseFormat(json_schema=plan.task.output_type.model_json_schema())
-    prices = [price for price in map(list_price, _routes(plan)) if price is not None] if has_price else [FREE]
+    schema = response_format_of(plan.task)
+    prices = [price for price in map(_price_of(plan), _routes(plan)) if price is not None] if has_price else [FREE]
     largest = NOTHING
-    for variant in plan.variants:
+    for variant in _parts(plan):
         for sample in plan.selected:
             request = LLMRequest(messages=variant.messages(sample), response_format=schema, **variant.parameters)
             most = [_most(request, price) for price in prices]

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from llmkit.calls.liveness import looks_abandoned
-from llmkit.eval_ports import CallUnderWay, EvalOutcome, EvalRun, EvalStore
+from llmkit.calls.liveness import is_on_this_machine, looks_abandoned
+from llmkit.eval_ports import CallUnderWay, EvalOutcome, EvalResult, EvalRun, EvalStore
 from llmkit.evals.call_names import name_prefix
 from llmkit.evals.run.plan import Plan
 from llmkit.evals.run.progress import Tally
@@ -21,8 +21,11 @@ from llmkit.evals.run.work_queue import WorkQueue
 
 __all__ = ["Coordinator", "Patience"]
 
-# A look reads a row for each result: at most this share of the time goes into it.
-SHARE_OF_LOOKING = 0.05
+# A look reads a row for each result: at most this share of the time goes into it. Little, for a worker that runs into
+# what others have done looks anyway.
+SHARE_OF_LOOKING = 0.02
+# Most calls of others that are looked up one by one.
+MOST_SINGLE_LOOKS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class Coordinator:
         self._looked_s = 0.0
         self.pause_s = 0.0
         self._seen_s: float | None = None
+        self._seen_here_s: float | None = None
 
     @property
     def waits(self) -> bool:
@@ -115,6 +119,11 @@ class Coordinator:
     def are_others_at_work(self) -> bool:
         """Whether another process was seen at the run lately."""
         return self._seen_s is not None and time.monotonic() - self._seen_s < self._patience.recent_s
+
+    @property
+    def are_others_here(self) -> bool:
+        """Whether another process of this machine was seen at the run lately."""
+        return self._seen_here_s is not None and time.monotonic() - self._seen_here_s < self._patience.recent_s
 
     # --- what this process does ---------------------------------------------------------------------------------
 
@@ -195,13 +204,30 @@ class Coordinator:
             self._looked_s = time.monotonic()
             self.pause_s = (self._looked_s - began_s) / SHARE_OF_LOOKING
 
+    async def look_at_awaited(self) -> None:
+        """Read what has become of the calls that others have under way. At the end of a run there are few.
+
+        Raises:
+            LLMStoreError: The database cannot be read.
+        """
+        if len(self._awaited) > MOST_SINGLE_LOOKS:
+            await self.look()
+            return
+        # In the order of `look`, for the same reason.
+        self._hear(await self._store.list_calls_under_way(self._run.workspace_id, name_prefix(self._run)))
+        for position in list(self._awaited):
+            sample, variant, epoch = self._plan.job_at(position)
+            result = await self._store.get_result(self._run.id, sample.key, variant.label, epoch)
+            if result is not None:
+                self._settle(result)
+
     async def begin(self) -> None:
         """See whether others are at work already, and begin where they are not."""
         self._hear(calls := await self._store.list_calls_under_way(self._run.workspace_id, name_prefix(self._run)))
         if self.are_others_at_work:
             self._move_away(calls)
 
-    def _settle(self, outcome: EvalOutcome) -> None:
+    def _settle(self, outcome: EvalOutcome | EvalResult) -> None:
         position = self._plan.position_of(outcome.sample_id, outcome.route, outcome.epoch)
         if position is None or self._queue.is_settled(position) or outcome.pipeline_run_id in self._mine:
             return
@@ -216,12 +242,14 @@ class Coordinator:
         alive: dict[str, datetime] = {}
         dead: set[str] = set()
         for call in calls:
-            # The clock of another machine may be wrong, so only a process of this machine can be said to be dead at
-            # once.
-            if looks_abandoned(call.owner, call.heartbeat_at_utc, self._patience.silence_s):
+            # A process of this machine can be said to be dead at once, one of another after its silence, both times
+            # being of the database's clock.
+            if looks_abandoned(call.owner, call.heartbeat_at_utc, self._patience.silence_s, call.read_at_utc):
                 dead.add(call.pipeline_run_id)
             elif call.pipeline_run_id not in self._mine:
                 alive[call.pipeline_run_id] = call.heartbeat_at_utc
+                if is_on_this_machine(call.owner):
+                    self._seen_here_s = now_s
         if alive:
             self._seen_s = now_s
         for position, awaited in list(self._awaited.items()):

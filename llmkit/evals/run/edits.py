@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmkit.canonical_json import sha256_of
 from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import EvalOutcome, EvalRun
 from llmkit.evals.call_names import content_digest_of, digests_of, list_some, with_reasks
 from llmkit.evals.dataset.dataset import Dataset, Sample
-from llmkit.evals.prompt import Prompt, content_of
+from llmkit.evals.prompt import Prompt, Template, content_of
 from llmkit.evals.results import FAILED
 from llmkit.evals.tasks.task import Task, compile_prompt, describe_prompt
-from llmkit.evals.tasks.variant import ResolvedVariant, hash_variant
+from llmkit.evals.tasks.variant import ResolvedVariant, hash_variant, read_target
 
 __all__ = ["Edits", "RequestDigests", "adopt_ids", "find_edits"]
 
@@ -38,16 +39,34 @@ class RequestDigests:
     def __init__(
         self, task: Task, variants: Iterable[ResolvedVariant], reasks: int, run: EvalRun | None = None
     ) -> None:
+        variants = tuple(variants)
         self._task = task
         self._digests: dict[str, Callable[[Sample], str] | None] = {
             variant.label: _digest_of_variant(variant, reasks) for variant in variants
         }
-        self._called = frozenset(self._digests)
+        self._called = {variant.label: variant for variant in variants}
+        self._reasks = reasks
         self._spec: Mapping[str, Any] = {} if run is None else run.spec
 
     def is_called(self, label: str) -> bool:
         """Return whether the variant is one of those that are called now."""
         return label in self._called
+
+    def is_same_template(self, label: str) -> bool:
+        """Return whether a variant fills the same template as in the run, with the same options.
+
+        Then equal contents can only give other texts by the order of the fields in their objects, which a file may
+        change without any edit.
+        """
+        variant, recorded = self._called.get(label), self._spec.get("routes", {}).get(label)
+        if variant is None or recorded is None or not isinstance(variant.prompt, Template):
+            return False
+        return sha256_of(variant.description) == sha256_of(recorded) and self._reasks == self._read_reasks()
+
+    def _read_reasks(self) -> int:
+        options = self._spec.get("made_with", {}).get("options", {})
+        # Runs of version 0.1.0 recorded this option under its old name.
+        return int(options.get("reasks", options.get("repairs", 1)))
 
     def find(self, label: str, sample: Sample) -> str | None:
         """Return the digest of the request; None if it is no longer known."""
@@ -64,7 +83,7 @@ class RequestDigests:
         recorded = self._spec.get("routes", {}).get(label)
         if not isinstance(recorded, Mapping):
             return None
-        prompts: dict[str, Prompt] = {
+        prompts: dict[str, Prompt | None] = {
             describe_prompt(prompt): prompt for prompt in (self._task.prompt, *self._task.prompts.values())
         }
         described: str = recorded["prompt"]
@@ -72,10 +91,8 @@ class RequestDigests:
             prompt = compile_prompt(prompts.get(described, described))
         except LLMEvaluationError:  # "function name" of a function that is not at hand is not always a template
             return None
-        options = self._spec.get("made_with", {}).get("options", {})
-        # Runs of version 0.1.0 recorded this option under its old name.
-        reasks = options.get("reasks", options.get("repairs", 1))
-        target, parameters, system = recorded["route"], recorded["parameters"], self._task.system
+        reasks = self._read_reasks()
+        target, parameters, system = read_target(recorded), recorded["parameters"], self._task.system
         return lambda sample: with_reasks(hash_variant(target, content_of(prompt, sample), parameters, system), reasks)
 
 
@@ -199,6 +216,6 @@ def find_edits(
                 (edits.rescored if can_score else edits.without_output).add(sample_id)
         elif not is_same_content:
             edits.changed.add(sample_id)
-        elif requests[key] is not None and digests.is_called(label):
+        elif requests[key] is not None and digests.is_called(label) and not digests.is_same_template(label):
             edits.prompts.setdefault(label, sample_id)
     return edits

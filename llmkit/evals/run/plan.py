@@ -12,10 +12,12 @@ from uuid_utils.compat import uuid7
 
 from llmkit.errors import LLMEvaluationError
 from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun
+from llmkit.evals.answer_type import AnswerType
 from llmkit.evals.budget import Budget
-from llmkit.evals.call_names import read_epoch, read_legible_id, with_reasks
+from llmkit.evals.call_names import content_digest_of, read_epoch, read_legible_id, with_reasks
 from llmkit.evals.dataset.dataset import Dataset, Reading, Sample
-from llmkit.evals.dataset.files import is_frame
+from llmkit.evals.dataset.tables import is_frame
+from llmkit.evals.decide.course import require_runnable
 from llmkit.evals.decide.stopping import Decided
 from llmkit.evals.prompt import Content
 from llmkit.evals.provenance import describe_process
@@ -26,8 +28,10 @@ from llmkit.evals.run.options import EvaluateOptions, Extractor
 from llmkit.evals.run.progress import Progress
 from llmkit.evals.scorers import DEFAULT_SCORER_TIMEOUT_S, Scorer, is_lower_better
 from llmkit.evals.scorers.base import Options
+from llmkit.evals.solve.function import DEFAULT_SOLVE_TIMEOUT_S
 from llmkit.evals.tasks.task import Task
-from llmkit.evals.tasks.variant import DIGEST_LENGTH, ResolvedVariant, RouteLike, resolve_variants
+from llmkit.evals.tasks.variant import DIGEST_LENGTH, ResolvedVariant, RouteLike, check_endpoints, resolve_variants
+from llmkit.prices.price_list import PriceList
 from llmkit.types import utc_now
 
 if TYPE_CHECKING:
@@ -62,10 +66,13 @@ class Plan:
         size: How many samples the dataset has; those that are selected, where it was not read to its end.
         is_whole: Whether that is the whole dataset's.
         renamed: Id of each sample that is stored under another one than its content would give it now.
+        extract: Extracts the verdicts of judges.
+        ask: Gets the answers: as `extract`, or as free text.
         edits: Differences to the samples that stored results are of.
         numbers: Position of each selected sample, by id.
         turns: Position of each variant, by label.
         stop_when: Rule that ends the run early; the selected samples are in its order.
+        prices: Prices of the user's own, by which a budget in US dollars is kept.
     """
 
     task: Task
@@ -82,13 +89,17 @@ class Plan:
     concurrency: int
     reasks: int
     scorer_timeout_s: float | None
+    solve_timeout_s: float | None
     retry_failed: bool | Literal["all"]
     progress: bool | Callable[[Progress], None]
+    show_answers: bool
     budget: Budget
     extract: Extractor
+    ask: Extractor
     sample_digests: Mapping[str, str]
     warm_up: bool
     stop_when: Decided | None
+    prices: PriceList | None
     numbers: Mapping[str, int]
     turns: Mapping[str, int]
 
@@ -117,6 +128,12 @@ class Plan:
             parameters=options.get("parameters") or {},
             policies=options.get("policies", {}),
         )
+        # A variant of the stored run may name an endpoint that has been removed since: what is finished stays complete.
+        known = stored.run.spec.get("routes", {}) if stored else {}
+        check_endpoints(each for each in resolved if each.label not in known)
+        extract = options.get("extract")
+        if extract is not None and not callable(extract):
+            raise LLMEvaluationError(f"extract must be a function like llmkit.pydanticai.extract; got {extract!r:.60}.")
         reasks = _at_least("reasks", options.get("reasks", 1), 0)
         retry_failed = options.get("retry_failed", True)
         finished = [each for each in stored.outcomes if not _is_open(each, retry_failed)] if stored else []
@@ -139,17 +156,24 @@ class Plan:
             concurrency=_concurrency(options.get("concurrency", AUTO)),
             reasks=reasks,
             scorer_timeout_s=_above_zero("scorer_timeout_s", options.get("scorer_timeout_s", DEFAULT_SCORER_TIMEOUT_S)),
+            solve_timeout_s=_above_zero("solve_timeout_s", options.get("solve_timeout_s", DEFAULT_SOLVE_TIMEOUT_S)),
             retry_failed=retry_failed,
             progress=options.get("progress", True),
+            show_answers=options.get("show_answers") is not False,
             budget=options.get("budget") or Budget(),
-            extract=options.get("extract") or _default_extract(),
+            extract=extract or _load_extract("extract"),
+            ask=extract or _load_extract("ask_text" if task.answer.is_text else "extract"),
             sample_digests=samples.digests,
             warm_up=options.get("warm_up", True),
             stop_when=rule,
+            prices=options.get("prices"),
             numbers={sample.key: number for number, sample in enumerate(selected)},
             turns={variant.label: number for number, variant in enumerate(resolved)},
         )
         require_decidable(rule, resolved, plan.epochs, [scorer.name for scorer in plan.scorers])
+        for variant in resolved:
+            if variant.course is not None:
+                require_runnable(variant.course.policy)
         plan.require_renderable()
         plan.require_comparable_targets()
         return plan
@@ -157,15 +181,19 @@ class Plan:
     def require_renderable(self) -> None:
         """Render every prompt, so that a missing field shows before anything is paid."""
         for sample in self.selected:
-            for variant in self.variants:
-                variant.content(sample)
+            for part in (part for variant in self.variants for part in (variant, *variant.parts)):
+                part.content(sample)
 
     def require_comparable_targets(self) -> None:
         """Refuse a target that no answer can equal, before anything is paid."""
         for scorer in self.scorers:
-            if isinstance(scorer, Options):
+            if isinstance(scorer, Options) and not self.answer.has_open_fields:
                 for sample in self.selected:
-                    scorer.check_target(self.task.output_type, sample)
+                    try:
+                        scorer.check_target(self.answer.view, sample)
+                    except LLMEvaluationError as error:
+                        place = self.dataset.find_place(sample)
+                        raise LLMEvaluationError(f"{place}: {error}" if place else str(error)) from None
 
     def new_run(self, workspace_id: str, name: str) -> EvalRun:
         """Return the run as it is stored if there is none of this name."""
@@ -215,6 +243,16 @@ class Plan:
         return replace(run, dataset_sha256=now.dataset_sha256 if is_larger else run.dataset_sha256, spec=spec)
 
     @property
+    def host(self) -> str:
+        """Name of this machine."""
+        return "" if self.service.settings is None else self.service.settings.host
+
+    @property
+    def answer(self) -> AnswerType:
+        """The type of the answers."""
+        return self.task.answer
+
+    @property
     def units(self) -> dict[str, list[str]]:
         """The ids of the samples of each unit of the stop rule, in its order; empty without one."""
         return {} if self.stop_when is None else group_units(self.selected, self.stop_when)
@@ -225,7 +263,7 @@ class Plan:
         return {name: getattr(self, name) for name in names}
 
     def lower_is_better(self) -> list[str]:
-        """Names of the scorers of which less is better."""
+        """Return the names of the scorers of which less is better."""
         return [scorer.name for scorer in self.scorers if is_lower_better(scorer)]
 
     def judges(self) -> dict[str, Any]:
@@ -245,12 +283,24 @@ class Plan:
         )
 
     def request_digest(self, variant: ResolvedVariant, content: Content) -> str:
-        """Short hash of what a variant sends for a sample of this content, reasks included."""
+        """Return a short hash of what a variant sends for a sample of this content, reasks included."""
         return with_reasks(variant.digest(content), self.reasks)
 
     def is_open(self, result: EvalOutcome | EvalResult) -> bool:
-        """Return whether a stored result is to be replaced by calling again."""
+        """Return whether a stored result is to be replaced by calling again.
+
+        A function may use any part of a sample, so it runs again after each edit of one. Its calls have the same names,
+        so that those which are the same come from the store.
+        """
+        if self.task.solve is not None and result.status != FAILED:
+            content = self.sample_digests.get(result.sample_id)
+            if content is not None and content_digest_of(result) != content:
+                return True
         return _is_open(result, self.retry_failed)
+
+    def repeats(self, error_code: str | None) -> bool:
+        """Return whether a failure with this code, from an earlier call, is called again."""
+        return self.retry_failed == "all" or (self.retry_failed is True and error_code not in FINAL_CODES)
 
     def job_at(self, position: int) -> tuple[Sample, ResolvedVariant, int]:
         """Return the job at a position of the work queue.
@@ -313,7 +363,8 @@ def _read_samples(
     most_mb = None if service.settings is None else service.settings.max_file_mb
 
     def read(*, keep_floats: bool) -> _Samples:
-        with closing(Reading(task.dataset, task.base_dir, most_mb=most_mb, keep_floats=keep_floats)) as reading:
+        reading = Reading(task.dataset, task.base_dir, columns=task.columns, most_mb=most_mb, keep_floats=keep_floats)
+        with closing(reading):
             return _match_samples(reading, limit, stored, finished, digests)
 
     samples = read(keep_floats=False)
@@ -354,9 +405,11 @@ def _match_samples(
     return _Samples(dataset, selected, size, reading.total is not None, renamed, contents, edits)
 
 
-def _default_extract() -> Extractor:
-    from llmkit.pydanticai.extraction import extract
+def _load_extract(name: str) -> Extractor:
+    # Imported here: Pydantic AI takes a second.
+    from llmkit.pydanticai import extraction
 
+    extract: Extractor = getattr(extraction, name)
     return extract
 
 

@@ -6,11 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from llmkit.batch.latest_answers import LatestAnswer, LatestAnswers
 from llmkit.batch.progress_bar import Meter, bar
+from llmkit.eval_ports import EvalResult
 from llmkit.evals.budget import Kind
-from llmkit.evals.results import Work
+from llmkit.evals.dataset.dataset import Sample
+from llmkit.evals.results import FAILED, SUCCEEDED, Work
 
 __all__ = ["Progress", "RouteProgress", "Tally", "make_meter", "shown", "standing"]
 
@@ -48,6 +51,7 @@ class Progress:
         routes: The same for each route, in the order in which they were named.
         stopped_by: The limit of the budget that has stopped the run; None when none has.
         loading: Name of the route whose model is being loaded before its first sample; None when none is.
+        latest: The latest results of this call, at most five, failures first. Not redacted.
     """
 
     done: int
@@ -58,6 +62,7 @@ class Progress:
     routes: tuple[RouteProgress, ...] = ()
     stopped_by: Kind | None = None
     loading: str | None = None
+    latest: tuple[LatestAnswer, ...] = field(default=(), repr=False)
 
 
 class Tally:
@@ -78,6 +83,9 @@ class Tally:
         self.edited = 0
         self.stopped_by: Kind | None = None
         self.loading: str | None = None
+        # Requests that workers sent, as the store counts them.
+        self.sent_elsewhere = 0
+        self._latest = LatestAnswers()
 
     def reuse(self, route: str) -> None:
         """Return a result was there already."""
@@ -85,20 +93,32 @@ class Tally:
         self._done[route] += 1
 
     def share(self, route: str) -> None:
-        """Another process has made a result meanwhile."""
+        """Count a result that another process has made meanwhile."""
         self._shared += 1
         self._done[route] += 1
+
+    def observe(self, route: str, *, done: int, failed: int) -> None:
+        """Take the numbers of a route from the store, where workers put their results."""
+        self._done[route] = done
+        self._failed[route] = failed
 
     def send(self, requests: int) -> None:
         """Count requests that were sent, whatever their outcome."""
         self._sent += requests
 
-    def call(self, route: str, *, replayed: bool, failed: bool) -> None:
-        """Return a sample has its result."""
+    def call(self, sample: Sample, result: EvalResult, *, replayed: bool) -> None:
+        """Count a sample that has its result now."""
         self._called += 1
         self._replayed += replayed
-        self._done[route] += 1
-        self._failed[route] += failed
+        self._done[result.route] += 1
+        self._failed[result.route] += result.status == FAILED
+        facts = [f"{name}={score:.3g}" for name, score in result.scores.items()]
+        facts += [result.route] if len(self._done) > 1 else []
+        facts += [f"{name}: {error}" for name, error in result.scorer_errors.items()]
+        output = result.error_message if result.status == FAILED else result.output_json
+        self._latest.note(
+            LatestAnswer(sample.key, sample.input, output or "", result.status != SUCCEEDED, tuple(facts))
+        )
 
     def progress(self) -> Progress:
         """Return the progress so far."""
@@ -107,7 +127,17 @@ class Tally:
         )
         done, failed = sum(self._done.values()), sum(self._failed.values())
         total = self._each * len(self._done)
-        return Progress(done, total, failed, self._reused, self._sent, routes, self.stopped_by, self.loading)
+        return Progress(
+            done,
+            total,
+            failed,
+            self._reused,
+            self._sent + self.sent_elsewhere,
+            routes,
+            self.stopped_by,
+            self.loading,
+            self._latest.list(),
+        )
 
     def work(self) -> Work:
         """Return the work done so far."""
@@ -124,22 +154,22 @@ class Tally:
 
 
 @contextmanager
-def shown(progress: bool | Callable[[Progress], None], tally: Tally) -> Iterator[Callable[[], None]]:
+def shown(progress: bool | Callable[[Progress], None], tally: Tally, *, answers: bool) -> Iterator[Callable[[], None]]:
     """Yield a function to call whenever the counts change. It calls the given function each time; True draws a bar."""
     if callable(progress):
         tell = progress
         yield lambda: tell(tally.progress())
     elif progress:
-        with _progress_bar(tally) as show:
+        with _progress_bar(tally, answers) as show:
             yield show
     else:
         yield lambda: None
 
 
 @contextmanager
-def _progress_bar(tally: Tally) -> Iterator[Callable[[], None]]:
+def _progress_bar(tally: Tally, answers: bool) -> Iterator[Callable[[], None]]:
     interval_s, drawn_s = PROGRESS_INTERVAL_S, -math.inf
-    with bar(lambda: make_meter(tally.progress()), unit="sample") as draw:
+    with bar(lambda: make_meter(tally.progress()), unit="sample", answers=answers) as draw:
         assert draw is not None
 
         def show() -> None:
@@ -156,7 +186,13 @@ def make_meter(progress: Progress) -> Meter:
     """Return the progress for a bar."""
     facts = standing(progress)
     return Meter(
-        progress.done, progress.total, facts, reused=progress.reused, failed=progress.failed, loading=progress.loading
+        progress.done,
+        progress.total,
+        facts,
+        reused=progress.reused,
+        failed=progress.failed,
+        loading=progress.loading,
+        latest=progress.latest,
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmkit.errors import LLMBudgetExhausted, LLMInProgress
 from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun, EvalStore
+from llmkit.evals.answer_type import AnswerType
 from llmkit.evals.call_names import content_digest_of
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.results import FAILED, ResultKey
@@ -14,9 +15,6 @@ from llmkit.evals.run.budget_guard import BudgetGuard
 from llmkit.evals.run.plan import Plan
 from llmkit.evals.run.result_builder import replace_scores
 from llmkit.evals.scorers import Scores, ScoringContext, apply_scorers
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 __all__ = ["Scoring"]
 
@@ -78,7 +76,7 @@ class Scoring:
 
     async def _scores_of_stored(self, result: EvalResult) -> Scores:
         try:
-            output = _read_output(self._plan.task.output_type, result)
+            output = _read_output(self._plan.answer, result)
         except Exception as error:  # noqa: BLE001 (a validator of the user's type that was edited may raise anything)
             problem = f"the stored output does not fit any more: {type(error).__name__}"
             return Scores(errors={scorer.name: problem for scorer in self._plan.scorers})
@@ -99,20 +97,20 @@ class Scoring:
         # One service for all: a judge is the same model whatever policy the answer came by.
         plan = self._plan
         context = ScoringContext(plan.service, plan.extract, self._run.workspace_id, call_name)
-        return await apply_scorers(plan.scorers, output, sample, context, timeout_s=plan.scorer_timeout_s)
+        return await apply_scorers(
+            plan.scorers, output, sample, context, timeout_s=plan.scorer_timeout_s, answer=plan.answer
+        )
 
 
-def _read_output(output_type: type[BaseModel], result: EvalResult) -> BaseModel:
+def _read_output(answer: AnswerType, result: EvalResult) -> Any:
     """Return a stored output as it was when it was scored first.
 
     Raises:
         ValidationError: It does not fit the type.
     """
     if result.answer_json is None:
-        # By name too: version 0.1.0 stored fields under their own names, whatever an answer calls them.
-        return output_type.model_validate_json(result.output_json or "null", by_alias=True, by_name=True)
+        return answer.read_json(result.output_json or "null")
     # Imported here: Pydantic AI takes a second, and a report does without.
     from llmkit.pydanticai.output_shape import OutputShape
 
-    output: BaseModel = OutputShape.of(output_type).read_json(result.answer_json)
-    return output
+    return OutputShape.of(answer.declared).read_json(result.answer_json)

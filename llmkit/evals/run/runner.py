@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Unpack
 
+from llmkit.batch.old_objects import skip_old_objects
 from llmkit.batch.route_health import RouteHealth
 from llmkit.batch.worker_pool import WorkerPool
 from llmkit.canonical_json import sha256_of
 from llmkit.errors import (
     LLMBudgetExhausted,
     LLMError,
+    LLMEvaluationError,
     LLMInProgress,
     LLMStoreError,
     LLMUnavailable,
 )
 from llmkit.eval_ports import EvalOutcome, EvalResult, EvalRun, EvalStore
-from llmkit.evals.call_names import call_name, choose_run_name, name_prefix, request_part
+from llmkit.evals.call_names import call_name, choose_run_name, name_prefix, request_part, warm_up_name
 from llmkit.evals.dataset.dataset import Sample
+from llmkit.evals.decide.course import Course, Step, StepCall, join_extractions, make_step
 from llmkit.evals.decide.stopping import DECIDED_CODE
 from llmkit.evals.prompt import Content
 from llmkit.evals.report.report import EvalReport
-from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, ResultKey, Slot, key_of, sort_results
+from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, ResultKey, Slot, Work, key_of, sort_results
 from llmkit.evals.run.budget_guard import BudgetGuard, require_countable
 from llmkit.evals.run.coordination import Coordinator, Patience
 from llmkit.evals.run.decision import StopRule
@@ -32,19 +41,22 @@ from llmkit.evals.run.options import EvaluateOptions
 from llmkit.evals.run.plan import Plan, Stored
 from llmkit.evals.run.progress import Tally, shown
 from llmkit.evals.run.rescoring import Scoring
-from llmkit.evals.run.result_builder import build_failure, build_result
-from llmkit.evals.run.warm_up import WARM_UP_FROM, find_cold_models, warm_up
+from llmkit.evals.run.result_builder import build_failure, build_result, build_solved_result, write_output
+from llmkit.evals.run.warm_up import WARM_UP_FROM, find_cold_models, find_warm_models, note_digests_here, warm_up
 from llmkit.evals.run.work_queue import WorkQueue
+from llmkit.evals.scorers import Scores
+from llmkit.evals.solve.function import call_solve
+from llmkit.evals.solve.steps import Binding, Steps
 from llmkit.evals.tasks.task import Task
 from llmkit.evals.tasks.variant import ResolvedVariant, RouteLike
 from llmkit.telemetry import Span, SpanValue, span
-from llmkit.types import Message, RequestContext, utc_now
+from llmkit.types import Message, RequestContext, Route, utc_now
 
 if TYPE_CHECKING:
     from llmkit.pydanticai.extraction import Extraction
     from llmkit.service import LLMService
 
-__all__ = ["evaluate"]
+__all__ = ["Evaluation", "count_work", "evaluate", "prepare_evaluation"]
 
 STAGE = "sample"
 # How often what others have under way is looked at while nothing else is left to do, in seconds.
@@ -86,6 +98,30 @@ async def evaluate(
             other samples; the message says what changed. Nothing was sent.
         LLMStoreError: The database failed. What was finished before is kept.
     """
+    with skip_old_objects():
+        evaluation = await prepare_evaluation(task, routes, service, store, workspace_id, name, options)
+        with evaluation.open_span() as opened:
+            await evaluation.work()
+            opened.set(count_work(evaluation.tally.work()))
+        await evaluation.update_run()
+        return await evaluation.report()
+
+
+def count_work(work: Work) -> dict[str, SpanValue]:
+    """Return the counts of the work as attributes of a span."""
+    return {f"llmkit.evaluation.{what}": count for what, count in asdict(work).items() if what != "lost_because"}
+
+
+async def prepare_evaluation(
+    task: Task,
+    routes: RouteLike | Sequence[RouteLike],
+    service: LLMService,
+    store: EvalStore,
+    workspace_id: str,
+    name: str | None,
+    options: EvaluateOptions,
+) -> Evaluation:
+    """Check everything, open the run and take note of what it has already. Sends nothing; arguments of `evaluate`."""
     name = await choose_run_name(store, workspace_id, task, name)
     stored = await _find_stored(store, workspace_id, name)
     plan = Plan.make(task, routes, service, options, stored)
@@ -93,20 +129,17 @@ async def evaluate(
     run = await store.open_run(plan.new_run(workspace_id, name))
     plan.require_same_task(run)
     plan.edits.require_allowed(run.name)
-    evaluation = _Evaluation(plan, run, store, await BudgetGuard.of(plan, run, store))
+    evaluation = Evaluation(plan, run, store, await BudgetGuard.of(plan, run, store))
     evaluation.go_on_from(stored.outcomes if stored else await store.list_outcomes(run.id))
-    await evaluation.find_earlier_names(stored.outcomes if stored else ())
+    await evaluation.find_called_names(stored.outcomes if stored else ())
     await evaluation.note_stored()
-    del stored  # it grows with the run, and this call may take hours
-    with span(f"evaluation {plan.task.name}", _span_values(plan, run)) as opened:
-        await evaluation.work()
-        opened.set({f"llmkit.evaluation.{what}": count for what, count in asdict(evaluation.tally.work()).items()})
-    await evaluation.update_run()
-    return await evaluation.report()
+    return evaluation
 
 
 async def _find_stored(store: EvalStore, workspace_id: str, name: str) -> Stored | None:
     run = await store.get_run(workspace_id, name)
+    if run is not None and "supplied" in run.spec:
+        raise LLMEvaluationError(f"The answers of evaluation {name!r} were supplied to `score`; use another name.")
     return None if run is None else Stored(run, await store.list_outcomes(run.id))
 
 
@@ -120,7 +153,16 @@ class _SampleCall:
     epoch: int
 
 
-class _Evaluation:
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The answer to a sample: its value, how many requests were sent for it now, and how its result is built."""
+
+    value: Any
+    sent: int
+    build: Callable[[Scores], EvalResult]
+
+
+class Evaluation:
     """One call of `evaluate` at work."""
 
     def __init__(self, plan: Plan, run: EvalRun, store: EvalStore, guard: BudgetGuard) -> None:
@@ -143,8 +185,14 @@ class _Evaluation:
         self._stale: list[ResultKey] = []
         self._has_unscored = False
         self._earlier_names: dict[str, str] = {}
+        # Names of samples that have calls in the store already. Other processes may add some at any time.
+        self._called: set[str] = set()
         self._before: dict[int, datetime] = {}
         self._last_at_utc: dict[str, datetime] = {}
+        # Stored results that this call does not run, by route.
+        self.outside: Counter[str] = Counter()
+        # Code and message of the error for which workers gave a route up, by its label.
+        self.stopped_elsewhere: dict[str, tuple[str, str]] = {}
         self._coordinator = Coordinator(plan, run, store, self.queue, self.tally, self._before, PATIENCE)
         self._pool: WorkerPool[_SampleCall | ResultKey] = WorkerPool(
             self._work_on,
@@ -172,21 +220,27 @@ class _Evaluation:
             elif position is not None:
                 self.queue.settle(position)
                 self.tally.reuse(outcome.route)
+            else:
+                self.outside[outcome.route] += 1
 
-    async def find_earlier_names(self, stored: Sequence[EvalOutcome]) -> None:
-        """Find the calls of samples that were edited before their answers became results.
+    async def find_called_names(self, stored: Sequence[EvalOutcome]) -> None:
+        """Find the samples that were called before, and those that were edited before their answers became results.
 
+        The steps of a sample that was never called need no look into the store, each of which takes a tenth of a call.
         The name of a call contains the sample's content, and is the key under which its answer was paid for. An edit
         that the request does not show must not change it.
 
         Args:
             stored: Results of the run.
         """
-        if self.plan.selected.sha256 == self.run.dataset_sha256:
+        is_edited = self.plan.selected.sha256 != self.run.dataset_sha256
+        if not is_edited and self.plan.task.solve is None:
             return
-        settled = {outcome.pipeline_run_id for outcome in stored if not self.plan.is_open(outcome)}
         names = await self.store.list_called_names(self.run.workspace_id, name_prefix(self.run))
-        self._earlier_names = {request_part(name): name for name in names if name not in settled}
+        self._called.update(names)
+        if is_edited:
+            settled = {outcome.pipeline_run_id for outcome in stored if not self.plan.is_open(outcome)}
+            self._earlier_names = {request_part(name): name for name in names if name not in settled}
 
     async def note_stored(self) -> None:
         """Tell the stop rule of the results that stay as they are."""
@@ -199,6 +253,31 @@ class _Evaluation:
     def _is_stopped(self) -> bool:
         return self.guard.stopped_by is not None or self.rule.is_decided
 
+    def open_span(self) -> AbstractContextManager[Span]:
+        """Open the span of the whole evaluation."""
+        return span(f"evaluation {self.plan.task.name}", _span_values(self.plan, self.run))
+
+    def list_stopped(self) -> dict[str, tuple[str, str]]:
+        """Return code and message of the error for which a route was given up, by its label."""
+        errors = {label: health.stopped_by for label, health in self.health.items()}
+        own = {label: (error.code, str(error)) for label, error in errors.items() if error is not None}
+        return {**self.stopped_elsewhere, **own}
+
+    @property
+    def has_stale(self) -> bool:
+        """Whether there are stored outputs to score again."""
+        return bool(self._stale)
+
+    @property
+    def replaced_until_utc(self) -> datetime | None:
+        """The time of the latest stored result that will be replaced; None when none will."""
+        return max(self._before.values(), default=None)
+
+    @property
+    def silent(self) -> set[int]:
+        """Positions whose call another process began, and of which nothing is heard any more."""
+        return self._coordinator.silent
+
     # --- the order of work --------------------------------------------------------------------------------------
 
     async def work(self) -> None:
@@ -207,7 +286,7 @@ class _Evaluation:
         Raises:
             LLMStoreError: Results cannot be kept any more.
         """
-        with shown(self.plan.progress, self.tally) as self.show:
+        with shown(self.plan.progress, self.tally, answers=self.plan.show_answers) as self.show:
             self.show()
             async with self.guard.at_work():
                 await self._run_rounds()
@@ -222,12 +301,12 @@ class _Evaluation:
             await self._pool.run(left)
 
     async def _warm_up(self) -> None:
-        """Load the models, unless little is open or another process is at it already."""
+        """Load the models of this machine, unless little is open or another process here is at it already."""
         open_each = self.queue.open / len(self.plan.variants)
-        if not self.plan.warm_up or open_each < WARM_UP_FROM or self._coordinator.are_others_at_work:
+        if not self.plan.warm_up or open_each < WARM_UP_FROM or self._coordinator.are_others_here:
             return
         sample = next(iter(self.plan.selected))
-        for route, variant in find_cold_models(self.plan, self._last_at_utc).items():
+        for route, variant in (await self._find_cold()).items():
             self.tally.loading = str(route)
             self.show()
             try:
@@ -235,13 +314,23 @@ class _Evaluation:
             finally:
                 self.tally.loading = None
             self.tally.warm_ups += 1
+        await note_digests_here(self.plan, self.run, self.store)
+
+    async def _find_cold(self) -> dict[Route, ResolvedVariant]:
+        candidates = find_cold_models(self.plan, ())
+        if not candidates:
+            return {}
+        names = (name_prefix(self.run), warm_up_name(self.run))
+        uses = [use for name in names for use in await self.store.list_hosts(self.run.workspace_id, name)]
+        return find_cold_models(self.plan, find_warm_models(self.plan, self._last_at_utc, uses))
 
     async def _await_others(self) -> list[_SampleCall]:
         """Wait until other processes are done, or one has left something behind, which is to be called again."""
         pause_s = FIRST_PAUSE_S
         while self._coordinator.waits:
-            await asyncio.sleep(max(pause_s, self._coordinator.pause_s))
-            await self._coordinator.look()
+            # Not at the same moments as the others that wait.
+            await asyncio.sleep(pause_s * random.uniform(0.7, 1.0))  # noqa: S311
+            await self._coordinator.look_at_awaited()
             self.show()
             if left := self._coordinator.list_left_behind():
                 return [self._call_at(position) for position in left]
@@ -288,27 +377,34 @@ class _Evaluation:
 
     async def _settle(self, job: _SampleCall, slot: Slot, messages: Sequence[Message], opened: Span) -> None:
         health = self.health[job.variant.label]
+        steps = None if self.plan.task.solve is None else self._open_steps(job, slot)
         try:
-            extraction = await self._extract(job, slot.pipeline_run_id, messages)
-        except (LLMStoreError, LLMBudgetExhausted):
+            answer = await (self._extract(job, slot, messages) if steps is None else self._solve(job, slot, steps))
+        except (LLMStoreError, LLMBudgetExhausted) as error:
+            error.attempts = error.attempts if steps is None else steps.attempts
             raise
         except LLMInProgress as error:
             opened.fail(error.code)
             await self._coordinator.wait_for(job.position, slot.pipeline_run_id)
         except Exception as error:  # noqa: BLE001 (a validator of the user's type may raise anything: a row, not a crash)
+            sent = _count_attempts(error) if steps is None else steps.billed
             if self._pool.postpone_if_left_alone(job, error):
                 opened.fail(LLMError.code)
+                self.tally.send(sent)
             elif self._pool.postpone_if_cut_off(job, error):
                 opened.fail(LLMUnavailable.code)
-                self.tally.send(len(error.attempts) if isinstance(error, LLMError) else 0)
+                self.tally.send(sent)
             else:
+                if steps is not None and steps.responses:
+                    health.note_answer()
                 health.note_failure(error)
-                await self._keep_failure(job, slot, error, opened)
+                self.tally.send(sent)
+                await self._keep(job, build_failure(slot, error, steps), opened)
         else:
             health.note_answer()
-            if _is_billed(extraction) or not await self._coordinator.is_anothers(job.position, slot.pipeline_run_id):
+            if answer.sent or not await self._coordinator.is_anothers(job.position, slot.pipeline_run_id):
                 try:
-                    await self._keep_answer(job, slot, extraction, opened)
+                    await self._keep_answer(job, slot, answer, opened)
                 except LLMInProgress:
                     # Another process got the answer too, and its judge is at work.
                     await self._coordinator.wait_for(job.position, slot.pipeline_run_id)
@@ -321,38 +417,91 @@ class _Evaluation:
         content_digest = self.plan.sample_digests[sample.key]
         return Slot(self.run.id, variant.label, sample.key, job.epoch, name, sample.group, content_digest)
 
-    async def _extract(self, job: _SampleCall, name: str, messages: Sequence[Message]) -> Extraction[Any]:
-        variant = job.variant
+    async def _extract(self, job: _SampleCall, slot: Slot, messages: Sequence[Message]) -> _Answer:
+        extraction = await self._walk(job, slot.pipeline_run_id, messages)
+        sent = sum(len(response.attempts) or 1 for response in extraction.responses if response.billed)
+        build = partial(build_result, slot, job.variant, self.plan.answer, extraction)
+        return _Answer(extraction.value, sent + len(extraction.lost_attempts), build)
+
+    async def _walk(self, job: _SampleCall, name: str, messages: Sequence[Message]) -> Extraction[Any]:
+        course = job.variant.course
+        if course is None:
+            return await self._extract_once(job.variant, name, messages, job.epoch, key=name)
+
+        async def ask(call: StepCall) -> Step:
+            part = course.find(call.label)
+            sent = part.messages(job.sample)
+            extra = {"metadata": call.metadata} | ({"logprobs": True} if call.needs_logprobs else {})
+            found = await self._extract_once(part, name, sent, call.epoch, key=call.name_key(name), extra=extra)
+            return make_step(call, found, json.loads(write_output(self.plan.answer, found)[0]), part.planned)
+
+        walk = Course(course.name, course.policy, job.sample, job.epoch, ask)
+        answer = await walk.run()
+        if answer.error is not None:
+            raise answer.error
+        return join_extractions(walk.steps)
+
+    async def _extract_once(
+        self,
+        variant: ResolvedVariant,
+        name: str,
+        messages: Sequence[Message],
+        epoch: int,
+        *,
+        key: str,
+        extra: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Extraction[Any]:
         context = RequestContext(workspace_id=self.run.workspace_id, pipeline_run_id=name, stage=STAGE)
-        return await self.plan.extract(
+        return await self.plan.ask(
             variant.service,
             self.plan.task.output_type,
             messages,
             context=context,
             route=variant.route,
             constraints=variant.constraints,
-            parameters=variant.parameters_of(job.epoch),
-            idempotency_key=name,
-            epoch=job.epoch,
+            parameters={**variant.parameters_of(epoch), **extra},
+            idempotency_key=key,
+            epoch=epoch,
             use_cache=False,
             reasks=self.plan.reasks,
         )
 
-    async def _keep_answer(self, job: _SampleCall, slot: Slot, extraction: Extraction[Any], opened: Span) -> None:
-        sent = sum(len(response.attempts) or 1 for response in extraction.responses if response.billed)
-        self.tally.send(sent)
-        scores = await self._scoring.scores(slot.pipeline_run_id, extraction.value, job.sample)
-        await self._keep(job, build_result(slot, job.variant, extraction, scores), opened, replayed=not sent)
+    def _open_steps(self, job: _SampleCall, slot: Slot) -> Steps:
+        variant = job.variant
+        binding = Binding(
+            service=variant.service,
+            workspace_id=self.run.workspace_id,
+            call_name=slot.pipeline_run_id,
+            stage=STAGE,
+            route=variant.route,
+            constraints=variant.constraints,
+            parameters=variant.parameters_of(job.epoch),
+            epoch=job.epoch,
+            reasks=self.plan.reasks,
+            is_new=slot.pipeline_run_id not in self._called,
+        )
+        # A sample that is postponed is called again, and then finds what it was answered.
+        self._called.add(slot.pipeline_run_id)
+        return Steps(binding)
 
-    async def _keep_failure(self, job: _SampleCall, slot: Slot, error: Exception, opened: Span) -> None:
-        self.tally.send(len(error.attempts) if isinstance(error, LLMError) else 0)
-        await self._keep(job, build_failure(slot, error), opened)
+    async def _solve(self, job: _SampleCall, slot: Slot, steps: Steps) -> _Answer:
+        plan = self.plan
+        assert plan.task.solve is not None
+        value = await call_solve(plan.task.solve, job.sample, steps, plan.answer, timeout_s=plan.solve_timeout_s)
+        build = partial(build_solved_result, slot, job.variant, plan.answer, value, steps)
+        return _Answer(value, steps.billed, build)
+
+    async def _keep_answer(self, job: _SampleCall, slot: Slot, answer: _Answer, opened: Span) -> None:
+        self.tally.send(answer.sent)
+        scores = await self._scoring.scores(slot.pipeline_run_id, answer.value, job.sample)
+        await self._keep(job, answer.build(scores), opened, replayed=not answer.sent)
 
     async def _keep(self, job: _SampleCall, result: EvalResult, opened: Span, *, replayed: bool = False) -> None:
         await self.store.save_result(result)
         self.rule.note([result])
         self.queue.settle(job.position)
-        self.tally.call(job.variant.label, replayed=replayed, failed=result.status == FAILED)
+        self._called.discard(result.pipeline_run_id)
+        self.tally.call(job.sample, result, replayed=replayed)
         opened.set({"llmkit.status": result.status, "llmkit.served_route": result.served_route})
         opened.add_scores(result.scores)
         if result.error_code is not None:
@@ -378,8 +527,12 @@ class _Evaluation:
 
     # --- the report ---------------------------------------------------------------------------------------------
 
-    async def report(self) -> EvalReport:
-        """All stored results, plus placeholders for samples this call did not finish."""
+    async def report(self, work: Work | None = None) -> EvalReport:
+        """Report all stored results, plus placeholders for samples this call did not finish.
+
+        Args:
+            work: What was done now; by default what this process did.
+        """
         known = self.plan.dataset.by_id
         results = [result for result in await self.store.list_results(self.run.id) if result.sample_id in known]
         results += self._absent(results)
@@ -391,10 +544,13 @@ class _Evaluation:
             dataset=known,
             in_doubt=await self.store.list_calls_in_doubt(self.run.workspace_id, name_prefix(self.run)),
             digests=await self.store.list_digests(self.run.workspace_id, name_prefix(self.run)),
-            work=self.tally.work(),
-            budget=await self.guard.read_use(self.run, self.store),
+            hosts=await self.store.list_hosts(self.run.workspace_id, name_prefix(self.run)),
+            host_digests=await self.store.list_host_digests(self.run.id),
+            work=work or self.tally.work(),
+            budget=await self.guard.read_use(),
             decision=self.rule.conclude(),
-            stopped={label: str(health.stopped_by) for label, health in self.health.items() if health.stopped_by},
+            task=self.plan.task,
+            stopped={label: message for label, (_code, message) in self.list_stopped().items()},
         )
 
     def _absent(self, results: Sequence[EvalResult]) -> list[EvalResult]:
@@ -410,15 +566,16 @@ class _Evaluation:
         slot = self._slot(job, job.variant.content(job.sample))
         if position in self._coordinator.silent:
             return slot.result(IN_PROGRESS, utc_now(), error_code=LLMInProgress.code)
-        stopped_by = self.health[slot.route].stopped_by
-        code = stopped_by.code if stopped_by else LLMBudgetExhausted.code if self.guard.stopped_by else None
+        code, _message = self.list_stopped().get(slot.route, (None, ""))
+        if code is None and self.tally.stopped_by is not None:
+            code = LLMBudgetExhausted.code
         if code is None and self.rule.is_decided:
             code = DECIDED_CODE
         return slot.result(NOT_RUN, utc_now(), error_code=code)
 
 
-def _is_billed(extraction: Extraction[Any]) -> bool:
-    return any(response.billed for response in extraction.responses)
+def _count_attempts(error: Exception) -> int:
+    return len(error.attempts) if isinstance(error, LLMError) else 0
 
 
 def _is_lower(plan: Plan, metric: str) -> bool:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime, timedelta
+from logging import getLogger
 
 from llmkit.errors import LLMStoreError
-from llmkit.eval_ports import EvalRun
+from llmkit.eval_ports import EvalRun, EvalStore, HostDigest, HostUse
 from llmkit.evals.call_names import warm_up_name
 from llmkit.evals.dataset.dataset import Sample
+from llmkit.evals.report.notes import note_different_hosts
 from llmkit.evals.run.plan import Plan
+from llmkit.evals.tasks.task import response_format_of
 from llmkit.evals.tasks.variant import ResolvedVariant
 from llmkit.pricing import is_free
-from llmkit.types import WARM_UP_STAGE, LLMConstraints, LLMRequest, RequestContext, ResponseFormat, Route, utc_now
+from llmkit.types import WARM_UP_STAGE, LLMConstraints, LLMRequest, RequestContext, Route, utc_now
 
-__all__ = ["WARM_UP_FROM", "find_cold_models", "warm_up"]
+__all__ = ["WARM_UP_FROM", "find_cold_models", "find_warm_models", "note_digests_here", "warm_up"]
 
 # With fewer samples to ask of a route, one more would cost more time than it makes right.
 WARM_UP_FROM = 20
@@ -22,27 +25,61 @@ WARM_UP_FROM = 20
 STAYS_LOADED = timedelta(minutes=4)
 
 
-def find_cold_models(plan: Plan, last_at_utc: Mapping[str, datetime]) -> dict[Route, ResolvedVariant]:
-    """Return the models that may have to be loaded, each with a variant that calls it.
+async def note_digests_here(plan: Plan, run: EvalRun, store: EvalStore) -> None:
+    """Keep the digests of the models that run here, and warn of those that are others on another machine.
 
-    Those that run here, not called lately.
+    As far as their servers have reported them. The samples are called nevertheless, and the report says it again.
+    """
+    parts = [part for variant in plan.variants for part in variant.parts if part.planned is not None]
+    found = []
+    for part in parts:
+        assert part.planned is not None
+        digest = part.service.router.facts(part.planned).digest
+        if digest is not None and is_free(part.planned, part.service.router.endpoints):
+            found.append(HostDigest(plan.host, part.planned, digest.value))
+    if not found:
+        return
+    await store.note_digests(run.id, found)
+    for note in note_different_hosts(await store.list_host_digests(run.id)):
+        getLogger("llmkit.evals").warning("%s", note)
 
-    A hosted model is neither loaded nor free.
+
+def find_warm_models(plan: Plan, last_at_utc: Mapping[str, datetime], uses: Sequence[HostUse]) -> set[Route | None]:
+    """Return the models that were called on this machine lately.
 
     Args:
         plan: Whose routes.
-        last_at_utc: When the last result of each label was made.
+        last_at_utc: When the last result of each label was made, on any machine.
+        uses: Requests of each machine; empty when there are none yet, or they are not known.
     """
-    found: dict[Route, ResolvedVariant] = {}
     recently = utc_now() - STAYS_LOADED
-    warm = {
-        variant.planned
+    if uses:
+        return {use.route for use in uses if use.host in (None, plan.host) and use.last_at_utc > recently}
+    return {
+        part.planned
         for variant in plan.variants
         if variant.label in last_at_utc and last_at_utc[variant.label] > recently
+        for part in variant.parts
     }
-    for variant in plan.variants:
-        if variant.planned is not None and variant.planned not in warm and is_free(variant.planned):
-            found.setdefault(variant.planned, variant)
+
+
+def find_cold_models(plan: Plan, warm: Container[Route | None]) -> dict[Route, ResolvedVariant]:
+    """Return the models that may have to be loaded, each with a variant that calls it.
+
+    Those that run here and are not warm. A hosted model is neither loaded nor free.
+
+    Args:
+        plan: Whose routes.
+        warm: Models that were called lately.
+    """
+    found: dict[Route, ResolvedVariant] = {}
+    for part in (part for variant in plan.variants for part in variant.parts):
+        if (
+            part.planned is not None
+            and part.planned not in warm
+            and is_free(part.planned, part.service.router.endpoints)
+        ):
+            found.setdefault(part.planned, part)
     return found
 
 
@@ -55,13 +92,17 @@ async def warm_up(plan: Plan, run: EvalRun, variant: ResolvedVariant, route: Rou
     Raises:
         LLMStoreError: The call could not be recorded.
     """
+    parameters = variant.parameters_of(0)
+    if plan.task.solve is not None:
+        # The requests of a function are not known before it runs, and the answer to its input is of no use.
+        parameters["max_output_tokens"] = 1
     request = LLMRequest(
         messages=variant.messages(sample),
         route=route,
         constraints=LLMConstraints(allow_fallback=False),
-        response_format=ResponseFormat(json_schema=plan.task.output_type.model_json_schema()),
+        response_format=response_format_of(plan.task),
         use_cache=False,
-        **variant.parameters_of(0),
+        **parameters,
     )
     context = RequestContext(workspace_id=run.workspace_id, pipeline_run_id=warm_up_name(run), stage=WARM_UP_STAGE)
     try:

@@ -37,6 +37,14 @@ class WorkQueue:
         self._at = found + 1
         return found
 
+    def begin_at(self, share: float) -> None:
+        """Begin the walk at a part of the way: workers that start in the same second then seldom meet.
+
+        Args:
+            share: From 0, the first position, to 1.
+        """
+        self._at = int(len(self._states) * share)
+
     def settle(self, position: int) -> None:
         """Note that there is a result."""
         self._states[position] = SETTLED
@@ -44,6 +52,11 @@ class WorkQueue:
     def is_settled(self, position: int) -> bool:
         """Return whether there is a result."""
         return self._states[position] == SETTLED
+
+    @property
+    def unsettled(self) -> int:
+        """Number of positions without a result."""
+        return len(self._states) - self._states.count(SETTLED)
 
     @property
     def open(self) -> int:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Coroutine, Sequence
 from copy import deepcopy
-from threading import Thread
 from typing import Any
 
 from llmkit.errors import LLMBudgetExhausted, LLMInProgress, LLMStoreError, describe_exception
+from llmkit.evals.answer_type import AnswerType
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.scorers.base import ContextScorer, FunctionScorer, Options, Score, Scorer, Scores, ScoringContext
+from llmkit.evals.user_code import CANCEL_TIMEOUT_S, catch_exit, is_asynchronous, run_in_thread, to_exception
 
 __all__ = ["DEFAULT_SCORER_TIMEOUT_S", "SCORER_THREAD", "apply_scorers"]
 
 DEFAULT_SCORER_TIMEOUT_S = 60.0
-# Time for a cancelled scorer to end; after that it is abandoned.
-CANCEL_TIMEOUT_S = 1.0
 LONGEST_ERROR = 500
 SCORER_THREAD = "llmkit-scorer"
 LONGEST_DETAIL = 1_000
@@ -36,6 +33,7 @@ async def apply_scorers(
     context: ScoringContext | None = None,
     *,
     timeout_s: float | None = DEFAULT_SCORER_TIMEOUT_S,
+    answer: AnswerType | None = None,
 ) -> Scores:
     """Score one output with all scorers, in order. An exception of a scorer becomes an error of that scorer.
 
@@ -49,6 +47,7 @@ async def apply_scorers(
         sample: The sample that it answers.
         context: Service and names for judges; None outside an evaluation.
         timeout_s: Longest time for one scorer, in seconds, or None. Its own attribute `timeout_s` has priority.
+        answer: The type of the output; None for that of a model.
 
     Raises:
         LLMStoreError: A judge's call could not be recorded.
@@ -56,9 +55,11 @@ async def apply_scorers(
         LLMInProgress: Another process has a judge's call under way.
     """
     scores = Scores()
+    view = output if answer is None else answer.view_of(output, sample.target)
     for scorer in scorers:
+        seen = view if isinstance(scorer, Options) and scorer.reads_fields else output
         try:
-            score = await _call(scorer, output, sample, context, timeout_s)
+            score = await _call(scorer, seen, sample, context, timeout_s)
         except Exception as error:
             if isinstance(error, LLMStoreError | LLMBudgetExhausted | LLMInProgress) and isinstance(
                 scorer, ContextScorer
@@ -83,7 +84,7 @@ async def _call(
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 (nothing is awaited here, so a CancelledError is the scorer's too)
-        raise _to_exception(error) from None
+        raise to_exception(error) from None
     # In its own task, copies included, so that a CancelledError of the scorer differs from one of the evaluation.
     return await _wait_within(limit_s, _call_slow(scorer, output, sample, context))
 
@@ -99,46 +100,16 @@ async def _call_slow(scorer: Scorer, output: Any, sample: Sample, context: Scori
 
 
 async def _call_plain(scorer: Scorer, output: Any, sample: Sample) -> Any:
-    if _is_asynchronous(scorer):
+    if is_asynchronous(scorer.function if isinstance(scorer, FunctionScorer) else scorer):
         found: Any = scorer(output, sample)
     else:
-        found = await _run_in_thread(scorer, output, sample)
+        found = await run_in_thread(SCORER_THREAD, scorer, output, sample)
     return await found if inspect.isawaitable(found) else found
-
-
-def _is_asynchronous(scorer: Scorer) -> bool:
-    function = scorer.function if isinstance(scorer, FunctionScorer) else scorer
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-
-
-async def _run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a daemon thread: the thread pools of asyncio are joined at exit, and would wait for it."""
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
-
-    def settle(found: Any, error: BaseException | None) -> None:
-        if not ended.done():
-            ended.set_result((found, error))
-
-    def work() -> None:
-        found, problem = None, None
-        try:
-            found = function(*arguments)
-        except BaseException as error:  # noqa: BLE001 (raised again by the caller)
-            problem = error
-        with suppress(RuntimeError):  # the loop is closed: the function was abandoned
-            loop.call_soon_threadsafe(settle, found, problem)
-
-    Thread(target=contextvars.copy_context().run, args=(work,), name=SCORER_THREAD, daemon=True).start()
-    found, error = await ended
-    if error is not None:
-        raise _to_exception(error)
-    return found
 
 
 async def _wait_within(limit_s: float | None, work: Coroutine[Any, Any, Score]) -> Score:
     """Wait for work within its time, then cancel it. Work that ignores the cancellation is abandoned."""
-    task = asyncio.ensure_future(_catch_exit(work))
+    task = asyncio.ensure_future(catch_exit(work))
     try:
         await asyncio.wait({task}, timeout=limit_s)
         if task.cancelled():
@@ -147,25 +118,13 @@ async def _wait_within(limit_s: float | None, work: Coroutine[Any, Any, Score]) 
         if task.done():
             error = task.exception()
             if error is not None:
-                raise _to_exception(error)
+                raise to_exception(error)
             return task.result()
     finally:
         if not task.done():
             task.cancel()
             await asyncio.wait({task}, timeout=CANCEL_TIMEOUT_S)
     raise TimeoutError(f"no score within {limit_s:g} s; the limit is the option scorer_timeout_s")
-
-
-async def _catch_exit(work: Awaitable[Score]) -> Score:
-    try:
-        return await work
-    except SystemExit as error:  # SystemExit would end the event loop
-        raise _to_exception(error) from None
-
-
-def _to_exception(error: BaseException) -> Exception:
-    """Return an exception that may leave the scorer: others, such as GeneratorExit, would end the evaluation."""
-    return error if isinstance(error, Exception) else RuntimeError(describe_exception(error))
 
 
 def _validate(raw: Any) -> Score:

@@ -7,12 +7,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
-from llmkit.errors import LLMEvaluationError
+from pydantic import BaseModel, RootModel
+
+from llmkit.errors import LLMEvaluationError, describe_exception
+from llmkit.evals.answer_type import ROOT, find_kinds
 from llmkit.evals.dataset.dataset import Sample
+from llmkit.evals.user_code import read_source
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from llmkit.pydanticai.extraction import Extraction
     from llmkit.service import LLMService
 
@@ -135,10 +137,16 @@ class Options:
 
     Attributes:
         is_quick: Whether it never takes noticeable time, so it is called directly and not in a thread.
+        accepts: Kinds of values that it can compare, as `find_kinds` names them; empty for all.
+        advice: The scorers to use for other kinds.
+        reads_fields: Whether it gets an output as a model, whose fields it looks up, and not as it is.
         lower_is_better: Whether less is better. Not part of the definition, because the scores are the same.
     """
 
     is_quick: ClassVar[bool] = True
+    accepts: ClassVar[tuple[str, ...]] = ()
+    advice: ClassVar[str] = "field_match or exact_match"
+    reads_fields: ClassVar[bool] = True
 
     name: str
     fields: tuple[str, ...] = ()
@@ -146,16 +154,36 @@ class Options:
     lower_is_better: bool = field(default=False, repr=False, kw_only=True)
 
     def check(self, output_type: type[BaseModel]) -> None:
-        """Refuse a field that the output type does not have.
+        """Refuse a field that the output type does not have, and one whose values the scorer cannot compare.
+
+        Args:
+            output_type: The type of the answers; a `RootModel` where that has no fields.
 
         Raises:
-            LLMEvaluationError: It has no such field; the message lists the known ones.
+            LLMEvaluationError: It has no such field, or one of another kind; the message says what to do.
         """
         known = output_type.model_fields
+        is_bare = issubclass(output_type, RootModel)
         for path in self.fields:
-            if path.partition(".")[0] not in known:
+            if path.partition(".")[0] in known:
+                continue
+            if is_bare:
                 raise LLMEvaluationError(
-                    f"{self.name}: {output_type.__name__} has no field {path!r}; its fields: {', '.join(known)}"
+                    f"{self.name}: an output of the type {output_type.__name__} has no fields; leave {path!r} out."
+                )
+            raise LLMEvaluationError(
+                f"{self.name}: {output_type.__name__} has no field {path!r}; its fields: {', '.join(known)}"
+            )
+        # The fields of an object inside are not looked up here: the type may leave them open.
+        for name in self.fields or (tuple(known) if len(known) == 1 else ()):
+            if name not in known:
+                continue
+            kinds = find_kinds(known[name].annotation)
+            if self.accepts and not kinds & {*self.accepts, "other"}:
+                what = f"the output is {output_type.__name__}" if name == ROOT and is_bare else f"{name!r} is not one"
+                raise LLMEvaluationError(
+                    f"{self.name} compares values of the kind {' or '.join(self.accepts)}, and {what}: "
+                    f"use {self.advice}."
                 )
 
     def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
@@ -170,9 +198,16 @@ def as_scorer(candidate: ScorerLike) -> Scorer:
     """Return a scorer unchanged, or wrap a named function.
 
     Raises:
-        LLMEvaluationError: It cannot be called, or has no name (a lambda).
+        LLMEvaluationError: It cannot be called, or has no name (a lambda), or one that cannot be printed.
     """
-    if callable(candidate) and isinstance(getattr(candidate, "name", None), str):
+    try:
+        own_name = getattr(candidate, "name", None)
+    except Exception as error:  # noqa: BLE001 - a property of the user's class may raise anything
+        raise LLMEvaluationError(f"The name of a scorer cannot be read: {describe_exception(error)}") from None
+    if callable(candidate) and isinstance(own_name, str):
+        # Names become columns of frames, files and terminals.
+        if not own_name or not own_name.isprintable():
+            raise LLMEvaluationError(f"A scorer's name must be printable text; got {own_name!r:.80}")
         return candidate  # type: ignore[return-value]  # has a name and can be called
     name = getattr(candidate, "__name__", "")
     if not callable(candidate) or not name.isidentifier():
@@ -227,6 +262,6 @@ def describe_scorer(scorer: Scorer) -> list[str]:
     if not isinstance(scorer, FunctionScorer):
         return [scorer.name, repr(scorer) if type(scorer).__repr__ is not object.__repr__ else type(scorer).__name__]
     try:
-        return [scorer.name, inspect.getsource(scorer.function)]
+        return [scorer.name, read_source(scorer.function)]
     except (OSError, TypeError):
         return [scorer.name, ""]

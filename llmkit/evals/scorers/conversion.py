@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date
+from enum import Enum
 from functools import lru_cache
 from typing import Any, NoReturn, get_args
 
@@ -28,6 +33,21 @@ __all__ = [
 
 ROOT = "root"
 MISSING = object()
+NO_NUMBER = "NaN and infinities are no JSON, so no answer has one"
+NO_DATE = "a number is no date"
+_NUMBER = re.compile(r"\s*[+-]?\d+(\.\d*)?\s*")
+# How a value is written, by what pydantic says of one that is written in another way.
+REMEDIES = {
+    "valid number": "; numbers are written as 1080.5, without separators or units",
+    "valid integer, unable": "; whole numbers are written as 1080, without separators or units",
+    "valid decimal": "; numbers are written as 1080.5, without separators or units",
+    "not a number": "; numbers are written as 1080.5, without separators or units",
+    "valid date": "; dates are written as 2024-12-31",
+    "ISO 8601 date": "; dates are written as 2024-12-31",
+    "exact dates": "; dates are written as 2024-12-31",
+    NO_DATE: "; dates are written as 2024-12-31",
+    "valid boolean": "; write true or false",
+}
 
 Path = tuple[str | int, ...]
 
@@ -65,10 +85,13 @@ def convert_target(output_type: type[BaseModel], sample: Sample) -> Target:
     """
     if sample.target is None:
         raise ValueError("the sample has no target to compare with")
-    target = sample.target
+    target: Any = sample.target
     if issubclass(output_type, RootModel):
         given = target if isinstance(target, dict) and target.keys() == {ROOT} else {ROOT: target}
         return _convert(output_type, given)
+    if isinstance(target, str) and isinstance(written := _read_literal(target), dict):
+        # A cell of a CSV file, which contains only text. Not for any object: the text itself may be what is wanted.
+        target = written if written and _list_names(output_type).issuperset(written) else target
     if not isinstance(target, dict):
         return _convert(output_type, {get_only_field(output_type): target})
     if len(output_type.model_fields) == 1 and not any(key in _list_names(output_type) for key in target):
@@ -127,26 +150,115 @@ def refuse_target(sample: Sample, problem: str) -> NoReturn:
     Raises:
         LLMEvaluationError: In any case; the message names sample and field.
     """
+    remedy = next((text for sign, text in REMEDIES.items() if sign in problem), "")
+    end = "" if problem.endswith("?") else "."
     raise LLMEvaluationError(
-        f"Sample {sample.key!r} has a target that no answer can equal: {problem}. Correct it, or the type of the field."
+        f"Sample {sample.key!r} has a target that no answer can equal: {problem}{end} "
+        f"Correct it, or the type of the field{remedy}."
     )
 
 
 def _convert(model: type[BaseModel], given: dict[str, Any]) -> Target:
-    values: dict[str, Any]
-    problems: dict[str, str] = {}
-    try:
-        text = json.dumps(given[ROOT] if issubclass(model, RootModel) else given)
-        whole = model.model_validate_json(text, by_alias=True, by_name=True)
-        values = {name: getattr(whole, name) for name in whole.model_fields_set if name in model.model_fields}
-    except Exception:  # noqa: BLE001 (a validator may raise anything; a target may lack fields that an answer needs)
-        values, problems = _convert_each(model, given)
+    values, problems = _validate_target(model, given)
+    for rewrite in (_tidy, _read_written, _name_members):
+        if not problems:
+            break
+        # The values of fields that fit are left alone: a text may be wanted with its spaces, or as JSON.
+        kinds = {
+            path[0]: model.model_fields[name].annotation
+            for name in problems
+            for path in _list_paths(name, model.model_fields[name])
+        }
+        rewritten = {key: rewrite(value, kinds[key]) if key in kinds else value for key, value in given.items()}
+        if rewritten != given:
+            given = rewritten
+            other_values, other_problems = _validate_target(model, given)
+            solved = problems.keys() - other_problems.keys()
+            values = {**values, **{name: other_values[name] for name in solved if name in other_values}}
+            problems = {name: problem for name, problem in problems.items() if name not in solved}
+    problems |= _find_impossible(model, given, values)
     validators = model.__pydantic_decorators__.model_validators.values()
     if not problems and any(each.info.mode in ("before", "wrap") for each in validators):
         # Such a validator may give meaning to keys that are no fields.
         return Target(values)
     others = {key: value for key, value in given.items() if key not in _list_names(model)}
     return Target({**others, **values}, problems)
+
+
+def _validate_target(model: type[BaseModel], given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values of the fields, and the reasons why some do not fit."""
+    try:
+        text = json.dumps(given[ROOT] if issubclass(model, RootModel) else given)
+        whole = model.model_validate_json(text, by_alias=True, by_name=True)
+        # In the order of the type: that of a set differs between processes.
+        return {name: getattr(whole, name) for name in model.model_fields if name in whole.model_fields_set}, {}
+    except Exception as error:  # noqa: BLE001 (a validator may raise anything; a target may lack fields that an answer needs)
+        if issubclass(model, RootModel):
+            reason = "; ".join(describe_validation(error)) if isinstance(error, ValidationError) else str(error)
+            return given, {ROOT: reason}
+        return _convert_each(model, given)
+
+
+# Ways to write a value that mean one thing only. Each is tried on values that do not fit as they are.
+
+
+def _tidy(value: Any, kind: Any) -> Any:
+    """Return a value without spaces around its strings, which a person would not see."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, list):
+        return [_tidy(item, kind) for item in value]
+    if isinstance(value, dict):
+        return {key: _tidy(item, kind) for key, item in value.items()}
+    return value
+
+
+def _read_written(value: Any, _kind: Any) -> Any:
+    """Return the list or object that a text is, as in a cell of a CSV file."""
+    return _read_literal(value) if isinstance(value, str) else value
+
+
+def _name_members(value: Any, kind: Any) -> Any:
+    """Return the value of an enumeration's member for its name, also in a list."""
+    members = {name: member.value for each in _find_enums(kind) for name, member in each.__members__.items()}
+    if isinstance(value, list):
+        return [_name_members(item, kind) for item in value]
+    return members.get(value, value) if isinstance(value, str) and value not in members.values() else value
+
+
+def _find_enums(kind: Any) -> list[type[Enum]]:
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [kind]
+    return [found for part in get_args(kind) for found in _find_enums(part)]
+
+
+def _read_literal(text: str) -> Any:
+    """Return a list or object written as JSON, or as pandas writes one into a CSV file; any other text unchanged."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return text
+    readers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
+    for read in readers:
+        try:
+            found = read(text.strip())
+            json.dumps(found)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return found if isinstance(found, list | dict) else text
+    return text
+
+
+def _find_impossible(model: type[BaseModel], given: dict[str, Any], values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the reasons why values that Pydantic takes can be no answer, or are not what was meant."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            found[name] = NO_NUMBER if name == ROOT else f"{name}: {NO_NUMBER}"
+        elif type(value) is date and name in model.model_fields:
+            # Pydantic takes a number for seconds since 1970. In data it is a year, a day of Excel's, or 20241231.
+            raw = _look_up(given, _list_paths(name, model.model_fields[name]))
+            if isinstance(raw, int | float) or (isinstance(raw, str) and _NUMBER.fullmatch(raw)):
+                found[name] = NO_DATE if name == ROOT else f"{name}: {NO_DATE}"
+    return found
 
 
 def _convert_each(model: type[BaseModel], given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -33,6 +33,7 @@ _VALUES = frozenset({"const", "enum", "default", "examples"})
 @dataclass(frozen=True, slots=True)
 class _JsonSchemaValid(Options):
     is_quick: ClassVar[bool] = False
+    reads_fields: ClassVar[bool] = False
 
     schema_json: str = field(default="{}")
 

@@ -57,6 +57,7 @@ class _Judge(Options):
     """A scorer that calls a model. Everything that affects its verdict is a field, so an edit is noticed."""
 
     is_quick: ClassVar[bool] = False
+    reads_fields: ClassVar[bool] = False
 
     criteria: str = ""
     route: str | None = None

@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Any
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.scorers.base import Options, Score, Scorer
 from llmkit.evals.scorers.conversion import (
+    Target,
     convert_target,
     find_problem,
     find_target,
@@ -79,11 +81,21 @@ class SingleField(Options):
         return self.fields[0] if self.fields else get_only_field(output_type)
 
     def find_wanted(self, output_type: type[BaseModel], sample: Sample) -> Any:
-        """Return the value of the target; None where it has none."""
+        """Return the value of the target; None where it has none.
+
+        Raises:
+            LLMEvaluationError: The target misspells the field, or is one value where the type has several fields.
+        """
+        path = self.get_path(output_type)
+        target = _require_named(output_type, sample, (path,))
         try:
-            return find_target(output_type, convert_target(output_type, sample), self.get_path(output_type))
+            return None if target is None else find_target(output_type, target, path)
         except ValueError:
             return None
+
+    def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
+        """See `Options`. Here, only that the target names the field: a scorer may compare values of other types."""
+        self.find_wanted(output_type, sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +136,8 @@ class _FieldMatch(Options):
 
 @dataclass(frozen=True, slots=True)
 class _NumericTolerance(SingleField):
+    accepts: ClassVar[tuple[str, ...]] = ("number", "text")
+
     absolute: float = 0.0
     relative: float = 0.0
 
@@ -150,6 +164,8 @@ class _NumericTolerance(SingleField):
 
 @dataclass(frozen=True, slots=True)
 class _DateTolerance(SingleField):
+    accepts: ClassVar[tuple[str, ...]] = ("date", "text")
+
     days: float = 0.0
 
     def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
@@ -171,6 +187,9 @@ class _DateTolerance(SingleField):
 
 @dataclass(frozen=True, slots=True)
 class _SetF1(SingleField):
+    accepts: ClassVar[tuple[str, ...]] = ("collection", "object")
+    advice: ClassVar[str] = "field_match or text_match"
+
     def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
         """See `Options`. None counts as an empty collection."""
         if self.find_wanted(output_type, sample) is not None:
@@ -186,6 +205,9 @@ class _SetF1(SingleField):
 
 @dataclass(frozen=True, slots=True)
 class _RankedList(SingleField):
+    accepts: ClassVar[tuple[str, ...]] = ("collection", "object")
+    advice: ClassVar[str] = "field_match or text_match"
+
     k: int = 10
 
     def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
@@ -221,19 +243,51 @@ def _check_fields(output_type: type[BaseModel], sample: Sample, paths: Sequence[
         sample: The sample.
         paths: Fields that are compared; None for all that the target has.
     """
+    target = _require_named(output_type, sample, paths)
+    if target is None:
+        return
+    for path in target.values if paths is None else paths:
+        problem = find_problem(output_type, target, path)
+        if problem is not None:
+            refuse_target(sample, problem)
+
+
+def _require_named(output_type: type[BaseModel], sample: Sample, paths: Sequence[str] | None) -> Target | None:
+    """Return the target of a sample, or None where it has none; refuse names that the type does not have.
+
+    Args:
+        output_type: The type of the answers.
+        sample: The sample.
+        paths: Fields that are compared; None for all that the target has.
+    """
+    if sample.target is None:
+        return None
     try:
         target = convert_target(output_type, sample)
-    except ValueError:  # nothing to compare with: the scorer's error, on this sample only
-        return
+    except ValueError:
+        known = ", ".join(output_type.model_fields)
+        refuse_target(
+            sample,
+            f"it is one value, and {output_type.__name__} has the fields {known}: give an object of them, or map its "
+            f"column to a field with target={{{next(iter(paths or output_type.model_fields))!r}: COLUMN}}",
+        )
     unknown = [name for name in target.values if name not in output_type.model_fields]
-    for path in target.values if paths is None else paths:
+    if unknown and paths is None and output_type.model_config.get("extra") != "allow":
+        near = _suggest(unknown[0], output_type)
+        refuse_target(sample, f"the target has a field {unknown[0]!r}, which is none of the type's{near}")
+    for path in paths or ():
         # A field that is missing beside one that the type does not have is most likely a misspelt one.
         name = path.partition(".")[0]
         if unknown and name not in target.values:
             refuse_target(sample, f"the target has no field {name!r}, but {unknown[0]!r}, which is none of the type's")
-        problem = find_problem(output_type, target, path)
-        if problem is not None:
-            refuse_target(sample, problem)
+    return target
+
+
+def _suggest(name: str, output_type: type[BaseModel]) -> str:
+    """Return the field that was probably meant by a name, or else all of them, as the end of a message."""
+    fields = {each.lower(): each for each in output_type.model_fields}
+    near = get_close_matches(name.lower(), fields, n=1)
+    return f"; did you mean {fields[near[0]]!r}?" if near else f"; its fields: {', '.join(output_type.model_fields)}"
 
 
 def _none_to_empty(wanted: Any) -> Any:

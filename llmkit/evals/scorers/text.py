@@ -1,13 +1,12 @@
-"""Scorers of strings: normalised equality, similarity, patterns."""
+"""Scorers of strings: normalised equality, words that must occur, similarity, patterns."""
 
 from __future__ import annotations
 
 import json
-import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic_core import to_jsonable_python
 
@@ -18,8 +17,12 @@ from llmkit.evals.scorers.conversion import convert_value
 from llmkit.evals.scorers.patterns import compile_pattern, is_match
 from llmkit.evals.scorers.target import SingleField, score_absent
 from llmkit.evals.scorers.values import fold_text
+from llmkit.evals.scorers.words import Preset, normalise_strictly, normalise_words, split_words
 
-__all__ = ["regex_match", "text_match", "text_similarity"]
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+__all__ = ["contains", "regex_match", "text_match", "text_similarity"]
 
 # Time and memory of a comparison grow with the product of both lengths.
 LONGEST_TEXT = 100_000
@@ -30,6 +33,7 @@ Measure: TypeAlias = Literal["levenshtein", "jaro_winkler", "token_sort", "token
 @dataclass(frozen=True, slots=True)
 class _TextMatch(SingleField):
     is_about_letters: bool = True
+    preset: Preset = "words"
 
     def __call__(self, output: Any, sample: Sample, /) -> Score:
         got, wanted = self.get_value(output), self.get_target(output, sample)
@@ -43,11 +47,41 @@ class _TextMatch(SingleField):
         return Score(float(any(answer == self._normalise(_to_text(each)) for each in accepted)))
 
     def _normalise(self, text: str) -> str:
-        text = fold_text(text)
-        if not self.is_about_letters:
-            return text
-        # Category P covers punctuation marks of all scripts. Accents (Mn) stay, because they make different letters.
-        return " ".join("".join(" " if unicodedata.category(sign)[0] == "P" else sign for sign in text).split())
+        if self.preset == "strict":
+            return normalise_strictly(text)
+        return normalise_words(text, squad=self.preset == "squad") if self.is_about_letters else fold_text(text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Contains(SingleField):
+    texts: tuple[str, ...] = ()
+    is_every: bool = False
+    is_whole: bool = True
+    ignore_case: bool = True
+
+    def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
+        """See `Options`. With texts of its own it needs no target."""
+        if not self.texts:
+            self.find_wanted(output_type, sample)
+
+    def __call__(self, output: Any, sample: Sample, /) -> Score:
+        got = self.get_value(output)
+        wanted: Any = self.texts or self.get_target(output, sample)
+        if got is None or wanted is None:
+            return score_absent(got, wanted)
+        answer = _to_text(got)
+        texts = [_to_text(each) for each in (wanted if isinstance(wanted, list | tuple) else [wanted])]
+        absent = [text for text in texts if not self._is_in(text, answer)]
+        is_right = not absent if self.is_every else len(absent) < len(texts)
+        return Score(float(is_right), "" if is_right else f"not in it: {', '.join(absent)}")
+
+    def _is_in(self, text: str, answer: str) -> bool:
+        if self.is_whole:
+            words = split_words(text, ignore_case=self.ignore_case)
+            if words.strip():
+                return words in split_words(answer, ignore_case=self.ignore_case)
+        # Text of punctuation alone has no words.
+        return fold_text(text) in fold_text(answer) if self.ignore_case else text in answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +122,9 @@ class _RegexMatch(SingleField):
     is_whole: bool = True
     ignore_case: bool = False
 
+    def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
+        """See `Options`. A pattern needs no target."""
+
     def __call__(self, output: Any, _sample: Sample, /) -> Score:
         got = self.get_value(output)
         if got is None:
@@ -100,18 +137,84 @@ def _to_text(value: Any) -> str:
     return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
 
 
-def text_match(field: str | None = None, *, ignore_punctuation: bool = True, name: str = "text_match") -> Scorer:
-    """Score 1 when two strings are equal after normalisation, else 0.
+def text_match(
+    field: str | None = None, *, preset: Preset = "words", ignore_punctuation: bool = True, name: str = "text_match"
+) -> Scorer:
+    """Score 1 when two strings are equal after normalisation, else 0. The target may be a list of accepted strings.
 
-    Case, width of characters, runs of spaces and (by default) punctuation are ignored; accents are not. The target may
-    be a list of accepted strings.
+    Signs and symbols count in every preset: `-3` is not `3`, `3.5` not `35`, `C#` and `C++` are not `C`. An apostrophe
+    in a word does not: `don't` equals `dont`. Accents make different letters.
+
+    - `words` ignores case, width of characters, runs of spaces, and punctuation, which separates words.
+    - `squad` ignores case, the articles a, an and the, and punctuation, which it deletes: `well-known` equals
+      `wellknown`. Apart from signs and symbols, and from an answer that is nothing but an article, this is the
+      normalisation of the SQuAD benchmark: P. Rajpurkar et al., "SQuAD: 100,000+ Questions for Machine Comprehension
+      of Text", EMNLP 2016 (`normalize_answer` of its evaluation script).
+    - `strict` ignores runs of spaces and the typographic form of quotes and hyphens. Case and punctuation count.
 
     Args:
         field: Name or dotted path; None for an output type with one field.
-        ignore_punctuation: Treat every punctuation mark as a space.
+        preset: `words`, `squad` or `strict`.
+        ignore_punctuation: False: ignore only case, width of characters and runs of spaces.
         name: Name of the metric.
+
+    Raises:
+        LLMEvaluationError: The preset is unknown, or another one than `words` should not ignore punctuation.
+
+    Example:
+        >>> from llmkit.evals import Sample
+        >>> from pydantic import BaseModel
+        >>> class Answer(BaseModel):
+        ...     text: str
+        >>> text_match(preset="squad")(Answer(text="The Eiffel Tower."), Sample("?", "Eiffel tower")).value
+        1.0
     """
-    return _TextMatch(name, (field,) if field else (), is_about_letters=ignore_punctuation)
+    if preset not in get_args(Preset):
+        raise LLMEvaluationError(f"text_match has no preset {preset!r}; choose from {', '.join(get_args(Preset))}.")
+    if preset != "words" and not ignore_punctuation:
+        raise LLMEvaluationError(f"The preset {preset!r} says what it ignores; omit ignore_punctuation.")
+    return _TextMatch(name, (field,) if field else (), is_about_letters=ignore_punctuation, preset=preset)
+
+
+def contains(
+    field: str | None = None,
+    *,
+    texts: str | Sequence[str] | None = None,
+    every: bool = False,
+    whole: bool = True,
+    ignore_case: bool = True,
+    name: str = "contains",
+) -> Scorer:
+    """Score 1 when a text contains the target, else 0. The target may be a list of accepted strings.
+
+    Whole words must occur: `art` is not in `party`, `3` not in `-3` or `3.5`, `C` not in `C#`. Width of characters,
+    spaces, punctuation and apostrophes do not count.
+
+    Args:
+        field: Name or dotted path; None for an output type with one field.
+        texts: What to look for, instead of the target.
+        every: Whether all strings of a list must occur; else one suffices.
+        whole: False: a part of a word suffices, and punctuation counts.
+        ignore_case: Ignore case.
+        name: Name of the metric.
+
+    Raises:
+        LLMEvaluationError: `texts` is empty, or one of them is, which everything contains.
+
+    Example:
+        >>> from llmkit.evals import Sample
+        >>> from pydantic import BaseModel
+        >>> class Answer(BaseModel):
+        ...     text: str
+        >>> contains()(Answer(text="I think it is Paris."), Sample("Capital of France?", ["Paris", "Lutetia"])).value
+        1.0
+    """
+    listed = (texts,) if isinstance(texts, str) else tuple(texts or ())
+    if (texts is not None and not listed) or not all(text.strip() for text in listed):
+        raise LLMEvaluationError("contains needs texts= that are not empty, or none to look for the target.")
+    return _Contains(
+        name, (field,) if field else (), texts=listed, is_every=every, is_whole=whole, ignore_case=ignore_case
+    )
 
 
 def text_similarity(

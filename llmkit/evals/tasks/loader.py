@@ -13,8 +13,9 @@ from types import ModuleType
 from llmkit.errors import LLMError, LLMEvaluationError, describe_exception
 from llmkit.evals.tasks.task import Task, relative_to
 from llmkit.evals.tasks.yaml_task import load_task_data
+from llmkit.workers import TASK_MODULE_PREFIX
 
-__all__ = ["load_tasks"]
+__all__ = ["DATA_SUFFIXES", "execute_file", "load_tasks"]
 
 DATA_SUFFIXES = (".yaml", ".yml")
 TASK_FILES = ("task.py", "task.yaml", "task.yml")
@@ -33,10 +34,13 @@ def load_tasks(path: str | Path) -> tuple[Task, ...]:
     """
     file = _task_file(Path(path).expanduser().resolve())
     if file is None:
+        if Path(path).expanduser().is_dir():
+            raise LLMEvaluationError(f"The folder {path} has no task.py or task.yaml; name the file.")
         raise LLMEvaluationError(f"There is no task file {path}.")
     if file.suffix.lower() in DATA_SUFFIXES:
-        return (load_task_data(file),)
-    module = _execute_file(file)
+        with relative_to(file.parent, file):
+            return (load_task_data(file),)
+    module = execute_file(file)
     # By identity: one task may have two names in the file.
     tasks = list({id(value): value for value in vars(module).values() if isinstance(value, Task)}.values())
     if not tasks:
@@ -53,15 +57,20 @@ def _task_file(place: Path) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _execute_file(file: Path) -> ModuleType:
-    module = ModuleType(f"llmkit_task_{sha256(str(file).encode()).hexdigest()[:12]}")
+def execute_file(file: Path) -> ModuleType:
+    """Execute a Python file of the user's and return it as a module.
+
+    Raises:
+        LLMEvaluationError: It fails; the message names file and line.
+    """
+    module = ModuleType(f"{TASK_MODULE_PREFIX}{sha256(str(file).encode()).hexdigest()[:12]}")
     module.__file__ = str(file)
     # Types that refer to each other by name are looked up in the module of this name, later too.
     sys.modules[module.__name__] = module
     try:
         # Not the import system: its bytecode cache does not see two edits within a second.
         code = compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
-        with relative_to(file.parent), _imports_from(file.parent):
+        with relative_to(file.parent, file), _imports_from(file.parent):
             exec(code, vars(module))  # noqa: S102 (running the user's own task file is the purpose)
     except (Exception, SystemExit) as error:
         raise LLMEvaluationError(_description(error, file)) from error

@@ -1,6 +1,6 @@
-"""Turns a JSON schema that describes an object into the Pydantic model that it describes.
+"""Turns a JSON schema into the type that it describes.
 
-What a model cannot enforce is refused by name, so that a schema never promises more than is checked.
+What a type cannot enforce is refused by name, so that a schema never promises more than is checked.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 from pydantic_core import SchemaError
 
-__all__ = ["SchemaProblem", "model_of_schema"]
+__all__ = ["SchemaProblem", "build_output_type"]
 
 Schema: TypeAlias = Mapping[str, Any]
 Place: TypeAlias = tuple[str | int, ...]
@@ -59,8 +59,8 @@ class SchemaProblem(ValueError):
         self.place = place
 
 
-def model_of_schema(schema: Schema, name: str = "Output") -> type[BaseModel]:
-    """Return the model that a JSON schema of an object describes.
+def build_output_type(schema: Schema, name: str = "Output") -> Any:
+    """Return the type that a JSON schema describes: a model for an object with properties, `str` for a string.
 
     A property that is not required and has no default may be left out, and is None then.
 
@@ -72,11 +72,12 @@ def model_of_schema(schema: Schema, name: str = "Output") -> type[BaseModel]:
     Raises:
         SchemaProblem: A part is not of these kinds; the message names it.
     """
-    builder = _Builder(schema.get("$defs", {}))
-    kind = builder.type_of(schema, (), name)
-    if not isinstance(kind, type) or not issubclass(kind, BaseModel):
-        raise SchemaProblem("an output is an object with properties", ())
-    return kind
+    found = _Builder(schema.get("$defs", {})).type_of(schema, (), name)
+    try:
+        TypeAdapter(found)
+    except (SchemaError, TypeError) as error:  # an object of properties was tried when its model was made
+        raise SchemaProblem(f"answers cannot be checked: {_first_line(error)}", ()) from None
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +160,7 @@ class _Builder:
         try:
             return create_model(name, __config__=config, __doc__=schema.get("description"), **fields)
         except (SchemaError, TypeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise SchemaProblem(f"{name} cannot be checked: {reason}", place) from None
+            raise SchemaProblem(f"{name} cannot be checked: {_first_line(error)}", place) from None
 
     def _field(self, schema: Any, place: Place, key: str, *, alias: bool, is_required: bool) -> tuple[Any, Any]:
         kind = self.type_of(schema, place, key.title().replace("_", ""))
@@ -198,7 +198,7 @@ def _name_fields(properties: Schema, place: Place) -> dict[str, str]:
 
 
 def _of_type(schema: Schema, kind: Any) -> Schema:
-    """One alternative of several types, with the keywords that belong to it."""
+    """Return one alternative of several types, with the keywords that belong to it."""
     every = {word for words in KEYWORDS.values() for word in words}
     mine = KEYWORDS.get(kind, frozenset()) if isinstance(kind, str) else frozenset()
     return {word: value for word, value in schema.items() if word not in every or word in mine} | {"type": kind}
@@ -213,6 +213,10 @@ def _only(schema: Schema, place: Place, known: set[str]) -> None:
     for word in schema:
         if word not in known and word not in REMARKS:
             raise SchemaProblem(f"the keyword {word!r} cannot be enforced here", (*place, word))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _check_list(value: Any, place: Place, least: int = 1) -> list[Any]:

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, validate_call
 
 from llmkit.errors import LLMError, LLMEvaluationError
-from llmkit.evals.scorers import SCORERS, Scorer, lower_is_better
-from llmkit.evals.tasks.schema_model import SchemaProblem, model_of_schema
+from llmkit.evals.scorers import SCORERS, DatasetMetric, Scorer, lower_is_better
+from llmkit.evals.tasks.schema_model import SchemaProblem, build_output_type
 from llmkit.evals.tasks.task import Task
 
 __all__ = ["load_task_data"]
@@ -38,6 +38,15 @@ class _TaskData(BaseModel):
     prompts: dict[str, str] = Field(default_factory=dict)
     parameters: dict[str, Any] = Field(default_factory=dict)
     description: str = ""
+    input: str | list[str] | dict[str, str] | None = None
+    target: str | list[str] | dict[str, str] | None = None
+    id: str | None = None
+    group: str | None = None
+    metadata: str | list[str] | dict[str, str] | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
+    records: str | None = None
+    split: str | None = None
 
 
 def load_task_data(file: Path) -> Task:
@@ -126,17 +135,19 @@ def _lines(node: yaml.Node, place: Place, seen: set[int] | None = None) -> Itera
 def _plain(location: tuple[str | int, ...]) -> Place:
     """Return a location without the names that Pydantic gives to the members of a union."""
     return tuple(
-        part for part in location if not (isinstance(part, str) and (part == "str" or part.startswith("dict[")))
+        part
+        for part in location
+        if not (isinstance(part, str) and (part == "str" or part.startswith(("dict[", "list["))))
     )
 
 
-def _output_type(document: _Document, given: dict[str, Any] | str) -> type[BaseModel]:
+def _output_type(document: _Document, given: dict[str, Any] | str) -> Any:
     place: Place = ("output_schema",)
     schema = given
     if isinstance(given, str):
         schema = _schema_file(document, given)
     try:
-        return model_of_schema(schema)  # type: ignore[arg-type]  # a string was read just now
+        return build_output_type(schema)  # type: ignore[arg-type]  # a string was read just now
     except SchemaProblem as error:
         raise document.problem(str(error), (*place, *error.place)) from None
 
@@ -153,7 +164,7 @@ def _schema_file(document: _Document, name: str) -> dict[str, Any]:
     return schema
 
 
-def _scorer(document: _Document, item: str | dict[str, Any], number: int, output_type: type[BaseModel]) -> Scorer:
+def _scorer(document: _Document, item: str | dict[str, Any], number: int, output_type: Any) -> Scorer | DatasetMetric:
     place: Place = ("scorers", number)
     named = {item: {}} if isinstance(item, str) else item
     if len(named) != 1:
@@ -176,12 +187,14 @@ def _scorer(document: _Document, item: str | dict[str, Any], number: int, output
         raise document.problem(f"{name}: {first['msg']}", (*place, name, *where)) from None
     except LLMError as error:
         raise document.problem(str(error), place) from None
-    return lower_is_better(made) if is_lower else made
+    return lower_is_better(cast("Scorer", made)) if is_lower else made
 
 
-def _find_field(path: Any, output_type: type[BaseModel]) -> Any:
+def _find_field(path: Any, output_type: Any) -> Any:
     """Return the path by field names of a path that begins with a property's JSON name."""
-    names = {info.alias: name for name, info in output_type.model_fields.items() if info.alias is not None}
+    is_model = isinstance(output_type, type) and issubclass(output_type, BaseModel)
+    fields = output_type.model_fields if is_model else {}
+    names = {info.alias: name for name, info in fields.items() if info.alias is not None}
     if isinstance(path, str) and path in names:
         return names[path]
     head, dot, rest = str(path).partition(".")

@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from llmkit.errors import LLMError, LLMMalformedReply, LLMQuotaExhausted, LLMUnavailable
-from llmkit.providers.base import strip_credentials
+from llmkit.providers.base import find_url_passwords, strip_credentials
 from llmkit.redaction import preview
 from llmkit.transport.http.error_rules import Seen, rule_for
 from llmkit.transport.http.exchange import Exchange
@@ -26,6 +26,8 @@ LABEL_CHARS = 100
 # Shorter runs that a prompt shares with an error message are chance.
 SHARED_CHARS = 16
 HTTP_OK = 200
+HTTP_TOO_MANY = 429
+HTTP_LEAST_ERROR, HTTP_BROKEN, HTTP_LARGEST = 400, 500, 599
 # A longer wait is an error of the server's, and would not fit into a date.
 LONGEST_RETRY_AFTER_S = 31 * 24 * 3600.0
 
@@ -58,19 +60,22 @@ def _map_failure(exchange: Exchange, request: LLMRequest, error: Exception, time
         name=seen.name,
         timeout_s=timeout_s,
         reply_limit=exchange.reply_limit_mb,
+        silence_s=exchange.silence_s,
         detail=_detail(seen.text, request, _secrets(exchange)),
         quota=describe_quota(exchange.error_json, seen.text),
         proxy=strip_credentials(exchange.proxy or ""),
         redirect=exchange.redirected_to or "another address",
         model_hint=spec.hints["model"].format(model=model),
-        **{name: spec.hints[name] for name in ("start", "key", "permission", "limit", "address")},
+        **{name: spec.hints[name] for name in ("start", "key", "permission", "limit", "address", "path")},
     )
     origin = f"HTTP {seen.status}" if seen.status is not None else seen.name
+    if exchange.stream_error is not None:
+        origin = "an error in the stream"
     mapped = rule.error(
         f"{message.strip()} ({origin})",
         provider=spec.provider,
         model=model,
-        status_code=seen.status,
+        status_code=seen.status if exchange.stream_error is None else exchange.status,
         retry_after_s=_retry_after_s(exchange) if rule.is_temporary else None,
     )
     if isinstance(mapped, LLMQuotaExhausted):
@@ -81,23 +86,54 @@ def _map_failure(exchange: Exchange, request: LLMRequest, error: Exception, time
 
 
 def _secrets(exchange: Exchange) -> tuple[str, ...]:
-    key = exchange.arguments.kwargs.get("api_key")
-    return (key,) if exchange.arguments.send_key and isinstance(key, str) else ()
+    key, base = exchange.arguments.kwargs.get("api_key"), exchange.arguments.kwargs.get("api_base")
+    keys = (key,) if exchange.arguments.send_key and isinstance(key, str) else ()
+    return keys + find_url_passwords(base) if isinstance(base, str) else keys
 
 
 def _inspect_failure(exchange: Exchange, error: Exception) -> Seen:
     was_sent = exchange.sent_at_utc is not None
     if isinstance(error, TimeoutError):
         return Seen(name=TimeoutError.__name__, was_sent=was_sent)
-    text = _provider_words(exchange) if exchange.status is not None else "" if was_sent else str(error)
+    status = exchange.status
+    if exchange.stream_error is not None:
+        status = _read_error_status(exchange.stream_error)
+    elif exchange.has_broken:
+        status = None
+    text = _provider_words(exchange) if status is not None else "" if was_sent else str(error)
+    if type(error).__name__ == "UnsupportedParamsError":
+        text = _read_refusal(text)
     return Seen(
         name=exchange.transport_error or type(error).__name__,
-        status=exchange.status,
+        status=status,
         text=_cut(text),
         is_json=exchange.reply_json is not None,
         was_sent=was_sent,
         via_proxy=exchange.proxy is not None,
     )
+
+
+# Anthropic's names; OpenAI has some of them too.
+_STATUS_OF_TYPE = {"invalid_request_error": 400, "rate_limit_error": HTTP_TOO_MANY, "overloaded_error": 529}
+
+
+def _read_error_status(error: Any) -> int:
+    """Return the HTTP status that an error in a stream would have had as an answer: its own word for it, or 500."""
+    code, kind = (error.get("code"), error.get("type")) if isinstance(error, Mapping) else (None, None)
+    if isinstance(code, int) and HTTP_LEAST_ERROR <= code <= HTTP_LARGEST:
+        return code
+    return _STATUS_OF_TYPE.get(str(kind), HTTP_BROKEN)
+
+
+# LiteLLM's advice on its own settings follows, which are not llmkit's.
+_ADVICE = re.compile(r"\s*(To drop|If you want to use these params|`?litellm).*", re.DOTALL)
+
+
+def _read_refusal(text: str) -> str:
+    """Return LiteLLM's words about a parameter that the model does not take, without its names and advice."""
+    words = text.removeprefix("litellm.UnsupportedParamsError: ")
+    named = re.search(r"does not support parameters: \[([^\]]*)\]", words)
+    return f"it does not take {named[1].replace(chr(39), '')}" if named else _ADVICE.sub("", words)
 
 
 def _cut(text: str) -> str:
@@ -109,21 +145,29 @@ def _cut(text: str) -> str:
 
 def _provider_words(exchange: Exchange) -> str:
     """Return the provider's message about the failure, from JSON or plain text: an HTML page would not help."""
-    if exchange.status == HTTP_OK:
-        return str(exchange.facts.error or exchange.facts.unreadable or "the reply has an unknown form.")
+    if exchange.status == HTTP_OK and exchange.stream_error is None:
+        return str(exchange.facts.error or exchange.facts.unreadable or "")
     body = exchange.error_json
     if not body:
         return _read_plain_text(exchange.body)
     words = str(exchange.facts.error or _find_message(body))
     error = body.get("error")
-    return " ".join([_cut(words), *dict.fromkeys(_labels(error if isinstance(error, dict) else body))])
+    labels = dict.fromkeys(_labels(error if isinstance(error, dict) else body))
+    return " ".join([_cut(words), *_read_upstream(error), *labels])
+
+
+def _read_upstream(error: Any) -> Iterator[str]:
+    """Yield the words of the provider behind OpenRouter, which says itself no more than that there was an error."""
+    metadata = error.get("metadata") if isinstance(error, dict) else None
+    raw = metadata.get("raw") if isinstance(metadata, dict) else None
+    if isinstance(raw, str):
+        yield _cut(raw)
 
 
 def _find_message(body: Mapping[str, Any]) -> str:
     """Return the message of an error that is not in the provider's own form, as proxies and gateways send it."""
-    errors = body.get("errors")
-    places = [body, body.get("error"), body.get("detail"), *(errors[:1] if isinstance(errors, list) else [errors])]
-    for place in places:
+    for given in (body, *(body.get(name) for name in ("error", "detail", "errors", "fault"))):
+        place = given[0] if isinstance(given, list) and given else given
         found = place if isinstance(place, str) else _get_text(place if isinstance(place, dict) else {})
         if found:
             return found
@@ -131,7 +175,8 @@ def _find_message(body: Mapping[str, Any]) -> str:
 
 
 def _get_text(body: Mapping[str, Any]) -> str:
-    texts = (body.get(name) for name in ("message", "detail", "error_description", "msg", "title", "error"))
+    names = ("message", "detail", "error_description", "msg", "title", "error", "faultstring")
+    texts = (body.get(name) for name in names)
     return next((text for text in texts if isinstance(text, str) and text), "")
 
 
@@ -192,16 +237,51 @@ def _without_prompt(line: str, request: LLMRequest) -> str:
 
 
 def _retry_after_s(exchange: Exchange) -> float | None:
-    """Return the seconds to wait, from the header or from Google's `RetryInfo`."""
-    header = exchange.headers.get("retry-after") or exchange.headers.get("Retry-After")
-    if header:
-        return _header_seconds(header)
+    """Return the seconds to wait, from whichever place the server uses: the most exact one counts."""
+    headers = {name.lower(): value for name, value in exchange.headers.items()}
+    milliseconds = re.fullmatch(r"\d{1,15}(\.\d{1,9})?", headers.get("retry-after-ms", ""))
+    if milliseconds is not None:
+        return _bound_wait(float(milliseconds[0]) / 1000)
+    if headers.get("retry-after"):
+        return _header_seconds(headers["retry-after"])
     error = exchange.error_json.get("error")
     for detail in _details(error if isinstance(error, dict) else {}):
         delay = detail.get("retryDelay")
         if isinstance(delay, str) and re.fullmatch(r"\d{1,20}(\.\d{1,20})?s", delay):
             return _bound_wait(float(delay[:-1]))
-    return None
+    if exchange.status != HTTP_TOO_MANY:
+        return None
+    resets = [wait for value in _list_resets(headers) if (wait := _duration_seconds(value)) is not None]
+    if resets:
+        return max(resets)
+    words = re.search(rf"(?:try again|retry) in ({_DURATION})", _cut(_provider_words(exchange)))
+    return _duration_seconds(words[1]) if words is not None else None
+
+
+def _list_resets(headers: Mapping[str, str]) -> Iterator[str]:
+    """Yield when the limits that are used up begin again, in the headers of OpenAI and of Anthropic."""
+    for name, value in headers.items():
+        if name.startswith("x-ratelimit-remaining-") and value == "0":
+            yield headers.get(name.replace("remaining", "reset"), "")
+        elif name.startswith("anthropic-ratelimit-") and name.endswith("-remaining") and value == "0":
+            yield headers.get(f"{name.removesuffix('remaining')}reset", "")
+
+
+_DURATION = r"(?:\d{1,9}(?:\.\d{1,9})?(?:ms|h|m|s)){1,4}"
+_SECONDS_OF = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+
+
+def _duration_seconds(text: str) -> float | None:
+    """Read `6m0s`, `1.5s` or `20ms`, a number of seconds, or a time in ISO 8601."""
+    if re.fullmatch(_DURATION, text):
+        parts = re.findall(r"(\d+(?:\.\d+)?)(ms|h|m|s)", text)
+        return _bound_wait(sum(float(number) * _SECONDS_OF[unit] for number, unit in parts))
+    try:
+        if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
+            return _bound_wait(float(text))
+        return _bound_wait((datetime.fromisoformat(text) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, OverflowError):  # no time, or one without a zone
+        return None
 
 
 def _header_seconds(header: str) -> float | None:

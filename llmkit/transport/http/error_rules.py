@@ -106,7 +106,7 @@ _NO_QUOTA = "{label} grants this key no quota for {model}: switch billing on, or
 _USED_UP = "The quota of {label} is used up: {quota}. {detail}"
 _BROKEN = "{label} is overloaded or broken: try again later. {detail}"
 _UNREADABLE = "What answers at {base} does not speak the protocol of {label}: check what runs there, or {address}."
-_WRONG_PATH = "The API of {label} is not at {base}: {address} to its address, without the path of an API such as /v1."
+_WRONG_PATH = "The API of {label} is not at {base}: {path}."
 _LIBRARY = "LiteLLM could not carry out the request ({name}): {detail}"
 _UNSUPPORTED = "The model {model} cannot do what the request needs: {detail}"
 
@@ -116,7 +116,7 @@ _PAYMENT_WORDS = (
     r"|\b(out of|not enough|insufficient|no|more|purchase|buy|add) credits?\b|spend(ing)?[ -](cap|limit)"
     r"|billing[ _](hard|not|has|account)|hard[ _]limit"
     r"|insufficient[ _](quota|fund|balance)|balance is|requires? billing|payment (is )?(required|overdue)"
-    r"|account is not active|requires a subscription"
+    r"|account is not active|requires a subscription|specified (API )?usage limit"
 )
 _LONG_QUOTA_WORDS = (
     r"per ?day|daily|PerDay|\(RPD\)|\(TPD\)|(hourly|weekly|monthly|session) (usage )?limit|per (week|month)"
@@ -143,13 +143,21 @@ RULES: tuple[Rule, ...] = (
         LLMContextOverflow,
         _OVERFLOW,
         {400, 413, 422, 500},
-        pattern=r"context (length|window|size)|maximum number of tokens allowed|maximum context|too many tokens",
+        pattern=r"context (length|window|size)|maximum number of tokens allowed|maximum context|too many tokens"
+        r"|prompt is too long",
+    ),
+    Rule(
+        LLMContentBlocked,
+        "{label} blocked the prompt or the answer: reword it. {detail}",
+        {400, 403},
+        pattern=r"content_filter|content (management|filtering) policy|\binput was flagged",
     ),
     Rule(
         LLMUnsupported,
         _UNSUPPORTED,
         {400, 422, 501},
-        pattern=r"does(n't| not) support|not supported (by|for|with) this model|is not enabled for",
+        pattern=r"does(n't| not) support|not supported (by|for|with) this model|is not enabled for"
+        r"|response_format\.type.? must be",
     ),
     # A real Ollama reports an image for a model without vision with the status of a breakdown.
     Rule(LLMUnsupported, _UNSUPPORTED, {500}, pattern=r"missing data required for image input"),
@@ -202,8 +210,10 @@ RULES: tuple[Rule, ...] = (
         "to where it really is.",
         range(300, 400),
     ),
-    Rule(LLMEmptyReply, "{label} answered without content: {detail}", range(200, 300), is_json=True),
-    Rule(LLMMalformedReply, _UNREADABLE, range(100, 300)),
+    # It says why itself, or there is nothing in it to read.
+    Rule(LLMEmptyReply, "{label} answered without content: {detail}", range(200, 300), pattern=r"\S", is_json=True),
+    # JSON of another form than documented too; and numbers that no standard gives a meaning, such as 999.
+    Rule(LLMMalformedReply, _UNREADABLE, range(1000)),
     # No answer came back: the transport's own classes.
     Rule(
         LLMConfigurationError,
@@ -316,7 +326,14 @@ RULES: tuple[Rule, ...] = (
             "ClientPayloadError",
             "ConnectionResetError",
             "ReadError",
+            "StreamEndedEarly",
         },
+    ),
+    Rule(
+        LLMTimeout,
+        "{label} fell silent in the middle of its answer, for {silence_s:g} s: try again later, or allow more with "
+        "LLM_STREAM_CHUNK_TIMEOUT_S.",
+        names={"StreamFellSilent"},
     ),
     # LiteLLM's classes, for failures before anything is sent, and in case its behaviour changes.
     Rule(LLMBadRequest, _LIBRARY, names={"APIConnectionError", "APIError", "InternalServerError"}, was_sent=False),
@@ -325,7 +342,7 @@ RULES: tuple[Rule, ...] = (
     Rule(LLMModelNotFound, _UNKNOWN_MODEL, names={"NotFoundError"}),
     Rule(LLMContextOverflow, _OVERFLOW, names={"ContextWindowExceededError"}),
     Rule(LLMContentBlocked, "{label} blocked the prompt or the answer.", names={"ContentPolicyViolationError"}),
-    Rule(LLMUnsupported, _REFUSED, names={"UnsupportedParamsError"}),
+    Rule(LLMUnsupported, _UNSUPPORTED, names={"UnsupportedParamsError"}),
     Rule(LLMRateLimited, _TOO_MANY, names={"RateLimitError"}),
     Rule(LLMQuotaExhausted, _UNPAID, names={"PaymentRequiredError", "BudgetExceededError"}, is_temporary=False),
     Rule(

@@ -15,10 +15,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llmkit.canonical_json import canonical_json, json_object, sha256_of
+from llmkit.ports import AnswerSink
 from llmkit.providers import CallArguments, ProviderSpec, ReplyFacts
+from llmkit.providers.base import StreamForm
 from llmkit.types import LLMProvider, utc_now
 
-__all__ = ["Exchange", "Outline", "current_exchange"]
+__all__ = ["Exchange", "Outline", "ReplyTooLargeError", "current_exchange"]
+
+
+class ReplyTooLargeError(Exception):
+    """A reply exceeds the limit."""
 
 
 class Outline:
@@ -39,7 +45,7 @@ class Outline:
         self._schemas: dict[LLMProvider, tuple[Mapping[str, Any] | None, str | None]] = {}
 
     def params_sha256(self, path: str, texts: Sequence[str]) -> str:
-        """`Exchange.params_sha256` of a request with these texts."""
+        """Return `Exchange.params_sha256` of a request with these texts."""
         quoted_texts = [canonical_json(text) for text in texts]
         body = "".join(piece if isinstance(piece, str) else quoted_texts[piece] for piece in self._pieces)
         return sha256(f'{{"body":{body},"path":{canonical_json(path)}}}'.encode("ascii")).hexdigest()
@@ -66,6 +72,15 @@ class Exchange:
         on_leaving: Called when the request leaves, to start its clock.
         outline: Of the body, where it is known.
         texts: That are in the places of the outline.
+        sink: Where the pieces of the answer go while it is being written; None for an answer that comes whole.
+        stream: How the answer is requested to stream; None for an answer that comes whole.
+        silence_s: Longest time without a byte in the middle of a streamed answer, in seconds.
+        piece_wait_s: Longest time without a piece there.
+        on_first_piece: Called when the first piece arrives, which ends the deadline of the request.
+        first_token_ms: When it did, in milliseconds after the request left; None before, and for an answer that came
+            whole.
+        is_folded: Whether the reply is the sum of the events of a stream.
+        stream_error: The error that the server has sent in the stream, as its protocol has it.
     """
 
     spec: ProviderSpec
@@ -83,6 +98,14 @@ class Exchange:
     on_leaving: Callable[[], None] = lambda: None
     outline: Outline | None = None
     texts: Sequence[str] = ()
+    sink: AnswerSink | None = field(default=None, repr=False)
+    stream: StreamForm | None = None
+    silence_s: float = 60.0
+    piece_wait_s: float = 120.0
+    on_first_piece: Callable[[], None] = lambda: None
+    first_token_ms: float | None = None
+    is_folded: bool = False
+    stream_error: Any = field(default=None, repr=False)
     _started_s: float = field(default_factory=perf_counter)
 
     def request_leaves(self, path: str, body: bytes) -> None:
@@ -96,10 +119,22 @@ class Exchange:
         """Note the whole answer."""
         self.status, self.headers, self.body = status, headers, body
 
+    def piece_arrives(self) -> None:
+        """Note the arrival of a piece; only the first one counts."""
+        if self.first_token_ms is None:
+            self.first_token_ms = self.elapsed_ms
+            self.on_first_piece()
+
+    @property
+    def has_broken(self) -> bool:
+        """Whether the reply is only the part of an answer that arrived before something went wrong."""
+        return self.is_folded and (self.transport_error is not None or self.stream_error is not None)
+
     @property
     def elapsed_ms(self) -> float:
-        """Milliseconds since the request left."""
-        return (perf_counter() - self._started_s) * 1000
+        """Milliseconds since the request left, without those that the reader of a streamed answer took."""
+        reader_ms = 0.0 if self.sink is None else self.sink.reader_ms
+        return (perf_counter() - self._started_s) * 1000 - reader_ms
 
     @cached_property
     def reply_json(self) -> Mapping[str, Any] | None:
@@ -108,7 +143,12 @@ class Exchange:
 
     @cached_property
     def error_json(self) -> Mapping[str, Any]:
-        """The JSON object that explains a failure: the reply, or the first object in it when it is a list."""
+        """The JSON object that explains a failure: the reply, or the first object in it when it is a list.
+
+        After an error in a stream, it is that error alone.
+        """
+        if self.stream_error is not None:
+            return {"error": self.stream_error}
         if self.reply_json is not None or self.body.lstrip()[:1] != b"[":
             return self.reply_json or {}
         items = (json_object(b'{"items":' + self.body + b"}") or {}).get("items")
@@ -118,7 +158,7 @@ class Exchange:
     def facts(self) -> ReplyFacts:
         """Return the facts in the provider's own JSON; none if it has another shape than documented."""
         try:
-            return self.spec.reply_facts(self.error_json)
+            return self.spec.reply_facts(self.error_json if self.stream_error is None else self.reply_json or {})
         except Exception:  # noqa: BLE001 - a server may send anything, and the attempt must still be recorded
             return ReplyFacts()
 

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import io
-from functools import lru_cache, partial
+import select
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp import hdrs
 from aiohttp.client_proto import ResponseHandler
+from multidict import CIMultiDict
 from yarl import URL
 
+from llmkit.canonical_json import json_object
+from llmkit.transport.http.exchange import ReplyTooLargeError
 from llmkit.transport.http.proxies import find_proxy, is_usable_proxy
 from llmkit.transport.http.tls import load_trusted_certificates, name_tls_failure
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Mapping
 
+    from llmkit.providers.base import StreamForm
     from llmkit.transport.http.exchange import Exchange
 
 __all__ = ["NotAnsweredError", "Pool"]
@@ -30,14 +37,11 @@ KEEPALIVE_S = 30.0
 LARGE_BODY_BYTES = 2**20
 MEGABYTE = 2**20
 DEFAULT_REPLY_LIMIT_MB = 64
+_SUCCESS = range(200, 300)
 
 
 class NotAnsweredError(Exception):
     """Nothing was sent, or no whole answer arrived. Its text is the class name of the reason, as in the exchange."""
-
-
-class _ReplyTooLargeError(Exception):
-    """A reply exceeds the limit."""
 
 
 class _Connection(ResponseHandler):
@@ -64,7 +68,21 @@ class _Connection(ResponseHandler):
 
     def is_connected(self) -> bool:
         """Return whether the connection can carry a request."""
-        return super().is_connected() and not (self.is_idle and self.should_close)
+        if not super().is_connected():
+            return False
+        return not self.is_idle or not (self.should_close or self._has_unread_input())
+
+    def _has_unread_input(self) -> bool:
+        """Return whether the server has closed the connection, or sent something, since the event loop last looked.
+
+        A loop that was busy for a while, with an import for example, has not seen yet that the server gave it up.
+        """
+        connection = self.transport.get_extra_info("socket") if self.transport is not None else None
+        if connection is None or not hasattr(select, "poll"):  # Windows has none, and its `select` ends at 512 sockets
+            return False
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
 
 class _Connector(aiohttp.TCPConnector):
@@ -81,9 +99,13 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class Pool:
-    """Sends requests, each to its own address and nowhere else, and reads whole answers. Follows no redirect.
+    """Sends requests, each to its own address and nowhere else, and reads the answers. Follows no redirect.
 
-    There is no timeout here: the caller sets the deadline. Must be used and closed in one event loop.
+    An exchange with a sink is streamed: the request is changed to ask for that, and the sum of the events is recorded
+    as if it had been the answer to the request as it was given.
+
+    There is no timeout here, except for the silence in the middle of a stream: the caller sets the deadline. Must be
+    used and closed in one event loop.
 
     Args:
         reply_limit_mb: Largest reply that is read, after decompression, in MB.
@@ -92,60 +114,123 @@ class Pool:
     def __init__(self, reply_limit_mb: int = DEFAULT_REPLY_LIMIT_MB) -> None:
         self._reply_limit_mb = reply_limit_mb
         self._session: aiohttp.ClientSession | None = None
+        # Kept for the pool and not for the process: a new session finds what was corrected in the environment.
+        self._find_proxy = lru_cache(maxsize=256)(find_proxy)
+        self._load_certificates = cache(load_trusted_certificates)
 
     async def send(self, exchange: Exchange, method: str, url: str, headers: Mapping[str, str], body: bytes) -> None:
         """Send the request of this exchange and record the answer in it.
 
         Raises:
-            NotAnsweredError: There is no answer; the exchange has the reason.
+            NotAnsweredError: There is no answer; the exchange has the reason. A stream that broke in the middle is an
+                answer, of which the exchange has what arrived, and the reason.
         """
         if exchange.sent_at_utc is not None:
             # LiteLLM repeats a request by itself after some failures. That would be paid for without a record.
             raise NotAnsweredError(exchange.transport_error or "AlreadySent")
+        if exchange.arguments.query:
+            url = f"{url}?{exchange.arguments.query}"
         exchange.reply_limit_mb = self._reply_limit_mb
-        exchange.transport_error = _objection(url, exchange)
-        if exchange.transport_error is not None:
-            raise NotAnsweredError(exchange.transport_error)
-        way = _way(url)
-        exchange.proxy = find_proxy(url)
-        if exchange.proxy is not None and not is_usable_proxy(exchange.proxy):
-            exchange.transport_error = "UnusableProxy"
-            raise NotAnsweredError(exchange.transport_error)
-        try:
-            tls = load_trusted_certificates() if way.scheme == "https" else True
-        except (OSError, ValueError):  # SSL_CERT_FILE names a file without certificates
-            exchange.transport_error = "UnusableCertificateFile"
-            raise NotAnsweredError(exchange.transport_error) from None
-        exchange.request_leaves(way.path, body)
+        # What is hashed is the plain request: how an answer travels does not change it.
+        path, plain_body = _way(url).path, body
+        if exchange.sink is None:
+            exchange.stream = None
+        elif exchange.stream is not None:
+            url, body = exchange.stream.ask(url, body)
+        tls = self._prepare(exchange, url)
+        exchange.request_leaves(path, plain_body)
         try:
             async with self._open_session().request(
                 method,
-                way,
+                _way(url),
                 data=body if len(body) <= LARGE_BODY_BYTES else io.BytesIO(body),
-                headers=_headers_to_send(headers, send_key=exchange.arguments.send_key),
+                headers=_headers_to_send(headers, exchange),
                 allow_redirects=False,
                 proxy=exchange.proxy,
                 ssl=tls,
             ) as answer:
-                exchange.reply_arrives(answer.status, answer.headers, await self._read_body(answer))
-        except _ReplyTooLargeError:
+                await self._read_answer(exchange, answer)
+        except NotAnsweredError:
+            raise
+        except ReplyTooLargeError:
             exchange.transport_error = "ReplyTooLarge"
             raise NotAnsweredError(exchange.transport_error) from None
         except Exception as error:  # noqa: BLE001 - a hostile reply makes parsers and decompressors raise anything
             exchange.transport_error = _name_failure(error)
             raise NotAnsweredError(exchange.transport_error) from None
 
+    def _prepare(self, exchange: Exchange, url: str) -> ssl.SSLContext | bool:
+        """Find the proxy and the certificates of a request, and refuse one that must not leave."""
+        exchange.transport_error = _objection(url, exchange)
+        if exchange.transport_error is not None:
+            raise NotAnsweredError(exchange.transport_error)
+        exchange.proxy = self._find_proxy(url)
+        if exchange.proxy is not None and not is_usable_proxy(exchange.proxy):
+            exchange.transport_error = "UnusableProxy"
+            raise NotAnsweredError(exchange.transport_error)
+        try:
+            return self._load_certificates() if _way(url).scheme == "https" else True
+        except (OSError, ValueError):  # SSL_CERT_FILE names a file without certificates
+            exchange.transport_error = "UnusableCertificateFile"
+            raise NotAnsweredError(exchange.transport_error) from None
+
+    async def _read_answer(self, exchange: Exchange, answer: aiohttp.ClientResponse) -> None:
+        form = exchange.stream
+        if form is None or answer.status not in _SUCCESS:
+            exchange.reply_arrives(answer.status, answer.headers, await self._read_body(answer))
+            return
+        # Imported here: most requests do not stream.
+        from llmkit.transport.http.stream_reading import find_streamed_reply, is_event_stream
+
+        if is_event_stream(form, answer.content_type):
+            await self._read_stream(exchange, form, answer)
+        else:
+            # A server that ignores the request to stream has answered as usual.
+            body = await self._read_body(answer)
+            events = None if json_object(body) is not None else find_streamed_reply(form, body)
+            exchange.is_folded = events is not None
+            exchange.reply_arrives(answer.status, _name_json(answer), body if events is None else events)
+
+    async def _read_stream(self, exchange: Exchange, form: StreamForm, answer: aiohttp.ClientResponse) -> None:
+        if exchange.sink is None:
+            raise ValueError("a streamed exchange has a sink")
+        from llmkit.transport.http.stream_reading import StreamReading
+
+        reading = StreamReading(exchange, form, exchange.sink, self._reply_limit_mb * MEGABYTE)
+        broken_by = None
+        try:
+            await reading.read(answer)
+        except BaseException as error:
+            # Not released, as at the end of this request: the server is to see at once that its reader has left.
+            answer.close()
+            if not isinstance(error, Exception):
+                raise
+            broken_by = _name_stream_failure(error)
+        # An answer that has ended is whole, whatever becomes of its connection.
+        if reading.has_ended:
+            broken_by = None
+        elif broken_by is None and not reading.is_plain:
+            broken_by = "StreamEndedEarly"
+        if broken_by is not None and not reading.has_events:
+            exchange.transport_error = broken_by
+            raise NotAnsweredError(broken_by)
+        body, exchange.stream_error = reading.reply
+        exchange.transport_error, exchange.is_folded = broken_by, reading.has_events
+        exchange.reply_arrives(answer.status, _name_json(answer), body)
+
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
         # Piece by piece: a few compressed kilobytes can decompress to more than the memory of the machine.
         limit = self._reply_limit_mb * MEGABYTE
         if (response.content_length or 0) > limit:
-            raise _ReplyTooLargeError
+            raise ReplyTooLargeError
+        if response.content_length is not None and hdrs.CONTENT_ENCODING not in response.headers:
+            return await response.read()
         pieces, size = [], 0
         async for piece in response.content.iter_any():
             size += len(piece)
             if size > limit:
                 response.close()
-                raise _ReplyTooLargeError
+                raise ReplyTooLargeError
             pieces.append(piece)
         return b"".join(pieces)
 
@@ -165,6 +250,20 @@ class Pool:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+
+def _name_json(answer: aiohttp.ClientResponse) -> Mapping[str, str]:
+    """Return the headers of the reply that was made of a stream: clients read it by its content type."""
+    headers = CIMultiDict(answer.headers)
+    headers["Content-Type"] = "application/json"
+    return headers
+
+
+def _name_stream_failure(error: Exception) -> str:
+    if isinstance(error, ReplyTooLargeError):
+        return "ReplyTooLarge"
+    # The class itself: those derived from it are timeouts of the connection.
+    return "StreamFellSilent" if type(error) is TimeoutError else _name_failure(error)
 
 
 def _name_failure(error: Exception) -> str:
@@ -198,9 +297,14 @@ def _way(url: str) -> URL:
     return URL(url, encoded=True).with_user(None)
 
 
-def _headers_to_send(headers: Mapping[str, str], *, send_key: bool) -> Mapping[str, str]:
+def _headers_to_send(headers: Mapping[str, str], exchange: Exchange) -> Mapping[str, str]:
     kept = {name: value for name, value in headers.items() if name.lower() not in _HOP_HEADERS}
-    if send_key:
+    if exchange.stream is not None:
+        # A proxy that compresses keeps pieces back until it has enough of them.
+        kept["Accept-Encoding"] = "identity"
+    if exchange.arguments.send_key:
+        if "api-key" in kept:  # Azure's, which takes a bearer token for one of its identity service
+            return {name: value for name, value in kept.items() if name.lower() != "authorization"}
         return kept
     # User and password in the address of a private server become Basic, and are meant to be sent.
     return {

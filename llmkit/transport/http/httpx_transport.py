@@ -35,11 +35,25 @@ class RecordingTransport(httpx.AsyncBaseTransport):
         exchange = current_exchange.get()
         body = await request.aread()
         try:
-            await self._pool.send(exchange, request.method, str(request.url), request.headers, body)
+            await self._pool.send(exchange, request.method, str(request.url), _own_headers(request, exchange), body)
         except NotAnsweredError as error:
             raise httpx.ReadError(str(error)) from None
         kept = [(name, value) for name, value in exchange.headers.items() if name.lower() not in _DROPPED_HEADERS]
         return httpx.Response(exchange.status or 0, headers=kept, content=_mend_body(exchange), request=request)
+
+
+def _own_headers(request: httpx.Request, exchange: Exchange) -> dict[str, str]:
+    """Return the headers that llmkit wants to send.
+
+    OpenAI's client describes this machine in some, and LiteLLM adds the organization in the environment to the requests
+    to any server.
+    """
+    wanted = {name.lower() for name in exchange.arguments.kwargs.get("extra_headers", ())}
+    return {
+        name: value
+        for name, value in request.headers.items()
+        if name in wanted or not name.startswith(("x-stainless-", "openai-organization", "openai-project"))
+    }
 
 
 def _mend_body(exchange: Exchange) -> bytes:

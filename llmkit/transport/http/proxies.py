@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -11,18 +10,12 @@ from llmkit.settings import is_loopback
 __all__ = ["find_proxy", "is_usable_proxy"]
 
 
-@lru_cache(maxsize=256)
 def find_proxy(url: str) -> str | None:
     """Return the proxy that the environment names for this URL; None for an address on this machine."""
-    return None if is_loopback(url) else _find_environment_proxy(urlsplit(url).scheme, urlsplit(url).hostname or "")
-
-
-@cache
-def _find_environment_proxy(scheme: str, host: str) -> str | None:
-    if proxy_bypass(host):
+    if is_loopback(url) or proxy_bypass(urlsplit(url).hostname or ""):
         return None
     proxies = getproxies()
-    proxy = proxies.get(scheme) or proxies.get("all")
+    proxy = proxies.get(urlsplit(url).scheme) or proxies.get("all")
     return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 

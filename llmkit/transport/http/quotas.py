@@ -11,7 +11,7 @@ __all__ = ["describe_quota", "find_objects", "list_violations"]
 # A failure names one or two; more are not read.
 MOST_OBJECTS = 20
 _PERIODS = ("second", "minute", "hour", "day", "week", "month")
-_PERIOD = re.compile(r"per ?(second|min|minute|hour|day|week|month)(?![a-z])", re.IGNORECASE)
+_PERIOD = re.compile(r"per[ -]?(second|min|minute|hour|day|week|month)(?![a-z])", re.IGNORECASE)
 # OpenAI's short names, as in "on tokens per min (TPM): Limit 30000".
 _SHORT = {"RPM": "requests per minute", "TPM": "tokens per minute", "RPD": "requests per day", "TPD": "tokens per day"}
 

@@ -27,6 +27,7 @@ from llmkit.providers import (
 )
 from llmkit.providers.prompt_tokens import MOST_CHARS_PER_TOKEN
 from llmkit.transport.http.exchange import Exchange
+from llmkit.transport.http.logprobs import summarize_logprobs
 from llmkit.types import MOST_TOKENS, FinishReason, LLMRequest, TokenUsage, ToolCall
 
 __all__ = ["read_reply", "verdict"]
@@ -40,6 +41,7 @@ _FINISH_REASONS: dict[str, FinishReason] = {
 }
 # Context windows are multiples of this.
 WINDOW_STEP_TOKENS = 1024
+SMALLEST_WINDOW_TOKENS = 128
 MOST_TAG_CHARS = 12
 _CLOSING_TAG = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 
@@ -60,14 +62,24 @@ def read_reply(completion: Any, exchange: Exchange, request: LLMRequest) -> Clie
     finish_reason = _FINISH_REASONS.get(str(getattr(choice, "finish_reason", "")), "unknown")
     if facts.ended_by is not None and facts.blocked is None:
         finish_reason = "unknown"
-    usage = _usage(getattr(completion, "usage", None), facts, estimates=exchange.spec.estimates_missing_counts)
+    text = drop_reasoning(_read_text(message)) if exchange.spec.writes_reasoning_tags else _read_text(message)
+    logprobs = None
+    if request.logprobs:
+        logprobs = summarize_logprobs(facts.token_logprobs, text or "".join(call.arguments for call in calls[:1]))
+    # LiteLLM's estimate of a stream would be one of what has arrived, which is not what was billed.
+    estimates = exchange.spec.estimates_missing_counts and not exchange.is_folded
+    usage = _usage(getattr(completion, "usage", None), facts, estimates=estimates)
+    if exchange.has_broken and not facts.counts_reported:
+        # Some providers count the prompt at the beginning of a stream.
+        usage = TokenUsage(input_tokens=_read_count(facts.prompt_tokens))
     reply = ClientReply(
-        text=drop_reasoning(_read_text(message)) if exchange.spec.writes_reasoning_tags else _read_text(message),
+        text=text,
         tool_calls=calls,
         finish_reason="tool_calls" if calls and finish_reason in {"stop", "unknown"} else finish_reason,
         usage=usage,
         response_model=_response_model(completion),
         cost_usd=_cost_usd(completion, exchange, usage),
+        logprobs=logprobs,
     )
     return _with_warnings(reply, exchange, request, facts)
 
@@ -132,15 +144,25 @@ def _prompt_was_cut(facts: ReplyFacts, exchange: Exchange, request: LLMRequest) 
     The window is the requested one, or a smaller one of the model's own: then the count is a whole multiple
     of 1,024 and smaller than any tokenizer would make of a prompt of this length. A server that drops the oldest
     messages instead counts less than its window, and then the prompt has more words than tokens were read.
+
+    Where no window was asked for (Ollama cuts in other protocols than its own too), only a count that looks like a
+    window and is below the number of words is evidence enough: an answer that was paid is not given up for less.
     """
     window, counted = exchange.arguments.context_tokens, facts.prompt_tokens
-    if window is None or counted is None:
+    if counted is None:
         return False
+    if window is None:
+        looks_like_window = counted >= SMALLEST_WINDOW_TOKENS and (
+            counted % WINDOW_STEP_TOKENS == 0 or counted.bit_count() == 1
+        )
+        return looks_like_window and facts.counts_reported and counted < count_words(request)
     if counted >= window - 1:
         # A count that no tokenizer makes of this prompt, such as 10**12, is an error of the server's and no evidence.
         return counted <= max(window, compute_max_prompt_tokens(request))
     if counted % WINDOW_STEP_TOKENS == 0 and counted < compute_min_prompt_tokens(request):
         return True
+    if _compute_most_words(request) <= window:
+        return False  # Most prompts: they fit, whatever was counted.
     return _fewer_than_sent(facts, request) and (count_words(request) > window or surely_exceeds(request, window))
 
 
@@ -153,7 +175,13 @@ def _with_warnings(reply: ClientReply, exchange: Exchange, request: LLMRequest, 
     wants_schema = request.response_format is not None and request.response_format.json_schema is not None
     if wants_schema and exchange.sent_schema is None:
         warnings.append(f"{exchange.spec.label} was not given the schema as a constraint, only as part of the prompt.")
-    if exchange.arguments.context_tokens is not None and _fewer_than_sent(facts, request):
+    wants_json = request.response_format is not None and not wants_schema
+    if wants_json and "response_format" not in exchange.arguments.kwargs:
+        warnings.append(f"{exchange.spec.label} was not asked for JSON, only the prompt asks for it.")
+    if request.logprobs and reply.logprobs is None:
+        warnings.append(f"{exchange.spec.label} sent no log-probabilities: {exchange.spec.hints['logprobs']}.")
+    may_cut = exchange.arguments.context_tokens is not None or exchange.spec.is_declared_local
+    if may_cut and _fewer_than_sent(facts, request):
         warnings.append(
             f"{exchange.spec.label} counted {facts.prompt_tokens} tokens, far fewer than the prompt should have: "
             "it may have left out the oldest messages."
@@ -173,11 +201,14 @@ def _fewer_than_sent(facts: ReplyFacts, request: LLMRequest) -> bool:
     """Return whether the server counted fewer tokens than the messages can have. It must have reported a count."""
     if not facts.counts_reported or facts.prompt_tokens is None:
         return False
-    least = compute_min_prompt_tokens(request)
-    # A text has at most one word per two characters, so most replies need no counting of words.
-    return facts.prompt_tokens < least or (
-        facts.prompt_tokens < (MOST_CHARS_PER_TOKEN // 2) * (least + 1) and facts.prompt_tokens < count_words(request)
-    )
+    if facts.prompt_tokens < compute_min_prompt_tokens(request):
+        return True
+    return facts.prompt_tokens < _compute_most_words(request) and facts.prompt_tokens < count_words(request)
+
+
+def _compute_most_words(request: LLMRequest) -> int:
+    """Return an upper bound on the words of the messages, without reading them: a word and a blank are 2 characters."""
+    return (MOST_CHARS_PER_TOKEN // 2) * (compute_min_prompt_tokens(request) + 1)
 
 
 def _tool_call(call: Any, number: int) -> ToolCall:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from functools import cache
 
 import certifi
 
@@ -16,7 +15,6 @@ _WRONG_NAMES = frozenset({62, 63, 64})
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "UNKNOWN_PROTOCOL"})
 
 
-@cache
 def load_trusted_certificates() -> ssl.SSLContext:
     """Load the machine's certificates (SSL_CERT_FILE counts) and those of certifi.
 

@@ -72,6 +72,9 @@ class Rates:
         """Return the time."""
         return self._clock()
 
+    async def close(self) -> None:
+        """Do nothing: nothing is shared."""
+
     def note_change(self) -> None:
         """Note that a reservation was used, returned or corrected."""
         self._changed.set()
@@ -89,6 +92,10 @@ class RateReservation:
         for each in self._granted:
             each.window.use(each.reservation, self._rates.now_s())
         self._rates.note_change()
+
+    async def confirm(self) -> None:
+        """Do the same as `use`, as `LeasedReservation` has it."""
+        self.use()
 
     def release(self) -> None:
         """Release the reservation of a request that will not be sent. Idempotent; no effect after `use`."""

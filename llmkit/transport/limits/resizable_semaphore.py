@@ -41,6 +41,7 @@ class ResizableSemaphore:
             self._turns.appendleft(turn)
         else:
             self._turns.append(turn)
+        # The queue may consist of cancelled callers alone, with places free: then no holder would admit this one.
         self.admit_waiting()
         if turn.done():
             return

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from llmkit.providers import CallArguments
 from llmkit.transport.http.exchange import Exchange
-from llmkit.transport.paths.library import LOADING, RELEASE, load_internals, surprises
+from llmkit.transport.paths.library import LOADING, RELEASE, load_internals, mute_warnings, surprises
 from llmkit.transport.paths.request_templates import Forms, kind_of
 from llmkit.transport.paths.translation import PreparedRequest, RawReply, Translation, carries, rehearse, translations
 
@@ -60,9 +60,11 @@ def _load_parts() -> FastParts | None:
     try:
         found = surprises()
         if not found:
-            internals = load_internals()
-            parts = FastParts(translations(internals), internals.model_cost)
-            rehearse(parts.translations)
+            # LiteLLM defines some types when it first needs them.
+            with mute_warnings():
+                internals = load_internals()
+                parts = FastParts(translations(internals), internals.model_cost)
+                rehearse(parts.translations)
             return parts
     except Exception as error:  # noqa: BLE001 - the reference path works with any release
         found = (f"{type(error).__name__} at rehearsal: {error}",)
@@ -135,16 +137,21 @@ class FastPath:
             raise NoAnswerError
         provider = str(exchange.arguments.kwargs["model"]).partition("/")[0]
         translation = self._translations[provider]
-        plain = translation.glance(prepared, exchange.reply_json, exchange.headers) if status == HTTP_OK else None
+        plain = None
+        if status == HTTP_OK:
+            is_priced = exchange.spec.reports_cost
+            plain = translation.glance(prepared, exchange.reply_json, exchange.headers, is_priced=is_priced)
         return plain if plain is not None else self._read(translation, prepared, exchange, status)
 
     def _read(self, translation: Translation, prepared: PreparedRequest, exchange: Exchange, status: int) -> Any:
-        # A second copy, because LiteLLM changes the reply that it reads.
-        reply = json.loads(exchange.body)
+        reply = exchange.reply_json or {}
         if status == HTTP_OK:
             reply = exchange.spec.mend_reply(reply)
         facts = exchange.spec.reply_facts(reply)
-        answer = RawReply(status, exchange.headers, exchange.body, dict(reply), facts.counts_reported)
+        # A copy, because LiteLLM changes the reply that it reads.
+        reply = json.loads(json.dumps(reply))
+        is_priced = exchange.spec.reports_cost
+        answer = RawReply(status, exchange.headers, exchange.body, dict(reply), facts.counts_reported, is_priced)
         return translation.read(prepared, answer)
 
 

@@ -8,16 +8,31 @@ from __future__ import annotations
 import concurrent.futures.thread  # noqa: F401 - see `load_library`
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+import warnings
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from inspect import signature
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any
 
+from llmkit.batch.loading import note_loading
 from llmkit.settings import prepare_litellm_environment
+from llmkit.transport.http.exchange import current_exchange
 
-__all__ = ["EXPECTED", "LOADING", "RELEASE", "Internals", "Library", "load_internals", "load_library", "surprises"]
+__all__ = [
+    "EXPECTED",
+    "LOADING",
+    "RELEASE",
+    "Internals",
+    "Library",
+    "load_internals",
+    "load_library",
+    "mute_warnings",
+    "surprises",
+]
 
 RELEASE = "1.106.2"
 """The release whose inner parts are known."""
@@ -26,6 +41,15 @@ _UTILS = "litellm.utils"
 _OLLAMA = "litellm.llms.ollama.chat.transformation:OllamaChatConfig"
 _VLLM = "litellm.llms.hosted_vllm.chat.transformation:HostedVLLMChatConfig"
 _GEMINI = "litellm.llms.gemini.chat.transformation:GoogleAIStudioGeminiConfig"
+_OPENAI = "litellm.llms.openai.chat.gpt_transformation:OpenAIGPTConfig"
+_OPENAI_CONFIG = f"{_UTILS}:ProviderConfigManager.get_provider_chat_config"
+_OPENAI_REPLY = (
+    "litellm.litellm_core_utils.llm_response_utils.convert_dict_to_response:convert_to_model_response_object"
+)
+_SDK = "openai:AsyncOpenAI"
+_SDK_OPTIONS = "openai._models:FinalRequestOptions"
+_SDK_COMPLETION = "openai.types.chat:ChatCompletion"
+_SDK_READ = "openai._models:construct_type"
 _VERTEX = "litellm.llms.vertex_ai.vertex_llm_base:VertexBase"
 _GEMINI_BODY = "litellm.llms.vertex_ai.gemini.transformation:transform_request_body"
 _HEADERS = "litellm.llms.custom_httpx.http_handler:get_default_headers"
@@ -57,6 +81,17 @@ EXPECTED: dict[str, tuple[str, ...]] = {
             "transform_response": _REPLY,
         }.items()
     },
+    f"{_OPENAI}.map_openai_params": _MAP,
+    f"{_OPENAI}.get_supported_openai_params": ("self", "model"),
+    f"{_OPENAI}.transform_request": _REQUEST,
+    _OPENAI_CONFIG: ("model", "provider", "base_model"),
+    _OPENAI_REPLY: (
+        "response_object", "model_response_object", "response_type", "stream", "start_time", "end_time",
+        "hidden_params", "_response_headers", "convert_tool_call_to_json_mode",
+    ),
+    f"{_SDK}._build_request": ("self", "options", "retries_taken"),
+    f"{_SDK}.post": ("self", "path", "cast_to", "body", "content", "files", "options", "stream", "stream_cls"),
+    _SDK_READ: ("value", "type_", "metadata"),
     f"{_GEMINI}.map_openai_params": _MAP,
     f"{_GEMINI}.validate_environment": _ENVIRONMENT,
     f"{_GEMINI}.transform_response": _REPLY,
@@ -82,6 +117,8 @@ class Library:
     http_handler: Callable[..., Any]
     model_cost: dict[str, Any]
     internal_call: Any
+    openai_client: Callable[..., Any]
+    calls_openai_client: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +127,12 @@ class Internals:
 
     ollama: Any
     gemini: Any
-    openai: Any
+    vllm: Any
+    openai_config: Callable[..., Any]
+    openai_reply: Callable[..., Any]
+    openai_client: Callable[..., Any]
+    openai_options: Callable[..., Any]
+    openai_parse: Callable[..., Any]
     gemini_address: Callable[..., tuple[dict[str, str], str]]
     gemini_body: Callable[..., dict[str, Any]]
     default_headers: Mapping[str, str]
@@ -120,21 +162,74 @@ def load_library() -> Library:
             # the import itself registers meanwhile is undone and was never done, so the one that does is loaded before.
             release = LOADING.release
             os.register_at_fork(before=LOADING.acquire, after_in_parent=release, after_in_child=release)
-            _library = _import_library()
+            with note_loading("LiteLLM"):
+                _library = _import_library()
         return _library
 
 
 def _import_library() -> Library:
     prepare_litellm_environment()
-    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
-        # At DEBUG it logs whole prompts, it switches propagation on by itself, and it logs while it is imported.
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "openai._base_client"):
+        # At DEBUG they log whole prompts; LiteLLM switches propagation on by itself, and logs while it is imported.
         logging.getLogger(name).disabled = True
-    import litellm
-    from litellm._internal_context import is_internal_call
-    from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
+    # It logs whole addresses, of which a password may be a part; what is not llmkit's stays as it is.
+    logging.getLogger("httpx").addFilter(lambda _record: current_exchange.get(None) is None)
+    with mute_warnings():
+        import litellm
+        from litellm._internal_context import is_internal_call
+        from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
+    from openai import AsyncOpenAI
 
     litellm.suppress_debug_info = True
-    return Library(litellm.acompletion, AsyncHTTPHandler, litellm.model_cost, is_internal_call)
+    return Library(
+        acompletion=litellm.acompletion,
+        http_handler=AsyncHTTPHandler,
+        model_cost=litellm.model_cost,
+        internal_call=is_internal_call,
+        openai_client=AsyncOpenAI,
+        calls_openai_client=frozenset({"openai", "custom_openai", *litellm.openai_compatible_providers} - OWN_HANDLERS),
+    )
+
+
+# LiteLLM lists these as compatible with OpenAI, but calls them through its own HTTP handler. Given OpenAI's client it
+# makes a handler of its own, whose requests leave past our pool: without a record, and through proxies of the
+# environment. Read from the order of the branches in `litellm.main.completion`; the tests of the local model notice.
+OWN_HANDLERS = frozenset(
+    (
+        "azure_ai",
+        "cometapi",
+        "deepseek",
+        "edenai",
+        "fireworks_ai",
+        "groq",
+        "hosted_vllm",
+        "ragflow",
+        "together_ai",
+        "xai",
+    )
+)
+
+
+@contextmanager
+def mute_warnings() -> Iterator[None]:
+    """Drop the warnings of this thread inside the block.
+
+    LiteLLM and what it loads add filters against their own warnings, but filters belong to the whole process: another
+    thread that leaves `warnings.catch_warnings` during this import, as tests do all the time, takes them away again.
+    The warnings then reach the user, or, where warnings are errors, break the import off, and half of LiteLLM stays
+    loaded for ever.
+    """
+    real, mine = warnings.warn, get_ident()
+
+    def warn(*arguments: Any, **options: Any) -> None:
+        if warnings.warn is not warn or get_ident() != mine:
+            real(*arguments, **{**options, "stacklevel": options.get("stacklevel", 1) + 1})
+
+    warnings.warn = warn
+    try:
+        yield
+    finally:
+        warnings.warn = real
 
 
 def load_internals() -> Internals:
@@ -143,7 +238,12 @@ def load_internals() -> Internals:
     return Internals(
         ollama=_part(_OLLAMA)(),
         gemini=_part(_GEMINI)(),
-        openai=_part(_VLLM)(),
+        vllm=_part(_VLLM)(),
+        openai_config=partial(_part(_OPENAI_CONFIG), provider=_part("litellm:LlmProviders").OPENAI),
+        openai_reply=_part(_OPENAI_REPLY),
+        openai_client=_part(_SDK),
+        openai_options=_part(_SDK_OPTIONS).construct,
+        openai_parse=partial(_part(_SDK_READ), type_=_part(_SDK_COMPLETION)),
         gemini_address=_part(_VERTEX)().get_token_and_url,
         gemini_body=_part(_GEMINI_BODY),
         default_headers=_part(_HEADERS)(),

@@ -47,11 +47,27 @@ class ReferencePath:
         library.internal_call.set(True)
         return await library.acompletion(
             **exchange.arguments.own_kwargs(),
-            client=self._http_handler(library),
+            client=self._make_client(library, exchange),
             timeout=timeout_s + BACKSTOP_S,
             num_retries=0,
             max_retries=0,
+            # LiteLLM calls some models of this kind by another API (Responses) of their provider, and then at paths
+            # that other servers do not have.
+            _skip_responses_api_bridge=True,
         )
+
+    def _make_client(self, library: Library, exchange: Exchange) -> Any:
+        """Return what carries the request: OpenAI's client where LiteLLM calls that, else its own handler."""
+        handler = self._http_handler(library)
+        arguments = exchange.arguments.kwargs
+        if str(arguments["model"]).partition("/")[0] not in library.calls_openai_client:
+            return handler
+        client = library.openai_client(
+            api_key=arguments["api_key"], base_url=arguments["api_base"], http_client=self._http, max_retries=0
+        )
+        # It takes both from the environment, and would send them to whatever address this is.
+        client.organization = client.project = None
+        return client
 
     def _http_handler(self, library: Library) -> Any:
         if self._handler is None:

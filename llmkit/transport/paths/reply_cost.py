@@ -1,4 +1,6 @@
-"""Cost of a Gemini answer from LiteLLM's price per token: its full calculation costs as much as a bare request.
+"""Cost of an answer of Gemini or OpenAI from LiteLLM's price per token.
+
+Its full calculation costs as much as a bare request.
 
 Only for answers that cost a sum over plain text tokens, of models that LiteLLM prices that way. Everything else
 (cached tokens, pictures, long prompts, service tiers, searches) LiteLLM calculates itself.
@@ -10,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Prices"]
+__all__ = ["GEMINI_WIRE", "OPENAI_WIRE", "PriceWire", "Prices"]
 
 # Of the models that LiteLLM knows, none is dearer for a prompt shorter than 128,000 tokens.
 PLAIN_TOKENS = 100_000
@@ -31,15 +33,32 @@ class _Units:
 
 
 @dataclass(frozen=True, slots=True)
+class PriceWire:
+    """Form in which a provider reports tokens.
+
+    Attributes:
+        provider: LiteLLM's name of the provider.
+        is_plain: Whether an answer with these headers costs a sum over its tokens of text.
+        make_reply: The JSON of an answer by this model with these numbers of tokens of prompt, text and reasoning.
+    """
+
+    provider: str
+    is_plain: Callable[[Mapping[str, Any], Mapping[str, str]], bool]
+    make_reply: Callable[[str, int, int, int], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
 class Prices:
-    """Prices of Gemini's models.
+    """Prices of one provider's models.
 
     Args:
+        wire: How it reports tokens.
         read: LiteLLM's reading of a reply, for a model.
         calculate: LiteLLM's calculation for a reply that was read and the requested model; None when it has no price.
         listed: LiteLLM's list of models, which may be changed while the process runs.
     """
 
+    wire: PriceWire
     read: Callable[[str, dict[str, Any]], Any]
     calculate: Callable[[Any, str], float | None]
     listed: Mapping[str, Mapping[str, Any]]
@@ -63,7 +82,7 @@ class Prices:
         self, completion: Any, model: str, reply: Mapping[str, Any], headers: Mapping[str, str]
     ) -> float | None:
         """Return the same where it is a sum over plain tokens, else None."""
-        units = self._units(model, str(completion.model)).usd if _is_plain(reply, headers) else None
+        units = self._units(model, str(completion.model)).usd if self.wire.is_plain(reply, headers) else None
         if units is None or completion.usage.prompt_tokens > PLAIN_TOKENS:
             return None
         usage = completion.usage
@@ -73,7 +92,7 @@ class Prices:
     def _units(self, model: str, served: str) -> _Units:
         listed = tuple(
             self.listed.get(name, {}).get(rate)
-            for name in (f"gemini/{model}", f"gemini/{served}", served)
+            for name in (f"{self.wire.provider}/{model}", f"{self.wire.provider}/{served}", model, served)
             for rate in _RATES
         )
         units = self._known.get((model, served))
@@ -92,11 +111,7 @@ class Prices:
         return units if _sum(units, *many) == self._price(model, served, *many) else None
 
     def _price(self, model: str, served: str, prompt: int, text: int, reasoning: int) -> float | None:
-        counts = {"promptTokenCount": prompt, "candidatesTokenCount": text, "thoughtsTokenCount": reasoning}
-        candidate = {"content": {"parts": [{"text": "x"}]}, "finishReason": "STOP"}
-        usage = {**counts, "totalTokenCount": prompt + text + reasoning}
-        reply = {"candidates": [candidate], "usageMetadata": usage, "modelVersion": served}
-        return self.calculate(self.read(model, reply), model)
+        return self.calculate(self.read(model, self.wire.make_reply(served, prompt, text, reasoning)), model)
 
 
 def _sum(units: tuple[float, float, float], prompt: int, text: int, reasoning: int) -> float:
@@ -104,7 +119,7 @@ def _sum(units: tuple[float, float, float], prompt: int, text: int, reasoning: i
     return float(prompt) * units[0] + (float(text) * units[1] + float(reasoning) * units[2])
 
 
-def _is_plain(reply: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
+def _is_plain_gemini(reply: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
     usage = reply.get("usageMetadata")
     if not isinstance(usage, dict) or not usage.keys() <= _PLAIN_USAGE or "x-gemini-service-tier" in headers:
         return False
@@ -112,3 +127,35 @@ def _is_plain(reply: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
     return all(detail.get("modality") == "TEXT" for detail in details) and not any(
         "groundingMetadata" in candidate for candidate in reply.get("candidates", [])
     )
+
+
+def _make_gemini_reply(served: str, prompt: int, text: int, reasoning: int) -> dict[str, Any]:
+    counts = {"promptTokenCount": prompt, "candidatesTokenCount": text, "thoughtsTokenCount": reasoning}
+    candidate = {"content": {"parts": [{"text": "x"}]}, "finishReason": "STOP"}
+    usage = {**counts, "totalTokenCount": prompt + text + reasoning}
+    return {"candidates": [candidate], "usageMetadata": usage, "modelVersion": served}
+
+
+def _is_plain_openai(reply: Mapping[str, Any], _headers: Mapping[str, str]) -> bool:
+    usage = reply.get("usage")
+    if not isinstance(usage, dict) or reply.get("service_tier") not in (None, "default"):
+        return False
+    prompt, output = usage.get("prompt_tokens_details") or {}, usage.get("completion_tokens_details") or {}
+    special = [count for name, count in {**prompt, **output}.items() if name != "reasoning_tokens"]
+    return not any(special)
+
+
+def _make_openai_reply(served: str, prompt: int, text: int, reasoning: int) -> dict[str, Any]:
+    usage = {
+        "prompt_tokens": prompt,
+        "completion_tokens": text + reasoning,
+        "total_tokens": prompt + text + reasoning,
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }
+    message = {"role": "assistant", "content": "x"}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return {"id": "1", "created": 1, "model": served, "choices": [choice], "usage": usage}
+
+
+GEMINI_WIRE = PriceWire("gemini", _is_plain_gemini, _make_gemini_reply)
+OPENAI_WIRE = PriceWire("openai", _is_plain_openai, _make_openai_reply)

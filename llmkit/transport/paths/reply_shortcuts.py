@@ -93,7 +93,7 @@ def _ollama(model: str, reply: Reply) -> PlainCompletion | None:
 
 _GEMINI_ENDS = {"STOP": "stop", "MAX_TOKENS": "length"}
 _GEMINI_REPLY = frozenset({"candidates", "usageMetadata", "modelVersion", "responseId"})
-_GEMINI_CANDIDATE = frozenset({"content", "finishReason", "index", "avgLogprobs"})
+_GEMINI_CANDIDATE = frozenset({"content", "finishReason", "index", "avgLogprobs", "logprobsResult"})
 _GEMINI_COUNTS = frozenset({"promptTokenCount", "candidatesTokenCount", "totalTokenCount", "thoughtsTokenCount"})
 
 
@@ -144,7 +144,52 @@ def _is_all_text(details: Any) -> bool:
     )
 
 
-READERS: Mapping[str, Reader] = {"ollama_chat": _ollama, "gemini": _gemini}
+_OPENAI_ENDS = {"stop": "stop", "length": "length"}
+_OPENAI_MESSAGE = frozenset({"role", "content", "refusal", "annotations", "tool_calls", "function_call"})
+_OPENAI_COUNTS = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
+_OPENAI_DETAILS = frozenset({"prompt_tokens_details", "completion_tokens_details"})
+# What these count as well is the same for LiteLLM.
+_OPENAI_DETAIL = frozenset(
+    {"cached_tokens", "audio_tokens", "reasoning_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens"}
+)
+
+
+def _openai(_model: str, reply: Reply) -> PlainCompletion | None:
+    choices, served = reply.get("choices"), reply.get("model")
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(served, str) or not served:
+        return None
+    choice, usage = choices[0], _openai_usage(reply.get("usage"))
+    if usage is None or reply.get("error") is not None or not isinstance(choice, dict):
+        return None
+    message, end = choice.get("message"), choice.get("finish_reason")
+    if not isinstance(message, dict) or not message.keys() <= _OPENAI_MESSAGE or message.get("role") != "assistant":
+        return None
+    if message.get("tool_calls") or message.get("function_call"):
+        return None
+    text = message.get("content")
+    # LiteLLM takes reasoning out of a text that begins with `<think>`.
+    if not isinstance(text, str) or text[:1] in {"", "<"} or not isinstance(end, str) or end not in _OPENAI_ENDS:
+        return None
+    return _completion(text, _OPENAI_ENDS[end], served, usage)
+
+
+def _openai_usage(counted: Any) -> PlainUsage | None:
+    if not isinstance(counted, dict) or not counted.keys() <= _OPENAI_COUNTS | _OPENAI_DETAILS:
+        return None
+    prompt, output, total = (counted.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
+    if not _is_count(prompt) or not _is_count(output) or not _is_count(total):
+        return None
+    read, written = (counted.get(name) or {} for name in ("prompt_tokens_details", "completion_tokens_details"))
+    for details in (read, written):
+        if not isinstance(details, dict) or not details.keys() <= _OPENAI_DETAIL:
+            return None
+        if not all(map(_is_count, details.values())):
+            return None
+    cached, reasoning = read.get("cached_tokens"), written.get("reasoning_tokens")
+    return PlainUsage(prompt, output, total, PlainDetails(cached), PlainDetails(reasoning_tokens=reasoning))
+
+
+READERS: Mapping[str, Reader] = {"ollama_chat": _ollama, "openai": _openai, "gemini": _gemini}
 """By LiteLLM's name of the provider: a function of the requested model and the reply's JSON."""
 
 

@@ -104,7 +104,7 @@ def _load(preferred: RequestPath) -> FastParts | None:
 
 
 def load_here(preferred: RequestPath, exchange: Exchange) -> None:
-    """`RequestPaths.load` and `RequestPaths.rehearse` in the calling thread, which must have no running event loop.
+    """Run `RequestPaths.load` and `RequestPaths.rehearse` in the calling thread, which must have no running event loop.
 
     Args:
         preferred: The path that will be used.

@@ -7,14 +7,16 @@ functions; what it does beyond them is declared here and checked by the contract
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from llmkit.transport.http.exchange import Outline
 from llmkit.transport.paths.library import Internals
-from llmkit.transport.paths.reply_cost import Prices
+from llmkit.transport.paths.reply_cost import GEMINI_WIRE, OPENAI_WIRE, Prices, PriceWire
 from llmkit.transport.paths.reply_shortcuts import READERS, Reader, as_plain
 
 __all__ = ["PreparedRequest", "RawReply", "Translation", "carries", "rehearse", "translations"]
@@ -57,6 +59,7 @@ class RawReply:
     Attributes:
         reply: The JSON object, which the reading may change.
         counts_reported: Whether the provider's own token counts are in it.
+        is_priced: Whether LiteLLM's price of the answer is of use.
     """
 
     status_code: int
@@ -64,6 +67,7 @@ class RawReply:
     content: bytes = field(repr=False)
     reply: dict[str, Any] = field(repr=False)
     counts_reported: bool = True
+    is_priced: bool = True
 
     @property
     def text(self) -> str:
@@ -96,8 +100,13 @@ class Translation(Protocol):
         """Return LiteLLM's `ModelResponse`. Raises whatever LiteLLM raises."""
         ...
 
-    def glance(self, prepared: PreparedRequest, reply: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
-        """Return the same as `read` for the plainest answers, at a tenth of its cost; None for all others."""
+    def glance(
+        self, prepared: PreparedRequest, reply: Mapping[str, Any], headers: Mapping[str, str], *, is_priced: bool = True
+    ) -> Any:
+        """Return the same as `read` for the plainest answers, at a tenth of its cost; None for all others.
+
+        `is_priced` is as in `RawReply`.
+        """
         ...
 
 
@@ -189,8 +198,119 @@ class _PlainTranslation:
         counted = [] if answer.counts_reported else prepared.messages
         return _Common(self.internals).read(self.config, prepared, answer, counted)
 
-    def glance(self, prepared: PreparedRequest, reply: Mapping[str, Any], _headers: Mapping[str, str]) -> Any:
+    def glance(
+        self,
+        prepared: PreparedRequest,
+        reply: Mapping[str, Any],
+        _headers: Mapping[str, str],
+        *,
+        is_priced: bool = True,
+    ) -> Any:
+        del is_priced  # LiteLLM has no price for these.
         return self.reader(prepared.model, reply) if self.reader is not None else None
+
+
+# OpenAI's client describes itself and this machine in these; a gateway might act on the number of a retry.
+_SDK_HEADERS = "x-stainless-"
+# A process calls a handful of endpoints.
+_MOST_CLIENTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenAITranslation:
+    """Chat Completions, which LiteLLM calls by OpenAI's own client: that orders the fields and adds the headers."""
+
+    internals: Internals
+    prices: Prices
+    own_parameters: frozenset[str] = frozenset({"max_completion_tokens"})
+    encoder: json.JSONEncoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)  # noqa: RUF009 - it has no state
+    clients: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
+
+    def prepare(self, model: str, arguments: Arguments) -> PreparedRequest:
+        base, config = arguments["api_base"], self.internals.openai_config(model)
+        messages = _Common(self.internals).messages(arguments)
+        names = (*_OPENAI_PARAMETERS, "max_completion_tokens")
+        supported = config.get_supported_openai_params(model=model)
+        if any(name in arguments and name not in supported for name in names):
+            raise ValueError("LiteLLM refuses a parameter of this model's")
+        given = {name: arguments[name] for name in names if name in arguments}
+        if "stop" in given:
+            given["stop"] = self.internals.fix_stop(stop=given["stop"])
+        options = config.map_openai_params(non_default_params=given, optional_params={}, model=model, drop_params=False)
+        data = config.transform_request(
+            model=model,
+            messages=messages,
+            optional_params=options,
+            litellm_params={"custom_llm_provider": "openai", "api_base": base},
+            headers={},
+        )
+        request = self._build_request(self._get_client(arguments["api_key"], base), data, arguments)
+        # Those of the connection are the pool's to set, and the length is another for every text.
+        dropped = {"host", "connection", "accept-encoding", "content-length"}
+        headers = {
+            name: value
+            for name, value in request.headers.items()
+            if name not in dropped and not name.startswith(_SDK_HEADERS)
+        }
+        return PreparedRequest(
+            url=str(request.url), headers=headers, body=request.content, model=model, messages=messages, data=data
+        )
+
+    def _get_client(self, key: str, base: str) -> Any:
+        client = self.clients.get((key, base))
+        if client is None:
+            if len(self.clients) >= _MOST_CLIENTS:
+                self.clients.clear()
+            client = self.internals.openai_client(api_key=key, base_url=base, http_client=_get_idle_http())
+            # It takes both from the environment, and would send them to whatever address this is.
+            client.organization = client.project = None
+            self.clients[key, base] = client
+        return client
+
+    def _build_request(self, client: Any, data: Arguments, arguments: Arguments) -> Any:
+        """Return the request that OpenAI's client makes of these arguments, which sends nothing here."""
+        posted: dict[str, Any] = {}
+
+        async def post(path: str, *, body: Any, options: Mapping[str, Any], **_reading: Any) -> None:
+            posted.update(url=path, json_data=body, **options)
+
+        completions = client.chat.completions
+        completions._post = post  # noqa: SLF001 - this is where the resources of the client hand over to its transport
+        extra = {name: arguments[name] for name in ("extra_headers", "extra_body") if name in arguments}
+        # Nothing in it waits, so the first step is the last one.
+        with suppress(StopIteration):
+            completions.create(**data, **extra).send(None)
+        return client._build_request(self.internals.openai_options(method="post", **posted))  # noqa: SLF001
+
+    def read(self, prepared: PreparedRequest, answer: RawReply) -> Any:
+        completion = _read_openai(self.internals, answer.reply)
+        if answer.is_priced and answer.counts_reported:
+            cost = self.prices.cost_usd(completion, prepared.model, answer.reply, answer.headers)
+            completion._hidden_params["response_cost"] = cost  # noqa: SLF001
+        return completion
+
+    def glance(
+        self, prepared: PreparedRequest, reply: Mapping[str, Any], headers: Mapping[str, str], *, is_priced: bool = True
+    ) -> Any:
+        completion = READERS["openai"](prepared.model, reply)
+        if completion is None or not is_priced:
+            return completion
+        cost = self.prices.by_the_token_usd(completion, prepared.model, reply, headers)
+        return None if cost is None else replace(completion, _hidden_params={"response_cost": cost})
+
+
+def _read_openai(internals: Internals, reply: dict[str, Any]) -> Any:
+    """Return what LiteLLM makes of an answer after OpenAI's client has read it."""
+    parsed = internals.openai_parse(value=reply).model_dump()
+    return internals.openai_reply(response_object=parsed, model_response_object=internals.response(), hidden_params={})
+
+
+@cache
+def _get_idle_http() -> Any:
+    """Return an HTTP client that OpenAI's client builds requests with; it never opens a connection."""
+    import httpx
+
+    return httpx.AsyncClient(transport=httpx.MockTransport(lambda _request: httpx.Response(500)))
 
 
 _COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -235,45 +355,50 @@ class _GeminiTranslation:
 
     def read(self, prepared: PreparedRequest, answer: RawReply) -> Any:
         completion = _Common(self.internals).read(self.internals.gemini, prepared, answer, prepared.messages)
-        if answer.counts_reported:
+        if answer.is_priced and answer.counts_reported:
             cost = self.prices.cost_usd(completion, prepared.model, answer.reply, answer.headers)
             completion._hidden_params["response_cost"] = cost  # noqa: SLF001
         return completion
 
-    def glance(self, prepared: PreparedRequest, reply: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
+    def glance(
+        self, prepared: PreparedRequest, reply: Mapping[str, Any], headers: Mapping[str, str], *, is_priced: bool = True
+    ) -> Any:
         completion = READERS["gemini"](prepared.model, reply)
-        if completion is None:
-            return None
+        if completion is None or not is_priced:
+            return completion
         cost = self.prices.by_the_token_usd(completion, prepared.model, reply, headers)
         return None if cost is None else replace(completion, _hidden_params={"response_cost": cost})
 
 
-def _prices(internals: Internals) -> Prices:
-    common = _Common(internals)
-
-    def read(model: str, reply: dict[str, Any]) -> Any:
-        request = PreparedRequest(url="", headers={}, body=b"", model=model, messages=[], data={})
-        return common.read(internals.gemini, request, RawReply(200, {}, b"", reply), [])
-
+def _prices(internals: Internals, wire: PriceWire, read: Callable[[str, dict[str, Any]], Any]) -> Prices:
     def calculate(completion: Any, model: str) -> float | None:
         try:
             return internals.cost(
-                completion_response=completion, model=model, custom_llm_provider="gemini", call_type="acompletion"
+                completion_response=completion, model=model, custom_llm_provider=wire.provider, call_type="acompletion"
             )
         except Exception:  # noqa: BLE001 - LiteLLM raises for a model without a price
             return None
 
-    return Prices(read, calculate, internals.model_cost)
+    return Prices(wire, read, calculate, internals.model_cost)
 
 
 def translations(internals: Internals) -> Mapping[str, Translation]:
     """Return all translations by LiteLLM's name of the provider."""
+    common = _Common(internals)
+
+    def read_gemini(model: str, reply: dict[str, Any]) -> Any:
+        request = PreparedRequest(url="", headers={}, body=b"", model=model, messages=[], data={})
+        return common.read(internals.gemini, request, RawReply(200, {}, b"", reply), [])
+
     return {
         "ollama_chat": _PlainTranslation(
             internals, internals.ollama, frozenset({"num_ctx"}), reader=READERS["ollama_chat"]
         ),
-        "hosted_vllm": _PlainTranslation(internals, internals.openai),
-        "gemini": _GeminiTranslation(internals, _prices(internals)),
+        "hosted_vllm": _PlainTranslation(internals, internals.vllm),
+        "openai": _OpenAITranslation(
+            internals, _prices(internals, OPENAI_WIRE, lambda _model, reply: _read_openai(internals, reply))
+        ),
+        "gemini": _GeminiTranslation(internals, _prices(internals, GEMINI_WIRE, read_gemini)),
     }
 
 
@@ -311,6 +436,7 @@ _REPLIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "ollama_chat": (_OLLAMA_REPLY % "", _OLLAMA_REPLY % ', "done_reason": "length"'),
         "hosted_vllm": (_VLLM_REPLY,),
+        "openai": (_VLLM_REPLY, _VLLM_REPLY.replace("stop", "length")),
         "gemini": (
             _GEMINI_REPLY % ("STOP", '"totalTokenCount": 7'),
             _GEMINI_REPLY % ("MAX_TOKENS", '"totalTokenCount": 10, "thoughtsTokenCount": 3'),

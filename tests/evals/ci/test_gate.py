@@ -324,6 +324,7 @@ def evaluated(monkeypatch, name, wrong, database, *options):
         return llmkit(["eval", "run", "task.yaml", "--routes", "ollama/llama3.2", "--name", name, *files, *options])
 
 
+@pytest.mark.slow
 def test_runs_are_compared_and_gated_by_exit_codes(folder, monkeypatch, capsys):
     assert evaluated(monkeypatch, "base", 1, folder / "a.db") == 0
     assert evaluated(monkeypatch, "worse", 15, folder / "a.db") == 0
@@ -354,6 +355,7 @@ def test_runs_are_compared_and_gated_by_exit_codes(folder, monkeypatch, capsys):
     assert "there are: worse, base" in shown.err
 
 
+@pytest.mark.slow
 def test_identical_answers_give_byte_identical_documents(folder, monkeypatch, capsys):
     found = []
     for place in ("one", "two"):

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from llmkit.canonical_json import sha256_of
 from llmkit.errors import LLMConfigurationError, LLMDatasetError
@@ -85,7 +85,7 @@ def test_a_malformed_line_is_named(tmp_path, line, message):
 
 def test_the_line_that_is_not_utf8_is_named(tmp_path):
     path = write(tmp_path, "d.jsonl", b'{"input": "a"}\n{"input": "\xff"}\n')
-    assert error_of(path) == "d.jsonl, line 2: not UTF-8 text"
+    assert error_of(path).startswith("d.jsonl, line 2: not UTF-8 text; pass encoding=")
 
 
 @pytest.mark.parametrize(("name", "content"), [("d.jsonl", "\n \n"), ("d.csv", "input,target\n"), ("d.csv", "")])
@@ -195,7 +195,14 @@ def test_parquet_without_its_package_names_the_command(tmp_path, monkeypatch):
 
 def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
     path = write(tmp_path, "d.jsonl", '{"input": "a"}')
-    monkeypatch.setattr(type(path), "open", lambda self, mode: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    real = type(path).open
+
+    def refuse(self, *args, **kwargs):
+        if self.name == path.name:
+            raise PermissionError(13, "denied")
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(path), "open", refuse)
     assert error_of(path) == "d.jsonl cannot be read: denied"
 
 
@@ -212,8 +219,8 @@ def test_an_id_twice_is_an_error_with_both_places(tmp_path):
 
 
 def test_only_samples_are_samples():
-    with pytest.raises(LLMDatasetError, match="Sample 1 of the list is a dict"):
-        Dataset.load([Sample("a"), {"input": "b"}])
+    with pytest.raises(LLMDatasetError, match="Sample 1 of the list is a str"):
+        Dataset.load([Sample("a"), "b"])
 
 
 JSON = st.recursive(
@@ -254,7 +261,7 @@ def test_targets_of_python_become_json_in_one_order():
 
 @pytest.mark.parametrize("target", [float("nan"), {"x": float("inf")}, object()])
 def test_what_is_not_json_is_refused(target):
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(LLMDatasetError, match="JSON"):
         Sample("x", target)
 
 
@@ -296,8 +303,36 @@ def test_an_id_or_group_may_be_a_number_uuid_or_date(value, label):
 
 @pytest.mark.parametrize("value", [True, 7.5, float("nan"), float("inf"), 2.0**53, ["a"]])
 def test_an_id_of_another_kind_is_refused(value):
-    with pytest.raises(ValidationError, match="valid string"):
+    with pytest.raises(LLMDatasetError, match="valid string"):
         Sample("a", id=value)
+
+
+@pytest.mark.parametrize(
+    ("values", "named", "message"),
+    [
+        (
+            ("a",),
+            {"taget": 1},
+            "Sample: there is no taget=; it takes input, target, id, group, metadata; did you mean target=?",
+        ),
+        (
+            ("a",),
+            {"lang": 1},
+            (
+                "Sample: there is no lang=; it takes input, target, id, group, metadata; "
+                "other values go into metadata={'lang': ...}"
+            ),
+        ),
+        ((), {}, "Sample: input: Field required"),
+        (("a", "b", "c"), {}, "Sample: it takes input and target by position; name the others: id, group, metadata"),
+        (("a", float("nan")), {}, "Sample: target: NaN and infinities are not JSON"),
+        ((3,), {}, "Sample: input: must be text or a JSON object; got int"),
+    ],
+)
+def test_a_wrong_argument_of_a_sample_is_one_line_that_says_what_it_takes(values, named, message):
+    with pytest.raises(LLMDatasetError) as caught:
+        Sample(*values, **named)
+    assert str(caught.value) == message
 
 
 def test_a_column_of_ids_with_a_gap_keeps_whole_numbers():
@@ -357,7 +392,7 @@ def test_no_import_of_pandas_for_lists(monkeypatch):
         (lambda data: data.filter("x"), "filter takes a function of a sample; got str"),
         (lambda data: data.splits([0.2, 0.8]), "splits takes shares by name"),
         (lambda data: data.splits({"dev": "x"}), "splits takes shares by name"),
-        (lambda data: Dataset.load(42), "A dataset is a file, samples or a DataFrame; got int"),
+        (lambda data: Dataset.load(42), "A dataset is a file, samples, dictionaries or a table; got int"),
     ],
 )
 def test_an_argument_of_another_kind_is_refused_in_words(use, message):
@@ -449,13 +484,14 @@ def test_a_csv_with_many_columns_takes_linear_work(tmp_path):
 
         __hash__ = str.__hash__
 
-    from llmkit.evals.dataset.files import _columns, _object
+    from llmkit.evals.dataset.delimited import require_unique
+    from llmkit.evals.dataset.json_records import _object
 
     for count in (1_000, 4_000):
         names = [Name(f"metadata.{number}") for number in range(count)]
         monkey = [type("Stripped", (Name,), {"strip": lambda self: self})(name) for name in names]
         compared[0] = 0
-        _columns(["input", *monkey], "d.csv")
+        require_unique(["input", *monkey], "d.csv")
         assert compared[0] <= 20 * count
     compared[0] = 0
     with pytest.raises(ValueError, match="stands twice"):
@@ -485,6 +521,7 @@ def write_parquet(path, columns, **options):
     parquet.write_table(pa.table(columns), path, compression="zstd", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("columns", "options"),
     [

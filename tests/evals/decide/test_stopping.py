@@ -55,6 +55,7 @@ def test_a_loss_beyond_the_margin():
     assert "a is worse by more than 0.05 than b" in watch.conclude().describe()
 
 
+@pytest.mark.slow
 @given(st.permutations(range(30)), st.lists(st.sampled_from([0.0, 1.0]), min_size=60, max_size=60))
 def test_the_order_of_arrival_changes_nothing(order, scores):
     pairs = list(zip(scores[:30], scores[30:], strict=True))
@@ -106,6 +107,7 @@ def test_the_seed_decides_the_order_and_more_units_do_not_change_it():
     assert [unit for unit in order_units([*units, "x", "y"], 1) if unit in units] == order_units(units, 1)
 
 
+@pytest.mark.slow
 def test_false_decisions_stay_below_alpha_when_hard_samples_finish_late():
     """300 runs without a difference of groups of three; about 2.5 % are expected."""
     rng, wrong = np.random.default_rng(3), 0
@@ -135,4 +137,10 @@ def test_rules_on_the_command_line(text, rule):
 )
 def test_wrong_rules_are_refused(text):
     with pytest.raises(LLMEvaluationError):
+        Decided.parse(text)
+
+
+@pytest.mark.parametrize("text", ["m: margin", "m: margin x", "m: margin nan"])
+def test_a_rule_without_its_number_is_shown_as_it_was_written(text):
+    with pytest.raises(LLMEvaluationError, match=f"got {text!r}"):
         Decided.parse(text)

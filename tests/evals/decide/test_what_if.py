@@ -9,6 +9,7 @@ import pytest
 from llmkit.errors import LLMEvaluationError
 from llmkit.evals import Below, Cascade, Mix, Sample, Split
 from llmkit.evals.decide.forecast import WHAT_IF_COLUMNS
+from llmkit.evals.decide.simulation import RecordedResults
 from tests.support.recorded_runs import make_report, make_result
 
 PRICES = {"a": (1.0, 2.0), "b": (10.0, 20.0)}  # 10 and 5 tokens: 20 and 200 USD per million answers
@@ -88,6 +89,24 @@ def test_a_cascade_by_disagreement_pays_for_every_epoch():
     assert found["calls"] == (3 + 3 + 2 + 2) / 4
 
 
+class CountingResults(dict):
+    """Results of a variant that count how often all of them are walked through."""
+
+    walks = 0
+
+    def items(self):
+        self.walks += 1
+        return super().items()
+
+
+def test_epochs_are_found_without_a_search_for_each_sample():
+    keys = [(f"s{i}", epoch) for i in range(20) for epoch in range(2)]
+    results = CountingResults({key: make_result("a", key[0], 1, key[1]) for key in keys})
+    recorded = RecordedResults({"a": results}, {}, {})
+    assert [[each.epoch for each in recorded.epochs(results[key])] for key in keys] == [[0, 1], [1, 0]] * 20
+    assert results.walks == 1
+
+
 def test_disagreement_needs_two_epochs():
     found = row(report_of([1, 1], [1, 1]), Cascade("a", "b", when="epochs_disagree"))
     assert found["why_missing"] == "a has one epoch, so nothing can disagree"
@@ -115,6 +134,28 @@ def test_a_signal_that_was_not_recorded_is_missing():
     found = row(report_of([1, 1], [1, 1]), Cascade("a", "b", when=Below("confidence", 0.5)))
     assert (found["missing"], found["why_missing"]) == (2, "a has no number for the signal")
     assert math.isnan(found["mean"])
+
+
+@pytest.mark.parametrize("signal", ["logprob_mean", "logprob_min", "logprob_min.label"])
+def test_a_recorded_log_probability_below_a_threshold_goes_on(signal):
+    results = [
+        make_result("a", f"s{i}", i, logprob_mean=value, logprob_min=value,
+                    field_logprobs={"label": {"mean": value, "min": value}})
+        for i, value in enumerate([-2.0, -0.1])
+    ]  # fmt: skip
+    results += [make_result("b", f"s{i}", 1) for i in range(2)]
+    found = row(make_report(results), Cascade("a", "b", when=Below(signal, -1.0)))
+    assert (found["mean"], found["escalated"]) == (1.0, 0.5)
+    seen = row(
+        make_report(results),
+        lambda _s, steps: "a" if not steps else "b" if steps[0].logprobs[signal] < -1 and len(steps) < 2 else None,
+    )
+    assert (seen["mean"], seen["calls"]) == (1.0, 1.5)
+
+
+def test_a_log_probability_that_was_not_recorded_is_missing():
+    found = row(report_of([1, 1], [1, 1]), Cascade("a", "b", when=Below("logprob_min", -1.0)))
+    assert (found["missing"], found["why_missing"]) == (2, "a has no recorded log-probability")
 
 
 def test_a_chain_of_three():
@@ -175,6 +216,7 @@ def test_a_sample_that_was_not_run_is_missing():
         (lambda r: r.what_if({"p": Cascade("a", "b", when="unsure")}), "Unknown condition 'unsure'"),
         (lambda r: r.what_if({"p": Split("language", {})}), "by must be 'group'"),
         (lambda r: r.what_if({"p": Mix("a", "b", 2)}), "share must be between 0 and 1"),
+        (lambda r: r.what_if({"p": 3}), "A policy is a variant's label, Cascade, Split, Mix or a function; got int."),
         (lambda r: r.what_if({"p": Cascade("a", 3)}), "A policy is a variant's label"),
         (lambda r: r.what_if({"p": lambda sample, steps: "z"}), "returned 'z', which is no variant"),
         (lambda r: r.frontier(against="money"), "against must be"),

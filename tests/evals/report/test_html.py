@@ -99,7 +99,8 @@ async def small(**options) -> EvalReport:
 # --- the file -----------------------------------------------------------------------------------------------------
 
 
-async def test_the_file_loads_nothing_and_its_policy_allows_its_own_script_and_style_alone():
+async def test_the_file_loads_nothing():
+    """Its policy allows its own script and style only."""
     page = page_of(await small())
     policy = next(each["content"] for tag, each in page.tags if each.get("http-equiv") == "Content-Security-Policy")
 

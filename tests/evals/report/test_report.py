@@ -184,6 +184,7 @@ async def test_json_has_the_documented_keys_and_no_nan():
     }  # fmt: skip
     assert document["work"] == {
         "reused": 0, "rescored": 0, "called": 8, "replayed": 0, "sent": 8, "shared": 0, "warm_ups": 0, "edited": 0,
+        "workers": 0, "lost": 0, "lost_because": "",
     }  # fmt: skip
 
 

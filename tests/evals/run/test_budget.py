@@ -127,7 +127,8 @@ class Wire:
     st.integers(300, 3_000),
     st.lists(st.tuples(st.integers(1, 900), st.floats(0, 1), st.integers(0, 6)), min_size=1, max_size=25),
 )
-def test_in_whatever_order_requests_end_no_more_is_under_way_than_is_left_and_all_of_them_end(limit, requests):
+def test_no_more_is_in_flight_than_the_budget_has_left(limit, requests):
+    """In any order of ends, and all requests end."""
     wire = Wire()
 
     async def one(guard, answer, share, turns):
@@ -165,7 +166,8 @@ def test_in_whatever_order_requests_end_no_more_is_under_way_than_is_left_and_al
         ([sent(7).model_copy(update={"usage": TokenUsage(input_tokens=-7, output_tokens=1)})], "most"),
     ],
 )
-async def test_what_nobody_counted_and_may_have_been_billed_counts_as_the_most_that_it_could_be(attempts, counted):
+async def test_uncounted_requests_count_as_the_most_possible(attempts, counted):
+    """Because they may have been billed."""
     guard, log, request = BudgetGuard(Budget(max_tokens=10_000)), AttemptLog(), asked()
 
     async def answer():
@@ -301,7 +303,8 @@ def test_the_most_that_a_prompt_can_have_is_at_least_its_bytes_and_every_estimat
 # --- tokens -------------------------------------------------------------------------------------------------------
 
 
-def test_a_token_cap_holds_by_the_server_s_own_count_with_retries_repairs_and_timeouts_and_a_larger_one_goes_on():
+def test_a_token_cap_holds_by_the_servers_count():
+    """Retries, reasks and timeouts count, and a larger cap goes on."""
     replies = [
         Reply(GOOD, input_tokens=60, output_tokens=20),
         Fault.status(503),
@@ -346,7 +349,8 @@ def test_a_budget_that_suffices_changes_nothing_and_says_what_was_spent():
     assert report.to_json()["budget"]["budget"] == {"max_tokens": 100_000, "max_cost_usd": 1.0, "max_time_s": 600}
 
 
-def test_a_repair_that_there_is_no_budget_for_leaves_the_sample_open_and_pays_its_first_answer_once():
+def test_a_reask_beyond_the_budget_leaves_the_sample_open():
+    """Its first answer is paid once."""
     replies = [Reply("no json", input_tokens=300, output_tokens=40), Reply(GOOD)]
     with OllamaServer(replies, models=["llama3.2"]) as server, on_ollama(server) as session:
         first = evaluated(session, task_of(1), budget=Budget(max_tokens=700))
@@ -447,7 +451,8 @@ def test_a_price_that_is_not_known_is_refused_before_anything_is_sent():
 # --- time ---------------------------------------------------------------------------------------------------------
 
 
-def test_when_the_time_is_over_what_is_under_way_is_cancelled_and_the_rest_runs_the_next_time():
+def test_when_the_time_is_over_calls_are_cancelled():
+    """The rest runs the next time."""
     quick = ("good 0", "good 1", "warm up")
 
     def answer(request):
@@ -468,7 +473,8 @@ def test_when_the_time_is_over_what_is_under_way_is_cancelled_and_the_rest_runs_
     assert not report.has_failures
 
 
-async def test_no_request_begins_that_would_not_end_in_time_if_it_took_as_long_as_the_slowest():
+async def test_no_request_begins_that_would_end_too_late():
+    """If it took as long as the slowest one."""
     now = [0.0]
     guard, log = BudgetGuard(Budget(max_time_s=60), clock=lambda: now[0]), AttemptLog()
 
@@ -486,7 +492,8 @@ async def test_no_request_begins_that_would_not_end_in_time_if_it_took_as_long_a
     assert len(log.attempts) == 2
 
 
-def test_the_progress_bar_of_a_run_that_a_budget_stopped_ends_where_the_run_did_and_says_so(capsys):
+def test_the_bar_ends_where_a_budget_stopped_the_run(capsys):
+    """And states the reason."""
     seen = []
     reply = Reply(GOOD, input_tokens=60, output_tokens=20)
     with OllamaServer(reply, models=["llama3.2"]) as server, on_ollama(server) as session:

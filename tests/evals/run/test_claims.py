@@ -52,7 +52,8 @@ class Claims:
         await self.store.save_result(self.results[cell])
 
     def under_way(self, *queue, owner=None, heartbeat=None):
-        calls = [CallUnderWay(self.name(cell), owner or current_owner(), heartbeat or utc_now()) for cell in queue]
+        now = utc_now()
+        calls = [CallUnderWay(self.name(cell), owner or current_owner(), heartbeat or now, now) for cell in queue]
         self.store.begun = calls
 
 
@@ -103,6 +104,24 @@ async def test_living_call_is_left_to_its_process():
         await claims.coordinator.look()
         assert not claims.coordinator.waits
         assert claims.coordinator.list_left_behind() == []
+
+
+async def test_at_the_end_calls_of_others_are_looked_up_one_by_one(monkeypatch):
+    """Reading every result of a long run would take longer than what it waits for."""
+    async with Claims() as claims:
+        claims.under_way(2, 3)
+        for position in (2, 3):
+            await claims.coordinator.wait_for(position, claims.name(position))
+        monkeypatch.setattr(claims.store, "list_outcomes", None)
+        await claims.arrives(2)
+        claims.under_way(3)
+        await claims.coordinator.look_at_awaited()
+        assert (claims.queue.is_settled(2), claims.queue.is_settled(3)) == (True, False)
+        await claims.arrives(3)
+        claims.under_way()
+        await claims.coordinator.look_at_awaited()
+        assert not claims.coordinator.waits
+        assert claims.tally.work().shared == 2
 
 
 async def test_recent_call_is_left_to_its_scorer():

@@ -427,3 +427,58 @@ async def test_an_answer_that_another_process_is_judging_becomes_its_result():
 
     report = await run(task, store=store, extract=FakeExtract(judged_elsewhere))
     assert (report.counts["SUCCEEDED"], report.work.shared) == (1, 1)
+
+
+def nested_task(fields, prompt="Text: {input}"):
+    return sentiment_task(dataset=[replace(SAMPLES[0], input=fields), *SAMPLES[1:]], prompt=prompt)
+
+
+async def test_another_order_of_fields_in_a_file_is_no_edit():
+    store = MemoryStore()
+    await run(nested_task({"title": "a", "body": "b"}), store=store)
+    extract = silent()
+    report = await run(nested_task({"body": "b", "title": "a"}), store=store, extract=extract)
+    assert (extract.calls, report.work.edited, report.work.reused) == ([], 0, 4)
+
+
+async def test_a_prompt_that_was_edited_is_refused_whatever_the_order_of_fields():
+    store = MemoryStore()
+    await run(nested_task({"title": "a", "body": "b"}, lambda sample: f"Text: {sample.input}"), store=store)
+    with pytest.raises(LLMEvaluationError, match="changed"):
+        await run(nested_task({"title": "a", "body": "b"}, lambda sample: f"T: {sample.input}"), store=store)
+
+
+FRAMES = {
+    "a row without": ([1, 2], [1, 2, None]),
+    "a fraction": ([1, 2], [1, 2, 1.5]),
+    "text beside floats": ([1.0, 2.0], [1.0, 2.0, "x"]),
+    "nullable": ([1, 2], pd.array([1, 2, None], dtype="Int64")),
+    "flags": ([True, False], pd.array([True, False, None], dtype="boolean")),
+    "categories": (["x", "y"], pd.Categorical(["x", "y", None])),
+    "strings": (["x", "y"], pd.array(["x", "y", None], dtype="string")),
+    "resolution": (
+        pd.to_datetime(["2024-01-01", "2024-01-02"]).as_unit("s"),
+        pd.to_datetime(["2024-01-01", "2024-01-02", None]).as_unit("ns"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), FRAMES.values(), ids=FRAMES)
+async def test_a_row_more_changes_no_other_row_of_a_frame(before, after):
+    frame = pd.DataFrame({"input": ["a", "b"], "metadata.m": before})
+    longer = pd.DataFrame({"input": ["a", "b", "c"], "metadata.m": after})
+    store = MemoryStore()
+    task = {"prompt": "{input} {metadata[m]}", "scorers": []}
+    await run(sentiment_task(dataset=frame, **task), store=store)
+    extract = FakeExtract(right)
+    shorter = longer.iloc[:2]
+    assert (await run(sentiment_task(dataset=shorter, **task), store=store, extract=extract)).work.edited == 0
+    assert extract.calls == []
+
+
+async def test_another_normal_form_of_a_target_is_scored_again():
+    store = MemoryStore()
+    await run(edited(group="caf\u00e9"), store=store)
+    extract = silent()
+    report = await run(edited(group="cafe\u0301"), store=store, extract=extract)
+    assert (extract.calls, report.work.edited) == ([], 1)

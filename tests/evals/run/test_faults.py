@@ -107,7 +107,8 @@ def test_a_sample_of_a_megabyte_is_answered_where_it_fits_and_else_one_failed_ro
     assert again.counts == report.counts
 
 
-def test_a_scorer_that_hangs_is_an_error_of_its_own_and_scores_the_next_time_without_a_call():
+def test_a_hanging_scorer_is_its_own_error():
+    """The next run scores without a call."""
     released = threading.Event()
 
     def stuck(output, sample):
@@ -129,7 +130,8 @@ def test_a_scorer_that_hangs_is_an_error_of_its_own_and_scores_the_next_time_wit
     assert again.work.rescored == 3
 
 
-def test_a_dataset_that_was_edited_between_two_runs_of_one_name_is_refused_with_what_changed():
+def test_an_edited_dataset_is_refused_with_what_changed():
+    """Between two runs of one name."""
     edited = [Sample("great 0", "positive", id="s0"), Sample("good 1", "positive", id="s1")]
     with OllamaServer(Reply(GOOD), models=["llama3.2"]) as server, session_on(server) as session:
         session.evaluate(task_of(3), [OLLAMA], name="run", progress=False)

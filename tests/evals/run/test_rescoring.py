@@ -11,6 +11,7 @@ from pydantic import BaseModel, model_serializer
 
 from llmkit import Session
 from llmkit.evals import EvalReport, Sample, Task
+from llmkit.evals.answer_type import AnswerType
 from llmkit.evals.run.rescoring import _read_output
 from llmkit.pydanticai.written_form import write_json
 from llmkit.testing import OllamaServer, Reply
@@ -111,7 +112,7 @@ def test_a_serialiser_that_fails_does_not_end_a_paid_evaluation(session: Session
 def test_a_result_of_version_0_1_0_is_read_by_its_field_names() -> None:
     # That version stored fields under their own names, whatever an answer calls them.
     old = an_eval_result(uuid4(), output_json='{"units":"m"}')
-    assert _read_output(Alias, old) == Alias(measurement_units="m")
+    assert _read_output(AnswerType.of(Alias), old) == Alias(measurement_units="m")
 
 
 def test_without_payloads_no_answer_is_stored(server: OllamaServer) -> None:

@@ -364,7 +364,7 @@ async def test_who_joins_a_run_begins_where_nobody_is():
     task = sentiment_task(dataset=samples)
     here, first = FakeExtract(), FakeExtract()
     await run(task, store=MemoryStore(), extract=first, limit=4)
-    begun = CallUnderWay(first.calls[3].key, current_owner(), utc_now())
+    begun = CallUnderWay(first.calls[3].key, current_owner(), utc_now(), utc_now())
     store.begun = [begun]
     await run(task, store=store, extract=here, concurrency=1)
     order = [int(call.text.removeprefix("Text: good ")) for call in here.calls]
@@ -598,7 +598,7 @@ async def test_variants_of_prompt_and_parameters_on_one_route():
     [
         ([], "at least one route"),
         (["llama3"], "a route is written provider/model"),
-        (["openai/gpt"], "known providers: ollama, gemini, local"),
+        (["olama/gpt"], "did you mean ollama?"),
         (["policy:cheapest"], "known policies: default, fast, balanced, quality"),
         (["ollama/a", "ollama/a"], "Two routes are labelled 'ollama/a'"),
         (["ollama/a@long"], "has no prompt 'long'"),

@@ -9,7 +9,7 @@ from llmkit.errors import LLMStoreError, LLMUnavailable
 from llmkit.evals import Sample, Variant
 from llmkit.evals.run.warm_up import STAYS_LOADED, WARM_UP_FROM
 from llmkit.session import Session
-from llmkit.testing import Fault, OllamaServer, Reply
+from llmkit.testing import Fault, OllamaModel, OllamaServer, Reply
 from tests.support.eval_fakes import FakeService, MemoryStore, run, sentiment_task
 
 TASK = sentiment_task(dataset=[Sample(f"good {number}", "positive", id=str(number)) for number in range(WARM_UP_FROM)])
@@ -106,3 +106,25 @@ def test_an_evaluation_ends_with_a_report_whatever_its_warm_up_meets(fault):
     ):
         report = session.evaluate(TASK, ["ollama/llama3.2"], progress=False)
     assert (report.counts["SUCCEEDED"], report.work.warm_ups) == (WARM_UP_FROM, 1)
+
+
+def test_each_machine_is_warmed_and_its_model_compared(caplog):
+    """A machine warms its models although another one has called its own a moment ago."""
+    digests = ["a" * 64, "b" * 64]
+    reports = []
+    for host, digest in zip(["one", "two"], digests, strict=True):
+        with (
+            OllamaServer(Reply('{"label": "positive"}'), models=[OllamaModel("llama3.2", digest=digest)]) as server,
+            Session("w", ollama_api_base=server.url, host_name=host) as session,
+        ):
+            epochs = len(reports) + 1
+            reports.append(session.evaluate(TASK, ["ollama/llama3.2"], name="run", epochs=epochs, progress=False))
+    assert [report.work.warm_ups for report in reports] == [1, 1]
+    assert [note for note in reports[0].notes if "hosts" in note or "machines" in note] == []
+    notes = " ".join(reports[1].notes)
+    assert "Answered by 2 hosts: one (20 requests" in notes
+    assert "ollama/llama3.2 is not the same model on all machines: aaaaaaaaaaaa on one; bbbbbbbbbbbb on two" in notes
+    # Before the first sample of the second machine, too.
+    assert ["not the same model" in record.message for record in caplog.records if record.name == "llmkit.evals"] == [
+        True
+    ]

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
+from enum import Enum
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, StringConstraints, ValidationInfo, create_model, field_validator, model_validator
 
-from llmkit.errors import LLMEvaluationError
+from llmkit.errors import LLMDatasetError, LLMEvaluationError
 from llmkit.evals import (
     Sample,
+    contains,
     date_tolerance,
     exact_match,
     field_match,
     numeric_tolerance,
     ranked_list,
+    regex_match,
     set_f1,
     text_match,
 )
+from llmkit.evals.answer_type import AnswerType
 from llmkit.evals.scorers import apply_scorers
-from llmkit.evals.scorers.conversion import convert_target
+from llmkit.evals.scorers.conversion import Target, convert_target
 from llmkit.pydanticai.output_shape import OutputShape
 from tests.support.awkward_types import CASES, Alias, Case, Choices, GermanDay, Lower, Paths, Wrapper
 from tests.support.eval_fakes import FakeExtract, run, sentiment_task
@@ -57,7 +62,7 @@ async def test_an_instance_as_target_scores_one(case: Case) -> None:
 
 
 def test_an_instance_that_no_json_is_read_as_is_refused() -> None:
-    with pytest.raises(ValueError, match="give the target as JSON"):
+    with pytest.raises(LLMDatasetError, match="give the target as JSON"):
         Sample("x", GermanDay(day="31.12.2024"))
 
 
@@ -238,3 +243,106 @@ async def test_samples_beyond_the_limit_are_not_checked() -> None:
     samples = [Sample("good", "positive"), Sample("bad", "sad")]
     report = await run(sentiment_task(dataset=samples), limit=1)
     assert report.counts["SUCCEEDED"] == 1
+
+
+class TwoFields(BaseModel):
+    a: str
+    b: int = 0
+
+
+@pytest.mark.parametrize(
+    ("scorer", "target", "problem"),
+    [
+        (
+            exact_match(),
+            {"a": "x", "c": 3},
+            "the target has a field 'c', which is none of the type's; its fields: a, b",
+        ),
+        (
+            exact_match(),
+            {"a": "x", "B": 3},
+            "the target has a field 'B', which is none of the type's; did you mean 'b'?",
+        ),
+        (text_match("a"), {"A": "x"}, "the target has no field 'a', but 'A'"),
+        (numeric_tolerance("b", absolute=1), {"c": 3}, "the target has no field 'b', but 'c'"),
+        (field_match("a"), "x", "it is one value, and TwoFields has the fields a, b: give an object of them"),
+        (text_match("a"), "x", "it is one value, and TwoFields has the fields a, b"),
+    ],
+)
+def test_a_target_of_other_fields_is_refused(scorer, target, problem):
+    with pytest.raises(LLMEvaluationError, match=re.escape(problem)):
+        scorer.check_target(TwoFields, Sample("q", target, id="one"))
+
+
+@pytest.mark.parametrize("scorer", [regex_match("x", "a"), contains("a", texts=["x"])])
+def test_a_scorer_without_a_target_checks_none(scorer):
+    scorer.check_target(TwoFields, Sample("q", {"A": "x"}, id="one"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "converted"),
+    [
+        (Literal["sports", "world"], "sports ", "sports"),
+        (list[Literal["a", "b"]], ["a ", "b"], ["a", "b"]),
+        (dt.date, " 2024-12-31", dt.date(2024, 12, 31)),
+        (str, " a ", " a "),
+    ],
+)
+def test_spaces_around_a_label_are_ignored(kind, given, converted):
+    model = create_model("Model", value=(kind, ...))
+    target = convert_target(model, Sample("q", {"value": given}))
+    assert (target.values, target.problems) == ({"value": converted}, {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "remedy"),
+    [(float, "1,080", "numbers are written as 1080.5"), (dt.date, "31.12.2024", "dates are written as 2024-12-31")],
+)
+def test_a_refused_target_says_how_it_is_written(kind, given, remedy):
+    model = create_model("Model", value=(kind, ...))
+    with pytest.raises(LLMEvaluationError, match=remedy):
+        field_match().check_target(model, Sample("q", given, id="one"))
+
+
+class Colour(Enum):
+    """An enumeration whose values are not its names."""
+
+    RED = "r"
+    GREEN = "g"
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "converted"),
+    [
+        (list[str], '["a", "b"]', ["a", "b"]),
+        (list[str], "['a', 'b']", ["a", "b"]),
+        (dict[str, int], '{"a": 1}', {"a": 1}),
+        (Colour, "RED", Colour.RED),
+        (list[Colour] | None, "['RED', 'g']", [Colour.RED, Colour.GREEN]),
+        (str, '["a"]', '["a"]'),
+    ],
+)
+def test_a_cell_of_text_may_be_a_list_or_the_name_of_a_member(kind, given, converted):
+    whole, field = AnswerType.of(kind).view, create_model("Model", value=(kind, ...), other=(int, 0))
+    assert convert_target(whole, Sample("a", given)) == Target({"root": converted})
+    assert convert_target(field, Sample("a", {"value": given})) == Target({"value": converted})
+
+
+def test_a_text_is_an_object_if_its_keys_are_those_of_the_type():
+    model = create_model("Model", value=(str, ...))
+    assert convert_target(model, Sample("a", '{"value": "b"}')).values == {"value": "b"}
+    assert convert_target(model, Sample("a", '{"b": 1}')).values == {"value": '{"b": 1}'}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "problem"),
+    [
+        (float, "NaN", "no answer has one"),
+        (dt.date, 86_400, "a number is no date"),
+        (dt.date, "0", "a number is no date"),
+    ],
+)
+def test_a_target_that_pydantic_takes_may_still_be_refused(kind, given, problem):
+    model = create_model("Model", value=(kind, ...))
+    with pytest.raises(LLMEvaluationError, match=problem):
+        exact_match().check_target(model, Sample("a", {"value": given}, id="s"))

@@ -10,9 +10,10 @@ import pytest
 from pydantic import BaseModel
 
 from llmkit import Session
-from llmkit.errors import LLMBudgetExhausted, LLMStoreError
-from llmkit.evals import EvalReport, Sample, Score, Task
+from llmkit.errors import LLMBudgetExhausted, LLMEvaluationError, LLMStoreError
+from llmkit.evals import EvalReport, Sample, Score, Task, Variant
 from llmkit.evals.report.frames import build_sample_row
+from llmkit.evals.scorers import as_scorer
 from llmkit.testing import OllamaServer
 from tests.support.run_values import an_eval_result
 
@@ -108,6 +109,10 @@ ERRORS = {
     "generator exit later": (raising_later(GeneratorExit("x")), "RuntimeError: GeneratorExit: x"),
     "system exit later": (raising_later(SystemExit(3)), "RuntimeError: SystemExit: 3"),
     "group": (raising_later(BaseExceptionGroup("g", [GeneratorExit()])), "RuntimeError: BaseExceptionGroup: g"),
+    "group of errors": (
+        raising_later(ExceptionGroup("g", [ValueError("why")])),
+        "ExceptionGroup: g (1 sub-exception): ValueError: why",
+    ),
     "unprintable": (raising(Unprintable()), "Unprintable: (its message cannot be shown)"),
     "unprintable for good": (raising_later(UnprintableForGood()), "UnprintableForGood: (its message cannot be shown)"),
     "surrogate in its message": (raising(ValueError("a\ud800")), "ValueError: a\\ud800"),
@@ -177,3 +182,32 @@ def test_a_lone_surrogate_that_version_0_1_0_stored_is_shown() -> None:
     old = an_eval_result(uuid4(), score_details={"bad": "why \ud800"}, scores={"bad.\udc00": 1.0})
     row = build_sample_row(old, {})
     assert (row["score_details"], row["score_bad.\\udc00"]) == ('{"bad": "why \\ud800"}', 1.0)
+
+
+class Named:
+    def __init__(self, name: str | None) -> None:
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        if self._name is None:
+            raise RuntimeError("no name")
+        return self._name
+
+    def __call__(self, _output: Any, _sample: Sample) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m", "a\ud800", "a\0", "\u202eb"])
+def test_a_task_or_label_that_cannot_be_shown_is_refused(session: Session, name: str) -> None:
+    options: dict[str, Any] = {"dataset": [Sample("a")], "prompt": "{input}", "output_type": Answer, "scorers": [good]}
+    with pytest.raises(LLMEvaluationError, match="cannot be printed"):
+        Task(name=name, **options)
+    with pytest.raises(LLMEvaluationError, match="cannot be printed"):
+        session.evaluate(Task(name="t", **options), [Variant("ollama/llama3.2", label=name)], progress=False)
+
+
+@pytest.mark.parametrize("name", ["", "a\x1b[31m", "a\ud800", "a\nb", None])
+def test_a_name_that_cannot_be_shown_is_refused(name: str | None) -> None:
+    with pytest.raises(LLMEvaluationError, match="name"):
+        as_scorer(Named(name))

@@ -125,6 +125,7 @@ def test_a_pattern():
         regex_match("(")
 
 
+@pytest.mark.slow
 def test_a_pattern_that_backtracks_without_end_is_given_up():
     found = problem(regex_match(r"(.*a){20}(b)\2(.*a){20}x"), Answer(text="ba" * 30 + "bb" + "ab" * 30))
     assert "backtracked for more than 1 s" in found
@@ -145,6 +146,7 @@ def test_validity_by_a_schema():
         json_schema_valid({"type": "integr"})
 
 
+@pytest.mark.slow
 def test_a_schema_neither_fetches_nor_hangs():
     remote = json_schema_valid({"$ref": "http://127.0.0.1:9/schema.json"})
     assert "Unresolvable" in problem(remote, Answer(text="x"))
@@ -229,7 +231,10 @@ def test_scorer_needs_its_field_named(scorer):
 
 def test_every_built_in_scorer_has_a_name_that_data_can_use():
     assert set(SCORERS) == {
-        "date_tolerance", "exact_match", "field_match", "json_schema_valid", "judge", "numeric_tolerance",
+        "balanced_accuracy", "calibration", "contains", "date_tolerance", "exact_match", "field_match",
+        "json_schema_valid", "judge",
+        "macro_f1", "majority", "number_match", "per_class",
+        "numeric_tolerance",
         "ranked_list", "regex_match", "set_f1", "text_match", "text_similarity",
     }  # fmt: skip
 

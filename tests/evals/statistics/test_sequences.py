@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.evals.statistics.sequences import BettingTest, compute_confidence_sequence
+from llmkit.evals.statistics.sequences import BettingTest, compute_confidence_sequence, find_decision
 
 UNIT = st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.25, 1.0]), min_size=1, max_size=60)
 
@@ -48,7 +48,7 @@ def test_capital_is_that_of_the_formula(values):
     assert math.exp(test.log_capital) == pytest.approx(max(up, down))
 
 
-def test_a_difference_of_ten_points_needs_a_third_fewer_pairs_than_a_plan_of_the_same_power():
+def test_ten_points_need_a_third_fewer_pairs_than_the_plan():
     """A plan for 95 % power without a look takes (1.96 + 1.645)² variances over the squared difference."""
     rng = np.random.default_rng(5)
     stops = [find_stop(rng.choice([-1.0, 0.0, 1.0], size=2_000, p=[0.1, 0.7, 0.2])) for _ in range(60)]
@@ -57,6 +57,7 @@ def test_a_difference_of_ten_points_needs_a_third_fewer_pairs_than_a_plan_of_the
     assert np.mean(stops) < 0.7 * planned
 
 
+@pytest.mark.slow
 @given(UNIT, st.randoms(use_true_random=False))
 def test_the_order_of_the_values_changes_nothing(values, random):
     shuffled = list(values)
@@ -85,3 +86,14 @@ def test_no_values_leave_the_whole_range():
 def test_values_outside_of_the_range_are_refused(value):
     with pytest.raises(ValueError, match=r"between -1\.0 and 1\.0"):
         BettingTest(0.0).add(value)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_all_values_at_once_decide_where_one_by_one_does(seed):
+    values = np.random.default_rng(seed).choice([-1.0, 0.0, 0.5, 1.0], size=300, p=[0.2, 0.3, 0.2, 0.3])
+    test, mean, first = BettingTest(-0.02), -0.02, None
+    for number, value in enumerate(values, 1):
+        test.add(value)
+        if first is None and test.log_capital >= math.log(20):
+            first = (number, test.log_capital_up >= test.log_capital_down)
+    assert find_decision(values, mean) == first

@@ -97,6 +97,7 @@ def unequal_clusters(sizes):
 SIZES = [[40, *[3] * 12], [30, 30, *[2] * 20], [1, 2, 4, 8, 16, 32], list(range(1, 21))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("correlation", [0.0, 0.3])
 def test_groups_of_unequal_size_keep_the_coverage(sizes, correlation):
@@ -243,7 +244,8 @@ def test_equal_scores_have_the_exact_bounds(score, count, epochs):
     assert found.low < score < found.high
 
 
-def test_bounded_scores_get_clopper_and_pearson_s_interval_where_they_are_zeros_and_ones():
+def test_zeros_and_ones_get_clopper_and_pearsons_interval():
+    """Although the scores are bounded ones."""
     values = np.array([1.0] * 17 + [0.0] * 3)
     low, high = s.intervals.compute_bounded_interval(values, float(stats.sem(values)), 19, 0.95)
     expected = stats.binomtest(17, 20).proportion_ci(0.95, method="exact")
@@ -266,6 +268,7 @@ BOUNDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [10, 30, 100])
 @pytest.mark.parametrize("name", BOUNDED)
 def test_intervals_of_bounded_scores_cover_and_stay_in_the_range(name, n):
@@ -276,7 +279,8 @@ def test_intervals_of_bounded_scores_cover_and_stay_in_the_range(name, n):
     assert np.mean([covers(each, truth) for each in found]) >= 0.93
 
 
-def test_intervals_of_bounded_scores_are_hardly_wider_than_student_s_where_that_is_right():
+def test_bounded_intervals_are_hardly_wider_than_students():
+    """Where Student's t is right."""
     rng, ratios = np.random.default_rng(29), []
     for _ in range(200):
         values = rng.beta(2, 2, size=50)
@@ -534,6 +538,7 @@ def test_two_groups_of_unequal_size_have_an_interval():
     assert s.intervals.compute_clustered_freedom(["a"] * 7 + ["b"]) == 1.0
 
 
+@pytest.mark.slow
 def test_bootstrap_intervals_cover_what_they_promise():
     rng = np.random.default_rng(23)
     found = [s.bootstrap_mean(rng.beta(4, 2, size=60), resamples=399) for _ in range(500)]
@@ -556,6 +561,7 @@ def test_non_inferiority_passes_what_is_worse_by_the_margin_as_rarely_as_it_says
     assert 0.04 <= np.mean(shown) <= 0.06
 
 
+@pytest.mark.slow
 def test_a_mean_does_not_wait_for_scipy_s_distributions():
     code = (
         "import sys; from llmkit.evals import statistics as s; "

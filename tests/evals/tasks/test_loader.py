@@ -1,8 +1,10 @@
 """Task files: what a user writes is found, and what is wrong with it is one message with file and line."""
 
 import json
+import re
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,10 @@ from llmkit.errors import LLMDatasetError, LLMEvaluationError
 from llmkit.evals import Sample, Task, load_tasks
 from llmkit.evals.prompt import render
 from llmkit.evals.results import STATUSES
+from llmkit.evals.scorers.conversion import convert_target
 from llmkit.evals.tasks.task import compile_prompt
 from llmkit.session import Session
-from llmkit.testing import OllamaServer, Reply
+from llmkit.testing import OllamaServer, Reply, ToolCall
 from tests.support.eval_fakes import FakeExtract, run
 
 SPEC_EXAMPLE = """
@@ -118,6 +121,11 @@ def test_a_missing_file():
         load_tasks("absent.py")
 
 
+def test_a_folder_without_a_task(tmp_path):
+    with pytest.raises(LLMEvaluationError, match=r"The folder .* has no task\.py or task\.yaml"):
+        load_tasks(tmp_path)
+
+
 class Fine(BaseModel):
     x: int
 
@@ -144,9 +152,9 @@ def make(**parts):
     [
         ({"output_type": Unschemable}, "Unschemable cannot be turned into a JSON schema"),
         ({"output_type": Unfinished}, "Unfinished cannot be turned into a JSON schema"),
-        ({"output_type": Foreign}, "must be a Pydantic model class"),
-        ({"output_type": list[int]}, "must be a Pydantic model class"),
-        ({"output_type": Fine(x=1)}, "must be a Pydantic model class"),
+        ({"output_type": Foreign}, "Foreign cannot be turned into a JSON schema"),
+        ({"output_type": [int]}, "output_type must be a type, such as str"),
+        ({"output_type": Fine(x=1)}, "output_type must be a type, such as str"),
         ({"name": "two words"}, "name 'two words'"),
         ({"name": ""}, "name ''"),
         ({"prompt": 3}, "template or a function"),
@@ -174,18 +182,20 @@ def test_the_example_of_the_documentation_runs(tmp_path):
 
 
 def test_the_documentation_names_every_public_name_and_option():
-    pages = ("evaluation.md", "runs.md", "reports.md", "decide.md")
+    pages = ("evaluation.md", "pipelines.md", "runs.md", "reports.md", "decide.md")
     text = "".join((EVALS.parent / "docs" / page).read_text(encoding="utf-8") for page in pages)
     names = [*evals.EvaluateOptions.__annotations__, *STATUSES, *Task.__dataclass_fields__]
     internal = {"_", "base_dir", "name", "description", "extract"}
     assert [name for name in names if name not in internal and name not in text] == []
 
 
-FILES = sorted(EVALS.glob("*/task.py"))
+FILES = sorted([*EVALS.glob("*/task.py"), *EVALS.glob("*/task.yaml")])
 
 
 def test_this_project_has_tasks_of_four_kinds():
-    assert {file.parent.name for file in FILES} >= {"sentiment", "orders", "sums", "tools"}
+    assert {file.parent.name for file in FILES} >= {
+        *("sentiment", "orders", "sums", "tools", "tickets", "stock", "arithmetic", "helpdesk"),
+    }
     table = (EVALS / "README.md").read_text(encoding="utf-8")
     assert [file.parent.name for file in FILES if f"| `{file.parent.name}` |" not in table] == []
 
@@ -196,21 +206,46 @@ def test_the_tasks_of_this_project_are_sound(file):
         dataset = task.load()
         assert len(dataset) >= 40
         for sample in dataset:
-            task.output_type.model_validate(sample.target)
+            assert not convert_target(task.answer.view, sample).problems
         texts = [json.dumps(sample.input) for sample in dataset]
         assert len(set(texts)) == len(texts)
-        for prompt in (task.prompt, *task.prompts.values()):
-            assert not any(json.loads(text) in prompt for text in texts if isinstance(prompt, str))
+        inputs = [sample.input for sample in dataset if isinstance(sample.input, str)]
+        for prompt in (*([] if task.prompt is None else [task.prompt]), *task.prompts.values()):
+            assert not any(text in prompt for text in inputs if isinstance(prompt, str))
+
+
+def knowing(task):
+    def solve(sample, _model):
+        field = getattr(task.answer.declared, "model_fields", {})
+        return sample.target if isinstance(sample.target, dict) else {next(iter(field)): sample.target}
+
+    solve.__annotations__["return"] = task.answer.declared
+    return solve
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
 async def test_a_model_that_knows_the_targets_scores_one_on_every_metric(file):
     for task in load_tasks(file):
+        if task.solve is not None:
+            report = await run(replace(task, solve=knowing(task)))
+            assert report.summary()["mean"].tolist() == [1.0] * len(report.metrics)
+            continue
+        if not isinstance(task.load().samples[0].target, dict):
+            continue  # see below
         targets = {render(compile_prompt(task.prompt), sample)[-1].content: sample.target for sample in task.load()}
         extract = FakeExtract(lambda call, task=task, targets=targets: task.output_type(**targets[call.text]))
         report = await run(task, extract=extract)
         assert report.summary()["mean"].tolist() == [1.0] * len(report.metrics)
         assert not report.has_failures
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "helpdesk"])
+def test_targets_supplied_as_answers_score_one_on_every_metric(name):
+    (task,) = load_tasks(EVALS / name)
+    with Session("w") as session:
+        report = session.score(task, {sample.id: sample.target for sample in task.load()}, progress=False)
+    assert set(report.summary()["mean"]) == {1.0}
+    assert not report.has_failures
 
 
 def test_a_nested_task_over_the_wire():
@@ -224,6 +259,38 @@ def test_a_nested_task_over_the_wire():
     with OllamaServer(answer, models=["m"]) as server, Session("w", ollama_api_base=server.url) as session:
         report = session.evaluate(task, ["ollama/m"], name="run", progress=False, limit=3)
     assert report.summary().set_index("metric")["mean"]["exact_match"] == 1.0
+
+
+def test_a_task_of_two_calls_over_the_wire():
+    (task,) = load_tasks(EVALS / "tickets")
+    targets = {sample.target["order"]: sample.target for sample in task.load()}
+
+    def answer(request):
+        prompt = request.json["messages"][-1]["content"]
+        target = next(target for order, target in targets.items() if order in prompt)
+        summary = f"Order {target['order']}: {target['product']}, {target['problem']}"
+        return Reply(json.dumps(target) if request.json.get("format") else summary)
+
+    with OllamaServer(answer, models=["m"]) as server, Session("w", ollama_api_base=server.url) as session:
+        report = session.evaluate(task, ["ollama/m"], name="run", progress=False, limit=3)
+    assert report.summary().set_index("metric")["mean"]["exact_match"] == 1.0
+    assert report.steps()["step"].tolist() == ["all", "summary", "parts"]
+
+
+def test_an_agent_over_the_wire():
+    (task,) = load_tasks(EVALS / "stock")
+
+    def answer(request):
+        last = request.json["messages"][-1]
+        if last["role"] == "tool":
+            price = int(re.search(r"costs (\d+)", last["content"])[1])
+            return Reply("", tool_calls=[ToolCall("final_result", {"number": price})])
+        return Reply("", tool_calls=[ToolCall("look_up_item", {"name": "kettle"})])
+
+    with OllamaServer(answer, models=["m"]) as server, Session("w", ollama_api_base=server.url) as session:
+        report = session.evaluate(task, ["ollama/m"], name="run", progress=False, limit=1)
+    row = report.samples().iloc[0]
+    assert (row["output"], row["requests"], row["score_numeric_tolerance"]) == ('{"number":29}', 2, 1.0)
 
 
 def test_classes_are_balanced():

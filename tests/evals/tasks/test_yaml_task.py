@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
+from llmkit import Session
 from llmkit.errors import LLMDatasetError, LLMEvaluationError
 from llmkit.evals import Dataset, Sample, load_tasks
-from llmkit.evals.tasks.schema_model import SchemaProblem, model_of_schema
+from llmkit.evals.tasks.schema_model import SchemaProblem, build_output_type
 from llmkit.evals.tasks.yaml_task import load_task_data
 
 TASK = """\
@@ -90,7 +91,11 @@ def test_a_schema_may_stand_in_a_file_beside_it(tmp_path):
         ("minimum: 0", "minimun: 0", "task.yaml:14: output_schema.properties.total.minimun: the keyword 'minimun'"),
         ("format: date", "format: data", "task.yaml:15: output_schema.properties.due.format: unknown format 'data'"),
         ("[total, due, tags]", "[sum]", "task.yaml:18: output_schema.required: required names 'sum'"),
-        ("- exact_match", "- exact_mach", "task.yaml:20: scorers.0: unknown scorer 'exact_mach'; known scorers: date_"),
+        (
+            "- exact_match",
+            "- exact_mach",
+            "task.yaml:20: scorers.0: unknown scorer 'exact_mach'; known scorers: balanced_accuracy, calib",
+        ),
         ("absolute: 0.01", "absolut: 0.01", "task.yaml:22: scorers.2.numeric_tolerance.absolut: numeric_tolerance"),
         ("absolute: 0.01", "absolute: much", "task.yaml:22: scorers.2.numeric_tolerance.absolute: "),
         ("absolute: 0.01", "absolute: 0", "task.yaml:22: scorers.2: numeric_tolerance needs"),
@@ -163,7 +168,7 @@ DOCUMENTS = st.fixed_dictionaries(
 @settings(max_examples=60)
 def test_the_model_accepts_what_the_schema_accepts(document):
     accepted = Draft202012Validator(SCHEMA).is_valid(document)
-    model = model_of_schema(SCHEMA)
+    model = build_output_type(SCHEMA)
     try:
         model.model_validate(document, strict=True)
     except ValidationError:
@@ -175,7 +180,7 @@ def test_the_model_accepts_what_the_schema_accepts(document):
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ({"type": "string"}, "an output is an object"),
+        ({"type": "string", "pattern": "("}, "cannot be checked"),
         ({"type": "object"}, "needs properties"),
         ({"properties": {"a": {"type": "array"}}}, "a schema is an object"),
         ({"properties": {"a": {"oneOf": []}}}, "'oneOf' cannot be enforced"),
@@ -193,12 +198,32 @@ def test_the_model_accepts_what_the_schema_accepts(document):
 )
 def test_a_schema_that_a_model_cannot_enforce_is_refused(schema, message):
     with pytest.raises(SchemaProblem, match=message):
-        model_of_schema(schema)
+        build_output_type(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "target", "answer"),
+    [
+        ("{type: string}", "a b", "a b"),
+        ("{type: number}", 1.5, "1.5"),
+        ("{enum: [yes please, never]}", "never", "never"),
+        ("{type: array, items: {properties: {n: {type: integer}}, required: [n]}}", [{"n": 1}], '[{"n": 1}]'),
+    ],
+)
+def test_an_output_need_not_be_an_object(tmp_path, schema, target, answer):
+    (tmp_path / "d.jsonl").write_text(json.dumps({"input": "a", "target": target, "id": "s"}))
+    file = tmp_path / "task.yaml"
+    file.write_text(
+        f"name: t\ndataset: d.jsonl\nprompt: '{{input}}'\nscorers: [exact_match]\noutput_schema: {schema}\n"
+    )
+    with Session("w", database_url=f"sqlite:///{tmp_path}/llm.db", warm_up=False) as session:
+        report = session.score(load_task_data(file), {"s": answer}, progress=False)
+    assert report.summary()["mean"].tolist() == [1.0]
 
 
 @pytest.mark.parametrize("name", ["model_name", "from", "class", "invoice-no", "_id", "json", "copy", "a b", "1", "."])
 def test_any_property_name_of_json_is_an_alias(name):
-    model = model_of_schema({"properties": {name: {"type": "string"}}, "required": [name]})
+    model = build_output_type({"properties": {name: {"type": "string"}}, "required": [name]})
     output = model.model_validate_json(json.dumps({name: "x"}))
     assert output.model_dump(by_alias=True) == {name: "x"}
     assert model.model_json_schema()["required"] == [name]
@@ -206,7 +231,7 @@ def test_any_property_name_of_json_is_an_alias(name):
 
 def test_two_properties_never_share_a_field():
     names = ["a-b", "a b", "field_a_b"]
-    model = model_of_schema({"properties": {name: {"type": "string"} for name in names}})
+    model = build_output_type({"properties": {name: {"type": "string"} for name in names}})
     output = model.model_validate({name: name for name in names})
     assert output.model_dump(by_alias=True) == {name: name for name in names}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import ssl
-from collections.abc import Iterator
+import threading
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -21,7 +23,6 @@ from llmkit.errors import LLMConfigurationError, LLMError, LLMUnavailable
 from llmkit.ports import AttemptLog
 from llmkit.settings import load_settings
 from llmkit.testing import get_refused_url
-from llmkit.transport.http import proxies, tls
 from llmkit.types import LLMRequest, Route
 
 PATHS = ("fast", "reference")
@@ -35,20 +36,11 @@ def path(request):
 
 
 @pytest.fixture(autouse=True)
-def _nothing_cached(monkeypatch) -> Iterator[None]:
-    """Read environment and certificates anew: they are cached for the life of a process."""
+def _no_environment(monkeypatch) -> None:
+    """Remove what the machine says about proxies and certificates."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    clear_caches()
-    yield
-    clear_caches()
-
-
-def clear_caches() -> None:
-    proxies.find_proxy.cache_clear()
-    proxies._find_environment_proxy.cache_clear()
-    tls.load_trusted_certificates.cache_clear()
 
 
 async def no_wait(_seconds: float) -> None: ...
@@ -60,6 +52,56 @@ async def fail(base: str, path: str, log: AttemptLog | None = None) -> LLMError:
         await client.call(OLLAMA, LLMRequest(messages="Hello"), log or AttemptLog())
     await client.close()
     return caught.value
+
+
+# --- connections that were kept ----------------------------------------------------------------------------------
+
+
+class ForgetfulServer(threading.Thread):
+    """An Ollama that keeps each connection until the test ends it, as servers do after some seconds."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.connections: list[socket.socket] = []
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):  # the end of the test
+            while True:
+                connection, _ = self._listener.accept()
+                self.connections.append(connection)
+                connection.recv(65_536)
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(HI)
+                )
+                connection.sendall(HI)
+
+    def close(self) -> None:
+        # `shutdown` wakes the thread that waits in `accept`.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.join()
+        for each in self.connections:
+            each.close()
+
+
+HI = b'{"message": {"role": "assistant", "content": "Hi"}, "done": true, "done_reason": "stop", "eval_count": 1}'
+
+
+async def test_a_connection_that_ended_while_the_loop_was_busy_is_not_used(path) -> None:
+    """Importing a library in the loop's thread takes seconds, in which a server gives up its idle connections."""
+    server = ForgetfulServer()
+    server.start()
+    log, settings = AttemptLog(), load_settings(ollama_api_base=server.url, request_path=path, max_retries=0)
+    client = LiteLLMClient(settings)
+    for _ in range(3):
+        assert (await client.call(OLLAMA, LLMRequest(messages="Hello"), log)).text == "Hi"
+        server.connections[-1].shutdown(socket.SHUT_RDWR)  # and no turn of the loop before the next call
+    await client.close()
+    server.close()
+    assert [attempt.status for attempt in log.attempts] == ["SUCCEEDED"] * 3
 
 
 # --- TLS ---------------------------------------------------------------------------------------------------------
@@ -170,6 +212,13 @@ async def test_a_proxy_that_does_not_answer_is_named(path, monkeypatch):
     assert f"The proxy {proxy} does not answer" in str(error)
     assert "ollama serve" not in str(error)
     assert len(log.attempts) == 1
+
+
+async def test_a_proxy_that_was_corrected_counts_for_the_next_client(path, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "socks5://127.0.0.1:1080")
+    assert type(await fail(ELSEWHERE, path)) is LLMConfigurationError
+    monkeypatch.setenv("HTTP_PROXY", get_refused_url())
+    assert type(await fail(ELSEWHERE, path)) is LLMUnavailable
 
 
 async def test_a_proxy_that_wants_a_password_is_not_a_wrong_key(path, monkeypatch, serve_raw):

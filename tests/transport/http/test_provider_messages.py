@@ -79,6 +79,19 @@ async def test_a_bill_is_not_retried_and_not_called_too_many_requests(kind, path
     assert error.retry_after_s is None
 
 
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        (400, "You have reached your specified API usage limits.", LLMQuotaExhausted),
+        (403, "Your chosen model requires moderation and your input was flagged", LLMContentBlocked),
+    ],
+)
+async def test_a_spent_limit_and_a_flagged_input_are_named(status, message, kind, serve_raw):
+    server = serve_raw(status, {"error": {"message": message}})
+    error = await fail(server.url, GEMINI)
+    assert (type(error), len(server.calls)) == (kind, 1)
+
+
 async def test_a_route_without_credit_is_asked_again_by_the_next_call(serve_raw):
     """A bill may be paid at any time, so nothing is parked until midnight."""
     server = serve_raw(429, UNPAID["prepaid"])
@@ -104,6 +117,9 @@ async def test_a_route_without_credit_is_asked_again_by_the_next_call(serve_raw)
         ({"error": {"message": "Rate limit reached on requests per min. Limit: 3 / min."}},
          "limits requests per minute: "),
         (b"Too many tokens per second", "limits tokens per second: "),
+        ({"error": {"message": "Rate limit exceeded: free-models-per-min. "}}, "limits requests per minute: "),
+        ({"error": {"message": "Provider returned error", "metadata": {"raw": "too busy upstream"}}},
+         "Provider returned error too busy upstream"),
     ],
 )  # fmt: skip
 async def test_a_rate_limit_names_its_quota_and_is_retried(body, words, serve_raw):
@@ -142,6 +158,8 @@ async def test_a_daily_quota_names_itself_and_is_not_retried(body, words, serve_
         {"error": {"message": "upstream says no"}},
         {"errors": [{"message": "upstream says no"}]},
         {"errors": ["upstream says no"]},
+        {"detail": [{"loc": ["body"], "msg": "upstream says no"}]},
+        {"fault": {"faultstring": "upstream says no"}},
         b'"upstream says no"',
     ],
 )

@@ -88,6 +88,7 @@ def test_isolated_refusals_do_not_lower_the_limit(ceiling, seed):
     assert statistics.mean(limits) >= ceiling / 2
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0.001, 100), max_size=300))
 def test_answers_while_places_are_free_change_nothing(latencies_s):
     limit = AdaptiveLimit(16)

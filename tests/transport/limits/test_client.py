@@ -53,6 +53,7 @@ async def test_limit_approaches_the_capacity():
         await client.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "route", "status"), [(OllamaServer, OLLAMA, 503), (GeminiServer, GEMINI, 429)])
 async def test_refusing_server_serves_everything(kind, route, status):
     """After a refusal few others follow."""

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from llmkit.client_litellm import LiteLLMClient
 from llmkit.errors import LLMError
 from llmkit.ports import AttemptLog, ClientReply
+from llmkit.providers import load_endpoints
 from llmkit.settings import load_settings
-from llmkit.testing import Fault, GeminiServer, OllamaServer, Reply
+from llmkit.testing import Fault, GeminiServer, OllamaServer, OpenAIServer, Reply
 from llmkit.transport.paths import fast, library, translation
 from llmkit.transport.paths.reference import ReferencePath
 from llmkit.types import LLMProvider, LLMRequest, Message, ResponseFormat, Route, ToolDefinition
@@ -25,11 +26,13 @@ from tests.support.request_matrix import BARE_TOOL, FLAT, REPLIES, REQUESTS, WEA
 
 KEY = "AIzaSyCanary0123456789-canary_canary"
 PATHS = ("fast", "reference")
-ROUTES = ("ollama/llama3.2", "gemini/gemini-2.5-flash")
+ROUTES = ("ollama/llama3.2", "gemini/gemini-2.5-flash", "openai/gpt-4o-mini")
 MODELS = {
     "ollama": ("llama3.2", "hf.co/org/Some-Model_GGUF:Q4_K_M", "responses/x", "odd name?x=1"),
     "gemini": ("gemini-2.5-flash", "gemini-3-pro-preview", "gemini-1.5-pro", "tuned-model", "tunedModels/mine-7",
                "gemma-3-27b-it", "odd name?x=1", "gemini-2.0-flash"),
+    "openai": ("gpt-4o-mini", "gpt-5-mini", "o3-mini", "meta-llama/llama-3.3-70b:free", "Qwen/Qwen3-8B", "odd name?x=1",
+               "ft:gpt-4o-mini-2024-07-18:me::7p4lURel"),
 }  # fmt: skip
 CHANGING = frozenset({"host"})
 UUID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}|(?<=call_)[0-9a-f]{28}")
@@ -49,8 +52,12 @@ async def no_wait(_seconds: float) -> None: ...
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[str, Any]]:
-    with OllamaServer(models=MODELS["ollama"]) as ollama, GeminiServer(models=MODELS["gemini"], api_key=KEY) as gemini:
-        yield {"ollama": ollama, "gemini": gemini}
+    with (
+        OllamaServer(models=MODELS["ollama"]) as ollama,
+        GeminiServer(models=MODELS["gemini"], api_key=KEY) as gemini,
+        OpenAIServer(models=MODELS["openai"], api_key=KEY) as openai,
+    ):
+        yield {"ollama": ollama, "gemini": gemini, "openai": openai}
 
 
 class Both:
@@ -65,11 +72,16 @@ class Both:
         server.clear()
         server.script(reply)
         bases = {name: one.url.replace("//", f"//{self.user}") for name, one in self.servers.items()}
-        client = LiteLLMClient(
-            load_settings(request_path=path, ollama_api_base=bases["ollama"], gemini_api_base=bases["gemini"],
-                          gemini_api_key=KEY, max_retries=1),
-            sleep=no_wait,
-        )  # fmt: skip
+        own = load_settings(
+            request_path=path,
+            ollama_api_base=bases["ollama"],
+            gemini_api_base=bases["gemini"],
+            gemini_api_key=KEY,
+            openai_api_base=f"{bases['openai']}/v1",
+            openai_api_key=KEY,
+            max_retries=1,
+        )
+        client = LiteLLMClient(own, providers=load_endpoints(own), sleep=no_wait)
         log = AttemptLog()
         try:
             out: Any = await client.call(Route.parse(route), request, log)
@@ -120,6 +132,7 @@ def carried(monkeypatch) -> list[str]:
 LEFT_TO_REFERENCE = {
     ("lone surrogate in a schema", "gemini/gemini-2.5-flash"),
     ("NaN in a schema", "gemini/gemini-2.5-flash"),
+    ("lone surrogate in a schema", "openai/gpt-4o-mini"),
     ("history that cannot be read", "ollama/llama3.2"),
     ("history that cannot be read", "gemini/gemini-2.5-flash"),
 }
@@ -147,7 +160,8 @@ async def test_both_paths_read_the_same_answer(both, carried, name, route):
 
 @pytest.mark.parametrize("route", [f"{provider}/{model}" for provider in MODELS for model in MODELS[provider]])
 async def test_both_paths_know_the_same_models(both, route):
-    request = LLMRequest(messages="Hi", temperature=0.5, response_format=ResponseFormat(json_schema=FLAT))
+    # The only temperature that OpenAI's reasoning models take.
+    request = LLMRequest(messages="Hi", temperature=1, response_format=ResponseFormat(json_schema=FLAT))
     quick, reference = [await both.see(path, route, request) for path in PATHS]
     assert quick == reference
     # LiteLLM takes `responses/x` for the model `x` behind another API, and sends that past what records.
@@ -213,6 +227,7 @@ ASKED = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

@@ -43,6 +43,7 @@ def both(
 COUNTS = st.integers(0, 5000) | st.integers(0, 400_000)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

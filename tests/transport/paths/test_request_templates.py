@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llmkit.canonical_json import sha256_of
 from llmkit.ports import Endpoint
-from llmkit.providers import PROVIDERS, CallArguments
+from llmkit.providers import BUILT_IN, CallArguments
 from llmkit.settings import load_settings
 from llmkit.transport.http.exchange import Exchange
 from llmkit.transport.http.http_pool import Pool
@@ -23,7 +23,13 @@ from llmkit.transport.paths.translation import PreparedRequest, RawReply, Transl
 from llmkit.types import LLMProvider, LLMRequest, Message, ResponseFormat, Route
 from tests.support.request_matrix import FLAT, REQUESTS, WEATHER
 
-ROUTES = ("ollama/llama3.2", "gemini/gemini-2.5-flash", "gemini/gemma-3-27b-it", "local/gemma-3-270m")
+ROUTES = (
+    "ollama/llama3.2",
+    "gemini/gemini-2.5-flash",
+    "gemini/gemma-3-27b-it",
+    "local/gemma-3-270m",
+    "openai/gpt-4o-mini",
+)
 SETTINGS = load_settings(gemini_api_key="AIzaSyCanary0123456789-canary_canary", gemini_api_base="http://127.0.0.1:9")
 ONCE = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
@@ -38,7 +44,7 @@ def parts() -> FastParts:
 def arguments(route: str, request: LLMRequest) -> CallArguments:
     asked = Route.parse(route)
     endpoint = Endpoint("http://127.0.0.1:9/v1")
-    return PROVIDERS[asked.provider].call_arguments(SETTINGS, asked, request, endpoint)
+    return BUILT_IN[asked.provider].call_arguments(SETTINGS, asked, request, endpoint)
 
 
 def on_the_wire(prepared: PreparedRequest | None) -> Any:
@@ -99,7 +105,7 @@ def test_a_filled_form_is_the_translation_of_its_texts(parts, roles, rounds, oth
 @settings(ONCE, max_examples=40)
 @given(SHAPES, st.lists(TEXTS, min_size=4, max_size=4), OTHERS, st.sampled_from(ROUTES))
 def test_an_outline_has_the_hashes_of_the_body_that_is_sent(parts, roles, texts, others, route):
-    path, spec = FastPath(Pool(), parts), PROVIDERS[Route.parse(route).provider]
+    path, spec = FastPath(Pool(), parts), BUILT_IN[Route.parse(route).provider]
     for said in (["a"] * 4, ["b"] * 4, texts):
         messages = tuple(Message(role=role, content=text) for role, text in zip(roles, said, strict=False))
         given_arguments = arguments(route, LLMRequest(messages=messages, **others))
@@ -121,7 +127,7 @@ def test_what_never_left_has_no_hashes(parts):
     found = [path.prepare(given_arguments) for _ in range(3)]
     outlines = [each and each.outline for each in found]
     assert outlines[:2] == [None, None], "the third of a kind has one"
-    spec = PROVIDERS[LLMProvider.OLLAMA]
+    spec = BUILT_IN[LLMProvider.OLLAMA]
     exchange = Exchange(spec=spec, arguments=given_arguments, outline=outlines[2], texts=["Hi"])
     assert (exchange.params_sha256, exchange.sent_schema, exchange.schema_sha256) == (None, None, None)
     exchange.request_leaves("/api/chat", found[2].body)
@@ -202,9 +208,42 @@ def ollama_reply(draw: Any) -> dict[str, Any]:
             "eval_count": draw(COUNTS), **draw(st.sampled_from(ends))}  # fmt: skip
 
 
+def openai_reply(draw: Any) -> dict[str, Any]:
+    prompt, output = draw(COUNTS), draw(COUNTS)
+    usage: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+    usage |= draw(st.sampled_from([
+        {}, {"prompt_tokens_details": None}, {"prompt_tokens_details": {"cached_tokens": min(3, prompt)}},
+        {"completion_tokens_details": {"reasoning_tokens": min(5, output), "audio_tokens": 0}},
+        {"prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0}, "completion_tokens_details": {}},
+        {"prompt_cache_hit_tokens": 7, "prompt_cache_miss_tokens": 2}, {"total_tokens": None}, {"cost": 0.5},
+    ]))  # fmt: skip
+    message = {"role": "assistant", "content": draw(TEXTS), **draw(st.sampled_from([
+        {}, {"refusal": None}, {"refusal": "No."}, {"tool_calls": []}, {"tool_calls": None}, {"reasoning": "hm"},
+        {"reasoning_content": "hm"}, {"role": None}, {"content": None}, {"annotations": []},
+    ]))}  # fmt: skip
+    end = draw(st.sampled_from(["stop", "length", "content_filter", "eos", None, "tool_calls"]))
+    choice = {"index": 0, "message": message, "finish_reason": end, "logprobs": None}
+    extra = draw(
+        st.sampled_from(
+            [
+                {},
+                {"model": "gpt-4o-mini-2024-07-18"},
+                {"model": ""},
+                {"provider": "Together"},
+                {"service_tier": "flex"},
+                {"service_tier": "default"},
+                {"error": None},
+                {"id": ""},
+            ]
+        )
+    )
+    return {"id": "1", "object": "chat.completion", "created": 1, "model": "gpt-4o-mini", "choices": [choice],
+            "usage": usage, **extra}  # fmt: skip
+
+
 def readings(parts: FastParts, route: str, reply: dict[str, Any]) -> tuple[Any, Any]:
     """At a glance, and LiteLLM's, with what each says that it cost."""
-    name = {"ollama": "ollama_chat"}.get(route.partition("/")[0], "gemini")
+    name = {"ollama": "ollama_chat"}.get(route.partition("/")[0], route.partition("/")[0])
     translation = parts.translations[name]
     prepared = PreparedRequest(url="", headers={}, body=b"", model=route.partition("/")[2], messages=[], data={})
     before = copy.deepcopy(reply)
@@ -212,11 +251,22 @@ def readings(parts: FastParts, route: str, reply: dict[str, Any]) -> tuple[Any, 
     assert reply == before
     completion = translation.read(prepared, RawReply(200, {}, b"", copy.deepcopy(reply)))
     cost = completion._hidden_params.get("response_cost")
-    return glanced, replace(as_plain(completion), _hidden_params={"response_cost": cost} if name == "gemini" else {})
+    return glanced, replace(
+        as_plain(completion), _hidden_params={"response_cost": cost} if name != "ollama_chat" else {}
+    )
 
 
 @ONCE
-@given(st.data(), st.sampled_from([("gemini/gemini-2.5-flash", gemini_reply), ("ollama/llama3.2", ollama_reply)]))
+@given(
+    st.data(),
+    st.sampled_from(
+        [
+            ("gemini/gemini-2.5-flash", gemini_reply),
+            ("ollama/llama3.2", ollama_reply),
+            ("openai/gpt-4o-mini", openai_reply),
+        ]
+    ),
+)
 def test_an_answer_at_a_glance_is_litellms_reading(parts, data, kind):
     route, reply = kind
     glanced, read = readings(parts, route, reply(data.draw))
@@ -231,6 +281,14 @@ PLAINEST = {
         "modelVersion": "gemini-2.5-flash",
     },
     "ollama/llama3.2": {"message": {"role": "assistant", "content": "Yes."}, "prompt_eval_count": 9, "eval_count": 2},
+    "openai/gpt-4o-mini": {
+        "id": "1", "object": "chat.completion", "created": 1, "model": "gpt-4o-mini-2024-07-18",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Yes.", "refusal": None},
+                     "finish_reason": "stop", "logprobs": None}],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11,
+                  "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+                  "completion_tokens_details": {"reasoning_tokens": 1}},
+    },
 }  # fmt: skip
 
 
@@ -254,12 +312,20 @@ NOT_PLAIN = {
         {"message": None}, {"message": {"role": "assistant", "content": 7}}, {"done_reason": {"a": 1}},
         {"eval_count": "2"}, {"prompt_eval_count": None},
     ],
+    "openai/gpt-4o-mini": [
+        {"choices": None}, {"choices": [None]}, {"choices": []}, {"usage": None}, {"error": {"message": "x"}},
+        {"choices": [{"message": None, "finish_reason": "stop"}]}, {"model": None}, {"usage": {"prompt_tokens": 1}},
+        {"choices": [{"message": {"role": "assistant", "content": [{"text": "a"}]}, "finish_reason": "stop"}]},
+        {"usage": {"prompt_tokens": True, "completion_tokens": 1, "total_tokens": 2}},
+        {"usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2, "prompt_tokens_details": [1]}},
+    ],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("route", "change"), [(route, each) for route in NOT_PLAIN for each in NOT_PLAIN[route]])
 def test_what_is_not_plain_is_left_to_litellm(parts, route, change):
-    translation = parts.translations["ollama_chat" if route.startswith("ollama") else "gemini"]
+    name = route.partition("/")[0]
+    translation = parts.translations["ollama_chat" if name == "ollama" else name]
     prepared = PreparedRequest(url="", headers={}, body=b"", model="gemini-2.5-flash", messages=[], data={})
     assert translation.glance(prepared, PLAINEST[route], {}) is not None
     assert translation.glance(prepared, {**PLAINEST[route], **change}, {}) is None

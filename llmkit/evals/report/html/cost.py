@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llmkit.eval_ports import RecordedCall
 from llmkit.evals.report.explain import explain_latency, explain_tokens
 from llmkit.evals.report.html.cells import Cell, CountCell, Figure, Scale, Section, Table, make_figure
+from llmkit.evals.report.steps import WHOLE, build_step_rows
 from llmkit.types import Attempt, AttemptStatus
 
 if TYPE_CHECKING:
@@ -34,7 +35,48 @@ def build_cost_section(
     blocks = [Table.from_rows(headings, cells, caption="Requests, tokens and cost")]
     if not stable:
         blocks.append(_build_latency_table(first_rows.values()))
+    steps = list(build_step_rows(report.results, calls))
+    if steps:
+        blocks.append(_build_step_table(steps, stable=stable))
     return Section("cost", "Cost" if stable else "Cost and latency", tuple(blocks))
+
+
+def _build_step_table(rows: Sequence[Mapping[str, Any]], *, stable: bool) -> Table:
+    requests, inputs, outputs = map(explain_tokens, COUNTED)
+    headings = (
+        "Variant",
+        "Step",
+        "Calls",
+        "of them failed",
+        "Requests",
+        "Input tokens",
+        "Output tokens",
+        "Cost in USD",
+    )
+    return Table.from_rows(
+        headings if stable else (*headings, "Mean latency in ms"),
+        (
+            (
+                row["variant"],
+                "whole sample" if row["step"] == WHOLE else row["step"],
+                CountCell(row["calls"], "Calls of this step, without answers from the store."),
+                CountCell(row["failed"], "Calls that failed; the function may have handled that."),
+                CountCell(row["requests"], requests),
+                _make_count(row["input_tokens"], inputs),
+                _make_count(row["output_tokens"], outputs),
+                make_figure(row["cost_usd"], ".6f", "Sum of the prices of the requests."),
+                *(
+                    ()
+                    if stable
+                    else (
+                        make_figure(row["latency_ms"], ",.0f", "Mean: of whole samples, or of the calls of the step."),
+                    )
+                ),
+            )
+            for row in rows
+        ),
+        caption="Steps of a sample",
+    )
 
 
 def _build_cost_cells(
@@ -53,7 +95,9 @@ def _build_cost_cells(
         else:  # an imported run: its calls are in another store, and its results have the totals
             counts = (row["requests"], row["input_tokens"], row["output_tokens"])
             requests, inputs, outputs = (
-                _make_count(count, explain_tokens(what)) for count, what in zip(counts, COUNTED, strict=True)
+                # Without a request there was no call: the answers were supplied, and what they took is unknown.
+                _make_count(count or None, explain_tokens(what))
+                for count, what in zip(counts, COUNTED, strict=True)
             )
             yield label, requests, None, inputs, outputs, None
     if judged:

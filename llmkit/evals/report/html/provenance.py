@@ -97,6 +97,8 @@ def _build_texts(report: Analysis, provenance: Mapping[str, Any]) -> Iterator[Fo
     for label, variant in _get_routes(provenance).items():
         labels_by_prompt.setdefault(variant.get("prompt", ""), []).append(label)
     for prompt, labels in labels_by_prompt.items():
+        if not prompt:  # the answers were supplied
+            continue
         yield FoldedText(f"Prompt of {', '.join(labels)}", prompt)
     if task.get("output schema"):
         yield FoldedText("Output schema", json.dumps(task["output schema"], indent=2, ensure_ascii=False))

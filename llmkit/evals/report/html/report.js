@@ -208,7 +208,7 @@
         const attempts = call.attempts || [{}];
         attempts.forEach((attempt, place) => rows.push(node("tr", {},
           node("td", {}, place ? "" : variants[result.variant]),
-          node("td", {}, place ? "" : [call.stage, call.source && `from ${call.source}`].filter(Boolean).join(", ")),
+          node("td", {}, place ? "" : [call.stage, call.step && `step ${call.step}`, call.source && `from ${call.source}`].filter(Boolean).join(", ")),
           node("td", {}, attempt.model || "no request", attempt.digest ? node("span", { class: "faint" }, ` ${attempt.digest}`) : null),
           node("td", {}, [attempt.status || call.status, attempt.http && `HTTP ${attempt.http}`, attempt.finish, call.remark].filter(Boolean).join(", ")),
           node("td", {}, (attempt.tokens || []).map((count) => count ?? "?").join(", ")),

@@ -143,6 +143,7 @@ class _CaseBuilder:
         is_unusable = result.status == FAILED and call.status is RunStatus.SUCCEEDED and call.stage == SAMPLE_STAGE
         return _drop_empty(
             stage=call.stage,
+            step=call.step,
             status=str(call.status),
             # A call that was answered SUCCEEDED; that no valid output came of it is the sample's failure.
             remark=UNUSABLE if is_unusable else None,

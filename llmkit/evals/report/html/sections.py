@@ -37,8 +37,10 @@ from llmkit.evals.report.html.cells import (
     make_figure,
 )
 from llmkit.evals.report.html.cost import build_cost_section
+from llmkit.evals.report.html.dataset_metrics import build_dataset_section
 from llmkit.evals.report.html.frontier import build_frontier_section
 from llmkit.evals.report.html.mistakes import find_frequent_mistakes
+from llmkit.evals.report.html.slices import build_slices_section
 from llmkit.evals.report.terminal import format_mean, format_scored
 from llmkit.evals.report.verdict import SIGNIFICANT, describe_verdict, get_main_metrics
 from llmkit.evals.results import FAILED
@@ -91,10 +93,13 @@ def build_sections(
     rows = to_plain_rows(report.summary())
     # Parts of a scorer's verdict have a section of their own.
     metrics = get_main_metrics(report)
-    leaderboards = tuple(_build_leaderboard(rows, metric) for metric in metrics or (None,))
+    ranked = (*metrics, *report.main_dataset_metrics)
+    leaderboards = tuple(_build_leaderboard(rows, metric) for metric in ranked or (None,))
     return [
         Section("leaderboard", "Leaderboard", leaderboards),
         *_build_comparisons(report, comparisons),
+        *build_dataset_section(report, rows),
+        *build_slices_section(report, ranked),
         *_build_field_errors(report, rows, metrics),
         build_cost_section(report, rows, calls, stable=stable),
         *build_frontier_section(report, metrics),

@@ -1,0 +1,1 @@
+"""Named endpoints as data: read from files and the environment, and edited."""

@@ -1,0 +1,1 @@
+"""Prices of tokens: looking them up, and reading them from files."""

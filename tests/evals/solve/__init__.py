@@ -1,0 +1,1 @@
+"""Tests of functions that answer a sample in several calls."""
