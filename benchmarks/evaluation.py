@@ -12,6 +12,7 @@ Settings, each harness at its documented best:
 | harness | installed into the user's cache | settings |
 |---|---|---|
 | llmkit | this folder | `Session(concurrency_limit=64)`, `evaluate(concurrency=64)`; typed output, schema sent, retries on |
+| llmkit-workers | this folder | the same on two worker processes, `workers=2`; the rate is that of the middle half of the samples |
 | inspect-ai | a virtual environment, by uv | `eval(max_connections=64, max_samples=64, display="none", log_format="eval")`; "leanest" also `log_realtime=False`, `log_model_api=False`, `log_images=False`, `score_display=False`, with which a killed run loses what is not flushed; "cached" is `generate(cache=True)` |
 | pydantic-evals | a virtual environment, by uv | an `Agent` with `NativeOutput`, `evaluate_sync(max_concurrency=64, progress=False)`, a line of JSON in `CaseLifecycle.teardown` |
 | promptfoo | a folder, by npm | `evaluate(suite, {maxConcurrency: 64, cache: false, showProgressBar: false})` with `writeLatestResults`, `ollama:chat:MODEL` |
@@ -59,7 +60,7 @@ class Harness:
     samples: int | None = None
 
     def folder(self) -> Path | None:
-        """Where it is installed; None for llmkit.
+        """Return where it is installed; None for llmkit.
 
         Raises:
             NotInstalledError: It is not, and cannot be.
@@ -81,6 +82,7 @@ HARNESSES = (
     Harness("pydantic-evals", "run_pydantic_evals.py", ("pydantic-evals==2.62.0", "pydantic-ai-slim[openai]==2.62.0")),
     Harness("promptfoo", "run_promptfoo.mjs", ("promptfoo@0.121.20",)),
     Harness("llmkit-large", "run_llmkit.py", samples=REPLAYED),
+    Harness("llmkit-workers", "run_llmkit_workers.py", samples=REPLAYED),
 )
 
 
@@ -106,14 +108,14 @@ class Figure:
 Figures = dict[str, list[Figure]]
 
 
-def asked(url: str) -> int:
-    """How many answers the server gave since the last time."""
+def count_answers(url: str) -> int:
+    """Return the number of answers that the server gave since the last time."""
     with urllib.request.urlopen(f"{url}/asked") as reply:
         return int(reply.read())
 
 
-def measured(harness: Harness, url: str, samples: int) -> dict[str, Figure]:
-    """One run of a harness in a new folder: its parts by name.
+def run_once(harness: Harness, url: str, samples: int) -> dict[str, Figure]:
+    """Run a harness once in a new folder and return its parts by name.
 
     Raises:
         NotInstalledError: The peer is not there and cannot be installed.
@@ -140,20 +142,20 @@ def measured(harness: Harness, url: str, samples: int) -> dict[str, Figure]:
         raise RuntimeError((done.stderr or done.stdout).strip()[-2000:])
     parts = {part: Figure(**figure) for part, figure in json.loads(done.stdout.strip().splitlines()[-1]).items()}
     called = 1 + sum(figure.samples for part, figure in parts.items() if part not in {"replay", "cached"})
-    if (answers := asked(url)) != called:
+    if (answers := count_answers(url)) != called:
         raise RuntimeError(f"the server was asked {answers} times for {called} samples")
     return parts
 
 
-def all_rounds(harnesses: list[Harness], url: str, *, rounds: int, samples: int) -> Figures:
-    """Every harness once in each round; one that fails is reported and skipped from then on."""
+def run_rounds(harnesses: list[Harness], url: str, *, rounds: int, samples: int) -> Figures:
+    """Run every harness once in each round; one that fails is reported and skipped from then on."""
     figures: Figures = {}
     for number in range(rounds):
         for harness in [each for each in harnesses if not number or each.samples is None]:
             print(f"round {number + 1} of {rounds}: {harness.name}", file=sys.stderr)
-            asked(url)
+            count_answers(url)
             try:
-                parts = measured(harness, url, harness.samples or samples)
+                parts = run_once(harness, url, harness.samples or samples)
             except (NotInstalledError, RuntimeError) as error:
                 print(f"{harness.name} is left out: {error}")
                 harnesses.remove(harness)
@@ -177,6 +179,9 @@ def show(figures: Figures, samples: int) -> None:
         if name in rates and ours in rates:
             cpu = _cpu(figures[name]) / _cpu(figures[ours])
             print(f"{ours} : {name:20} {rates[ours] / rates[name]:6.1f} x by rate (goal {goal}), {cpu:6.1f} x by CPU")
+    if {"llmkit-large run", "llmkit-workers half"} <= rates.keys():
+        ratio = rates["llmkit-workers half"] / rates["llmkit-large run"]
+        print(f"two workers : one process {ratio:.2f} x by rate (goal 1.7 on two free cores beside the stand-in)")
     if LARGE_REPLAY in figures:
         wall_s = statistics.median(figure.wall_s for figure in figures[LARGE_REPLAY])
         print(f"{REPLAYED:,} samples resumed in {wall_s:.2f} s (goal: under 2 s)")
@@ -197,7 +202,7 @@ def main() -> None:
     options = parser.parse_args()
     chosen = [each for each in HARNESSES if each.name in options.only and each.name not in options.without]
     with stand_in(LATENCY_S) as url:
-        figures = all_rounds(chosen, url, rounds=options.rounds, samples=options.samples)
+        figures = run_rounds(chosen, url, rounds=options.rounds, samples=options.samples)
     show(figures, options.samples)
 
 

@@ -70,8 +70,8 @@ def prepare(folder: Path, url: str) -> None:
     journal.close()
 
 
-def timed(script: str, folder: Path, environment: dict[str, str]) -> tuple[float, float]:
-    """Wall and CPU seconds of a process."""
+def measure_process(script: str, folder: Path, environment: dict[str, str]) -> tuple[float, float]:
+    """Measure wall and CPU seconds of a process."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", script], cwd=folder, env=environment)
     _, status, used = os.wait4(process.pid, 0)
@@ -95,7 +95,7 @@ def main() -> None:
         found: dict[str, list[tuple[float, float]]] = {each: [] for each in contestants}
         for number in range(rounds + 1):
             for each, script in contestants.items():
-                figures = timed(script, folder, environment)
+                figures = measure_process(script, folder, environment)
                 if number:  # the first round only warms the disk
                     found[each].append(figures)
     wall, cpu = ({each: statistics.median(row[at] for row in rows) for each, rows in found.items()} for at in (0, 1))

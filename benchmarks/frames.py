@@ -53,7 +53,7 @@ def stored(moment: datetime) -> str:
 
 
 def fill(database: Path, rows: int) -> None:
-    """As many calls with one request each; one in twenty failed."""
+    """Store this many calls with one request each; one in twenty failed."""
     upgrade(f"sqlite:///{database}")
     chance = random.Random(7)
     runs, attempts = [], []
@@ -80,7 +80,7 @@ def fill(database: Path, rows: int) -> None:
 
 
 def by_pandas(database: Path) -> pd.DataFrame:
-    """As a user reads a table."""
+    """Read the table as users do."""
     with sqlite3.connect(database) as connection:
         frame = pd.read_sql(ATTEMPTS, connection)
     connection.close()
@@ -88,7 +88,7 @@ def by_pandas(database: Path) -> pd.DataFrame:
 
 
 def by_pandas_typed(database: Path) -> pd.DataFrame:
-    """And brings it to types that keep whole numbers, flags, times and holes."""
+    """Read it, and convert it to types that keep whole numbers, flags, times and missing values."""
     frame = by_pandas(database)
     for name, kind in ATTEMPT_COLUMNS.items():
         if kind == "time":
@@ -101,7 +101,7 @@ def by_pandas_typed(database: Path) -> pd.DataFrame:
 
 
 def by_orm(database: Path) -> pd.DataFrame:
-    """Through objects."""
+    """Read it through objects."""
     engine = create_engine(f"sqlite:///{database}")
     with OrmSession(engine) as db:
         frame = pd.DataFrame([row.model_dump() for row in db.exec(select(LLMAttemptRow))])
@@ -109,8 +109,8 @@ def by_orm(database: Path) -> pd.DataFrame:
     return frame
 
 
-def timed(work: Callable[[], pd.DataFrame], rows: int) -> tuple[float, float]:
-    """Rows a second by the clock, and by the CPU time of the process."""
+def measure_rates(work: Callable[[], pd.DataFrame], rows: int) -> tuple[float, float]:
+    """Measure rows a second by the clock, and by the CPU time of the process."""
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     frame = work()
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
@@ -119,7 +119,7 @@ def timed(work: Callable[[], pd.DataFrame], rows: int) -> tuple[float, float]:
 
 
 def compare(database: Path, session: Session, rows: int, rounds: int) -> dict[str, float]:
-    """Medians of all readers, printed; by name, rows a second of CPU time."""
+    """Print the medians of all readers, and return rows per CPU second by name."""
     readers: dict[str, Callable[[], pd.DataFrame]] = {
         "session.attempts()": session.attempts,
         "pandas.read_sql": lambda: by_pandas(database),
@@ -129,7 +129,7 @@ def compare(database: Path, session: Session, rows: int, rounds: int) -> dict[st
     figures: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
     for _ in range(rounds):
         for name, work in readers.items():
-            figures[name].append(timed(work, rows))
+            figures[name].append(measure_rates(work, rows))
     medians = {name: tuple(map(statistics.median, zip(*several, strict=True))) for name, several in figures.items()}
     for name, (by_clock, by_cpu) in medians.items():
         print(f"{name:36} {by_clock:10,.0f} rows/s {by_cpu:10,.0f} rows/s of CPU")

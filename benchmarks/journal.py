@@ -160,7 +160,7 @@ async def sqlmodel_rate(url: str, callers: int, seconds: float) -> Rate:
 
 
 def floor_rate(url: str, seconds: float) -> Rate:
-    """SQLite alone: the same statements, 64 to a transaction, parameters made before, no caller waiting."""
+    """Measure SQLite alone: the same statements, 64 per transaction, parameters made before, no caller waiting."""
     journal = Journal(url)
     statements = journal.statements
     batches = []

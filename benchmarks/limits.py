@@ -43,7 +43,7 @@ SERVERS = {
 
 
 async def rate(server: StandInServer, limit: int, calls: int, *, adaptive: bool) -> tuple[float, int, int]:
-    """Answers a second through a new client, refusals, and calls that failed in the end."""
+    """Measure answers a second through a new client, refusals, and calls that failed in the end."""
     provider = LLMProvider.OLLAMA if isinstance(server, OllamaServer) else LLMProvider.GEMINI
     given = {f"{provider}_api_base": server.url, "gemini_api_key": "k", "max_retries": 10}
     settings = load_settings(concurrency_limit=limit, adaptive_concurrency=adaptive, **given)
@@ -66,7 +66,7 @@ async def rate(server: StandInServer, limit: int, calls: int, *, adaptive: bool)
 
 
 async def main() -> None:
-    """Every server under every limit."""
+    """Measure every server under every limit."""
     for name, (kind, load) in SERVERS.items():
         calls = int(SECONDS_AT_BEST * (load.capacity or 1) / LATENCY_S)
         with kind("A loss of customers.", load=load) as server:

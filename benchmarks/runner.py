@@ -29,7 +29,7 @@ from llmkit.evals import EvalReport, Sample, Task, evaluate, field_match
 from llmkit.persistence.eval_store import SqlEvalStore
 from llmkit.persistence.journal import Journal, JournalLLMRunRepo
 from llmkit.persistence.migrate import upgrade
-from llmkit.ports import AttemptLog, BeforeSend, ClientReply, NotSent, allow_sending
+from llmkit.ports import AnswerSink, AttemptLog, BeforeSend, ClientReply, NotSent, allow_sending
 from llmkit.router import LLMRouter
 from llmkit.service import LLMService
 from llmkit.settings import load_settings
@@ -53,10 +53,16 @@ class InstantClient:
     """A `ModelClient` that answers at once and keeps nothing."""
 
     async def call(
-        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+        self,
+        route: Route,
+        request: LLMRequest,
+        log: AttemptLog,
+        before_send: BeforeSend = allow_sending,
+        *,
+        sink: AnswerSink | None = None,
     ) -> ClientReply | NotSent:
         """Return the one answer."""
-        del request
+        del request, sink
         await asyncio.sleep(0)
         if (not_sent := await before_send()) is not None:
             return not_sent
@@ -73,7 +79,7 @@ class InstantClient:
         return ANSWER
 
     async def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 def task(samples: int) -> Task:
@@ -95,7 +101,7 @@ class Home:
         self.service = LLMService(router=router, settings=settings, runs=JournalLLMRunRepo(self.journal))
 
     async def evaluate(self, given: Task, **options: Any) -> EvalReport:
-        """One call of `evaluate`."""
+        """Call `evaluate` once."""
         return await evaluate(
             given,
             ["ollama/llama3.2"],
@@ -108,18 +114,18 @@ class Home:
 
 
 def rss_mib() -> float:
-    """Memory of this process now."""
+    """Return the memory of this process now."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
 def cpu_s() -> float:
-    """CPU of this process so far, all threads."""
+    """Return the CPU time of this process so far, all threads."""
     return time.process_time()
 
 
 async def speed(folder: Path, samples: int = 10_000) -> None:
-    """CPU for each sample of a first run, and for a finished run that is resumed."""
+    """Measure CPU for each sample of a first run, and for a finished run that is resumed."""
     home, given = Home(folder), task(samples)
     await home.evaluate(task(200), name="warm")
     began, began_s = cpu_s(), time.perf_counter()
@@ -136,7 +142,7 @@ async def speed(folder: Path, samples: int = 10_000) -> None:
 
 
 async def growth(folder: Path, samples: int) -> None:
-    """Memory while samples are worked on: at the tenth of them and at the end, before the report."""
+    """Measure memory while samples are worked on: at a tenth of them and at the end, before the report."""
     home, given = Home(folder), task(samples)
     await home.evaluate(task(200), name="warm")
     loaded = rss_mib()
@@ -160,17 +166,23 @@ class Looking(InstantClient):
         self.step, self.calls, self.seen = total // LOOKS, 0, list[float]()
 
     async def call(
-        self, route: Route, request: LLMRequest, log: AttemptLog, before_send: BeforeSend = allow_sending
+        self,
+        route: Route,
+        request: LLMRequest,
+        log: AttemptLog,
+        before_send: BeforeSend = allow_sending,
+        *,
+        sink: AnswerSink | None = None,
     ) -> ClientReply | NotSent:
         """Return the one answer, and measure after a tenth of the rows."""
         self.calls += 1
         if self.calls % self.step == 0:
             self.seen.append(rss_mib())
-        return await super().call(route, request, log, before_send)
+        return await super().call(route, request, log, before_send, sink=sink)
 
 
 def map_growth(folder: Path, rows: int) -> None:
-    """Memory while different texts are extracted by `Session.map`, and with the frame."""
+    """Measure memory while different texts are extracted by `Session.map`, and with the frame."""
     texts = pd.Series([f"{TEXT} {number}" for number in range(rows)])
     client = Looking(rows)
     instant = mock.patch("llmkit.client_litellm.LiteLLMClient", return_value=client)

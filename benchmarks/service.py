@@ -41,7 +41,7 @@ Work = Callable[[int], Awaitable[object]]
 
 
 def request(number: int, *, keyed: bool, cached: bool) -> LLMRequest:
-    """One of many different requests."""
+    """Make one of many different requests."""
     return LLMRequest(
         messages=f"{PROMPT} {number}",
         route="ollama/llama3.2",
@@ -76,7 +76,7 @@ async def measure(name: str, work: Work, *, rounds: int = ROUNDS, callers: tuple
 
 
 async def read_stored_answers(service: LLMService, database: Path) -> None:
-    """Replays and cache hits against a bare SELECT and litellm's disk cache."""
+    """Measure replays and cache hits against a bare SELECT and diskcache alone."""
     for number in range(CALLS):
         await service.chat(request(number, keyed=True, cached=True), CONTEXT)
     connection = sqlite3.connect(database)
@@ -127,7 +127,7 @@ async def overhead(journal: Journal) -> None:
 
 
 async def main() -> None:
-    """Everything, on a new database and cache."""
+    """Measure everything, on a new database and cache."""
     folder = Path(tempfile.mkdtemp())
     url = f"sqlite:///{folder}/bench.db"
     upgrade(url)

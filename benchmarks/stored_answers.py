@@ -41,7 +41,7 @@ Rates = dict[str, list[float]]
 
 
 def measure(name: str, url: str, questions: int) -> dict[str, tuple[float, float]]:
-    """One process: by part, answers a second and CPU milliseconds for each.
+    """Measure one process: by part, answers a second and CPU milliseconds for each.
 
     Raises:
         NotInstalledError: The peer is not there and cannot be installed.
@@ -67,8 +67,8 @@ def measure(name: str, url: str, questions: int) -> dict[str, tuple[float, float
     }
 
 
-def all_rounds(names: list[str], rounds: int, questions: int) -> tuple[Rates, Rates]:
-    """Rates and CPU milliseconds by part; a peer that fails is reported and skipped from then on."""
+def run_rounds(names: list[str], rounds: int, questions: int) -> tuple[Rates, Rates]:
+    """Collect rates and CPU milliseconds by part; a peer that fails is reported and skipped from then on."""
     rates: Rates = {}
     cpu_ms: Rates = {}
     with stand_in(0.0) as url:
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", choices=[*PROGRAMS][1:], default=[])
     options = parser.parse_args()
     names = [name for name in PROGRAMS if name not in options.without]
-    rates, cpu_ms = all_rounds(names, options.rounds, options.questions)
+    rates, cpu_ms = run_rounds(names, options.rounds, options.questions)
     middle = {part: statistics.median(each) for part, each in rates.items()}
     for part, rate in middle.items():
         spread = f"{min(rates[part]):,.0f} to {max(rates[part]):,.0f}"

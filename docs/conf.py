@@ -29,7 +29,8 @@ html_theme_options = {"navigation_with_keys": True}
 nb_execution_mode = "off"  # notebooks are shown as they are stored
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
-suppress_warnings = ["mystnb.unknown_mime_type"]
+# Sphinx looks for a field that a docstring names in all classes, and two may have one of that name.
+suppress_warnings = ["mystnb.unknown_mime_type", "ref.python"]
 
 default_role = "code"
 autodoc_member_order = "bysource"

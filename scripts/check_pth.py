@@ -12,15 +12,15 @@ KNOWN = {"_editable_impl_llmkit_research.pth", "a1_coverage.pth", "distutils-pre
 FORBIDDEN = {"sitecustomize.py", "usercustomize.py"}
 
 
-def strangers(site_packages: Path) -> list[Path]:
-    """Files that run at start-up and are not in the list."""
+def find_strangers(site_packages: Path) -> list[Path]:
+    """Return the files that run at start-up and are not in the list."""
     found = [path for path in site_packages.glob("*.pth") if path.name not in KNOWN]
     return sorted(found + [path for path in site_packages.iterdir() if path.name in FORBIDDEN])
 
 
 def main() -> int:
     """Print what was found; 1 when there is anything."""
-    found = strangers(Path(sysconfig.get_paths()["purelib"]))
+    found = find_strangers(Path(sysconfig.get_paths()["purelib"]))
     for path in found:
         print(f"unexpected start-up code: {path.name}: {path.read_text(errors='replace')[:200]!r}")
     return 1 if found else 0

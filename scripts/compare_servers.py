@@ -100,8 +100,8 @@ class Interruption:
             self._half_done.set()
 
     @contextmanager
-    def armed(self) -> Iterator[None]:
-        """While the evaluation runs; afterwards the server is up, whatever happened."""
+    def arm_kills(self) -> Iterator[None]:
+        """Arm the kills while the evaluation runs; afterwards the server is up, whatever happened."""
         self._thread.start()
         try:
             yield
@@ -146,7 +146,7 @@ def _options() -> argparse.Namespace:
 
 
 def _weights(folder: Path) -> str:
-    """Whether both servers have the same file of weights: Ollama names its blobs by their hash."""
+    """Return whether both servers have the same file of weights: Ollama names its blobs by their hash."""
     sha256 = find_local_model(LOCAL.partition("/")[2]).sha256
     same = (folder / "models" / "blobs" / f"sha256-{sha256}").exists()
     return f"Both servers have {'the same weights' if same else 'DIFFERENT weights'} (embedded: sha256 {sha256[:12]})."
@@ -163,7 +163,7 @@ def _compare(server: Ollama, options: argparse.Namespace, console: Console) -> i
 
     with Session("servers", ollama_api_base=server.url, ollama_model=build_ollama.MODEL) as session:
         started_s = time.monotonic()
-        with interruption.armed() if options.down_s else nullcontext():
+        with interruption.arm_kills() if options.down_s else nullcontext():
             report = evaluated(session)
         if _without_answer(report):
             console.print(f"{_without_answer(report)} samples got no answer: the same name again asks for these alone.")
@@ -172,7 +172,9 @@ def _compare(server: Ollama, options: argparse.Namespace, console: Console) -> i
         console.print(report.table())
         console.print()
         for prompt in PROMPTS:
-            console.print(explained(report, f"{LOCAL}{prompt}", f"{OLLAMA}{prompt}"), highlight=False, soft_wrap=True)
+            console.print(
+                explain_difference(report, f"{LOCAL}{prompt}", f"{OLLAMA}{prompt}"), highlight=False, soft_wrap=True
+            )
         console.print(accounts(session.runs(), session.attempts(), took_s), highlight=False, soft_wrap=True)
     return 1 if report.has_failures else 0
 
@@ -181,9 +183,9 @@ def _without_answer(report: EvalReport) -> int:
     return sum(result.error_code == "unavailable" or result.status == "NOT_RUN" for result in report.results)
 
 
-def explained(report: EvalReport, a: str, b: str) -> str:
-    """Difference, interval and what they allow to say, in words."""
-    row = report.compare(a, b, "field_match").iloc[0]
+def explain_difference(report: EvalReport, a: str, b: str, metric: str = "field_match") -> str:
+    """Describe difference, interval and what they allow to conclude."""
+    row = report.compare(a, b, metric).iloc[0]
     figures = (
         f"{a} minus {b}: {row['difference']:+.3f}, 95 % interval [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}], "
         f"p = {row['p_value']:.2f} ({row['method']}, {row['pairs']} samples, {row['left_out']} left out)."

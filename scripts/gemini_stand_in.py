@@ -39,7 +39,7 @@ def _answer(request: RecordedRequest) -> Reply:
 
 
 def _either(value: dict[str, Any], *names: str) -> Any:
-    """Google's servers take two spellings, and clients use both."""
+    """Return a field by either of its two spellings: clients of Google's servers use both."""
     return next((value[name] for name in names if name in value), None)
 
 

@@ -117,6 +117,9 @@ def run(path: Path) -> None:
     notebook = executed(nbformat.read(path, as_version=4))
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times, new in every run
+        if cell.cell_type == "code":
+            # The panel of the latest answers, which is empty at the end of a cell that was slow enough to show it.
+            cell.outputs = [each for each in cell.outputs if "data" not in each or any(each.data.values())]
     nbformat.write(notebook, path)
     print(f"{path.name}: stored")
 

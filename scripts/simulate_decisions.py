@@ -1,6 +1,6 @@
 """Simulate what `EvalReport.what_if` and the stop rule `Decided` claim.
 
-    python scripts/simulate_decisions.py [WORLDS] [RUNS]
+    python scripts/simulate_decisions.py [WORLDS] [RUNS] [CHECKS]
 
 First table: two variants that are equally good on every sample, and a signal and a metadata key that say nothing. No
 policy can be better than the reference, so the 95 % interval of the cross-fitted difference should contain 0 in 93 to
@@ -9,21 +9,26 @@ policy can be better than the reference, so the 95 % interval of the cross-fitte
 Second table: runs of 3,000 pairs with a stop rule at alpha 5 %; 30 % of the pairs disagree where the difference allows.
 A decision where there is no difference, or for the wrong side, is a false one. The fixed plans are the pairs that a
 paired test needs for that difference, looked at once.
+
+Third table: a policy runs again on the same samples, and its score is compared with the forecast. Samples differ in how
+often they are answered rightly. Share of runs whose outcome lies in the interval of the forecast, and whose paired
+interval of the difference contains 0.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
 
 import numpy as np
 
 from llmkit.eval_ports import EvalResult, EvalRun
-from llmkit.evals import Below, Cascade, Decided, EvalReport, Sample, Split
-from llmkit.evals.decide.stopping import DecisionWatch
+from llmkit.evals import Below, Cascade, Decided, EvalReport, Mix, Policy, Sample, Split
 from llmkit.evals.statistics import count_pairs_needed
+from llmkit.evals.statistics.sequences import find_decision
 
 RUN_ID = UUID(int=1)
 MADE_AT_UTC = datetime(2026, 1, 1, tzinfo=UTC)
@@ -36,10 +41,10 @@ POLICIES = {
 }
 
 
-def make_world(seed: int) -> EvalReport:
+def make_world(seed: int, shape: tuple[float, float] = (4, 2)) -> EvalReport:
     """Return a report of two equally good variants."""
     rng = np.random.default_rng(seed)
-    chances = rng.beta(4, 2, SAMPLES)
+    chances = rng.beta(*shape, SAMPLES)
     samples = {
         f"s{i}": Sample("text", "label", id=f"s{i}", metadata={"language": int(rng.integers(LANGUAGES))})
         for i in range(SAMPLES)
@@ -84,14 +89,9 @@ def run_until_decided(difference: float, seed: int) -> tuple[int, str]:
     rng = np.random.default_rng(seed)
     disagree = max(0.3, difference)
     chances = [(disagree - difference) / 2, 1 - disagree, (disagree + difference) / 2]
-    outcomes = rng.choice([-1, 0, 1], size=PAIRS, p=chances).tolist()
-    watch = DecisionWatch(Decided("match"), "a", "b", {str(i): [str(i)] for i in range(PAIRS)})
-    for i, outcome in enumerate(outcomes):
-        watch.note("a", str(i), float(outcome > 0))
-        watch.note("b", str(i), float(outcome < 0))
-        if watch.is_decided:
-            break
-    return i + 1, watch.conclude().verdict
+    outcomes = rng.choice([-1.0, 0.0, 1.0], size=PAIRS, p=chances)
+    found = find_decision(outcomes, Decided("match").tested_mean, alpha=0.05)
+    return (PAIRS, "not decided") if found is None else (found[0], "better" if found[1] else "worse")
 
 
 def print_stops(runs: int) -> None:
@@ -110,6 +110,36 @@ def print_stops(runs: int) -> None:
         print(line, flush=True)
 
 
+def print_checks(runs: int) -> None:
+    """Print how often the interval of a forecast contains the outcome of another run on the same samples."""
+    print(f"{runs} runs on the same {SAMPLES} samples: share of outcomes that the forecast contains")
+    policies: dict[str, Policy] = {
+        "cascade": Cascade("a", "b", when=Below("confidence", 0.5)),
+        "mix": Mix("a", "b", share=0.5),
+    }
+    worlds = {"alike": (400.0, 100.0), "unlike": (2.0, 0.5), "certain": (0.02, 0.005)}
+    for world, shape in worlds.items():
+        contained, paired = dict.fromkeys(policies, 0), dict.fromkeys(policies, 0)
+        for seed in range(runs):
+            rng = np.random.default_rng(seed)
+            report = make_world(seed, shape=shape)
+            chances = np.random.default_rng(seed).beta(*shape, SAMPLES)
+            for name, policy in policies.items():
+                again = {f"s{i}": float(rng.random() < chances[i]) for i in range(SAMPLES)}
+                ran = [
+                    replace(result, route=f"policy:{name}", scores={"match": again[result.sample_id]})
+                    for result in report.of("a")
+                ]
+                frame = report.check_forecast({name: policy}, replace(report, results=tuple(ran)))
+                row = frame.iloc[0]
+                contained[name] += bool(row["contained"])
+                paired[name] += row["difference_low"] <= 0 <= row["difference_high"]
+        for name in policies:
+            shares = f"forecast {contained[name] / runs:.3f}   paired {paired[name] / runs:.3f}"
+            print(f"  samples {world:<8} {name:<8} {shares}", flush=True)
+
+
 if __name__ == "__main__":
     print_coverage(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000)
     print_stops(int(sys.argv[2]) if len(sys.argv) > 2 else 2_000)
+    print_checks(int(sys.argv[3]) if len(sys.argv) > 3 else 300)

@@ -39,7 +39,7 @@ SIZES: Final[Mapping[str, list[int]]] = {
 
 
 def build_share_coverage() -> Table:
-    """Coverage of the interval of a mean of zeros and ones, over every possible count."""
+    """Compute the coverage of the interval of a mean of zeros and ones, over every possible count."""
     rows = []
     for n in (5, 10, 30, 100, 300):
         counts = np.arange(n + 1)
@@ -60,7 +60,7 @@ def _iterate_outcomes(n: int) -> Iterator[tuple[int, int]]:
 
 
 def build_mcnemar() -> Table:
-    """Level of McNemar's test and coverage of the interval of the difference, over every possible outcome."""
+    """Compute level of McNemar's test and coverage of the difference's interval, over every possible outcome."""
     rows = []
     for n in (10, 30, 60):
         outcomes = np.array(list(_iterate_outcomes(n)))
@@ -92,7 +92,7 @@ def _weigh(outcomes: Any, n: int, gains: float, losses: float) -> Any:
 
 
 def build_power() -> Table:
-    """Planned numbers of pairs of zeros and ones, with their exact power."""
+    """Compute planned numbers of pairs of zeros and ones, with their exact power."""
     rows = []
     for difference, disagreement in (
         (0.02, 0.05),
@@ -111,7 +111,7 @@ def build_power() -> Table:
 
 
 def build_margins() -> Table:
-    """Pairs that a margin needs."""
+    """Compute the pairs that a margin needs."""
     rows = []
     for margin in (0.01, 0.02, 0.05, 0.1):
         least = [s.count_equal_pairs_for_margin(margin, is_binary=is_binary) for is_binary in (True, False)]
@@ -135,7 +135,7 @@ SCORES: Final[Mapping[str, tuple[Draw, float]]] = {
 
 
 def build_score_coverage() -> Table:
-    """Coverage of the interval of a mean of scores within 0 and 1, and of Student's."""
+    """Simulate the coverage of the interval of a mean of scores within 0 and 1, and of Student's."""
     rng = np.random.default_rng(101)
     rows = []
     for name, (draw, truth) in SCORES.items():
@@ -148,7 +148,7 @@ def build_score_coverage() -> Table:
 
 
 def build_group_coverage() -> Table:
-    """Coverage of the interval of a mean, and level of the paired test, for samples in groups."""
+    """Simulate the interval's coverage and the paired test's level, for samples in groups."""
     rng = np.random.default_rng(102)
     rows = []
     for name, sizes in SIZES.items():

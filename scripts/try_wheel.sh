@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=$PWD/.venv/bin/uv
 wheel=$(ls "$PWD"/dist/*.whl)
-for extra in "" local notebook parquet plot postgres; do
+for extra in "" local notebook parquet plot postgres dask; do
   folder=$(mktemp -d)
   "$uv" venv --quiet --python .venv/bin/python "$folder/venv"
   # The locked versions, so that a build fails by what it contains and not by what was published today.

@@ -28,7 +28,7 @@ def main(url: str, folder: str, samples: int, concurrency: int) -> dict[str, dic
         dataset = [Sample(question.format(number), target='{"label": "positive"}') for number in range(samples)]
         return Task(dataset=dataset, solver=generate(cache=cache), scorer=exact())
 
-    def measured(name: str, samples: int = samples, *, cache: bool, **options: bool) -> dict[str, float]:
+    def measure(name: str, samples: int = samples, *, cache: bool, **options: bool) -> dict[str, float]:
         wall_s, cpu_s = time.perf_counter(), time.process_time()
         (log,) = eval(
             task(samples, cache=cache),
@@ -46,12 +46,12 @@ def main(url: str, folder: str, samples: int, concurrency: int) -> dict[str, dic
         assert log.results.scores[0].metrics["mean"].value == 1.0
         return figures
 
-    measured("warm-up", 1, cache=False)
+    measure("warm-up", 1, cache=False)
     return {
-        "durable": measured("durable", cache=False),
-        "leanest": measured("leanest", cache=False, **LEAN),
-        "filling": measured("filling", cache=True, **LEAN),
-        "cached": measured("cached", cache=True, **LEAN),
+        "durable": measure("durable", cache=False),
+        "leanest": measure("leanest", cache=False, **LEAN),
+        "filling": measure("filling", cache=True, **LEAN),
+        "cached": measure("cached", cache=True, **LEAN),
     }
 
 

@@ -36,7 +36,7 @@ def task(samples: int) -> Task:
     )
 
 
-def measured(session: Session, samples: int, concurrency: int, name: str) -> tuple[dict[str, float], EvalReport]:
+def measure(session: Session, samples: int, concurrency: int, name: str) -> tuple[dict[str, float], EvalReport]:
     ours = task(samples)
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     # The server loads nothing, and counts what it is asked.
@@ -50,10 +50,10 @@ def main(url: str, folder: str, samples: int, concurrency: int) -> dict[str, dic
     os.chdir(Path(folder))
     figures = {}
     with Session("peers", ollama_api_base=url, ollama_model="stand-in", concurrency_limit=concurrency) as session:
-        measured(session, 1, 1, "warm-up")
-        figures["run"], report = measured(session, samples, concurrency, "run")
+        measure(session, 1, 1, "warm-up")
+        figures["run"], report = measure(session, samples, concurrency, "run")
         assert report.summary()["mean"].tolist() == [1.0], report.notes
-        figures["replay"], report = measured(session, samples, concurrency, "run")
+        figures["replay"], report = measure(session, samples, concurrency, "run")
         assert report.work is not None
         assert (report.work.sent, len(report.results)) == (0, samples)
     return figures

@@ -29,7 +29,7 @@ class StandIn:
         self.asked = 0
 
     async def chat(self, request: web.Request) -> web.Response:
-        """`POST /api/chat`, with or without streaming."""
+        """Answer `POST /api/chat`, with or without streaming."""
         body = await self._answered(request)
         line = {
             "model": MODEL,
@@ -44,7 +44,7 @@ class StandIn:
         return web.Response(text=json.dumps(line) + "\n", content_type=kind)
 
     async def completions(self, request: web.Request) -> web.Response:
-        """`POST /v1/chat/completions`, without streaming, which no harness here uses."""
+        """Answer `POST /v1/chat/completions`, without streaming, which no harness here uses."""
         await self._answered(request)
         usage = {
             "prompt_tokens": INPUT_TOKENS,
@@ -70,7 +70,7 @@ class StandIn:
         return body
 
     async def count(self, _: web.Request) -> web.Response:
-        """`GET /asked`: the count so far, which is then reset."""
+        """Answer `GET /asked` with the count so far, and reset it."""
         asked, self.asked = self.asked, 0
         return web.json_response(asked)
 
