@@ -19,6 +19,7 @@ pytest_plugins = [
     "tests.support.no_pickle",
     "tests.support.ollama_server",
     "tests.support.open_connections",
+    "tests.support.open_databases",
     "tests.support.raw_server",
 ]
 
