@@ -299,15 +299,15 @@ def test_normal_forms_are_stable_and_whole_texts_contain_themselves(text):
 )
 @pytest.mark.slow
 def test_time_grows_with_the_length_of_a_text(piece):
-    """Compares the time of a text with that of one four times as long: 4 when linear, 16 when quadratic."""
+    """Compares the time of a text with that of one 16 times as long: 16 when linear, 256 when quadratic."""
     scorers = number_match(), contains(), text_match(preset="squad"), text_match(preset="strict")
 
     def measure(length):
         text = (piece * length)[:length]
-        sample, start = Sample("?", f"{text[: length // 2]} 1"), time.process_time()
+        sample, start = Sample("?", f"{text[: length // 2]} 1"), time.thread_time()
         for scorer in scorers:
             scorer(Answer(text=text), sample)
-        return time.process_time() - start
+        return time.thread_time() - start
 
     measure(100)
-    assert measure(20_000) < 9 * measure(5_000) + 0.02
+    assert min(measure(32_000) for _ in range(3)) < 64 * max(min(measure(2_000) for _ in range(3)), 0.001)
