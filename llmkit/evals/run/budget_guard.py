@@ -5,51 +5,28 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from llmkit.errors import LLMBadRequest, LLMBudgetExhausted, LLMEvaluationError, LLMStoreError
-from llmkit.eval_ports import MOST_PLAUSIBLE_TOKENS, EvalRun, EvalSpending, EvalStore
+from llmkit.eval_ports import MOST_PLAUSIBLE_TOKENS, EvalRun, EvalStore
 from llmkit.evals.budget import NOTHING, PARTS_PER_USD, Amount, Books, Budget, BudgetUse, Kind, amount
-from llmkit.evals.call_names import name_prefix, warm_up_name
 from llmkit.evals.run.plan import Plan
-from llmkit.evals.run.shared_budget import OwnSpending, SharedBudget
-from llmkit.evals.tasks.task import response_format_of
-from llmkit.evals.tasks.variant import ResolvedVariant
+from llmkit.evals.run.recorded_spending import NOTHING_EARLIER, Earlier, RecordedSpending
+from llmkit.evals.run.request_costs import PriceOf, compute_most, explain_unknown_price
+from llmkit.evals.run.shared_budget import SharedBudget
 from llmkit.ports import DOUBTFUL_STATUSES, AttemptLog, ClientReply, NotSent, Send, use_guard
-from llmkit.prices.price_list import PriceList
 from llmkit.pricing import FREE, ListPrice, list_price
-from llmkit.providers import ProviderSpec, compute_max_prompt_tokens, compute_min_prompt_tokens
+from llmkit.providers import compute_max_prompt_tokens, compute_min_prompt_tokens
 from llmkit.providers.prompt_tokens import MOST_CHARS_PER_TOKEN
-from llmkit.types import Attempt, LLMProvider, LLMRequest, Route, TokenUsage
+from llmkit.types import Attempt, LLMRequest, Route, TokenUsage
 
-__all__ = ["BudgetGuard", "require_countable"]
-
-PriceOf = Callable[[Route], ListPrice | None]
+__all__ = ["BudgetGuard"]
 
 # Counts may be this many times above or below the bounds of a request: templates of servers and hidden reasoning are in
 # the first, a prompt that a server has cached in the second.
 TOLERANCE = 10
 AGAIN = "The same name with a larger budget goes on; finished calls are not repeated."
-
-
-class Earlier(NamedTuple):
-    """Spending of a run, by the store.
-
-    Attributes:
-        spent: All of it.
-        uncounted: How many requests of unknown use it contains, at the most that a first request can use.
-        in_doubt: The part of it for calls that began and have no end.
-    """
-
-    spent: Amount
-    uncounted: int
-    in_doubt: Amount
-
-
-NOTHING_EARLIER = Earlier(NOTHING, 0, NOTHING)
 
 
 class BudgetGuard:
@@ -98,7 +75,7 @@ class BudgetGuard:
         """
         if not plan.budget.counts_requests:
             return cls(plan.budget)
-        recorded = _RecordedSpending(plan, run, store)
+        recorded = RecordedSpending(plan, run, store)
         earlier = await recorded.read()
         shared = None
         if store.leases is not None:
@@ -298,7 +275,7 @@ class BudgetGuard:
             return NOTHING
         if request.max_output_tokens is None:
             raise LLMBadRequest("A request that counts against a budget needs max_output_tokens: the most it may take.")
-        return _most(request, self._price(route))
+        return compute_most(request, self._price(route))
 
     def _price(self, route: Route) -> ListPrice:
         if self._budget.max_cost_usd is None:
@@ -307,8 +284,8 @@ class BudgetGuard:
             self._prices[route] = self._price_of(route)
         price = self._prices[route]
         if price is None:
-            self._stop("cost", _unknown_price(route))
-            raise LLMBudgetExhausted(_unknown_price(route))
+            self._stop("cost", explain_unknown_price(route))
+            raise LLMBudgetExhausted(explain_unknown_price(route))
         return price
 
     def _has_own_price(self, route: Route) -> bool:
@@ -359,160 +336,3 @@ def _is_plausible(usage: TokenUsage, request: LLMRequest, answer: str) -> bool:
 
 def _format_limit(kind: Kind, part: int) -> str:
     return f"{part:,} tokens" if kind == "tokens" else f"${part / PARTS_PER_USD:,.4f}"
-
-
-def _most(request: LLMRequest, price: ListPrice) -> Amount:
-    """Return the most that a request with an output limit may take."""
-    prompt, answer = compute_max_prompt_tokens(request), request.max_output_tokens or 0
-    return amount(prompt + answer, price.most(prompt, answer))
-
-
-async def require_countable(plan: Plan) -> None:
-    """Refuse a budget of tokens or cost that could not be kept, before anything is sent.
-
-    Raises:
-        LLMEvaluationError: Somebody has no output limit, or, with a limit of cost, no known price.
-    """
-    if not plan.budget.counts_requests:
-        return
-    judges = plan.judges()
-    unlimited = [part.label for part in _parts(plan) if part.parameters.get("max_output_tokens") is None]
-    unlimited += [
-        f"the scorer {name!r}"
-        for name, judge in judges.items()
-        if judge.get("parameters", {}).get("max_output_tokens") is None
-    ]
-    if unlimited:
-        raise LLMEvaluationError(
-            "A budget of tokens or cost is kept by setting aside the most that an answer may take: give the parameter "
-            f"max_output_tokens, for example Task(..., parameters={{'max_output_tokens': 500}}). It is missing for "
-            f"{', '.join(unlimited)}."
-        )
-    if plan.budget.max_cost_usd is not None:
-        nameless = [variant.label for variant in plan.variants if not variant.parts]
-        if nameless:
-            raise LLMEvaluationError(
-                f"{nameless[0]} is a function, so what it will cost is not known: limit tokens instead (max_tokens)."
-            )
-        price_of = _price_of(plan)
-        unknown = await asyncio.to_thread(lambda: [each for each in _routes(plan) if price_of(each) is None])
-        if unknown:
-            raise LLMEvaluationError(_unknown_price(unknown[0]))
-
-
-@dataclass(frozen=True, slots=True)
-class _PriceBook:
-    """Prices of the routes of a plan: those of the user's own, then the list's."""
-
-    endpoints: Mapping[LLMProvider, ProviderSpec]
-    own: PriceList | None
-
-    def __call__(self, route: Route) -> ListPrice | None:
-        return list_price(route, self.endpoints, self.own)
-
-
-def _price_of(plan: Plan) -> PriceOf:
-    """Return the prices of the plan's endpoints: one of the same name may be another elsewhere."""
-    return _PriceBook(plan.service.router.endpoints, plan.prices)
-
-
-def _unknown_price(route: Route) -> str:
-    return (
-        f"The price of {route} is not known, so that a budget in US dollars cannot be kept: add it with `llmkit cost "
-        "prices --import FILE`, limit tokens instead (max_tokens), or leave the route out."
-    )
-
-
-def _parts(plan: Plan) -> list[ResolvedVariant]:
-    """Return every variant that is called, those that policies name included."""
-    return [part for variant in plan.variants for part in variant.parts]
-
-
-def _routes(plan: Plan) -> Iterator[Route]:
-    """Return the routes that may answer or judge."""
-    for variant in _parts(plan):
-        routed = variant.service.router.explain(LLMRequest(messages="price", route=variant.route, **variant.parameters))
-        yield from routed.candidates if variant.route is None else (variant.route,)
-    for judge in plan.judges().values():
-        if judge.get("route") is not None:
-            yield Route.parse(judge["route"])
-        else:
-            yield from plan.service.router.explain(LLMRequest(messages="price")).candidates
-
-
-class _RecordedSpending:
-    """Spending of a run as the store has it, that of loading its models included. See `Spending`."""
-
-    def __init__(self, plan: Plan, run: EvalRun, store: EvalStore) -> None:
-        self._plan = plan
-        self._run = run
-        self._store = store
-        self.price_of = _price_of(plan)
-        self._largest: Amount | None = None
-
-    async def read(self, owner: str | None = None) -> Earlier:
-        """Return what the run has spent, or what one process has.
-
-        Raises:
-            LLMEvaluationError: The price of something that was sent is not known.
-        """
-        store, workspace_id, names = self._store, self._run.workspace_id, name_prefix(self._run)
-        spent = await store.sum_spending(workspace_id, names, owner)
-        spent += await store.sum_spending(workspace_id, warm_up_name(self._run), owner)
-        doubtful = await store.list_calls_in_doubt(workspace_id, names)
-        in_doubt = sum(owner is None or call.owner == owner for call in doubtful)
-        uncounted = in_doubt + sum(each.uncounted for each in spent)
-        counted = await asyncio.to_thread(_sum_counted, self._plan.budget, spent, self.price_of)
-        if uncounted and self._largest is None:
-            self._largest = await asyncio.to_thread(_largest, self._plan)
-        most = self._largest or NOTHING
-        return Earlier(counted.plus(most.times(uncounted)), uncounted, most.times(in_doubt))
-
-    async def read_earlier(self) -> Amount:
-        """See `Spending`."""
-        return (await self.read()).spent
-
-    async def read_of_owner(self, owner: str) -> OwnSpending | None:
-        """See `Spending`."""
-        try:
-            own = await self.read(owner)
-        except LLMEvaluationError:  # a price that is known there and not here
-            return None
-        return OwnSpending(own.spent, own.in_doubt)
-
-
-def _sum_counted(budget: Budget, spent: Sequence[EvalSpending], price_of: PriceOf) -> Amount:
-    """Sum what providers counted. May load the price list."""
-    costs = [_cost(each, price_of) for each in spent] if budget.max_cost_usd is not None else []
-    return amount(sum(each.input_tokens + each.output_tokens for each in spent), math.fsum(costs))
-
-
-def _cost(spent: EvalSpending, price_of: PriceOf) -> float:
-    # The list is loaded only where it is needed, which takes seconds.
-    has_own = isinstance(price_of, _PriceBook) and price_of.own is not None
-    if not spent.unpriced and not has_own:
-        return spent.cost_usd
-    price = price_of(spent.route)
-    if price is None and spent.unpriced:
-        raise LLMEvaluationError(_unknown_price(spent.route))
-    if price is None or (not spent.unpriced and not price.is_own):
-        return spent.cost_usd
-    if price.is_own:
-        return price.most(spent.input_tokens, spent.output_tokens)
-    return max(spent.cost_usd, price.most(spent.input_tokens, spent.output_tokens))
-
-
-def _largest(plan: Plan) -> Amount:
-    """Return the most that a first request of the plan may use, at which an uncounted earlier one is charged."""
-    has_price = plan.budget.max_cost_usd is not None
-    schema = response_format_of(plan.task)
-    prices = [price for price in map(_price_of(plan), _routes(plan)) if price is not None] if has_price else [FREE]
-    largest = NOTHING
-    for variant in _parts(plan):
-        for sample in plan.selected:
-            request = LLMRequest(messages=variant.messages(sample), response_format=schema, **variant.parameters)
-            most = [_most(request, price) for price in prices]
-            largest = Amount(
-                max(largest.tokens, *(each.tokens for each in most)), max(largest.money, *(each.money for each in most))
-            )
-    return largest

@@ -34,12 +34,13 @@ from llmkit.evals.decide.stopping import DECIDED_CODE
 from llmkit.evals.prompt import Content
 from llmkit.evals.report.report import EvalReport
 from llmkit.evals.results import FAILED, IN_PROGRESS, NOT_RUN, ResultKey, Slot, Work, key_of, sort_results
-from llmkit.evals.run.budget_guard import BudgetGuard, require_countable
+from llmkit.evals.run.budget_guard import BudgetGuard
 from llmkit.evals.run.coordination import Coordinator, Patience
 from llmkit.evals.run.decision import StopRule
 from llmkit.evals.run.options import EvaluateOptions
 from llmkit.evals.run.plan import Plan, Stored
 from llmkit.evals.run.progress import Tally, shown
+from llmkit.evals.run.request_costs import require_countable
 from llmkit.evals.run.rescoring import Scoring
 from llmkit.evals.run.result_builder import build_failure, build_result, build_solved_result, write_output
 from llmkit.evals.run.warm_up import WARM_UP_FROM, find_cold_models, find_warm_models, note_digests_here, warm_up
