@@ -314,8 +314,9 @@ class Session:
 
         Args:
             question: A Pydantic model or another type to extract, or a prompt. The row replaces `{text}` in a prompt,
-                or follows it; for a DataFrame a prompt may name columns.
-            data: A Series, a DataFrame, or a list of values; a table or a column of polars, Arrow or Hugging Face.
+                or follows it; for a DataFrame or dictionaries a prompt may name columns.
+            data: A Series, a DataFrame, or a list of values or dictionaries; a table or a column of polars, Arrow or
+                Hugging Face.
             **options: All optional; None is the same as leaving one out. Those of extraction need a type.
 
         Returns:

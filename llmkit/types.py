@@ -292,6 +292,11 @@ def _messages(value: Any) -> Any:
     return (Message(role="user", content=value),) if isinstance(value, str) else value
 
 
+def _stop(value: Any) -> Any:
+    """Accept one string to stop at where several may stand, as providers do."""
+    return (value,) if isinstance(value, str) else value
+
+
 class LLMRequest(Value):
     """The request of one logical call.
 
@@ -305,7 +310,7 @@ class LLMRequest(Value):
         tool_choice: `auto`, `none`, `required`, or one tool by name.
         response_format: The required JSON form; None for text.
         seed: For providers that take one.
-        stop: Strings that end the answer.
+        stop: Strings that end the answer, or one.
         thinking: Whether a model that can reason before it answers should; False for as little as the model allows.
             None leaves it to the model. Models without it ignore False.
         logprobs: Whether the answer comes with the log-probabilities of its tokens.
@@ -326,7 +331,7 @@ class LLMRequest(Value):
     tool_choice: Literal["auto", "none", "required"] | NamedToolChoice | None = None
     response_format: ResponseFormat | None = None
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: Annotated[tuple[str, ...], BeforeValidator(_stop)] = ()
     thinking: bool | None = None
     logprobs: bool = False
     timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)

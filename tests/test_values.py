@@ -20,6 +20,7 @@ from llmkit import errors
 from llmkit.calls.request_hash import prompt_sha256
 from llmkit.canonical_json import canonical_json
 from llmkit.errors import LLMError, describe_validation
+from llmkit.evals import Sample, Task, judge
 from llmkit.types import (
     LLMProfile,
     LLMRequest,
@@ -54,6 +55,13 @@ def test_a_bad_route_says_how_one_is_written(text: str) -> None:
         LLMRequest(messages="x", route=text)
     (line,) = describe_validation(caught.value)
     assert "provider/model" in line or "cannot be an endpoint" in line
+
+
+def test_one_string_to_stop_at_needs_no_list() -> None:
+    """So it is the same in `chat`, `extract`, `map`, tasks and judges, which all build a request."""
+    assert LLMRequest.model_validate({"messages": "x", "stop": "END"}).stop == ("END",)
+    assert Task("t", [Sample("x")], "{input}", str, parameters={"stop": "END"}).parameters == {"stop": "END"}
+    assert judge("Right?", parameters={"stop": "END"}).name == "judge"
 
 
 def test_a_request_shows_no_prompt_in_its_repr() -> None:

@@ -40,8 +40,8 @@ class Rows:
         """Read the input. Sends nothing.
 
         Args:
-            data: A Series, a DataFrame, or any sequence of values; or a table or column of polars, Arrow or Hugging
-                Face.
+            data: A Series, a DataFrame, or any sequence of values or dictionaries; or a table or column of polars,
+                Arrow or Hugging Face.
             template: Builds the text of a row from its columns, written `{column}`.
             prompt: Contains `{text}` where the text goes, or is put before it. Without a template, a prompt for a
                 DataFrame names columns itself.
@@ -154,7 +154,40 @@ def _read_columns(data: Any) -> tuple[pd.Index[Any], dict[str, Any]]:
     columns = {TEXT: series.array}
     if isinstance(series.name, str):
         columns.setdefault(series.name, series.array)
+    columns |= _find_fields(series.array)
     return series.index, columns
+
+
+class _RecordField:
+    """A field of dictionaries as a column. It keeps no copy: few of the fields are usually named.
+
+    Args:
+        records: The dictionaries; anything else has no fields.
+        name: Name of the field.
+    """
+
+    def __init__(self, records: Any, name: str) -> None:
+        self._records = records
+        self._name = name
+
+    def __getitem__(self, row: int) -> Any:
+        record = self._records[row]
+        return record.get(self._name) if isinstance(record, Mapping) else None
+
+
+def _find_fields(values: Any) -> dict[str, Any]:
+    """Return the fields of dictionaries as columns by name; nothing for values of another kind.
+
+    A field alone is the text too, as a column alone is. Of several, the text is the dictionary, unless one is `text`.
+    """
+    names: dict[str, None] = {}
+    for value in values:
+        if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+            names |= dict.fromkeys(value)
+        elif not _is_missing(value):
+            return {}
+    fields = {name: _RecordField(values, name) for name in names}
+    return {TEXT: next(iter(fields.values())), **fields} if len(fields) == 1 else fields
 
 
 def _to_pandas(data: Any) -> Any:

@@ -152,8 +152,6 @@ def build_request(prompt: Any, fields: Mapping[str, Any], known: Collection[str]
         messages = (Message(role="system", content=system), *messages)
     if values.get("route") is not None:
         values["route"] = parse_route(values["route"])
-    if isinstance(values.get("stop"), str):
-        values["stop"] = (values["stop"],)
     try:
         request = LLMRequest(messages=messages, **values)
     except ValidationError as error:

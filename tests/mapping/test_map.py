@@ -175,6 +175,35 @@ def test_a_number_above_a_missing_value_stays_whole() -> None:
     assert (rows.build_text(0), rows.skipped) == ("Rome 1", 1)
 
 
+RECORDS = [{"name": "Rome", "size": 3}, {"name": "Bern"}, None]
+
+
+@pytest.mark.parametrize("data", [RECORDS, pd.Series(RECORDS)], ids=["list", "Series"])
+def test_fields_of_dictionaries_are_columns(data: object) -> None:
+    named = Rows.read(data, prompt="In {name}")
+    assert ([named.build_text(code) for code in range(2)], named.skipped) == (["In Rome", "In Bern"], 1)
+    filled = Rows.read(data, template="{name} {size}")
+    assert (filled.build_text(0), filled.skipped) == ("Rome 3", 2)
+    with pytest.raises(LLMBadRequest, match=r"\{town\}, and there is only \{text\}, \{name\}, \{size\}"):
+        Rows.read(data, prompt="In {town}")
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ([{"name": "Rome", "size": 3}], "{'name': 'Rome', 'size': 3}"),
+        ([{"text": "Rome", "size": 3}], "Rome"),
+        ([{"name": "Rome"}], "Rome"),
+        ([{1: "Rome", 2: 3}], "{1: 'Rome', 2: 3}"),
+        ([{"name": "Rome"}, "Bern"], "{'name': 'Rome'}"),
+    ],
+    ids=["several fields", "a field text", "one field", "keys that are no names", "not all are dictionaries"],
+)
+def test_text_of_a_dictionary(data: list[object], text: str) -> None:
+    """The whole dictionary, unless a field is called `text` or is the only one."""
+    assert Rows.read(data).build_text(0) == text
+
+
 @pytest.mark.parametrize(
     ("data", "remedy"),
     [((each for each in "ab"), "list(data)"), (Splits(train=[]), "data['train']")],

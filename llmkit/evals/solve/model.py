@@ -102,8 +102,6 @@ class _CallMaker:
                 fields["route"] = Route.parse(given["route"]) if isinstance(given["route"], str) else given["route"]
             except ValidationError as error:
                 raise LLMBadRequest("; ".join(describe_validation(error))) from None
-        if isinstance(fields.get("stop"), str):
-            fields["stop"] = (fields["stop"],)
         return fields
 
     async def _chat(self, prompt: Prompt, given: Mapping[str, Any]) -> LLMResponse:

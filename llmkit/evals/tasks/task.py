@@ -304,8 +304,10 @@ def copy_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the generation parameters as a new dictionary.
 
     Raises:
-        LLMEvaluationError: A name is unknown or a value is out of range.
+        LLMEvaluationError: They are no mapping, a name is unknown, or a value is out of range.
     """
+    if not isinstance(parameters, Mapping):
+        raise LLMEvaluationError(f"parameters is a dictionary, parameters={{...}}; got {type(parameters).__name__}.")
     unknown = sorted(set(parameters) - set(PARAMETERS))
     if unknown:
         raise LLMEvaluationError(f"Unknown parameter {', '.join(unknown)}; known: {', '.join(PARAMETERS)}.")

@@ -162,6 +162,8 @@ def make(**parts):
         ({"prompts": {"b": "{"}}, "template cannot be read"),
         ({"parameters": {"temprature": 1}}, "Unknown parameter temprature; known: temperature"),
         ({"parameters": {"temperature": "hot"}}, "temperature"),
+        ({"parameters": {"stop": 3}}, "stop"),
+        ({"parameters": [("seed", 1)]}, "parameters is a dictionary, .* got list"),
     ],
 )
 def test_a_task_that_cannot_be_used_is_refused_when_it_is_built(parts, message):
