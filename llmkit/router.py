@@ -74,6 +74,10 @@ class LLMRouter:
         """
         self._planner.check_endpoint(route)
 
+    def find_problem(self, route: Route) -> str | None:
+        """Return why the route's endpoint cannot be called on this machine, and the remedy; None when it can."""
+        return self._planner.find_problem(route)
+
     def explain(self, request: LLMRequest) -> RoutePlan:
         """Return every route considered: candidates first and in order, then the others with the reason."""
         return self._planner.plan(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid_utils.compat import uuid7
 
 from llmkit.batch.loading import find_loading
-from llmkit.errors import LLMBadRequest
+from llmkit.errors import LLMBadRequest, LLMConfigurationError
 from llmkit.notebook import pandas_accessor
 from llmkit.notebook.arguments import check_count, check_names, check_text
 from llmkit.notebook.chat import check_map_options, run_extraction, send_chat
@@ -23,7 +24,7 @@ from llmkit.notebook.joining import Joining, join_work
 from llmkit.notebook.options import MapOptions, ReadingOptions, list_option_names
 from llmkit.notebook.status_line import wait_aside
 from llmkit.providers import collect_secrets
-from llmkit.types import utc_now
+from llmkit.types import Route, utc_now
 from llmkit.workers.choose import check_workers
 
 if TYPE_CHECKING:
@@ -106,8 +107,24 @@ class MapWork:
 
         await asyncio.to_thread(_import_mapping)
         core.policies.update(self.policies)
+        _require_callable(core, self.options.get("route"))
         with _open_job(core, self.question, self.data, self.options) as job:
             return await join_map(job, SharedRows(job, core.eval_store, core.workspace_id, self.since_utc))
+
+
+def _require_callable(core: SessionCore, route: str | Route | None) -> None:
+    """Refuse rows on a worker whose machine cannot call their route: they would fail, and others can do them.
+
+    Raises:
+        LLMConfigurationError: It cannot; the message says what is missing.
+    """
+    if route is None or str(route).startswith("policy:"):
+        return
+    problem = core.service.router.find_problem(Route.parse(str(route)))
+    if problem is not None:
+        raise LLMConfigurationError(
+            f"The worker on {platform.node()} takes no rows, because {route} cannot be called there: {problem}"
+        )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llmkit.endpoints.tables import suggest_name
-from llmkit.errors import LLMError, LLMNoRoute, LLMUnavailable
+from llmkit.errors import LLMConfigurationError, LLMError, LLMNoRoute, LLMUnavailable
 from llmkit.providers import (
     ProviderSpec,
     answers_on_this_machine,
@@ -110,6 +110,15 @@ class Planner:
         """
         if route.provider not in self._providers:
             raise explain_unknown_endpoint(route.provider, self._providers, self._settings)
+
+    def find_problem(self, route: Route) -> str | None:
+        """Return why the route's endpoint cannot be called on this machine, and the remedy; None when it can."""
+        if route.provider in self._problems:
+            return self._problems[route.provider]
+        error = explain_unknown_endpoint(route.provider, self._providers, self._settings)
+        if isinstance(error, LLMConfigurationError):
+            return error.message
+        return f"there is no endpoint {str(route.provider)!r}: copy its table in llmkit.toml to that machine"
 
     def plan(self, request: LLMRequest) -> RoutePlan:
         """Return every route considered: candidates first and in order, then the others with the reason."""

@@ -22,6 +22,7 @@ class Contribution:
         stopped_by: The limit of the budget that stopped it.
         stopped_because: The same in words.
         stopped: Code and message of the error for which it gave a route up, by label.
+        left_out: Why it took no samples of a route, by label.
         silent: Positions of calls that another process began, and of which nothing was heard any more.
         error: Code and message of the error that ended it.
     """
@@ -31,6 +32,7 @@ class Contribution:
     stopped_by: str | None = None
     stopped_because: str = ""
     stopped: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
     silent: Sequence[int] = ()
     error: Sequence[str] | None = None
 

@@ -20,33 +20,14 @@ import pytest
 from pydantic import BaseModel
 
 from llmkit import LLMEvaluationError, Session
-from llmkit.evals import Budget, EvalReport, Sample, Task, field_match
+from llmkit.evals import Budget
 from llmkit.notebook.joining import join_work
 from llmkit.testing import Load, OllamaServer, Reply
 from llmkit.workers.contribution import Contribution
+from tests.support.shared_runs import ROUTE, OneJob, Parcel, count_chats, describe, make_task
 
-ROUTE = "ollama/llama3.2"
 KEY = "canary-key-of-gemini-0123456789"
 PASSWORD = "canary-password-of-postgres"
-
-
-class Parcel(BaseModel):
-    name: str
-
-
-def long_input(_output: Any, sample: Sample) -> float:
-    return float(len(sample.input))
-
-
-def make_task(samples: int = 24, **changes: Any) -> Task:
-    given: dict[str, Any] = {
-        "name": "parcels",
-        "dataset": [Sample(f"Parcel {number} came.", {"name": "x"}, id=f"s{number}") for number in range(samples)],
-        "prompt": "Which parcel? {input}",
-        "output_type": Parcel,
-        "scorers": [field_match("name"), long_input],
-    }
-    return Task(**given | changes)
 
 
 @pytest.fixture
@@ -56,35 +37,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[OllamaServer]:
         yield server
 
 
-def count_chats(server: OllamaServer) -> int:
-    return sum(request.path.endswith("/api/chat") for request in server.requests)
-
-
 def wait_for_chats(server: OllamaServer, count: int) -> None:
     while count_chats(server) < count:
         time.sleep(0.02)
-
-
-def describe(report: EvalReport) -> list[tuple[Any, ...]]:
-    return [
-        (each.sample_id, each.status, each.scores, each.input_tokens, each.output_tokens) for each in report.results
-    ]
-
-
-class OneJob(Executor):
-    """Runs a job at once, in the calling thread, after a change of the world."""
-
-    max_workers = 1
-
-    def __init__(self, change: Any = lambda parcel: parcel) -> None:
-        self.change = change
-        self.parcels: list[bytes] = []
-
-    def submit(self, function: Any, /, *arguments: Any, **_options: Any) -> Future[Any]:
-        self.parcels.append(arguments[0])
-        future: Future[Any] = Future()
-        future.set_result(function(self.change(arguments[0])))
-        return future
 
 
 def test_workers_make_the_report_of_one_process(server: OllamaServer) -> None:

@@ -12,7 +12,7 @@ import platform
 import random
 import warnings
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, cast
@@ -26,8 +26,10 @@ from llmkit.evals.results import FAILED, Work
 from llmkit.evals.run.options import EvaluateOptions
 from llmkit.evals.run.progress import shown
 from llmkit.evals.run.runner import Evaluation, count_work, prepare_evaluation
+from llmkit.evals.run.worker_routes import choose_routes, list_planned
 from llmkit.evals.tasks.task import Task
 from llmkit.evals.tasks.variant import RouteLike
+from llmkit.types import Route
 from llmkit.workers.contribution import STOPPED_CODE, Contribution
 from llmkit.workers.engine import Engine, JobFunction
 from llmkit.workers.watch import Standing, Watched, watch_jobs
@@ -51,11 +53,13 @@ class RunIdentity:
         name: Name of the run.
         run_id: Its id in the store of the driver.
         dataset_sha256: Hash of the samples that the driver has read.
+        planned: The route that should answer first, by label, where the driver's router chooses.
     """
 
     name: str
     run_id: UUID
     dataset_sha256: str
+    planned: Mapping[str, Route]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +120,11 @@ async def join_evaluation(
 ) -> Contribution:
     """Take part in a run as a worker: call what is open, and return when all of it is done.
 
+    Samples of routes that cannot be called on this machine are left to others.
+
     Raises:
-        LLMConfigurationError: The run is not in the store of this worker, or the samples here are others.
+        LLMConfigurationError: The run is not in the store of this worker, the samples here are others, or no route can
+            be called here.
         LLMEvaluationError: The task here is another one.
         LLMStoreError: The database failed.
     """
@@ -135,6 +142,7 @@ async def _join(
     workspace_id: str,
     options: EvaluateOptions,
 ) -> Contribution:
+    routes, left_out = choose_routes(task, routes, identity.planned, service=service, options=options)
     evaluation = await prepare_evaluation(task, routes, service, store, workspace_id, identity.name, options)
     if evaluation.plan.selected.sha256 != identity.dataset_sha256:
         raise LLMConfigurationError(
@@ -153,10 +161,11 @@ async def _join(
     return Contribution(
         error=error,
         work={what: work[what] for what in ADDED},
-        is_complete=error is None and evaluation.queue.unsettled == 0,
+        is_complete=error is None and evaluation.queue.unsettled == 0 and not left_out,
         stopped_by=evaluation.guard.stopped_by,
         stopped_because=evaluation.guard.why,
         stopped={label: list(why) for label, why in evaluation.list_stopped().items()},
+        left_out=left_out,
         silent=sorted(evaluation.silent),
     )
 
@@ -188,11 +197,14 @@ class _Driver:
         with shown(plan.progress, evaluation.tally, answers=False) as evaluation.show:
             if (await self._look()).is_complete:
                 return evaluation.tally.work()
-            parcel = call.pack(RunIdentity(self._run.name, self._run.id, plan.selected.sha256))
+            parcel = call.pack(
+                RunIdentity(self._run.name, self._run.id, plan.selected.sha256, list_planned(plan.variants))
+            )
             engine = await asyncio.to_thread(call.open_engine)
             watched = await watch_jobs(engine, call.job, parcel, look=self._look, mark_stopped=call.mark_stopped)
             await self._look()
         self._require_some(watched)
+        self._note_left_out(watched)
         return self._join(watched)
 
     async def _look(self) -> Standing:
@@ -229,6 +241,18 @@ class _Driver:
             raise kind(f"No worker could join. {message}")
         refused = len(watched.contributions) - len(watched.joined) - watched.idle
         warnings.warn(f"{refused} jobs ended early, and others did their work: {message}", stacklevel=2)
+
+    def _note_left_out(self, watched: Watched) -> None:
+        """Report routes that workers could not call. Those with open samples, which no worker could, are given up."""
+        left_out = [each for contribution in watched.contributions for each in contribution.left_out.items()]
+        if not left_out:
+            return
+        evaluation = self._evaluation
+        unfinished = {each.route for each in evaluation.tally.progress().routes if each.done < each.total}
+        evaluation.stopped_elsewhere |= {
+            label: (LLMConfigurationError.code, why) for label, why in left_out if label in unfinished
+        }
+        warnings.warn("; ".join(dict.fromkeys(why for _label, why in left_out)), stacklevel=2)
 
     def _join(self, watched: Watched) -> Work:
         evaluation = self._evaluation
