@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from llmkit.errors import LLMDatasetError, describe_exception
-from llmkit.evals.dataset.json_records import parse_object
+from llmkit.evals.dataset.json_records import number_fields
+from llmkit.evals.dataset.literals import read_literal
 
-__all__ = ["MAPPED", "SAMPLE_FIELDS", "Columns", "FieldSource", "RecordMapper"]
+__all__ = ["MAPPED", "POSITIONS", "SAMPLE_FIELDS", "Columns", "FieldSource", "RecordMapper"]
 
 SAMPLE_FIELDS = ("input", "target", "id", "group", "metadata")
 NESTED_FIELDS = ("input", "target", "metadata")
@@ -26,15 +27,21 @@ MOST_SHOWN = 20
 MISSING = object()
 # Names that columns of public datasets have, the most telling first. They only make an error more helpful.
 INPUT_NAMES = tuple(
-    "question prompt query text instruction problem sentence input content body message description document review "  # noqa: SIM905
-    "passage article premise utterance title context source email ticket tweet headline statement claim".split()
+    "stem question prompt query text instruction problem sentence input content body message description document "  # noqa: SIM905
+    "review passage article premise utterance title ctx context goal story source email ticket tweet headline "
+    "statement claim".split()
 )
 TARGET_NAMES = tuple(
     "answer target answers label expected category output intent sentiment class gold solution completion response "  # noqa: SIM905
-    "reference summary correct priority topic".split()
+    "reference summary correct priority topic code".split()
 )
+# A first row of data is no header. Files of this kind are the only ones that cannot say what their columns are.
+POSITIONS = "if the first line is no header, name columns by their positions, from 0, such as input=0"
+_DELIMITED = re.compile(r"\.(csv|tsv|tab)\b", re.IGNORECASE)
 
-FieldSource: TypeAlias = "str | Sequence[str] | Mapping[str, str] | Callable[[Mapping[str, Any]], Any]"
+FieldSource: TypeAlias = (
+    "str | int | Sequence[str | int] | Mapping[str, str | int] | Callable[[Mapping[str, Any]], Any]"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +50,8 @@ class Columns:
 
     Attributes:
         input: A column, or a path into it such as `data.question`; several for an object of them; an object from field
-            to column; or a function of the record. Default the column `input`, or the columns `input.x`.
+            to column; or a function of the record. Default the column `input`, or the columns `input.x`. Columns
+            without names have positions, from 0.
         target: Likewise.
         id: A column, or a function of the record.
         group: Likewise.
@@ -69,6 +77,7 @@ class Columns:
 
     def __post_init__(self) -> None:
         for name in SAMPLE_FIELDS:
+            object.__setattr__(self, name, _name_positions(getattr(self, name)))
             _check_source(name, getattr(self, name))
         if self.sample_of is not None:
             if not callable(self.sample_of):
@@ -106,6 +115,15 @@ class Columns:
             elif isinstance(source, Sequence):
                 names.extend(source)
         return [name for name in dict.fromkeys(names) if name != ALL_OTHERS]
+
+
+def _name_positions(source: Any) -> Any:
+    """Return a source with the names of columns in place of their positions, which are the positions as text."""
+    if isinstance(source, int) and not isinstance(source, bool):
+        return str(source) if source >= 0 else source
+    if isinstance(source, Mapping):
+        return {name: _name_positions(column) for name, column in source.items()}
+    return [_name_positions(each) for each in source] if isinstance(source, list | tuple) else source
 
 
 def _check_source(field: str, source: object) -> None:
@@ -214,7 +232,7 @@ class RecordMapper:
 
     def _describe_unknown(self, names: Sequence[str], place: str, record: Mapping[str, Any]) -> LLMDatasetError:
         near = get_close_matches(names[0], SAMPLE_FIELDS, n=1, cutoff=0.8)
-        if not near and not any(name.partition(".")[0] == "input" for name in record):
+        if near != ["input"] and not any(name.partition(".")[0] == "input" for name in record):
             where = self._source if self._is_first else place
             return LLMDatasetError(f"{where}: the columns are {_show(record)}: {_propose(record)}")
         known = ", ".join(SAMPLE_FIELDS)
@@ -248,7 +266,10 @@ class RecordMapper:
             if value is not None:
                 made[field] = value
             elif field == "input":
-                raise LLMDatasetError(f"{place}: input: {_name_source(columns.input)} is empty here")
+                raise LLMDatasetError(
+                    f"{place}: input: {_name_source(columns.input)} is empty here; fill it, or leave such records out: "
+                    "sample_of= with a function that returns None for them, or a DataFrame after dropna(subset=[...])"
+                )
         return made
 
     def _make_field(
@@ -260,7 +281,7 @@ class RecordMapper:
             value = _get(record, source)
         else:
             # An object has the names that the mapping gives, or those of the columns.
-            pairs = source.items() if isinstance(source, Mapping) else [(name, name) for name in _list(source)]
+            pairs: Any = source.items() if isinstance(source, Mapping) else [(name, name) for name in _list(source)]
             if ALL_OTHERS in dict(pairs):
                 used = {*self._columns.list_names(), *own}
                 others = [name for name in record if name not in used]
@@ -303,6 +324,8 @@ class RecordMapper:
             return LLMDatasetError(f"{where}: no record that was read has a column {name!r}")
         near = get_close_matches(name, _list_names(record), n=1)
         remedy = f"; did you mean {near[0]!r}?" if near else ""
+        if not near and not name.isdecimal() and _DELIMITED.search(self._source):
+            remedy = f"; {POSITIONS}"
         return LLMDatasetError(f"{where}: there is no column {name!r}; the columns are {_show(record)}{remedy}")
 
 
@@ -375,10 +398,12 @@ def _step_into(value: Any, step: str) -> Any:
 
 
 def _list_objects(value: Any, what: str) -> Sequence[Mapping[str, Any]]:
-    """Return the objects of a list; an object alone is a list of one."""
+    """Return the objects of a list; an object alone is a list of one, and the fields of a list are its positions."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     found = [] if value is None else [value] if isinstance(value, Mapping) else value
+    if isinstance(found, list | tuple):
+        found = [number_fields(item) if isinstance(item, list | tuple) else item for item in found]
     if not isinstance(found, list | tuple) or not all(isinstance(item, Mapping) for item in found):
         raise LLMDatasetError(f"{what} is no list of objects")
     return found
@@ -402,6 +427,8 @@ def _show(record: Mapping[str, Any]) -> str:
 def _propose(record: Mapping[str, Any], columns: Columns | None = None) -> str:
     """Return the remedy for a source whose columns are not named as the fields of a sample."""
     names = _list_names(record)
+    if {"0", "1"} <= set(names):
+        return "name columns by their positions, such as input=0, target=1"
     found = _guess(names, INPUT_NAMES)
     target = _guess([name for name in names if name != found], TARGET_NAMES)
     inside = _find_list(record)
@@ -413,16 +440,27 @@ def _propose(record: Mapping[str, Any], columns: Columns | None = None) -> str:
         return f"pass input={found!r}, target={target!r}"
     if found:
         return f"pass input={found!r}, and target= with the column of the right answers, if there is one"
-    return "pass input= with the column of the questions, and target= with that of the right answers"
+    unnamed = f"; {POSITIONS}" if columns is None and _looks_like_data(names) else ""
+    return f"pass input= with the column of the questions, and target= with that of the right answers{unnamed}"
+
+
+def _looks_like_data(names: Iterable[str]) -> bool:
+    """Return whether names of columns are more likely the cells of a first row: numbers, or sentences."""
+    return any(re.fullmatch(r"[-+]?[0-9.,]+%?", name) or len(name) > 60 or name.count(" ") > 5 for name in names)
 
 
 def _find_list(record: Mapping[str, Any]) -> str | None:
-    """Return the path of the list of objects in a record that look most like questions; None where there is none."""
-    found = {
-        path: min((INPUT_NAMES.index(name) for name in names if name in INPUT_NAMES), default=len(INPUT_NAMES))
-        for path, names in _walk_lists(record, "")
-    }
-    return min(found, key=lambda path: found[path]) if found else None
+    """Return the path of the list of objects in a record that look most like questions; None where none do.
+
+    Objects that look less like them than the record around them, such as options of a question, are no records.
+    """
+    found = {path: _rank_names(names) for path, names in _walk_lists(record, "")}
+    best = min(found, key=lambda path: found[path]) if found else None
+    return None if best is None or found[best] >= _rank_names(record) else best
+
+
+def _rank_names(names: Iterable[str]) -> int:
+    return min((INPUT_NAMES.index(name) for name in names if name in INPUT_NAMES), default=len(INPUT_NAMES))
 
 
 def _walk_lists(record: Mapping[str, Any], before: str) -> Iterator[tuple[str, Iterable[str]]]:
@@ -448,10 +486,24 @@ def _nest_columns(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     for name, value in record.items():
         if value is not None:
             if name == "metadata" and isinstance(value, str):
-                _put(made, name, parse_object(value, f"{place}: metadata"), place)
+                _put(made, name, _parse_metadata(value, f"{place}: metadata"), place)
             else:
                 _put(made, name, value, place)
     return made
+
+
+def _parse_metadata(text: str, place: str) -> Mapping[str, Any]:
+    """Return the object in a cell, as JSON or as Python writes it.
+
+    Raises:
+        LLMDatasetError: It is text of another kind.
+    """
+    found = read_literal(text)
+    if not isinstance(found, dict):
+        raise LLMDatasetError(
+            f"{place}: not a JSON object; pass metadata=['metadata'] to keep it as text, or metadata=[] to leave it out"
+        )
+    return found
 
 
 def _put(record: dict[str, Any], name: str, value: Any, place: str) -> None:

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from llmkit.errors import LLMDatasetError
-from llmkit.evals.dataset.columns import SAMPLE_FIELDS
+from llmkit.evals.dataset.columns import POSITIONS, SAMPLE_FIELDS
 from llmkit.evals.dataset.json_records import Record, find_repeated
 from llmkit.evals.dataset.streams import TextFile
 
@@ -49,7 +49,7 @@ def read_delimited(
         head, skipped = head[1:], 1
     dialect = _recognise(head, [delimiter] if delimiter else DELIMITERS, wanted)
     reader = csv.reader(lines, strict=True, **dialect)
-    rows = (
+    rows: Iterator[tuple[int, list[str]]] = (
         (number + skipped, row) for number, row in _iterate_rows(reader, file.name, skipped) if any(map(str.strip, row))
     )
     number, header = next(rows, (0, []))
@@ -59,9 +59,16 @@ def read_delimited(
             "or read it with pandas.read_csv(..., comment='#') and pass the DataFrame"
         )
     unnamed = _UnnamedColumns(header, file.name)
-    kept = unnamed.find_others()
-    columns = [header[index].strip() for index in kept]
-    require_unique(columns, file.name)
+    if wanted and all(name.isdecimal() for name in wanted) and not {*wanted} <= {name.strip() for name in header}:
+        # Columns are named by their positions: the first row is one of data.
+        rows = chain(iter([(number, header)]), rows)
+        kept = list(range(len(header)))
+        columns = [str(index) for index in kept]
+    else:
+        kept = unnamed.find_others()
+        columns = [header[index].strip() for index in kept]
+        columns = columns if is_strict else _tell_apart(columns, wanted)
+        _require_unique_header(columns, file.name)
     for number, cells in rows:
         # Spreadsheets end a table with blank rows, and rows with blank cells. A blank cell that fills its row is a
         # value.
@@ -86,6 +93,23 @@ def require_unique(columns: Sequence[str], source: str) -> None:
     repeated = find_repeated(columns)
     if repeated is not None:
         raise LLMDatasetError(f"{source}: there are two columns {repeated!r}; rename one")
+
+
+def _require_unique_header(columns: Sequence[str], source: str) -> None:
+    try:
+        require_unique(columns, source)
+    except LLMDatasetError as error:
+        raise LLMDatasetError(f"{error}, or {POSITIONS}") from None
+
+
+def _tell_apart(columns: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Return the columns with a number behind a repeated name, as pandas has it; names that count are left alone."""
+    names: list[str] = []
+    counts: dict[str, int] = {}
+    for column in columns:
+        count = counts[column] = counts.get(column, -1) + 1
+        names.append(f"{column}.{count}" if count and column not in (*wanted, *SAMPLE_FIELDS) else column)
+    return names
 
 
 def _split_at_returns(lines: Iterable[str]) -> Iterator[str]:

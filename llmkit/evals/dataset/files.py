@@ -36,6 +36,11 @@ REMEDIES = {
     ".arrow": "read it with datasets.Dataset.from_file or pyarrow and pass the table",
     ".feather": "read it with pandas.read_feather and pass the DataFrame",
     ".pkl": "read it in Python and pass the DataFrame or a list",
+    ".yaml": "read it in Python and pass a list of dictionaries",
+    ".yml": "read it in Python and pass a list of dictionaries",
+    ".xml": "read it with pandas.read_xml and pass the DataFrame",
+    ".tar": "unpack it, and name the file to read",
+    ".tgz": "unpack it, and name the file to read",
 }
 
 
@@ -108,7 +113,7 @@ def _read(path: Path, kind: str, columns: Columns, most_mb: int) -> Iterator[Rec
         if kind in JSON_LINES:
             yield from read_json_lines(text)
         elif kind in JSON:
-            yield from read_json(text, columns.records)
+            yield from read_json(text, columns.records, columns.list_names())
         else:
             delimiter = columns.delimiter or ("\t" if kind in TSV else None)
             wanted = columns.list_names()

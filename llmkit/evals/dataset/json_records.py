@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,7 +13,7 @@ from llmkit.errors import LLMDatasetError
 if TYPE_CHECKING:
     from llmkit.evals.dataset.streams import TextFile
 
-__all__ = ["Record", "find_repeated", "parse_object", "read_json", "read_json_lines"]
+__all__ = ["Record", "find_repeated", "number_fields", "parse_object", "read_json", "read_json_lines"]
 
 Record: TypeAlias = tuple[str, Mapping[str, Any]]
 
@@ -24,36 +24,58 @@ LONGEST_TOKEN = 12
 
 
 def read_json_lines(file: TextFile) -> Iterator[Record]:
-    """Yield the place and the content of each line. A file that begins with a list is read as one JSON document.
+    """Yield the place and the content of each line: an object, or in all lines a list, whose fields are its positions.
+
+    A file that begins with a list of objects or lists is read as one JSON document.
 
     Raises:
         LLMDatasetError: A line is no JSON object; the message names line and column.
     """
-    is_first = True
+    is_first, is_rows = True, False
     lines = file.lines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         if is_first and line.lstrip().startswith("["):
-            yield from _read_document(chain([line], lines), file)
-            return
+            is_rows = _is_row(line)
+            if not is_rows:
+                yield from _read_document(chain([line], lines), file)
+                return
         is_first = False
         place = f"{file.name}, line {number}"
+        if is_rows:
+            yield place, number_fields(_parse(line, place))
+            continue
         # Lines that were cut out of an array still have their commas.
         yield place, parse_object(line.rstrip().removesuffix(","), place)
 
 
-def read_json(file: TextFile, records: str | None = None) -> Iterator[Record]:
+def _is_row(line: str) -> bool:
+    """Return whether a line is a list of values, such as `["text", "label"]`, and not a list of records."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, list) and not all(isinstance(item, dict | list) for item in found)
+
+
+def number_fields(row: Any) -> dict[str, Any]:
+    """Return the fields of a record that is a list: its positions, from 0."""
+    return {str(number): value for number, value in enumerate(row)}
+
+
+def read_json(file: TextFile, records: str | None = None, wanted: Sequence[str] = ()) -> Iterator[Record]:
     """Yield the place and the content of each record of a JSON document, or of objects one behind the other.
 
     Args:
         file: The file.
         records: Path of the records. A document that has its first step is one record, which the caller takes apart.
+        wanted: Columns that the records should have.
 
     Raises:
         LLMDatasetError: It is not JSON, or has no records; the message names record or line.
     """
-    return _read_document(file.chunks(), file, records)
+    return _read_document(file.chunks(), file, records, wanted)
 
 
 def parse_object(line: str, place: str) -> Mapping[str, Any]:
@@ -62,14 +84,17 @@ def parse_object(line: str, place: str) -> Mapping[str, Any]:
     Raises:
         LLMDatasetError: It contains anything else; the message names the column.
     """
+    return _require_object(_parse(line, place), place)
+
+
+def _parse(line: str, place: str) -> Any:
     try:
-        record = _DECODER.decode(line)
+        return _DECODER.decode(line)
     except json.JSONDecodeError as error:
         hint = _suggest_json(line) or (_ONE_LINE if line.strip() == "{" else "")
         raise LLMDatasetError(f"{place}, column {error.colno}: not JSON: {error.msg}{hint}") from None
     except (ValueError, RecursionError) as error:
         raise LLMDatasetError(f"{place}: not JSON: {error}") from None
-    return _require_object(record, place)
 
 
 def _suggest_json(text: str) -> str:
@@ -106,7 +131,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _no_constant(name: str) -> Any:
+def _read_constant(name: str) -> Any:
+    # Python writes NaN for what is missing, and JSON has no such value. Tables of all kinds have it for that, too.
+    if name == "NaN":
+        return None
     raise ValueError(f"{name} is not a JSON value; write null where a value is missing")
 
 
@@ -115,7 +143,7 @@ _PYTHON = re.compile(r"[\[{]\s*'")
 _ONE_LINE = "; each line of .jsonl is one object: name a file .json whose objects take several lines"
 
 # Made once, because `json.loads` makes one for each line.
-_DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_object)
+_DECODER = json.JSONDecoder(parse_constant=_read_constant, object_pairs_hook=_object)
 
 
 class _Buffer:
@@ -193,7 +221,9 @@ class _Buffer:
         return size > 0
 
 
-def _read_document(chunks: Iterable[str], file: TextFile, records: str | None = None) -> Iterator[Record]:
+def _read_document(
+    chunks: Iterable[str], file: TextFile, records: str | None = None, wanted: Sequence[str] = ()
+) -> Iterator[Record]:
     name = file.name
     buffer = _Buffer(chunks, name, file.most_mb)
     first = buffer.peek()
@@ -205,7 +235,7 @@ def _read_document(chunks: Iterable[str], file: TextFile, records: str | None = 
     document = _require_object(buffer.read_value(), f"{name}, record 1")
     if not buffer.peek():
         is_whole = records is not None and records.partition(".")[0] in document
-        yield from [(name, document)] if is_whole else _find_records(document, name)
+        yield from [(name, document)] if is_whole else _find_records(document, name, wanted)
         return
     # Objects one behind the other, as JSON Lines under another name have them.
     yield f"{name}, record 1", document
@@ -224,7 +254,8 @@ def _read_array(buffer: _Buffer, name: str) -> Iterator[Record]:
             break
         number += 1
         place = f"{name}, record {number}"
-        yield place, _require_object(buffer.read_value(), place)
+        record = buffer.read_value()
+        yield place, number_fields(record) if isinstance(record, list) else _require_object(record, place)
         following = buffer.peek()
         if following not in ("]", ","):
             raise buffer.describe("not JSON: expected ',' or ']' behind a record" if following else "the list is cut")
@@ -237,7 +268,7 @@ def _read_array(buffer: _Buffer, name: str) -> Iterator[Record]:
         raise buffer.describe("there is something behind the list")
 
 
-def _find_records(document: Mapping[str, Any], name: str) -> Iterator[Record]:
+def _find_records(document: Mapping[str, Any], name: str, wanted: Sequence[str]) -> Iterator[Record]:
     """Yield the records inside a document that is one object."""
     values = list(document.values())
     lists = [field for field, value in document.items() if _is_list_of(value, dict)]
@@ -255,21 +286,35 @@ def _find_records(document: Mapping[str, Any], name: str) -> Iterator[Record]:
         for number, row in enumerate(document["data"], start=1):
             yield f"{name}, record {number}", dict(zip(names, row, strict=False))
     elif values and all(isinstance(value, list) for value in values):
-        if len({len(value) for value in values}) > 1:
-            raise LLMDatasetError(f"{name}: the columns {', '.join(document)} have different numbers of values")
+        _require_columns(document, name)
         for number, row in enumerate(zip(*values, strict=True), start=1):
             yield f"{name}, record {number}", dict(zip(document, row, strict=True))
     elif values and all(isinstance(value, dict) for value in values):
-        yield from _read_mapping(document, name)
+        yield from _read_mapping(document, name, wanted)
     else:
         # One record, as a file of JSON Lines with a single line has it.
         yield f"{name}, record 1", document
 
 
-def _read_mapping(document: Mapping[str, Any], name: str) -> Iterator[Record]:
-    """Yield the records of an object of objects: records by their ids, or columns by the numbers of the rows."""
+def _require_columns(document: Mapping[str, Any], name: str) -> None:
+    """Refuse lists that are no columns: they have different lengths."""
+    if len({len(value) for value in document.values()}) == 1:
+        return
+    names = ", ".join(document)
+    longest = max(document, key=lambda field: len(document[field]))
+    if all(isinstance(item, list) for value in document.values() for item in value):
+        raise LLMDatasetError(
+            f"{name}: the document has the lists {names}: pass records={longest!r} for the records in it"
+        )
+    raise LLMDatasetError(f"{name}: the columns {names} have different numbers of values")
+
+
+def _read_mapping(document: Mapping[str, Any], name: str, wanted: Sequence[str]) -> Iterator[Record]:
+    """Yield the records of an object of objects: records by their ids, or columns by the numbers or names of rows."""
     inner = list(next(iter(document.values())))
-    if inner and all(key.isdecimal() for key in inner) and not all(key.isdecimal() for key in document):
+    is_numbered = all(key.isdecimal() for key in inner) and not all(key.isdecimal() for key in document)
+    is_wanted = bool(wanted) and document.keys() >= set(wanted) and not set(wanted) & set(inner)
+    if inner and (is_numbered or is_wanted):
         for number, row in enumerate(inner, start=1):
             yield f"{name}, record {number}", {column: cells.get(row) for column, cells in document.items()}
         return

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from llmkit.errors import LLMDatasetError
 from llmkit.evals.dataset.delimited import require_unique
-from llmkit.evals.dataset.json_records import Record
+from llmkit.evals.dataset.json_records import Record, number_fields
 
 __all__ = [
     "LARGEST_WHOLE_FLOAT",
@@ -110,6 +110,8 @@ def read_item(item: Any, number: int) -> Mapping[str, Any]:
     if hasattr(item, "keys") and hasattr(item, "__getitem__") and not isinstance(item, type):
         # sqlite3.Row is such: iterating it gives its values.
         return {str(name): item[name] for name in item.keys()}  # noqa: SIM118
+    if isinstance(item, list | tuple):
+        return number_fields(item)
     raise LLMDatasetError(
         f"Sample {number} of the list is a {type(item).__name__}; give a Sample, or a dictionary of its fields."
     )

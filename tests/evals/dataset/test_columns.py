@@ -141,7 +141,12 @@ def test_records_inside_records_have_the_fields_around_them():
             "0: input: the function <lambda> failed: ZeroDivisionError",
         ),
         ([{"q": "a"}], {"sample_of": len, "input": "q"}, "sample_of makes whole samples; leave out input="),
-        ([{"q": "a"}], {"input": 3}, "input is a column, a list of columns or a function of a record; got 3"),
+        ([{"q": "a"}], {"input": 3.5}, "input is a column, a list of columns or a function of a record; got 3.5"),
+        ([{"q": "a"}], {"input": -1}, "input is a column, a list of columns or a function of a record; got -1"),
+        ([("a", "b")], {}, "the columns are 0, 1: name columns by their positions, such as input=0, target=1"),
+        ([{"ind": 1, "ctx": "a", "label": "3"}], {}, "pass input='ctx', target='label'"),
+        ([{"stem": "a", "question_concept": "b", "answerKey": "A"}], {}, "pass input='stem', target='answerKey'"),
+        ([{"prompt": "a", "kwargs": [{"n": 1}]}], {}, "pass input='prompt', and target="),
         ([{"q": "a"}], {"id": ["q"]}, "id is a column or a function of a record; got ['q']"),
         ([{"q": "a"}], {"input": "q", "records": "x.y"}, "there is no list 'x.y'; the columns are q"),
         ([{"q": "a"}], {"input": "q", "records": "q"}, "records 'q': 'q' is no list of objects"),
@@ -159,7 +164,10 @@ def test_a_column_may_be_missing_in_the_first_records():
 
 def test_a_table_misses_a_column_at_once(tmp_path):
     (tmp_path / "d.csv").write_text("q,a\nx,1\n")
-    assert error_of(tmp_path / "d.csv", input="q", target="b") == "d.csv: there is no column 'b'; the columns are q, a"
+    assert error_of(tmp_path / "d.csv", input="q", target="b") == (
+        "d.csv: there is no column 'b'; the columns are q, a; if the first line is no header, name columns by their "
+        "positions, from 0, such as input=0"
+    )
 
 
 @pytest.mark.parametrize("name", ["date", "Best Answer", "a.b", "q?", "ähm", "{x}"])

@@ -70,7 +70,7 @@ def test_json_lines_with_a_mark_blank_lines_and_windows_line_ends(tmp_path):
         ),
         ('{"input": "a", "metadata": 1}', "d.jsonl, line 2: metadata: Input should be a valid dictionary"),
         ('{"input": "a", "id": ""}', "d.jsonl, line 2: id: String should have at least 1 character"),
-        ('{"input": "a", "target": NaN}', "d.jsonl, line 2: not JSON: NaN is not a JSON value"),
+        ('{"input": "a", "target": Infinity}', "d.jsonl, line 2: not JSON: Infinity is not a JSON value"),
         ('{"input": "\\ud800"}', "d.jsonl, line 2: input: contains half of a character (a lone surrogate)"),
         ("[" * 100_000, "d.jsonl, line 2: not JSON"),
         ('{"input": {"a": ' + "[" * 900 + "]" * 900 + "}}", "d.jsonl, line 2: lists or objects within each other, too"),
@@ -126,7 +126,7 @@ def test_a_cell_of_a_megabyte(tmp_path):
         ('input,target\n"a\nb",1\nc\n', "d.csv, line 4: 1 cells"),
         ('input\n"a"b\n', "d.csv, line 2: not CSV"),
         ("input,target\n,b\n", "d.csv, line 2: input: Field required"),
-        ("input,metadata\na,{\n", "d.csv, line 2: metadata, column 2: not JSON"),
+        ("input,metadata\na,{\n", "d.csv, line 2: metadata: not a JSON object; pass metadata=['metadata'] to keep it"),
         ("target,target.x,input\n1,2,a\n", "d.csv, line 2: target.x: there is a column target as well"),
     ],
 )

@@ -113,6 +113,40 @@ PUBLIC = [
         ({"context": "c", "question": "q"}, ["France"], "Normans"),
     ),
     ("cut-out.jsonl", '{"question": "a", "answer": 1},\n\n{"question": "b", "answer": 2}\n', QA, ("a", 1, None)),
+    (
+        "abstract_algebra_test.csv",
+        '"Degree of Q(sqrt(2), sqrt(3)) over Q?",0,4,2,6,B\n"Index of <p> in S_5?",8,2,24,120,C\n',
+        {"input": 0, "target": 5},
+        ("Degree of Q(sqrt(2), sqrt(3)) over Q?", "B", None),
+    ),
+    (
+        "ag_news.csv",
+        '"3","Fears for T N pension","Unions say they are \'disappointed\'."\n"4","The Race is On","TORONTO"\n',
+        {"input": ["1", "2"], "target": "0"},
+        ({"1": "Fears for T N pension", "2": "Unions say they are 'disappointed'."}, "3", None),
+    ),
+    (
+        "wmt.tsv",
+        'Hello world\tHallo Welt\nI said "hi\tIch sagte\n',
+        {"input": 0, "target": 1},
+        ("Hello world", "Hallo Welt", None),
+    ),
+    (
+        "clinc150.json",
+        json.dumps({"train": [["a", "b"]] * 3, "test": [["how would", "translate"]]}),
+        {"records": "test", "input": 0, "target": 1},
+        ("how would", "translate", None),
+    ),
+    ("pairs.jsonl", '["a", "b"]\n["c", "d"]\n', {"input": 0, "target": 1}, ("a", "b", None)),
+    ("values.json", '[["a", 1], ["c", 2]]', {"input": 0, "target": 1}, ("a", 1, None)),
+    (
+        "simple_qa.csv",
+        "metadata,problem,answer\n\"{'topic': 'Art', 'urls': ['x']}\",Who?,Sugeno\n",
+        {"input": "problem", "target": "answer"},
+        ("Who?", "Sugeno", None),
+    ),
+    ("kaggle.csv", "text,label,score,score\na,pos,1,2\n", {"input": "text", "target": "label"}, ("a", "pos", None)),
+    ("python.jsonl", '{"question": "a", "answer": NaN, "n": NaN}\n', QA, ("a", None, None)),
     ("wiki.jsonl.gz", gzip.compress(LINES.encode(), mtime=0), QA, ("a, b", 1, None)),
 ]
 
@@ -121,6 +155,24 @@ PUBLIC = [
 def test_a_public_file_loads_in_one_line(name, content, columns, first):
     sample = Dataset.load(write(name, content), **columns).samples[0]
     assert (sample.input, sample.target, sample.group) == first
+
+
+def test_columns_without_names_have_positions():
+    for source in (pd.DataFrame([["a", "x"]]), [("a", "x")], [["a", "x"]]):
+        assert [(each.input, each.target) for each in Dataset.load(source, input=0, target=1)] == [("a", "x")]
+
+
+def test_positions_are_names_in_a_header_of_numbers():
+    write("d.csv", "0,1\na,b\n")
+    assert [(each.input, each.target) for each in Dataset.load("d.csv", input=0, target=1)] == [("a", "b")]
+
+
+def test_a_repeated_column_is_refused_where_it_is_named():
+    write("d.csv", "text,label,text\na,b,c\n")
+    assert error_of("d.csv", input="text").startswith(
+        "d.csv: there are two columns 'text'; rename one, or if the first"
+    )
+    assert Dataset.load("d.csv", input="label", metadata="*").samples[0].metadata == {"text": "a", "text.1": "c"}
 
 
 def test_the_index_of_a_frame_is_a_column_where_it_is_named():
@@ -208,6 +260,7 @@ JSON_FORMS = [
     *(pd.DataFrame(ROWS).to_json(orient=orient) for orient in ("records", "columns", "index", "split", "table")),
     json.dumps({"question": ["a, b", "c"], "answer": [1, 2]}),
     json.dumps({"x1": ROWS[0], "x2": ROWS[1]}),
+    pd.DataFrame(ROWS, index=["x", "y"]).to_json(orient="columns"),
     "\ufeff" + json.dumps(ROWS),
 ]
 
@@ -228,7 +281,11 @@ def test_a_list_in_a_file_of_json_lines():
         ('[\n{"question": "a"}\n{"question": "b"}]', "d.json, line 3: not JSON: expected ',' or ']' behind a record"),
         ('[{"question": "a"},]', "d.json, line 1: not JSON: a record must follow the ','"),
         ('[{"question": "a"}] x', "d.json, line 1: there is something behind the list"),
-        ('[{"question": NaN}]', "d.json, line 1: not JSON: NaN is not a JSON value"),
+        ('[{"question": -Infinity}]', "d.json, line 1: not JSON: -Infinity is not a JSON value"),
+        (
+            '{"a": [["x", "y"]], "b": [["x", "y"], ["z", "y"]]}',
+            "d.json: the document has the lists a, b: pass records='b'",
+        ),
         ("[1]", "d.json, record 1: a sample is a JSON object with the field input; got int"),
         ("[]", "d.json has no samples."),
         (
