@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
 from functools import lru_cache
-from typing import Any, NoReturn, get_args
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -19,6 +18,7 @@ from pydantic_core import CoreSchema, SchemaValidator, core_schema
 
 from llmkit.errors import LLMEvaluationError, describe_validation
 from llmkit.evals.dataset.dataset import Sample
+from llmkit.evals.dataset.literals import read_literal
 from llmkit.evals.scorers.values import get_at_path
 
 __all__ = [
@@ -38,6 +38,7 @@ NO_DATE = "a number is no date"
 _NUMBER = re.compile(r"\s*[+-]?\d+(\.\d*)?\s*")
 # How a value is written, by what pydantic says of one that is written in another way.
 REMEDIES = {
+    "valid string": "; a list of accepted strings is for text_match or contains",
     "valid number": "; numbers are written as 1080.5, without separators or units",
     "valid integer, unable": "; whole numbers are written as 1080, without separators or units",
     "valid decimal": "; numbers are written as 1080.5, without separators or units",
@@ -89,7 +90,7 @@ def convert_target(output_type: type[BaseModel], sample: Sample) -> Target:
     if issubclass(output_type, RootModel):
         given = target if isinstance(target, dict) and target.keys() == {ROOT} else {ROOT: target}
         return _convert(output_type, given)
-    if isinstance(target, str) and isinstance(written := _read_literal(target), dict):
+    if isinstance(target, str) and isinstance(written := read_literal(target), dict):
         # A cell of a CSV file, which contains only text. Not for any object: the text itself may be what is wanted.
         target = written if written and _list_names(output_type).issuperset(written) else target
     if not isinstance(target, dict):
@@ -153,7 +154,7 @@ def refuse_target(sample: Sample, problem: str) -> NoReturn:
     remedy = next((text for sign, text in REMEDIES.items() if sign in problem), "")
     end = "" if problem.endswith("?") else "."
     raise LLMEvaluationError(
-        f"Sample {sample.key!r} has a target that no answer can equal: {problem}{end} "
+        f"Sample {sample.key!r} has a target that no answer can equal: {problem.removeprefix(f'{ROOT}: ')}{end} "
         f"Correct it, or the type of the field{remedy}."
     )
 
@@ -215,15 +216,20 @@ def _tidy(value: Any, kind: Any) -> Any:
 
 def _read_written(value: Any, _kind: Any) -> Any:
     """Return the list or object that a text is, as in a cell of a CSV file."""
-    return _read_literal(value) if isinstance(value, str) else value
+    return read_literal(value) if isinstance(value, str) else value
 
 
 def _name_members(value: Any, kind: Any) -> Any:
-    """Return the value of an enumeration's member for its name, also in a list."""
-    members = {name: member.value for each in _find_enums(kind) for name, member in each.__members__.items()}
+    """Return the choice that a value stands for, also in a list: a member by its name, 3 by "3", and "3" by 3."""
     if isinstance(value, list):
         return [_name_members(item, kind) for item in value]
-    return members.get(value, value) if isinstance(value, str) and value not in members.values() else value
+    members = {name: member.value for each in _find_enums(kind) for name, member in each.__members__.items()}
+    choices = [*members.values(), *_find_literals(kind)]
+    if not isinstance(value, str | int) or isinstance(value, bool) or value in choices:
+        return value
+    # Codes of classes: files have them as text or as numbers, whatever the type says.
+    same = [each for each in choices if type(each) in (str, int) and str(each) == str(value)]
+    return members.get(value, value) if value in members else same[0] if same else value
 
 
 def _find_enums(kind: Any) -> list[type[Enum]]:
@@ -232,19 +238,10 @@ def _find_enums(kind: Any) -> list[type[Enum]]:
     return [found for part in get_args(kind) for found in _find_enums(part)]
 
 
-def _read_literal(text: str) -> Any:
-    """Return a list or object written as JSON, or as pandas writes one into a CSV file; any other text unchanged."""
-    if text.lstrip()[:1] not in ("[", "{"):
-        return text
-    readers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
-    for read in readers:
-        try:
-            found = read(text.strip())
-            json.dumps(found)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            continue
-        return found if isinstance(found, list | dict) else text
-    return text
+def _find_literals(kind: Any) -> list[Any]:
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [found for part in get_args(kind) for found in _find_literals(part)]
 
 
 def _find_impossible(model: type[BaseModel], given: dict[str, Any], values: Mapping[str, Any]) -> dict[str, str]:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 from pydantic_core import to_jsonable_python
 
 from llmkit.errors import LLMEvaluationError
+from llmkit.evals.answer_type import find_kinds
 from llmkit.evals.dataset.dataset import Sample
+from llmkit.evals.dataset.literals import read_literal
 from llmkit.evals.scorers.base import Score, Scorer
-from llmkit.evals.scorers.conversion import convert_value
+from llmkit.evals.scorers.conversion import convert_value, refuse_target
 from llmkit.evals.scorers.patterns import compile_pattern, is_match
 from llmkit.evals.scorers.target import SingleField, score_absent
 from llmkit.evals.scorers.values import fold_text
@@ -31,7 +33,50 @@ Measure: TypeAlias = Literal["levenshtein", "jaro_winkler", "token_sort", "token
 
 
 @dataclass(frozen=True, slots=True)
-class _TextMatch(SingleField):
+class _OneText(SingleField):
+    """A scorer of a text, whose target may be a list of accepted ones."""
+
+    def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
+        """See `Options`. An object is not the text of an answer, and an empty list accepts none."""
+        wanted, path = self.find_wanted(output_type, sample), self.get_path(output_type)
+        info = output_type.model_fields.get(path)
+        if info is None or find_kinds(info.annotation) & {"object", "collection", "other"}:
+            return
+        listed = wanted if isinstance(wanted, list) else [wanted]
+        found = next((each for each in listed if isinstance(each, dict)), None)
+        if found is not None:
+            known = ", ".join(map(str, found)) or "none"
+            refuse_target(
+                sample,
+                f"{path}: it is an object with the fields {known}, and the answer is text: map the field to compare, "
+                f"such as target='COLUMN.{next(iter(found), 'text')}'",
+            )
+        if wanted == []:
+            refuse_target(
+                sample,
+                f"{path}: the list of accepted texts is empty: give what a right answer says there, or leave the "
+                "sample out with sample_of=",
+            )
+
+
+def _list_accepted(wanted: Any, *, with_list: bool = True) -> list[Any]:
+    """Return the accepted values of a target: those of a list, also in a cell of a CSV file, or the one that it is.
+
+    Args:
+        wanted: The target.
+        with_list: Whether a cell is also accepted as it stands.
+    """
+    if isinstance(wanted, list | tuple):
+        return list(wanted)
+    if isinstance(wanted, str) and wanted.startswith("["):
+        found = read_literal(wanted)
+        if isinstance(found, list) and found and all(isinstance(each, str) for each in found):
+            return [wanted, *found] if with_list else found
+    return [wanted]
+
+
+@dataclass(frozen=True, slots=True)
+class _TextMatch(_OneText):
     is_about_letters: bool = True
     preset: Preset = "words"
 
@@ -40,9 +85,7 @@ class _TextMatch(SingleField):
         if got is None or wanted is None:
             return score_absent(got, wanted)
         path = self.get_path(type(output))
-        accepted = (
-            [convert_value(type(output), path, each) for each in wanted] if isinstance(wanted, list) else [wanted]
-        )
+        accepted = [convert_value(type(output), path, each) for each in _list_accepted(wanted)]
         answer = self._normalise(_to_text(got))
         return Score(float(any(answer == self._normalise(_to_text(each)) for each in accepted)))
 
@@ -53,7 +96,7 @@ class _TextMatch(SingleField):
 
 
 @dataclass(frozen=True, slots=True)
-class _Contains(SingleField):
+class _Contains(_OneText):
     texts: tuple[str, ...] = ()
     is_every: bool = False
     is_whole: bool = True
@@ -62,7 +105,7 @@ class _Contains(SingleField):
     def check_target(self, output_type: type[BaseModel], sample: Sample) -> None:
         """See `Options`. With texts of its own it needs no target."""
         if not self.texts:
-            self.find_wanted(output_type, sample)
+            _OneText.check_target(self, output_type, sample)
 
     def __call__(self, output: Any, sample: Sample, /) -> Score:
         got = self.get_value(output)
@@ -70,7 +113,7 @@ class _Contains(SingleField):
         if got is None or wanted is None:
             return score_absent(got, wanted)
         answer = _to_text(got)
-        texts = [_to_text(each) for each in (wanted if isinstance(wanted, list | tuple) else [wanted])]
+        texts = [_to_text(each) for each in _list_accepted(wanted, with_list=not self.is_every)]
         absent = [text for text in texts if not self._is_in(text, answer)]
         is_right = not absent if self.is_every else len(absent) < len(texts)
         return Score(float(is_right), "" if is_right else f"not in it: {', '.join(absent)}")
@@ -85,7 +128,7 @@ class _Contains(SingleField):
 
 
 @dataclass(frozen=True, slots=True)
-class _TextSimilarity(SingleField):
+class _TextSimilarity(_OneText):
     is_quick: ClassVar[bool] = False
 
     measure: Measure = "levenshtein"
@@ -94,11 +137,14 @@ class _TextSimilarity(SingleField):
         got, wanted = self.get_value(output), self.get_target(output, sample)
         if got is None or wanted is None:
             return score_absent(got, wanted)
+        return Score(max(self._compare(got, each) for each in _list_accepted(wanted)))
+
+    def _compare(self, got: Any, wanted: Any) -> float:
         a, b = (fold_text(_to_text(value)) if self.normalise else _to_text(value) for value in (got, wanted))
         if max(len(a), len(b)) > LONGEST_TEXT:
             raise ValueError(f"texts of more than {LONGEST_TEXT:,} characters are too long to compare; shorten them")
         # Equal strings first: the measures of words find nothing in common between two strings without words.
-        return Score(1.0 if a == b else _load_measures()[self.measure](a, b))
+        return 1.0 if a == b else _load_measures()[self.measure](a, b)
 
 
 @lru_cache(maxsize=1)
@@ -224,7 +270,7 @@ def text_similarity(
     normalise: bool = True,
     name: str = "text_similarity",
 ) -> Scorer:
-    """Score the similarity of two strings from 0 to 1, by rapidfuzz.
+    """Score the similarity of two strings from 0 to 1, by rapidfuzz. Of a list of references, the most similar counts.
 
     Args:
         field: Name or dotted path; None for an output type with one field.

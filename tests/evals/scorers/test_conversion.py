@@ -320,6 +320,13 @@ class Colour(Enum):
         (Colour, "RED", Colour.RED),
         (list[Colour] | None, "['RED', 'g']", [Colour.RED, Colour.GREEN]),
         (str, '["a"]', '["a"]'),
+        (list[str], "['a' 'b c'\n 'd']", ["a", "b c", "d"]),
+        (list[float], "[ 1.5 -2.  3. ]", [1.5, -2.0, 3.0]),
+        (list[int], "[1 2]", [1, 2]),
+        (Literal[0, 1], "1", 1),
+        (Literal["0", "1"], 1, "1"),
+        (Literal[1, 2] | None, " 2", 2),
+        (list[Literal[1, 2]], ["1", 2], [1, 2]),
     ],
 )
 def test_a_cell_of_text_may_be_a_list_or_the_name_of_a_member(kind, given, converted):

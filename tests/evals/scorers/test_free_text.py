@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from llmkit.errors import LLMEvaluationError
-from llmkit.evals import Sample, Task, contains, load_tasks, number_match, text_match
+from llmkit.evals import Sample, Task, contains, load_tasks, number_match, text_match, text_similarity
 from llmkit.evals.scorers import apply_scorers
 from llmkit.evals.scorers.numerals import choose_numerals, find_numerals
 from llmkit.evals.scorers.words import normalise_words, split_words
@@ -31,6 +31,40 @@ def score(scorer, text, target):
 
 def read(text, **options):
     return [float(numeral.value) for numeral in choose_numerals(text, **options)]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "target"),
+    [
+        (text_match(), "['Paris', 'Lutetia']"),
+        (text_match(), "['Lutetia' 'Paris']"),
+        (text_match(), ["Lutetia", "Paris"]),
+        (contains(), '["Paris", "Lutetia"]'),
+        (text_similarity(), ["Lutetia", "Paris"]),
+    ],
+)
+def test_a_list_of_accepted_texts_may_be_a_cell(scorer, target):
+    assert score(scorer, "Paris", target) == 1
+
+
+def test_a_list_in_a_cell_is_still_a_text():
+    assert score(text_match(), "['Paris', 'Lutetia']", "['Paris', 'Lutetia']") == 1
+    assert score(contains(every=True), "Paris or Lutetia", "['Paris', 'Lutetia']") == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ({"text": ["Paris"], "answer_start": [5]}, "fields text, answer_start, .* such as target='COLUMN.text'"),
+        ([{"text": "Paris"}], "such as target='COLUMN.text'"),
+        ([], "the list of accepted texts is empty"),
+    ],
+)
+@pytest.mark.parametrize("scorer", [text_match(), contains(), text_similarity()], ids=lambda scorer: scorer.name)
+def test_a_target_that_is_no_text_is_refused(scorer, target, problem):
+    view = Task("t", [Sample("x")], "{input}", str).answer.view
+    with pytest.raises(LLMEvaluationError, match=problem):
+        scorer.check_target(view, Sample("?", target, id="s"))
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------
