@@ -266,12 +266,14 @@ def test_dask_workers(server: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> 
     assert not [text for text in (KEY, "canary-address") if any(text.encode() in frame for frame in sent)]
 
 
-def test_workers_share_a_budget(server: OllamaServer) -> None:
+def test_workers_share_a_budget(server: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them stop, the driver says why, and a larger budget goes on."""
+    # A worker without room waits this long for the others at most.
+    monkeypatch.setattr("llmkit.evals.run.shared_budget.RENEW_S", 0.1)
     server.script(Reply('{"name": "x"}', input_tokens=200, output_tokens=40))
-    task = make_task(40, parameters={"max_output_tokens": 60})
+    task = make_task(20, parameters={"max_output_tokens": 60})
     with ThreadPoolExecutor(2) as executor, Session() as session:
-        for limit in (4_000, 6_000):
+        for limit in (2_000, 3_000):
             budget = Budget(max_tokens=limit)
             report = session.evaluate(
                 task, ROUTE, name="run", warm_up=False, workers=(executor, 2), budget=budget, progress=False
