@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from llmkit.notebook.arguments import check_names, parse_route
 from llmkit.notebook.core import SessionCore
+from llmkit.notebook.event_loop import CANCEL_GRACE_S
 from llmkit.notebook.options import ModelOptions, list_option_names
 from llmkit.pydanticai import PydanticAiLiteLLMModel
 
@@ -37,7 +40,20 @@ class SessionModel(PydanticAiLiteLLMModel):
         return await self._core.run_async(super().request(messages, model_settings, model_request_parameters))
 
     async def _run_call(self, make_call: Callable[[], Coroutine[Any, Any, LLMResponse]]) -> LLMResponse:
-        return await self._core.run_async(make_call())
+        has_ended: Future[None] = Future()
+
+        async def call() -> LLMResponse:
+            try:
+                return await make_call()
+            finally:
+                has_ended.set_result(None)
+
+        try:
+            return await self._core.run_async(call())
+        except asyncio.CancelledError:
+            # Who leaves a stream finds it recorded, although the other loop is still about to write.
+            await asyncio.wait((asyncio.wrap_future(has_ended),), timeout=CANCEL_GRACE_S)
+            raise
 
 
 def build_model(core: SessionCore, route: str | None, options: Mapping[str, Any]) -> SessionModel:

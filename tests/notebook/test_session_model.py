@@ -9,6 +9,8 @@ import pytest
 from pydantic_ai import Agent, AgentRunResultEvent
 
 from llmkit import LLMBadRequest, Session
+from llmkit.persistence.journal import JournalLLMRunRepo
+from llmkit.ports import RunFailure
 from llmkit.testing import Fault, GeminiServer, Reply, ToolCall
 
 PIN = "gemini/gemini-2.5-flash"
@@ -70,7 +72,16 @@ async def test_an_agent_streams_across_event_loops(session: Session, gemini: Gem
     assert session.runs()["status"].tolist() == ["SUCCEEDED", "SUCCEEDED"]
 
 
-async def test_leaving_a_stream_closes_the_connection_of_the_session(session: Session, gemini: GeminiServer) -> None:
+async def test_leaving_a_stream_closes_its_connection_and_records_it(
+    session: Session, gemini: GeminiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark_failed = JournalLLMRunRepo.mark_failed
+
+    async def mark_later(self: JournalLLMRunRepo, failure: RunFailure) -> bool:
+        await asyncio.sleep(0.3)
+        return await mark_failed(self, failure)
+
+    monkeypatch.setattr(JournalLLMRunRepo, "mark_failed", mark_later)
     gemini.script(Fault.stream_stall(1, Reply("It is 5.")))
     async with Agent(session.model(PIN)).run_stream("2 + 3?") as result:
         async for _ in result.stream_text(debounce_by=None):

@@ -197,7 +197,9 @@ def test_a_worker_that_is_asked_to_stop_counts(server: OllamaServer, monkeypatch
         )
     assert executor.ends[0].error == ["stopped", "The worker was stopped"]
     assert report.work is not None
-    assert (report.work.workers, report.work.called, report.work.shared) == (2, 60, 0)
+    # The call that the stop cuts may be stored already, and then the second worker finds it.
+    assert (report.work.workers, report.work.called + report.work.shared) == (2, 60)
+    assert report.work.shared <= 1
 
 
 class RunsEqualJobsOnce(OneJob):
