@@ -86,7 +86,7 @@ async def test_leaving_a_stream_closes_its_connection_and_records_it(
     async with Agent(session.model(PIN)).run_stream("2 + 3?") as result:
         async for _ in result.stream_text(debounce_by=None):
             break
-    assert await asyncio.to_thread(gemini.wait_until_idle)
+    assert await asyncio.to_thread(gemini.wait_until_idle, 60)
     assert [call.outcome for call in gemini.calls] == ["client_left"]
     runs = session.runs()
     assert (runs["status"].tolist(), runs["error_code"].tolist()) == (["FAILED"], ["cancelled"])

@@ -336,7 +336,7 @@ async def test_the_server_sees_a_reader_leave(provider: str) -> None:
         wire.server.script([Fault.stream_stall(6, Reply("one two three four five six seven")), Reply("one two three")])
         agent = Agent(wire.model())
         await leave_by_break(agent)
-        assert await asyncio.to_thread(wire.server.wait_until_idle)
+        assert await asyncio.to_thread(wire.server.wait_until_idle, 60)
         assert [call.outcome for call in wire.server.calls] == ["client_left"]
         (row,) = wire.runs.runs
         assert row.failure is not None

@@ -267,5 +267,5 @@ async def test_cancelling_ends_the_request_at_the_server(litellm, wire):
     assert await asyncio.to_thread(server.wait_until_in_flight)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert await asyncio.to_thread(server.wait_until_idle, 1.0)
+    assert await asyncio.to_thread(server.wait_until_idle, 60)
     assert server.calls[-1].client_disconnected

@@ -35,7 +35,7 @@ GENERATE = {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}
 WIRES = [(OllamaServer, "/api/chat", CHAT), (GeminiServer, "/v1beta/models/gemini-2.5-flash:generateContent", GENERATE)]
 
 
-def post(server, path="/api/chat", body=CHAT, timeout=5):
+def post(server, path="/api/chat", body=CHAT, timeout=60):
     request = urllib.request.Request(server.url + path, data=json.dumps(body).encode())
     with urllib.request.urlopen(request, timeout=timeout) as response:
         return json.loads(response.read())
@@ -173,7 +173,7 @@ async def test_a_client_that_leaves_ends_its_request(wire):
             await asyncio.sleep(0.05)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        assert await asyncio.to_thread(server.wait_until_idle, 1.0)
+        assert await asyncio.to_thread(server.wait_until_idle, 60)
         assert [call.client_disconnected for call in server.calls] == [True]
         assert server.usage == Usage()
 
@@ -448,6 +448,6 @@ async def test_a_client_that_leaves_a_stream_is_noticed():
             assert json.loads(await answer.content.readline())["message"]["content"] == "This"
             left_at_s = time.monotonic()
             answer.close()
-        assert server.wait_until_idle()
+        assert server.wait_until_idle(60)
     assert server.calls[0].client_disconnected
     assert left_at_s <= server.calls[0].ended_at_s

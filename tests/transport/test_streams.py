@@ -308,10 +308,10 @@ async def test_a_reader_that_leaves_is_seen_by_the_server(wire: Any, path: str) 
     log = AttemptLog()
     call = client.call(ROUTES[kind], LLMRequest(messages="Say it."), log, sink=AnswerSink(take))
     task = asyncio.create_task(call)
-    await asyncio.wait_for(begun.wait(), 5)
+    await asyncio.wait_for(begun.wait(), 60)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert await asyncio.to_thread(server.wait_until_idle)
+    assert await asyncio.to_thread(server.wait_until_idle, 60)
     assert server.calls[0].client_disconnected
     assert [attempt.status for attempt in log.attempts] == [AttemptStatus.CANCELLED]
 
@@ -362,7 +362,7 @@ async def test_an_answer_is_whole_when_its_connection_stays_open(monkeypatch: py
     _opened.append(LiteLLMClient(load_settings(openai_api_key="key", openai_api_base=base)))
     called = await stream(_opened[-1], "openai")
     assert (called.reply.text, called.reply.usage) == ("one two", TokenUsage())
-    await asyncio.wait_for(left.wait(), 5)
+    await asyncio.wait_for(left.wait(), 60)
     server.close()
     await server.wait_closed()
 
@@ -411,7 +411,7 @@ async def test_a_thousand_abandoned_streams_leave_nothing() -> None:
 
         for _ in range(10):
             await asyncio.gather(*(leave() for _ in range(100)))
-        assert await asyncio.to_thread(server.wait_until_idle)
+        assert await asyncio.to_thread(server.wait_until_idle, 60)
         outcomes = [call.outcome for call in server.calls]
         assert outcomes.count("client_left") > 800
         assert set(outcomes) <= {"client_left", "answered"}
