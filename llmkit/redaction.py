@@ -193,6 +193,28 @@ def _redact_value(match: re.Match[str]) -> str:
     return f"{match[0][: begin - match.start()]}[secret]{match[0][end - match.start() :]}"
 
 
+# Commands that take a secret in an option: the option, and the names.
+_COMMANDS = {
+    "p": r"(?:mysql|mariadb)[\w-]{0,16}|sshpass|(?:docker|podman) {1,4}login",
+    "P": "sqlcmd",
+    "a": "redis-cli",
+    "w": r"ldap\w{2,8}",
+    "u": "curl",
+}
+_COMMAND_CHARS = 160
+
+
+def _redact_option(match: re.Match[str]) -> str:
+    """Hide the value if the option belongs to a command whose secret it is."""
+    names = _COMMANDS[match["option"] or match["spaced"] or "u"]
+    before = match.string[max(0, match.start() - _COMMAND_CHARS) : match.start()]
+    command = _compile(rf"(?<![\w.-])({names})(?=\s|\Z)(?:[^\r\n|;&\\]|\\[\s\S])*+\Z").search(before)
+    # MySQL asks for a password when none is joined to the option, and takes the next word for a database.
+    if command is None or (match["space"] and command[1].startswith(("mysql", "mariadb"))):
+        return match[0]
+    return f"{match[0][: match.start('value') - match.start()]}[secret]"
+
+
 def _redact_card(match: re.Match[str]) -> str:
     return "[number]" if _is_card("".join(filter(str.isdigit, match[0]))) else match[0]
 
@@ -243,7 +265,7 @@ def _is_iban(number: str) -> bool:
 
 
 def _redact_number(match: re.Match[str]) -> str:
-    return match[0] if match["uuid"] or _is_harmless(match[0]) else "[number]"
+    return match[0] if match["uuid"] or match["doi"] or _is_harmless(match[0]) else "[number]"
 
 
 def _is_harmless(text: str) -> bool:
@@ -305,6 +327,16 @@ _PATTERNS = (
         r"=[^&\s\"']+",
         "[url_key]",
     ),
+    # The signature of an Azure SAS without what is before it: in base64, or so again in a URL.
+    _Pattern(("sig=",), r"sig=(?<![\w.-]sig=)(?=[A-Za-z/+_-]{0,64}[\d%])[\w%/+-]{32,}+={0,2}", "[url_key]"),
+    # Options of commands: `mysql -pSECRET`, `sshpass -p SECRET`, `docker login -p SECRET`, `curl -u me:SECRET`.
+    _Pattern(
+        (" -",),
+        r" -(?:(?P<option>[Pp])(?P<space>\s{0,4})|(?P<spaced>[aw])\s{1,4}"
+        r"|(?P<login>[Uu]\s{0,4}|-user[ =])[\"']?[^\s:\"']{1,64}+:(?!//))"
+        r"(?![\[$<{*\\-]|[\"'][\[$<{*])(?P<value>'[^'\r\n]{1,256}+'|\"[^\"\r\n]{1,256}+\"|[^\s\"'`]{1,256}+)",
+        _redact_option,
+    ),
     _Pattern(
         ("key", "token", "secret", "pass", "pwd", "credential"),
         rf"{_SECRET_NAME}(?:"
@@ -358,10 +390,11 @@ _PATTERNS = (
 _DIGIT_PATTERNS = (
     _Pattern((), r"(?i)(?<![a-z0-9])[a-z]{2}\d{2}(?:[ -]?[a-z0-9]{4}){2,7}(?:[ -]?[a-z0-9]{1,3})?(?!\w)", _redact_iban),
     _Pattern((), r"(?<![\d.-])\d(?:[ -]?\d){11,18}(?!\d)", _redact_card),
-    # A UUID is tried first, so that its last group is not taken for a number.
+    # A UUID and the DOI of a publication are tried first, so that no part of them is taken for a number.
     _Pattern(
         (),
         r"(?P<uuid>(?<![0-9A-Za-z])[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}(?![0-9A-Za-z]))"
+        r"|(?P<doi>\(?10(?<![\w.]10)\.\d{4,9}+/[^\s\"'<>]{1,256}+)"
         r"|(?<![\w.])\+?\(?\d(?:[ ().\-/]{0,2}\d){7,18}(?!\w)",
         _redact_number,
     ),
