@@ -330,8 +330,20 @@ def make_chunks(*texts: str, end: bool = True) -> bytes:
         ("text/event-stream", {"error": {"message": "no such stream"}}, [], "no such stream"),
         ("text/event-stream", b"", [], "broke off"),
         ("text/event-stream", make_chunks("one", end=False), ["one"], "broke off"),
+        ("text/event-stream", make_chunks("a few") + b"data:\n\n" * 10_000 + b"data: [DONE]\n\n", ["a few"], None),
+        (
+            "text/event-stream",
+            make_chunks("one", end=False) + b"data: {\n\n" * 25_000,
+            ["one"],
+            "does not speak the protocol",
+        ),
+        ("text/event-stream", b"data:\n\n" * 25_000 + make_chunks("one"), [], "does not speak the protocol"),
+        ("application/json", b"data: x\n\n" * 25_000 + make_chunks("one"), [], "does not speak the protocol"),
     ],
-    ids=["half characters", "another content type", "no stream at all", "nothing", "no end"],
+    ids=[
+        *("half characters", "another content type", "no stream at all", "nothing", "no end"),
+        *("some junk", "junk in the middle", "junk at the beginning", "junk of another content type"),
+    ],
 )
 async def test_odd_streams(serve_raw: ServeRaw, content_type: str, body: Any, texts: list[str], error: Any) -> None:
     server = serve_raw(200, body, **{"Content-Type": content_type})

@@ -289,6 +289,7 @@ RULES: tuple[Rule, ...] = (
             "LineTooLong",
             "TransferEncodingError",
             "UnicodeDecodeError",
+            "UnreadableStreamError",
             "error",
         },
     ),

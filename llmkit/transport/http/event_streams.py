@@ -63,11 +63,13 @@ class EventDecoder:
     def _join_fields(self, lines: list[bytes]) -> list[bytes]:
         events, data = [], self._data
         for line in lines:
-            if line.startswith(b"data:"):
+            # Empty lines first: a few kilobytes of gzip contain millions of them.
+            if not line:
+                if data:
+                    events.append(data[0] if len(data) == 1 else b"\n".join(data))
+                    data.clear()
+            elif line.startswith(b"data:"):
                 data.append(line[6:] if line.startswith(b"data: ") else line[5:])
-            elif not line and data:
-                events.append(data[0] if len(data) == 1 else b"\n".join(data))
-                data.clear()
             elif line == b"data":
                 data.append(b"")
             elif line.startswith(b"error:"):
