@@ -17,6 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from uuid import UUID
 
+from llmkit.batch.task_guard import start_session_task
+
 __all__ = ["Heartbeat", "Listener", "current_owner", "is_alive", "is_on_this_machine", "looks_abandoned"]
 
 BEATS_PER_LIMIT = 4
@@ -191,7 +193,7 @@ class _Pulse:
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._interval_s, self._tick)
         if self._beating is None or self._beating.done():
-            self._beating = self._loop.create_task(self._send())
+            self._beating = start_session_task(self._send(), self._loop)
 
     async def _send(self) -> None:
         # A missed beat is no reason to disturb a call; the next one may get through.

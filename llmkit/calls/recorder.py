@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
+from llmkit.batch.task_guard import start_session_task
 from llmkit.calls.call import Call
 from llmkit.calls.liveness import current_owner
 from llmkit.calls.request_hash import CanonicalRequest
@@ -339,7 +340,8 @@ async def finish_despite_cancellation(work: Awaitable[T]) -> T:
     Raises:
         asyncio.CancelledError: The caller was cancelled. Its cause is what the work raised, if it failed.
     """
-    future = asyncio.ensure_future(work)  # a task, unless it is a future already, such as the journal's
+    # A task, unless it is a future already, such as the journal's.
+    future = start_session_task(work) if asyncio.iscoroutine(work) else asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from llmkit.batch.task_guard import start_session_task
 from llmkit.errors import LLMConfigurationError
 from llmkit.providers import PROVIDERS, ProviderSpec
 from llmkit.providers.model_facts import FactBook
@@ -62,7 +63,7 @@ class OllamaDiscovery:
         here = (asyncio.get_running_loop(), route)
         task = self._lookups.get(here)
         if task is None:
-            task = self._lookups[here] = here[0].create_task(self._look_up(route))
+            task = self._lookups[here] = start_session_task(self._look_up(route))
             task.add_done_callback(lambda _done: self._lookups.pop(here, None))
         return task
 

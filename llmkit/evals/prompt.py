@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from llmkit.batch.task_guard import guard_tasks
 from llmkit.batch.template import parse_template
 from llmkit.errors import LLMEvaluationError, describe_exception
 from llmkit.evals.dataset.dataset import Sample
@@ -136,7 +137,8 @@ def as_messages(content: Content, system: str | None = None) -> tuple[Message, .
 def _call_prompt(function: Callable[[Sample], Any], sample: Sample) -> Content:
     name = getattr(function, "__name__", repr(function))
     try:
-        content = function(sample)
+        with guard_tasks():
+            content = function(sample)
     except Exception as error:
         raise LLMEvaluationError(
             f"The prompt function {name} failed on sample {sample.id!r}: {describe_exception(error)}"

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 from llmkit.batch.loading import note_loading
+from llmkit.batch.task_guard import cancel_task, guard_loop
 from llmkit.cleanup import is_exiting
 from llmkit.errors import LLMConfigurationError, LLMError
 
@@ -386,7 +387,7 @@ class LoopJob(Generic[T]):
     def _cancel_task(self) -> None:
         # Once only: the second time would cancel the recording of the first.
         if self._task is not None and not self._task.cancelling():
-            self._task.cancel()
+            cancel_task(self._task)
 
     def _finish(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():
@@ -402,6 +403,7 @@ class LoopJob(Generic[T]):
 
 def _serve(loop: asyncio.AbstractEventLoop, is_over: threading.Event) -> None:
     asyncio.set_event_loop(loop)
+    guard_loop(loop)
     executor = _LastingExecutor()
     loop.set_default_executor(executor)
     try:
@@ -410,7 +412,7 @@ def _serve(loop: asyncio.AbstractEventLoop, is_over: threading.Event) -> None:
         for task in tasks:
             task.cancel()
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(type(loop).shutdown_asyncgens(loop))
         # Without waiting: its threads may be in the middle of an import, and the closing thread may be about to end.
         executor.shutdown(wait=False, cancel_futures=True)
     finally:

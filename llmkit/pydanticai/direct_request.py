@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_ai import Agent
 
+from llmkit.batch.task_guard import guard_tasks
 from llmkit.pydanticai.messages import as_model_messages, as_model_response, as_user_content, is_sent_as_it_is
 from llmkit.pydanticai.model import AgentForm, PydanticAiLiteLLMModel
 from llmkit.pydanticai.output_reader import Reader, convert_exits
@@ -90,7 +91,7 @@ def _read(response: LLMResponse, answer: OutputShape[Any]) -> Any:
     if response.tool_calls or not is_json(response.text):
         return _UNFIT
     try:
-        with convert_exits():
+        with convert_exits(), guard_tasks():
             return answer.adapter.validate_json(response.text)
     except ValidationError:
         return _UNFIT

@@ -17,6 +17,7 @@ from pydantic_ai.output import OutputContext
 from pydantic_ai.tools import RunContext
 from pydantic_core import to_json
 
+from llmkit.batch.task_guard import guard_tasks
 from llmkit.errors import describe_validation
 from llmkit.pydanticai.model import PydanticAiLiteLLMModel
 from llmkit.pydanticai.repair import is_json, mend_json
@@ -80,7 +81,7 @@ class Reader(AbstractCapability[Any]):
         if read is None:
             raise self._refusal((_NO_JSON,))
         try:
-            with convert_exits():
+            with convert_exits(), guard_tasks():
                 value = await handler(read)
         except ValidationError as error:
             raise self._refusal(tuple(describe_validation(error))) from None

@@ -10,6 +10,7 @@ from datetime import datetime
 from pydantic_ai.messages import ModelResponseStreamEvent, TextPart, ToolCallPart
 from pydantic_ai.models import ModelRequestParameters, StreamedResponse
 
+from llmkit.batch.task_guard import cancel_task
 from llmkit.ports import AnswerSink, StreamPiece
 from llmkit.pydanticai.messages import as_model_response
 from llmkit.types import LLMResponse, utc_now
@@ -72,7 +73,7 @@ class RunningAnswer:
 
     async def cancel(self) -> None:
         """Cancel the call, and wait until it is recorded. Does nothing after its end."""
-        self._task.cancel()
+        cancel_task(self._task)
         await asyncio.wait((self._task,))
 
     async def _forward(self, pieces: Sequence[StreamPiece]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Sequence
 from copy import deepcopy
 from typing import Any
 
+from llmkit.batch.task_guard import cancel_user_task, guard_tasks, start_user_task
 from llmkit.errors import LLMBudgetExhausted, LLMInProgress, LLMStoreError, describe_exception
 from llmkit.evals.answer_type import AnswerType
 from llmkit.evals.dataset.dataset import Sample
@@ -65,7 +66,8 @@ async def apply_scorers(
                 scorer, ContextScorer
             ):
                 raise
-            scores.errors[scorer.name] = describe_exception(error)[:LONGEST_ERROR]
+            with guard_tasks():
+                scores.errors[scorer.name] = describe_exception(error)[:LONGEST_ERROR]
         else:
             scores.values[scorer.name] = score.value
             if score.detail:
@@ -80,7 +82,8 @@ async def _call(
     try:
         if isinstance(scorer, Options) and scorer.is_quick:
             return _validate(scorer(output, sample))
-        limit_s = getattr(scorer, "timeout_s", None) or timeout_s
+        with guard_tasks():
+            limit_s = getattr(scorer, "timeout_s", None) or timeout_s
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 (nothing is awaited here, so a CancelledError is the scorer's too)
@@ -109,7 +112,7 @@ async def _call_plain(scorer: Scorer, output: Any, sample: Sample) -> Any:
 
 async def _wait_within(limit_s: float | None, work: Coroutine[Any, Any, Score]) -> Score:
     """Wait for work within its time, then cancel it. Work that ignores the cancellation is abandoned."""
-    task = asyncio.ensure_future(catch_exit(work))
+    task = start_user_task(catch_exit(work))
     try:
         await asyncio.wait({task}, timeout=limit_s)
         if task.cancelled():
@@ -122,7 +125,7 @@ async def _wait_within(limit_s: float | None, work: Coroutine[Any, Any, Score]) 
             return task.result()
     finally:
         if not task.done():
-            task.cancel()
+            cancel_user_task(task)
             await asyncio.wait({task}, timeout=CANCEL_TIMEOUT_S)
     raise TimeoutError(f"no score within {limit_s:g} s; the limit is the option scorer_timeout_s")
 

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias, get_type_hints
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from llmkit.batch.task_guard import cancel_user_task, guard_tasks, start_user_task
 from llmkit.canonical_json import canonical_json, sha256_of
 from llmkit.errors import LLMError, LLMEvaluationError, LLMSolveError, describe_exception
 from llmkit.evals.answer_type import AnswerType
@@ -275,12 +276,15 @@ async def call_solve(
     except Exception as error:
         if steps.fatal is not None:
             raise steps.fatal from None
-        raise _explain(solve, error) from error
+        with guard_tasks():
+            explained = _explain(solve, error)
+        raise explained from error
     finally:
         await steps.close()
     if steps.fatal is not None:
         raise steps.fatal
-    return _read_value(solve, found, answer)
+    with guard_tasks():
+        return _read_value(solve, found, answer)
 
 
 async def _await_too(work: Awaitable[Any]) -> Any:
@@ -289,7 +293,7 @@ async def _await_too(work: Awaitable[Any]) -> Any:
 
 
 async def _wait_within(solve: Solve, limit_s: float | None, steps: Steps, work: Awaitable[Any]) -> Any:
-    task = asyncio.ensure_future(catch_exit(work))
+    task = start_user_task(catch_exit(work))
     try:
         while not task.done():
             left_s = None if limit_s is None else limit_s - steps.idle_s
@@ -308,7 +312,7 @@ async def _wait_within(solve: Solve, limit_s: float | None, steps: Steps, work: 
         return task.result()
     finally:
         if not task.done():
-            task.cancel()
+            cancel_user_task(task)
             await asyncio.wait({task}, timeout=CANCEL_TIMEOUT_S)
 
 

@@ -18,6 +18,7 @@ from logging import getLogger
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+from llmkit.batch.task_guard import start_session_task
 from llmkit.errors import LLMStoreError
 from llmkit.ports import Leases, SpentBlock, WindowReply, WindowShare
 
@@ -203,7 +204,7 @@ class LeasedRates:
             if not ahead:
                 self._retire(self._block)
                 self._block = None
-            self._asking = asyncio.get_running_loop().create_task(self._take(need, ahead=ahead))
+            self._asking = start_session_task(self._take(need, ahead=ahead))
             self._asking.add_done_callback(self._end_asking)
         return self._asking
 
@@ -272,7 +273,7 @@ class LeasedRates:
     def _begin_flush(self) -> None:
         self._flush_timer = None
         if self._asking is None:
-            self._asking = asyncio.get_running_loop().create_task(self._flush())
+            self._asking = start_session_task(self._flush())
             self._asking.add_done_callback(self._end_asking)
         else:
             self._plan_flush(VALID_S)

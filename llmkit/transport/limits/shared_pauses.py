@@ -8,6 +8,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from llmkit.batch.task_guard import start_session_task
 from llmkit.errors import LLMStoreError
 from llmkit.ports import Leases
 from llmkit.types import Route
@@ -70,7 +71,7 @@ class SharedPauses:
         """Let this process leave the route alone now, and the others as soon as the store has it."""
         self._until_s[route] = max(self._until_s.get(route, 0.0), self._clock() + seconds)
         self._read_s[route] = self._clock()
-        writing = asyncio.ensure_future(self._write(route, seconds))
+        writing = start_session_task(self._write(route, seconds))
         self._writing.add(writing)
         writing.add_done_callback(self._writing.discard)
 
