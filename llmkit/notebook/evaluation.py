@@ -129,11 +129,14 @@ async def _evaluate(
 async def _evaluate_by_workers(
     core: SessionCore, task: Task, routes: Routes, name: str | None, workers: Any, options: dict[str, Any]
 ) -> EvalReport:
+    from llmkit.evals import Variant
     from llmkit.evals.run.shared import RunIdentity, WorkerCall, evaluate_by_workers
     from llmkit.evals.tasks.travel import locate_task
     from llmkit.notebook.joining import EvaluationWork, join_work
     from llmkit.notebook.shared_call import SharedCall
 
+    if not isinstance(routes, str | Route | Variant):
+        routes = list(routes)  # An iterator would be at its end when it travels.
     call = SharedCall(core, workers)
     await call.note_start()
 

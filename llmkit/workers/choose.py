@@ -32,13 +32,15 @@ def check_workers(workers: Any) -> None:
     if isinstance(workers, bool):
         raise LLMEvaluationError(f"{FORMS}; got {workers}.")
     if isinstance(workers, int):
-        if not 1 <= workers <= MOST_PROCESSES:
-            raise LLMEvaluationError(f"workers must be from 1 to {MOST_PROCESSES}; got {workers}.")
+        _check_count(workers)
     elif isinstance(workers, tuple):
         if len(workers) != 2 or not isinstance(workers[0], Executor) or not _is_count(workers[1]):
             raise LLMEvaluationError(f"{FORMS}; got a tuple of something else.")
     elif isinstance(workers, str):
-        if not ADDRESS.fullmatch(workers) and not _read_local_dask(workers):
+        local = LOCAL_DASK.fullmatch(workers)
+        if local:
+            _check_count(int(local["count"]))
+        elif not ADDRESS.fullmatch(workers):
             raise LLMEvaluationError(f"{FORMS}; got {workers!r:.60}.")
     elif isinstance(workers, Executor):
         count_workers(workers)
@@ -64,19 +66,19 @@ def open_engine(workers: Any, environment: Mapping[str, str]) -> Engine:
         return ExecutorJobs(workers, count_workers(workers))
     from llmkit.workers import dask_jobs
 
-    if isinstance(workers, str):
-        found = ADDRESS.fullmatch(workers)
-        return (
-            dask_jobs.open_cluster(found["address"])
-            if found
-            else dask_jobs.open_local_cluster(_read_local_dask(workers), environment)
-        )
-    return dask_jobs.DaskJobs(workers)
+    if not isinstance(workers, str):
+        return dask_jobs.DaskJobs(workers)
+    local = LOCAL_DASK.fullmatch(workers)
+    if local:
+        return dask_jobs.open_local_cluster(int(local["count"]), environment)
+    found = ADDRESS.fullmatch(workers)
+    assert found is not None  # as checked
+    return dask_jobs.open_cluster(found["address"])
 
 
-def _read_local_dask(text: str) -> int:
-    found = LOCAL_DASK.fullmatch(text)
-    return int(found["count"]) if found else 0
+def _check_count(processes: int) -> None:
+    if not 1 <= processes <= MOST_PROCESSES:
+        raise LLMEvaluationError(f"workers must be from 1 to {MOST_PROCESSES}; got {processes}.")
 
 
 def _is_count(value: Any) -> bool:

@@ -47,5 +47,12 @@ class Contribution:
 
     @classmethod
     def read(cls, data: bytes) -> Contribution:
-        """Return it from bytes."""
-        return cls(**json.loads(data))
+        """Return it from bytes.
+
+        Raises:
+            ValueError: They are something else.
+        """
+        try:
+            return cls(**json.loads(data))
+        except TypeError as error:  # of other fields, or of none
+            raise ValueError(str(error)) from None

@@ -49,9 +49,13 @@ class DaskJobs:
     def start(self, function: JobFunction, parcel: bytes) -> None:
         """See `Engine`."""
         self._job = function, parcel
+        if self._client.status == "closed":
+            raise LLMConfigurationError("The Dask Client is closed: open a new one")
         addresses = self._list_workers()
         if not addresses:
-            raise LLMConfigurationError("The Dask cluster has no workers: start some, or wait for them")
+            raise LLMConfigurationError(
+                "The Dask cluster has no workers, or its scheduler is gone: start some, or wait for them"
+            )
         self._join(addresses)
 
     def restart(self) -> None:

@@ -45,9 +45,15 @@ class ExecutorJobs:
         # pickle are ignored, and make each job another one.
         self._submitted += 1
         try:
-            self._futures.append(self._executor.submit(function, parcel + f" job {self._submitted}".encode()))
+            future = self._executor.submit(function, parcel + f" job {self._submitted}".encode())
         except Exception as error:  # noqa: BLE001 - each executor has its own
             raise LLMConfigurationError(f"The executor takes no jobs: {describe_loss(error)}") from None
+        if not isinstance(future, Future):
+            raise LLMConfigurationError(
+                f"The submit of {type(self._executor).__name__} returns a {type(future).__name__} instead of a "
+                "concurrent.futures.Future: use another executor"
+            )
+        self._futures.append(future)
 
     def poll(self, progress: int) -> list[JobEnd]:
         """See `Engine`."""
@@ -88,9 +94,12 @@ class ExecutorJobs:
 def read_end(future: Future[bytes]) -> JobEnd:
     """Return the end of a job that is done."""
     try:
-        return JobEnd(future.result(timeout=0))
+        result: object = future.result(timeout=0)
     except (Exception, CancelledError) as error:  # noqa: BLE001 - engines raise whatever they like
         return JobEnd(None, describe_loss(error))
+    if not isinstance(result, bytes):
+        return JobEnd(None, f"its engine returned a {type(result).__name__} instead of what the job returned")
+    return JobEnd(result)
 
 
 def describe_loss(error: BaseException) -> str:

@@ -73,10 +73,15 @@ def open_parcel(parcel: bytes) -> Any:
     """Return the content of a parcel that an engine has handed to this process.
 
     Raises:
-        LLMConfigurationError: It was made with other versions, or needs a module that is not installed here.
+        LLMConfigurationError: It was made with other versions, needs a module that is not installed here, or is none.
     """
     line, _, content = parcel.partition(b"\n")
-    header = json.loads(line)
+    try:
+        header = json.loads(line)
+    except ValueError:
+        raise LLMConfigurationError(
+            f"What reached the worker on {platform.node()} is not what was sent to it: its engine has changed it"
+        ) from None
     require_equal_versions(header["versions"])
     for name, text in header["sources"].items():
         # Without a modification time the entry is never checked against a file, which need not exist here.

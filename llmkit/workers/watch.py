@@ -68,7 +68,11 @@ class Watched:
         if end.result is None:
             self.losses.append(end.reason)
             return None
-        contribution = Contribution.read(end.result)
+        try:
+            contribution = Contribution.read(end.result)
+        except ValueError:
+            self.losses.append("its engine returned something else than its job")
+            return None
         self.contributions.append(contribution)
         return contribution
 
