@@ -359,8 +359,10 @@ def _read_value(solve: Solve, found: Any, answer: AnswerType) -> Any:
         answer.write_json(value)
     except Exception as error:  # noqa: BLE001 (validators and serialisers are the user's code)
         what = "JSON" if answer.is_open else answer.name
-        problem = describe_exception(error).replace("\n", " ")
+        # A row of a DataFrame is one, and a DataFrame.
+        remedy = ": return its to_dict()" if hasattr(found, "to_dict") else ""
+        problem = remedy or f": {describe_exception(error)}".replace("\n", " ")
         raise LLMSolveError(
-            f"{name_solve(solve)} returned {type(found).__name__}, which is no {what}: {problem}"
+            f"{name_solve(solve)} returned {type(found).__name__}, which is no {what}{problem}"
         ) from None
     return value

@@ -86,6 +86,12 @@ class _CallMaker:
         binding = self._steps.binding
         return f"{type(self).__name__}({str(binding.route) if binding.route else 'routed'!r}, epoch={binding.epoch})"
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # Names that other libraries have. A type checker must go on refusing them.
+            raise AttributeError(f"{type(self).__name__} has no {name!r}: it has chat, extract, conversation and agent")
+
     def _fields(self, given: Mapping[str, Any], refused: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Return the fields of a request: the variant's, and on top of them those that were given."""
         known = _OPTIONS - refused

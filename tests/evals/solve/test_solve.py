@@ -360,6 +360,23 @@ def give_object(_sample: Sample, _model: BoundModel) -> Any:
     return object()
 
 
+class Row:
+    """Mirror of a row of a DataFrame."""
+
+    def to_dict(self) -> dict[str, int]:
+        return {"a": 1}
+
+
+def give_row(_sample: Sample, _model: BoundModel) -> Any:
+    """Return a row of a table."""
+    return Row()
+
+
+def call_as_elsewhere(sample: Sample, model: Any) -> Any:
+    """Call a method that other libraries have."""
+    return model.generate(sample.input)
+
+
 def give_wrong_type(_sample: Sample, _model: BoundModel) -> int:
     """Return another type than declared."""
     return "many"  # type: ignore[return-value]
@@ -375,6 +392,8 @@ def await_in_sync(sample: Sample, model: Any) -> Any:
     [
         (forget, "await the calls of the model"),
         (give_object, "returned object, which is no JSON"),
+        (give_row, "returned Row, which is no JSON: return its to_dict()"),
+        (call_as_elsewhere, "BoundModel has no 'generate': it has chat, extract, conversation and agent"),
         (give_wrong_type, "returned str, which is no int"),
         (await_in_sync, "must be defined with `async def`"),
     ],
