@@ -63,7 +63,11 @@ _MINUS: Final = re.compile(
 )
 _LONGEST_MINUS: Final = 6
 _NAME: Final = re.compile(rf"(?<![A-Za-z_])(?!(?:{_CODES})\Z)[A-Za-z_]+\Z|[A-Za-z_]{{4}}\Z|[_^][{{(]?\Z")
-_FRAC: Final = re.compile(r"\\[dt]?frac\{([-+]?[0-9]++)\}\{([0-9]++)\}")
+# Also \frac34, as TeX takes it, and \frac{1,080}{4}.
+_FRAC: Final = re.compile(
+    r"(?P<sign>[-+\u2013])?\\[cdt]?frac[ ]?(?:\{(?P<top>[-+]?[0-9][0-9.,]*+)\}|(?P<t>[0-9]))"
+    r"[ ]?(?:\{(?P<bottom>[0-9]++)\}|(?P<b>[0-9]))"
+)
 # Signs and digits of other scripts, and how LaTeX writes the marks in a number.
 _PLAIN: Final = str.maketrans(
     {"\u2212": "-", "\ufe63": "-", "\uff0d": "-", "\uff0b": "+", "\uff05": "%", "\u066a": "%"}
@@ -136,9 +140,9 @@ def find_numerals(text: str, decimal: DecimalMark = "auto") -> Iterator[Numeral]
     if not text.isascii():
         text = _OTHER_DIGITS.sub(lambda match: str(unicodedata.decimal(match.group())), text)
     if "\\" in text or "{" in text:
-        text = _FRAC.sub(r" \1/\2", text)
         for written, plain in _LATEX:
             text = text.replace(written, plain)
+        text = _FRAC.sub(_write_fraction, text)
     position = 0
     while match := _NUMERAL.search(text, position):
         start, position = match.span()
@@ -154,6 +158,12 @@ def find_numerals(text: str, decimal: DecimalMark = "auto") -> Iterator[Numeral]
         is_negative = _MINUS.search(text, max(0, start - _LONGEST_MINUS), start) is not None
         for number, each in enumerate((*listed, value)):
             yield Numeral(_UNROUNDED.minus(each) if is_negative and not number else each, bool(match["percent"]))
+
+
+def _write_fraction(match: re.Match[str]) -> str:
+    r"""Return a fraction of LaTeX in one line. A sign in front touches it; digits do not, as in 2\frac{1}{2}."""
+    top, bottom = match["top"] or match["t"], match["bottom"] or match["b"]
+    return f" {top}/{bottom}" if match["sign"] is None else f"{match['sign']}{top}/{bottom}"
 
 
 def _read_parts(match: re.Match[str], decimal: DecimalMark) -> list[Decimal]:

@@ -17,6 +17,8 @@ _MARKS: Final = str.maketrans(
     | dict.fromkeys("\u2018\u2019\u201b\u02bc\uff07", "'")
     | dict.fromkeys("\u201c\u201d\u201f\uff02", '"')
 )
+# Characters without width, which are not seen. Joiners stay: words of Persian and signs of emoji differ by them.
+_INVISIBLE: Final = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 _DROPPED: Final = r"""
     (?! (?<![\p{L}\p{N}-]) - \p{Sc}? \.? \p{N}                # a sign: -3, -$3
       | (?<=[\p{L}\p{N}]) - (?![\p{L}\p{N}-])                  # O-, a grade or a group
@@ -25,8 +27,10 @@ _DROPPED: Final = r"""
       | (?<=[\p{L}\p{N}]) \#                                   # C#
       | (?<=\p{N}) %
     )
-    \p{P}
+    [\p{P}`]                                                   # a backtick quotes: `code`
 """
+# As French and German have it.
+_SPACED_PERCENT: Final = r"(?<=\p{N})[ ]%"
 _APOSTROPHE: Final = r"(?<=\p{L})'(?=\p{L})"
 _ARTICLE: Final = r"(?<!\S)(?:a|an|the)(?!\S)"
 # Scripts that put no spaces between words, or endings onto them, so that a word is not bounded by spaces.
@@ -53,8 +57,9 @@ def normalise_words(text: str, *, squad: bool = False, ignore_case: bool = True)
         squad: Delete punctuation instead of separating words by it, and delete the articles a, an and the.
         ignore_case: Fold case.
     """
+    text = text.translate(_INVISIBLE)
     folded = fold_text(text) if ignore_case else " ".join(compose_text(text, "NFKC").split())
-    plain = _compile(_APOSTROPHE).sub("", folded.translate(_MARKS))
+    plain = _compile(_APOSTROPHE).sub("", _compile(_SPACED_PERCENT).sub("%", folded.translate(_MARKS)))
     words = " ".join(_compile(_DROPPED).sub("" if squad else " ", plain).split())
     # An answer that is nothing but an article, such as the choice "A", is none.
     return (" ".join(_compile(_ARTICLE).sub(" ", words).split()) or words) if squad else words
@@ -62,7 +67,9 @@ def normalise_words(text: str, *, squad: bool = False, ignore_case: bool = True)
 
 def normalise_strictly(text: str) -> str:
     """Return a text in which only spaces, typographic forms of a mark and apostrophes in words make no difference."""
-    words: str = _compile(_APOSTROPHE).sub("", " ".join(compose_text(text, "NFC").translate(_MARKS).split()))
+    words: str = _compile(_APOSTROPHE).sub(
+        "", " ".join(compose_text(text.translate(_INVISIBLE), "NFC").translate(_MARKS).split())
+    )
     return words
 
 
