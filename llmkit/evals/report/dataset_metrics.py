@@ -376,7 +376,7 @@ def build_reliability_rows(metric: Calibration, variant: str, own: AnswerSet) ->
         inside = [
             (pair, cluster)
             for pair, cluster in zip(pairs, own.clusters, strict=True)
-            if pair is not None and min(metric.bins - 1, int(pair[0] * metric.bins)) == place
+            if pair is not None and metric.find_bin(pair[0]) == place
         ]
         row = {
             "variant": variant,

@@ -18,6 +18,7 @@ from llmkit.evals.dataset.dataset import Sample
 from llmkit.evals.scorers.base import Score, ScoreLike
 from llmkit.evals.scorers.numerals import choose_numerals
 from llmkit.evals.scorers.target import SingleField
+from llmkit.evals.scorers.values import find_at_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -207,10 +208,19 @@ class ClassMetric(SingleField):
         # The target of a FAILED answer is converted by the type of the others.
         kind = next((type(answer.output) for answer in answers if answer.output is not None), None)
         for answer in answers:
-            target = answer.sample.target if kind is None else self.find_wanted(kind, answer.sample)
+            target = self._read_raw(answer.sample) if kind is None else self.find_wanted(kind, answer.sample)
             got = FAILED_ANSWER if answer.output is None else read_label(self.get_value(answer.output))
             pairs.append((None if target is None else read_label(target), got))
         return pairs
+
+    def _read_raw(self, sample: Sample) -> Any:
+        """Return the class of a target as it stands: where all answers are FAILED, no type can convert it."""
+        target: Any = sample.target
+        if not isinstance(target, Mapping):
+            return target
+        if not self.fields:
+            return next(iter(target.values())) if len(target) == 1 else target
+        return find_at_path(target, self.fields[0])
 
     def count(self, answers: Sequence[Answered], /) -> Counts:
         """See `AdditiveMetric`."""
@@ -270,6 +280,11 @@ class Calibration(SingleField):
         """
         return [self._read_pair(answer) for answer in answers]
 
+    def find_bin(self, confidence: float) -> int:
+        """Return the bin of a confidence. Each begins with its lower end; 1 belongs to the last one."""
+        # 0.29 * 100 is less than 29 as a float.
+        return min(self.bins - 1, int(round(confidence * self.bins, 9)))
+
     def _read_pair(self, answer: Answered) -> tuple[float, float] | None:
         if answer.output is None:
             return None
@@ -292,8 +307,7 @@ class Calibration(SingleField):
             if pair is None:
                 continue
             confidence, right = pair
-            # A confidence of 1 belongs to the last bin.
-            place = min(bins - 1, int(confidence * bins))
+            place = self.find_bin(confidence)
             row[place], row[bins + place] = confidence, right
             row[-2:] = (confidence - right) ** 2, 1.0
 
@@ -421,7 +435,8 @@ def calibration(
 ) -> DatasetMetric:
     """Score how far stated confidence is from the share of right answers: ECE, with the Brier score `name.brier`.
 
-    The expected calibration error is `Σ n_b/n |accuracy_b - confidence_b|` over bins of equal width. Less is better for
+    The expected calibration error is `Σ n_b/n |accuracy_b - confidence_b|` over bins of equal width, each with its
+    lower end and without its upper one, except for the last. Less is better for
     both. Answers without a score or a confidence are left out. ECE of few answers is too large, even for perfect
     confidence: compare it only between variants of the same samples.
 

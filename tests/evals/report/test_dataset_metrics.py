@@ -71,6 +71,13 @@ def test_a_failed_answer_lowers_recall_and_is_no_class():
     assert macro_f1("label")(answers).value == pytest.approx((1 + 2 / 3) / 2)
 
 
+@pytest.mark.parametrize("target", [{"label": "b"}, {"label": "b", "other": 1}])
+def test_classes_have_their_names_where_every_answer_failed(target):
+    found = per_class("label")([Answered(Sample("?", target, id="s"), None)])
+    assert found.parts == {"recall.b": 0, "f1.b": 0}
+    assert per_class()([Answered(Sample("?", "b", id="s"), None)]).parts == {"recall.b": 0, "f1.b": 0}
+
+
 def test_equal_values_are_one_class():
     assert macro_f1("label")([answer("red", Colour.RED), answer("blue", "blue")]).value == 1
 
@@ -97,6 +104,13 @@ def test_calibration_errors():
     assert found.parts["brier"] == pytest.approx((0.2**2 + 0.8**2 + 2 * 0.1**2) / 4)
     with pytest.raises(ValueError, match="confidence is within 0 and 1; sample s has 90"):
         calibration()([answer("a", "a", 90, right=1)])
+
+
+@pytest.mark.parametrize("bins", [2, 10, 15, 100])
+def test_a_bin_begins_with_its_lower_end(bins):
+    """Also where the float is a little less: 0.29 * 100."""
+    metric = calibration("confidence", bins=bins)
+    assert [metric.find_bin(place / bins) for place in range(bins + 1)] == [*range(bins), bins - 1]
 
 
 @pytest.mark.parametrize(
