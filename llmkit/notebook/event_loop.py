@@ -177,12 +177,18 @@ class LoopThread:
                 raise Interrupted(INTERRUPTED) from None
             raise
 
-    def start(self, work: Coroutine[Any, Any, T], on_end: Callable[[], None] | None = None) -> LoopJob[T]:
+    def start(
+        self,
+        work: Coroutine[Any, Any, T],
+        on_end: Callable[[], None] | None = None,
+        keep: Callable[[LoopJob[T]], None] | None = None,
+    ) -> LoopJob[T]:
         """Start a coroutine in the loop, and do not wait for it.
 
         Args:
             work: The coroutine.
             on_end: Called in the loop's thread when the work has ended, in whatever way.
+            keep: Called with the job before it begins.
 
         Raises:
             LLMError: The interpreter is exiting, or no thread can be started.
@@ -191,6 +197,8 @@ class LoopThread:
         try:
             with self._running_loop() as loop:
                 job = LoopJob(work, loop, on_end)
+                if keep is not None:
+                    keep(job)
                 loop.call_soon_threadsafe(job.begin)
         except BaseException:
             if job is None:
@@ -385,8 +393,11 @@ class LoopJob(Generic[T]):
             self.ended.wait(CANCEL_GRACE_S)
 
     def _cancel_task(self) -> None:
-        # Once only: the second time would cancel the recording of the first.
-        if self._task is not None and not self._task.cancelling():
+        if self._task is None:  # An interrupt came before the work was handed over.
+            self._work.close()
+            self.outcome.cancel()
+            self._end()
+        elif not self._task.cancelling():  # Once only: the second time would cancel the recording of the first.
             cancel_task(self._task)
 
     def _finish(self, task: asyncio.Task[T]) -> None:
@@ -396,6 +407,9 @@ class LoopJob(Generic[T]):
             self.outcome.set_exception(error)
         else:
             self.outcome.set_result(task.result())
+        self._end()
+
+    def _end(self) -> None:
         self.ended.set()
         if self._on_end is not None:
             self._on_end()

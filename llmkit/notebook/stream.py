@@ -74,13 +74,17 @@ class _Loop(Generic[P]):
     """One loop over a stream. Leaving it, by `break` or by an error, drops it, which cancels the call."""
 
     def __init__(self, stream: object, call: StreamedCall[Any], absorb: Absorb[P]) -> None:
-        call.claim()
-        self._stream = stream  # which lives as long as the loop
-        self._call = call
-        self._absorb = absorb
-        self._items: deque[P] = deque()
-        self._is_over = False
-        leave_when_dropped(self, call)
+        try:
+            call.claim()
+            self._stream = stream  # which lives as long as the loop
+            self._call = call
+            self._absorb = absorb
+            self._items: deque[P] = deque()
+            self._is_over = False
+            leave_when_dropped(self, call)
+        except BaseException as error:
+            call.break_off(error)
+            raise
 
     def _keep(self, arrived: Sequence[AnswerPieces] | None) -> None:
         self._is_over = arrived is None
@@ -93,11 +97,15 @@ class _SyncLoop(_Loop[P]):
         return self
 
     def __next__(self) -> P:
-        while not self._items:
-            if self._is_over:
-                raise StopIteration
-            self._keep(self._call.read())
-        return self._items.popleft()
+        try:
+            while not self._items and not self._is_over:
+                self._keep(self._call.read())
+            if self._items:
+                return self._items.popleft()
+        except BaseException as error:
+            self._call.break_off(error)
+            raise
+        raise StopIteration
 
 
 class _AsyncLoop(_Loop[P]):
@@ -143,6 +151,33 @@ class _SyncStream(_Stream[R]):
         A loop over the stream ends then, in whatever thread it runs.
         """
         self._call.leave_and_wait()
+
+    def _read_rest(self, read_more: Callable[[], bool]) -> None:
+        try:
+            while read_more():
+                pass
+        except BaseException as error:
+            self._call.break_off(error)
+            raise
+
+    def _show(
+        self,
+        read_more: Callable[[], bool],
+        read_text: Callable[[], str],
+        read_end: Callable[[], LLMResponse],
+        *,
+        is_value: bool = False,
+    ) -> None:
+        try:
+            # Imported here: most streams are not shown. An interrupt may come in the middle of it.
+            from llmkit.notebook.stream_display import show_stream
+
+            if not self._call.is_over:
+                self._call.claim()
+            show_stream(read_more, read_text, read_end, self.cancel, is_value=is_value)
+        except BaseException as error:
+            self._call.break_off(error)
+            raise
 
 
 class _AsyncStream(_Stream[R]):
@@ -199,8 +234,7 @@ class ChatStream(_SyncStream["LLMResponse"]):
         Raises:
             LLMError: The stream broke, or was cancelled.
         """
-        while self._read_more():
-            pass
+        self._read_rest(self._read_more)
         return self._call.read_result()
 
     @property
@@ -231,11 +265,7 @@ class ChatStream(_SyncStream["LLMResponse"]):
         Raises:
             LLMError: The stream broke, was cancelled, or is read elsewhere; what had arrived stays in view.
         """
-        from llmkit.notebook.stream_display import show_stream
-
-        if not self._call.is_over:
-            self._call.claim()
-        show_stream(self._read_more, lambda: self.text, lambda: self.response, self.cancel)
+        self._show(self._read_more, lambda: self.text, lambda: self.response)
 
     def _read_more(self) -> bool:
         arrived = self._call.read()
@@ -311,8 +341,7 @@ class ValueStream(_SyncStream["Extraction[T]"], Generic[T]):
             LLMInvalidOutput: No answer fitted the type.
             LLMError: The stream broke, or was cancelled.
         """
-        while self._call.read() is not None:
-            pass
+        self._read_rest(lambda: self._call.read() is not None)
         return self._call.read_result().value
 
     def display(self) -> None:
@@ -321,11 +350,7 @@ class ValueStream(_SyncStream["Extraction[T]"], Generic[T]):
         Raises:
             LLMError: As `finish`, or the stream is read elsewhere.
         """
-        from llmkit.notebook.stream_display import show_stream
-
-        if not self._call.is_over:
-            self._call.claim()
-        show_stream(self._read_more, lambda: self._record.written, self._describe, self.cancel, is_value=True)
+        self._show(self._read_more, lambda: self._record.written, self._describe, is_value=True)
 
     def _read_more(self) -> bool:
         arrived = self._call.read()

@@ -77,20 +77,24 @@ class StreamedCall(Generic[R]):
         Raises:
             LLMError: As the call.
         """
-        with self._core.runtime.mark_busy():
-            self._core.loop.refuse_waiting()
-            self._core.runtime.open()
-            self._core.settle()
-            self._job = self._core.loop.start(self._send(self._feed.open_sink), self._feed.end)
-            line = StatusLine()
-            try:
-                while not self._ahead and not self.is_over:
-                    self._keep(self._take(TICK_S))
-                    line.draw()
-            finally:
-                line.close()
-        if self.is_over and not self._ahead:
-            self._end()
+        try:
+            with self._core.runtime.mark_busy():
+                self._core.loop.refuse_waiting()
+                self._core.runtime.open()
+                self._core.settle()
+                self._start()
+                line = StatusLine()
+                try:
+                    while not self._ahead and not self.is_over:
+                        self._keep(self._take(TICK_S))
+                        line.draw()
+                finally:
+                    line.close()
+            if self.is_over and not self._ahead:
+                self._end()
+        except BaseException as error:
+            self.break_off(error)
+            raise
 
     async def open_async(self) -> None:
         """Start the call if it is not, and await its first piece; raises as `open`."""
@@ -103,8 +107,11 @@ class StreamedCall(Generic[R]):
             with self._core.runtime.mark_busy():
                 await self._core.runtime.open_async()
                 await self._core.settle_async()
-                self._job = self._core.loop.start(self._send(self._feed.open_sink), self._feed.end)
+                self._start()
                 self._keep(await self._take_async())
+        except BaseException:
+            self.leave()
+            raise
         finally:
             self._is_opening = False
         if self.is_over and not self._ahead:
@@ -127,11 +134,15 @@ class StreamedCall(Generic[R]):
             LLMError: The call failed, or the session was closed meanwhile.
             Interrupted: The reader was interrupted, which cancels the call.
         """
-        if not self._ahead and not self.is_over:
-            self._keep(self._take(None))
-            if self.is_over:
-                self._core.finish_call()
-        return self._hand_out()
+        try:
+            if not self._ahead and not self.is_over:
+                self._keep(self._take(None))
+                if self.is_over:
+                    self._core.finish_call()
+            return self._hand_out()
+        except BaseException as error:
+            self.break_off(error)
+            raise
 
     async def read_async(self) -> list[AnswerPieces] | None:
         """Await pieces in the running loop; as `read`."""
@@ -164,6 +175,22 @@ class StreamedCall(Generic[R]):
         self._job.cancel()
         self._core.left.append(self._job)
 
+    def break_off(self, error: BaseException) -> None:
+        """Cancel the call because its reader got an exception, and wait a moment for what it still records.
+
+        The exception may be anything that a signal handler raises. Its traceback refers to the stream, so that nothing
+        else would end the call. An LLMError is the end of the call, or leaves it to other readers.
+
+        Raises:
+            Interrupted: The exception is an interrupt, which shows one line in a notebook.
+        """
+        try:
+            if not isinstance(error, LLMError):
+                self.leave_and_wait()
+        finally:  # also when the next interrupt comes while it waits
+            if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
+                raise Interrupted(INTERRUPTED) from None
+
     def leave_and_wait(self) -> None:
         """Cancel the call, and wait a moment for what it still records."""
         self.leave()
@@ -177,17 +204,9 @@ class StreamedCall(Generic[R]):
             await asyncio.wait((asyncio.wrap_future(self._job.outcome),), timeout=CANCEL_GRACE_S)
 
     def _take(self, timeout_s: float | None) -> list[AnswerPieces] | None:
-        job = self._check_job()
+        self._check_job()
         self._core.loop.refuse_waiting()
-        try:
-            return self._feed.take(timeout_s)
-        except BaseException as error:
-            # Ctrl-C, or what another signal handler raised.
-            self.is_left = True
-            job.cancel_and_wait()
-            if isinstance(error, KeyboardInterrupt):
-                raise Interrupted(INTERRUPTED) from None
-            raise
+        return self._feed.take(timeout_s)
 
     async def _take_async(self) -> list[AnswerPieces] | None:
         self._check_job()
@@ -199,6 +218,13 @@ class StreamedCall(Generic[R]):
             if isinstance(error, asyncio.CancelledError):
                 shorten_traceback(error, INTERRUPTED)
             raise
+
+    def _start(self) -> None:
+        # The loop hands the job over before it begins: an interrupt between the two would lose a call that runs.
+        self._core.loop.start(self._send(self._feed.open_sink), self._feed.end, self._keep_job)
+
+    def _keep_job(self, job: LoopJob[R]) -> None:
+        self._job = job
 
     def _check_job(self) -> LoopJob[R]:
         if self._job is None or not self._job.is_own_process:

@@ -11,7 +11,6 @@ from llmkit.display.html import render_card
 from llmkit.display.terminal_text import escape_controls
 from llmkit.display.terminal_writer import TerminalWriter
 from llmkit.errors import LLMError
-from llmkit.notebook.event_loop import INTERRUPTED, Interrupted
 from llmkit.types import LLMResponse
 
 __all__ = ["show_stream"]
@@ -39,7 +38,7 @@ def show_stream(
 
     Raises:
         LLMError: As `read_more`. What had arrived stays in view.
-        Interrupted: By Ctrl-C.
+        BaseException: What interrupted it. The call is cancelled, and what had arrived stays in view.
     """
     view = _open_view(is_value=is_value)
     try:
@@ -53,10 +52,10 @@ def show_stream(
     except LLMError:
         view.break_off(read_text())
         raise
-    except KeyboardInterrupt as error:
+    except BaseException:
         cancel()
         view.break_off(read_text())
-        raise (error if isinstance(error, Interrupted) else Interrupted(INTERRUPTED)) from None
+        raise
 
 
 class _View(Protocol):

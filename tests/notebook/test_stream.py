@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import linecache
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -197,6 +200,96 @@ def test_ctrl_c_cancels_a_waiting_reader(session: Session, script: Script, clien
             pass
     assert read_last_row(session) == ["FAILED", "cancelled"]
     assert client.in_flight == 0
+
+
+def _show_stream(session: Session) -> None:
+    session.stream("Hi").display()
+
+
+def _loop_over_stream(session: Session) -> None:
+    for _ in session.stream("Hi"):
+        pass
+
+
+def _finish_stream(session: Session) -> None:
+    session.stream("Hi").finish()
+
+
+class Interrupter:
+    """A trace function that raises KeyboardInterrupt when a line of a stream's modules is reached.
+
+    The first line of a function is left out: an interrupt there belongs to its caller. So are a line with `try:` alone
+    and two functions that call nothing once the call is open: Python handles signals only where a function is called or
+    a loop goes round.
+
+    Args:
+        line: Which line; None or one that is not reached for the thousandth.
+    """
+
+    MODULES = frozenset({"stream.py", "stream_call.py", "stream_display.py", "event_loop.py"})
+    LEFT_OUT = frozenset({"open_stream", "start_chat_stream"})
+
+    def __init__(self, line: tuple[str, int] | None = None) -> None:
+        self.lines: dict[tuple[str, int], None] = {}
+        self._line = line
+        self._count = 0
+
+    def __call__(self, frame: FrameType, event: str, value: Any) -> Any:
+        path = Path(frame.f_code.co_filename)
+        is_traced = path.parent.name == "notebook" and path.name in self.MODULES
+        return _SkipFirst(self) if is_traced and frame.f_code.co_name not in self.LEFT_OUT else None
+
+    def note(self, frame: FrameType) -> None:
+        line = frame.f_code.co_filename, frame.f_lineno
+        if linecache.getline(*line).strip() == "try:":
+            return
+        self.lines[line] = None
+        self._count += 1
+        if line == self._line or self._count == 1000:
+            raise KeyboardInterrupt
+
+    def run(self, function: Callable[[Session], None], session: Session) -> BaseException:
+        """Return what the function raises, whose traceback keeps its stream."""
+        tracer = sys.gettrace()
+        sys.settrace(self)
+        try:
+            function(session)
+        except BaseException as error:  # noqa: BLE001 - it is what the test is about
+            return error
+        finally:
+            sys.settrace(tracer)
+        raise AssertionError("no interrupt came")
+
+
+class _SkipFirst:
+    def __init__(self, interrupter: Interrupter) -> None:
+        self._interrupter = interrupter
+        self._is_first = True
+
+    def __call__(self, frame: FrameType, event: str, value: Any) -> Any:
+        if event == "line" and not self._is_first:
+            self._interrupter.note(frame)
+        self._is_first = self._is_first and event != "line"
+        return self
+
+
+@pytest.mark.parametrize("read", [_show_stream, _loop_over_stream, _finish_stream])
+def test_an_interrupt_at_any_line_closes_the_stream(
+    session: Session, script: Script, client: ScriptedClient, read: Callable[[Session], None]
+) -> None:
+    script.answers = [ScriptedStream(Counted(), gap_s=0.001)]
+    session.stream("Hi").cancel()  # opens the session
+    tracing = Interrupter()
+    tracing.run(read, session)
+    failures = []
+    for line in tracing.lines:
+        calls = len(client.calls)
+        error = Interrupter(line).run(read, session)
+        was_sent = len(client.calls) > calls
+        if client.in_flight or (was_sent and not isinstance(error, Interrupted)):
+            failures.append((line, client.in_flight, error))
+    assert not failures
+    assert len(tracing.lines) > 50
 
 
 def test_a_deadline_around_a_stream_raises_its_own_error(session: Session, script: Script) -> None:
