@@ -24,7 +24,7 @@ from llmkit.notebook.options import (
 if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
-    from types import TracebackType
+    from types import TracebackType, UnionType
     from typing import Self
 
     import pandas as pd
@@ -252,7 +252,9 @@ class Session:
     @overload
     def stream(self, question: type[T], text: str = "", **options: Unpack[ExtractOptions]) -> ValueStream[T]: ...
     @overload
-    def stream(self, question: Any, text: str = "", **options: Unpack[ExtractOptions]) -> Any: ...
+    def stream(self, question: UnionType, text: str = "", **options: Unpack[ExtractOptions]) -> Any: ...
+    @overload  # `Literal` and the like, which have no type of their own; a prompt has no text after it
+    def stream(self, question: Any, text: str, **options: Unpack[ExtractOptions]) -> Any: ...
     @accept_options(ExtractOptions)
     def stream(self, question: Any, text: str = "", **options: Unpack[ExtractOptions]) -> Any:
         """Send a prompt as `chat` does, or read a type as `extract` does, and loop over the answer as it is written.
@@ -294,7 +296,9 @@ class Session:
     @overload
     def astream(self, question: type[T], text: str = "", **options: Unpack[ExtractOptions]) -> AsyncValueStream[T]: ...
     @overload
-    def astream(self, question: Any, text: str = "", **options: Unpack[ExtractOptions]) -> Any: ...
+    def astream(self, question: UnionType, text: str = "", **options: Unpack[ExtractOptions]) -> Any: ...
+    @overload  # `Literal` and the like, which have no type of their own; a prompt has no text after it
+    def astream(self, question: Any, text: str, **options: Unpack[ExtractOptions]) -> Any: ...
     @accept_options(ExtractOptions)
     def astream(self, question: Any, text: str = "", **options: Unpack[ExtractOptions]) -> Any:
         """Loop over an answer from async code, in any event loop: `async for`; see `stream`.

@@ -34,6 +34,7 @@ __all__ = [
     "ExtractOptions",
     "MapOptions",
     "ModelOptions",
+    "ReadingOptions",
     "SharedEvaluateOptions",
     "TurnOptions",
     "accept_options",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from llmkit.errors import LLMBadRequest, LLMError
 from llmkit.notebook.chat import run_extraction, send_chat
 from llmkit.notebook.core import SessionCore
+from llmkit.notebook.options import ReadingOptions, list_option_names
 from llmkit.notebook.piece_feed import AnswerPieces
 from llmkit.notebook.stream_call import OpenSink, StreamedCall, leave_when_dropped
 from llmkit.notebook.stream_record import ChatRecord, ValueRecord
@@ -33,7 +34,7 @@ Absorb = Callable[[Sequence[AnswerPieces] | None], list[P]]
 
 def open_stream(core: SessionCore, question: Any, text: str, options: Mapping[str, Any]) -> Any:
     """Check the arguments of `Session.stream`, start the call, and return its stream once the first piece is there."""
-    if _is_prompt(question, text):
+    if _is_prompt(question, text, options):
         return start_chat_stream(core, lambda open_sink: send_chat(core, question, options, open_sink()))
     call = StreamedCall(core, lambda open_sink: run_extraction(core, question, text, options, open_sink))
     stream = ValueStream[Any](call, question)
@@ -43,7 +44,7 @@ def open_stream(core: SessionCore, question: Any, text: str, options: Mapping[st
 
 def prepare_stream(core: SessionCore, question: Any, text: str, options: Mapping[str, Any]) -> Any:
     """Return the stream of `Session.astream`, which starts its call when it is first awaited."""
-    if _is_prompt(question, text):
+    if _is_prompt(question, text, options):
         return AsyncChatStream(StreamedCall(core, lambda open_sink: send_chat(core, question, options, open_sink())))
     call = StreamedCall(core, lambda open_sink: run_extraction(core, question, text, options, open_sink))
     return AsyncValueStream[Any](call, question)
@@ -57,16 +58,19 @@ def start_chat_stream(core: SessionCore, send: Callable[[OpenSink], Coroutine[An
     return stream
 
 
-def _is_prompt(question: Any, text: Any) -> bool:
+def _is_prompt(question: Any, text: Any, options: Mapping[str, Any]) -> bool:
     """Return whether a question is a prompt, and not a type.
 
     Raises:
-        LLMBadRequest: It is a prompt, and a text follows, which belongs to a type.
+        LLMBadRequest: It is a prompt, and a text or an option that belongs to a type is given.
     """
     if not isinstance(question, str | Sequence | Mapping):
         return False
     if text:
         raise LLMBadRequest("A prompt is one string, or a list of messages: the text after it belongs to a type")
+    for name, value in options.items():
+        if value is not None and name in list_option_names(ReadingOptions):
+            raise LLMBadRequest(f"{name} belongs to a type, as in stream(City, text, {name}=...): a prompt has none")
     return True
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import assert_type
+from typing import Literal, assert_type
 
 import pandas as pd
 from pydantic import BaseModel
@@ -66,6 +66,9 @@ def use_sync(s: Session, frame: pd.DataFrame) -> None:
     assert_type(s.stream(City, "Rome", reasks=2), ValueStream[City])
     assert_type(list(s.stream(list[str], "Rome")), list[list[str]])
     assert_type(s.stream(City, "Rome").finish(), City)
+    s.stream(City | None, "Rome", reasks=2).finish()
+    s.stream(City | None, images="a.png").finish()
+    s.stream(Literal["a", "b"], "Rome", reasks=2).finish()
     assert_type(s.map(City, frame["text"], name="cities", concurrency=4, progress=False), pd.DataFrame)
     s.map("Say {text}", ["a"], template="{text}", temperature=0)
     talk = s.conversation(system="Be brief.", temperature=0)

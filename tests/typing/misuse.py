@@ -14,6 +14,8 @@ def misuse(s: Session, task: Task) -> None:
     s.extract(str, "Hi", retries=2)  # error
     s.stream("Hi", temprature=1)  # error
     s.stream(str, "Hi", retries=2)  # error
+    s.stream("Hi", reasks=2)  # error
+    s.stream([{"role": "user", "content": "Hi"}], examples=[])  # error
     s.map(str, ["Hi"], idempotency_key="k")  # error
     s.conversation(idempotency_key="k")  # error
     s.conversation().say("Hi", system="Be brief.")  # error
@@ -26,6 +28,7 @@ def misuse(s: Session, task: Task) -> None:
 async def misuse_async(s: Session, task: Task) -> None:
     await s.achat("Hi", temprature=1)  # error
     await s.aextract(str, "Hi", retries=2)  # error
+    await s.astream("Hi", reasks=2)  # error
     await s.amap(str, ["Hi"], concurency=1)  # error
     await s.aevaluate(task, ["ollama/llama3.2"], epoch=2)  # error
 
