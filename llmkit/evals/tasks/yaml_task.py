@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, validate_call
@@ -20,6 +20,8 @@ from llmkit.evals.tasks.task import Task
 __all__ = ["load_task_data"]
 
 Place: TypeAlias = tuple[str | int, ...]
+# A name, or a position for a column without one.
+Column: TypeAlias = str | Annotated[int, Field(strict=True)]
 # An option of every scorer.
 LOWER = "lower_is_better"
 
@@ -38,11 +40,11 @@ class _TaskData(BaseModel):
     prompts: dict[str, str] = Field(default_factory=dict)
     parameters: dict[str, Any] = Field(default_factory=dict)
     description: str = ""
-    input: str | list[str] | dict[str, str] | None = None
-    target: str | list[str] | dict[str, str] | None = None
-    id: str | None = None
-    group: str | None = None
-    metadata: str | list[str] | dict[str, str] | None = None
+    input: Column | list[Column] | dict[str, Column] | None = None
+    target: Column | list[Column] | dict[str, Column] | None = None
+    id: Column | None = None
+    group: Column | None = None
+    metadata: Column | list[Column] | dict[str, Column] | None = None
     encoding: str | None = None
     delimiter: str | None = None
     records: str | None = None

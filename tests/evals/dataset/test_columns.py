@@ -206,7 +206,7 @@ def test_yaml_has_the_same_keys(tmp_path):
     (tmp_path / "t.yaml").write_text(TASK + more)
     (task,) = load_tasks(tmp_path / "t.yaml")
     assert fields_of(task.load()) == [({"q": "Straße?", "p": "1"}, {"n": "2"}, "1", {"p": "1"})]
-    (tmp_path / "t.yaml").write_text(TASK + "input: 3\n")
+    (tmp_path / "t.yaml").write_text(TASK + "input: true\n")
     with pytest.raises(LLMEvaluationError, match=re.escape("t.yaml:6: input: ")):
         load_tasks(tmp_path / "t.yaml")
 
