@@ -175,6 +175,6 @@ def open_local_cluster(count: int, environment: Mapping[str, str]) -> DaskJobs:
     make_cluster: Any = LocalCluster
     make_client: Any = Client
     cluster = make_cluster(
-        n_workers=count, threads_per_worker=1, processes=True, dashboard_address=None, env=dict(environment)
+        n_workers=count, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", env=dict(environment)
     )
     return DaskJobs(make_client(cluster, set_as_default=False), cluster)

@@ -40,7 +40,7 @@ def open_dask() -> Iterator[Executor]:
     with (
         # Dask's own messages are pickles, which `tests/support/no_pickle.py` refuses; this reader is from before.
         pytest.MonkeyPatch.context() as patch,
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         patch.setattr(pickle, "loads", ForkingPickler.loads)
