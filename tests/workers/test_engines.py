@@ -62,5 +62,6 @@ def test_an_executor_shares_a_run(
     assert sent == SAMPLES == len({each.sample_id for each in shared.results})
     assert describe(shared) == describe(alone)
     assert shared.work is not None
-    assert (shared.work.called, shared.work.lost) == (SAMPLES, 0)
+    # Two that reach a sample at the same moment both count it; one of them finds its answer.
+    assert (shared.work.called - shared.work.replayed, shared.work.lost) == (SAMPLES, 0)
     assert not shared.in_doubt
