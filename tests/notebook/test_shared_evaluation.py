@@ -255,9 +255,11 @@ def test_dask_workers(server: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> 
         return frames
 
     monkeypatch.setattr(tcp, "to_frames", record)
-    cluster_options = {"threads_per_worker": 1, "processes": False, "protocol": "tcp", "dashboard_address": "127.0.0.1:0"}
+    network_options = {"protocol": "tcp", "dashboard_address": "127.0.0.1:0"}
     with (
-        LocalCluster(n_workers=2, host="127.0.0.1", **cluster_options) as cluster,
+        LocalCluster(
+            n_workers=2, host="127.0.0.1", threads_per_worker=1, processes=False, **network_options
+        ) as cluster,
         Client(cluster, set_as_default=False) as client,
         Session() as session,
     ):
