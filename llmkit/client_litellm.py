@@ -46,7 +46,7 @@ from llmkit.settings import LLMSettings
 from llmkit.transport.context_window import CallWindow, MeasuredPrompts
 from llmkit.transport.http.error_mapping import failure
 from llmkit.transport.http.exchange import Exchange
-from llmkit.transport.http.replies import read_reply, verdict
+from llmkit.transport.http.replies import read_prompt_usage, read_reply, verdict
 from llmkit.transport.limits import Admission, Limits
 from llmkit.transport.paths.select import RequestPaths, load_here
 from llmkit.transport.stream_forms import StreamForms
@@ -235,7 +235,7 @@ class LiteLLMClient:
         try:
             outcome = await self._outcome(exchange, request, timeout_s)
         except asyncio.CancelledError:
-            record.add(AttemptStatus.CANCELLED)
+            record.add(AttemptStatus.CANCELLED, usage=read_prompt_usage(exchange))
             raise
         if isinstance(outcome, Exception):
             error = failure(exchange, request, outcome, timeout_s)
@@ -312,7 +312,13 @@ class _Record:
     secrets: tuple[str, ...]
     host: str
 
-    def add(self, status: AttemptStatus, reply: ClientReply | None = None, error: LLMError | None = None) -> None:
+    def add(
+        self,
+        status: AttemptStatus,
+        reply: ClientReply | None = None,
+        error: LLMError | None = None,
+        usage: TokenUsage | None = None,
+    ) -> None:
         exchange = self.exchange
         if exchange.sent_at_utc is None:
             return
@@ -327,7 +333,7 @@ class _Record:
                 first_token_ms=exchange.first_token_ms,
                 params_sha256=exchange.params_sha256,
                 schema_sha256=exchange.schema_sha256,
-                usage=reply.usage if reply else TokenUsage(),
+                usage=usage or (reply.usage if reply else TokenUsage()),
                 finish_reason=reply.finish_reason if reply else None,
                 response_model=reply.response_model if reply else None,
                 model_digest=exchange.model_digest,

@@ -119,6 +119,10 @@ class Exchange:
         """Note the whole answer."""
         self.status, self.headers, self.body = status, headers, body
 
+    def reader_leaves(self, body: bytes) -> None:
+        """Note the part of a streamed answer that had arrived when its reader cancelled it."""
+        self.body, self.is_folded = body, True
+
     def piece_arrives(self) -> None:
         """Note the arrival of a piece; only the first one counts."""
         if self.first_token_ms is None:

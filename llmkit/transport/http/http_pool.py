@@ -204,6 +204,8 @@ class Pool:
             # Not released, as at the end of this request: the server is to see at once that its reader has left.
             answer.close()
             if not isinstance(error, Exception):
+                if reading.has_events:
+                    exchange.reader_leaves(reading.reply[0])
                 raise
             broken_by = _name_stream_failure(error)
         # An answer that has ended is whole, whatever becomes of its connection.

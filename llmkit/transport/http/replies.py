@@ -30,7 +30,7 @@ from llmkit.transport.http.exchange import Exchange
 from llmkit.transport.http.logprobs import summarize_logprobs
 from llmkit.types import MOST_TOKENS, FinishReason, LLMRequest, TokenUsage, ToolCall
 
-__all__ = ["read_reply", "verdict"]
+__all__ = ["read_prompt_usage", "read_reply", "verdict"]
 
 _FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
@@ -70,8 +70,7 @@ def read_reply(completion: Any, exchange: Exchange, request: LLMRequest) -> Clie
     estimates = exchange.spec.estimates_missing_counts and not exchange.is_folded
     usage = _usage(getattr(completion, "usage", None), facts, estimates=estimates)
     if exchange.has_broken and not facts.counts_reported:
-        # Some providers count the prompt at the beginning of a stream.
-        usage = TokenUsage(input_tokens=_read_count(facts.prompt_tokens))
+        usage = read_prompt_usage(exchange)
     reply = ClientReply(
         text=text,
         tool_calls=calls,
@@ -82,6 +81,15 @@ def read_reply(completion: Any, exchange: Exchange, request: LLMRequest) -> Clie
         logprobs=logprobs,
     )
     return _with_warnings(reply, exchange, request, facts)
+
+
+def read_prompt_usage(exchange: Exchange) -> TokenUsage:
+    """Return the tokens of the prompt, if known, for an answer of which only a part has arrived.
+
+    Some providers count the prompt at the beginning of a stream. What they count of the answer until then is not what
+    they bill for it.
+    """
+    return TokenUsage(input_tokens=_read_count(exchange.facts.prompt_tokens))
 
 
 def verdict(reply: ClientReply, exchange: Exchange, request: LLMRequest) -> LLMError | None:
