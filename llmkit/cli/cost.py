@@ -95,10 +95,20 @@ def cost_aggregate(
     again: Annotated[bool, typer.Option(help="Also days that are final, for example after an import.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the costs of each UTC day to llm_costs_daily. A day is final when no call that could belong to it runs."""
-    from llmkit.persistence.costs import aggregate_costs
+    """Write the costs of each UTC day to llm_costs_daily. A day is final when no call that could belong to it runs.
 
-    with open_store(load_settings()) as journal:
+    Calls that a killed process left STARTED are ended first: they are FAILED, abandoned.
+    """
+    from llmkit.calls.liveness import looks_abandoned
+    from llmkit.persistence.costs import aggregate_costs, end_abandoned
+
+    settings = load_settings()
+    with open_store(settings) as journal:
+        end_abandoned(
+            journal.engine,
+            journal.address,
+            lambda owner, heard, now: looks_abandoned(owner, heard, settings.abandoned_after_s, now),
+        )
         found = aggregate_costs(journal.engine, journal.address, again=again)
     if as_json:
         print_json(found._asdict())

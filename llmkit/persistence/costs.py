@@ -29,9 +29,11 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import ColumnElement
 
 from llmkit.persistence.addresses import DatabaseAddress
+from llmkit.persistence.clock import DatabaseNow
 from llmkit.persistence.engines import reading, writing
 from llmkit.persistence.models import CostDayRow, PriceRow, table_of
-from llmkit.persistence.statements import ATTEMPTS, RUNS
+from llmkit.persistence.rows import make_abandoned_values
+from llmkit.persistence.statements import ATTEMPTS, RUNS, abandon_run
 from llmkit.prices.price_list import RATES, Price, PriceList
 from llmkit.types import RunStatus, TokenUsage, utc_now
 
@@ -40,6 +42,7 @@ __all__ = [
     "Aggregated",
     "Priced",
     "aggregate_costs",
+    "end_abandoned",
     "list_costs",
     "price_requests",
     "read_prices",
@@ -58,6 +61,9 @@ ZERO: Final = Decimal(0)
 
 # Returns the cost of a request to an endpoint's model at a time; None when its price is not known.
 CostOf = Callable[[str, str, datetime, TokenUsage], Decimal | None]
+
+# Returns whether no process works on a call any more, from its owner, its last sign of life, and the present.
+IsAbandoned = Callable[[str, datetime, datetime], bool]
 
 
 class Priced(NamedTuple):
@@ -256,6 +262,29 @@ def _write_costs(connection: Connection, changes: Sequence[tuple[RowMapping, flo
 
 def _aware(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+# --- calls without a process ----------------------------------------------------------------------------------------
+
+
+def end_abandoned(engine: Engine, address: DatabaseAddress, is_abandoned: IsAbandoned) -> int:
+    """End the calls that a killed process left STARTED, as the next equal call would, and return how many.
+
+    Args:
+        engine: From `make_engine`.
+        address: Of the same database.
+        is_abandoned: Judges a call by its owner, its last sign of life, and the database's present.
+    """
+    columns = (RUNS.c.id, RUNS.c.owner, RUNS.c.heartbeat_at_utc, DatabaseNow().label("now_utc"))
+    with reading(engine, address) as connection:
+        started = connection.execute(select(*columns).where(RUNS.c.status == str(RunStatus.STARTED))).all()
+    ended = 0
+    for row in started:
+        if is_abandoned(row.owner, _aware(row.heartbeat_at_utc), _aware(row.now_utc)):
+            seen = {"run_id": row.id, "seen_at_utc": row.heartbeat_at_utc}
+            with writing(engine, address) as connection:
+                ended += connection.execute(abandon_run(), make_abandoned_values(utc_now()) | seen).rowcount
+    return ended
 
 
 # --- costs by day -------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Costs on the command line: what a price file changes, and a budget that is kept by your own price."""
 
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,15 @@ def test_costs_follow_a_price_file(session: Session, tmp_path: Path) -> None:
     ]
     assert session.usage()["billed_cost_usd"].to_list() == [0.11]
     assert cost("price") == "Priced 0 requests: $0.000000\n"
+
+
+def test_an_aggregation_ends_the_calls_of_a_killed_process(session: Session, tmp_path: Path) -> None:
+    session.chat("one", route="ollama/llama3.2")
+    with closing(sqlite3.connect(tmp_path / "s.db")) as connection, connection:
+        connection.execute("UPDATE llm_runs SET status = 'STARTED', owner = 'gone|1|1'")
+        connection.execute("UPDATE llm_runs SET heartbeat_at_utc = '2026-01-01 00:00:00.000000'")
+    assert json.loads(cost("aggregate", "--json"))["started"] == 0
+    assert session.runs()[["status", "error_code"]].to_numpy().tolist() == [["FAILED", "abandoned"]]
 
 
 def test_a_budget_is_kept_by_your_own_price(session: Session, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, insert, select, update
 
+from llmkit.calls.liveness import current_owner, looks_abandoned
 from llmkit.persistence import costs
 from llmkit.persistence.costs import aggregate_costs, list_costs, price_requests, read_prices, save_prices
 from llmkit.persistence.journal import Journal
@@ -23,6 +24,7 @@ from llmkit.persistence.statements import ATTEMPTS, RUNS
 from llmkit.prices.price_list import LISTED_FROM, Price, PriceList
 from llmkit.pricing import compute_cost
 from llmkit.providers import BUILT_IN
+from llmkit.types import utc_now
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 LATER = datetime(2026, 4, 1, tzinfo=UTC)
@@ -331,3 +333,17 @@ def test_every_history_adds_up_to_the_last_digit(
             found[place] = [row["requests"], row["unpriced_requests"], Fraction(row["cost_usd"] or 0)]
     assert found == expected
     assert sum(row["served_calls"] for row in list_costs(*rows.where)) == len(history)
+
+
+def test_calls_of_a_killed_process_are_ended(rows: Rows) -> None:
+    started = {"status": "STARTED", "served_from": None, "provider": None, "model": None}
+    elsewhere = {"owner": "another machine|1|1", **started}
+    dead = rows.add(owner=f"{current_owner()}0", **started)
+    silent = rows.add(**elsewhere)
+    rows.add(owner=current_owner(), **started)
+    rows.add(heartbeat_at_utc=utc_now(), **elsewhere)
+    where = *rows.where, lambda owner, heard, now: looks_abandoned(owner, heard, 600, now)
+    assert costs.end_abandoned(*where) == 2
+    ended = {row["id"] for row in rows.read(RUNS) if (row["status"], row["error_code"]) == ("FAILED", "abandoned")}
+    assert ended == {dead, silent}
+    assert costs.end_abandoned(*where) == 0
