@@ -38,7 +38,7 @@ def _separate(text: str) -> str:
         if token.type in (tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT):
             continue
         is_value = token.type in (tokenize.STRING, tokenize.NUMBER, tokenize.NAME)
-        parts += [","] if is_after_value and (is_value or token.string == "-") else []
+        parts += [","] if is_after_value and (is_value or token.string in ("-", "[")) else []
         parts.append(f" {token.string}")
-        is_after_value = is_value
+        is_after_value = is_value or token.string == "]"
     return "".join(parts).strip()

@@ -323,6 +323,7 @@ class Colour(Enum):
         (list[str], "['a' 'b c'\n 'd']", ["a", "b c", "d"]),
         (list[float], "[ 1.5 -2.  3. ]", [1.5, -2.0, 3.0]),
         (list[int], "[1 2]", [1, 2]),
+        (list[list[str]], "[['a' 'b']\n ['c' 'd']]", [["a", "b"], ["c", "d"]]),
         (Literal[0, 1], "1", 1),
         (Literal["0", "1"], 1, "1"),
         (Literal[1, 2] | None, " 2", 2),
