@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 from llmkit.attachment import Attachment
 from llmkit.display.html import render_chat
 from llmkit.display.terminal_text import escape_controls
-from llmkit.errors import LLMBadRequest, LLMStoreError
+from llmkit.errors import LLMBadRequest, LLMIdempotencyConflict, LLMStoreError
 from llmkit.notebook.arguments import check_names, check_text, read_attachments
 from llmkit.notebook.chat import send_chat
 from llmkit.notebook.options import TurnOptions, accept_options, list_option_names
@@ -30,6 +30,10 @@ __all__ = ["Conversation", "Turn", "find_latest_conversation", "open_conversatio
 
 STAGE = "conversation"
 ATTACHMENT_OPTIONS = ("images", "files")
+CONTINUED = (
+    "Turn {number} of this conversation is another message, of an unread stream or of another process: finish or "
+    "cancel the stream, or reopen the conversation with session.conversation(id={id!r})"
+)
 # A conversation sets these for its turns.
 RESERVED_OPTIONS = ("system", "pipeline_run_id", "idempotency_key")
 
@@ -188,7 +192,13 @@ class Conversation:
             stored = {"turn": number, "said": _describe_message(text, attachments), "system": self.system}
             fields["metadata"] = {**metadata, STAGE: stored}
         message = Message(role="user", content=text, attachments=attachments)
-        answer = await send_chat(self._core, (*self.messages, message), fields, sink)
+        try:
+            answer = await send_chat(self._core, (*self.messages, message), fields, sink)
+        except LLMIdempotencyConflict as error:
+            # Its own message is about the key, which is not the caller's.
+            conflict = LLMIdempotencyConflict(CONTINUED.format(number=number, id=self.id))
+            conflict.run_id = error.run_id
+            raise conflict from None
         self.turns = (*self.turns, Turn(text, answer, attachments))
         self._unsent = {}
         return answer

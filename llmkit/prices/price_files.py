@@ -117,6 +117,8 @@ def _refuse_twice(path: str | Path, prices: Iterable[Price]) -> None:
 def _read_row(place: str, source: str, row: Any) -> Price:
     if not isinstance(row, Mapping):
         raise LLMBadRequest(f"{place}: write a table with {', '.join(FILE_COLUMNS)}")
+    if None in row:  # where `csv` puts them
+        raise LLMBadRequest(f"{place} has more values than columns; a comma separates values, a point decimals")
     given = {str(name).strip(): each for name, each in row.items() if each is not None and str(each).strip() != ""}
     unknown = sorted(set(given) - set(FILE_COLUMNS))
     missing = [name for name in ("endpoint", "model", "input_usd", "output_usd") if name not in given]

@@ -92,8 +92,9 @@ def test_two_processes_cannot_continue_from_the_same_turn(session: Session) -> N
     talk.say("One?")
     other = session.conversation(id=talk.id)
     talk.say("Two?")
-    with pytest.raises(LLMIdempotencyConflict):
+    with pytest.raises(LLMIdempotencyConflict, match="reopen the conversation") as caught:
         other.say("Another two?")
+    assert str(caught.value.run_id) == str(session.runs(limit=1)["id"].iloc[0])
 
 
 def test_without_payloads_no_text_is_stored(ollama: OllamaServer) -> None:

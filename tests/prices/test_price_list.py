@@ -81,6 +81,7 @@ def test_your_own_price_wins_over_the_list_and_over_free(tmp_path):
         ("endpoint,model,input_usd,output_usd\na,b,-1,1\n", "input_usd must be a price"),
         ("endpoint,model,input_usd,output_usd\na,b,nan,1\n", "input_usd must be a price"),
         ("endpoint,model,input_usd,output_usd,colour\na,b,1,1,red\n", "unknown column 'colour'"),
+        ("endpoint;model;input_usd\na;b;1,5\n", "price 1 has more values than columns"),
         ("endpoint,model,input_usd,output_usd,valid_from\na,b,1,1,soon\n", "valid_from must be a date"),
         ("endpoint,model,input_usd,output_usd,above_input_tokens\na,b,1,1,-5\n", "above_input_tokens must be"),
         ("endpoint,model,input_usd,output_usd\na,b,1,1\na,b,2,2\n", "two prices of a/b"),
