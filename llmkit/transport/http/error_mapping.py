@@ -126,14 +126,14 @@ def _read_error_status(error: Any) -> int:
 
 
 # LiteLLM's advice on its own settings follows, which are not llmkit's.
-_ADVICE = re.compile(r"\s*(To drop|If you want to use these params|`?litellm).*", re.DOTALL)
+_ADVICE = re.compile(r"(?:To drop|If you want to use these params|`?litellm).*", re.DOTALL)
 
 
 def _read_refusal(text: str) -> str:
     """Return LiteLLM's words about a parameter that the model does not take, without its names and advice."""
     words = text.removeprefix("litellm.UnsupportedParamsError: ")
     named = re.search(r"does not support parameters: \[([^\]]*)\]", words)
-    return f"it does not take {named[1].replace(chr(39), '')}" if named else _ADVICE.sub("", words)
+    return f"it does not take {named[1].replace(chr(39), '')}" if named else _ADVICE.sub("", words).rstrip()
 
 
 def _cut(text: str) -> str:

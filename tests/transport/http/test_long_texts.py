@@ -53,6 +53,7 @@ def grow(function: Callable[[str], Any], piece: str) -> float:
 FUNCTIONS: dict[str, Callable[[str], Any]] = {
     "estimate_text_tokens": estimate_text_tokens,
     "drop_reasoning": drop_reasoning,
+    "read_refusal": error_mapping._read_refusal,
     "surely_exceeds": lambda text: surely_exceeds(LLMRequest(messages=text), 10),
 }
 
