@@ -85,11 +85,25 @@ CONNECTING: Final = (
     ("too many clients", "53300"),
     ("connection slots", "53300"),
 )
-MISSING_TABLE: Final = "{label} lacks llmkit's tables. Run `llmkit db upgrade`."
+MISSING_TABLE: Final = (
+    "{label} lacks llmkit's tables. Run `llmkit db upgrade`; if that finds nothing to do, a table was removed: "
+    "restore a backup, or move the database away."
+)
+# Only a migration creates tables, and it begins where the revision in `alembic_version` says.
+EXISTING_TABLE: Final = (
+    "{label} has tables that the next migration creates: its schema revision was removed, or another program's tables "
+    "have the same names. Restore a backup, or set LLM_DATABASE_URL to another database."
+)
+UNKNOWN_OPTION: Final = (
+    "{label} cannot be called: LLM_DATABASE_URL has an option that PostgreSQL does not know; remove it."
+)
 UNREACHABLE: Final = (
     "{label} does not answer. Start the server, or correct host and port in LLM_DATABASE_URL; "
     "what was stored before is safe."
 )
+
+
+_EXISTS = re.compile(r"^(?:table|index) \S+ already exists$")
 
 
 def classify(error: Exception) -> DatabaseFailure:
@@ -202,6 +216,8 @@ def _template(error: Exception, cause: BaseException) -> str | None:
     code = _sqlite_code(cause)
     if code == sqlite3.SQLITE_ERROR and "no such table" in str(cause):
         return MISSING_TABLE
+    if code == sqlite3.SQLITE_ERROR and _EXISTS.search(str(cause)) is not None:
+        return EXISTING_TABLE
     if code is not None:
         return SQLITE_MESSAGES.get(code)
     state = _sqlstate(cause)
@@ -209,12 +225,16 @@ def _template(error: Exception, cause: BaseException) -> str | None:
         return _by_sqlstate(state)
     if isinstance(cause, OSError) and cause.errno is not None:
         return f"{{label}} cannot be used: {os.strerror(cause.errno)}."
+    if type(cause).__module__.startswith("psycopg") and "invalid connection option" in str(cause):
+        return UNKNOWN_OPTION
     return UNREACHABLE if _connection_lost(error, cause) else None
 
 
 def _by_sqlstate(state: str) -> str | None:
     if state == "42P01":
         return MISSING_TABLE
+    if state == "42P07":
+        return EXISTING_TABLE
     if state.startswith(("08", "57P0")):
         return UNREACHABLE
     return POSTGRES_MESSAGES.get(state) or POSTGRES_MESSAGES.get(state[:2])

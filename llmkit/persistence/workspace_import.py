@@ -14,6 +14,7 @@ from sqlalchemy import Column, Connection, Engine, Table, insert, select, tuple_
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlmodel.sql.sqltypes import UTCDateTime
 
+from llmkit.canonical_json import has_lone_surrogate
 from llmkit.errors import LLMBadRequest
 from llmkit.persistence.addresses import DatabaseAddress
 from llmkit.persistence.engines import writing
@@ -184,6 +185,8 @@ def _value(kind: type[Any], value: Any, where: str) -> Any:
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or (isinstance(value, bool) and kind is not bool):
         _refuse(where, f"{value!r:.50} is no {kind.__name__}")
+    if isinstance(value, str) and has_lone_surrogate(value):
+        _refuse(where, f"{value!r:.50} has half of a surrogate pair, which no export of llmkit's has")
     # Budgets and reports add up what is stored: one such number would spoil every sum.
     if kind in {int, float} and not 0 <= value < math.inf:
         _refuse(where, f"{value!r:.50} is no count, cost or time")

@@ -208,6 +208,12 @@ def test_a_database_of_another_program_is_not_called_newer(database_url: str) ->
         upgrade(database_url)
 
 
+def test_a_database_without_its_revision_is_named(database_url: str) -> None:
+    in_database(database_url, lambda connection: connection.execute(text("DELETE FROM alembic_version")))
+    with pytest.raises(LLMStoreError, match="its schema revision was removed"):
+        upgrade(database_url)
+
+
 @pytest.mark.parametrize("with_log", [False, True])
 def test_a_file_without_its_end_is_damaged_and_not_newer(sqlite_url: str, tmp_path: Path, with_log: bool) -> None:
     path = Path(sqlite_url.removeprefix("sqlite:///"))

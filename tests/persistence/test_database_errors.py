@@ -65,6 +65,8 @@ def test_sqlite(code: int, fault: DatabaseFailure, words: str) -> None:
         (postgres_errors.SerializationFailure(), DatabaseFailure.TRANSIENT, "SerializationFailure"),
         (postgres_errors.DiskFull(), DatabaseFailure.STORE, "is full"),
         (postgres_errors.UndefinedTable(), DatabaseFailure.STORE, "llmkit db upgrade"),
+        (postgres_errors.DuplicateTable(), DatabaseFailure.STORE, "its schema revision was removed"),
+        (psycopg.ProgrammingError('invalid connection option "a secret"'), DatabaseFailure.STORE, "does not know"),
         (postgres_errors.InsufficientPrivilege(), DatabaseFailure.STORE, "lacks a permission"),
         (postgres_errors.ReadOnlySqlTransaction(), DatabaseFailure.STORE, "is read-only"),
         (postgres_errors.InvalidPassword(), DatabaseFailure.STORE, "refuses the user or the password"),

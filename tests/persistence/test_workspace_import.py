@@ -142,6 +142,7 @@ def _edited(**changes: object) -> Any:
         (_edited(input_tokens=-1), "file, line 2: -1 is no count"),
         (_edited(cost_usd=float("inf")), "file, line 2: inf is no count, cost"),
         (_edited(latency_ms=float("nan")), "file, line 2: nan is no count, cost or time"),
+        (_edited(response_model="a\ud800"), "file, line 2: 'a.*' has half of a surrogate pair"),
         (_edited(workspace_id="other"), "file, lines 1 to 2: a row of llm_runs is of workspace 'other', not of 'lab'"),
     ],
 )
