@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import CancelledError, Executor, Future, wait
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 
 from llmkit.errors import LLMConfigurationError, LLMEvaluationError
 from llmkit.workers.engine import JobEnd, JobFunction
@@ -85,10 +85,17 @@ class ExecutorJobs:
 
     def close(self, *, wait_s: float, is_finished: bool) -> list[JobEnd]:  # noqa: ARG002 - the same either way
         """See `Engine`. Jobs that run see the stop mark in the store, for most executors cannot stop them."""
+        if isinstance(self._executor, ThreadPoolExecutor | ProcessPoolExecutor):
+            # Only these say which jobs have begun. Dask's cancels one that runs, and its counts would be lost.
+            self._cancel()
+        wait(self._futures, timeout=wait_s)
+        ends = self._take_ended()
+        self._cancel()
+        return ends
+
+    def _cancel(self) -> None:
         for future in self._futures:
             future.cancel()
-        wait(self._futures, timeout=wait_s)
-        return self._take_ended()
 
 
 def read_end(future: Future[bytes]) -> JobEnd:

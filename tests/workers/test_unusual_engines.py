@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from threading import Timer
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,6 +64,25 @@ def test_a_result_of_another_type_is_a_lost_job() -> None:
     jobs.start(bytes, b"")
     (end,) = jobs.poll(0)
     assert end == JobEnd(None, "its engine returned a str instead of what the job returned")
+
+
+def test_a_job_that_runs_is_waited_for_where_an_executor_would_cancel_it() -> None:
+    """Futures of Dask and of others are pending until their job has returned."""
+    future: Future[Any] = Future()
+    jobs = ExecutorJobs(Returns(future), 1)
+    jobs.start(bytes, b"")
+    timer = Timer(0.05, future.set_result, [b"counts"])
+    timer.start()
+    assert jobs.close(wait_s=30, is_finished=True) == [JobEnd(b"counts")]
+    timer.join()
+
+
+def test_a_job_that_never_begins_is_cancelled() -> None:
+    future: Future[Any] = Future()
+    jobs = ExecutorJobs(Returns(future), 1)
+    jobs.start(bytes, b"")
+    assert jobs.close(wait_s=0.01, is_finished=True) == []
+    assert future.cancelled()
 
 
 @pytest.mark.parametrize("result", [b"\x00junk", b"[1]", b'{"other": 1}', b""])
