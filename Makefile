@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 ROOMY = $(shell df --output=avail --block-size=M /dev/shm 2>/dev/null | awk 'NR == 2 && $$1 + 0 >= 4096 {print "/dev/shm"}')
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: help demo test quick notebooks lint types docs build bench ollama migration errors-page statements settings statistics lock check-pth clean
+.PHONY: help demo test quick again notebooks lint types docs build bench ollama migration errors-page statements settings statistics lock check-pth clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ test: $(DEV_STAMP) ## run every test, offline; fails below 80 % of the lines
 
 quick: $(DEV_STAMP) ## run the fast tests, in about a minute: no real model, no PostgreSQL, nothing slow
 	$(if $(ROOMY),PYTEST_DEBUG_TEMPROOT=$(ROOMY)) $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not ($(LEFT_OUT))" $(QUICK)
+
+again: $(DEV_STAMP) ## run the tests that failed in the last run once more, one after another
+	$(if $(ROOMY),PYTEST_DEBUG_TEMPROOT=$(ROOMY)) $(BIN)/python -m pytest --last-failed --last-failed-no-failures=none
 
 notebooks: $(DEV_STAMP) ## execute the notebooks from their recordings, offline
 	$(BIN)/python -m pytest --nbmake -p no:randomly notebooks
