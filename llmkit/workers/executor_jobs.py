@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Executor, Future, wait
 
 from llmkit.errors import LLMConfigurationError, LLMEvaluationError
 from llmkit.workers.engine import JobEnd, JobFunction
@@ -12,6 +12,9 @@ __all__ = ["ExecutorJobs", "count_workers", "describe_loss"]
 # Where executors keep how many workers they have: the standard library, loky and executorlib; mpi4py.
 SIZE_NAMES = ("max_workers", "_max_workers", "num_workers")
 MOST_LOST_IN_A_ROW = 3
+# Modules of the executors that say which jobs have begun. Dask's cancels one that runs, and its counts would be lost.
+# Not by their classes: pools of processes can no longer be imported when the interpreter ends.
+STANDARD_POOLS = ("concurrent.futures.thread", "concurrent.futures.process")
 
 
 class ExecutorJobs:
@@ -85,8 +88,7 @@ class ExecutorJobs:
 
     def close(self, *, wait_s: float, is_finished: bool) -> list[JobEnd]:  # noqa: ARG002 - the same either way
         """See `Engine`. Jobs that run see the stop mark in the store, for most executors cannot stop them."""
-        if isinstance(self._executor, ThreadPoolExecutor | ProcessPoolExecutor):
-            # Only these say which jobs have begun. Dask's cancels one that runs, and its counts would be lost.
+        if any(each.__module__ in STANDARD_POOLS for each in type(self._executor).__mro__):
             self._cancel()
         wait(self._futures, timeout=wait_s)
         ends = self._take_ended()

@@ -19,6 +19,8 @@ __all__ = ["Standing", "Watched", "watch_jobs"]
 POLL_S = 0.1
 LOOK_S = 0.5
 SHARE_OF_LOOKING = 0.02
+# Longest time between two looks, as a share of the time since the beginning.
+MOST_BLIND = 0.1
 # A store may be away for so long, for example while its server is started again.
 MOST_AWAY_S = 300.0
 RESTART_PAUSE_S = 2.0
@@ -134,6 +136,7 @@ class _Watch:
         self._engine = engine
         self._look = look
         self._standing = Standing(0, is_complete=False)
+        self._began_s = time.monotonic()
         self._look_at_s = 0.0
         self._heard_s = time.monotonic()
         self._restarts: list[float] = []
@@ -175,5 +178,7 @@ class _Watch:
         except LLMStoreError:
             if time.monotonic() - self._heard_s > MOST_AWAY_S:
                 raise
-        took_s = time.monotonic() - began_s
-        self._look_at_s = time.monotonic() + max(LOOK_S, took_s / SHARE_OF_LOOKING)
+        now_s = time.monotonic()
+        # One look is slow while workers start or the store is busy; it must not hide the beginning.
+        longest_s = (now_s - self._began_s) * MOST_BLIND
+        self._look_at_s = now_s + max(LOOK_S, min((now_s - began_s) / SHARE_OF_LOOKING, longest_s))

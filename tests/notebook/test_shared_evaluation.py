@@ -302,11 +302,11 @@ def test_local_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def kill_one(now: Any) -> None:
         children = [each for each in psutil.Process().children() if each not in others]
-        if now.done and not killed and children:
+        if 0 < now.done < now.total and not killed and children:
             killed.append(children[0].pid)
             os.kill(children[0].pid, signal.SIGKILL)
 
-    with OllamaServer(load=Load(latency_s=0.05)) as server, Session(ollama_api_base=server.url) as session:
+    with OllamaServer(load=Load(latency_s=0.1)) as server, Session(ollama_api_base=server.url) as session:
         task = make_task(60, output_type=namespace["Answer"])
         report = session.evaluate(task, ROUTE, workers=2, concurrency=2, warm_up=False, progress=kill_one)
     assert len(killed) == 1
