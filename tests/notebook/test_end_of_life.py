@@ -11,12 +11,16 @@ import pytest
 
 from llmkit.testing import OllamaServer
 
-HANG_BOUND_S = 50
+# Each takes about 5 s alone, and ten times that beside models and clusters of other tests.
+HANG_BOUND_S = 120
 
-SETUP = """
-import atexit, gc, os, signal, sys, threading
+# A process that hangs says where.
+SETUP = f"""
+import atexit, faulthandler, gc, os, signal, sys, threading
 import llmkit
 from llmkit import LLMError, Session
+
+faulthandler.dump_traceback_later({HANG_BOUND_S - 10}, exit=True)
 
 def open_session():
     return Session("study", ollama_api_base=sys.argv[1], max_retries=0, database_url="sqlite:///study.db")

@@ -65,7 +65,7 @@ CASES = (
     Case("host name unknown", UNKNOWN_HOST, LLMUnavailable, 0, attempts=TRIES),
     Case("connection reset", Fault.reset(), LLMUnavailable, TRIES),
     Case("body cut off", Fault.truncated(), LLMUnavailable, TRIES),
-    Case("no answer in time", Fault.hang(), LLMTimeout, TRIES, timeout_s=0.15),
+    Case("no answer in time", Fault.hang(), LLMTimeout, TRIES, timeout_s=0.3),
     Case("answer drips too slowly", Fault.drip(0.05), LLMTimeout, TRIES, timeout_s=0.4),
     Case("status 400", Fault.status(400), LLMBadRequest, 1),
     Case("status 401", Fault.status(401), LLMAuthenticationError, 1),
