@@ -26,7 +26,9 @@ def _find_mypy_errors(file: Path) -> dict[int, str]:
 
 
 def _find_pyright_errors(file: Path) -> dict[int, str]:
-    command = [sys.executable, "-m", "basedpyright", "--outputjson", "--level", "error", file]
+    # It would look for packages in a `.venv` of the folder, whatever Python runs the test.
+    options = ["--outputjson", "--level", "error", "--pythonpath", sys.executable]
+    command = [sys.executable, "-m", "basedpyright", *options, file]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=250)
     reports = json.loads(done.stdout)["generalDiagnostics"]
     return {each["range"]["start"]["line"] + 1: each["message"] for each in reports if each["severity"] == "error"}
