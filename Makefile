@@ -44,7 +44,7 @@ demo: $(RUN_STAMP) ## evaluate few-shot against zero-shot on a real model in thi
 test: $(DEV_STAMP) ## run every test, offline; fails below 80 % of the lines
 	$(if $(ROOMY),PYTEST_DEBUG_TEMPROOT=$(ROOMY)) $(BIN)/python -m pytest -n 2 --dist worksteal -p tests.support.line_coverage --durations=10
 
-quick: $(DEV_STAMP) ## run the fast tests, in about a minute: no real model, no PostgreSQL, nothing slow
+quick: $(DEV_STAMP) ## run the fast tests, in under two minutes: no real model, no PostgreSQL, nothing slow
 	$(if $(ROOMY),PYTEST_DEBUG_TEMPROOT=$(ROOMY)) $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not ($(LEFT_OUT))" $(QUICK)
 
 again: $(DEV_STAMP) ## run the tests that failed in the last run once more, one after another

@@ -441,6 +441,7 @@ async def test_retry_after_can_be_a_date(client, ollama, waits):
     assert 6 <= waits.seconds[0] <= 10
 
 
+@pytest.mark.slow
 async def test_no_more_than_the_limit_at_once(make, ollama):
     ollama.script(Fault.delay(0.2))
     client = make(ollama_api_base=ollama.url, concurrency_limit=3)
@@ -448,6 +449,7 @@ async def test_no_more_than_the_limit_at_once(make, ollama):
     assert ollama.max_in_flight == 3
 
 
+@pytest.mark.slow
 async def test_the_deadline_covers_an_answer_that_never_pauses(client, ollama):
     ollama.script(Fault.drip(0.02))
     await client.preload()

@@ -65,6 +65,7 @@ def address(case: Case, server: StandInServer) -> str:
     return {REFUSED: get_refused_url(), UNKNOWN_HOST: "https://no-such-host.invalid"}.get(str(case.happens), server.url)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "provider"), ALL)
 async def test_failure_becomes_what_the_table_says_on_both_paths(case, provider, servers):
     base = address(case, servers[provider])

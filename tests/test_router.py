@@ -517,6 +517,7 @@ happenings = st.one_of(
 )
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=40, deadline=None)
 @given(st.lists(happenings, min_size=2, max_size=12), environments)
 def test_a_plan_that_is_kept_is_the_one_that_would_be_made(history, environment):

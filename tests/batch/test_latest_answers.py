@@ -174,6 +174,7 @@ def test_a_notebook_gets_one_output_that_is_replaced_and_emptied(monkeypatch: py
     assert shown[-1] == {"text/html": "", "text/plain": ""}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "is_shown"), [({}, True), ({"show_answers": False}, False)])
 def test_map_shows_rows_as_they_come(options: dict[str, Any], is_shown: bool) -> None:
     rows = pd.Series([f"one {KEY}", "two", "three"], index=["a", "b", "c"])
@@ -209,6 +210,7 @@ def test_the_setting_switches_it_off() -> None:
     assert "0: row" not in written[0]
 
 
+@pytest.mark.slow
 def test_evaluate_shows_samples_with_their_scores() -> None:
     task = Task(
         name="t",

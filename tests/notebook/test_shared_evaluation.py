@@ -148,6 +148,7 @@ def test_a_job_that_comes_after_the_call_sends_nothing(server: OllamaServer) -> 
     assert count_chats(server) == sent
 
 
+@pytest.mark.slow
 async def test_a_stopped_call_stops_its_workers(server: OllamaServer) -> None:
     """They see the mark in the store, since their engine cannot cancel; the same call does the rest."""
     task = make_task(400)
@@ -187,6 +188,7 @@ class StopsTheFirst(Executor):
         return future
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_asked_to_stop_counts(server: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The report adds up what each worker did, whether or not it saw the end."""
     monkeypatch.setattr("llmkit.notebook.joining.PARENT_LOOK_S", 0.005)

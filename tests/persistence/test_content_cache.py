@@ -219,6 +219,7 @@ def test_close_closes_what_every_thread_has_opened(cache: DiskContentCache) -> N
         assert _open_files(cache) == []
 
 
+@pytest.mark.slow
 def test_a_cache_that_was_dropped_is_closed(tmp_path: Path) -> None:
     cache = DiskContentCache(tmp_path / "dropped", ttl_s=60, size_limit_bytes=10**7)
     files = cache._cache

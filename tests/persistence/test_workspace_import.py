@@ -77,6 +77,7 @@ def _move(command: tuple[str, ...], url: str) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_a_workspace_goes_to_postgresql_and_back_to_the_byte(
     lived_in: Path, sqlite_url: str, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,6 +255,7 @@ async def test_writing_behind_waits_when_too_much_is_outstanding(
     assert len(home.runs()) == 20
 
 
+@pytest.mark.slow
 async def test_a_forgotten_journal_is_closed(sqlite_url: str) -> None:
     home = JournalHome(sqlite_url)
     start = a_start()

@@ -106,6 +106,7 @@ FAILURES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "expected", "calls"), FAILURES, ids=lambda value: getattr(value, "kind", ""))
 async def test_failures(litellm, wire, fault, expected, calls):
     name, server = wire
@@ -189,6 +190,7 @@ async def test_limits(litellm, wire):
     assert (short.choices[0].finish_reason, short.choices[0].message.content) == ("length", "This is")
 
 
+@pytest.mark.slow
 async def test_the_timeout_means_inactivity(litellm, wire):
     name, server = wire
     server.script(Fault.drip(0.2, piece_bytes=50))

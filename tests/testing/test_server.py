@@ -346,6 +346,7 @@ async def test_waiting_calls_are_served_in_order(server):
     assert ended == [call.json["number"] for call in server.calls] == list(range(6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overload_status", [429, 503])
 async def test_a_full_queue_refuses(server, overload_status):
     server.load = Load(latency_s=0.5, capacity=2, max_queue=3, overload_status=overload_status)

@@ -121,6 +121,7 @@ def compare(outcome: Any, attempt: Any) -> Any:
     return type(outcome), str(outcome), recorded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("kind", ROUTES)
 async def test_a_streamed_reply_is_the_plain_one(kind: str, path: str) -> None:
@@ -227,6 +228,7 @@ async def test_a_failure_in_the_middle_is_the_end(wire: Any, fault: Fault, expec
     assert (await stream(client, kind)).text == TALL.text
 
 
+@pytest.mark.slow
 async def test_the_time_of_the_request_ends_with_its_first_piece(wire: Any) -> None:
     kind, server = wire
     server.script(Fault.stream_pace(0.2, TALL))
@@ -238,6 +240,7 @@ async def test_the_time_of_the_request_ends_with_its_first_piece(wire: Any) -> N
     assert "within 0.25 s" in str(called.error)
 
 
+@pytest.mark.slow
 async def test_the_time_of_the_reader_is_not_silence() -> None:
     with OllamaServer(Fault.stream_pace(0.1, Reply("word " * 30))) as server:
         client = open_client("ollama", server, stream_chunk_timeout_s=1)

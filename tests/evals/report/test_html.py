@@ -495,6 +495,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(JSON)
 def test_no_value_differs_from_itself_and_every_part_is_text(value):

@@ -112,6 +112,7 @@ async def test_a_limit_of_nothing_is_refused():
         await run(scorer_timeout_s=0)
 
 
+@pytest.mark.slow
 def test_a_session_reads_a_stored_report():
     server = OllamaServer([Reply('{"label": "positive"}')], models=["a"])
     with server, Session("w", ollama_api_base=server.url) as session:

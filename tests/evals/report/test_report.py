@@ -373,6 +373,7 @@ async def test_samples_are_in_the_order_of_the_dataset():
     assert list(dict.fromkeys(unknown["sample_id"])) == ["ant", "s9", "s10", "zebra"]
 
 
+@pytest.mark.slow
 def test_a_failed_sample_has_its_raw_answer_and_its_requests_a_remark(tmp_path):
     from llmkit import Session
     from llmkit.evals.report.html.samples import build_page_data

@@ -209,6 +209,7 @@ async def test_a_cost_that_is_none_is_computed_from_the_price(cost):
     assert guard.use.cost_usd == pytest.approx(list_price(Route.parse(FLASH)).most(100, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, -5, 10**8, 10**12, 10**30])
 @pytest.mark.parametrize("route", [OLLAMA, FLASH])
 def test_a_cap_stops_a_run_whose_server_cannot_count(route, count):
@@ -303,6 +304,7 @@ def test_the_most_that_a_prompt_can_have_is_at_least_its_bytes_and_every_estimat
 # --- tokens -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_token_cap_holds_by_the_servers_count():
     """Retries, reasks and timeouts count, and a larger cap goes on."""
     replies = [
@@ -451,6 +453,7 @@ def test_a_price_that_is_not_known_is_refused_before_anything_is_sent():
 # --- time ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_when_the_time_is_over_calls_are_cancelled():
     """The rest runs the next time."""
     quick = ("good 0", "good 1", "warm up")

@@ -145,6 +145,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield opened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scorer", "message"),
     [

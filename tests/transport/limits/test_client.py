@@ -67,6 +67,7 @@ async def test_refusing_server_serves_everything(kind, route, status):
         await client.close()
 
 
+@pytest.mark.slow
 async def test_without_adaptation_the_number_is_fixed():
     with OllamaServer("A loss.", load=Load(latency_s=0.02, capacity=1)) as server:
         client = client_of(server, concurrency_limit=6, adaptive_concurrency=False)
